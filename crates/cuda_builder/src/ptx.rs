@@ -1,0 +1,380 @@
+//! Reads and rewrites the PTX text that LLVM writes.
+//!
+//! ```text
+//! .version 7.8                                becomes 8.4, which inline PTX needs
+//! .target sm_90a, debug                       the `debug` flag goes: it switches ptxas's optimiser off
+//! //#kernel scale threads=256 min_blocks=2 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
+//! .shared .align 16 .b8 scale_tile[1024];     counts for the kernels that mention it
+//! .visible .entry scale(
+//!     .param .u64 .ptr .align 1 scale_param_0,
+//!     .param .u32 scale_param_1
+//! )
+//!     .maxntid 256                            inserted: rustc has no attribute for launch bounds
+//!     .minnctapersm 2
+//! {
+//!     .loc 1 45 9                             stays: faults and profiles name Rust lines by it
+//! $L__tmp3:                                   goes: only DWARF refers to it
+//! }
+//!     .file 1 "kernels-gpu/src/scale.rs"      stays, without the machine's part of the path
+//!     .section .debug_info { .. }             goes
+//! ```
+
+use std::fmt::Write as _;
+
+use crate::{Error, Resources};
+
+/// The PTX version of what we ship: the first with every FP8 `mma`; drivers from CUDA 12.4 on read it.
+///
+/// LLVM writes the lowest version that its own instructions need and does not know what inline PTX needs.
+const PTX_VERSION: &str = "8.4";
+
+/// One kernel, as its `#[kernel]` attribute and its `.entry` describe it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelInfo {
+    /// Its name in the PTX.
+    pub name: String,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks that fit on an SM at a time.
+    pub min_blocks: u32,
+    /// Its arguments, in order.
+    pub params: Vec<Param>,
+    /// Bytes of static shared memory.
+    pub static_shared: u32,
+    /// What `ptxas` says, where there was one.
+    pub resources: Option<Resources>,
+}
+
+/// One argument of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in the Rust source.
+    pub name: String,
+    /// Its type in the Rust source: `*const u8`, `u32`, ..
+    pub ty: String,
+}
+
+impl Param {
+    /// The type that a pointer argument points to.
+    pub fn pointee(&self) -> Option<&str> {
+        self.ty.strip_prefix("*const ").or_else(|| self.ty.strip_prefix("*mut "))
+    }
+
+    /// Bytes in the parameter buffer.
+    fn size(&self) -> u32 {
+        match self.ty.as_str() {
+            "u32" | "i32" | "f32" => 4,
+            _ => 8,
+        }
+    }
+}
+
+/// Rewrites LLVM's PTX for shipping, and lists its kernels by name.
+///
+/// `prefixes` are the beginnings of paths in `.file` lines and what replaces them.
+pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String, Vec<KernelInfo>), Error> {
+    let mut kernels = assembly
+        .lines()
+        .filter_map(|line| line.strip_prefix("//#kernel "))
+        .map(parse_record)
+        .collect::<Result<Vec<_>, _>>()?;
+    kernels.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = kernels.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(Error::Format(format!("two kernels are named `{}`", pair[0].name)));
+    }
+
+    let shared = assembly.lines().filter_map(parse_shared).collect::<Vec<_>>();
+    let mut text = String::with_capacity(assembly.len());
+    let mut lines = assembly.lines();
+    let mut entries = 0;
+    while let Some(line) = lines.next() {
+        if let Some(rest) = line.strip_prefix(".visible .entry ") {
+            let name = rest.split('(').next().unwrap_or_default();
+            let kernel = kernels.iter_mut().find(|kernel| kernel.name == name).ok_or_else(|| {
+                Error::Format(format!("the PTX has an entry `{name}` that is not a `#[kernel]` function"))
+            })?;
+            entries += 1;
+            entry(line, &mut lines, kernel, &shared, &mut text)?;
+        } else if line.trim_start().starts_with(".section") {
+            skip_section(line, &mut lines);
+        } else if let Some(line) = rewrite_line(line, prefixes) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+    if entries != kernels.len() {
+        return Err(Error::Format(format!(
+            "the PTX has {entries} entries and {} `#[kernel]` records",
+            kernels.len()
+        )));
+    }
+    Ok((text, kernels))
+}
+
+/// Copies one entry with its launch bounds; fills in the kernel's shared memory.
+fn entry<'a>(
+    head: &str,
+    lines: &mut impl Iterator<Item = &'a str>,
+    kernel: &mut KernelInfo,
+    shared: &[SharedArray<'a>],
+    text: &mut String,
+) -> Result<(), Error> {
+    let mut sizes = Vec::new();
+    let mut line = head;
+    loop {
+        if let Some(size) = param_size(line) {
+            sizes.push(size);
+        }
+        text.push_str(line);
+        text.push('\n');
+        if line.trim_end().ends_with(')') {
+            break;
+        }
+        line =
+            lines.next().ok_or_else(|| Error::Format(format!("the entry `{}` has no body", kernel.name)))?;
+    }
+    let expected = kernel.params.iter().map(Param::size).collect::<Vec<_>>();
+    if sizes != expected {
+        let name = &kernel.name;
+        return Err(Error::Format(format!(
+            "the parameters of `{name}` have {sizes:?} bytes in PTX, {expected:?} in Rust"
+        )));
+    }
+    let KernelInfo { threads, min_blocks, .. } = kernel;
+    let _ = writeln!(text, ".maxntid {threads}\n.minnctapersm {min_blocks}");
+
+    let mut used = vec![false; shared.len()];
+    // Scopes of inline assembly nest in the body, and vector operands are in braces too.
+    let mut depth = 0;
+    for line in lines {
+        if let Some(line) = rewrite_line(line, &[]) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        depth += line.matches('{').count();
+        depth -= line.matches('}').count().min(depth);
+        if depth == 0 && line.contains('}') {
+            break;
+        }
+        for (used, array) in used.iter_mut().zip(shared) {
+            *used |= mentions(line, array.name);
+        }
+    }
+    let arrays = shared.iter().zip(used).filter(|(_, used)| *used).map(|(array, _)| array);
+    kernel.static_shared = arrays.fold(0, |end: u32, array| end.next_multiple_of(array.align) + array.bytes);
+    Ok(())
+}
+
+/// A line without debugging information, or nothing if it is nothing else.
+fn rewrite_line(line: &str, prefixes: &[(String, String)]) -> Option<String> {
+    let trimmed = line.trim();
+    if let Some(version) = trimmed.strip_prefix(".version ") {
+        let number =
+            |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
+        let newer = if number(version) < number(PTX_VERSION) { PTX_VERSION } else { version };
+        return Some(format!(".version {newer}"));
+    }
+    if trimmed.starts_with(".target ") {
+        return Some(line.replace(", debug", ""));
+    }
+    if let Some(label) = trimmed.strip_prefix("$L__").and_then(|rest| rest.strip_suffix(':')) {
+        let is_debug = ["tmp", "func_begin", "func_end", "sec_end", "info_string"]
+            .iter()
+            .any(|kind| label.starts_with(kind));
+        return (!is_debug).then(|| line.to_owned());
+    }
+    if trimmed.starts_with(".loc") {
+        // An `inlined_at` refers to a string in a DWARF section.
+        return Some(line.split(", function_name").next().unwrap_or(line).to_owned());
+    }
+    if trimmed.starts_with(".file") {
+        let shorter = prefixes.iter().find_map(|(prefix, replacement)| {
+            let (before, after) = line.split_once(&format!("\"{prefix}"))?;
+            Some(format!("{before}\"{replacement}{after}"))
+        });
+        return Some(shorter.unwrap_or_else(|| line.to_owned()));
+    }
+    Some(line.to_owned())
+}
+
+/// Skips a `.section`, whose head was read: to its closing brace.
+fn skip_section<'a>(head: &str, lines: &mut impl Iterator<Item = &'a str>) {
+    if !head.trim_end().ends_with('}') {
+        let _ = lines.find(|line| line.trim() == "}");
+    }
+}
+
+/// `scale threads=256 min_blocks=2 (x: *const f32, n: u32)`
+fn parse_record(record: &str) -> Result<KernelInfo, Error> {
+    let parse = || {
+        let (head, arguments) = record.split_once(" (")?;
+        let mut words = head.split(' ');
+        let name = words.next()?.to_owned();
+        let threads = words.next()?.strip_prefix("threads=")?.parse().ok()?;
+        let min_blocks = words.next()?.strip_prefix("min_blocks=")?.parse().ok()?;
+        let arguments = arguments.strip_suffix(')')?;
+        let params = arguments
+            .split(", ")
+            .filter(|argument| !argument.is_empty())
+            .map(|argument| {
+                let (name, ty) = argument.split_once(": ")?;
+                Some(Param { name: name.to_owned(), ty: ty.to_owned() })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(KernelInfo { name, threads, min_blocks, params, static_shared: 0, resources: None })
+    };
+    let kernel =
+        parse().ok_or_else(|| Error::Format(format!("the kernel record `{record}` does not parse")))?;
+    if !(1..=1024).contains(&kernel.threads) || !(1..=32).contains(&kernel.min_blocks) {
+        let KernelInfo { name, threads, min_blocks, .. } = kernel;
+        return Err(Error::Format(format!(
+            "kernel `{name}` has threads = {threads}, min_blocks = {min_blocks}; allowed are 1 to 1024 and 1 to 32"
+        )));
+    }
+    Ok(kernel)
+}
+
+/// Bytes of the parameter that a line of an entry's head declares.
+fn param_size(line: &str) -> Option<u32> {
+    let ty = line.trim_start().strip_prefix(".param .")?.split_whitespace().next()?;
+    ty.trim_start_matches(char::is_alphabetic).parse::<u32>().ok().map(|bits| bits / 8)
+}
+
+/// A `.shared` array of module scope.
+struct SharedArray<'a> {
+    name: &'a str,
+    align: u32,
+    bytes: u32,
+}
+
+/// `.shared .align 16 .b8 NAME[1024];`, and not an `.extern` one.
+fn parse_shared(line: &str) -> Option<SharedArray<'_>> {
+    let mut words = line.trim().strip_prefix(".shared .align ")?.split(' ');
+    let align = words.next()?.parse().ok()?;
+    let (name, rest) = words.nth(1)?.split_once('[')?;
+    let bytes = rest.strip_suffix("];")?.parse().ok()?;
+    Some(SharedArray { name, align, bytes })
+}
+
+/// Whether `line` mentions the symbol `name` as a whole word.
+fn mentions(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(start, _)| {
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$';
+        !line[..start].ends_with(is_word) && !line[start + name.len()..].starts_with(is_word)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASSEMBLY: &str = "\
+.version 8.4
+.target sm_90a, debug
+.address_size 64
+
+//#kernel scale threads=256 min_blocks=2 (x: *const f32, n: u32)
+//#kernel empty threads=32 min_blocks=1 ()
+.shared .align 16 .b8 scale_a[20];
+.shared .align 64 .b8 scale_ab[64];
+.extern .shared .align 1024 .b8 dynamic_shared[];
+
+.visible .entry scale(
+\t.param .u64 .ptr .align 1 scale_param_0,
+\t.param .u32 scale_param_1
+)
+{
+\t.reg .b32 \t%r<3>;
+\t.loc\t1 45 9
+$L__func_begin0:
+\tmov.u32 %r1, scale_a;
+$L__BB0_1:
+$L__tmp3:
+\t.loc\t2 7 1, function_name $L__info_string0, inlined_at 1 50 3
+\tret;
+$L__func_end0:
+}
+.visible .entry empty()
+{
+\tmov.u32 %r1, scale_a;
+{
+.reg .pred done;
+ld.shared.v2.b32 {%r3, %r4}, [%r1];
+}
+\tmov.u32 %r2, scale_ab;
+\tret;
+}
+\t.file\t1 \"/home/me/moe/kernels-gpu/src/scale.rs\"
+\t.file\t2 \"/elsewhere/lib.rs\"
+\t.section\t.debug_info
+\t{
+.b32 391
+\t}
+\t.section\t.debug_macinfo\t{\t}
+";
+
+    fn rewritten() -> (String, Vec<KernelInfo>) {
+        let prefixes = [("/home/me/moe/".to_owned(), String::new())];
+        rewrite(ASSEMBLY, &prefixes).expect("the sample is well formed")
+    }
+
+    #[test]
+    fn inserts_launch_bounds_between_head_and_body() {
+        let (text, _) = rewritten();
+        assert!(
+            text.contains("\t.param .u32 scale_param_1\n)\n.maxntid 256\n.minnctapersm 2\n{\n"),
+            "{text}"
+        );
+        assert!(text.contains(".visible .entry empty()\n.maxntid 32\n.minnctapersm 1\n{\n"), "{text}");
+    }
+
+    #[test]
+    fn strips_dwarf_and_keeps_lines() {
+        let (text, _) = rewritten();
+        for gone in ["debug", "section", "391", "$L__tmp", "$L__func", "inlined_at", "/home"] {
+            assert!(!text.contains(gone), "{gone} is still in\n{text}");
+        }
+        for kept in [
+            ".loc\t1 45 9",
+            ".loc\t2 7 1\n",
+            "$L__BB0_1:",
+            ".file\t1 \"kernels-gpu/src/scale.rs\"",
+            "\"/elsewhere/lib.rs\"",
+        ] {
+            assert!(text.contains(kept), "{kept} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn raises_an_old_version_and_keeps_a_new_one() {
+        let version = |text: &str| rewrite_line(text, &[]).expect("a version line stays");
+        assert_eq!(version(".version 7.8"), ".version 8.4");
+        assert_eq!(version(".version 8.10"), ".version 8.10");
+    }
+
+    #[test]
+    fn reads_kernels_back() {
+        let (_, kernels) = rewritten();
+        let [empty, scale] = &kernels[..] else { panic!("{kernels:?}") };
+        assert_eq!((empty.name.as_str(), empty.params.len(), empty.static_shared), ("empty", 0, 128));
+        assert_eq!((scale.threads, scale.min_blocks, scale.static_shared), (256, 2, 20));
+        assert_eq!(scale.params[0], Param { name: "x".into(), ty: "*const f32".into() });
+        assert_eq!(scale.params[0].pointee(), Some("f32"));
+        assert_eq!(scale.params[1].pointee(), None);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let refused = |from: &str, to: &str| {
+            let error = rewrite(&ASSEMBLY.replace(from, to), &[]).expect_err(to);
+            error.to_string()
+        };
+        assert!(refused("n: u32)", "n: u64)").contains("[8, 4] bytes in PTX, [8, 8] in Rust"));
+        assert!(refused("//#kernel empty", "//#kernel other").contains("`empty` that is not a `#[kernel]`"));
+        assert!(refused("threads=256", "threads=2048").contains("threads = 2048"));
+        assert!(
+            refused("//#kernel empty threads=32 min_blocks=1", "//#kernel empty").contains("does not parse")
+        );
+        assert!(refused("//#kernel empty", "//#kernel scale").contains("two kernels are named `scale`"));
+    }
+}

@@ -1,0 +1,48 @@
+//! The tensor memory accelerator: one thread asks, the copy engine moves a box of a tensor (sm_90a).
+//!
+//! ```text
+//!   tensor map (128 bytes, encoded by the host: base, dims, strides, box, swizzle)
+//!   global [.., rows, bytes] ──box at (column, row, ..)──▶ shared, 128-byte rows, 16-byte chunk c of row r at c ^ (r % 8)
+//! ```
+//!
+//! Coordinates are in elements, innermost first. Elements of the box outside the tensor arrive as zeros and count as
+//! bytes like the others. PTX ISA, "cp.async.bulk.tensor"; swizzle modes in "Tensor", "Swizzling Modes".
+
+use core::arch::asm;
+
+/// A tensor map in global memory, aligned to 64 bytes.
+#[repr(C, align(64))]
+pub struct TensorMap([u64; 16]);
+
+/// Copies the box at `(c0, c1)` of a matrix to shared memory at `to`; its bytes complete on `barrier`:
+/// `cp.async.bulk.tensor.2d`.
+///
+/// # Safety
+/// `map` is a tensor map of rank 2 that outlives the copy; `to` has room for its box and the alignment its swizzle wants
+/// (128 bytes; 1024 for whole atoms of the 128-byte swizzle); `barrier` is an mbarrier that expects the bytes; no thread
+/// touches the destination before the barrier completes.
+#[inline(always)]
+pub unsafe fn load_2d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1]: [i32; 2]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{}], [{}, {{{}, {}}}], [{}];",
+            in(reg32) to, in(reg64) map, in(reg32) c0, in(reg32) c1, in(reg32) barrier, options(nostack)
+        )
+    }
+}
+
+/// As [`load_2d`], of a tensor of rank 3: `cp.async.bulk.tensor.3d`.
+///
+/// # Safety
+/// As for [`load_2d`], with a map of rank 3.
+#[inline(always)]
+pub unsafe fn load_3d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1, c2]: [i32; 3]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{}], [{}, {{{}, {}, {}}}], [{}];",
+            in(reg32) to, in(reg64) map, in(reg32) c0, in(reg32) c1, in(reg32) c2, in(reg32) barrier, options(nostack)
+        )
+    }
+}

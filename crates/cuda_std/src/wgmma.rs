@@ -1,0 +1,79 @@
+//! `wgmma`: the asynchronous tensor cores of a warpgroup, FP8 from shared memory (sm_90a).
+//!
+//! Four consecutive warps (the first a multiple of four) multiply together. For e4m3 both operands lie in shared memory
+//! with K contiguous, as rows of 128 bytes in the 128-byte swizzle that TMA writes:
+//!
+//! ```text
+//!   A: 64 rows of 128 bytes = 64 x 128 of K      accumulators of N columns: N/2 registers a thread
+//!   B:  N rows of 128 bytes =  N x 128 of K        warp w, lane l, register 4j + i:
+//!   atoms of 8 rows, 1024 bytes apart                row = 16 w + l / 4 + 8 (i / 2),  column = 8 j + 2 (l % 4) + i % 2
+//! ```
+//!
+//! ```text
+//! fence(); wgmma_e4m3!(128, acc, a, b, keep); commit(); .. wait::<0>(); wgmma_tie!(64, acc);
+//! ```
+//!
+//! `wgmma_tie!` emits nothing: it stops LLVM from moving uses of the accumulators above the wait. With a group still in
+//! flight (`wait::<1>`) nothing may touch its accumulators, not even a tie or a branch that merges two versions of them, or
+//! `ptxas` injects a wait (C7517). PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+
+pub use cuda_std_macros::{wgmma_e4m3, wgmma_tie};
+
+#[allow(improper_ctypes)]
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.wgmma.fence.sync.aligned"]
+    fn wgmma_fence();
+    #[link_name = "llvm.nvvm.wgmma.commit_group.sync.aligned"]
+    fn wgmma_commit_group();
+    #[link_name = "llvm.nvvm.wgmma.wait_group.sync.aligned"]
+    fn wgmma_wait_group(pending: u64);
+    #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
+    fn setmaxnreg_inc(registers: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
+    fn setmaxnreg_dec(registers: u32);
+}
+
+/// The descriptor of an operand at shared-memory address `address`: rows of 128 bytes in the 128-byte swizzle, K contiguous.
+///
+/// PTX ISA, "Matrix Descriptor Format": address / 16 in bits 0-13, the stride between 8-row atoms (1024 bytes) / 16 in bits
+/// 32-45, swizzle 1 (128 bytes) in bits 62-63; the leading offset is not used in this layout.
+#[inline(always)]
+pub fn descriptor(address: u32) -> u64 {
+    ((address as u64 & 0x3ffff) >> 4) | 1 << 16 | (1024 >> 4) << 32 | 1 << 62
+}
+
+/// Orders register accesses before the first `wgmma` and between dependent ones: `wgmma.fence`. Aligned.
+#[inline(always)]
+pub fn fence() {
+    // SAFETY: orders accesses only; executed by converged warps as all collectives of this crate.
+    unsafe { wgmma_fence() }
+}
+
+/// Ends a group of `wgmma`s: `wgmma.commit_group`. Aligned.
+#[inline(always)]
+pub fn commit() {
+    // SAFETY: as `fence`.
+    unsafe { wgmma_commit_group() }
+}
+
+/// Waits until at most `PENDING` groups are in flight: `wgmma.wait_group`. Aligned.
+#[inline(always)]
+pub fn wait<const PENDING: u64>() {
+    // SAFETY: as `fence`.
+    unsafe { wgmma_wait_group(PENDING) }
+}
+
+/// Raises the registers of each thread of this warpgroup to `REGISTERS` (24 to 256, a multiple of 8), waiting until the
+/// block's pool has them: `setmaxnreg.inc`. Aligned; the kernel needs launch bounds.
+#[inline(always)]
+pub fn raise_registers<const REGISTERS: u32>() {
+    // SAFETY: register numbers are checked by the assembler.
+    unsafe { setmaxnreg_inc(REGISTERS) }
+}
+
+/// Gives registers of each thread of this warpgroup back, keeping `REGISTERS`: `setmaxnreg.dec`. Aligned.
+#[inline(always)]
+pub fn release_registers<const REGISTERS: u32>() {
+    // SAFETY: as `raise_registers`.
+    unsafe { setmaxnreg_dec(REGISTERS) }
+}

@@ -1,0 +1,175 @@
+//! The `#[kernel]` attribute of `cuda_std`.
+//!
+//! ```text
+//! #[kernel(threads = 256, min_blocks = 2)]
+//! pub unsafe fn scale(x: *const f32, y: *mut f32, n: u32) { .. }
+//!        |
+//!        +--> #[unsafe(no_mangle)] pub unsafe extern "ptx-kernel" fn scale(..) { .. }
+//!        +--> global_asm!("//#kernel scale threads=256 min_blocks=2 (x: *const f32, y: *mut f32, n: u32)")
+//! ```
+//!
+//! The second line ends up in the PTX as a comment. `cuda_builder` reads it back: the launch bounds become
+//! `.maxntid`/`.minnctapersm` directives, the arguments become the fields of a typed launcher on the host.
+//! Because the record is made by the compiler and not by scanning source, kernels that `macro_rules!` generates work
+//! like any other.
+
+mod unroll;
+mod wgmma;
+
+use proc_macro::TokenStream;
+use proc_macro2::TokenStream as TokenStream2;
+use quote::{ToTokens, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::spanned::Spanned;
+use syn::{Error, Expr, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, parse_macro_input};
+
+/// Makes an `unsafe fn` a kernel that the host can launch.
+///
+/// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks that must fit
+/// on one SM at a time; together they bound the registers a thread may use. Both are constant expressions.
+///
+/// Arguments are raw pointers (to numbers, `Bf16`, `F16` or arrays of them) and `u32`, `i32`, `u64`, `i64`, `f32`. Slices,
+/// references and structs are refused: rustc passes them so that PTX loses the address space.
+#[proc_macro_attribute]
+pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let bounds = parse_macro_input!(attribute as Bounds);
+    let function = parse_macro_input!(item as ItemFn);
+    expand(bounds, function).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// Writes a loop over integer literals out: `unroll!(for i in 0..64 { acc[i] += part[i] })`.
+///
+/// In the body, `i` is the literal, so that arrays in registers are indexed by constants. Uses inside other macros are not
+/// replaced.
+#[proc_macro]
+pub fn unroll(input: TokenStream) -> TokenStream {
+    unroll::unroll(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see `cuda_std::wgmma`.
+#[proc_macro]
+pub fn wgmma_e4m3(input: TokenStream) -> TokenStream {
+    wgmma::product(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// `wgmma_tie!(REGISTERS, acc)`: ties the accumulators to this place of the program; see `cuda_std::wgmma`.
+#[proc_macro]
+pub fn wgmma_tie(input: TokenStream) -> TokenStream {
+    wgmma::tie(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// The arguments of the attribute.
+struct Bounds {
+    threads: Expr,
+    min_blocks: Expr,
+}
+
+impl Parse for Bounds {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let (mut threads, mut min_blocks) = (None, None);
+        while !input.is_empty() {
+            let key: Ident = input.parse()?;
+            input.parse::<Token![=]>()?;
+            let value: Expr = input.parse()?;
+            let slot = match key.to_string().as_str() {
+                "threads" => &mut threads,
+                "min_blocks" => &mut min_blocks,
+                _ => return Err(Error::new(key.span(), "expected `threads` or `min_blocks`")),
+            };
+            if slot.replace(value).is_some() {
+                return Err(Error::new(key.span(), format!("`{key}` is given twice")));
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        Ok(Bounds {
+            threads: threads.ok_or_else(|| input.error("`threads = ..` is missing"))?,
+            min_blocks: min_blocks.unwrap_or_else(|| syn::parse_quote!(1)),
+        })
+    }
+}
+
+fn expand(bounds: Bounds, mut function: ItemFn) -> syn::Result<TokenStream2> {
+    let signature = &mut function.sig;
+    if signature.unsafety.is_none() {
+        return Err(Error::new(
+            signature.fn_token.span(),
+            "a kernel is an `unsafe fn`: its pointers come from the host unchecked",
+        ));
+    }
+    if signature.abi.is_some() {
+        return Err(Error::new(signature.abi.span(), "the attribute sets the ABI, leave `extern` out"));
+    }
+    if !signature.generics.params.is_empty() {
+        return Err(Error::new(
+            signature.generics.span(),
+            "a kernel is not generic: instantiate it with macro_rules!",
+        ));
+    }
+    if !matches!(signature.output, ReturnType::Default) {
+        return Err(Error::new(signature.output.span(), "a kernel returns nothing"));
+    }
+    let arguments = signature.inputs.iter().map(argument).collect::<syn::Result<Vec<_>>>()?;
+    let record = format!(
+        "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} ({})",
+        signature.ident,
+        arguments.join(", ")
+    );
+    signature.abi = Some(syn::parse_quote!(extern "ptx-kernel"));
+    let Bounds { threads, min_blocks } = bounds;
+    Ok(quote! {
+        ::core::arch::global_asm!(#record, threads = const { #threads }, min_blocks = const { #min_blocks });
+        #[unsafe(no_mangle)]
+        #function
+    })
+}
+
+/// One argument as it is written in the record: `name: type`.
+fn argument(argument: &FnArg) -> syn::Result<String> {
+    let FnArg::Typed(argument) = argument else {
+        return Err(Error::new(argument.span(), "a kernel has no `self`"));
+    };
+    let Pat::Ident(name) = &*argument.pat else {
+        return Err(Error::new(argument.pat.span(), "an argument of a kernel is a plain name"));
+    };
+    let ty = match ungroup(&argument.ty) {
+        Type::Ptr(pointer) => {
+            let mutability = if pointer.mutability.is_some() { "mut" } else { "const" };
+            format!("*{mutability} {}", element(&pointer.elem)?)
+        }
+        other => {
+            let name = other.to_token_stream().to_string();
+            if !["u32", "i32", "u64", "i64", "f32"].contains(&name.as_str()) {
+                return Err(Error::new(
+                    other.span(),
+                    "a kernel takes raw pointers, u32, i32, u64, i64 and f32",
+                ));
+            }
+            name
+        }
+    };
+    Ok(format!("{}: {ty}", name.ident))
+}
+
+/// The type a pointer argument points to: the last segment of a path, or an array of such.
+fn element(ty: &Type) -> syn::Result<String> {
+    match ungroup(ty) {
+        Type::Path(path) => {
+            let segment =
+                path.path.segments.last().ok_or_else(|| Error::new(path.span(), "expected a type"))?;
+            Ok(segment.ident.to_string())
+        }
+        Type::Array(array) => Ok(format!("[{}; {}]", element(&array.elem)?, array.len.to_token_stream())),
+        other => Err(Error::new(other.span(), "a kernel's pointers point to numbers or arrays of numbers")),
+    }
+}
+
+/// `macro_rules!` wraps a substituted type in an invisible group.
+fn ungroup(ty: &Type) -> &Type {
+    match ty {
+        Type::Group(group) => ungroup(&group.elem),
+        Type::Paren(paren) => ungroup(&paren.elem),
+        other => other,
+    }
+}

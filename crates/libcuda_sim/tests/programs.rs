@@ -1,0 +1,113 @@
+//! Programs that load `libcuda.so.1` themselves, in C and in Python, run on this library.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PTX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ptx_sim/tests/driver/kernels.ptx");
+
+/// A folder with this library under the driver's name; `None` where this program was taken elsewhere without it.
+fn installed() -> Option<tempfile::TempDir> {
+    let Some(library) = library() else {
+        // Cargo, which sets this variable, has also built the library.
+        assert!(
+            std::env::var_os("CARGO_MANIFEST_DIR").is_none(),
+            "liblibcuda_sim.so is not where cargo builds it"
+        );
+        eprintln!("skipped: liblibcuda_sim.so is not beside this program");
+        return None;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(library, folder.path().join("libcuda.so.1")).unwrap();
+    Some(folder)
+}
+
+/// Where cargo has put the library: beside this program.
+fn library() -> Option<PathBuf> {
+    let library = std::env::current_exe().unwrap().with_file_name("liblibcuda_sim.so");
+    library.exists().then_some(library)
+}
+
+fn exists(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        eprintln!("skipped: no {program} on this computer");
+    }
+    found
+}
+
+/// Runs a program on the library in `folder` and gives what it prints.
+fn run(folder: &Path, program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", folder)
+        .env("FP8_MOE_SIM_ARCH", "90")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_c_program() {
+    let Some(folder) = installed() else { return };
+    if !exists("cc") {
+        return;
+    }
+    let program = folder.path().join("saxpy");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/saxpy.c");
+    let status = Command::new("cc").args(["-w", source, "-ldl", "-o"]).arg(&program).status().unwrap();
+    assert!(status.success());
+    assert_eq!(run(folder.path(), &program, &[PTX]), "10.5 11 11.5 12\n");
+}
+
+#[test]
+fn a_python_program() {
+    let Some(folder) = installed() else { return };
+    if !exists("python3") {
+        return;
+    }
+    let text = run(
+        folder.path(),
+        Path::new("python3"),
+        &[concat!(env!("CARGO_MANIFEST_DIR"), "/tests/saxpy.py"), PTX],
+    );
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..2], ["ptx_sim (emulated H200)", "10.5 11 11.5 12"]);
+    assert!(lines[2].starts_with("700 out-of-bounds access in kernel null_read"), "{}", lines[2]);
+}
+
+/// The child of the next test: a program over `cust` whose door leads to `libcuda.so.1`.
+#[test]
+fn door_child() {
+    if std::env::var_os("DOOR_CHILD").is_none() {
+        return;
+    }
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let backend = cuda_driver::backend().unwrap();
+    println!("> {backend}: {}", cuda_driver::reason().unwrap());
+    println!("> {}", cust::device::Device::get_device(0).unwrap().name().unwrap());
+}
+
+#[test]
+fn the_door_leads_to_an_installed_driver() {
+    let Some(folder) = installed() else { return };
+    let door = |arch: &str| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "door_child", "--nocapture"])
+            .env("LD_LIBRARY_PATH", folder.path())
+            .env("FP8_MOE_SIM_ARCH", arch)
+            .env("FP8_MOE_DEVICE", "auto")
+            .env("DOOR_CHILD", "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .filter_map(|line| line.split_once("> "))
+            .map(|(_, line)| line.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        door("89"),
+        ["cuda: the NVIDIA driver has 1 device of compute capability 8.9", "ptx_sim (emulated L40S)"]
+    );
+}

@@ -1,0 +1,356 @@
+//! Syntax tree to [`Code`]: what every name and instruction means.
+//!
+//! ```text
+//!   register file of a warp
+//!     HEADER: true, carry, scratch │ device functions, one after the other │ the entry
+//! ```
+//!
+//! Device functions are decoded once, with registers of their own, and so cannot be recursive. An instruction
+//! this module does not know, or with a modifier it does not know, is refused.
+
+mod arithmetic;
+mod atomic;
+mod body;
+mod compare;
+mod control;
+mod convert;
+mod float;
+mod integer;
+mod memory;
+mod moves;
+mod packed;
+mod parts;
+mod sync;
+mod tensor;
+mod variables;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::code::{Code, Frame};
+use crate::counters::Class;
+use crate::fault::LoadError;
+use crate::memory::GlobalMemory;
+use crate::module::{Entry, Module, Param};
+use crate::ptx::ast::{Function, Operand, Source, Statement, Variable};
+use crate::ptx::lexer::error_at;
+use crate::shared_memory::FIRST;
+
+use body::{Body, Layout};
+use parts::Parts;
+use variables::Globals;
+
+/// Why something cannot be decoded; the line is added by who knows it.
+type Result<T> = std::result::Result<T, String>;
+
+/// A predicate that always holds.
+pub(crate) const TRUE: u32 = 0;
+/// The carry flag.
+pub(crate) const CARRY: u32 = 4;
+/// A predicate for intermediate results, and for those nobody wants.
+pub(crate) const SCRATCH: u32 = 8;
+/// Bytes before the first register.
+const HEADER: u32 = 64;
+
+/// A device function that can be called.
+#[derive(Clone)]
+struct Callee {
+    start: u32,
+    /// Local offset and size of each parameter and result.
+    params: Vec<(u32, u32)>,
+    returns: Vec<(u32, u32)>,
+    /// Shared memory it needs, itself and through others.
+    shared_end: u32,
+}
+
+/// What is known of the module while its functions are decoded.
+struct Context<'a> {
+    code: Code,
+    globals: Globals<'a>,
+    callees: HashMap<&'a str, Callee>,
+    /// Shared variables of the module that device functions use, at fixed offsets.
+    common_shared: HashMap<&'a str, u32>,
+    shared: HashMap<&'a str, Variable<'a>>,
+}
+
+/// Decodes a module.
+pub(crate) fn module(
+    source: &Source<'_>,
+    text: &str,
+    memory: &Arc<GlobalMemory>,
+) -> std::result::Result<Module, LoadError> {
+    let globals = Globals::allocate(source, memory).map_err(|(line, reason)| error_at(text, line, reason))?;
+    let mut module = Module {
+        target: source.target.to_string(),
+        entries: Vec::new(),
+        frames: Vec::new(),
+        code: Code::default(),
+        globals: globals.addresses(),
+        memory: memory.clone(),
+    };
+    let mut context = Context {
+        code: Code {
+            files: source.files.iter().map(|(n, path)| (*n, path.to_string())).collect(),
+            text: text.lines().map(|line| line.trim().to_string()).collect(),
+            ..Code::default()
+        },
+        globals,
+        callees: HashMap::new(),
+        common_shared: HashMap::new(),
+        shared: source
+            .variables
+            .iter()
+            .filter(|v| v.space == crate::ptx::ast::Space::Shared)
+            .map(|v| (v.name, v.clone()))
+            .collect(),
+    };
+    context.place_common_shared(source);
+
+    // Device functions, callees first.
+    let mut layout = Layout { next: HEADER, local: 0, shared: FIRST, ..Layout::default() };
+    for at in call_order(source).map_err(|(line, reason)| error_at(text, line, reason))? {
+        let function = &source.functions[at];
+        layout = context.function(function, layout, text)?.layout;
+    }
+    let device = layout;
+    for function in source.functions.iter().filter(|f| f.is_entry && f.body.is_some()) {
+        let calls = calls_any(function, &context.callees);
+        let layout = if calls {
+            device.clone()
+        } else {
+            Layout { next: HEADER, local: 0, shared: FIRST, ..Layout::default() }
+        };
+        let done = context.function(function, layout, text)?;
+        let registers = done.registers_estimate;
+        let mut entry = entry(function, &done.layout);
+        entry.registers_estimate = registers;
+        module.frames.push(frame(function, done));
+        module.entries.push(entry);
+    }
+    module.code = context.code;
+    Ok(module)
+}
+
+fn entry(function: &Function<'_>, layout: &Layout) -> Entry {
+    let mut params = Vec::new();
+    let mut offset = 0;
+    for param in &function.params {
+        offset = u32::next_multiple_of(offset, param.align);
+        params.push(Param {
+            name: param.name.to_string(),
+            offset,
+            size: param.bytes as u32,
+            align: param.align,
+        });
+        offset += param.bytes as u32;
+    }
+    let product = |shape: [u32; 3]| shape.iter().product();
+    Entry {
+        name: function.name.to_string(),
+        params,
+        params_size: offset,
+        max_threads: function.required_threads.or(function.max_threads).map(product),
+        required_threads: function.required_threads,
+        min_blocks: function.min_blocks,
+        static_shared: layout.shared - FIRST,
+        local_bytes: layout.local,
+        registers_estimate: 0,
+    }
+}
+
+fn frame(function: &Function<'_>, done: Decoded) -> Frame {
+    let Decoded { start, layout, .. } = done;
+    // Registers hold junk until they are written.
+    let mut template = vec![0xcd; layout.next as usize];
+    let header: [u32; 3] = [!0, 0, 0];
+    for (i, value) in header.iter().enumerate() {
+        template[4 * i..4 * i + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    for constant in &layout.constants {
+        constant.fill(&mut template);
+    }
+    Frame {
+        start,
+        template,
+        specials: layout.specials,
+        local_bytes: layout.local.next_multiple_of(16),
+        required_cluster: function.required_cluster,
+        dynamic_align: layout.dynamic_align.max(16),
+    }
+}
+
+/// A decoded function.
+struct Decoded {
+    start: u32,
+    layout: Layout,
+    registers_estimate: u32,
+}
+
+impl<'a> Context<'a> {
+    /// Gives the shared variables that device functions name a place that holds for every entry.
+    fn place_common_shared(&mut self, source: &Source<'a>) {
+        let mut next = FIRST;
+        for function in source.functions.iter().filter(|f| !f.is_entry) {
+            for name in names_in(function) {
+                if let Some(variable) = self.shared.get(name)
+                    && !variable.external
+                    && !self.common_shared.contains_key(name)
+                {
+                    next = next.next_multiple_of(variable.align);
+                    self.common_shared.insert(name, next);
+                    next += variable.bytes as u32;
+                }
+            }
+        }
+    }
+
+    fn function(
+        &mut self,
+        function: &Function<'a>,
+        layout: Layout,
+        text: &str,
+    ) -> std::result::Result<Decoded, LoadError> {
+        let start = self.code.insts.len() as u32;
+        let mut body =
+            Body::new(self, layout, function).map_err(|reason| error_at(text, function.line, reason))?;
+        let mut user_source = (0, 0);
+        let mut outer = HashMap::new();
+        for statement in function.body.as_deref().unwrap_or_default() {
+            match statement {
+                Statement::Open => body.open(),
+                Statement::Close => body.close(),
+                Statement::Label(name, line) => {
+                    body.label(name).map_err(|reason| error_at(text, *line, reason))?;
+                }
+                Statement::Variable(variable) => {
+                    body.declare(variable).map_err(|reason| error_at(text, variable.line, reason))?;
+                }
+                Statement::BranchTargets(name, targets) => body.branch_targets(name, targets),
+                Statement::Loc { file, line, inlined_at } => {
+                    outer.insert((*file, *line), *inlined_at);
+                    if let Some(place) = body.user_place((*file, *line), &outer) {
+                        user_source = place;
+                    }
+                    body.source = user_source;
+                }
+                Statement::Instruction(instruction) => {
+                    let fail = |reason| error_at(text, instruction.line, reason);
+                    let mut parts = Parts::new(&mut body, instruction).map_err(fail)?;
+                    decode(&mut body, &mut parts).map_err(fail)?;
+                    parts.mods.finish(parts.base).map_err(fail)?;
+                }
+            }
+        }
+        let end = body.end().map_err(|reason| error_at(text, function.line, reason))?;
+        if !function.is_entry {
+            let callee = Callee {
+                start,
+                params: end.params.clone(),
+                returns: end.returns.clone(),
+                shared_end: end.decoded.layout.shared,
+            };
+            self.callees.insert(function.name, callee);
+        }
+        Ok(end.decoded)
+    }
+}
+
+/// Picks the module for an instruction by its name.
+fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    match parts.base {
+        "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs" | "neg" | "addc"
+        | "subc" | "madc" => arithmetic::decode(body, parts),
+        "and" | "or" | "xor" | "not" | "cnot" | "lop3" | "shl" | "shr" | "shf" | "prmt" | "bfe" | "bfi"
+        | "bfind" | "brev" | "popc" | "clz" | "sad" | "dp4a" | "dp2a" | "fns" | "bmsk" | "szext"
+        | "mul24" | "mad24" => integer::decode(body, parts),
+        "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "copysign" | "testp" => {
+            float::decode(body, parts)
+        }
+        "setp" | "set" | "selp" | "slct" => compare::decode(body, parts),
+        "cvt" => convert::decode(body, parts),
+        "mov" | "cvta" | "isspacep" | "mapa" | "getctarank" => moves::decode(body, parts),
+        "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "discard" | "applypriority" | "createpolicy" => {
+            memory::decode(body, parts)
+        }
+        "atom" | "red" => atomic::decode(body, parts),
+        "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep" | "griddepcontrol"
+        | "pmevent" => control::decode(body, parts),
+        "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote" | "match" | "redux" | "activemask"
+        | "elect" => sync::decode(body, parts),
+        "cp" | "ldmatrix" | "stmatrix" | "movmatrix" | "mma" => tensor::decode(body, parts),
+        other => Err(format!("unknown instruction `{other}`")),
+    }
+}
+
+fn names_in<'a>(function: &Function<'a>) -> Vec<&'a str> {
+    fn collect<'a>(operand: &Operand<'a>, names: &mut Vec<&'a str>) {
+        match operand {
+            Operand::Name(name) | Operand::Offset(name, _) | Operand::Address(Some(name), _) => {
+                names.push(name)
+            }
+            Operand::Vector(list) | Operand::Group(list) => list.iter().for_each(|o| collect(o, names)),
+            _ => {}
+        }
+    }
+    let mut names = Vec::new();
+    for statement in function.body.as_deref().unwrap_or_default() {
+        if let Statement::Instruction(instruction) = statement {
+            instruction.operands.iter().for_each(|operand| collect(operand, &mut names));
+        }
+    }
+    names
+}
+
+fn calls_any(function: &Function<'_>, callees: &HashMap<&str, Callee>) -> bool {
+    names_in(function).iter().any(|name| callees.contains_key(name))
+}
+
+/// Indices of the device functions with bodies, callees before callers.
+fn call_order(source: &Source<'_>) -> std::result::Result<Vec<usize>, (u32, String)> {
+    fn visit(
+        source: &Source<'_>,
+        index: &HashMap<&str, usize>,
+        at: usize,
+        path: &mut HashSet<usize>,
+        done: &mut Vec<usize>,
+    ) -> std::result::Result<(), (u32, String)> {
+        let function = &source.functions[at];
+        if done.contains(&at) {
+            return Ok(());
+        }
+        if !path.insert(at) {
+            return Err((
+                function.line,
+                format!("recursive function `{}`: recursion is not supported", function.name),
+            ));
+        }
+        for name in names_in(function) {
+            if let Some(&callee) = index.get(name) {
+                visit(source, index, callee, path, done)?;
+            }
+        }
+        path.remove(&at);
+        done.push(at);
+        Ok(())
+    }
+    let functions = source.functions.iter().enumerate().filter(|(_, f)| !f.is_entry && f.body.is_some());
+    let index: HashMap<&str, usize> = functions.map(|(at, f)| (f.name, at)).collect();
+    let mut done = Vec::new();
+    let mut all: Vec<usize> = index.values().copied().collect();
+    all.sort_unstable();
+    for at in all {
+        visit(source, &index, at, &mut HashSet::new(), &mut done)?;
+    }
+    Ok(done)
+}
+
+/// The class that memory instructions of a space count as.
+fn load_class(shared: bool, private: bool) -> Class {
+    if shared {
+        Class::LoadShared
+    } else if private {
+        Class::Local
+    } else {
+        Class::LoadGlobal
+    }
+}

@@ -1,0 +1,156 @@
+//! What a test may set and ask of the emulated device, beside the CUDA API. All of it belongs to the calling
+//! thread, so that tests that run at the same time do not disturb each other.
+
+use std::cell::RefCell;
+
+use crate::Counters;
+
+/// One kernel launch that ran, as [`take_launch_log`] tells it.
+#[derive(Clone, Debug)]
+pub struct LaunchRecord {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Blocks in the grid.
+    pub grid: [u32; 3],
+    /// Threads in a block.
+    pub block: [u32; 3],
+    /// Blocks in a cluster.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+    /// Launched with programmatic stream serialization allowed.
+    pub programmatic: bool,
+    /// Launched as a node of a graph.
+    pub from_graph: bool,
+    /// The seed that chose its timing.
+    pub seed: u64,
+    /// What it did; `None` if it stopped at a fault.
+    pub counters: Option<Counters>,
+}
+
+/// Launches kept in a thread's log; older ones are dropped.
+const LOG_LENGTH: usize = 1 << 16;
+
+#[derive(Default)]
+struct Session {
+    seed: u64,
+    launches_since_seed: u64,
+    choices: u64,
+    workers: Option<usize>,
+    counters: Counters,
+    log: Vec<LaunchRecord>,
+    last_fault: Option<String>,
+    last_error: Option<String>,
+}
+
+thread_local! {
+    static SESSION: RefCell<Session> = RefCell::new(Session {
+        seed: from_environment("FP8_MOE_SIM_SEED").unwrap_or(0),
+        workers: from_environment("FP8_MOE_SIM_WORKERS").map(|n| (n as usize).max(1)),
+        ..Session::default()
+    });
+}
+
+fn from_environment(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+fn with<T>(f: impl FnOnce(&mut Session) -> T) -> T {
+    SESSION.with_borrow_mut(f)
+}
+
+/// Sets the seed that the timing of this thread's launches is drawn from: same seed, same sequence of
+/// launches, one worker: same run. Each launch gets a seed of its own. It starts at `FP8_MOE_SIM_SEED`, or 0.
+pub fn set_seed(seed: u64) {
+    with(|s| {
+        s.seed = seed;
+        s.launches_since_seed = 0;
+        s.choices = 0;
+    });
+}
+
+/// How many host threads one launch of this thread may use; `None` is all cores. It starts at
+/// `FP8_MOE_SIM_WORKERS`, or `None`. With one, a launch is deterministic for its seed.
+pub fn set_workers(workers: Option<usize>) {
+    with(|s| s.workers = workers.map(|n| n.max(1)));
+}
+
+/// The sum of the counters of this thread's launches since the last call.
+pub fn take_counters() -> Counters {
+    with(|s| std::mem::take(&mut s.counters))
+}
+
+/// This thread's launches since the last call, oldest first.
+pub fn take_launch_log() -> Vec<LaunchRecord> {
+    with(|s| std::mem::take(&mut s.log))
+}
+
+/// What the last kernel of this thread that stopped at a fault did wrong: kernel, thread, instruction, source
+/// line and the mistake, in one line.
+pub fn last_fault() -> Option<String> {
+    with(|s| s.last_fault.clone())
+}
+
+/// As [`last_fault`], and forgets it.
+pub fn take_last_fault() -> Option<String> {
+    with(|s| s.last_fault.take())
+}
+
+/// Why the last driver function of this thread that failed did: its name and the rule it met.
+pub fn last_error() -> Option<String> {
+    with(|s| s.last_error.clone())
+}
+
+/// As [`last_error`], and forgets it.
+pub fn take_last_error() -> Option<String> {
+    with(|s| s.last_error.take())
+}
+
+pub(super) fn set_last_error(text: String) {
+    with(|s| s.last_error = Some(text));
+}
+
+pub(super) fn set_last_fault(text: String) {
+    with(|s| s.last_fault = Some(text));
+}
+
+/// The seed of the next launch and the workers it may use.
+pub(super) fn next_launch() -> (u64, Option<usize>) {
+    with(|s| {
+        let seed = mix(s.seed ^ mix(s.launches_since_seed));
+        s.launches_since_seed += 1;
+        (seed, s.workers)
+    })
+}
+
+/// A number below `n`, drawn from the seed; 0 if there is no choice.
+pub(super) fn choose(n: usize) -> usize {
+    if n < 2 {
+        return 0;
+    }
+    with(|s| {
+        s.choices += 1;
+        (mix(s.seed ^ mix(s.choices.wrapping_neg())) % n as u64) as usize
+    })
+}
+
+/// Adds a launch to this thread's counters and log.
+pub(super) fn record(record: LaunchRecord) {
+    with(|s| {
+        if let Some(counters) = &record.counters {
+            s.counters += counters;
+        }
+        if s.log.len() >= LOG_LENGTH {
+            s.log.drain(..LOG_LENGTH / 2);
+        }
+        s.log.push(record);
+    });
+}
+
+/// A bijection of 64-bit words that spreads nearby ones far apart (the finaliser of SplitMix64).
+fn mix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,62 @@
+//! The CUDA driver API over one emulated device.
+//!
+//! Each function here has the name, the arguments and the meaning of NVIDIA's; `cuda_driver` puts them behind
+//! the symbols that `cust` links against, and `libcuda_sim` exports them as a `libcuda.so.1`.
+//!
+//! ```text
+//!   device, context      what the device says about itself; who owns what           state: device, handles, failures
+//!   allocation           device memory, page-locked memory                          profile: the GPU's numbers
+//!   module, occupancy    PTX in, kernels out                                        control: seed, counters, log
+//!   launch, transfer ──▶ Work ──▶ stream ──▶ runs now, on the Machine
+//!                                    └─ capture ──▶ graph ──▶ runs when launched
+//! ```
+//!
+//! * Work runs inside the call that submits it. Synchronising therefore never waits, and a kernel's fault is
+//!   the result of its own launch; unlike on a GPU the context stays usable after it.
+//! * A failing call leaves a text with the thread: [`last_error`], and for kernels [`last_fault`].
+//! * Limits are checked as the driver checks them: block and grid sizes, shared memory, `.maxntid`.
+//! * Not there: textures, arrays, managed memory, peers, linking, interoperation with graphics. Those functions
+//!   exist and return `CUDA_ERROR_NOT_SUPPORTED`.
+// Names are NVIDIA's.
+#![allow(non_snake_case)]
+
+pub mod abi;
+mod allocation;
+mod capture;
+mod context;
+mod control;
+mod device;
+mod functions;
+mod graph;
+mod launch;
+mod library;
+mod module;
+mod occupancy;
+mod proc_address;
+mod profile;
+mod state;
+mod stream;
+mod tensor_map;
+mod transfer;
+mod unsupported;
+mod work;
+
+pub use allocation::*;
+pub use capture::*;
+pub use context::*;
+pub use control::{
+    LaunchRecord, last_error, last_fault, set_seed, set_workers, take_counters, take_last_error,
+    take_last_fault, take_launch_log,
+};
+pub use device::*;
+pub use functions::{NAMES, function};
+pub use graph::*;
+pub use launch::*;
+pub use library::*;
+pub use module::*;
+pub use occupancy::*;
+pub use proc_address::*;
+pub use stream::*;
+pub use tensor_map::*;
+pub use transfer::*;
+pub use unsupported::*;

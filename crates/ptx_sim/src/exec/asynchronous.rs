@@ -1,0 +1,237 @@
+//! `cp.async` (ISA "Data Movement and Conversion Instructions: cp.async").
+//!
+//! A copy may read its source and write its destination at any time from its issue to the wait that covers it.
+//! When exactly is drawn from the seed. Until the issuing thread has waited, nobody may touch the destination:
+//! its bytes are marked in the bookkeeping of shared memory, whether or not they have landed.
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use super::address::addresses;
+use super::global::{locate, sectors};
+use super::shared::block_of;
+use super::{Ctx, Flow, Inst, Mask, lanes_of};
+use crate::fault::FaultKind;
+use crate::memory::Lookup;
+use crate::race::Access;
+
+/// Asynchronous copies of a warp.
+pub(crate) struct Copies {
+    list: Vec<Copy>,
+    /// Groups each lane has committed.
+    committed: [u32; 32],
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Copies { list: Vec::new(), committed: [0; 32] }
+    }
+}
+
+impl Copies {
+    /// As a warp starts.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.committed = [0; 32];
+    }
+}
+
+/// One lane's copy of 4, 8 or 16 bytes.
+#[derive(Clone, Copy)]
+struct Copy {
+    source: u64,
+    destination: u64,
+    lane: u8,
+    bytes: u8,
+    /// Bytes to read; the rest is filled with zeros.
+    valid: u8,
+    progress: Progress,
+    group: u32,
+    pc: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Issued,
+    Read([u8; 16]),
+    Landed,
+}
+
+/// The source-size operand in `c` is given; in `inst.imm2` terms, bit 0 of `inst.d`.
+pub(crate) const SIZED: u32 = 1;
+/// The operand in `c` is an ignore-source predicate.
+pub(crate) const IGNORABLE: u32 = 2;
+
+/// `cp.async.{ca,cg}.shared.global [a], [b], cp-size{, src-size}`: destination in `a` + `imm` (flags in `target`),
+/// source in `b` + `e`, size in the low bits of `d` (see [`SIZED`]), source size or predicate in `c`.
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn copy(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    let bytes = inst.d >> 2;
+    let mut valid = [bytes; 32];
+    // SAFETY: the decoder gives an address slot in `a`, 64-bit lanes in `b`, and in `c` what `d` says.
+    let (to, from) = unsafe {
+        if inst.d & SIZED != 0 {
+            valid = ctx.read::<u32>(inst.c);
+        } else if inst.d & IGNORABLE != 0 {
+            let ignored = ctx.predicate(inst.c);
+            valid = std::array::from_fn(|lane| if ignored >> lane & 1 != 0 { 0 } else { bytes });
+        }
+        (addresses(ctx, inst), ctx.read::<u64>(inst.b).map(|a| a.wrapping_add(inst.e as i32 as u64)))
+    };
+    if let Some(lane) = lanes_of(ctx.exec).find(|&lane| valid[lane] > bytes) {
+        let detail = format!("source size {} of a {bytes}-byte copy", valid[lane]);
+        return ctx.stop(FaultKind::InvalidOperand, 1 << lane, detail);
+    }
+    // Lanes that read nothing may name any source.
+    let all = ctx.exec;
+    let reading = lanes_of(all).filter(|&lane| valid[lane] > 0).fold(0, |m: Mask, lane| m | 1 << lane);
+    if reading != 0 {
+        ctx.exec = reading;
+        if let Some(flow) = ctx.misaligned(&from, bytes, "asynchronous load") {
+            return flow;
+        }
+        // The bytes that count must be in bounds.
+        let found = (0..=bytes).rev().filter(|n| n.is_power_of_two()).try_for_each(|n| {
+            ctx.exec =
+                lanes_of(reading).filter(|&l| valid[l].next_power_of_two() == n).fold(0, |m, l| m | 1 << l);
+            if ctx.exec == 0 { Ok(()) } else { locate(ctx, &from, n, "asynchronous load").map(|_| ()) }
+        });
+        if let Err(flow) = found {
+            return flow;
+        }
+        let counters = &mut ctx.tally.counters;
+        counters.global_load_bytes += lanes_of(reading).map(|lane| u64::from(valid[lane])).sum::<u64>();
+        counters.global_load_sectors += sectors(reading, &from, bytes);
+        ctx.exec = all;
+    }
+    let now = ctx.access(false);
+    let timing = ctx.random.below(4);
+    for lane in lanes_of(all) {
+        let destination = to[lane];
+        let inside = block_of(ctx, destination).filter(|&(rank, within)| {
+            destination.is_multiple_of(u64::from(bytes))
+                && ctx.cluster.blocks[rank].shared.contains(within, bytes)
+        });
+        let Some((rank, within)) = inside else {
+            return ctx.bad_shared(lane, destination, bytes, "asynchronous store");
+        };
+        let shared = &mut ctx.cluster.blocks[rank].shared;
+        let expected = shared.for_cells(within, bytes, |cell, mask| cell.expect(now, mask, &ctx.warp.clock));
+        if let Err(hazard) = expected {
+            return ctx.hazard(hazard, lane, destination, bytes, "asynchronous store");
+        }
+        let mut copy = Copy {
+            source: from[lane],
+            destination,
+            lane: lane as u8,
+            bytes: bytes as u8,
+            valid: valid[lane] as u8,
+            progress: Progress::Issued,
+            group: ctx.warp.copies.committed[lane],
+            pc: ctx.pc,
+        };
+        if timing < 2
+            && let Err(flow) = advance(ctx, &mut copy, timing == 0)
+        {
+            return flow;
+        }
+        ctx.warp.copies.list.push(copy);
+    }
+    Flow::Next
+}
+
+/// Reads a copy's source; with `land`, writes its destination too.
+fn advance(ctx: &mut Ctx<'_>, copy: &mut Copy, land: bool) -> Result<(), Flow> {
+    if copy.progress == Progress::Issued {
+        let mut data = [0; 16];
+        let env = ctx.env;
+        if copy.valid > 0 {
+            let Lookup::Live(allocation) = env.memory.lookup(copy.source) else {
+                unreachable!("checked at issue, and a launch sees one state of the allocations");
+            };
+            let offset = (copy.source - allocation.base) as usize;
+            for (i, byte) in data.iter_mut().enumerate().take(copy.valid as usize) {
+                // SAFETY: in bounds, as checked at issue; shared only as atomics.
+                let written = unsafe {
+                    *byte = (*allocation.data().add(offset + i).cast::<AtomicU8>()).load(Relaxed);
+                    allocation.is_full()
+                        || (*allocation.shadow().add(offset + i).cast::<AtomicU8>()).load(Relaxed) != 0
+                };
+                if !written {
+                    let address = copy.source + i as u64;
+                    let detail = format!("asynchronous load at {address:#x}, where nothing has been written");
+                    let flow = ctx.stop(FaultKind::Uninitialised, 1 << copy.lane, detail);
+                    if let Some(stop) = &mut ctx.fault {
+                        stop.pc = Some(copy.pc);
+                    }
+                    return Err(flow);
+                }
+            }
+        }
+        copy.progress = Progress::Read(data);
+    }
+    if let Progress::Read(data) = copy.progress
+        && land
+    {
+        let (rank, within) = block_of(ctx, copy.destination).expect("checked at issue");
+        ctx.cluster.blocks[rank].shared.set(within, &data[..copy.bytes as usize]);
+        ctx.cluster.blocks[rank].effects += 1;
+        copy.progress = Progress::Landed;
+    }
+    Ok(())
+}
+
+/// `cp.async.commit_group`. Some copies make progress here, as they might anywhere.
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn commit(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
+    for lane in lanes_of(ctx.exec) {
+        ctx.warp.copies.committed[lane] += 1;
+    }
+    let count = ctx.warp.copies.list.len();
+    if count > 0 && ctx.random.coin() {
+        let first = ctx.random.below(count as u32) as usize;
+        let land = ctx.random.coin();
+        for i in first..(first + 32).min(count) {
+            let mut copy = ctx.warp.copies.list[i];
+            if let Err(flow) = advance(ctx, &mut copy, land) {
+                return flow;
+            }
+            ctx.warp.copies.list[i] = copy;
+        }
+    }
+    Flow::Next
+}
+
+/// `cp.async.wait_group imm` and `cp.async.wait_all` (`imm` is then `u64::MAX`).
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    let mut list = std::mem::take(&mut ctx.warp.copies.list);
+    let (exec, committed) = (ctx.exec, ctx.warp.copies.committed);
+    let covered = |copy: &Copy| {
+        exec >> copy.lane & 1 != 0
+            && (inst.imm == u64::MAX
+                || u64::from(copy.group) + inst.imm < u64::from(committed[copy.lane as usize]))
+    };
+    let (index, clock) = (ctx.warp.index, ctx.warp.clock);
+    for copy in list.iter_mut().filter(|copy| covered(copy)) {
+        if let Err(flow) = advance(ctx, copy, true) {
+            return flow;
+        }
+        let (rank, within) = block_of(ctx, copy.destination).expect("checked at issue");
+        let now = Access::new(index, clock.time(index), copy.pc, false);
+        let shared = &mut ctx.cluster.blocks[rank].shared;
+        let settled = shared.for_cells(within, u32::from(copy.bytes), |cell, mask| {
+            cell.settle(now, mask);
+            Ok(())
+        });
+        debug_assert!(settled.is_ok());
+    }
+    list.retain(|copy| !covered(copy));
+    ctx.warp.copies.list = list;
+    Flow::Next
+}

@@ -1,0 +1,233 @@
+//! What decoded instructions do to a warp.
+//!
+//! ```text
+//!   Inst { run, d, a, b, c, .. }      run: fn(&mut Ctx, &Inst) -> Flow
+//!
+//!   a warp's register file, 64-byte aligned; an operand is a byte offset into it
+//!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit: [u128; 32] │ constants
+//! ```
+//!
+//! Constants and special registers that do not change live in the file as well, written once when a warp starts:
+//! an instruction need not know what kind of operand it has. Every handler exists twice, compiled for the
+//! baseline CPU and for AVX2 + FMA, and the decoder takes the one the host can run (see [`lanes`]).
+
+pub(crate) mod address;
+pub(crate) mod asynchronous;
+pub(crate) mod atomic;
+pub(crate) mod barrier;
+pub(crate) mod global;
+pub(crate) mod lanes;
+pub(crate) mod parameter;
+pub(crate) mod shared;
+pub(crate) mod shuffle;
+pub(crate) mod special;
+pub(crate) mod tensor;
+
+use crate::block::Cluster;
+use crate::fault::FaultKind;
+use crate::launch::{Environment, Random, Tally};
+use crate::warp::Warp;
+
+/// Lanes of a warp, one bit each.
+pub(crate) type Mask = u32;
+
+/// Every lane.
+pub(crate) const FULL: Mask = !0;
+
+/// Carries out one instruction for the lanes in `ctx.exec`, which is never empty.
+///
+/// # Safety
+/// The instruction's operands are slots of the widths the handler was made for, inside the register file of
+/// `ctx.warp`; lists and tables it names are those of `ctx.env.code`. The decoder guarantees both.
+pub(crate) type Handler = unsafe fn(&mut Ctx<'_>, &Inst) -> Flow;
+
+/// A decoded instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct Inst {
+    /// What to do.
+    pub run: Handler,
+    /// Immediate: address offset, table index, flags; by instruction.
+    pub imm: u64,
+    /// Destination slot.
+    pub d: u32,
+    /// Source slots.
+    pub a: u32,
+    /// Source slots.
+    pub b: u32,
+    /// Source slots.
+    pub c: u32,
+    /// Further slot or small immediate, by instruction.
+    pub e: u32,
+    /// Slot of the guard predicate; the always-true predicate if unguarded.
+    pub guard: u32,
+    /// All ones if the guard is negated.
+    pub flip: u32,
+    /// Branches: the target; other instructions: further small immediate.
+    pub target: u32,
+}
+
+/// What follows an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// The next instruction.
+    Next,
+    /// The executing lanes go to `inst.target`; lanes that diverge meet again at `inst.e`.
+    Branch,
+    /// As `Branch`, with each lane's target in `ctx.targets`.
+    Switch,
+    /// The executing lanes call `inst.target` and come back to the next instruction.
+    Call,
+    /// The executing lanes return to their caller, or exit from an entry.
+    Return,
+    /// The executing lanes exit.
+    Exit,
+    /// The instruction needs lanes that are not here (yet).
+    Meet,
+    /// Done; the next instruction waits for `ctx.wait`.
+    Wait,
+    /// Not done: execute again when `ctx.wait` is over, with `ctx.resumed` set.
+    Retry,
+    /// The next instruction, after others had a chance to run.
+    Yield,
+    /// `ctx.fault` says why the launch ends.
+    Fault,
+}
+
+/// Why a split does not run. Evaluated by [`crate::block::Block::is_over`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Until the barrier leaves this generation.
+    Barrier {
+        /// Number of the barrier.
+        id: u8,
+        /// Generation at arrival.
+        generation: u32,
+    },
+}
+
+/// The state a handler works on: one warp of one block of one cluster.
+pub(crate) struct Ctx<'a> {
+    /// Register file of the warp.
+    pub regs: *mut u8,
+    /// Lanes that execute this instruction.
+    pub exec: Mask,
+    /// Index of this instruction.
+    pub pc: u32,
+    /// This instruction already ran and returned [`Flow::Retry`].
+    pub resumed: bool,
+    /// What to wait for, with [`Flow::Wait`] and [`Flow::Retry`].
+    pub wait: Wait,
+    /// The launch.
+    pub env: &'a Environment<'a>,
+    /// The blocks of this cluster.
+    pub cluster: &'a mut Cluster,
+    /// This block's rank in the cluster.
+    pub rank: usize,
+    /// The warp.
+    pub warp: Box<Warp>,
+    /// Counters of this worker.
+    pub tally: &'a mut Tally,
+    /// Source of timing decisions.
+    pub random: &'a mut Random,
+    /// Per-lane targets of [`Flow::Switch`].
+    pub targets: [u32; 32],
+    /// Why the launch ends, with [`Flow::Fault`].
+    pub fault: Option<Box<Stop>>,
+}
+
+/// A fault before it is dressed up with names and places.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub kind: FaultKind,
+    /// Lanes at fault.
+    pub lanes: Mask,
+    /// Instruction, if another than the current one.
+    pub pc: Option<u32>,
+    pub detail: String,
+}
+
+impl Ctx<'_> {
+    /// Reads a slot of 32 values.
+    ///
+    /// # Safety
+    /// `slot` is a slot of this width in the warp's register file.
+    #[inline(always)]
+    pub unsafe fn read<T: Copy>(&self, slot: u32) -> [T; 32] {
+        // SAFETY: by the caller's contract; slots are aligned to 64 bytes, enough for any `T` used.
+        unsafe { *self.regs.add(slot as usize).cast::<[T; 32]>() }
+    }
+
+    /// Writes the executing lanes of a slot of 32 values.
+    ///
+    /// # Safety
+    /// As for [`Ctx::read`].
+    #[inline(always)]
+    pub unsafe fn write<T: Copy>(&mut self, slot: u32, values: &[T; 32]) {
+        // SAFETY: as for `read`; the slot is only referred to by this exclusive reference.
+        let lanes = unsafe { &mut *self.regs.add(slot as usize).cast::<[T; 32]>() };
+        if self.exec == FULL {
+            *lanes = *values;
+            return;
+        }
+        for (lane, (to, from)) in lanes.iter_mut().zip(values).enumerate() {
+            if self.exec >> lane & 1 != 0 {
+                *to = *from;
+            }
+        }
+    }
+
+    /// Reads a predicate.
+    ///
+    /// # Safety
+    /// `slot` is a predicate's slot.
+    #[inline(always)]
+    pub unsafe fn predicate(&self, slot: u32) -> Mask {
+        // SAFETY: by the caller's contract.
+        unsafe { *self.regs.add(slot as usize).cast::<u32>() }
+    }
+
+    /// Writes the executing lanes of a predicate.
+    ///
+    /// # Safety
+    /// `slot` is a predicate's slot.
+    #[inline(always)]
+    pub unsafe fn set_predicate(&mut self, slot: u32, value: Mask) {
+        // SAFETY: by the caller's contract.
+        let to = unsafe { &mut *self.regs.add(slot as usize).cast::<u32>() };
+        *to = *to & !self.exec | value & self.exec;
+    }
+
+    /// Ends the launch, blaming `lanes`.
+    #[cold]
+    pub fn stop(&mut self, kind: FaultKind, lanes: Mask, detail: impl Into<String>) -> Flow {
+        self.fault = Some(Box::new(Stop { kind, lanes, pc: None, detail: detail.into() }));
+        Flow::Fault
+    }
+}
+
+impl<'a> Ctx<'a> {
+    /// The slots of a list operand.
+    #[inline(always)]
+    pub fn list(&self, first: u64, len: usize) -> &'a [u32] {
+        &self.env.code.lists[first as usize..first as usize + len]
+    }
+}
+
+/// Lanes of a mask, lowest first.
+#[inline(always)]
+pub(crate) fn lanes_of(mut mask: Mask) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let lane = mask.trailing_zeros() as usize;
+        mask &= mask - 1;
+        Some(lane)
+    })
+}
+
+/// The slots of a vector operand: `d` alone, or `e` of them in list `b`.
+#[inline(always)]
+pub(crate) fn slot_list<'i, 'a: 'i>(ctx: &Ctx<'a>, inst: &'i Inst) -> &'i [u32] {
+    if inst.e == 1 { std::slice::from_ref(&inst.d) } else { ctx.list(u64::from(inst.b), inst.e as usize) }
+}

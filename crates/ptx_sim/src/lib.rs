@@ -1,0 +1,65 @@
+//! A CUDA device without a GPU: executes PTX on the CPU.
+//!
+//! ```text
+//!   PTX text ──ptx──▶ syntax tree ──decode──▶ instructions with register slots ──exec──▶ warps of 32 lanes
+//!                                                                                   │
+//!             Machine: global memory, SMs ──▶ blocks on worker threads ──▶ warps ───┘
+//! ```
+//!
+//! A [`Machine`] is one simulated GPU. [`Machine::load`] turns PTX text into a [`Module`] (an unknown instruction
+//! or modifier is a [`LoadError`], never a guess), and [`Machine::launch`] runs one of its entries over a grid,
+//! synchronously, and returns [`Counters`] or the first [`Fault`].
+//!
+//! * A *warp instruction* runs at once over 32 lanes; registers are stored lane-contiguous. Lanes that diverge
+//!   reconverge at the immediate post-dominator of the branch.
+//! * Which warp runs next, and when an asynchronous copy reads its source and lands its result, is drawn from
+//!   the launch's seed, anywhere the PTX ISA allows.
+//! * Always checked: out-of-bounds and misaligned accesses, use after free, uninitialised reads of shared and
+//!   global memory, divergent use of aligned instructions, deadlock, data races on shared memory.
+//!
+//! The chapters of the PTX ISA that an implementation follows are named where it is implemented.
+
+#![allow(
+    clippy::neg_cmp_op_on_partial_ord, // a negated comparison is PTX's unordered one
+    clippy::nonminimal_bool,           // likewise
+    clippy::double_comparisons,        // "ne" is ordered: less or greater
+    clippy::needless_range_loop,       // the index is a lane
+    clippy::unnecessary_cast,          // in macros over integer types
+    clippy::result_large_err,          // an error ends the load
+    clippy::if_same_then_else,         // `+n` and `-n` are both read with their sign
+    clippy::never_loop,
+    clippy::should_implement_trait,
+    clippy::manual_range_contains,
+    clippy::derivable_impls
+)]
+
+pub mod approx;
+mod block;
+mod code;
+mod control_flow;
+pub mod counters;
+mod decode;
+pub mod driver;
+mod exec;
+pub mod fault;
+pub mod formats;
+mod launch;
+pub mod ldmatrix;
+pub mod machine;
+pub mod memory;
+pub mod mma;
+pub mod module;
+pub mod ptx;
+mod race;
+mod registers;
+mod scheduler;
+mod shared_memory;
+pub mod tensor_map;
+mod warp;
+pub mod wgmma;
+
+pub use counters::Counters;
+pub use fault::{Fault, FaultKind, LoadError};
+pub use machine::{Launch, Machine, MachineConfig};
+pub use memory::MemoryError;
+pub use module::{Entry, Module, Param};

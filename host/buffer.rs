@@ -1,0 +1,401 @@
+//! Device memory: [`Buffer`] owns it, [`Slice`] and [`SliceMut`] borrow a part of it.
+//!
+//! Operations take slices: `Slice` for what they read, `SliceMut` for what they write, so that a call says which of its
+//! arguments change. Memory that another program owns becomes a slice through the unsafe `from_raw`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+
+use bytemuck::Pod;
+use cust::sys;
+
+use crate::device::Device;
+use crate::error::{Error, Result, check};
+use crate::kernel::DevicePtr;
+use crate::stream::Stream;
+
+/// `len` elements of `T` in the memory of a device, freed on drop.
+pub struct Buffer<T: Pod> {
+    device: Device,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// Memory with undefined contents. An empty buffer has the null pointer.
+    pub(crate) fn uninit(device: &Device, len: usize) -> Result<Buffer<T>> {
+        let mut address = 0;
+        if len > 0 {
+            let bytes = len
+                .checked_mul(size_of::<T>())
+                .ok_or_else(|| Error::argument("alloc", "len", len, "bytes must fit in 64 bits"))?;
+            device.make_current()?;
+            // SAFETY: `address` is a valid place for the result, and the device's context is current.
+            check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, bytes) })?;
+        }
+        Ok(Buffer { device: device.clone(), ptr: DevicePtr::from_raw(address), len })
+    }
+
+    /// A copy of `data`, complete on return.
+    pub(crate) fn upload(device: &Device, data: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = Self::uninit(device, data.len())?;
+        buffer.copy_from(data, &device.default_stream())?;
+        Ok(buffer)
+    }
+
+    /// The address of element 0.
+    pub fn ptr(&self) -> DevicePtr<T> {
+        self.ptr
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// All of it, to read.
+    pub fn as_slice(&self) -> Slice<'_, T> {
+        Slice { device: &self.device, ptr: self.ptr, len: self.len }
+    }
+
+    /// All of it, to write.
+    pub fn as_mut_slice(&mut self) -> SliceMut<'_, T> {
+        SliceMut { device: &self.device, ptr: self.ptr, len: self.len, exclusive: PhantomData }
+    }
+
+    /// The elements of `range`, to read. Panics when the range is out of bounds, as slicing does.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'_, T> {
+        self.as_slice().slice(range)
+    }
+
+    /// The elements of `range`, to write. Panics when the range is out of bounds, as slicing does.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
+        self.as_mut_slice().into_slice_mut(range)
+    }
+
+    /// Copies everything to the host after the work already in `stream`, and waits for it.
+    pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
+        self.as_slice().to_vec(stream)
+    }
+
+    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits for it.
+    pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
+        self.as_mut_slice().copy_from(data, stream)
+    }
+
+    /// Sets every byte to `byte`, in `stream`'s order.
+    pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
+        self.as_mut_slice().fill_bytes(byte, stream)
+    }
+}
+
+impl<T: Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if !self.ptr.is_null() && self.device.make_current().is_ok() {
+            // SAFETY: the address came from cuMemAlloc, is freed once, and the driver itself waits for kernels that
+            // still use it. A failure (a context already lost to a fault) leaves nothing to be done.
+            unsafe { sys::cuMemFree_v2(self.ptr.raw()) };
+        }
+    }
+}
+
+impl<T: Pod> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
+    }
+}
+
+/// Borrowed device memory that an operation reads.
+pub struct Slice<'a, T> {
+    device: &'a Device,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<T> Clone for Slice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Slice<'_, T> {}
+
+/// Borrowed device memory that an operation writes.
+pub struct SliceMut<'a, T> {
+    device: &'a Device,
+    ptr: DevicePtr<T>,
+    len: usize,
+    exclusive: PhantomData<&'a mut [T]>,
+}
+
+/// `start..end` of a range over `len` elements; panics when it does not fit.
+fn bounds(range: impl RangeBounds<usize>, len: usize) -> (usize, usize) {
+    let start = match range.start_bound() {
+        Bound::Included(&n) => n,
+        Bound::Excluded(&n) => n + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&n) => n + 1,
+        Bound::Excluded(&n) => n,
+        Bound::Unbounded => len,
+    };
+    assert!(start <= end && end <= len, "range {start}..{end} of a device slice of {len} elements");
+    (start, end)
+}
+
+impl<'a, T: Pod> Slice<'a, T> {
+    /// A slice of memory that this library did not allocate.
+    ///
+    /// # Safety
+    /// `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid until every
+    /// operation that was given the slice has completed on its stream.
+    pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> Slice<'a, T> {
+        Slice { device, ptr, len }
+    }
+
+    /// An empty slice with the null pointer.
+    pub fn empty(device: &'a Device) -> Slice<'a, T> {
+        Slice { device, ptr: DevicePtr::null(), len: 0 }
+    }
+
+    /// The address of element 0.
+    pub fn ptr(&self) -> DevicePtr<T> {
+        self.ptr
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'a, T> {
+        let (start, end) = bounds(range, self.len);
+        Slice { device: self.device, ptr: self.ptr.offset(start), len: end - start }
+    }
+
+    /// The same bytes as elements of another type. Panics unless alignment and length fit.
+    pub fn cast<U: Pod>(self) -> Slice<'a, U> {
+        let len = cast_len::<T, U>(self.ptr, self.len);
+        Slice { device: self.device, ptr: self.ptr.cast(), len }
+    }
+
+    /// Copies everything to the host after the work already in `stream`, and waits for it.
+    pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
+        self.check_device("to_vec", "source", stream)?;
+        let mut host = vec![T::zeroed(); self.len];
+        if self.len > 0 {
+            stream.make_current()?;
+            let bytes = self.len * size_of::<T>();
+            // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the slice's
+            // invariant, and the stream is waited for below, before `host` can move.
+            let code = unsafe {
+                sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), self.ptr.raw(), bytes, stream.raw())
+            };
+            check("cuMemcpyDtoHAsync", code)?;
+        }
+        stream.synchronize()?;
+        Ok(host)
+    }
+
+    /// Refuses the argument `name` of `op` when it lies on another device than `stream`.
+    pub(crate) fn check_device(&self, op: &'static str, name: &str, stream: &Stream) -> Result<()> {
+        if self.len == 0 || self.device.same_as(stream.device()) {
+            return Ok(());
+        }
+        let rule = format!("must be on the stream's device, {}", stream.device());
+        Err(Error::argument(op, name, format!("memory of {}", self.device), rule))
+    }
+
+    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements.
+    pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+        self.check_device(op, name, stream)?;
+        check_len(op, name, self.len, len)
+    }
+}
+
+/// Refuses a slice of `len` elements where `needed` are needed.
+fn check_len(op: &'static str, name: &str, len: usize, needed: usize) -> Result<()> {
+    if len >= needed {
+        return Ok(());
+    }
+    Err(Error::argument(op, name, format!("{len} elements"), format!("must have at least {needed} elements")))
+}
+
+fn cast_len<T, U>(ptr: DevicePtr<T>, len: usize) -> usize {
+    let bytes = len * size_of::<T>();
+    assert!(
+        ptr.raw().is_multiple_of(align_of::<U>() as u64) && bytes.is_multiple_of(size_of::<U>()),
+        "{bytes} bytes at {ptr:?} are not a slice of {}",
+        std::any::type_name::<U>()
+    );
+    bytes / size_of::<U>()
+}
+
+impl<'a, T: Pod> SliceMut<'a, T> {
+    /// A slice of memory that this library did not allocate.
+    ///
+    /// # Safety
+    /// As [`Slice::from_raw`], and nothing else may use the memory until the operations that were given the slice have
+    /// completed on their stream.
+    pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> SliceMut<'a, T> {
+        SliceMut { device, ptr, len, exclusive: PhantomData }
+    }
+
+    /// An empty slice with the null pointer.
+    pub fn empty(device: &'a Device) -> SliceMut<'a, T> {
+        SliceMut { device, ptr: DevicePtr::null(), len: 0, exclusive: PhantomData }
+    }
+
+    /// The address of element 0.
+    pub fn ptr(&self) -> DevicePtr<T> {
+        self.ptr
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// The same memory, to read.
+    pub fn as_slice(&self) -> Slice<'_, T> {
+        Slice { device: self.device, ptr: self.ptr, len: self.len }
+    }
+
+    /// The same memory, for a call that takes a `SliceMut` by value.
+    pub fn reborrow(&mut self) -> SliceMut<'_, T> {
+        SliceMut { device: self.device, ptr: self.ptr, len: self.len, exclusive: PhantomData }
+    }
+
+    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
+        self.reborrow().into_slice_mut(range)
+    }
+
+    /// As `slice_mut`, for the whole lifetime.
+    pub fn into_slice_mut(self, range: impl RangeBounds<usize>) -> SliceMut<'a, T> {
+        let (start, end) = bounds(range, self.len);
+        SliceMut {
+            device: self.device,
+            ptr: self.ptr.offset(start),
+            len: end - start,
+            exclusive: PhantomData,
+        }
+    }
+
+    /// The first `mid` elements and the rest. Panics when there are fewer, as slicing does.
+    pub fn split_at(self, mid: usize) -> (SliceMut<'a, T>, SliceMut<'a, T>) {
+        let (_, rest) = bounds(mid.., self.len);
+        let head = SliceMut { device: self.device, ptr: self.ptr, len: mid, exclusive: PhantomData };
+        let tail = SliceMut {
+            device: self.device,
+            ptr: self.ptr.offset(mid),
+            len: rest - mid,
+            exclusive: PhantomData,
+        };
+        (head, tail)
+    }
+
+    /// The same bytes as elements of another type. Panics unless alignment and length fit.
+    pub fn cast<U: Pod>(self) -> SliceMut<'a, U> {
+        let len = cast_len::<T, U>(self.ptr, self.len);
+        SliceMut { device: self.device, ptr: self.ptr.cast(), len, exclusive: PhantomData }
+    }
+
+    /// Copies everything to the host after the work already in `stream`, and waits for it.
+    pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
+        self.as_slice().to_vec(stream)
+    }
+
+    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits for it.
+    pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
+        self.check_device("copy_from", "destination", stream)?;
+        if data.len() != self.len {
+            let rule = format!("must have the {} elements of the destination", self.len);
+            return Err(Error::argument("copy_from", "data", format!("{} elements", data.len()), rule));
+        }
+        if self.len > 0 {
+            stream.make_current()?;
+            let bytes = size_of_val(data);
+            // SAFETY: `data` is `bytes` bytes long, the device range lies inside an allocation by the slice's
+            // invariant, and the stream is waited for below, while `data` is still borrowed.
+            let code = unsafe {
+                sys::cuMemcpyHtoDAsync_v2(self.ptr.raw(), data.as_ptr().cast(), bytes, stream.raw())
+            };
+            check("cuMemcpyHtoDAsync", code)?;
+        }
+        stream.synchronize()
+    }
+
+    /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
+    pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
+        self.check_device("fill_bytes", "destination", stream)?;
+        if self.len == 0 {
+            return Ok(());
+        }
+        stream.make_current()?;
+        // SAFETY: the range lies inside an allocation by the slice's invariant.
+        let code =
+            unsafe { sys::cuMemsetD8Async(self.ptr.raw(), byte, self.len * size_of::<T>(), stream.raw()) };
+        check("cuMemsetD8Async", code)
+    }
+
+    /// Refuses the argument `name` of `op` when it lies on another device than `stream`.
+    pub(crate) fn check_device(&self, op: &'static str, name: &str, stream: &Stream) -> Result<()> {
+        self.as_slice().check_device(op, name, stream)
+    }
+
+    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements.
+    pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+        self.as_slice().check(op, name, len, stream)
+    }
+}
+
+impl<'a, T: Pod> From<&'a Buffer<T>> for Slice<'a, T> {
+    fn from(buffer: &'a Buffer<T>) -> Slice<'a, T> {
+        buffer.as_slice()
+    }
+}
+
+impl<'a, T: Pod> From<&'a mut Buffer<T>> for SliceMut<'a, T> {
+    fn from(buffer: &'a mut Buffer<T>) -> SliceMut<'a, T> {
+        buffer.as_mut_slice()
+    }
+}
+
+impl<'a, T: Pod> From<SliceMut<'a, T>> for Slice<'a, T> {
+    fn from(slice: SliceMut<'a, T>) -> Slice<'a, T> {
+        Slice { device: slice.device, ptr: slice.ptr, len: slice.len }
+    }
+}

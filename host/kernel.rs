@@ -1,0 +1,107 @@
+//! What the generated launchers are made of: device addresses, grids and the trait that marshals arguments.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument takes.
+#[repr(transparent)]
+pub struct DevicePtr<T> {
+    address: u64,
+    element: PhantomData<*mut T>,
+}
+
+// SAFETY: a number; the host never dereferences it, so it may go to any thread whatever `T` is.
+unsafe impl<T> Send for DevicePtr<T> {}
+// SAFETY: as above; it has no interior state.
+unsafe impl<T> Sync for DevicePtr<T> {}
+
+impl<T> DevicePtr<T> {
+    /// The pointer to `address`, which nothing has checked yet.
+    pub const fn from_raw(address: u64) -> DevicePtr<T> {
+        DevicePtr { address, element: PhantomData }
+    }
+
+    /// The null pointer, which kernels take where an argument is optional.
+    pub const fn null() -> DevicePtr<T> {
+        DevicePtr::from_raw(0)
+    }
+
+    /// The address as a `CUdeviceptr`.
+    pub const fn raw(self) -> u64 {
+        self.address
+    }
+
+    /// Whether it is the null pointer.
+    pub const fn is_null(self) -> bool {
+        self.address == 0
+    }
+
+    /// The address `elements` further on.
+    pub const fn offset(self, elements: usize) -> DevicePtr<T> {
+        DevicePtr::from_raw(self.address + (elements * size_of::<T>()) as u64)
+    }
+
+    /// The same address, for elements of another type.
+    pub const fn cast<U>(self) -> DevicePtr<U> {
+        DevicePtr::from_raw(self.address)
+    }
+}
+
+impl<T> Clone for DevicePtr<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for DevicePtr<T> {}
+impl<T> PartialEq for DevicePtr<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+impl<T> Eq for DevicePtr<T> {}
+impl<T> fmt::Debug for DevicePtr<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.address)
+    }
+}
+
+/// A kernel with its arguments, ready to launch. Implemented by the generated launchers alone.
+pub trait Kernel {
+    /// The entry's name in the PTX.
+    const NAME: &'static str;
+    /// Threads per block, as the kernel declares them.
+    const THREADS: u32;
+
+    /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
+}
+
+/// Blocks of a launch, in up to three dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks along x.
+    pub x: u32,
+    /// Blocks along y, at most 65535.
+    pub y: u32,
+    /// Blocks along z, at most 65535.
+    pub z: u32,
+}
+
+impl From<u32> for Grid {
+    fn from(x: u32) -> Grid {
+        Grid { x, y: 1, z: 1 }
+    }
+}
+
+impl From<(u32, u32)> for Grid {
+    fn from((x, y): (u32, u32)) -> Grid {
+        Grid { x, y, z: 1 }
+    }
+}
+
+impl From<(u32, u32, u32)> for Grid {
+    fn from((x, y, z): (u32, u32, u32)) -> Grid {
+        Grid { x, y, z }
+    }
+}

@@ -1,0 +1,41 @@
+//! The compiled kernels: a typed launcher for each, the PTX of each family, and what each kernel uses.
+//!
+//! The build script generates the launchers from the `#[kernel]` functions of `kernels-gpu`. A launcher's fields are the
+//! kernel's arguments; [`Device::launch`](crate::Device::launch) takes it. Launching is unsafe where the pointers are not
+//! checked; the operations in [`ops`](crate::ops) check them.
+
+use crate::device::Family;
+use crate::kernel::{DevicePtr, Kernel};
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// What one kernel uses, as its source declares and as `ptxas` found at build time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSummary {
+    /// The entry's name in the PTX.
+    pub name: &'static str,
+    /// Threads per block.
+    pub threads: u32,
+    /// Blocks that fit on one SM at a time.
+    pub min_blocks: u32,
+    /// Registers per thread; none if the build had no `ptxas`.
+    pub registers: Option<u32>,
+    /// Bytes of static shared memory per block.
+    pub static_shared: u32,
+}
+
+/// The PTX of `family`.
+pub fn ptx(family: Family) -> &'static str {
+    match family {
+        Family::Sm89 => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_89.ptx")),
+        Family::Sm90a => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_90a.ptx")),
+    }
+}
+
+/// The kernels of `family`, by name.
+pub fn summaries(family: Family) -> &'static [KernelSummary] {
+    match family {
+        Family::Sm89 => SM_89,
+        Family::Sm90a => SM_90A,
+    }
+}

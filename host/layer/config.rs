@@ -1,0 +1,184 @@
+//! What an MoE layer computes: sizes, routing, activation, quantisation, and which experts are here.
+
+use crate::error::{Result, require};
+use crate::ops::activation::ActivationFunction;
+use crate::ops::grouped_gemm::Accumulation;
+
+/// How experts are chosen from the router's logits, and how their outputs are weighted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Routing {
+    /// Softmax over all experts, the k largest; Mixtral, Qwen3-MoE.
+    Softmax {
+        /// Whether the k weights are divided by their sum.
+        renormalize: bool,
+    },
+    /// Groups of experts first, then the best in the best groups; DeepSeek-V3.
+    Grouped {
+        /// Scores are sigmoids of the logits; else their softmax.
+        sigmoid: bool,
+        /// Groups that the experts are cut into.
+        groups: usize,
+        /// Groups that experts are picked from.
+        topk_group: usize,
+        /// Whether the k weights are divided by (their sum + 1e-20).
+        renormalize: bool,
+        /// Factor of all weights.
+        scaling_factor: f32,
+    },
+    /// The largest logits; weight = sigmoid(logit), applied to the expert's input and not to its output; Llama-4.
+    SigmoidInput,
+}
+
+/// How weights and activations are quantised to e4m3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's static scheme.
+    TensorStatic,
+    /// Weights per output channel, activations per token at run time; compressed-tensors, Llama-4.
+    ChannelToken,
+    /// Weights in 128x128 blocks, activations in 1x128 groups at run time; DeepSeek-V3, Qwen3.
+    Block128,
+}
+
+impl std::fmt::Display for Quantization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Quantization::TensorStatic => "per-tensor weights, static per-tensor activations",
+            Quantization::ChannelToken => "per-channel weights, per-token activations",
+            Quantization::Block128 => "128x128-block weights, 1x128-group activations",
+        })
+    }
+}
+
+/// An MoE layer's sizes and choices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeConfig {
+    /// H, columns of the hidden states; a multiple of 16.
+    pub hidden_size: usize,
+    /// I, columns of the intermediate; a multiple of 16.
+    pub intermediate_size: usize,
+    /// E, experts of the model.
+    pub experts: usize,
+    /// k, experts per token.
+    pub top_k: usize,
+    /// How experts are chosen.
+    pub routing: Routing,
+    /// Between the projections.
+    pub activation: ActivationFunction,
+    /// FP8 scheme.
+    pub quantization: Quantization,
+    /// How the GEMMs keep their sums.
+    pub accumulation: Accumulation,
+    /// The experts this rank holds, in ascending order; `None` for all of them.
+    pub local_experts: Option<Vec<usize>>,
+}
+
+impl Default for MoeConfig {
+    fn default() -> MoeConfig {
+        MoeConfig {
+            hidden_size: 0,
+            intermediate_size: 0,
+            experts: 0,
+            top_k: 0,
+            routing: Routing::Softmax { renormalize: true },
+            activation: ActivationFunction::Silu,
+            quantization: Quantization::Block128,
+            accumulation: Accumulation::Promoted,
+            local_experts: None,
+        }
+    }
+}
+
+const OP: &str = "MoeConfig";
+
+impl MoeConfig {
+    /// Refuses sizes that the kernels cannot do, with the rule.
+    pub fn validate(&self) -> Result<()> {
+        let sixteen = |name, size: usize| {
+            require(size > 0 && size.is_multiple_of(16), OP, name, size, || {
+                "must be a positive multiple of 16".into()
+            })?;
+            require(size < 1 << 24, OP, name, size, || "must be below 2^24".into())
+        };
+        sixteen("hidden_size", self.hidden_size)?;
+        sixteen("intermediate_size", self.intermediate_size)?;
+        require((1..=4096).contains(&self.experts), OP, "experts", self.experts, || {
+            "must be in 1..=4096".into()
+        })?;
+        require((1..=self.experts).contains(&self.top_k), OP, "top_k", self.top_k, || {
+            format!("must be in 1..={}, the number of experts", self.experts)
+        })?;
+        let one = self.routing != Routing::SigmoidInput || self.top_k == 1;
+        require(one, OP, "top_k", self.top_k, || {
+            "must be 1 where the routing weight is applied to the input".into()
+        })?;
+        if let Routing::Grouped { groups, topk_group, scaling_factor, .. } = self.routing {
+            require(groups > 0 && self.experts.is_multiple_of(groups), OP, "groups", groups, || {
+                format!("must divide the {} experts", self.experts)
+            })?;
+            require((1..=groups).contains(&topk_group), OP, "topk_group", topk_group, || {
+                format!("must be in 1..={groups}, the number of groups")
+            })?;
+            let candidates = topk_group * (self.experts / groups);
+            require(self.top_k <= candidates, OP, "top_k", self.top_k, || {
+                format!("must be at most {candidates}, the experts in {topk_group} groups")
+            })?;
+            require(scaling_factor.is_finite(), OP, "scaling_factor", scaling_factor, || {
+                "must be finite".into()
+            })?;
+        }
+        if let Some(local) = &self.local_experts {
+            let ascending = local.windows(2).all(|pair| pair[0] < pair[1]);
+            require(ascending, OP, "local_experts", format!("{local:?}"), || "must ascend".into())?;
+            let last = local.last().copied();
+            require(
+                last.is_none_or(|last| last < self.experts),
+                OP,
+                "local_experts",
+                format!("{local:?}"),
+                || format!("must be below {}, the number of experts", self.experts),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// E_loc, the experts this rank holds.
+    pub fn local_count(&self) -> usize {
+        self.local_experts.as_ref().map_or(self.experts, Vec::len)
+    }
+
+    /// The global numbers of this rank's experts.
+    pub fn local_ids(&self) -> Vec<usize> {
+        self.local_experts.clone().unwrap_or_else(|| (0..self.experts).collect())
+    }
+
+    /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts.
+    pub fn for_rank(&self, rank: usize, ranks: usize) -> Result<MoeConfig> {
+        require(ranks > 0 && self.experts.is_multiple_of(ranks), OP, "ranks", ranks, || {
+            format!("must divide the {} experts", self.experts)
+        })?;
+        require(rank < ranks, OP, "rank", rank, || format!("must be below {ranks}, the number of ranks"))?;
+        let each = self.experts / ranks;
+        let local_experts = Some((rank * each..(rank + 1) * each).collect());
+        Ok(MoeConfig { local_experts, ..self.clone() })
+    }
+
+    /// `expert_map [E]`: global expert to local expert, -1 where it is not on this rank; `None` when all are here.
+    pub(crate) fn expert_map(&self) -> Option<Vec<i32>> {
+        let local = self.local_experts.as_ref()?;
+        let mut map = vec![-1; self.experts];
+        for (index, &expert) in local.iter().enumerate() {
+            map[expert] = index as i32;
+        }
+        Some(map)
+    }
+
+    /// Columns of the intermediate as it lies in device memory. Block scales of the up half must begin at a block, so
+    /// there the intermediate is padded with zero weights to a multiple of 128; that changes no result.
+    pub(crate) fn padded_intermediate(&self) -> usize {
+        match self.quantization {
+            Quantization::Block128 => self.intermediate_size.next_multiple_of(128),
+            Quantization::TensorStatic | Quantization::ChannelToken => self.intermediate_size,
+        }
+    }
+}

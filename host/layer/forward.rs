@@ -1,0 +1,410 @@
+//! The operations of one forward, in order.
+
+use half::{bf16, f16};
+
+use super::OP;
+use crate::buffer::{Slice, SliceMut};
+use crate::error::Result;
+use crate::fp8::E4m3;
+use crate::layer::config::{MoeConfig, Quantization, Routing};
+use crate::layer::weights::DeviceWeights;
+use crate::layer::workspace::{Layout, permute_shape};
+use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
+use crate::ops::grouped_gemm::heuristics::{self, Path};
+use crate::ops::grouped_gemm::{AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm};
+use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
+use crate::ops::problem_sizes::TileScheduleOut;
+use crate::ops::quantize::{
+    Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize,
+};
+use crate::ops::router::{
+    Grouped, RouterLogits, RouterLogitsPath, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+};
+use crate::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
+use crate::stream::Stream;
+
+/// Types that a layer can write: bf16, f16, f32.
+pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
+
+impl OutputElement for bf16 {}
+impl OutputElement for f16 {}
+impl OutputElement for f32 {}
+
+mod sealed {
+    use crate::buffer::SliceMut;
+    use crate::ops::quantize::ActivationsMut;
+    use half::{bf16, f16};
+
+    pub trait Sealed: Sized {
+        /// Whether GEMM 2 writes f16 on the way to this type; else bf16.
+        const THROUGH_F16: bool;
+        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_>;
+    }
+
+    impl Sealed for bf16 {
+        const THROUGH_F16: bool = false;
+        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
+            ActivationsMut::Bf16(slice)
+        }
+    }
+
+    impl Sealed for f16 {
+        const THROUGH_F16: bool = true;
+        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
+            ActivationsMut::F16(slice)
+        }
+    }
+
+    impl Sealed for f32 {
+        const THROUGH_F16: bool = false;
+        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
+            ActivationsMut::F32(slice)
+        }
+    }
+}
+
+/// A routing: `[T, k]` each.
+#[derive(Clone, Copy)]
+pub(crate) struct Routed<'a> {
+    pub topk_ids: Slice<'a, i32>,
+    pub topk_weights: Slice<'a, f32>,
+}
+
+/// One forward.
+pub(crate) struct Call<'a> {
+    pub config: &'a MoeConfig,
+    pub weights: &'a DeviceWeights,
+    /// T, at least 1.
+    pub tokens: usize,
+    /// Told each operation before it is enqueued.
+    pub observe: &'a dyn Fn(Step),
+}
+
+/// An operation of a forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What it is, e.g. `grouped GEMM 1`.
+    pub name: &'static str,
+    /// Its number, from 0.
+    pub index: usize,
+}
+
+impl Step {
+    /// The operations of a forward, in order.
+    pub const NAMES: [&'static str; 7] =
+        ["router", "permute", "quantise", "grouped GEMM 1", "activation", "grouped GEMM 2", "unpermute"];
+}
+
+/// The workspace, cut up.
+struct Parts<'a> {
+    expert_offsets: SliceMut<'a, i64>,
+    sorted_rows: SliceMut<'a, i32>,
+    inverse: SliceMut<'a, i32>,
+    schedule: SliceMut<'a, [u32; 4]>,
+    sorting: SliceMut<'a, u8>,
+    quantised: SliceMut<'a, E4m3>,
+    scales: SliceMut<'a, f32>,
+    products: SliceMut<'a, u8>,
+}
+
+/// Takes parts off the front of a workspace, in the order of the layout.
+struct Cutter<'a> {
+    rest: SliceMut<'a, u8>,
+    position: usize,
+}
+
+impl<'a> Cutter<'a> {
+    fn take<T: bytemuck::Pod>(&mut self, range: &std::ops::Range<usize>) -> SliceMut<'a, T> {
+        let device = self.rest.device();
+        let rest = std::mem::replace(&mut self.rest, SliceMut::empty(device));
+        let (_, rest) = rest.split_at(range.start - self.position);
+        let (part, rest) = rest.split_at(range.len());
+        (self.rest, self.position) = (rest, range.end);
+        part.cast()
+    }
+}
+
+impl Call<'_> {
+    /// Enqueues everything. The arguments have been checked; `workspace` is as long as `layout` says.
+    pub fn enqueue<O: OutputElement>(
+        &self,
+        stream: &Stream,
+        hidden: Slice<'_, bf16>,
+        routed: Option<Routed<'_>>,
+        layout: &Layout,
+        workspace: SliceMut<'_, u8>,
+        mut out: SliceMut<'_, O>,
+    ) -> Result<()> {
+        let mut cutter = Cutter { rest: workspace, position: 0 };
+        let logits = cutter.take(&layout.logits);
+        let mut topk_ids = cutter.take(&layout.topk_ids);
+        let mut topk_weights = cutter.take(&layout.topk_weights);
+        let mut parts = Parts {
+            expert_offsets: cutter.take(&layout.expert_offsets),
+            sorted_rows: cutter.take(&layout.sorted_rows),
+            inverse: cutter.take(&layout.inverse),
+            schedule: cutter.take(&layout.schedule),
+            sorting: cutter.take(&layout.sorting),
+            quantised: cutter.take(&layout.quantised),
+            scales: cutter.take(&layout.scales),
+            products: cutter.take(&layout.products),
+        };
+        let routed = match routed {
+            Some(routed) => routed,
+            None => {
+                self.step(0);
+                self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
+                Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
+            }
+        };
+        if self.config.local_count() == 0 {
+            return out.fill_bytes(0, stream);
+        }
+        self.step(1);
+        self.permute(stream, routed, &mut parts)?;
+        self.step(2);
+        self.quantize(stream, hidden, routed, &mut parts)?;
+        self.step(3);
+        self.first_gemm(stream, &mut parts)?;
+        self.step(4);
+        self.activate(stream, &mut parts)?;
+        self.step(5);
+        self.second_gemm(stream, O::THROUGH_F16, &mut parts)?;
+        self.step(6);
+        self.unpermute(stream, routed, O::THROUGH_F16, &parts, O::erase(out))
+    }
+
+    /// Tells which operation comes.
+    fn step(&self, index: usize) {
+        (self.observe)(Step { name: Step::NAMES[index], index });
+    }
+
+    /// P, rows of the permuted matrices.
+    fn rows(&self) -> usize {
+        permute_shape(self.config, self.tokens).capacity()
+    }
+
+    fn route(
+        &self,
+        stream: &Stream,
+        hidden: Slice<'_, bf16>,
+        mut logits: SliceMut<'_, f32>,
+        topk_ids: SliceMut<'_, i32>,
+        topk_weights: SliceMut<'_, f32>,
+    ) -> Result<()> {
+        let MoeConfig { experts, top_k, hidden_size, routing, .. } = *self.config;
+        let Some(router) = &self.weights.router else {
+            return Err(crate::Error::argument(
+                OP,
+                "router",
+                "None",
+                "the layer was made without router weights; forward_routed takes the routing from the caller",
+            ));
+        };
+        let tokens = self.tokens;
+        let args = RouterLogits {
+            tokens,
+            experts,
+            hidden: hidden_size,
+            hidden_states: hidden,
+            gate: router.as_slice(),
+            logits: logits.reborrow(),
+            path: RouterLogitsPath::default(),
+        };
+        router_logits(stream, args)?;
+        let top = TopK { tokens, experts, top_k, logits: logits.as_slice(), topk_ids, topk_weights };
+        match routing {
+            Routing::Softmax { renormalize } => softmax_top_k(stream, top, renormalize),
+            Routing::SigmoidInput => sigmoid_top_k(stream, top),
+            Routing::Grouped { sigmoid, groups, topk_group, renormalize, scaling_factor } => {
+                let correction_bias = self.weights.correction_bias.as_ref().map(|bias| bias.as_slice());
+                let grouped = Grouped {
+                    sigmoid,
+                    correction_bias,
+                    groups,
+                    topk_group,
+                    renormalize,
+                    routed_scaling_factor: scaling_factor,
+                };
+                grouped_top_k(stream, top, grouped)
+            }
+        }
+    }
+
+    fn permute(&self, stream: &Stream, routed: Routed<'_>, parts: &mut Parts<'_>) -> Result<()> {
+        let args = Permute {
+            topk_ids: routed.topk_ids,
+            expert_map: self.weights.expert_map.as_ref().map(|map| map.as_slice()),
+            expert_offsets: parts.expert_offsets.reborrow(),
+            sorted_rows: parts.sorted_rows.reborrow(),
+            inverse: parts.inverse.reborrow(),
+            row_experts: None,
+            problem_sizes: None,
+            tile_schedule: Some(TileScheduleOut {
+                block_m: self.block_m(stream),
+                entries: parts.schedule.reborrow(),
+            }),
+            workspace: parts.sorting.reborrow(),
+            path: PermutePath::Auto,
+        };
+        permute(stream, permute_shape(self.config, self.tokens), args)
+    }
+
+    fn quantize(
+        &self,
+        stream: &Stream,
+        hidden: Slice<'_, bf16>,
+        routed: Routed<'_>,
+        parts: &mut Parts<'_>,
+    ) -> Result<()> {
+        let columns = self.config.hidden_size;
+        let args = Quantize {
+            x: Activations::Bf16(hidden),
+            row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
+            destinations: Destinations::Scatter {
+                top_k: self.config.top_k,
+                capacity: self.rows(),
+                inverse: parts.inverse.as_slice(),
+                expert_offsets: parts.expert_offsets.as_slice(),
+                sorted_rows: None,
+            },
+            scheme: match self.config.quantization {
+                Quantization::TensorStatic => {
+                    Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() }
+                }
+                Quantization::ChannelToken => {
+                    Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None }
+                }
+                Quantization::Block128 => Scheme::Group {
+                    group_size: 128,
+                    scales: parts.scales.reborrow(),
+                    layout: ScaleLayout::row_major(columns.div_ceil(128)),
+                },
+            },
+            q: parts.quantised.reborrow(),
+        };
+        quantize(stream, QuantizeShape { rows: self.tokens, columns }, args)
+    }
+
+    /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the activation, which is
+    /// an error of 1 to 2 % in the output.
+    fn first_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
+        let shape = self.first_gemm_shape();
+        let scale = self.weights.w13_scale.as_slice();
+        let args = GroupedGemm {
+            a: parts.quantised.as_slice(),
+            a_scale: self.a_scale(0, shape.k, parts.scales.as_slice()),
+            b: self.weights.w13.as_slice(),
+            b_scale: match self.config.quantization {
+                // Gate and up have scales of their own, so that per-tensor scales are scales per channel here.
+                Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
+                Quantization::Block128 => BScale::Block(scale),
+            },
+            expert_offsets: parts.expert_offsets.as_slice(),
+            schedule: Schedule { block_m: self.block_m(stream), entries: parts.schedule.as_slice() },
+            out: GemmOut::F32(parts.products.reborrow().cast()),
+            shape,
+            accumulation: self.config.accumulation,
+            path: Path::default(),
+        };
+        grouped_gemm(stream, args)
+    }
+
+    /// `[P, H] = [P, I] * w2^T`.
+    fn second_gemm(&self, stream: &Stream, through_f16: bool, parts: &mut Parts<'_>) -> Result<()> {
+        let MoeConfig { hidden_size: n, quantization, accumulation, .. } = *self.config;
+        let shape = GemmShape { n, k: self.config.padded_intermediate(), ..self.first_gemm_shape() };
+        let out = parts.products.reborrow();
+        let out = if through_f16 { GemmOut::F16(out.cast()) } else { GemmOut::Bf16(out.cast()) };
+        let scale = self.weights.w2_scale.as_slice();
+        let args = GroupedGemm {
+            a: parts.quantised.as_slice(),
+            a_scale: self.a_scale(1, shape.k, parts.scales.as_slice()),
+            b: self.weights.w2.as_slice(),
+            b_scale: match quantization {
+                Quantization::TensorStatic => BScale::Expert(scale),
+                Quantization::ChannelToken => BScale::Channel(scale),
+                Quantization::Block128 => BScale::Block(scale),
+            },
+            expert_offsets: parts.expert_offsets.as_slice(),
+            schedule: Schedule { block_m: self.block_m(stream), entries: parts.schedule.as_slice() },
+            out,
+            shape,
+            accumulation,
+            path: Path::default(),
+        };
+        grouped_gemm(stream, args)
+    }
+
+    fn first_gemm_shape(&self) -> GemmShape {
+        GemmShape {
+            rows: self.rows(),
+            n: 2 * self.config.padded_intermediate(),
+            k: self.config.hidden_size,
+            experts: self.config.local_count(),
+        }
+    }
+
+    /// Rows of the tiles that both GEMMs walk.
+    fn block_m(&self, stream: &Stream) -> usize {
+        heuristics::block_m(stream.device(), &self.first_gemm_shape())
+    }
+
+    /// Scales of the activations of GEMM 1 (`which` = 0) or 2, which have `k` columns.
+    fn a_scale<'s>(&'s self, which: usize, k: usize, scales: Slice<'s, f32>) -> AScale<'s> {
+        match self.config.quantization {
+            Quantization::TensorStatic => AScale::Call(self.weights.input_scales[which].as_slice()),
+            Quantization::ChannelToken => AScale::Row(scales),
+            Quantization::Block128 => {
+                let ScaleLayout { row_stride, group_stride } = ScaleLayout::row_major(k.div_ceil(128));
+                AScale::Group { scales, row_stride, group_stride }
+            }
+        }
+    }
+
+    fn activate(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
+        let intermediate = self.config.padded_intermediate();
+        let args = Activation {
+            x: Activations::F32(parts.products.as_slice().cast()),
+            expert_offsets: Some(parts.expert_offsets.as_slice()),
+            function: self.config.activation,
+            requantization: match self.config.quantization {
+                Quantization::TensorStatic => {
+                    Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
+                }
+                Quantization::ChannelToken => Requantization::Token { scales: parts.scales.reborrow() },
+                Quantization::Block128 => Requantization::Group {
+                    group_size: 128,
+                    scales: parts.scales.reborrow(),
+                    layout: ScaleLayout::row_major(intermediate.div_ceil(128)),
+                },
+            },
+            q: parts.quantised.reborrow(),
+        };
+        activation(stream, ActivationShape { rows: self.rows(), intermediate }, args)
+    }
+
+    fn unpermute(
+        &self,
+        stream: &Stream,
+        routed: Routed<'_>,
+        f16_products: bool,
+        parts: &Parts<'_>,
+        out: ActivationsMut<'_>,
+    ) -> Result<()> {
+        let products = parts.products.as_slice();
+        let args = Unpermute {
+            y: if f16_products {
+                Activations::F16(products.cast())
+            } else {
+                Activations::Bf16(products.cast())
+            },
+            inverse: parts.inverse.as_slice(),
+            topk_weights: (self.config.routing != Routing::SigmoidInput).then_some(routed.topk_weights),
+            expert_offsets: parts.expert_offsets.as_slice(),
+            out,
+        };
+        let MoeConfig { top_k, hidden_size: hidden, .. } = *self.config;
+        unpermute(stream, UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() }, args)
+    }
+}

@@ -1,0 +1,245 @@
+//! A layer's weights: as the caller has them on the host, and as they lie on the device.
+//!
+//! ```text
+//! host, per expert                     device
+//! gate [I, H], up [I, H]        ->     w13 [E_loc, 2I', H]   gate rows 0..I', up rows I'..2I'
+//! down [H, I]                   ->     w2  [E_loc, H, I']
+//!
+//! scales     per tensor                per channel               128x128 blocks
+//! w13        [E_loc, 2I']  (each       [E_loc, 2I']              [E_loc, 2 I'/128, ceil(H/128)]
+//!            half its own scale)
+//! w2         [E_loc]                   [E_loc, H]                [E_loc, ceil(H/128), I'/128]
+//! ```
+//!
+//! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half begins at a
+//! block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is requantised.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::buffer::{Buffer, SliceMut};
+use crate::device::Device;
+use crate::error::{Result, require};
+use crate::fp8::E4m3;
+use crate::layer::config::{MoeConfig, Quantization};
+
+/// One expert's matrices and scales. A scale multiplies back: `weight ~= e4m3 * scale`.
+///
+/// Scale lengths, for a matrix `[rows, columns]`: per tensor 1; per channel `rows`; blocks
+/// `ceil(rows / 128) * ceil(columns / 128)`, row-major.
+#[derive(Clone, Debug)]
+pub struct ExpertWeights<'a> {
+    /// `[I, H]`, row-major.
+    pub gate: &'a [E4m3],
+    /// `[I, H]`, row-major.
+    pub up: &'a [E4m3],
+    /// `[H, I]`, row-major.
+    pub down: &'a [E4m3],
+    /// Scales of `gate`.
+    pub gate_scale: Cow<'a, [f32]>,
+    /// Scales of `up`.
+    pub up_scale: Cow<'a, [f32]>,
+    /// Scales of `down`.
+    pub down_scale: Cow<'a, [f32]>,
+}
+
+/// All weights of a layer on the host.
+#[derive(Clone, Debug, Default)]
+pub struct MoeWeights<'a> {
+    /// Router `[E, H]`; without it the layer takes its routing from the caller.
+    pub router: Option<Cow<'a, [bf16]>>,
+    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
+    pub correction_bias: Option<Cow<'a, [f32]>>,
+    /// This rank's experts, in the order of [`MoeConfig::local_ids`].
+    pub experts: Vec<ExpertWeights<'a>>,
+    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the second.
+    pub input_scales: Option<[f32; 2]>,
+}
+
+/// How far loading has come, in bytes of expert weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// On the device so far.
+    pub done: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// The weights on the device.
+pub(crate) struct DeviceWeights {
+    pub router: Option<Buffer<bf16>>,
+    pub correction_bias: Option<Buffer<f32>>,
+    pub w13: Buffer<E4m3>,
+    pub w2: Buffer<E4m3>,
+    pub w13_scale: Buffer<f32>,
+    pub w2_scale: Buffer<f32>,
+    /// f32 `[1]` each, empty where the activations' scales are found at run time.
+    pub input_scales: [Buffer<f32>; 2],
+    /// i32 `[E]`, -1 = not on this rank.
+    pub expert_map: Option<Buffer<i32>>,
+}
+
+const OP: &str = "MoeLayer::new";
+
+/// Scales of a `[rows, columns]` matrix.
+fn scale_count(quantization: Quantization, rows: usize, columns: usize) -> usize {
+    match quantization {
+        Quantization::TensorStatic => 1,
+        Quantization::ChannelToken => rows,
+        Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+    }
+}
+
+impl MoeWeights<'_> {
+    /// Refuses weights that do not fit `config`, naming the expert and the matrix.
+    fn validate(&self, config: &MoeConfig) -> Result<()> {
+        let (h, i, e) = (config.hidden_size, config.intermediate_size, config.experts);
+        let exactly = |name: &str, len: usize, expected: usize| {
+            require(len == expected, OP, name, format!("{len} elements"), || format!("must have {expected}"))
+        };
+        if let Some(router) = &self.router {
+            exactly("router", router.len(), e * h)?;
+        }
+        if let Some(bias) = &self.correction_bias {
+            exactly("correction_bias", bias.len(), e)?;
+        }
+        exactly("experts", self.experts.len(), config.local_count())?;
+        for (expert, weights) in config.local_ids().into_iter().zip(&self.experts) {
+            let matrices = [
+                ("gate", weights.gate, &weights.gate_scale, i, h),
+                ("up", weights.up, &weights.up_scale, i, h),
+                ("down", weights.down, &weights.down_scale, h, i),
+            ];
+            for (matrix, data, scale, rows, columns) in matrices {
+                exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
+                let count = scale_count(config.quantization, rows, columns);
+                exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
+            }
+        }
+        let is_static = config.quantization == Quantization::TensorStatic;
+        match self.input_scales {
+            Some(scales) => {
+                let usable = is_static && scales.iter().all(|s| s.is_finite() && *s > 0.0);
+                require(usable, OP, "input_scales", format!("{scales:?}"), || {
+                    "must be positive numbers, and given for static activations only".into()
+                })
+            }
+            None => require(!is_static, OP, "input_scales", "None", || "static activations need them".into()),
+        }
+    }
+
+    /// Checks the weights and copies them to the device, expert by expert in parallel.
+    pub(crate) fn upload(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<DeviceWeights> {
+        config.validate()?;
+        self.validate(config)?;
+        let layout = Layout::new(config);
+        let count = config.local_count();
+        let mut w13 = device.uninit::<E4m3>(count * layout.w13)?;
+        let mut w2 = device.uninit::<E4m3>(count * layout.w2)?;
+        let total = (self.experts.len() * 3 * config.hidden_size * config.intermediate_size) as u64;
+        let done = AtomicU64::new(0);
+        let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
+        let jobs: Vec<_> = self.experts.iter().zip(parts).collect();
+        jobs.into_par_iter().try_for_each(|(expert, (w13, w2))| {
+            layout.upload_expert(expert, w13, w2)?;
+            let bytes = (expert.gate.len() + expert.up.len() + expert.down.len()) as u64;
+            progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
+            Ok(())
+        })?;
+
+        let mut w13_scale = Vec::new();
+        let mut w2_scale = Vec::new();
+        for expert in &self.experts {
+            layout.append_w13_scales(&mut w13_scale, &expert.gate_scale);
+            layout.append_w13_scales(&mut w13_scale, &expert.up_scale);
+            w2_scale.extend_from_slice(&expert.down_scale);
+        }
+        Ok(DeviceWeights {
+            router: self.router.as_deref().map(|r| device.upload(r)).transpose()?,
+            correction_bias: self.correction_bias.as_deref().map(|b| device.upload(b)).transpose()?,
+            w13,
+            w2,
+            w13_scale: device.upload(&w13_scale)?,
+            w2_scale: device.upload(&w2_scale)?,
+            input_scales: match self.input_scales {
+                Some([first, second]) => [device.upload(&[first])?, device.upload(&[second])?],
+                None => [device.uninit(0)?, device.uninit(0)?],
+            },
+            expert_map: config.expert_map().map(|map| device.upload(&map)).transpose()?,
+        })
+    }
+}
+
+/// The buffer in consecutive parts of `len` elements.
+fn parts(buffer: &mut Buffer<E4m3>, len: usize) -> Vec<SliceMut<'_, E4m3>> {
+    let mut rest = buffer.as_mut_slice();
+    let mut parts = Vec::new();
+    while !rest.is_empty() {
+        let (part, tail) = rest.split_at(len);
+        parts.push(part);
+        rest = tail;
+    }
+    parts
+}
+
+/// Where the parts of an expert go.
+struct Layout {
+    quantization: Quantization,
+    hidden: usize,
+    intermediate: usize,
+    padded: usize,
+    /// Elements of w13 and w2 per expert.
+    w13: usize,
+    w2: usize,
+}
+
+impl Layout {
+    fn new(config: &MoeConfig) -> Layout {
+        let (hidden, intermediate, padded) =
+            (config.hidden_size, config.intermediate_size, config.padded_intermediate());
+        let (w13, w2) = (2 * padded * hidden, hidden * padded);
+        Layout { quantization: config.quantization, hidden, intermediate, padded, w13, w2 }
+    }
+
+    /// Copies one expert into its parts of w13 and w2.
+    fn upload_expert(
+        &self,
+        expert: &ExpertWeights<'_>,
+        w13: SliceMut<'_, E4m3>,
+        mut w2: SliceMut<'_, E4m3>,
+    ) -> Result<()> {
+        let stream = w2.device().default_stream();
+        let (gate, up) = w13.split_at(self.padded * self.hidden);
+        for (mut half, matrix) in [(gate, expert.gate), (up, expert.up)] {
+            let padding = (self.padded - self.intermediate) * self.hidden;
+            half.slice_mut(..matrix.len()).copy_from(matrix, &stream)?;
+            half.slice_mut(matrix.len()..).copy_from(&vec![E4m3::default(); padding], &stream)?;
+        }
+        if self.padded == self.intermediate {
+            return w2.copy_from(expert.down, &stream);
+        }
+        let mut down = vec![E4m3::default(); self.w2];
+        for (wide, row) in down.chunks_exact_mut(self.padded).zip(expert.down.chunks_exact(self.intermediate))
+        {
+            wide[..row.len()].copy_from_slice(row);
+        }
+        w2.copy_from(&down, &stream)
+    }
+
+    /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its padded size
+    /// have the same number of them.
+    fn append_w13_scales(&self, to: &mut Vec<f32>, scales: &[f32]) {
+        match self.quantization {
+            Quantization::TensorStatic => to.extend(std::iter::repeat_n(scales[0], self.padded)),
+            Quantization::ChannelToken | Quantization::Block128 => to.extend_from_slice(scales),
+        }
+    }
+}

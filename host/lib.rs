@@ -1,0 +1,40 @@
+//! FP8 Mixture-of-Experts layer for Rust.
+//!
+//! `route -> permute -> quantise -> grouped GEMM 1 -> activation + quantise -> grouped GEMM 2 -> unpermute-reduce`,
+//! in GPU kernels written in Rust. They run on NVIDIA GPUs from Ada on, and where there is none on the emulated device
+//! `sim`, which executes the same PTX.
+//!
+//! | level | what it is |
+//! |---|---|
+//! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
+//! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
+//! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
+#![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+mod buffer;
+pub mod checkpoint;
+mod device;
+mod error;
+mod fp8;
+mod kernel;
+pub mod kernels;
+pub mod layer;
+pub mod ops;
+mod stream;
+
+pub use buffer::{Buffer, Slice, SliceMut};
+pub use checkpoint::Checkpoint;
+pub use device::{Device, DeviceSpec, Family};
+pub use error::{Error, Result};
+pub use fp8::E4m3;
+pub use kernel::{DevicePtr, Grid, Kernel};
+pub use layer::{
+    Accumulation, ActivationFunction, ExpertWeights, MoeConfig, MoeLayer, MoeWeights, OutputElement,
+    Progress, Quantization, Routing, Step, Workspace,
+};
+pub use stream::{Event, Graph, Stream};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

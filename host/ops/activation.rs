@@ -1,0 +1,149 @@
+//! Activation of GEMM 1's output and its quantisation for GEMM 2, in one launch.
+//!
+//! `x [P, 2I]` holds gate in columns `0..I` and up in `I..2I`. The activation is computed in f32 and rounded once, to e4m3; the
+//! scales are those of [`quantize`](super::quantize). The error of the activation functions is documented in
+//! `kernels-gpu/src/activation/functions.rs`: a few units in the last place of f32.
+
+use super::permute::{ScaleLayout, checked_i32};
+use super::quantize::{
+    Activations, block_rows_grid, check_groups, checked_columns, valid_rows, warp_rows_grid,
+};
+use crate::buffer::{Slice, SliceMut};
+use crate::error::Result;
+use crate::fp8::E4m3;
+use crate::kernel::DevicePtr;
+use crate::kernels;
+use crate::stream::Stream;
+
+const OP: &str = "activation";
+
+/// What joins gate and up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ActivationFunction {
+    /// `up * gate / (1 + e^-gate)`.
+    #[default]
+    Silu = 0,
+    /// `up * gate * Phi(gate)`, Phi the normal distribution: the gelu defined by erf.
+    Gelu = 1,
+    /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
+    GeluTanh = 2,
+    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
+    SwigluOai = 3,
+}
+
+/// Sizes of an activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationShape {
+    /// P, rows of `x` and `q`.
+    pub rows: usize,
+    /// I.
+    pub intermediate: usize,
+}
+
+/// How to scale the activated values.
+pub enum Requantization<'a> {
+    /// One scale, given: `q = value * (1 / scale)`.
+    TensorStatic {
+        /// f32 `[1]`.
+        scale: Slice<'a, f32>,
+    },
+    /// One scale per row.
+    Token {
+        /// f32 `[P]`.
+        scales: SliceMut<'a, f32>,
+    },
+    /// One scale per row and group of columns.
+    Group {
+        /// Columns that share a scale: 128 or 64.
+        group_size: usize,
+        /// f32, of P rows.
+        scales: SliceMut<'a, f32>,
+        /// Layout of `scales`, e.g. `ScaleLayout::row_major(intermediate.div_ceil(group_size))`.
+        layout: ScaleLayout,
+    },
+}
+
+/// Arguments of [`activation`].
+pub struct Activation<'a> {
+    /// bf16, f16 or f32 `[P, 2I]`.
+    pub x: Activations<'a>,
+    /// i64 `[E_loc + 1]`, from `permute`: rows from its last element on are neither read nor written. Without it, all are.
+    pub expert_offsets: Option<Slice<'a, i64>>,
+    /// What joins gate and up.
+    pub function: ActivationFunction,
+    /// How to scale.
+    pub requantization: Requantization<'a>,
+    /// e4m3 `[P, I]`.
+    pub q: SliceMut<'a, E4m3>,
+}
+
+/// Launches one of the three kernels of a family by the element type of `x`.
+macro_rules! launch_typed {
+    ($stream:ident, $grid:expr, $shared:expr, $x:expr, ($bf16:ident, $f16:ident, $f32:ident) { $($field:ident),+ $(,)? }) => {
+        match $x {
+            Activations::Bf16(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$bf16 { x: x.ptr(), $($field),+ })
+            }
+            Activations::F16(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$f16 { x: x.ptr(), $($field),+ })
+            }
+            Activations::F32(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$f32 { x: x.ptr(), $($field),+ })
+            }
+        }
+    };
+}
+
+/// Joins gate and up of every valid row, and quantises the result.
+///
+/// With no rows nothing is launched, and nothing is written.
+pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>) -> Result<()> {
+    let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
+    let rows = checked_i32(OP, "rows", shape.rows)?;
+    args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
+    let valid_rows = match &args.expert_offsets {
+        Some(expert_offsets) => valid_rows(OP, expert_offsets, stream)?,
+        None => DevicePtr::null(),
+    };
+    args.q.check(OP, "q", shape.rows * shape.intermediate, stream)?;
+    match &args.requantization {
+        Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
+        Requantization::Token { scales } => scales.check(OP, "scales", shape.rows, stream)?,
+        Requantization::Group { group_size, scales, layout } => {
+            check_groups(OP, *group_size, scales, layout, (shape.rows, shape.intermediate), stream)?;
+        }
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+
+    let q = args.q.ptr().cast();
+    let activation = args.function as u32;
+    let grid = warp_rows_grid(stream, rows, intermediate);
+    // SAFETY: every array was checked to have its extent on this device, and the shared memory holds the kept spans.
+    unsafe {
+        match args.requantization {
+            Requantization::TensorStatic { scale } => {
+                let scale = scale.ptr();
+                launch_typed!(stream, grid, 0, args.x, (ActivationTensorBf16, ActivationTensorF16, ActivationTensorF32) {
+                    valid_rows, scale, q, rows, intermediate, activation,
+                })
+            }
+            Requantization::Token { scales } => {
+                let scales = scales.ptr();
+                let (blocks, shared, kept_spans) = block_rows_grid(stream, rows, intermediate);
+                launch_typed!(stream, blocks, shared, args.x, (ActivationTokenBf16, ActivationTokenF16, ActivationTokenF32) {
+                    valid_rows, q, scales, rows, intermediate, activation, kept_spans,
+                })
+            }
+            Requantization::Group { group_size, scales, layout } => {
+                let (scales, group_size) = (scales.ptr(), group_size as u32);
+                let (row_stride, group_stride) = (layout.row_stride as u64, layout.group_stride as u64);
+                launch_typed!(stream, grid, 0, args.x, (ActivationGroupBf16, ActivationGroupF16, ActivationGroupF32) {
+                    valid_rows, q, scales, row_stride, group_stride, rows, intermediate, activation, group_size,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The grouped GEMM: `D[rows of e, N] = A[rows of e, K] * B[e][N, K]^T` for every expert e, with FP8 operands.
+//!
+//! ```text
+//!   A e4m3 [P, K], rows in expert order   B e4m3 [E_loc, N, K]           D bf16, f16 or f32 [P, N]
+//!
+//!   expert_offsets[0] ->  +-------+       +---+   one matrix
+//!                         |  e 0  |   *   | 0 |   per expert    =    D = cast(sa * sb * sum over K)
+//!   expert_offsets[1] ->  +-------+       +---+
+//!                         |  e 1  |       | 1 |                      rows at or past expert_offsets[E_loc]
+//!                         +-------+       +---+                      are not written
+//! ```
+//!
+//! How many rows an expert has is known on the device alone: the kernels walk the tile schedule that
+//! [`permute`](super::permute::permute) or [`tile_schedule`](super::problem_sizes::tile_schedule) wrote for the same
+//! offsets. Its `block_m` decides which kernel runs; [`heuristics`] recommends one.
+
+pub mod heuristics;
+
+use half::{bf16, f16};
+
+use super::problem_sizes::tile_schedule_entries;
+use crate::buffer::{Slice, SliceMut};
+use crate::error::{Result, require};
+use crate::fp8::E4m3;
+use crate::kernel::{DevicePtr, Kernel};
+use crate::kernels;
+use crate::stream::Stream;
+use heuristics::{Path, Plan, PortableTile};
+
+const OP: &str = "grouped_gemm";
+
+/// Rows and columns of a block that shares a scale.
+pub const SCALE_BLOCK: usize = 128;
+
+/// Scales of A.
+#[derive(Clone, Copy)]
+pub enum AScale<'a> {
+    /// f32 `[1]`: one for all of A.
+    Call(Slice<'a, f32>),
+    /// f32 `[P]`: one per row.
+    Row(Slice<'a, f32>),
+    /// One per row and 128 columns: that of row r and group g is element `r * row_stride + g * group_stride`.
+    Group {
+        /// The scales.
+        scales: Slice<'a, f32>,
+        /// Elements from a row to the next.
+        row_stride: usize,
+        /// Elements from a group to the next.
+        group_stride: usize,
+    },
+}
+
+/// Scales of B.
+#[derive(Clone, Copy)]
+pub enum BScale<'a> {
+    /// f32 `[E_loc]`: one per expert.
+    Expert(Slice<'a, f32>),
+    /// f32 `[E_loc, N]`: one per output channel.
+    Channel(Slice<'a, f32>),
+    /// f32 `[E_loc, ceil(N / 128), ceil(K / 128)]`: one per 128 x 128 block.
+    Block(Slice<'a, f32>),
+}
+
+/// Where D goes.
+pub enum GemmOut<'a> {
+    /// bf16 `[P, N]`.
+    Bf16(SliceMut<'a, bf16>),
+    /// f16 `[P, N]`; what is too large becomes an infinity.
+    F16(SliceMut<'a, f16>),
+    /// f32 `[P, N]`.
+    F32(SliceMut<'a, f32>),
+}
+
+impl<'a> From<SliceMut<'a, bf16>> for GemmOut<'a> {
+    fn from(slice: SliceMut<'a, bf16>) -> Self {
+        Self::Bf16(slice)
+    }
+}
+
+impl<'a> From<SliceMut<'a, f16>> for GemmOut<'a> {
+    fn from(slice: SliceMut<'a, f16>) -> Self {
+        Self::F16(slice)
+    }
+}
+
+impl<'a> From<SliceMut<'a, f32>> for GemmOut<'a> {
+    fn from(slice: SliceMut<'a, f32>) -> Self {
+        Self::F32(slice)
+    }
+}
+
+/// How the sum over K is kept. Scales per group or block are applied every 128 of K in f32 with either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accumulation {
+    /// In the tensor core's accumulator, which on some GPUs has fewer bits than f32 (about 14 on Hopper).
+    #[default]
+    Fast,
+    /// As `Fast`, but folded into f32 registers every 128 of K.
+    Promoted,
+}
+
+/// A tile schedule, as the device has built it or will have when the GEMM runs.
+#[derive(Clone, Copy)]
+pub struct Schedule<'a> {
+    /// Most rows of a tile: 16, 64 or 128.
+    pub block_m: usize,
+    /// [`tile_schedule_entries`] of 16 bytes, built for this `block_m` and for the call's `expert_offsets`.
+    pub entries: Slice<'a, [u32; 4]>,
+}
+
+/// Dimensions of a grouped GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmShape {
+    /// P, rows of A and D that exist, at least `expert_offsets[E_loc]`.
+    pub rows: usize,
+    /// N, columns of D: a multiple of 8.
+    pub n: usize,
+    /// K, what is summed over: a multiple of 16.
+    pub k: usize,
+    /// E_loc.
+    pub experts: usize,
+}
+
+/// Arguments of [`grouped_gemm`]. A, B and D are 16-byte aligned.
+pub struct GroupedGemm<'a> {
+    /// e4m3 `[P, K]`.
+    pub a: Slice<'a, E4m3>,
+    /// Its scales.
+    pub a_scale: AScale<'a>,
+    /// e4m3 `[E_loc, N, K]`.
+    pub b: Slice<'a, E4m3>,
+    /// Its scales.
+    pub b_scale: BScale<'a>,
+    /// i64 `[E_loc + 1]`: expert e has rows `expert_offsets[e] .. expert_offsets[e + 1]`.
+    pub expert_offsets: Slice<'a, i64>,
+    /// The row tiles of those offsets.
+    pub schedule: Schedule<'a>,
+    /// `[P, N]`.
+    pub out: GemmOut<'a>,
+    /// The dimensions.
+    pub shape: GemmShape,
+    /// How the sum is kept.
+    pub accumulation: Accumulation,
+    /// Which kernels to use.
+    pub path: Path,
+}
+
+/// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
+pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
+    arguments.check(stream)?;
+    let plan = heuristics::plan(
+        stream.device(),
+        &arguments.shape,
+        arguments.schedule.block_m,
+        arguments.accumulation,
+        arguments.scales_change_along_k(),
+        arguments.path,
+    )?;
+    match plan {
+        Plan::Nothing => Ok(()),
+        Plan::Portable { tile, promoted, blocks } => {
+            arguments.launch_portable(stream, tile, promoted, blocks)
+        }
+    }
+}
+
+impl GroupedGemm<'_> {
+    /// Whether there is a scale per group or block, to be applied every 128 of K.
+    fn scales_change_along_k(&self) -> bool {
+        matches!(self.a_scale, AScale::Group { .. }) || matches!(self.b_scale, BScale::Block(_))
+    }
+
+    fn check(&self, stream: &Stream) -> Result<()> {
+        let GemmShape { rows, n, k, experts } = self.shape;
+        require(k >= 16 && k.is_multiple_of(16), OP, "k", k, || "must be a positive multiple of 16".into())?;
+        require(n >= 8 && n.is_multiple_of(8), OP, "n", n, || "must be a positive multiple of 8".into())?;
+        for (name, value) in [("rows", rows), ("n", n), ("k", k), ("experts", experts)] {
+            // The kernels count rows, columns and bytes of K in i32, a tile beyond the end included.
+            require(value <= i32::MAX as usize - 127, OP, name, value, || "must be below 2^31 - 127".into())?;
+        }
+
+        check_matrix(&self.a, "a", elements("a", &[rows, k])?, stream)?;
+        check_matrix(&self.b, "b", elements("b", &[experts, n, k])?, stream)?;
+        let out_elements = elements("out", &[rows, n])?;
+        match &self.out {
+            GemmOut::Bf16(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::F16(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::F32(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
+        }
+
+        let groups = k.div_ceil(SCALE_BLOCK);
+        match self.a_scale {
+            AScale::Call(scale) => scale.check(OP, "a_scale", 1, stream)?,
+            AScale::Row(scales) => scales.check(OP, "a_scale", rows, stream)?,
+            AScale::Group { scales, row_stride, group_stride } => {
+                let last = elements("a_scale", &[rows.saturating_sub(1), row_stride])?
+                    .checked_add(elements("a_scale", &[groups - 1, group_stride])?);
+                let rule = || "strides must keep scales inside 2^63 elements".to_owned();
+                require(
+                    last.is_some(),
+                    OP,
+                    "a_scale",
+                    format!("strides {row_stride}, {group_stride}"),
+                    rule,
+                )?;
+                scales.check(
+                    OP,
+                    "a_scale",
+                    last.map_or(0, |last| if rows == 0 { 0 } else { last + 1 }),
+                    stream,
+                )?;
+            }
+        }
+        match self.b_scale {
+            BScale::Expert(scales) => scales.check(OP, "b_scale", experts, stream)?,
+            BScale::Channel(scales) => {
+                scales.check(OP, "b_scale", elements("b_scale", &[experts, n])?, stream)?
+            }
+            BScale::Block(scales) => {
+                let blocks = elements("b_scale", &[experts, n.div_ceil(SCALE_BLOCK), groups])?;
+                scales.check(OP, "b_scale", blocks, stream)?;
+            }
+        }
+
+        self.expert_offsets.check(OP, "expert_offsets", experts + 1, stream)?;
+        let Schedule { block_m, entries } = self.schedule;
+        PortableTile::for_block_m(block_m)?;
+        check_matrix(&entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)
+    }
+
+    fn launch_portable(
+        &self,
+        stream: &Stream,
+        tile: PortableTile,
+        promoted: bool,
+        blocks: u32,
+    ) -> Result<()> {
+        use kernels::{
+            GroupedGemmFast16, GroupedGemmFast64, GroupedGemmFast128, GroupedGemmPromoted16,
+            GroupedGemmPromoted64, GroupedGemmPromoted128,
+        };
+        let (a_scale, a_scale_kind, row_stride, group_stride) = match self.a_scale {
+            AScale::Call(scale) => (scale.ptr(), 0, 0, 0),
+            AScale::Row(scales) => (scales.ptr(), 1, 1, 0),
+            AScale::Group { scales, row_stride, group_stride } => (scales.ptr(), 2, row_stride, group_stride),
+        };
+        let (b_scale, b_scale_kind) = match self.b_scale {
+            BScale::Expert(scales) => (scales.ptr(), 0),
+            BScale::Channel(scales) => (scales.ptr(), 1),
+            BScale::Block(scales) => (scales.ptr(), 2),
+        };
+        let (out, out_type): (DevicePtr<u8>, u32) = match &self.out {
+            GemmOut::Bf16(out) => (out.ptr().cast(), 0),
+            GemmOut::F16(out) => (out.ptr().cast(), 1),
+            GemmOut::F32(out) => (out.ptr().cast(), 2),
+        };
+        // Every entry point takes the same arguments.
+        macro_rules! launch {
+            ($kernel:ident) => {{
+                let kernel = $kernel {
+                    a: self.a.ptr().cast(),
+                    b: self.b.ptr().cast(),
+                    a_scale,
+                    b_scale,
+                    schedule: self.schedule.entries.ptr(),
+                    out,
+                    a_scale_row_stride: row_stride as u64,
+                    a_scale_group_stride: group_stride as u64,
+                    n: self.shape.n as u32,
+                    k: self.shape.k as u32,
+                    a_scale_kind,
+                    b_scale_kind,
+                    out_type,
+                };
+                debug_assert_eq!($kernel::THREADS, tile.threads());
+                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the
+                // kernel asks for; that the schedule belongs to `expert_offsets`, and that these end within P rows, is
+                // what the operations that make them guarantee.
+                unsafe { stream.device().launch(stream, blocks, tile.shared_bytes(promoted), &kernel) }
+            }};
+        }
+        match (tile, promoted) {
+            (PortableTile::Rows16, false) => launch!(GroupedGemmFast16),
+            (PortableTile::Rows64, false) => launch!(GroupedGemmFast64),
+            (PortableTile::Rows128, false) => launch!(GroupedGemmFast128),
+            (PortableTile::Rows16, true) => launch!(GroupedGemmPromoted16),
+            (PortableTile::Rows64, true) => launch!(GroupedGemmPromoted64),
+            (PortableTile::Rows128, true) => launch!(GroupedGemmPromoted128),
+        }
+    }
+}
+
+/// The product of dimensions, refused where it does not fit.
+fn elements(name: &str, dimensions: &[usize]) -> Result<usize> {
+    let product = dimensions.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+    let product = product.filter(|&elements| elements <= isize::MAX as usize);
+    require(product.is_some(), OP, name, format!("{dimensions:?}"), || {
+        "must have below 2^63 elements".into()
+    })?;
+    Ok(product.unwrap_or(0))
+}
+
+/// Refuses a matrix that is too short, on another device, or not aligned for 16-byte copies.
+fn check_matrix<T: bytemuck::Pod>(
+    slice: &Slice<'_, T>,
+    name: &str,
+    len: usize,
+    stream: &Stream,
+) -> Result<()> {
+    slice.check(OP, name, len, stream)?;
+    let address = slice.ptr().raw();
+    require(address.is_multiple_of(16), OP, name, format!("{address:#x}"), || {
+        "must be 16-byte aligned".into()
+    })
+}

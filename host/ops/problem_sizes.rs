@@ -1,0 +1,155 @@
+//! Problem sizes and tile schedule of the grouped GEMMs, from the expert offsets, on the device.
+//!
+//! [`permute`](super::permute::permute) writes both on its way; the operations here are for offsets from elsewhere. What they
+//! look like is drawn in `kernels-gpu/src/problem_sizes.rs`.
+
+use super::permute::checked_i32;
+use crate::buffer::{Slice, SliceMut};
+use crate::error::{Result, require};
+use crate::kernel::DevicePtr;
+use crate::kernels;
+use crate::stream::Stream;
+
+/// Dimensions of the two GEMMs of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmDimensions {
+    /// H.
+    pub hidden: usize,
+    /// I, per rank.
+    pub intermediate: usize,
+    /// `(n, m, k)` instead of `(m, n, k)`: the weights take the place of the rows, for small batches.
+    pub swap_operands: bool,
+}
+
+/// Where problem sizes go.
+pub struct ProblemSizesOut<'a> {
+    /// The dimensions besides the number of rows.
+    pub dimensions: GemmDimensions,
+    /// i32 `[E_loc, 3]`: `(m_e, 2I, H)`, or `(2I, m_e, H)` swapped.
+    pub sizes1: SliceMut<'a, i32>,
+    /// i32 `[E_loc, 3]`: `(m_e, H, I)`, or `(H, m_e, I)` swapped.
+    pub sizes2: SliceMut<'a, i32>,
+}
+
+/// Where the tile schedule goes.
+pub struct TileScheduleOut<'a> {
+    /// Most rows of a tile.
+    pub block_m: usize,
+    /// Entry 0 is `{tiles, block_m, rows, 0}`; then `{expert, first row, rows in the tile, 0}` for every tile, by ascending
+    /// first row. At least [`tile_schedule_entries`] long.
+    pub entries: SliceMut<'a, [u32; 4]>,
+}
+
+/// Entries that a tile schedule may need, whatever the routing: `rows` is the capacity of the permuted rows.
+pub fn tile_schedule_entries(rows: usize, local_experts: usize, block_m: usize) -> usize {
+    1 + rows / block_m.max(1) + local_experts.min(rows)
+}
+
+impl ProblemSizesOut<'_> {
+    pub(super) fn check(&self, op: &'static str, local_experts: usize, stream: &Stream) -> Result<()> {
+        let GemmDimensions { hidden, intermediate, .. } = self.dimensions;
+        checked_i32(op, "hidden", hidden)?;
+        require(intermediate <= i32::MAX as usize / 2, op, "intermediate", intermediate, || {
+            "must be below 2^30, so that 2I is an i32".into()
+        })?;
+        self.sizes1.check(op, "sizes1", local_experts * 3, stream)?;
+        self.sizes2.check(op, "sizes2", local_experts * 3, stream)
+    }
+}
+
+impl TileScheduleOut<'_> {
+    pub(super) fn check(
+        &self,
+        op: &'static str,
+        rows: usize,
+        local_experts: usize,
+        stream: &Stream,
+    ) -> Result<()> {
+        require(self.block_m >= 1, op, "block_m", self.block_m, || "must be at least 1".into())?;
+        checked_i32(op, "block_m", self.block_m)?;
+        self.entries.check(
+            op,
+            "entries",
+            tile_schedule_entries(rows, local_experts, self.block_m),
+            stream,
+        )?;
+        let address = self.entries.ptr().raw();
+        require(address.is_multiple_of(16), op, "entries", format!("{address:#x}"), || {
+            "must be 16-byte aligned".into()
+        })
+    }
+}
+
+/// Writes the problem sizes of every expert. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0.
+pub fn problem_sizes(
+    stream: &Stream,
+    expert_offsets: Slice<'_, i64>,
+    local_experts: usize,
+    out: ProblemSizesOut<'_>,
+) -> Result<()> {
+    const OP: &str = "problem_sizes";
+    let experts = checked_i32(OP, "local_experts", local_experts)?;
+    expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
+    out.check(OP, local_experts, stream)?;
+    let kernel = kernels::ProblemSizes {
+        expert_offsets: expert_offsets.ptr(),
+        problem_sizes1: out.sizes1.ptr(),
+        problem_sizes2: out.sizes2.ptr(),
+        local_experts: experts,
+        hidden: out.dimensions.hidden as u32,
+        intermediate: out.dimensions.intermediate as u32,
+        swap_operands: out.dimensions.swap_operands.into(),
+    };
+    // SAFETY: lengths and device were checked above.
+    unsafe { stream.device().launch(stream, experts.div_ceil(128), 0, &kernel) }
+}
+
+/// Builds the tile schedule. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0 to at most `rows`.
+pub fn tile_schedule(
+    stream: &Stream,
+    expert_offsets: Slice<'_, i64>,
+    local_experts: usize,
+    rows: usize,
+    out: TileScheduleOut<'_>,
+) -> Result<()> {
+    const OP: &str = "tile_schedule";
+    checked_i32(OP, "rows", rows)?;
+    let local = checked_i32(OP, "local_experts", local_experts)?;
+    expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
+    out.check(OP, rows, local_experts, stream)?;
+    let kernel = kernels::TileSchedule {
+        expert_offsets: expert_offsets.ptr(),
+        schedule: out.entries.ptr(),
+        local_experts: local,
+        block_m: out.block_m as u32,
+    };
+    // SAFETY: lengths, alignment and device were checked above; that the offsets ascend to at most `rows` is what bounds the
+    // entries, and what every operation that makes offsets guarantees.
+    unsafe { stream.device().launch(stream, 1, 0, &kernel) }
+}
+
+/// The launch arguments of optional outputs: null pointers where there is none.
+pub(super) struct Targets {
+    pub sizes1: DevicePtr<i32>,
+    pub sizes2: DevicePtr<i32>,
+    pub hidden: u32,
+    pub intermediate: u32,
+    pub swap_operands: u32,
+    pub schedule: DevicePtr<[u32; 4]>,
+    pub block_m: u32,
+}
+
+impl Targets {
+    pub fn new(sizes: Option<&ProblemSizesOut<'_>>, schedule: Option<&TileScheduleOut<'_>>) -> Self {
+        let dimensions = sizes.map(|sizes| sizes.dimensions);
+        Self {
+            sizes1: sizes.map_or(DevicePtr::null(), |sizes| sizes.sizes1.ptr()),
+            sizes2: sizes.map_or(DevicePtr::null(), |sizes| sizes.sizes2.ptr()),
+            hidden: dimensions.map_or(0, |d| d.hidden as u32),
+            intermediate: dimensions.map_or(0, |d| d.intermediate as u32),
+            swap_operands: dimensions.is_some_and(|d| d.swap_operands).into(),
+            schedule: schedule.map_or(DevicePtr::null(), |schedule| schedule.entries.ptr()),
+            block_m: schedule.map_or(1, |schedule| schedule.block_m as u32),
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! FP8 quantisation of activations (e4m3), optionally fused with the scatter to permuted rows.
+//!
+//! | [`Scheme`] | scale | q |
+//! |---|---|---|
+//! | `TensorStatic` | given | `x * (1 / scale)` |
+//! | `TensorDynamic` | `max(absmax / 448, 1 / (448 * 512))` over the rows that go anywhere | `x * (1 / scale)` |
+//! | `Token` | `max(min(absmax(row), limit) / 448, 1 / (448 * 512))` | `x / scale` |
+//! | `Group` | `max(absmax(group), 1e-10) / 448`, groups of 128 or 64 columns, the last may be short | `x / scale` |
+//!
+//! All in f32 and bit-exact: to nearest even, saturating at +-448, NaN to 0x7f. NaN does not count in a largest magnitude.
+//! One launch, two for `TensorDynamic`.
+
+use half::{bf16, f16};
+
+use super::permute::{ScaleLayout, checked_i32};
+use crate::buffer::{Buffer, Slice, SliceMut};
+use crate::error::{Error, Result, require};
+use crate::fp8::E4m3;
+use crate::kernel::{DevicePtr, Grid};
+use crate::kernels;
+use crate::stream::Stream;
+
+const OP: &str = "quantize";
+
+/// Activations to read, in one of the element types that the kernels take.
+#[derive(Clone, Copy)]
+pub enum Activations<'a> {
+    /// bfloat16.
+    Bf16(Slice<'a, bf16>),
+    /// IEEE binary16.
+    F16(Slice<'a, f16>),
+    /// IEEE binary32.
+    F32(Slice<'a, f32>),
+}
+
+/// Activations to write.
+pub enum ActivationsMut<'a> {
+    /// bfloat16.
+    Bf16(SliceMut<'a, bf16>),
+    /// IEEE binary16.
+    F16(SliceMut<'a, f16>),
+    /// IEEE binary32.
+    F32(SliceMut<'a, f32>),
+}
+
+macro_rules! activations_from {
+    ($($variant:ident: $ty:ty),+) => {$(
+        impl<'a> From<Slice<'a, $ty>> for Activations<'a> {
+            fn from(slice: Slice<'a, $ty>) -> Self {
+                Activations::$variant(slice)
+            }
+        }
+
+        impl<'a> From<&'a Buffer<$ty>> for Activations<'a> {
+            fn from(buffer: &'a Buffer<$ty>) -> Self {
+                Activations::$variant(buffer.as_slice())
+            }
+        }
+
+        impl<'a> From<SliceMut<'a, $ty>> for ActivationsMut<'a> {
+            fn from(slice: SliceMut<'a, $ty>) -> Self {
+                ActivationsMut::$variant(slice)
+            }
+        }
+
+        impl<'a> From<&'a mut Buffer<$ty>> for ActivationsMut<'a> {
+            fn from(buffer: &'a mut Buffer<$ty>) -> Self {
+                ActivationsMut::$variant(buffer.as_mut_slice())
+            }
+        }
+    )+};
+}
+
+activations_from!(Bf16: bf16, F16: f16, F32: f32);
+
+impl Activations<'_> {
+    /// The name of the element type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Activations::Bf16(_) => "bf16",
+            Activations::F16(_) => "f16",
+            Activations::F32(_) => "f32",
+        }
+    }
+
+    pub(super) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+        match self {
+            Activations::Bf16(slice) => slice.check(op, name, len, stream),
+            Activations::F16(slice) => slice.check(op, name, len, stream),
+            Activations::F32(slice) => slice.check(op, name, len, stream),
+        }
+    }
+}
+
+impl ActivationsMut<'_> {
+    /// The same memory, to read.
+    pub fn as_activations(&self) -> Activations<'_> {
+        match self {
+            ActivationsMut::Bf16(slice) => Activations::Bf16(slice.as_slice()),
+            ActivationsMut::F16(slice) => Activations::F16(slice.as_slice()),
+            ActivationsMut::F32(slice) => Activations::F32(slice.as_slice()),
+        }
+    }
+}
+
+/// Sizes of a quantisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeShape {
+    /// Rows of `x`: T tokens, or P permuted rows.
+    pub rows: usize,
+    /// Columns: H.
+    pub columns: usize,
+}
+
+/// Where the quantised rows go.
+#[derive(Clone, Copy)]
+pub enum Destinations<'a> {
+    /// Row i to row i.
+    Identity,
+    /// Row i to row i, for the rows below `expert_offsets[E_loc]`; the others are neither read nor written.
+    Valid {
+        /// i64 `[E_loc + 1]`, from `permute`.
+        expert_offsets: Slice<'a, i64>,
+    },
+    /// Token t to the rows `inverse[t * top_k ..][.. top_k]` below `expert_offsets[E_loc]`, all from `permute`. A token is read
+    /// once, or not at all where none of its rows is valid.
+    Scatter {
+        /// k.
+        top_k: usize,
+        /// P, rows of `q`.
+        capacity: usize,
+        /// i32 `[T, k]`.
+        inverse: Slice<'a, i32>,
+        /// i64 `[E_loc + 1]`.
+        expert_offsets: Slice<'a, i64>,
+        /// i32 `[P]`, in aligned mode: the padding rows that it marks become rows of zeros, with the scale of such a row.
+        /// Without it they are not written.
+        sorted_rows: Option<Slice<'a, i32>>,
+    },
+}
+
+/// How to scale.
+pub enum Scheme<'a> {
+    /// One scale, given.
+    TensorStatic {
+        /// f32 `[1]`.
+        scale: Slice<'a, f32>,
+    },
+    /// One scale, computed.
+    TensorDynamic {
+        /// f32 `[1]`, written.
+        scale: SliceMut<'a, f32>,
+        /// u8, [`quantize_workspace_bytes`], 4-byte aligned; its contents do not matter.
+        workspace: SliceMut<'a, u8>,
+    },
+    /// One scale per row.
+    Token {
+        /// f32, one per row of `q`.
+        scales: SliceMut<'a, f32>,
+        /// Upper bound on the largest magnitude of a row; what is over it saturates.
+        absmax_limit: Option<f32>,
+    },
+    /// One scale per row and group of columns.
+    Group {
+        /// Columns that share a scale: 128 or 64.
+        group_size: usize,
+        /// f32, of the rows of `q`.
+        scales: SliceMut<'a, f32>,
+        /// Layout of `scales`, e.g. `ScaleLayout::row_major(columns.div_ceil(group_size))`.
+        layout: ScaleLayout,
+    },
+}
+
+/// Arguments of [`quantize`].
+pub struct Quantize<'a> {
+    /// `[rows, columns]`: bf16, f16 or f32.
+    pub x: Activations<'a>,
+    /// f32 `[rows]`, multiplies each row before anything else, rounding to the type of `x`: Llama-4's routing weight.
+    pub row_weight: Option<Slice<'a, f32>>,
+    /// Where the rows go.
+    pub destinations: Destinations<'a>,
+    /// How to scale.
+    pub scheme: Scheme<'a>,
+    /// e4m3 `[rows or P, columns]`.
+    pub q: SliceMut<'a, E4m3>,
+}
+
+/// Columns of a warp, and rows of a block, of the kernels whose warps are independent.
+const WARP_COLUMNS: u32 = 256;
+const BLOCK_ROWS: u32 = 4;
+/// Blocks per multiprocessor that those kernels are launched with at most; they stride over the rest.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
+/// Most partial maxima of a tensor, and the rows of a block that computes one.
+const MAX_PARTIALS: u32 = 512;
+const ABSMAX_BLOCK_ROWS: u32 = 16;
+/// Columns of a span, which a block of the per-row kernels covers at a time; spans that it keeps in shared memory at most.
+const SPAN_COLUMNS: u32 = 2048;
+const MAX_KEPT_SPANS: u32 = 8;
+/// Blocks per multiprocessor that those kernels are launched with at most.
+const ROW_BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+/// Most columns: what 65535 blocks along y cover.
+const MAX_COLUMNS: usize = 65535 * WARP_COLUMNS as usize;
+
+/// Bytes of workspace that [`Scheme::TensorDynamic`] needs.
+pub const fn quantize_workspace_bytes() -> usize {
+    MAX_PARTIALS as usize * size_of::<f32>()
+}
+
+/// Refuses a number of columns that the kernels cannot have.
+pub(super) fn checked_columns(op: &'static str, name: &str, columns: usize) -> Result<u32> {
+    require((1..=MAX_COLUMNS).contains(&columns), op, name, columns, || {
+        format!("must be in 1..={MAX_COLUMNS}")
+    })?;
+    Ok(columns as u32)
+}
+
+/// The grid of kernels in which a warp takes 256 columns of a row, a block four rows.
+pub(super) fn warp_rows_grid(stream: &Stream, rows: u32, columns: u32) -> Grid {
+    let segments = columns.div_ceil(WARP_COLUMNS);
+    let most = (stream.device().multiprocessors() * BLOCKS_PER_MULTIPROCESSOR / segments).max(1);
+    (rows.div_ceil(BLOCK_ROWS).min(most), segments).into()
+}
+
+/// The grid, dynamic shared memory and kept spans of kernels in which a block takes a row.
+pub(super) fn block_rows_grid(stream: &Stream, rows: u32, columns: u32) -> (u32, u32, u32) {
+    let most = stream.device().multiprocessors() * ROW_BLOCKS_PER_MULTIPROCESSOR;
+    let kept_spans = columns.div_ceil(SPAN_COLUMNS).min(MAX_KEPT_SPANS);
+    (rows.min(most), kept_spans * SPAN_COLUMNS * size_of::<f32>() as u32, kept_spans)
+}
+
+/// Refuses group scales that the kernels cannot write.
+pub(super) fn check_groups(
+    op: &'static str,
+    group_size: usize,
+    scales: &SliceMut<'_, f32>,
+    layout: &ScaleLayout,
+    (rows, columns): (usize, usize),
+    stream: &Stream,
+) -> Result<()> {
+    let holds = matches!(group_size, 64 | 128);
+    require(holds, op, "group_size", group_size, || "must be 64 or 128".into())?;
+    scales.check(op, "scales", layout.extent(rows, columns.div_ceil(group_size)), stream)
+}
+
+/// The address of `expert_offsets[E_loc]`, the number of valid rows.
+pub(super) fn valid_rows(
+    op: &'static str,
+    expert_offsets: &Slice<'_, i64>,
+    stream: &Stream,
+) -> Result<DevicePtr<i64>> {
+    expert_offsets.check(op, "expert_offsets", 1, stream)?;
+    Ok(expert_offsets.ptr().offset(expert_offsets.len() - 1))
+}
+
+/// Launches one of the three kernels of a family by the element type of `x`.
+macro_rules! launch_typed {
+    ($stream:ident, $grid:expr, $shared:expr, $x:expr, ($bf16:ident, $f16:ident, $f32:ident) { $($field:ident),+ $(,)? }) => {
+        match $x {
+            Activations::Bf16(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$bf16 { x: x.ptr(), $($field),+ })
+            }
+            Activations::F16(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$f16 { x: x.ptr(), $($field),+ })
+            }
+            Activations::F32(x) => {
+                $stream.device().launch($stream, $grid, $shared, &kernels::$f32 { x: x.ptr(), $($field),+ })
+            }
+        }
+    };
+}
+
+/// Destinations as the kernels take them, checked.
+struct Targets {
+    top_k: u32,
+    capacity: u32,
+    inverse: DevicePtr<i32>,
+    valid_rows: DevicePtr<i64>,
+    sorted_rows: DevicePtr<i32>,
+    /// Rows of `q`.
+    q_rows: usize,
+}
+
+impl Destinations<'_> {
+    fn check(&self, rows: usize, stream: &Stream) -> Result<Targets> {
+        let identity = Targets {
+            top_k: 1,
+            capacity: 0,
+            inverse: DevicePtr::null(),
+            valid_rows: DevicePtr::null(),
+            sorted_rows: DevicePtr::null(),
+            q_rows: rows,
+        };
+        match self {
+            Destinations::Identity => Ok(identity),
+            Destinations::Valid { expert_offsets } => {
+                Ok(Targets { valid_rows: valid_rows(OP, expert_offsets, stream)?, ..identity })
+            }
+            Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows } => {
+                let (top_k, q_rows) = (*top_k, *capacity);
+                let most = i32::MAX as usize / rows.max(1);
+                require((1..=most).contains(&top_k), OP, "top_k", top_k, || {
+                    format!("must be in 1..={most} with {rows} rows: expanded rows are counted in i32")
+                })?;
+                let capacity = checked_i32(OP, "capacity", q_rows)?;
+                inverse.check(OP, "inverse", rows * top_k, stream)?;
+                if let Some(sorted_rows) = sorted_rows {
+                    sorted_rows.check(OP, "sorted_rows", q_rows, stream)?;
+                }
+                Ok(Targets {
+                    top_k: top_k as u32,
+                    capacity,
+                    inverse: inverse.ptr(),
+                    valid_rows: valid_rows(OP, expert_offsets, stream)?,
+                    sorted_rows: sorted_rows
+                        .as_ref()
+                        .map_or(DevicePtr::null(), |sorted_rows| sorted_rows.ptr()),
+                    q_rows,
+                })
+            }
+        }
+    }
+}
+
+impl Scheme<'_> {
+    fn check(&self, q_rows: usize, columns: usize, stream: &Stream) -> Result<()> {
+        match self {
+            Scheme::TensorStatic { scale } => scale.check(OP, "scale", 1, stream),
+            Scheme::TensorDynamic { scale, workspace } => {
+                scale.check(OP, "scale", 1, stream)?;
+                workspace.check(OP, "workspace", quantize_workspace_bytes(), stream)?;
+                let address = workspace.ptr();
+                require(address.raw().is_multiple_of(4), OP, "workspace", format!("{address:?}"), || {
+                    "must be 4-byte aligned".into()
+                })
+            }
+            Scheme::Token { scales, absmax_limit } => {
+                // Its scale times 448 must be finite.
+                const MOST: f32 = f32::MAX / 2.0;
+                if let Some(limit) = absmax_limit.filter(|limit| !(*limit > 0.0 && *limit <= MOST)) {
+                    return Err(Error::argument(
+                        OP,
+                        "absmax_limit",
+                        limit,
+                        format!("must be over 0 and at most {MOST:e}"),
+                    ));
+                }
+                scales.check(OP, "scales", q_rows, stream)
+            }
+            Scheme::Group { group_size, scales, layout } => {
+                check_groups(OP, *group_size, scales, layout, (q_rows, columns), stream)
+            }
+        }
+    }
+}
+
+/// Quantises `x` and writes each row to its destinations, with its scales.
+///
+/// With no rows nothing is launched, and nothing is written.
+pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Result<()> {
+    let columns = checked_columns(OP, "columns", shape.columns)?;
+    let rows = checked_i32(OP, "rows", shape.rows)?;
+    args.x.check(OP, "x", shape.rows * shape.columns, stream)?;
+    if let Some(row_weight) = &args.row_weight {
+        row_weight.check(OP, "row_weight", shape.rows, stream)?;
+    }
+    let Targets { top_k, capacity, inverse, valid_rows, sorted_rows, q_rows } =
+        args.destinations.check(shape.rows, stream)?;
+    args.q.check(OP, "q", q_rows * shape.columns, stream)?;
+    args.scheme.check(q_rows, shape.columns, stream)?;
+    if rows == 0 {
+        return Ok(());
+    }
+
+    let row_weight = args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr());
+    let q = args.q.ptr().cast();
+    // A warp looks for padding among 32 rows at a time.
+    let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
+    let grid = warp_rows_grid(stream, warp_rows, columns);
+    let tensor = |scale, partials, scale_out, partial_count| {
+        // SAFETY: every array was checked to have its extent on this device; the partial maxima are written before.
+        unsafe {
+            launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
+                row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q,
+                rows, columns, top_k, capacity, partial_count,
+            })
+        }
+    };
+    match args.scheme {
+        Scheme::TensorStatic { scale } => tensor(scale.ptr(), DevicePtr::null(), DevicePtr::null(), 0),
+        Scheme::TensorDynamic { scale, workspace } => {
+            let partials: DevicePtr<f32> = workspace.ptr().cast();
+            let blocks = (stream.device().multiprocessors() * 2).min(MAX_PARTIALS);
+            let segments = columns.div_ceil(WARP_COLUMNS).min(32);
+            let absmax_grid =
+                Grid::from((rows.div_ceil(ABSMAX_BLOCK_ROWS).min((blocks / segments).max(1)), segments));
+            // SAFETY: every array was checked to have its extent on this device; the grid has at most MAX_PARTIALS blocks.
+            unsafe {
+                launch_typed!(stream, absmax_grid, 0, args.x, (AbsmaxBf16, AbsmaxF16, AbsmaxF32) {
+                    row_weight, inverse, valid_rows, partials, rows, columns, top_k,
+                })?;
+            }
+            tensor(DevicePtr::null(), partials, scale.ptr(), absmax_grid.x * absmax_grid.y)
+        }
+        Scheme::Token { scales, absmax_limit } => {
+            let (scales, absmax_limit) = (scales.ptr(), absmax_limit.unwrap_or(f32::INFINITY));
+            let (blocks, shared, kept_spans) = block_rows_grid(stream, rows, columns);
+            // SAFETY: every array was checked to have its extent on this device; the shared memory holds the kept spans.
+            unsafe {
+                launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
+                    row_weight, inverse, valid_rows, sorted_rows, q, scales, absmax_limit,
+                    rows, columns, top_k, capacity, kept_spans,
+                })
+            }
+        }
+        Scheme::Group { group_size, scales, layout } => {
+            let (scales, group_size) = (scales.ptr(), group_size as u32);
+            let (row_stride, group_stride) = (layout.row_stride as u64, layout.group_stride as u64);
+            // SAFETY: every array was checked to have its extent on this device.
+            unsafe {
+                launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
+                    row_weight, inverse, valid_rows, sorted_rows, q, scales, row_stride, group_stride,
+                    rows, columns, top_k, capacity, group_size,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The router: logits of the gate, and the choice of experts.
+//!
+//! ```text
+//! hidden_states [T, H] --router_logits--> logits [T, E] --softmax_top_k--.
+//!                                                       --grouped_top_k---+--> topk_ids, topk_weights [T, k]
+//!                                                       --sigmoid_top_k--'
+//! ```
+//!
+//! In all three, ids are in descending order of what selects, ties go to the lowest id, and no expert is picked twice. With no
+//! tokens nothing is launched.
+
+use half::bf16;
+
+use super::permute::checked_i32;
+use crate::buffer::{Slice, SliceMut};
+use crate::error::{Result, require};
+use crate::kernel::DevicePtr;
+use crate::kernels;
+use crate::stream::Stream;
+
+/// Arguments of [`router_logits`].
+pub struct RouterLogits<'a> {
+    /// T.
+    pub tokens: usize,
+    /// E.
+    pub experts: usize,
+    /// H.
+    pub hidden: usize,
+    /// bf16 `[T, H]`.
+    pub hidden_states: Slice<'a, bf16>,
+    /// bf16 `[E, H]`.
+    pub gate: Slice<'a, bf16>,
+    /// f32 `[T, E]`.
+    pub logits: SliceMut<'a, f32>,
+    /// Which kernel; they differ in the order of the sum.
+    pub path: RouterLogitsPath,
+}
+
+/// The kernels of [`router_logits`]; any of them takes any size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouterLogitsPath {
+    /// By the number of tokens: up to 8, up to 512, more.
+    #[default]
+    Auto,
+    /// A block for an expert and 8 tokens, on the CUDA cores.
+    Few,
+    /// A block for 16 tokens and 8 experts, on the tensor cores.
+    Tile16x8,
+    /// A block for 64 tokens and 64 experts, on the tensor cores.
+    Tile64x64,
+}
+
+impl RouterLogitsPath {
+    fn resolve(self, tokens: usize) -> Self {
+        match (self, tokens) {
+            (RouterLogitsPath::Auto, ..=8) => RouterLogitsPath::Few,
+            (RouterLogitsPath::Auto, ..=512) => RouterLogitsPath::Tile16x8,
+            (RouterLogitsPath::Auto, _) => RouterLogitsPath::Tile64x64,
+            (path, _) => path,
+        }
+    }
+}
+
+/// Blocks along y that a grid may have.
+const GRID_Y: usize = 65535;
+
+/// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
+pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
+    const OP: &str = "router_logits";
+    let tokens = checked_i32(OP, "tokens", args.tokens)?;
+    let experts = checked_i32(OP, "experts", args.experts)?;
+    let hidden = checked_i32(OP, "hidden", args.hidden)?;
+    require(experts >= 1, OP, "experts", experts, || "must be at least 1".into())?;
+    args.hidden_states.check(OP, "hidden_states", args.tokens * args.hidden, stream)?;
+    args.gate.check(OP, "gate", args.experts * args.hidden, stream)?;
+    args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
+    let path = args.path.resolve(args.tokens);
+    let (most_tokens, most_experts) = match path {
+        RouterLogitsPath::Few => (8 * GRID_Y, usize::MAX),
+        RouterLogitsPath::Tile16x8 => (usize::MAX, 8 * GRID_Y),
+        RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (usize::MAX, 64 * GRID_Y),
+    };
+    require(args.tokens <= most_tokens, OP, "tokens", tokens, || format!("must be at most {most_tokens}"))?;
+    require(args.experts <= most_experts, OP, "experts", experts, || {
+        format!("must be at most {most_experts}")
+    })?;
+    if tokens == 0 {
+        return Ok(());
+    }
+    let (hidden_states, gate, logits) = (args.hidden_states.ptr(), args.gate.ptr(), args.logits.ptr());
+    let device = stream.device();
+    // SAFETY: the three matrices were checked to have their sizes on this device.
+    unsafe {
+        match path {
+            RouterLogitsPath::Few => {
+                let kernel =
+                    kernels::RouterLogitsFew { hidden_states, gate, logits, tokens, experts, hidden };
+                device.launch(stream, (experts, tokens.div_ceil(8)), 256, &kernel)
+            }
+            RouterLogitsPath::Tile16x8 => {
+                let kernel =
+                    kernels::RouterLogits16x8 { hidden_states, gate, logits, tokens, experts, hidden };
+                device.launch(stream, (tokens.div_ceil(16), experts.div_ceil(8)), 7 * 512, &kernel)
+            }
+            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
+                let kernel =
+                    kernels::RouterLogits64x64 { hidden_states, gate, logits, tokens, experts, hidden };
+                device.launch(stream, (tokens.div_ceil(64), experts.div_ceil(64)), 16384, &kernel)
+            }
+        }
+    }
+}
+
+/// What all top-k operations read and write.
+pub struct TopK<'a> {
+    /// T.
+    pub tokens: usize,
+    /// E.
+    pub experts: usize,
+    /// k, at most E.
+    pub top_k: usize,
+    /// f32 `[T, E]`.
+    pub logits: Slice<'a, f32>,
+    /// i32 `[T, k]`.
+    pub topk_ids: SliceMut<'a, i32>,
+    /// f32 `[T, k]`.
+    pub topk_weights: SliceMut<'a, f32>,
+}
+
+/// Tokens of a block of the top-k kernels.
+const TOKENS_PER_BLOCK: u32 = 4;
+
+impl TopK<'_> {
+    fn check(&self, op: &'static str, stream: &Stream) -> Result<()> {
+        checked_i32(op, "tokens", self.tokens)?;
+        checked_i32(op, "experts", self.experts)?;
+        require(self.experts >= 1, op, "experts", self.experts, || "must be at least 1".into())?;
+        require((1..=self.experts).contains(&self.top_k), op, "top_k", self.top_k, || {
+            format!("must be in 1..={}, the number of experts", self.experts)
+        })?;
+        self.logits.check(op, "logits", self.tokens * self.experts, stream)?;
+        self.topk_ids.check(op, "topk_ids", self.tokens * self.top_k, stream)?;
+        self.topk_weights.check(op, "topk_weights", self.tokens * self.top_k, stream)
+    }
+
+    fn blocks(&self) -> u32 {
+        (self.tokens as u32).div_ceil(TOKENS_PER_BLOCK)
+    }
+
+    /// Shared memory for `words` words to a token.
+    fn shared_bytes(&self, op: &'static str, words: usize, stream: &Stream) -> Result<u32> {
+        let bytes = words * size_of::<u32>() * TOKENS_PER_BLOCK as usize;
+        let most = stream.device().shared_per_block() as usize;
+        require(bytes <= most, op, "experts", self.experts, || {
+            format!(
+                "must be at most {} with their groups on this device",
+                most / (4 * TOKENS_PER_BLOCK as usize)
+            )
+        })?;
+        Ok(bytes as u32)
+    }
+}
+
+/// Softmax over all experts, the k largest; weights are divided by their sum (by 1 if it is not positive) if `renormalize`.
+///
+/// A NaN or infinite score counts as 0. A row with a NaN or +inf logit has only such scores: its weights are 0.
+pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Result<()> {
+    const OP: &str = "softmax_top_k";
+    args.check(OP, stream)?;
+    let shared_bytes = args.shared_bytes(OP, args.experts, stream)?;
+    let kernel = kernels::SoftmaxTopK {
+        logits: args.logits.ptr(),
+        topk_ids: args.topk_ids.ptr(),
+        topk_weights: args.topk_weights.ptr(),
+        tokens: args.tokens as u32,
+        experts: args.experts as u32,
+        top_k: args.top_k as u32,
+        renormalize: renormalize.into(),
+    };
+    // SAFETY: lengths, device and k were checked above.
+    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+}
+
+/// How [`grouped_top_k`] scores, selects and weights.
+pub struct Grouped<'a> {
+    /// Scores are sigmoids of the logits; else their softmax.
+    pub sigmoid: bool,
+    /// f32 `[E]`, added to the scores in selection.
+    pub correction_bias: Option<Slice<'a, f32>>,
+    /// Groups that the experts are cut into; divides E.
+    pub groups: usize,
+    /// Groups that experts are picked from.
+    pub topk_group: usize,
+    /// Divide the weights by (their sum + 1e-20).
+    pub renormalize: bool,
+    /// Factor of all weights.
+    pub routed_scaling_factor: f32,
+}
+
+/// The best groups of experts, then the k best experts in them.
+///
+/// A group's score is its best score, or with a correction bias the sum of its two best biased scores. Weights are unbiased.
+/// A NaN or infinite score counts as 0.
+pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> Result<()> {
+    const OP: &str = "grouped_top_k";
+    args.check(OP, stream)?;
+    let Grouped { groups, topk_group, .. } = grouped;
+    require(groups >= 1 && args.experts.is_multiple_of(groups), OP, "groups", groups, || {
+        format!("must divide the {} experts", args.experts)
+    })?;
+    require((1..=groups).contains(&topk_group), OP, "topk_group", topk_group, || {
+        format!("must be in 1..={groups}, the number of groups")
+    })?;
+    let candidates = topk_group * (args.experts / groups);
+    require(args.top_k <= candidates, OP, "top_k", args.top_k, || {
+        format!("must be at most {candidates}, the experts in {topk_group} groups")
+    })?;
+    let factor = grouped.routed_scaling_factor;
+    require(factor.is_finite(), OP, "routed_scaling_factor", factor, || "must be finite".into())?;
+    if let Some(bias) = &grouped.correction_bias {
+        bias.check(OP, "correction_bias", args.experts, stream)?;
+    }
+    let shared_bytes = args.shared_bytes(OP, args.experts + groups, stream)?;
+    let kernel = kernels::GroupedTopK {
+        logits: args.logits.ptr(),
+        correction_bias: grouped.correction_bias.map_or(DevicePtr::null(), |bias| bias.ptr()),
+        topk_ids: args.topk_ids.ptr(),
+        topk_weights: args.topk_weights.ptr(),
+        tokens: args.tokens as u32,
+        experts: args.experts as u32,
+        groups: groups as u32,
+        topk_group: topk_group as u32,
+        top_k: args.top_k as u32,
+        softmax_scores: (!grouped.sigmoid).into(),
+        renormalize: grouped.renormalize.into(),
+        routed_scaling_factor: factor,
+    };
+    // SAFETY: lengths, device and all counts were checked above.
+    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+}
+
+/// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for its output. NaN is
+/// below all numbers and has weight 0.
+pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
+    const OP: &str = "sigmoid_top_k";
+    args.check(OP, stream)?;
+    let kernel = kernels::SigmoidTopK {
+        logits: args.logits.ptr(),
+        topk_ids: args.topk_ids.ptr(),
+        topk_weights: args.topk_weights.ptr(),
+        tokens: args.tokens as u32,
+        experts: args.experts as u32,
+        top_k: args.top_k as u32,
+    };
+    // SAFETY: lengths, device and k were checked above.
+    unsafe { stream.device().launch(stream, args.blocks(), 0, &kernel) }
+}

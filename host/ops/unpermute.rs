@@ -1,0 +1,86 @@
+//! The weighted sum of each token's expert outputs: the last step of the layer.
+//!
+//! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`, accumulated in f32 by fused
+//! multiply-adds, with one rounding, the same bits at any grid size. Rows at or past `expert_offsets[E_loc]` are skipped without
+//! being read; a token with no valid row gives 0.
+
+use super::permute::checked_i32;
+use super::quantize::{Activations, ActivationsMut, checked_columns, valid_rows, warp_rows_grid};
+use crate::buffer::Slice;
+use crate::error::{Error, Result, require};
+use crate::kernel::DevicePtr;
+use crate::kernels;
+use crate::stream::Stream;
+
+const OP: &str = "unpermute";
+
+/// Sizes of a reduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnpermuteShape {
+    /// T.
+    pub tokens: usize,
+    /// k.
+    pub top_k: usize,
+    /// H.
+    pub hidden: usize,
+    /// P, rows of `y`.
+    pub capacity: usize,
+}
+
+/// Arguments of [`unpermute`].
+pub struct Unpermute<'a> {
+    /// bf16 or f16 `[P, H]`, in permuted order.
+    pub y: Activations<'a>,
+    /// i32 `[T, k]`, from `permute`.
+    pub inverse: Slice<'a, i32>,
+    /// f32 `[T, k]`; without it all weights are 1 (Llama-4, which weighs the input).
+    pub topk_weights: Option<Slice<'a, f32>>,
+    /// i64 `[E_loc + 1]`, from `permute`.
+    pub expert_offsets: Slice<'a, i64>,
+    /// `[T, H]`: the type of `y`, or f32.
+    pub out: ActivationsMut<'a>,
+}
+
+/// Sums the expert outputs of every token.
+///
+/// With no tokens nothing is launched, and nothing is written.
+pub fn unpermute(stream: &Stream, shape: UnpermuteShape, args: Unpermute<'_>) -> Result<()> {
+    let columns = checked_columns(OP, "hidden", shape.hidden)?;
+    let tokens = checked_i32(OP, "tokens", shape.tokens)?;
+    let most = i32::MAX as usize / shape.tokens.max(1);
+    require((1..=most).contains(&shape.top_k), OP, "top_k", shape.top_k, || {
+        format!("must be in 1..={most} with {tokens} tokens: expanded rows are counted in i32")
+    })?;
+    checked_i32(OP, "capacity", shape.capacity)?;
+    let rows = shape.tokens * shape.top_k;
+    args.y.check(OP, "y", shape.capacity * shape.hidden, stream)?;
+    args.inverse.check(OP, "inverse", rows, stream)?;
+    if let Some(topk_weights) = &args.topk_weights {
+        topk_weights.check(OP, "topk_weights", rows, stream)?;
+    }
+    let valid_rows = valid_rows(OP, &args.expert_offsets, stream)?;
+    args.out.as_activations().check(OP, "out", shape.tokens * shape.hidden, stream)?;
+
+    let top_k = shape.top_k as u32;
+    let inverse = args.inverse.ptr();
+    let topk_weights = args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr());
+    let grid = warp_rows_grid(stream, tokens, columns);
+    macro_rules! launch {
+        ($kernel:ident, $y:ident, $out:ident) => {{
+            let (y, out) = ($y.ptr(), $out.ptr());
+            let kernel = kernels::$kernel { y, inverse, topk_weights, valid_rows, out, tokens, columns, top_k };
+            // SAFETY: every array was checked to have its extent on this device; `permute` keeps `*valid_rows` within P.
+            unsafe { stream.device().launch(stream, grid, 0, &kernel) }
+        }};
+    }
+    match (&args.y, &args.out) {
+        (Activations::Bf16(y), ActivationsMut::Bf16(out)) => launch!(UnpermuteBf16, y, out),
+        (Activations::Bf16(y), ActivationsMut::F32(out)) => launch!(UnpermuteBf16F32, y, out),
+        (Activations::F16(y), ActivationsMut::F16(out)) => launch!(UnpermuteF16, y, out),
+        (Activations::F16(y), ActivationsMut::F32(out)) => launch!(UnpermuteF16F32, y, out),
+        (y, out) => {
+            let types = format!("{} from {}", out.as_activations().type_name(), y.type_name());
+            Err(Error::argument(OP, "out", types, "must be bf16 from bf16, f16 from f16, or f32 from either"))
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Streams, events and captured graphs.
+//!
+//! A stream runs what is enqueued on it in order. [`Stream::capture`] records the operations of a closure instead of
+//! running them; the [`Graph`] replays them with one call.
+
+use std::fmt;
+
+use cust::sys::{self, CUevent, CUgraphExec, CUstream, CUstreamCaptureMode};
+
+use crate::device::Device;
+use crate::error::{Error, Result, check};
+
+/// An ordered queue of work on one device.
+pub struct Stream {
+    device: Device,
+    raw: CUstream,
+    owned: bool,
+}
+
+// SAFETY: the driver API is thread-safe; the handle lives as long as the stream, which keeps its device open.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A new stream.
+    pub fn new(device: &Device) -> Result<Stream> {
+        device.make_current()?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: `raw` is a valid place for one handle, and the context is current.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, 0) })?;
+        Ok(Stream { device: device.clone(), raw, owned: true })
+    }
+
+    /// A stream that another program owns.
+    ///
+    /// # Safety
+    /// `raw` must be a stream of `device`'s primary context, and outlive the result.
+    pub unsafe fn from_raw(device: &Device, raw: CUstream) -> Stream {
+        Stream::borrowed(device.clone(), raw)
+    }
+
+    pub(crate) fn borrowed(device: Device, raw: CUstream) -> Stream {
+        Stream { device, raw, owned: false }
+    }
+
+    /// The `CUstream`.
+    pub fn raw(&self) -> CUstream {
+        self.raw
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn make_current(&self) -> Result<()> {
+        self.device.make_current()
+    }
+
+    /// Waits for everything enqueued so far; a fault of a kernel among it is this call's error.
+    pub fn synchronize(&self) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: the handle is valid for as long as `self`.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
+    }
+
+    /// Makes everything enqueued from now on wait for `event`.
+    pub fn wait_event(&self, event: &Event) -> Result<()> {
+        self.make_current()?;
+        // SAFETY: both handles are valid for as long as their owners.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) })
+    }
+
+    /// Records what `work` enqueues on this stream, without running it.
+    ///
+    /// `work` must not synchronise or allocate; the operations of this library do neither.
+    pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
+        self.device.load_kernels()?;
+        // SAFETY: the handle is valid; the mode confines the capture's restrictions to this thread.
+        let code = unsafe {
+            sys::cuStreamBeginCapture_v2(self.raw, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        };
+        check("cuStreamBeginCapture", code)?;
+        let recorded = work(self);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: `graph` is a valid place for one handle. Capture ends even when `work` failed.
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) });
+        let instantiated = recorded.and(ended).and_then(|()| {
+            let mut exec = std::ptr::null_mut();
+            // SAFETY: `graph` is the graph just captured; no log buffer is passed.
+            let code = unsafe {
+                sys::cuGraphInstantiate_v2(&mut exec, graph, std::ptr::null_mut(), std::ptr::null_mut(), 0)
+            };
+            check("cuGraphInstantiate", code).map(|()| exec)
+        });
+        if !graph.is_null() {
+            // SAFETY: the template graph is ours and is not used after instantiation.
+            unsafe { sys::cuGraphDestroy(graph) };
+        }
+        Ok(Graph { device: self.device.clone(), exec: instantiated? })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.owned && self.make_current().is_ok() {
+            // SAFETY: created by `new`, destroyed once; the driver finishes the work still in it.
+            unsafe { sys::cuStreamDestroy_v2(self.raw) };
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {:?} of {}", self.raw, self.device)
+    }
+}
+
+/// A point in a stream, with its time.
+#[derive(Debug)]
+pub struct Event {
+    device: Device,
+    raw: CUevent,
+}
+
+// SAFETY: the driver API is thread-safe; the handle lives as long as the event, which keeps its device open.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// An event that has not been recorded.
+    pub fn new(device: &Device) -> Result<Event> {
+        device.make_current()?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: `raw` is a valid place for one handle, and the context is current.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, 0) })?;
+        Ok(Event { device: device.clone(), raw })
+    }
+
+    /// Marks the end of everything enqueued on `stream` so far.
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        if !self.device.same_as(stream.device()) {
+            let rule = format!("must be a stream of {}", self.device);
+            return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
+        }
+        self.device.make_current()?;
+        // SAFETY: both handles are valid for as long as their owners.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw, stream.raw()) })
+    }
+
+    /// Waits until the stream has passed the event.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.make_current()?;
+        // SAFETY: the handle is valid for as long as `self`.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw) })
+    }
+
+    /// Milliseconds from `start` to this event, both passed.
+    pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
+        self.device.make_current()?;
+        let mut ms = 0.0;
+        // SAFETY: `ms` is a valid place for one float, and both handles are valid.
+        check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime(&mut ms, start.raw, self.raw) })?;
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.device.make_current().is_ok() {
+            // SAFETY: created by `new`, destroyed once.
+            unsafe { sys::cuEventDestroy_v2(self.raw) };
+        }
+    }
+}
+
+/// Captured work, ready to be replayed.
+#[derive(Debug)]
+pub struct Graph {
+    device: Device,
+    exec: CUgraphExec,
+}
+
+// SAFETY: the driver API is thread-safe; the handle lives as long as the graph, which keeps its device open.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Graph {
+    /// Enqueues the captured work.
+    ///
+    /// # Safety
+    /// The memory that the captured operations were given must still be allocated, and stay so until the stream has
+    /// run them; nothing else may write it meanwhile.
+    pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
+        if !self.device.same_as(stream.device()) {
+            let rule = format!("must be a stream of {}", self.device);
+            return Err(Error::argument("graph launch", "stream", format!("{stream:?}"), rule));
+        }
+        self.device.make_current()?;
+        // SAFETY: both handles are valid; the memory is the caller's contract.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, stream.raw()) })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.device.make_current().is_ok() {
+            // SAFETY: instantiated by `capture`, destroyed once.
+            unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Which part of D a work item is: the device-built tile schedule times the tiles of N.
+//!
+//! Items are numbered so that blocks that run at the same time share operands in L2. Tiles of rows are taken in
+//! bands of [`BAND_ROWS`] rows; inside a band the row tile runs fastest, then the column tile:
+//!
+//! ```text
+//!            n tile 0   1   2   3                 a wave of blocks covers a few columns of a band:
+//!  band 0    0          3   6   9    tile 0       B panels are read from memory once for each band,
+//!            1          4   7  10    tile 1       the band's rows of A stay in L2
+//!            2          5   8  11    tile 2
+//!  band 1   12  ...                  tile 3
+//! ```
+
+use cuda_std::{memory, warp};
+
+use super::BN;
+
+/// Rows of A in a band. At K = 7168 a band of A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
+const BAND_ROWS: u32 = 2048;
+
+/// A work item: `rows` rows of `expert` from permuted row `first_row` on, times the columns from `n0` on.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub expert: u32,
+    pub first_row: u32,
+    pub rows: u32,
+    pub n0: u32,
+}
+
+impl Tile {
+    /// No tile at all.
+    pub const NONE: Self = Self { expert: 0, first_row: 0, rows: 0, n0: 0 };
+}
+
+/// The work items of a launch.
+pub(super) struct WorkList {
+    schedule: *const [u32; 4],
+    row_tiles: u32,
+    column_tiles: u32,
+    band: u32,
+}
+
+impl WorkList {
+    /// Reads the header of the schedule. All lanes of the warp call it together.
+    ///
+    /// # Safety
+    /// `schedule` is a schedule for tiles of `tile_rows` rows, as the module documentation of the grouped GEMM says.
+    #[inline(always)]
+    pub unsafe fn new(schedule: *const [u32; 4], n: u32, tile_rows: u32) -> Self {
+        // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
+        let [row_tiles, ..] = unsafe { memory::load_nc(schedule) };
+        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not diverge.
+        let row_tiles = warp::shfl_idx(warp::FULL_MASK, row_tiles, 0);
+        Self { schedule, row_tiles, column_tiles: n.div_ceil(BN), band: BAND_ROWS / tile_rows }
+    }
+
+    /// Number of work items.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.row_tiles * self.column_tiles
+    }
+
+    /// The item with the given number, below [`len`](Self::len).
+    #[inline(always)]
+    pub fn tile(&self, item: u32) -> Tile {
+        let in_full_band = self.band * self.column_tiles;
+        let band_start = item / in_full_band * self.band;
+        let in_band = item % in_full_band;
+        let height = self.band.min(self.row_tiles - band_start);
+        let row_tile = band_start + in_band % height;
+        let column_tile = in_band / height;
+        // SAFETY: `row_tile < row_tiles`, so the entry exists; it is 16-byte aligned as the schedule is, and no
+        // kernel writes the schedule while this one runs.
+        let [expert, first_row, rows, _] =
+            unsafe { memory::load_nc(self.schedule.add(row_tile as usize + 1)) };
+        Tile { expert, first_row, rows, n0: column_tile * BN }
+    }
+}

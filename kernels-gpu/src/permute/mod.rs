@@ -1,0 +1,89 @@
+//! Permutation of expanded rows into expert order: a stable counting sort of the routed ids.
+//!
+//! Token `t` and slot `s` make the *expanded row* `r = t*k + s`, and `topk_ids[r]` is the expert it goes to. The
+//! grouped GEMM wants the rows of one expert together, so the sort brings them there and leaves two index lists:
+//!
+//! ```text
+//! r                      0  1  2  3  4  5  6  7        (R = 8 rows, 3 local experts, one id is invalid)
+//! key(topk_ids[r])       2  0  1  .  0  2  2  0        . = invalid, sorts as key 3
+//!
+//! expert_offsets         0        3  4        7        expert e owns [expert_offsets[e], expert_offsets[e+1])
+//! sorted_rows            1  4  7  2  0  5  6  3        destination -> r; ascending inside an expert (stable)
+//! inverse                4  0  3  7  1  5  6  2        r -> destination; invalid rows at or past expert_offsets[3]
+//!
+//! aligned to 2:          0           4     6           8
+//! sorted_rows            1  4  7  R  2  R  0  5  6  R  3  R ..   padding, and all after the last row, is R
+//! ```
+//!
+//! The *key* of a row is its local expert, or `local_experts` if the id is invalid (`< 0`, `>= experts`, or mapped
+//! outside `0..local_experts`): invalid rows form one more bucket behind all experts, in no expert's count.
+//!
+//! The result is unique (stable sort), so it is the same bit for bit however the work is cut. The cut:
+//!
+//! ```text
+//!            block 0                     block 1            each block owns consecutive rows,
+//! |-- warp 0 --|-- warp 1 --| .. |-- warp 0 --|-- ..        each ranking warp consecutive rows of them,
+//!  32 rows, 32 rows, ..                                     taken 32 at a time in ascending order
+//! ```
+//!
+//! 1. *Count*: `cursors[warp][key]` counts the rows of every warp. Lanes with equal keys find each other with
+//!    `match.any`; the lowest adds for all, so there is no atomic and no dependence on timing.
+//! 2. *Scan*: over the keys (and, for several blocks, over the blocks) turn counts into first destinations.
+//! 3. *Place*: the same walk again; a row's destination is its warp's cursor plus its rank among equal lanes.
+//!
+//! Up to several thousand rows one block does it all ([`single_block`]); beyond that three launches do it with any
+//! number of blocks ([`multi_block`]): count per block, scan over blocks, place.
+
+mod block_scan;
+mod multi_block;
+mod ranking;
+mod rows;
+mod single_block;
+
+pub(crate) use block_scan::exclusive_scan;
+
+/// Threads of every block that sorts; a multiple of 32, and at most 1024 so that one warp can scan the warps.
+pub(crate) const THREADS: u32 = 1024;
+/// Warps of such a block.
+pub(crate) const WARPS: u32 = THREADS / 32;
+
+/// What decides the key of every expanded row.
+#[derive(Clone, Copy)]
+pub(crate) struct Routing {
+    /// `[rows]`, global expert ids; any value is legal.
+    pub topk_ids: *const i32,
+    /// `[experts]`, global to local expert, -1 = not on this rank; null if ids are local already.
+    pub expert_map: *const i32,
+    /// R = tokens * top_k.
+    pub rows: u32,
+    /// Global experts; equal to `local_experts` without a map.
+    pub experts: u32,
+    /// Experts of this rank.
+    pub local_experts: u32,
+}
+
+impl Routing {
+    /// Buckets of the sort: the local experts, and one for the invalid rows.
+    #[inline(always)]
+    pub fn keys(self) -> u32 {
+        self.local_experts + 1
+    }
+
+    /// The bucket of row `row`.
+    ///
+    /// # Safety
+    /// `row < self.rows`, and the two lists have their stated lengths.
+    #[inline(always)]
+    pub unsafe fn key(self, row: u32) -> u32 {
+        // A negative id becomes a number over 2^31 and fails the comparison, as does a negative map entry.
+        // SAFETY: row < rows by the caller's contract.
+        let id = unsafe { *self.topk_ids.add(row as usize) } as u32;
+        if id >= self.experts {
+            return self.local_experts;
+        }
+        // SAFETY: id < experts, the length of the map.
+        let local =
+            if self.expert_map.is_null() { id } else { unsafe { *self.expert_map.add(id as usize) as u32 } };
+        local.min(self.local_experts)
+    }
+}

@@ -1,0 +1,50 @@
+//! Kernels `quantize_group_*`: one scale for every 128 or 64 columns of a row.
+//!
+//! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see [`warp_rows`](super::warp_rows).
+
+use super::destinations::Destinations;
+use super::rows::DenseRows;
+use super::warp_rows::{GroupScales, THREADS, quantize_warp_rows};
+use cuda_std::bf16::{Bf16, F16};
+use cuda_std::kernel;
+
+macro_rules! quantize_group {
+    ($($name:ident: $ty:ident),+) => {$(
+        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
+        ///
+        /// The scale of (destination, group) goes to `scales[destination * row_stride + group * group_stride]`. Destinations:
+        /// `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where
+        /// that is not null.
+        ///
+        /// # Safety
+        /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` its groups; `group_size` is 64 or 128.
+        /// Nothing written is read.
+        #[kernel(threads = THREADS, min_blocks = 8)]
+        pub unsafe fn $name(
+            x: *const $ty,
+            row_weight: *const f32,
+            inverse: *const i32,
+            valid_rows: *const i64,
+            sorted_rows: *const i32,
+            q: *mut u8,
+            scales: *mut f32,
+            row_stride: u64,
+            group_stride: u64,
+            rows: u32,
+            columns: u32,
+            top_k: u32,
+            capacity: u32,
+            group_size: u32,
+        ) {
+            // SAFETY: the kernel's contract.
+            unsafe {
+                let source = DenseRows::new(x, row_weight, columns);
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, columns);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+            }
+        }
+    )+};
+}
+
+quantize_group!(quantize_group_bf16: Bf16, quantize_group_f16: F16, quantize_group_f32: f32);

@@ -1,0 +1,26 @@
+//! FP8 quantisation (e4m3), fused with the scatter to permuted rows.
+//!
+//! | kernels | scale | q |
+//! |---|---|---|
+//! | [`tensor`] | given, or `max(absmax / 448, 1 / (448 * 512))` over the valid rows ([`absmax`] before it) | `x * (1 / scale)` |
+//! | [`token`] | `max(absmax(row) / 448, 1 / (448 * 512))`, absmax optionally bounded | `x / scale` |
+//! | [`group`] | `max(absmax(group), 1e-10) / 448`, groups of 128 or 64 columns, the last may be short | `x / scale` |
+//!
+//! ```text
+//!   x [rows, columns]             inverse [rows, top_k]                          q [capacity, columns], scales
+//!   row 0  ----- read once, quantised in registers -----> rows 7, 41, 2          written once per valid destination
+//! ```
+//!
+//! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest magnitude.
+//! Inputs are bf16, f16 or f32; any number of columns, at any alignment.
+
+pub mod absmax;
+pub mod block_rows;
+pub mod chunk;
+pub mod destinations;
+pub mod group;
+pub mod rows;
+pub mod scale;
+pub mod tensor;
+pub mod token;
+pub mod warp_rows;

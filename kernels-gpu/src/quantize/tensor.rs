@@ -1,0 +1,49 @@
+//! Kernels `quantize_tensor_*`: one scale for the whole tensor, given or from the partial maxima of `absmax_*`.
+//!
+//! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
+
+use super::destinations::Destinations;
+use super::rows::DenseRows;
+use super::warp_rows::{THREADS, TensorScale, quantize_warp_rows};
+use cuda_std::bf16::{Bf16, F16};
+use cuda_std::kernel;
+
+macro_rules! quantize_tensor {
+    ($($name:ident: $ty:ident),+) => {$(
+        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
+        ///
+        /// The scale is `*scale`; where `scale` is null, the one for the largest of `partials [partial_count]`, which goes to
+        /// `*scale_out`. Destinations: `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by
+        /// `sorted_rows [capacity]`, where that is not null.
+        ///
+        /// # Safety
+        /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
+        #[kernel(threads = THREADS, min_blocks = 8)]
+        pub unsafe fn $name(
+            x: *const $ty,
+            row_weight: *const f32,
+            inverse: *const i32,
+            valid_rows: *const i64,
+            sorted_rows: *const i32,
+            scale: *const f32,
+            partials: *const f32,
+            scale_out: *mut f32,
+            q: *mut u8,
+            rows: u32,
+            columns: u32,
+            top_k: u32,
+            capacity: u32,
+            partial_count: u32,
+        ) {
+            // SAFETY: the kernel's contract.
+            unsafe {
+                let source = DenseRows::new(x, row_weight, columns);
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let scheme = TensorScale::given_or_from_partials(scale, partials, partial_count, scale_out);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+            }
+        }
+    )+};
+}
+
+quantize_tensor!(quantize_tensor_bf16: Bf16, quantize_tensor_f16: F16, quantize_tensor_f32: f32);

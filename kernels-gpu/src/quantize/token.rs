@@ -1,0 +1,51 @@
+//! Kernels `quantize_token_*`: one scale for every row.
+//!
+//! `scale = max(min(absmax(row), limit) / 448, 1 / (448 * 512))`, `q[destination] = e4m3(x[row] / scale)`.
+//! Grid: one-dimensional, a block takes every `grid_dim_x`-th row; see [`block_rows`](super::block_rows).
+
+use super::block_rows::{SHARED, THREADS, quantize_block_rows};
+use super::destinations::Destinations;
+use super::rows::DenseRows;
+use cuda_std::bf16::{Bf16, F16};
+use cuda_std::{kernel, shared_array};
+
+macro_rules! quantize_token {
+    ($($name:ident: $ty:ident),+) => {$(
+        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
+        ///
+        /// The scale of a destination goes to `scales[destination]`. Destinations: `inverse [rows, top_k]` below `*valid_rows`,
+        /// see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where that is not null.
+        ///
+        /// # Safety
+        /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` an element; dynamic shared memory for
+        /// `kept_spans` times 2048 f32 values. Nothing written is read.
+        #[kernel(threads = THREADS, min_blocks = 4)]
+        pub unsafe fn $name(
+            x: *const $ty,
+            row_weight: *const f32,
+            inverse: *const i32,
+            valid_rows: *const i64,
+            sorted_rows: *const i32,
+            q: *mut u8,
+            scales: *mut f32,
+            absmax_limit: f32,
+            rows: u32,
+            columns: u32,
+            top_k: u32,
+            capacity: u32,
+            kept_spans: u32,
+        ) {
+            let maxima = shared_array!($name.maxima: [f32; SHARED]);
+            // SAFETY: the kernel's contract; the shared array is used for nothing else.
+            unsafe {
+                let source = DenseRows::new(x, row_weight, columns);
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                quantize_block_rows(
+                    source, columns, destinations, sorted_rows, capacity, absmax_limit, q, scales, maxima, kept_spans,
+                );
+            }
+        }
+    )+};
+}
+
+quantize_token!(quantize_token_bf16: Bf16, quantize_token_f16: F16, quantize_token_f32: f32);

@@ -1,0 +1,176 @@
+//! Quantisation where a scale spans at most a warp's columns: a warp takes 256 columns of a row, independently of all others.
+//!
+//! ```text
+//!              block_idx_y = 0          1            2
+//!            |<- 256 columns ->|<- 256 ... ->|<- ... |
+//!   row 0    [ warp 0 of block (0, 0)        |       |
+//!   row 1    [ warp 1                        |       |
+//!   row 2    [ warp 2                        |       |       lane l: the chunk at column 256 * block_idx_y + 8 * l
+//!   row 3    [ warp 3                        |       |
+//!   row 4    [ warp 0 of block (1, 0)        |       |       ... and on in strides of 4 * grid_dim_x rows
+//! ```
+//!
+//! No barrier and no shared memory; the values stay in registers from load to store.
+
+use super::chunk::{CHUNK, Chunk, PackedChunk, WARP_COLUMNS, absmax, pack, store_packed, vectorised};
+use super::destinations::Destinations;
+use super::rows::Rows;
+use super::scale::{self, Divisor};
+use cuda_std::{memory, thread, warp};
+
+/// Threads of a block: four rows.
+pub const THREADS: u32 = 128;
+
+const WARPS: u32 = THREADS / 32;
+
+/// How a warp scales its 256 columns.
+pub trait Scheme {
+    /// This lane's chunk, scaled, and the scale. The whole warp calls it.
+    fn quantize(&self, values: &Chunk) -> (PackedChunk, f32);
+
+    /// Keeps `scale` for the chunk at `column` of the destination `row`.
+    fn store_scale(&self, row: usize, column: u32, scale: f32);
+}
+
+/// One scale for everything: `q = x * (1 / scale)`.
+pub struct TensorScale {
+    inverse: f32,
+}
+
+impl TensorScale {
+    /// For `scale`.
+    #[inline(always)]
+    pub fn new(scale: f32) -> Self {
+        TensorScale { inverse: 1.0 / scale }
+    }
+
+    /// For the scale at `scale`; or, where that is null, for the one that belongs to the largest of `partial_count` partial
+    /// maxima, which is also written to `scale_out`. The whole block calls it.
+    ///
+    /// # Safety
+    /// `scale` is readable, or `partials` holds `partial_count` readable elements and `scale_out` is writable.
+    #[inline(always)]
+    pub unsafe fn given_or_from_partials(
+        scale: *const f32,
+        partials: *const f32,
+        partial_count: u32,
+        scale_out: *mut f32,
+    ) -> Self {
+        if !scale.is_null() {
+            // SAFETY: the caller's contract.
+            return TensorScale::new(unsafe { memory::load_nc(scale) });
+        }
+        let mut largest = 0.0;
+        let mut i = thread::lane_id();
+        while i < partial_count {
+            // SAFETY: the caller's contract.
+            largest = f32::max(largest, unsafe { memory::load_nc(partials.add(i as usize)) });
+            i += 32;
+        }
+        let scale = scale::of_absmax(warp::reduce_max_f32(largest));
+        if thread::index_1d() == 0 && thread::block_idx_y() == 0 {
+            // SAFETY: the caller's contract; one thread of the grid writes.
+            unsafe { scale_out.write(scale) };
+        }
+        TensorScale::new(scale)
+    }
+}
+
+impl Scheme for TensorScale {
+    #[inline(always)]
+    fn quantize(&self, values: &Chunk) -> (PackedChunk, f32) {
+        (pack(&values.map(|value| value * self.inverse)), 0.0)
+    }
+
+    #[inline(always)]
+    fn store_scale(&self, _row: usize, _column: u32, _scale: f32) {}
+}
+
+/// A scale for every 128 or 64 columns of a row: `q = x / scale`.
+pub struct GroupScales {
+    scales: *mut f32,
+    row_stride: u64,
+    group_stride: u64,
+    group_size: u32,
+    columns: u32,
+}
+
+impl GroupScales {
+    /// Scales of groups of `group_size` columns (128 or 64), that of (row, group) at
+    /// `scales[row * row_stride + group * group_stride]`.
+    ///
+    /// # Safety
+    /// Every destination row has its elements there, and nobody else accesses them.
+    #[inline(always)]
+    pub unsafe fn new(
+        scales: *mut f32,
+        row_stride: u64,
+        group_stride: u64,
+        group_size: u32,
+        columns: u32,
+    ) -> Self {
+        GroupScales { scales, row_stride, group_stride, group_size, columns }
+    }
+}
+
+impl Scheme for GroupScales {
+    #[inline(always)]
+    fn quantize(&self, values: &Chunk) -> (PackedChunk, f32) {
+        // A group of 64 is 8 lanes, one of 128 is 16.
+        let mut largest = warp::reduce_groups::<f32, 8>(absmax(values), f32::max);
+        if self.group_size == 128 {
+            largest = f32::max(largest, warp::shfl_xor(warp::FULL_MASK, largest, 8));
+        }
+        let scale = scale::of_group_absmax(largest);
+        (pack(&Divisor::new(scale).divide(values)), scale)
+    }
+
+    #[inline(always)]
+    fn store_scale(&self, row: usize, column: u32, scale: f32) {
+        if column < self.columns && column.is_multiple_of(self.group_size) {
+            let group = (column / self.group_size) as u64;
+            let at = row as u64 * self.row_stride + group * self.group_stride;
+            // SAFETY: the destination's scales exist, by the constructor's contract; one lane per group writes.
+            unsafe { self.scales.add(at as usize).write(scale) };
+        }
+    }
+}
+
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row.
+///
+/// # Safety
+/// `q` has every destination row, of `columns` writable bytes; nobody else accesses them while the grid runs.
+#[inline(always)]
+pub unsafe fn quantize_warp_rows(
+    source: impl Rows,
+    columns: u32,
+    destinations: Destinations,
+    sorted_rows: *const i32,
+    capacity: u32,
+    scheme: impl Scheme,
+    q: *mut u8,
+) {
+    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
+    let first = thread::block_idx_x() * WARPS + thread::warp_id();
+    let stride = thread::grid_dim_x() * WARPS;
+    let vector = vectorised(q, columns);
+    let store = |destination: usize, packed: PackedChunk, scale: f32| {
+        // SAFETY: the destination row exists, by the caller's contract; this lane alone has its columns.
+        unsafe { store_packed(q.add(destination * columns as usize), column, columns, vector, packed) };
+        scheme.store_scale(destination, column, scale);
+    };
+
+    let mut row = first;
+    while row < destinations.rows() {
+        if destinations.any(row) {
+            let (packed, scale) = scheme.quantize(&source.chunk(row, column));
+            destinations.for_each(row, |destination| store(destination, packed, scale));
+        }
+        row += stride;
+    }
+
+    let (_, scale_of_zeros) = scheme.quantize(&[0.0; CHUNK as usize]);
+    destinations
+        .padding(sorted_rows, capacity)
+        .for_each(first, stride, |row| store(row, [0; 2], scale_of_zeros));
+}

@@ -1,0 +1,470 @@
+//! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, bf16 in, f32 accumulation and output.
+//!
+//! Three kernels by the number of tokens; all split the sum in a fixed way, so that each is deterministic.
+//!
+//! | kernel | block | what it is made for |
+//! |---|---|---|
+//! | `router_logits_few` | 1 expert x 8 tokens, 8 warps split H | a few tokens: a block per expert, so that the gate streams through many SMs |
+//! | `router_logits_16x8` | 16 tokens x 8 experts, 8 warps split H | tens to hundreds of tokens |
+//! | `router_logits_64x64` | 64 tokens x 64 experts, 4 tiles of 32x32, 2 warps each split H | many tokens |
+//!
+//! The two tensor-core kernels use no shared memory on the way in. A sum does not mind in which order its terms come, so the
+//! k index of `mma.m16n8k16` may be any permutation of 32 columns, as long as both operands use the same. This one lets every
+//! lane load 16 contiguous bytes, which are its registers for two instructions:
+//!
+//! ```text
+//! columns of a row       0 ..  7   8 .. 15  16 .. 23  24 .. 31         lane = 4g + q holds row g
+//! lane 4g + q            q = 0     q = 1     q = 2     q = 3
+//! its 4 registers        r0 r1 | r2 r3                                 r0 r1: first mma, r2 r3: second
+//! ```
+//!
+//! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both operands.
+
+use cuda_std::bf16::{Bf16, f32x2_from_bf16x2};
+use cuda_std::{kernel, memory, mma, shared, sync, thread, warp};
+
+/// Columns that the four lanes of a row load together.
+const STEP: u32 = 32;
+/// Warps of every block here.
+const WARPS: u32 = 8;
+
+/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes.
+#[derive(Clone, Copy)]
+struct Matrix {
+    base: *const Bf16,
+    rows: u32,
+    columns: u32,
+    aligned: bool,
+}
+
+impl Matrix {
+    #[inline(always)]
+    fn new(base: *const Bf16, rows: u32, columns: u32) -> Self {
+        let aligned = columns.is_multiple_of(8) && base.addr().is_multiple_of(16);
+        Self { base, rows, columns, aligned }
+    }
+
+    /// The start of row `row`, or of the last row if there are fewer.
+    #[inline(always)]
+    fn row(self, row: u32) -> *const Bf16 {
+        self.base.wrapping_add(row.min(self.rows - 1) as usize * self.columns as usize)
+    }
+
+    /// Columns `column .. column + 8` of the row at `row`, as four pairs; zeros past the last column.
+    ///
+    /// # Safety
+    /// `row` is the start of one of the rows.
+    #[inline(always)]
+    unsafe fn load(self, row: *const Bf16, column: u32) -> [u32; 4] {
+        if self.aligned && column + 8 <= self.columns {
+            // SAFETY: inside the row, at a multiple of 16 bytes.
+            return unsafe { memory::load_nc(row.add(column as usize).cast()) };
+        }
+        let element = |index: u32| {
+            // SAFETY: inside the row.
+            if index < self.columns { u32::from(unsafe { *row.add(index as usize) }.0) } else { 0 }
+        };
+        let pair = |index: u32| element(index) | element(index + 1) << 16;
+        [pair(column), pair(column + 2), pair(column + 4), pair(column + 6)]
+    }
+
+    /// As [`load`](Self::load) where that is known to take its first way.
+    ///
+    /// # Safety
+    /// As `load`; `aligned`, and `column + 8 <= columns`.
+    #[inline(always)]
+    unsafe fn load_vector(self, row: *const Bf16, column: u32) -> [u32; 4] {
+        // SAFETY: inside the row, at a multiple of 16 bytes.
+        unsafe { memory::load_nc(row.add(column as usize).cast()) }
+    }
+}
+
+/// A block's tile: `WM x WN` warps side by side, each with `16 FM x 8 FN` outputs, and `WK` such sets that take turns at the
+/// columns; `STEPS` times 32 columns are loaded before they are multiplied.
+struct Tile<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>;
+
+impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>
+    Tile<WM, WN, WK, FM, FN, STEPS>
+{
+    /// Computes the tile of this block. Dynamic shared memory: a set's outputs as f32 for every set but the first.
+    ///
+    /// # Safety
+    /// All 256 threads execute it together; `logits [hidden.rows, gate.rows]`.
+    #[inline(always)]
+    unsafe fn run(hidden: Matrix, gate: Matrix, logits: *mut f32) {
+        const { assert!(WM * WN * WK == WARPS) };
+        let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
+        let (g, q) = (lane / 4, lane % 4);
+        let (wm, wn, wk) = (warp_id % WM, warp_id / WM % WN, warp_id / (WM * WN));
+        let first_token = (thread::block_idx_x() * WM + wm) * (16 * FM as u32);
+        let first_expert = (thread::block_idx_y() * WN + wn) * (8 * FN as u32);
+        let columns = hidden.columns;
+
+        let mut tokens = [[core::ptr::null::<Bf16>(); 2]; FM];
+        let mut m = 0;
+        while m < FM {
+            let row = first_token + 16 * m as u32 + g;
+            tokens[m] = [hidden.row(row), hidden.row(row + 8)];
+            m += 1;
+        }
+        let mut experts = [core::ptr::null::<Bf16>(); FN];
+        let mut n = 0;
+        while n < FN {
+            experts[n] = gate.row(first_expert + 8 * n as u32 + g);
+            n += 1;
+        }
+
+        let mut sums = [[[0.0f32; 4]; FN]; FM];
+        let mut column = wk * STEP + q * 8;
+        // The last column of the last lane of a step decides for the warp, which stays together.
+        let mut step_end = wk * STEP + STEP;
+        // SAFETY: all pointers are rows; the first loop's columns are all inside, and the alignment is known there.
+        unsafe {
+            if hidden.aligned && gate.aligned {
+                let ahead = (STEPS as u32 - 1) * WK * STEP;
+                while step_end + ahead <= columns {
+                    let mut a = [[[[0u32; 4]; 2]; FM]; STEPS];
+                    let mut b = [[[0u32; 4]; FN]; STEPS];
+                    let mut s = 0;
+                    while s < STEPS {
+                        let column = column + s as u32 * WK * STEP;
+                        let mut m = 0;
+                        while m < FM {
+                            a[s][m][0] = hidden.load_vector(tokens[m][0], column);
+                            a[s][m][1] = hidden.load_vector(tokens[m][1], column);
+                            m += 1;
+                        }
+                        let mut n = 0;
+                        while n < FN {
+                            b[s][n] = gate.load_vector(experts[n], column);
+                            n += 1;
+                        }
+                        s += 1;
+                    }
+                    let mut s = 0;
+                    while s < STEPS {
+                        Self::multiply(&mut sums, &a[s], &b[s]);
+                        s += 1;
+                    }
+                    column += STEPS as u32 * WK * STEP;
+                    step_end += STEPS as u32 * WK * STEP;
+                }
+            }
+            while step_end - STEP < columns {
+                let mut a = [[[0u32; 4]; 2]; FM];
+                let mut b = [[0u32; 4]; FN];
+                let mut m = 0;
+                while m < FM {
+                    a[m] = [hidden.load(tokens[m][0], column), hidden.load(tokens[m][1], column)];
+                    m += 1;
+                }
+                let mut n = 0;
+                while n < FN {
+                    b[n] = gate.load(experts[n], column);
+                    n += 1;
+                }
+                Self::multiply(&mut sums, &a, &b);
+                column += WK * STEP;
+                step_end += WK * STEP;
+            }
+            Self::add_sets(&mut sums, wk, warp_id % (WM * WN), lane);
+            if wk == 0 {
+                Self::store(&sums, hidden.rows, gate.rows, first_token + g, first_expert + 2 * q, logits);
+            }
+        }
+    }
+
+    /// Adds the products of 32 columns.
+    ///
+    /// # Safety
+    /// All lanes of the warp execute it together.
+    #[inline(always)]
+    unsafe fn multiply(sums: &mut [[[f32; 4]; FN]; FM], a: &[[[u32; 4]; 2]; FM], b: &[[u32; 4]; FN]) {
+        let mut m = 0;
+        while m < FM {
+            let [low, high] = a[m];
+            let mut n = 0;
+            while n < FN {
+                // SAFETY: the warp is together by the caller's contract.
+                unsafe {
+                    mma::m16n8k16_bf16(
+                        &mut sums[m][n],
+                        [low[0], high[0], low[1], high[1]],
+                        [b[n][0], b[n][1]],
+                    );
+                    mma::m16n8k16_bf16(
+                        &mut sums[m][n],
+                        [low[2], high[2], low[3], high[3]],
+                        [b[n][2], b[n][3]],
+                    );
+                }
+                n += 1;
+            }
+            m += 1;
+        }
+    }
+
+    /// Adds the sums of sets 1, 2, .. to those of set 0, in that order, through shared memory.
+    ///
+    /// # Safety
+    /// All threads of the block execute it together.
+    #[inline(always)]
+    unsafe fn add_sets(sums: &mut [[[f32; 4]; FN]; FM], wk: u32, warp_in_set: u32, lane: u32) {
+        // [WK - 1][WM * WN][FM * FN][lane], 16 bytes each: lanes side by side, no bank conflict.
+        let exchange = shared::dynamic::<[f32; 4]>();
+        let slot = |set: u32, fragment: usize| {
+            exchange.add(((set * WM * WN + warp_in_set) * (FM * FN) as u32 + fragment as u32) * 32 + lane)
+        };
+        if wk > 0 {
+            let mut fragment = 0;
+            while fragment < FM * FN {
+                // SAFETY: one writer to each slot, ordered before the reads by the barrier.
+                unsafe { slot(wk - 1, fragment).write(sums[fragment / FN][fragment % FN]) };
+                fragment += 1;
+            }
+        }
+        sync::block();
+        if wk == 0 {
+            let mut set = 0;
+            while set < WK - 1 {
+                let mut fragment = 0;
+                while fragment < FM * FN {
+                    // SAFETY: written before the barrier.
+                    let other = unsafe { slot(set, fragment).read() };
+                    let sum = &mut sums[fragment / FN][fragment % FN];
+                    *sum = [sum[0] + other[0], sum[1] + other[1], sum[2] + other[2], sum[3] + other[3]];
+                    fragment += 1;
+                }
+                set += 1;
+            }
+        }
+    }
+
+    /// Stores what lies inside `[tokens, experts]`. `token` and `expert` are those of the lane's first output.
+    ///
+    /// # Safety
+    /// `logits [tokens, experts]`.
+    #[inline(always)]
+    unsafe fn store(
+        sums: &[[[f32; 4]; FN]; FM],
+        tokens: u32,
+        experts: u32,
+        token: u32,
+        expert: u32,
+        logits: *mut f32,
+    ) {
+        let mut m = 0;
+        while m < FM {
+            let token = token + 16 * m as u32;
+            // SAFETY: the matrix is as the caller says.
+            unsafe {
+                Self::store_row(&sums[m], 0, tokens, experts, token, expert, logits);
+                Self::store_row(&sums[m], 2, tokens, experts, token + 8, expert, logits);
+            }
+            m += 1;
+        }
+    }
+
+    /// Stores the two adjacent outputs `at`, `at + 1` of every fragment of a row.
+    ///
+    /// # Safety
+    /// As [`store`](Self::store).
+    #[inline(always)]
+    unsafe fn store_row(
+        sums: &[[f32; 4]; FN],
+        at: usize,
+        tokens: u32,
+        experts: u32,
+        token: u32,
+        expert: u32,
+        logits: *mut f32,
+    ) {
+        if token >= tokens {
+            return;
+        }
+        let row = logits.wrapping_add(token as usize * experts as usize);
+        let mut n = 0;
+        while n < FN {
+            let expert = expert + 8 * n as u32;
+            // SAFETY: token < tokens, and each expert is below `experts` where it is stored.
+            unsafe {
+                if expert < experts {
+                    *row.add(expert as usize) = sums[n][at];
+                }
+                if expert + 1 < experts {
+                    *row.add(expert as usize + 1) = sums[n][at + 1];
+                }
+            }
+            n += 1;
+        }
+    }
+}
+
+/// Logits of tens to hundreds of tokens.
+///
+/// Launch: `(ceil(tokens / 16), ceil(experts / 8))` blocks; dynamic shared memory 7 * 512 bytes.
+///
+/// # Safety
+/// `hidden_states [tokens, hidden]`, `gate [experts, hidden]`, `logits [tokens, experts]`; `tokens` and `experts` >= 1.
+#[kernel(threads = 256, min_blocks = 2)]
+pub unsafe fn router_logits_16x8(
+    hidden_states: *const Bf16,
+    gate: *const Bf16,
+    logits: *mut f32,
+    tokens: u32,
+    experts: u32,
+    hidden: u32,
+) {
+    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
+    // SAFETY: the arguments are as the contract says.
+    unsafe { Tile::<1, 1, 8, 1, 1, 4>::run(states, gate, logits) }
+}
+
+/// Logits of many tokens.
+///
+/// Launch: `(ceil(tokens / 64), ceil(experts / 64))` blocks; dynamic shared memory 16384 bytes.
+///
+/// # Safety
+/// As `router_logits_16x8`.
+#[kernel(threads = 256, min_blocks = 2)]
+pub unsafe fn router_logits_64x64(
+    hidden_states: *const Bf16,
+    gate: *const Bf16,
+    logits: *mut f32,
+    tokens: u32,
+    experts: u32,
+    hidden: u32,
+) {
+    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
+    // SAFETY: the arguments are as the contract says.
+    unsafe { Tile::<2, 2, 2, 2, 4, 2>::run(states, gate, logits) }
+}
+
+/// Tokens of a block of `router_logits_few`.
+const FEW: usize = 8;
+
+/// Repeats a block for every token of [`FEW`], with the index as a constant: a loop left as one would put the sums that it
+/// indexes in local memory.
+macro_rules! for_few_tokens {
+    ($index:ident, $body:block) => {
+        for_few_tokens!(@ $index, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $index:ident, $body:block, $($value:literal)+) => {
+        $({
+            const $index: usize = $value;
+            const { assert!($index < FEW) };
+            $body
+        })+
+    };
+}
+
+/// Logits of a few tokens.
+///
+/// Launch: `(experts, ceil(tokens / 8))` blocks; dynamic shared memory 256 bytes.
+///
+/// # Safety
+/// As `router_logits_16x8`.
+#[kernel(threads = 256, min_blocks = 2)]
+pub unsafe fn router_logits_few(
+    hidden_states: *const Bf16,
+    gate: *const Bf16,
+    logits: *mut f32,
+    tokens: u32,
+    experts: u32,
+    hidden: u32,
+) {
+    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
+    let expert = thread::block_idx_x();
+    let first_token = thread::block_idx_y() * FEW as u32;
+    let weights = gate.row(expert);
+    let mut sums = [0.0f32; FEW];
+    let thread = thread::thread_idx_x();
+    // SAFETY: `weights` and every `states.row` are rows, and all columns are inside; with aligned rows, their number is a
+    // multiple of 8.
+    unsafe {
+        if states.aligned && gate.aligned {
+            let mut column = thread * 8;
+            while column < hidden {
+                let weight = gate.load_vector(weights, column);
+                for_few_tokens!(T, {
+                    let token = first_token + T as u32;
+                    if token < tokens {
+                        sums[T] =
+                            add_products(sums[T], states.load_vector(states.row(token), column), weight);
+                    }
+                });
+                column += WARPS * 32 * 8;
+            }
+        } else {
+            let mut column = thread;
+            while column < hidden {
+                let weight = (*weights.add(column as usize)).to_f32();
+                // A token past the last repeats it.
+                for_few_tokens!(T, {
+                    let state = (*states.row(first_token + T as u32).add(column as usize)).to_f32();
+                    sums[T] = fused(state, weight, sums[T]);
+                });
+                column += WARPS * 32;
+            }
+        }
+    }
+
+    // [warp][token]
+    let partial = shared::dynamic::<f32>();
+    let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
+    // All reductions first: with a write by lane 0 between two of them, LLVM threads that branch past the next reduction,
+    // and its shuffles exist twice, once for lane 0 and once for the others.
+    for_few_tokens!(T, {
+        sums[T] = warp::reduce_add_f32(sums[T]);
+    });
+    if lane == 0 {
+        for_few_tokens!(T, {
+            // SAFETY: one writer to each word, ordered before the reads by the barrier.
+            unsafe { partial.add(warp_id * FEW as u32 + T as u32).write(sums[T]) };
+        });
+    }
+    sync::block();
+    let t = thread;
+    if t < FEW as u32 && first_token + t < tokens {
+        let mut sum = 0.0;
+        let mut other = 0;
+        while other < WARPS {
+            // SAFETY: written before the barrier.
+            sum += unsafe { partial.add(other * FEW as u32 + t).read() };
+            other += 1;
+        }
+        // SAFETY: token < tokens, expert < experts.
+        unsafe { *logits.add((first_token + t) as usize * experts as usize + expert as usize) = sum };
+    }
+}
+
+/// `sum` plus the products of eight bf16 pairs, one fused multiply-add after the other.
+#[inline(always)]
+fn add_products(sum: f32, a: [u32; 4], b: [u32; 4]) -> f32 {
+    let mut sum = sum;
+    let mut i = 0;
+    while i < 4 {
+        let ([a0, a1], [b0, b1]) = (f32x2_from_bf16x2(a[i]), f32x2_from_bf16x2(b[i]));
+        sum = fused(a1, b1, fused(a0, b0, sum));
+        i += 1;
+    }
+    sum
+}
+
+/// `a * b + c` with one rounding: `fma.rn.f32`.
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    let sum: f32;
+    // SAFETY: computes in registers.
+    unsafe {
+        core::arch::asm!(
+            "fma.rn.f32 {sum}, {a}, {b}, {c};",
+            sum = out(reg32) sum,
+            a = in(reg32) a,
+            b = in(reg32) b,
+            c = in(reg32) c,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}

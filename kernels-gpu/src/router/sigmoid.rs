@@ -1,0 +1,49 @@
+//! Llama 4's routing: the k largest logits (k = 1 in the published models), weighted by their sigmoid.
+//!
+//! The weight belongs to the expert's *input*: the caller scales the activations by it before they are quantised, and does
+//! not apply it again at the end.
+
+use super::selection::{self, Pick, TOKENS_PER_BLOCK, key_of, logistic, next_pick, score_of};
+use cuda_std::{kernel, thread};
+
+/// The key of a logit; NaN is below all numbers.
+#[inline(always)]
+fn key_of_logit(logit: f32) -> u32 {
+    if logit.is_nan() { 1 } else { key_of(logit) }
+}
+
+/// Picks the `top_k` largest logits of every token; the weight is their sigmoid, 0 for NaN.
+///
+/// Launch: `ceil(tokens / 4)` blocks.
+///
+/// # Safety
+/// `logits [tokens, experts]`, `topk_ids` and `topk_weights` `[tokens, top_k]`; `1 <= top_k <= experts`.
+#[kernel(threads = selection::THREADS, min_blocks = 4)]
+pub unsafe fn sigmoid_top_k(
+    logits: *const f32,
+    topk_ids: *mut i32,
+    topk_weights: *mut f32,
+    tokens: u32,
+    experts: u32,
+    top_k: u32,
+) {
+    let token = thread::block_idx_x() * TOKENS_PER_BLOCK + thread::warp_id();
+    if token >= tokens {
+        return;
+    }
+    // SAFETY: token < tokens, so that its rows exist, and expert < experts.
+    unsafe {
+        let logits = logits.add(token as usize * experts as usize);
+        let mut pick = Pick::START;
+        let mut slot = 0;
+        while slot < top_k {
+            pick = next_pick(experts, pick, |expert| key_of_logit(*logits.add(expert as usize)));
+            if thread::lane_id() == 0 {
+                let output = token as usize * top_k as usize + slot as usize;
+                *topk_ids.add(output) = pick.index as i32;
+                *topk_weights.add(output) = if pick.key == 1 { 0.0 } else { logistic(score_of(pick.key)) };
+            }
+            slot += 1;
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Softmax top-k: f32 softmax over all experts, the k largest, optionally renormalised.
+//!
+//! ```text
+//! logits[t]   2.0  -1.0   NaN? ..     one token to a warp; lane l has experts l, l + 32, ..
+//! keys        shared memory           score = e^(logit - max) / sum, as a key; a NaN or infinite score counts as 0
+//! k times     next_pick               descending, ties to the lowest id
+//! ```
+
+use super::selection::{self, Pick, Softmax, TOKENS_PER_BLOCK, finite_or_zero, key_of, score_of};
+use cuda_std::shared::{self, Shared};
+use cuda_std::{kernel, thread};
+
+/// Picks the `top_k` experts of every token.
+///
+/// Launch: `ceil(tokens / 4)` blocks; dynamic shared memory `4 * experts * 4` bytes.
+///
+/// # Safety
+/// `logits [tokens, experts]`, `topk_ids` and `topk_weights` `[tokens, top_k]`; `1 <= top_k <= experts`.
+#[kernel(threads = selection::THREADS, min_blocks = 4)]
+pub unsafe fn softmax_top_k(
+    logits: *const f32,
+    topk_ids: *mut i32,
+    topk_weights: *mut f32,
+    tokens: u32,
+    experts: u32,
+    top_k: u32,
+    renormalize: u32,
+) {
+    let token = thread::block_idx_x() * TOKENS_PER_BLOCK + thread::warp_id();
+    if token >= tokens {
+        return;
+    }
+    let lane = thread::lane_id();
+    let keys: Shared<u32> = shared::dynamic().add(thread::warp_id() * experts);
+    // SAFETY: token < tokens, so that its rows exist. A lane reads back only the keys and weights that it wrote itself.
+    unsafe {
+        let logits = logits.add(token as usize * experts as usize);
+        let topk_ids = topk_ids.add(token as usize * top_k as usize);
+        let topk_weights = topk_weights.add(token as usize * top_k as usize);
+
+        let softmax = Softmax::new(logits, experts);
+        let mut expert = lane;
+        while expert < experts {
+            let score = softmax.score(*logits.add(expert as usize));
+            keys.add(expert).write(key_of(finite_or_zero(score)));
+            expert += 32;
+        }
+
+        let mut sum = 0.0;
+        let mut pick = Pick::START;
+        let mut slot = 0;
+        while slot < top_k {
+            pick = selection::next_pick(experts, pick, |expert| keys.add(expert).read());
+            let score = score_of(pick.key);
+            sum += score;
+            if lane == slot % 32 {
+                *topk_ids.add(slot as usize) = pick.index as i32;
+                *topk_weights.add(slot as usize) = score;
+            }
+            slot += 1;
+        }
+        if renormalize != 0 {
+            let denominator = if sum > 0.0 { sum } else { 1.0 };
+            let mut slot = lane;
+            while slot < top_k {
+                *topk_weights.add(slot as usize) /= denominator;
+                slot += 32;
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Devices, buffers, streams, events, graphs.
+
+mod common;
+
+use common::device;
+use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream};
+
+#[test]
+fn buffers_keep_what_they_are_given() {
+    let device = device();
+    let stream = Stream::new(&device).unwrap();
+    let mut buffer = device.upload(&[1.5f32, -2.0, 3.0, 4.0]).unwrap();
+    assert_eq!((buffer.len(), buffer.is_empty()), (4, false));
+    assert_eq!(buffer.to_vec(&stream).unwrap(), [1.5, -2.0, 3.0, 4.0]);
+    assert_eq!(buffer.slice(1..3).to_vec(&stream).unwrap(), [-2.0, 3.0]);
+    assert_eq!(buffer.slice(3..).cast::<u32>().to_vec(&stream).unwrap(), [4.0f32.to_bits()]);
+    buffer.slice_mut(..2).copy_from(&[7.0, 8.0], &stream).unwrap();
+    let (mut head, mut tail) = buffer.as_mut_slice().split_at(1);
+    tail.slice_mut(1..).fill_bytes(0, &stream).unwrap();
+    head.copy_from(&[9.0], &stream).unwrap();
+    assert_eq!(buffer.to_vec(&stream).unwrap(), [9.0, 8.0, 0.0, 0.0]);
+    let refusal = buffer.copy_from(&[0.0; 3], &stream).unwrap_err().to_string();
+    assert_eq!(refusal, "copy_from: data = 3 elements: must have the 4 elements of the destination");
+}
+
+#[test]
+fn empty_buffers_are_legal() {
+    let device = device();
+    let stream = device.default_stream();
+    let mut buffer = device.upload::<u64>(&[]).unwrap();
+    assert!(buffer.is_empty() && buffer.ptr().is_null());
+    buffer.fill_bytes(1, &stream).unwrap();
+    assert!(buffer.to_vec(&stream).unwrap().is_empty());
+}
+
+#[test]
+#[should_panic(expected = "range 2..5 of a device slice of 4 elements")]
+fn slices_stay_inside() {
+    device().zeros::<u8>(4).unwrap().slice(2..5);
+}
+
+#[test]
+#[should_panic(expected = "are not a slice of u32")]
+fn casts_stay_aligned() {
+    let _ = device().zeros::<u8>(8).unwrap().slice(1..5).cast::<u32>();
+}
+
+#[test]
+fn too_much_memory_is_an_error() {
+    let bytes = device().memory_bytes() as usize;
+    let error = device().uninit::<u8>(bytes * 2).unwrap_err();
+    assert!(matches!(error, Error::Driver { call: "cuMemAlloc", code: 2, .. }), "{error}");
+    assert!(device().uninit::<u64>(usize::MAX / 4).is_err());
+}
+
+#[test]
+fn buffers_go_to_other_threads() {
+    let device = device();
+    let buffer = device.upload(&[1, 2, 3]).unwrap();
+    let thread = std::thread::spawn(move || buffer.to_vec(&buffer.device().default_stream()).unwrap());
+    assert_eq!(thread.join().unwrap(), [1, 2, 3]);
+}
+
+#[test]
+fn events_follow_their_stream() {
+    let device = device();
+    let (stream, other) = (Stream::new(&device).unwrap(), Stream::new(&device).unwrap());
+    let (start, end) = (Event::new(&device).unwrap(), Event::new(&device).unwrap());
+    let mut buffer = device.zeros::<u8>(1 << 20).unwrap();
+    start.record(&stream).unwrap();
+    buffer.fill_bytes(7, &stream).unwrap();
+    end.record(&stream).unwrap();
+    other.wait_event(&end).unwrap();
+    assert!(buffer.to_vec(&other).unwrap().iter().all(|&x| x == 7));
+    end.synchronize().unwrap();
+    assert!(end.elapsed_ms(&start).unwrap() >= 0.0);
+}
+
+#[test]
+fn graphs_replay_and_do_not_run_while_captured() {
+    let device = device();
+    let stream = Stream::new(&device).unwrap();
+    let mut buffer = device.upload(&[1u8; 100]).unwrap();
+    let graph = stream.capture(|stream| buffer.fill_bytes(9, stream)).unwrap();
+    assert_eq!(buffer.to_vec(&stream).unwrap(), [1; 100]);
+    for _ in 0..2 {
+        // SAFETY: the buffer is alive, and nothing else uses it.
+        unsafe { graph.launch(&stream) }.unwrap();
+        assert_eq!(buffer.to_vec(&stream).unwrap(), [9; 100]);
+        buffer.fill_bytes(0, &stream).unwrap();
+    }
+}
+
+#[test]
+fn a_failed_capture_leaves_the_stream_usable() {
+    let device = device();
+    let stream = Stream::new(&device).unwrap();
+    let mut buffer = device.upload(&[1u8; 4]).unwrap();
+    let failed = stream.capture(|_| Err(Error::argument("test", "x", 1, "must not be 1")));
+    assert_eq!(failed.unwrap_err().to_string(), "test: x = 1: must not be 1");
+    buffer.fill_bytes(2, &stream).unwrap();
+    assert_eq!(buffer.to_vec(&stream).unwrap(), [2; 4]);
+}
+
+#[test]
+fn names_of_devices() {
+    for (text, spec) in [
+        ("auto", DeviceSpec::Auto),
+        ("sim", DeviceSpec::Sim),
+        ("cuda", DeviceSpec::Cuda(0)),
+        ("cuda:3", DeviceSpec::Cuda(3)),
+    ] {
+        assert_eq!(text.parse::<DeviceSpec>().unwrap(), spec);
+    }
+    for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+        let error = text.parse::<DeviceSpec>().unwrap_err().to_string();
+        assert_eq!(error, format!("device {text}: must be auto, sim or cuda:N"));
+    }
+}
+
+#[test]
+fn one_driver_per_process() {
+    if !device().is_emulated() {
+        eprintln!("skipped on cuda: asks for a GPU where there is none");
+        return;
+    }
+    let error = Device::open(DeviceSpec::Cuda(0)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "device cuda:0: device cuda requested, but this process already uses sim: one per process"
+    );
+    assert_eq!(device().to_string(), "sim");
+}
+
+#[test]
+fn families_by_capability() {
+    let family = Family::for_capability;
+    assert_eq!(family(9, 0), Some(Family::Sm90a));
+    assert_eq!([family(8, 9), family(10, 0), family(12, 0)], [Some(Family::Sm89); 3]);
+    assert_eq!([family(8, 6), family(8, 0), family(7, 5)], [None; 3]);
+}

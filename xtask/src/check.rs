@@ -1,0 +1,62 @@
+//! `cargo xtask test`: everything that CI checks, cheapest first.
+//!
+//! The host's crates are a cargo workspace. The device crates are not part of it, since they compile for another target with
+//! `core` from source; they get the same treatment one by one, for every GPU family where code differs.
+
+use std::process::Command;
+
+use anyhow::Result;
+use cuda_builder::Arch;
+
+use crate::process::{cargo, heading, root, step, target_dir};
+use crate::{gate, setup};
+
+/// The crates that compile for the GPU.
+const DEVICE_CRATES: [&str; 3] = ["crates/cuda_std", "crates/cuda_std/tests/emission", "kernels-gpu"];
+
+/// Sets up and runs all checks; stops at the first that fails.
+pub fn run() -> Result<()> {
+    setup::run()?;
+    format()?;
+    step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    for arch in Arch::ALL {
+        for directory in DEVICE_CRATES {
+            let mut command = device_cargo("clippy", directory, arch);
+            step(&format!("lints: {directory} for {arch}"), command.args(["--", "-D", "warnings"]))?;
+        }
+    }
+    let document = |command: &mut Command, title: &str| {
+        step(title, command.env("RUSTDOCFLAGS", "-D warnings").arg("--no-deps"))
+    };
+    document(cargo().args(["doc", "--workspace"]), "docs")?;
+    for directory in DEVICE_CRATES {
+        document(&mut device_cargo("doc", directory, Arch::Sm90a), &format!("docs: {directory}"))?;
+    }
+    step("tests", cargo().args(["test", "--workspace"]))?;
+    heading("PTX gate");
+    gate::run(false)
+}
+
+fn format() -> Result<()> {
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    for directory in DEVICE_CRATES {
+        let manifest = root().join(directory).join("Cargo.toml");
+        step(
+            &format!("format: {directory}"),
+            cargo().args(["fmt", "--check", "--manifest-path"]).arg(manifest),
+        )?;
+    }
+    Ok(())
+}
+
+/// A cargo command on a device crate, with `core` built for the GPU as `cuda_builder` does.
+fn device_cargo(task: &str, directory: &str, arch: Arch) -> Command {
+    let mut command = cargo();
+    command
+        .current_dir(root().join(directory))
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", format!("-Zunstable-options -Cpanic=immediate-abort -Ctarget-cpu={arch}"))
+        .args([task, "--release", "-Zbuild-std=core", "--target", "nvptx64-nvidia-cuda", "--target-dir"])
+        .arg(target_dir().join("device-checks").join(arch.name()));
+    command
+}

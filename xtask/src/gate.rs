@@ -1,0 +1,154 @@
+//! The PTX gate: what every kernel uses of the GPU, pinned by a committed table.
+//!
+//! Each family is compiled and assembled; the table says per kernel the launch bounds, registers and shared memory in
+//! `ptxas`'s count, and the instructions that matter in the machine code. A change shows up in the diff of the commit that
+//! made it. Spills, stack frames, local memory and C75xx remarks are refused whatever the table says.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use cuda_builder::sass::{self, Instructions};
+use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Resources};
+
+use crate::process::{root, target_dir};
+
+/// The committed table.
+fn table_path() -> PathBuf {
+    root().join("kernels-gpu/resources.txt")
+}
+
+/// Compiles for one family or all and prints the table.
+pub fn show(arch: Option<Arch>) -> Result<()> {
+    let archs = arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+    let mut violations = Vec::new();
+    for arch in archs {
+        let compiled = compile(arch)?;
+        println!("{}", compiled.table);
+        println!("PTX: {}\n", compiled.built.ptx_path.display());
+        violations.extend(compiled.violations);
+    }
+    refuse(&violations)
+}
+
+/// Compares with the committed table, or rewrites it.
+pub fn run(update: bool) -> Result<()> {
+    let compiled = Arch::ALL.into_iter().map(compile).collect::<Result<Vec<_>>>()?;
+    let Some(ptxas) = compiled.iter().find_map(|compiled| compiled.built.ptxas.as_ref()) else {
+        bail!("the gate needs ptxas: type `cargo xtask setup`");
+    };
+    refuse(&compiled.iter().flat_map(|compiled| compiled.violations.clone()).collect::<Vec<_>>())?;
+
+    let mut table = format!(
+        "What each GPU kernel uses. Written by `cargo xtask gate --update`, checked by `cargo xtask gate`.\n\
+         regs: per thread; shared: static bytes per block; SASS: instructions in the machine code; ptxas {}.\n",
+        ptxas.version()?
+    );
+    for compiled in &compiled {
+        let _ = write!(table, "\n{}", compiled.table);
+    }
+    let path = table_path();
+    if update {
+        fs::write(&path, &table).with_context(|| format!("could not write {}", path.display()))?;
+        println!("wrote {}", path.display());
+        return Ok(());
+    }
+    let committed =
+        fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
+    let changes = differences(&committed, &table);
+    if !changes.is_empty() {
+        bail!(
+            "kernel resources differ from {}; if that is meant, `cargo xtask gate --update` and commit:\n{}",
+            path.display(),
+            changes.join("\n")
+        );
+    }
+    let kernels: usize = compiled.iter().map(|compiled| compiled.built.kernels.len()).sum();
+    println!("{kernels} kernels: no spills, no stack frames, no remarks, resources as committed");
+    Ok(())
+}
+
+struct Compiled {
+    built: Built,
+    table: String,
+    violations: Vec<String>,
+}
+
+fn compile(arch: Arch) -> Result<Compiled> {
+    let target = target_dir();
+    let ptx_dir = target.join("ptx");
+    let built = CudaBuilder::new(root().join("kernels-gpu"))
+        .arch(arch)
+        .target_dir(&target)
+        .ptx_dir(&ptx_dir)
+        .build()?;
+    let mut violations = built.violations();
+    let mut counts = None;
+    if let Some(ptxas) = &built.ptxas {
+        let cubin = built.ptx_path.with_extension("cubin");
+        ptxas.assemble(&built.ptx_path, arch, Some(&cubin))?;
+        counts = sass::count(&cubin, root())?;
+    }
+    for (name, count) in counts.iter().flatten() {
+        if count.local != 0 {
+            violations.push(format!("{arch} {name}: {} instructions on local memory", count.local));
+        }
+    }
+    let table = table(&built, counts.as_deref());
+    Ok(Compiled { built, table, violations })
+}
+
+fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
+    let mut table = format!(
+        "{:<44} {:>7} {:>6} {:>5} {:>7} {:>6} {:>6} {:>5} {:>5} {:>8}\n",
+        built.arch.name(),
+        "threads",
+        "blocks",
+        "regs",
+        "shared",
+        "SASS",
+        "QGMMA",
+        "QMMA",
+        "HMMA",
+        "generic"
+    );
+    for KernelInfo { name, threads, min_blocks, static_shared, resources, .. } in &built.kernels {
+        let registers =
+            resources.as_ref().map_or("?".to_owned(), |Resources { registers, .. }| registers.to_string());
+        let _ = write!(table, "{name:<44} {threads:>7} {min_blocks:>6} {registers:>5} {static_shared:>7}");
+        match counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name)) {
+            Some((_, Instructions { total, qgmma, qmma, hmma, generic, .. })) => {
+                let _ = writeln!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");
+            }
+            None => table.push('\n'),
+        }
+    }
+    table
+}
+
+fn refuse(violations: &[String]) -> Result<()> {
+    if !violations.is_empty() {
+        bail!("the kernels do what they must not:\n{}", violations.join("\n"));
+    }
+    Ok(())
+}
+
+/// The lines of either table that the other lacks, `-` for the committed one and `+` for the new one.
+fn differences(committed: &str, new: &str) -> Vec<String> {
+    let lacks = |table: &str, line: &str| !table.lines().any(|other| other == line);
+    let gone = committed.lines().filter(|line| lacks(new, line)).map(|line| format!("- {line}"));
+    let come = new.lines().filter(|line| lacks(committed, line)).map(|line| format!("+ {line}"));
+    gone.chain(come).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_the_lines() {
+        assert!(differences("a 1\nb 2\n", "a 1\nb 2\n").is_empty());
+        assert_eq!(differences("a 1\nb 2\n", "a 1\nb 3\nc 4\n"), ["- b 2", "+ b 3", "+ c 4"]);
+    }
+}

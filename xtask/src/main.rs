@@ -1,0 +1,83 @@
+//! The repository's tasks: `cargo xtask <task>`.
+//!
+//! None of them needs the root package to compile first: `setup` is what makes that possible.
+
+mod bundle;
+mod check;
+mod demo;
+mod gate;
+mod process;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cuda_builder::Arch;
+
+/// Tasks of the fp8-moe repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Finds or installs what the build needs: Rust's `core` as source, and ptxas. Safe to repeat.
+    Setup,
+    /// Sets up, builds, and checks two FP8 MoE layers against their references.
+    Demo,
+    /// Sets up and runs everything that CI checks: format, lints, docs, tests, the PTX gate.
+    Test,
+    /// Compiles the GPU kernels and prints what each uses.
+    Ptx {
+        /// Compile for this family only: sm_89 or sm_90a.
+        #[arg(long, value_parser = parse_arch)]
+        arch: Option<Arch>,
+    },
+    /// Compares what the GPU kernels use with the committed table; fails on a difference, a spill or a stack frame.
+    Gate {
+        /// Write the table instead.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Runs the benchmarks.
+    Bench {
+        /// Passed on to `cargo bench`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Packs the program and all tests into `bundle/`, to run on a GPU machine that has neither Rust nor network.
+    Bundle {
+        /// Also pack NVIDIA's compute-sanitizer; `SANITIZE=1 ./run.sh` then runs the tests under it.
+        #[arg(long)]
+        sanitizer: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Setup => setup::run(),
+        Task::Demo => demo::run(),
+        Task::Test => check::run(),
+        Task::Ptx { arch } => gate::show(arch),
+        Task::Gate { update } => gate::run(update),
+        Task::Bench { arguments } => demo::bench(&arguments),
+        Task::Bundle { sanitizer } => bundle::run(sanitizer),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse_arch(name: &str) -> Result<Arch, String> {
+    Arch::ALL
+        .into_iter()
+        .find(|arch| arch.name() == name)
+        .ok_or_else(|| "expected sm_89 or sm_90a".to_owned())
+}

@@ -1,0 +1,67 @@
+//! Running programs, and saying which.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The folder that cargo builds into.
+pub fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// The cargo that runs this program.
+pub fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    // `cargo run` sets these for us; a build that saw them would be another build.
+    for (name, _) in env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Prints a heading, runs the program with its output shown, and fails if it fails.
+pub fn step(title: &str, command: &mut Command) -> Result<()> {
+    heading(title);
+    let start = Instant::now();
+    let program = display(command);
+    let status = command.status().with_context(|| format!("could not run {program}"))?;
+    if !status.success() {
+        bail!("{title} failed ({status}): {program}");
+    }
+    println!("    {title}: {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Prints the title of a section.
+pub fn heading(title: &str) {
+    println!("\n==> {title}");
+}
+
+/// Runs the program quietly; its output, or an error with its messages.
+pub fn output(command: &mut Command) -> Result<String> {
+    let program = display(command);
+    let output = command.output().with_context(|| format!("could not run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} failed ({}):\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn display(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
