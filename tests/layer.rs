@@ -90,13 +90,13 @@ fn random_routing(config: &MoeConfig, tokens: usize, skew: Skew, seed: u64) -> (
                 (f64::from(id + 1) * source.random_range(0.0f64..1.0) * 1000.0) as i64
             });
         }
-        for slot in 0..config.top_k {
+        for &drawn in &all[..config.top_k] {
             ids.push(match skew {
                 Skew::One => experts / 2,
                 Skew::Invalid if source.random_bool(0.33) => *[-1, experts, i32::MAX, i32::MIN]
                     .get(source.random_range(0..4usize))
                     .expect("one of four"),
-                _ => all[slot],
+                _ => drawn,
             });
         }
     }

@@ -346,7 +346,7 @@ pub fn permute_rows<T: Pod>(stream: &Stream, shape: PermuteShape, args: PermuteR
     const OP: &str = "permute_rows";
     shape.check(true)?;
     let (rows, capacity) = (shape.rows(), shape.capacity());
-    let row_bytes = args.columns.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+    let row_bytes = args.columns.saturating_mul(size_of::<T>());
     require(row_bytes <= i32::MAX as usize, OP, "columns", args.columns, || {
         "must be below 2^31 bytes to a row".into()
     })?;
