@@ -34,7 +34,7 @@ const LOG2_E: f32 = core::f32::consts::LOG2_E;
 const LOG2_E_REST: f32 = 1.925_963_e-8;
 
 /// sqrt(2 / pi), doubled.
-const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
 
 /// gpt-oss: where gate and up are clamped, and the slope of the sigmoid.
 const SWIGLUOAI_LIMIT: f32 = 7.0;
@@ -75,6 +75,7 @@ fn sigmoid_weighted(x: f32, y: f32) -> f32 {
 /// `e^x`; 0 below -104, infinite above 89. NaN becomes finite: the caller multiplies by something that is NaN as well.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
+    #[expect(clippy::manual_clamp, reason = "two instructions; `clamp` keeps NaN and takes four")]
     let x = x.max(-104.0).min(89.0);
     let t = x * LOG2_E;
     let lost = fma(x, LOG2_E_REST, fma(x, LOG2_E, -t));
@@ -100,7 +101,7 @@ fn gelu(x: f32) -> f32 {
     p = fma(p, t, 1.055_084_5e-1);
     p = fma(p, t, 1.198_327_5e-1);
     p = fma(p, t, 1.398_618_8e-1);
-    p = fma(p, t, 1.396_214_1e-1);
+    p = fma(p, t, 1.396_214e-1);
     // a^2 / 2 and what it lost; beyond 14 the tail is 0 in f32.
     let bounded = a.min(14.0);
     let square = bounded * bounded;
