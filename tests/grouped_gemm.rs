@@ -552,7 +552,7 @@ fn refusals() {
         (|g| g.schedule.block_m = 32, "schedule.block_m = 32: must be 16, 64 or 128"),
         (
             |g| g.schedule.entries = g.schedule.entries.slice(1..),
-            "schedule = 3 elements: must have at least 4",
+            "schedule = 67 elements: must have at least 68",
         ),
         (|g| g.path = Path::Portable { blocks: Some(0) }, "path.blocks = 0: must be at least 1"),
     ];

@@ -8,7 +8,7 @@
 use super::{Accumulation, GemmShape, OP};
 use crate::device::Device;
 use crate::error::{Error, Result, require};
-use crate::ops::problem_sizes::tile_schedule_entries;
+use crate::ops::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Which kernels to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub fn plan(
     let tile = PortableTile::for_block_m(block_m)?;
     let promoted = scales_change_along_k || accumulation == Accumulation::Promoted;
     // An upper bound: the schedule's capacity. Blocks that find no work return at once.
-    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, block_m) - 1;
+    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, block_m) - TILE_SCHEDULE_HEADER;
     if shape.rows == 0 || shape.experts == 0 {
         return Ok(Plan::Nothing);
     }
