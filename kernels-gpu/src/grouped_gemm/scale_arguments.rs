@@ -35,6 +35,7 @@ pub struct ScaleArguments {
 
 impl ScaleArguments {
     /// Scales that do not change along K.
+    #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub fn along_rows(a: *const f32, a_kind: u32, b: *const f32, b_kind: u32) -> Self {
         Self { a, a_row_stride: 0, a_group_stride: 0, a_kind, b, b_kind }

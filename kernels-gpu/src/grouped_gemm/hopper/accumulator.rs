@@ -30,6 +30,12 @@ pub trait Accumulator: Copy {
     /// Calls `f(j, h, c, value)` for every register.
     fn for_each(&self, f: impl FnMut(usize, usize, usize, f32));
 
+    /// `f(j, gate, up)` for every four registers of a `j` and the same of `up`.
+    fn zip(&self, up: &Self, f: impl Fn(usize, &[f32; 4], &[f32; 4]) -> [f32; 4]) -> Self;
+
+    /// Calls `f(j, c, h = 0, h = 1)` for every column.
+    fn for_each_column(&self, f: impl FnMut(usize, usize, f32, f32));
+
     /// Writes the registers to `to[0], to[stride], ..` of four each.
     ///
     /// # Safety
@@ -71,6 +77,28 @@ macro_rules! accumulator {
             fn for_each(&self, mut f: impl FnMut(usize, usize, usize, f32)) {
                 unroll!(for i in 0..$registers {
                     f(i / 4, i / 2 % 2, i % 2, self[i]);
+                });
+            }
+
+            #[inline(always)]
+            fn zip(&self, up: &Self, f: impl Fn(usize, &[f32; 4], &[f32; 4]) -> [f32; 4]) -> Self {
+                let mut values = Self::ZERO;
+                unroll!(for j in 0..$quads {
+                    let gate = [self[4 * j], self[4 * j + 1], self[4 * j + 2], self[4 * j + 3]];
+                    let four = f(j, &gate, &[up[4 * j], up[4 * j + 1], up[4 * j + 2], up[4 * j + 3]]);
+                    values[4 * j] = four[0];
+                    values[4 * j + 1] = four[1];
+                    values[4 * j + 2] = four[2];
+                    values[4 * j + 3] = four[3];
+                });
+                values
+            }
+
+            #[inline(always)]
+            fn for_each_column(&self, mut f: impl FnMut(usize, usize, f32, f32)) {
+                unroll!(for j in 0..$quads {
+                    f(j, 0, self[4 * j], self[4 * j + 2]);
+                    f(j, 1, self[4 * j + 1], self[4 * j + 3]);
                 });
             }
 

@@ -19,12 +19,9 @@ pub struct Requantization {
     pub group_stride: u64,
 }
 
-/// One launch of a gated kernel.
+/// What the ends of a gated kernel need to know of a launch.
 pub struct GatedArguments {
-    pub a: *const cuda_std::tma::TensorMap,
-    pub b: *const cuda_std::tma::TensorMap,
     pub scales: ScaleArguments,
-    pub schedule: *const [u32; 4],
     pub out: Requantization,
     pub k: u32,
 }

@@ -32,6 +32,7 @@
 
 mod accumulator;
 mod gated;
+mod narrow;
 mod ring;
 mod wide;
 
@@ -91,6 +92,13 @@ impl ScaleCopies {
         }
     }
 
+    /// Passes over `slabs` slabs.
+    #[inline(always)]
+    fn skip(&mut self, scales: &ScaleArguments, slabs: u32) {
+        self.a = self.a.wrapping_add(slabs as usize * scales.a_group_stride as usize);
+        self.b = self.b.wrapping_add(slabs as usize);
+    }
+
     /// Copies the scales of the next slab to `to`.
     ///
     /// # Safety
@@ -103,7 +111,11 @@ impl ScaleCopies {
                 if row + lane < ROWS {
                     // SAFETY: rows that do not exist are not read; the slot has room for `ROWS` scales.
                     unsafe {
-                        cp_async::copy4_zfill(to + (row + lane) * 4, source.cast(), self.rows_left > row as i32)
+                        cp_async::copy4_zfill(
+                            to + (row + lane) * 4,
+                            source.cast(),
+                            self.rows_left > row as i32,
+                        )
                     };
                 }
                 source = source.wrapping_add(32 * scales.a_row_stride as usize);

@@ -67,11 +67,11 @@ mod scales;
 
 use cuda_std::{kernel, sync, thread};
 
+use super::scale_arguments::ScaleArguments;
+use super::schedule::{Tile, WorkList};
 use multiply::{Accumulator, Fragments, WarpTile};
 use pipeline::Loader;
 use scales::{EndScales, SlabScales};
-use super::scale_arguments::ScaleArguments;
-use super::schedule::{Tile, WorkList};
 
 /// Bytes of K in a slab: one row of a stage, and the width of a scale group or block.
 const SLAB: u32 = 128;

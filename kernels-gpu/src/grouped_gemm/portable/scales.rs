@@ -9,7 +9,9 @@ use cuda_std::shared::Shared;
 use super::multiply::{NT, WarpTile, recomputed, unroll};
 use super::pipeline::scales_offset;
 use super::tile_rows;
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments};
+use crate::grouped_gemm::scale_arguments::{
+    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
+};
 use crate::grouped_gemm::schedule::Tile;
 
 /// What the sum over one slab is multiplied with: `[mt][h]` for row `mt*16 + h*8 + g` of the warp.

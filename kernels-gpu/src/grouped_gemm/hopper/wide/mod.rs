@@ -23,7 +23,6 @@ mod produce;
 mod requantize;
 mod store;
 
-use cuda_std::tma::TensorMap;
 use cuda_std::{grid, kernel, thread, wgmma};
 
 use super::gated::{GatedArguments, Requantization};
@@ -54,15 +53,11 @@ const PROMOTED_STAGES: u32 = 6;
 const PROMOTED_STAGE_BYTES: u32 = ROWS_128 + ROWS_128;
 type PromotedRing = Ring<PROMOTED_STAGES, PROMOTED_STAGE_BYTES, true>;
 
-/// One launch of a plain kernel.
+/// What the end of a plain kernel needs to know of a launch.
 struct PlainArguments {
-    a: *const TensorMap,
-    b: *const TensorMap,
     scales: ScaleArguments,
-    schedule: *const [u32; 4],
     out: *mut u8,
     n: u32,
-    k: u32,
     out_type: u32,
 }
 
@@ -87,7 +82,7 @@ pub unsafe fn hopper_wide_fast(
     out_type: u32,
 ) {
     let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let arguments = PlainArguments { a, b, scales, schedule, out, n, k, out_type };
+    let arguments = PlainArguments { scales, out, n, out_type };
     // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes its
     // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
@@ -153,7 +148,7 @@ pub unsafe fn hopper_wide_promoted(
         b: b_scale,
         b_kind: b_scale_kind,
     };
-    let arguments = PlainArguments { a, b, scales, schedule, out, n, k, out_type };
+    let arguments = PlainArguments { scales, out, n, out_type };
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
         let ring = PromotedRing::new();
@@ -183,7 +178,8 @@ pub unsafe fn hopper_wide_promoted(
         while item < work.len() {
             let tile = work.tile(item);
             let total;
-            (total, position) = consume::promoted(&ring, position, k.div_ceil(SLAB), &rows, &arguments.scales);
+            (total, position) =
+                consume::promoted(&ring, position, k.div_ceil(SLAB), &rows, &arguments.scales);
             store::columns_128(&total, &tile, &rows, &arguments);
             item += thread::grid_dim_x();
         }
@@ -225,7 +221,7 @@ pub unsafe fn hopper_wide_gated_fast(
         row_stride: q_row_stride,
         group_stride: q_group_stride,
     };
-    let arguments = GatedArguments { a, b, scales, schedule, out, k };
+    let arguments = GatedArguments { scales, out, k };
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
         let ring = FastRing::new();
@@ -304,7 +300,7 @@ pub unsafe fn hopper_wide_gated_promoted(
         row_stride: q_row_stride,
         group_stride: q_group_stride,
     };
-    let arguments = GatedArguments { a, b, scales, schedule, out, k };
+    let arguments = GatedArguments { scales, out, k };
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
         let ring = PromotedRing::new();

@@ -100,7 +100,8 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
         if out.given_scale.is_null() {
             let mut largest = 0.0;
             unroll!(for j in 0..16 {
-                largest = f32::max(largest, f32::max(values[4 * j + 2 * h].abs(), values[4 * j + 2 * h + 1].abs()));
+                largest =
+                    f32::max(largest, f32::max(values[4 * j + 2 * h].abs(), values[4 * j + 2 * h + 1].abs()));
             });
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 1));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 2));
@@ -108,7 +109,16 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
             let divisor = Divisor::new(scale);
             unroll!(for i in 0..4 {
                 let at = |t: usize, c: usize| values[16 * i + 4 * t + 2 * h + c];
-                let v = divisor.divide(&[at(0, 0), at(0, 1), at(1, 0), at(1, 1), at(2, 0), at(2, 1), at(3, 0), at(3, 1)]);
+                let v = divisor.divide(&[
+                    at(0, 0),
+                    at(0, 1),
+                    at(1, 0),
+                    at(1, 1),
+                    at(2, 0),
+                    at(2, 1),
+                    at(3, 0),
+                    at(3, 1),
+                ]);
                 unroll!(for t in 0..4 {
                     packed[4 * i + t] = e4m3x2_from_f32(v[2 * t], v[2 * t + 1]);
                 });
@@ -116,13 +126,18 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
             if exists && rows.quad_lane == 0 {
                 let group = (tile.n0 / 128) as usize;
                 // SAFETY: every row of the schedule has a scale for each of its groups.
-                unsafe { *out.scales.add(row * out.row_stride as usize + group * out.group_stride as usize) = scale };
+                unsafe {
+                    *out.scales.add(row * out.row_stride as usize + group * out.group_stride as usize) = scale
+                };
             }
         } else {
             // SAFETY: one scale, which nobody writes meanwhile.
             let reciprocal = 1.0 / unsafe { memory::load_nc(out.given_scale) };
             unroll!(for j in 0..16 {
-                packed[j] = e4m3x2_from_f32(values[4 * j + 2 * h] * reciprocal, values[4 * j + 2 * h + 1] * reciprocal);
+                packed[j] = e4m3x2_from_f32(
+                    values[4 * j + 2 * h] * reciprocal,
+                    values[4 * j + 2 * h + 1] * reciprocal,
+                );
             });
         }
         unroll!(for half in 0..2 {

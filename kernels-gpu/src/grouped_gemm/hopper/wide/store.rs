@@ -6,7 +6,9 @@ use cuda_std::{memory, unroll};
 use super::PlainArguments;
 use super::consume::Rows;
 use crate::grouped_gemm::quad::transpose_in_quad;
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments};
+use crate::grouped_gemm::scale_arguments::{
+    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
+};
 use crate::grouped_gemm::schedule::Tile;
 use crate::grouped_gemm::{F16, F32};
 
