@@ -127,11 +127,13 @@ unsafe impl Sync for Inner {}
 #[derive(Clone, Copy)]
 struct Function {
     raw: CUfunction,
-    /// Dynamic shared memory the function has been allowed so far; the driver's default limit is 48 KiB.
+    /// Dynamic shared memory the function has been allowed so far.
     dynamic_shared: u32,
+    static_shared: u32,
 }
 
-const DEFAULT_DYNAMIC_SHARED: u32 = 48 * 1024;
+/// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
+const DEFAULT_SHARED: u32 = 48 * 1024;
 
 impl Device {
     /// Opens a device, for its best kernel family.
@@ -341,12 +343,19 @@ impl Device {
             Some(&function) => function,
             None => {
                 let found = self.module()?.get_function(name).map_err(driver("cuModuleGetFunction"))?;
-                Function { raw: found.to_raw(), dynamic_shared: DEFAULT_DYNAMIC_SHARED }
+                let mut fixed = 0;
+                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
+                let code = unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, found.to_raw()) };
+                check("cuFuncGetAttribute", code)?;
+                let static_shared = fixed as u32;
+                Function { raw: found.to_raw(), dynamic_shared: DEFAULT_SHARED - static_shared, static_shared }
             }
         };
         if dynamic_shared > function.dynamic_shared {
-            if dynamic_shared > self.inner.shared_per_block {
-                let rule = format!("must be at most {}", self.inner.shared_per_block);
+            let most = self.inner.shared_per_block - function.static_shared;
+            if dynamic_shared > most {
+                let rule = format!("must be at most {most}");
                 return Err(Error::argument(name, "dynamic_shared_bytes", dynamic_shared, rule));
             }
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
