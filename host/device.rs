@@ -349,7 +349,11 @@ impl Device {
                 let code = unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, found.to_raw()) };
                 check("cuFuncGetAttribute", code)?;
                 let static_shared = fixed as u32;
-                Function { raw: found.to_raw(), dynamic_shared: DEFAULT_SHARED - static_shared, static_shared }
+                Function {
+                    raw: found.to_raw(),
+                    dynamic_shared: DEFAULT_SHARED - static_shared,
+                    static_shared,
+                }
             }
         };
         if dynamic_shared > function.dynamic_shared {
