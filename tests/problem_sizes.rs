@@ -3,7 +3,8 @@
 mod common;
 
 use fp8_moe::ops::problem_sizes::{
-    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes, tile_schedule, tile_schedule_entries,
+    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes, tile_schedule,
+    tile_schedule_entries,
 };
 use fp8_moe::{Device, Error};
 use proptest::prelude::*;

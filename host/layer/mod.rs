@@ -20,7 +20,7 @@ mod workspace;
 
 pub use crate::ops::activation::ActivationFunction;
 pub use crate::ops::grouped_gemm::Accumulation;
-pub use config::{MoeConfig, Quantization, Routing};
+pub use config::{IntermediateScales, MoeConfig, Quantization, Routing};
 pub use forward::{OutputElement, Step};
 pub use weights::{ExpertWeights, MoeWeights, Progress};
 pub use workspace::Workspace;
@@ -75,7 +75,7 @@ impl MoeLayer {
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
     pub fn workspace_bytes(&self, tokens: usize) -> usize {
-        Layout::new(&self.config, tokens).bytes
+        Layout::new(&self.device, &self.config, tokens).bytes
     }
 
     /// A workspace for forwards of up to `tokens` tokens.
@@ -193,7 +193,7 @@ impl MoeLayer {
         if tokens == 0 {
             return Ok(());
         }
-        let layout = Layout::new(&self.config, tokens);
+        let layout = Layout::new(&self.device, &self.config, tokens);
         workspace.check_device(OP, "workspace", stream)?;
         require(
             workspace.len() >= layout.bytes,

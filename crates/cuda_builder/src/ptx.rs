@@ -130,7 +130,11 @@ fn entry<'a>(
         if let Some(size) = param_size(line) {
             let is_map = kernel.params.get(sizes.len()).is_some_and(|param| param.ty == TENSOR_MAP);
             sizes.push(size);
-            text.push_str(&if is_map { line.replacen(".align 8", TENSOR_MAP_ALIGNMENT, 1) } else { line.to_owned() });
+            text.push_str(&if is_map {
+                line.replacen(".align 8", TENSOR_MAP_ALIGNMENT, 1)
+            } else {
+                line.to_owned()
+            });
         } else {
             text.push_str(line);
         }
