@@ -236,10 +236,6 @@ impl Surroundings<'_, '_> {
                 hollow = missing;
                 data
             }
-            Work::Store { from: (rank, _), .. } if self.cluster.blocks[*rank].live == 0 => {
-                let detail = "the block exited before this bulk store had read its shared memory: cp.async.bulk.wait_group.read must come first".to_string();
-                return Err(failed(issuer, FaultKind::AsyncHazard, detail));
-            }
             Work::Store { from: (rank, at), bytes, .. } => {
                 self.cluster.blocks[*rank].shared.slice(*at, *bytes).to_vec()
             }

@@ -7,7 +7,7 @@ use crate::fault::FaultKind;
 pub(crate) mod flag {
     /// All lanes of the warp must be at the instruction.
     pub const ALIGNED: u64 = 1;
-    /// What is known is not released.
+    /// Only what was known at the last fence is released.
     pub const RELAXED: u64 = 2;
 }
 
@@ -31,7 +31,8 @@ pub(crate) unsafe fn arrive(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     let threads = ctx.exec.count_ones();
     let clock = ctx.warp.clock;
     if inst.imm & flag::RELAXED != 0 {
-        ctx.cluster.arrive(threads, None);
+        let fenced = ctx.warp.fenced;
+        ctx.cluster.arrive(threads, fenced.as_ref());
     } else {
         let agent = ctx.warp.agent;
         ctx.warp.clock.tick(agent);

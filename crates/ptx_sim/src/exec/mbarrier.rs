@@ -24,7 +24,7 @@ pub(crate) mod kind {
     pub const EXPECT: u32 = 8;
     /// `.complete_tx`
     pub const COMPLETE: u32 = 16;
-    /// What is known is not released, or learnt.
+    /// Only what was known at the last fence is released; what is learnt counts from the next fence on.
     pub const RELAXED: u32 = 32;
     /// The state is wanted in `d`.
     pub const STATE: u32 = 64;
@@ -163,7 +163,7 @@ pub(crate) unsafe fn arrive(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
         unsafe { (addresses(ctx, inst), ctx.read::<u32>(inst.b), ctx.read::<u32>(inst.c)) };
     let has = |flag: u32| inst.e & flag != 0;
     let mut tokens = [0; 32];
-    let clock = ctx.warp.clock;
+    let known = if has(kind::RELAXED) { ctx.warp.fenced } else { Some(ctx.warp.clock) };
     for lane in lanes_of(ctx.exec) {
         let place = match ctx.mbarrier_place(lane, at[lane], has(kind::REMOTE)) {
             Ok(place) => place,
@@ -179,8 +179,8 @@ pub(crate) unsafe fn arrive(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
                 mbarrier.complete();
             }
             if has(kind::ARRIVE) {
-                let known = (!has(kind::RELAXED)).then_some(&clock);
-                if mbarrier.arrive(counts[lane], has(kind::DROP), known)? && has(kind::NO_COMPLETE) {
+                let completed = mbarrier.arrive(counts[lane], has(kind::DROP), known.as_ref())?;
+                if completed && has(kind::NO_COMPLETE) {
                     return Err("an arrival with .noComplete completed the phase".to_string());
                 }
             }
