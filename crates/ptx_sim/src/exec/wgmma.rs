@@ -97,7 +97,10 @@ impl Ctx<'_> {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn multiply(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
-    if let Err(flow) = ctx.whole_warpgroup() {
+    // A warp that resumes has met the others, who may have exited since.
+    if !ctx.resumed
+        && let Err(flow) = ctx.whole_warpgroup()
+    {
         return flow;
     }
     let has = |flag: u32| inst.e & flag != 0;
@@ -393,8 +396,9 @@ pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn commit(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    if let Err(flow) = ctx.whole_warpgroup() {
-        return flow;
+    // Other warps of the warpgroup may be far ahead, and even have exited.
+    if ctx.exec != FULL {
+        return ctx.whole_warpgroup().err().unwrap_or(Flow::Meet);
     }
     ctx.warp.products.commit();
     Flow::Next
