@@ -110,6 +110,7 @@ struct Inner {
     family: Family,
     multiprocessors: u32,
     shared_per_block: u32,
+    l2_bytes: u32,
     memory_bytes: u64,
     default_stream: CUstream,
     functions: Mutex<HashMap<&'static str, Function>>,
@@ -201,6 +202,7 @@ impl Device {
             family,
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             memory_bytes: device.total_memory().map_err(driver("cuDeviceTotalMem"))? as u64,
             default_stream,
             functions: Mutex::default(),
@@ -251,9 +253,23 @@ impl Device {
         self.inner.shared_per_block
     }
 
+    /// L2 cache, bytes.
+    pub fn l2_bytes(&self) -> u32 {
+        self.inner.l2_bytes
+    }
+
     /// Device memory, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.inner.memory_bytes
+    }
+
+    /// Device memory that is free now, bytes.
+    pub fn free_memory_bytes(&self) -> Result<u64> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both are valid places for one number, and the context is current.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(free as u64)
     }
 
     /// Whether two handles are the same device.

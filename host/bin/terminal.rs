@@ -75,3 +75,12 @@ pub fn watch<T>(
     bar.finish_and_clear();
     result
 }
+
+/// Runs a forward that is measured, with a sign of life where somebody watches.
+pub fn watch_bench<T>(tokens: usize, forward: impl FnOnce() -> Result<T>) -> Result<T> {
+    let bar = ProgressBar::new_spinner().with_message(format!("simulating {tokens} tokens"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = forward();
+    bar.finish_and_clear();
+    result
+}
