@@ -21,7 +21,9 @@ class Lockstep:
     """One running `bench --lockstep`; `case` moves it to the case that is wanted."""
 
     def __init__(self, command: Sequence[str], timeout: float = 60.0):
-        self.timeout, self.current, self.ready = timeout, None, {}
+        self.timeout = timeout
+        self.current: tuple[int, str] | None = None
+        self.ready: dict[str, Any] = {}
         self.process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True, bufsize=1)
         self.lines: queue.Queue[str | None] = queue.Queue()
@@ -46,7 +48,10 @@ class Lockstep:
             raise BinaryFailed(self._last_words()) from error
 
     def _last_words(self) -> str:
-        self.process.poll()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            pass
         return f"the binary ended ({self.process.returncode}): " + " | ".join(self.complaints[-3:])
 
     def _answer(self, *keys: str) -> dict[str, Any]:
@@ -57,6 +62,7 @@ class Lockstep:
             except queue.Empty:
                 raise BinaryFailed(f"no answer in {self.timeout:.0f} s") from None
             if line is None:
+                self.lines.put(None)  # it stays ended, whoever asks next
                 raise BinaryFailed(self._last_words())
             try:
                 said = json.loads(line)

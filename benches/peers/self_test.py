@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
@@ -201,6 +202,15 @@ def lockstep_with_a_fake_binary() -> None:
         failure = timing.interleave({"fp8-moe": program}, 2)["fp8-moe"]
         assert isinstance(failure, ours.BinaryFailed) and "out of memory" in str(failure)
         assert program.case(1, "gemm1")["part"] == "gemm1"  # a new process
+        refused = ours.Ours([sys.executable, "-c", "raise SystemExit('refused')"])
+        began = time.monotonic()
+        for tokens in (1, 8):
+            try:
+                refused.case(tokens, "layer")
+                raise AssertionError("a binary that ended was ready")
+            except ours.BinaryFailed as error:
+                assert "refused" in str(error), error
+        assert time.monotonic() - began < 20
         program.close()
         try:
             ours.dump(str(binary), CHECK_SHAPE.as_list(), 64, "block", f"{folder}/x")

@@ -80,8 +80,8 @@ class Trial:
 
 
 def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    return f"{type(error).__name__}: " + " ".join(f"{error}{cause}".split())[:300]
 
 
 def blank_case(model: str, trial: Trial, tokens: int, weights: Weights, device: torch.device) -> Case:
