@@ -32,8 +32,8 @@ pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights,
-    OutputElement, Progress, Quantization, Routing, Step, Workspace,
+    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Routing, Step, Workspace,
 };
 pub use stream::{Event, Graph, Stream};
 
