@@ -164,7 +164,8 @@ pub unsafe fn hopper_wide_promoted(
             while item < work.len() {
                 let tile = work.tile(item).right(own_columns);
                 let row = tile.expert * n + tile.n0;
-                let first = arguments.scales.b_block_row(tile.expert, tile.n0, n, k);
+                // Of a tile past the last column, any scale will do.
+                let first = arguments.scales.b_block_row(tile.expert, tile.n0.min(n - 1), n, k);
                 let blocks = BlockScales { first, distance: 0 };
                 producer.fill_scaled(&tile, BoxRows { rows: [row, row + 64], bytes: ROWS_64 }, blocks);
                 item += thread::grid_dim_x() / BLOCKS;
@@ -312,7 +313,9 @@ pub unsafe fn hopper_wide_gated_promoted(
             while item < work.len() {
                 let tile = work.tile(item).right(own_columns);
                 let gate = tile.expert * 2 * intermediate + tile.n0;
-                let first = arguments.scales.b_block_row(tile.expert, tile.n0, 2 * intermediate, k);
+                // Of a tile past the last column, any scale will do.
+                let column = tile.n0.min(intermediate - 1);
+                let first = arguments.scales.b_block_row(tile.expert, column, 2 * intermediate, k);
                 let blocks = BlockScales { first, distance: intermediate / 128 * k.div_ceil(SLAB) };
                 let mut half = 0;
                 while half < 2 {

@@ -153,7 +153,8 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
                     packed[4 * i + t] = e4m3x2_from_f32(v[2 * t], v[2 * t + 1]);
                 });
             });
-            if exists && rows.quad_lane == 0 {
+            // The right one of a pair of items may lie past the last group.
+            if exists && rows.quad_lane == 0 && tile.n0 < out.intermediate {
                 let group = (tile.n0 / 128) as usize;
                 // SAFETY: every row of the schedule has a scale for each of its groups.
                 unsafe {
