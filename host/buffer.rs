@@ -358,6 +358,32 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         stream.synchronize()
     }
 
+    /// Overwrites everything with `source`, other memory of the same device and length, in `stream`'s order. Can be
+    /// captured.
+    pub fn copy_from_device(&mut self, source: Slice<'_, T>, stream: &Stream) -> Result<()> {
+        self.check_device("copy_from_device", "destination", stream)?;
+        source.check_device("copy_from_device", "source", stream)?;
+        if source.len != self.len {
+            let rule = format!("must have the {} elements of the destination", self.len);
+            return Err(Error::argument(
+                "copy_from_device",
+                "source",
+                format!("{} elements", source.len),
+                rule,
+            ));
+        }
+        if self.len == 0 {
+            return Ok(());
+        }
+        stream.make_current()?;
+        // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no other slice.
+        let code = unsafe {
+            let bytes = self.len * size_of::<T>();
+            sys::cuMemcpyDtoDAsync_v2(self.ptr.raw(), source.ptr.raw(), bytes, stream.raw())
+        };
+        check("cuMemcpyDtoDAsync", code)
+    }
+
     /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.check_device("fill_bytes", "destination", stream)?;

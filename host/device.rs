@@ -110,6 +110,7 @@ struct Inner {
     family: Family,
     multiprocessors: u32,
     shared_per_block: u32,
+    l2_bytes: u32,
     memory_bytes: u64,
     default_stream: CUstream,
     functions: Mutex<HashMap<&'static str, Function>>,
@@ -127,11 +128,13 @@ unsafe impl Sync for Inner {}
 #[derive(Clone, Copy)]
 struct Function {
     raw: CUfunction,
-    /// Dynamic shared memory the function has been allowed so far; the driver's default limit is 48 KiB.
+    /// Dynamic shared memory the function has been allowed so far.
     dynamic_shared: u32,
+    static_shared: u32,
 }
 
-const DEFAULT_DYNAMIC_SHARED: u32 = 48 * 1024;
+/// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
+const DEFAULT_SHARED: u32 = 48 * 1024;
 
 impl Device {
     /// Opens a device, for its best kernel family.
@@ -199,6 +202,7 @@ impl Device {
             family,
             multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             memory_bytes: device.total_memory().map_err(driver("cuDeviceTotalMem"))? as u64,
             default_stream,
             functions: Mutex::default(),
@@ -249,9 +253,23 @@ impl Device {
         self.inner.shared_per_block
     }
 
+    /// L2 cache, bytes.
+    pub fn l2_bytes(&self) -> u32 {
+        self.inner.l2_bytes
+    }
+
     /// Device memory, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.inner.memory_bytes
+    }
+
+    /// Device memory that is free now, bytes.
+    pub fn free_memory_bytes(&self) -> Result<u64> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both are valid places for one number, and the context is current.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(free as u64)
     }
 
     /// Whether two handles are the same device.
@@ -341,12 +359,23 @@ impl Device {
             Some(&function) => function,
             None => {
                 let found = self.module()?.get_function(name).map_err(driver("cuModuleGetFunction"))?;
-                Function { raw: found.to_raw(), dynamic_shared: DEFAULT_DYNAMIC_SHARED }
+                let mut fixed = 0;
+                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
+                let code = unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, found.to_raw()) };
+                check("cuFuncGetAttribute", code)?;
+                let static_shared = fixed as u32;
+                Function {
+                    raw: found.to_raw(),
+                    dynamic_shared: DEFAULT_SHARED - static_shared,
+                    static_shared,
+                }
             }
         };
         if dynamic_shared > function.dynamic_shared {
-            if dynamic_shared > self.inner.shared_per_block {
-                let rule = format!("must be at most {}", self.inner.shared_per_block);
+            let most = self.inner.shared_per_block - function.static_shared;
+            if dynamic_shared > most {
+                let rule = format!("must be at most {most}");
                 return Err(Error::argument(name, "dynamic_shared_bytes", dynamic_shared, rule));
             }
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

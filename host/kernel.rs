@@ -66,6 +66,11 @@ impl<T> fmt::Debug for DevicePtr<T> {
     }
 }
 
+/// A tensor map as a kernel's argument: 128 opaque bytes that `cuTensorMapEncodeTiled` writes, aligned to 64.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMap(pub [u64; 16]);
+
 /// A kernel with its arguments, ready to launch. Implemented by the generated launchers alone.
 pub trait Kernel {
     /// The entry's name in the PTX.

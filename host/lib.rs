@@ -8,9 +8,11 @@
 //! |---|---|
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
+//! | [`bench`] | what measures them: named shapes, random layers, graph replays, floors |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+pub mod bench;
 mod buffer;
 pub mod checkpoint;
 mod device;
@@ -21,16 +23,17 @@ pub mod kernels;
 pub mod layer;
 pub mod ops;
 mod stream;
+mod tensor_map;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use checkpoint::Checkpoint;
 pub use device::{Device, DeviceSpec, Family};
 pub use error::{Error, Result};
 pub use fp8::E4m3;
-pub use kernel::{DevicePtr, Grid, Kernel};
+pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, MoeConfig, MoeLayer, MoeWeights, OutputElement,
-    Progress, Quantization, Routing, Step, Workspace,
+    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Routing, Step, Workspace,
 };
 pub use stream::{Event, Graph, Stream};
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use cust::sys::{self, CUevent, CUgraphExec, CUstream, CUstreamCaptureMode};
+use cust::sys::{self, CUevent, CUgraph, CUgraphExec, CUgraphNodeType, CUstream, CUstreamCaptureMode};
 
 use crate::device::Device;
 use crate::error::{Error, Result, check};
@@ -76,29 +76,99 @@ impl Stream {
     ///
     /// `work` must not synchronise or allocate; the operations of this library do neither.
     pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
-        self.device.load_kernels()?;
+        let capture = Capture::begin(self)?;
+        let recorded = work(self);
+        // Capture ends even when `work` failed, and then its error is the one that matters.
+        let graph = capture.end();
+        recorded.and(graph)
+    }
+}
+
+/// A stream that records instead of running, until `end` or drop.
+pub(crate) struct Capture<'a> {
+    stream: &'a Stream,
+}
+
+impl<'a> Capture<'a> {
+    /// Begins to record what is enqueued on `stream`.
+    pub fn begin(stream: &'a Stream) -> Result<Capture<'a>> {
+        stream.device.load_kernels()?;
         // SAFETY: the handle is valid; the mode confines the capture's restrictions to this thread.
         let code = unsafe {
-            sys::cuStreamBeginCapture_v2(self.raw, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            sys::cuStreamBeginCapture_v2(stream.raw, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         };
         check("cuStreamBeginCapture", code)?;
-        let recorded = work(self);
+        Ok(Capture { stream })
+    }
+
+    /// Makes a graph of what was recorded.
+    pub fn end(self) -> Result<Graph> {
+        let stream = self.stream;
+        std::mem::forget(self);
+        let template = Template::of(stream)?;
+        let kernels = template.kernels()?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: `exec` is a valid place for one handle, the template is alive, and no log buffer is passed.
+        let code = unsafe {
+            sys::cuGraphInstantiate_v2(&mut exec, template.0, std::ptr::null_mut(), std::ptr::null_mut(), 0)
+        };
+        check("cuGraphInstantiate", code)?;
+        Ok(Graph { device: stream.device.clone(), exec, kernels })
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        // What was recorded is dropped with its template; an error of the capture is not this drop's to report.
+        let _ = Template::of(self.stream);
+    }
+}
+
+/// A recorded graph that cannot run yet.
+struct Template(CUgraph);
+
+impl Template {
+    /// Ends the capture on `stream`.
+    fn of(stream: &Stream) -> Result<Template> {
+        stream.make_current()?;
         let mut graph = std::ptr::null_mut();
-        // SAFETY: `graph` is a valid place for one handle. Capture ends even when `work` failed.
-        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) });
-        let instantiated = recorded.and(ended).and_then(|()| {
-            let mut exec = std::ptr::null_mut();
-            // SAFETY: `graph` is the graph just captured; no log buffer is passed.
-            let code = unsafe {
-                sys::cuGraphInstantiate_v2(&mut exec, graph, std::ptr::null_mut(), std::ptr::null_mut(), 0)
-            };
-            check("cuGraphInstantiate", code).map(|()| exec)
-        });
-        if !graph.is_null() {
-            // SAFETY: the template graph is ours and is not used after instantiation.
-            unsafe { sys::cuGraphDestroy(graph) };
+        // SAFETY: `graph` is a valid place for one handle, and the stream is valid.
+        check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(stream.raw, &mut graph) })?;
+        Ok(Template(graph))
+    }
+
+    /// How many of its nodes launch a kernel.
+    fn kernels(&self) -> Result<usize> {
+        let mut count = 0;
+        // SAFETY: without an array the driver writes the number of nodes alone.
+        check("cuGraphGetNodes", unsafe { sys::cuGraphGetNodes(self.0, std::ptr::null_mut(), &mut count) })?;
+        let mut nodes = vec![std::ptr::null_mut(); count];
+        if count > 0 {
+            // SAFETY: `nodes` has room for `count` handles.
+            check("cuGraphGetNodes", unsafe {
+                sys::cuGraphGetNodes(self.0, nodes.as_mut_ptr(), &mut count)
+            })?;
         }
-        Ok(Graph { device: self.device.clone(), exec: instantiated? })
+        let mut kernels = 0;
+        for node in nodes {
+            // A place for any of the driver's values, those newer than the binding's included.
+            let mut kind = 0u32;
+            // SAFETY: the node is the graph's, and the driver's enumeration has the size of `kind`.
+            check("cuGraphNodeGetType", unsafe {
+                sys::cuGraphNodeGetType(node, std::ptr::from_mut(&mut kind).cast())
+            })?;
+            kernels += usize::from(kind == CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL as u32);
+        }
+        Ok(kernels)
+    }
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: the graph came from a capture and is destroyed once; instantiated graphs do not refer to it.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
     }
 }
 
@@ -181,6 +251,7 @@ impl Drop for Event {
 pub struct Graph {
     device: Device,
     exec: CUgraphExec,
+    kernels: usize,
 }
 
 // SAFETY: the driver API is thread-safe; the handle lives as long as the graph, which keeps its device open.
@@ -189,6 +260,11 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
+    /// Kernels that one replay launches.
+    pub fn kernels(&self) -> usize {
+        self.kernels
+    }
+
     /// Enqueues the captured work.
     ///
     /// # Safety

@@ -1,7 +1,10 @@
-//! The `fp8-moe` command: runs, checks and describes FP8 MoE layers of published checkpoints.
+//! The `fp8-moe` command: runs, checks, measures and describes FP8 MoE layers.
 
+mod bench;
 mod check;
 mod info;
+mod record;
+mod report;
 mod run;
 mod terminal;
 
@@ -21,6 +24,10 @@ Examples:
       run one layer of a published checkpoint on random hidden states
   fp8-moe run layer.safetensors --config config.json --input states.safetensors --device cuda:0
       the same on hidden states of your own, on a GPU
+  fp8-moe bench --model qwen3-30b --tokens 1,64,4096 --part all --json today.json
+      time a layer and its parts on a GPU, or count what they do on the emulated device
+  fp8-moe report today.json vllm.json --plot compare.svg
+      compare with the files of other programs
 
 Devices:
   auto     the first usable GPU, else sim (or what the environment variable FP8_MOE_DEVICE says)
@@ -43,6 +50,10 @@ enum Command {
     Check(check::Arguments),
     /// Print devices, driver, modules, and every kernel's registers and shared memory
     Info(info::Arguments),
+    /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
+    Bench(bench::Arguments),
+    /// Compare benchmark files: ours with our peers', today's with yesterday's
+    Report(report::Arguments),
 }
 
 /// Where the layer is: shared by `run` and `check`.
@@ -64,6 +75,8 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::check(&arguments),
         Command::Info(arguments) => info::info(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Report(arguments) => report::report(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");

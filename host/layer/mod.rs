@@ -20,9 +20,9 @@ mod workspace;
 
 pub use crate::ops::activation::ActivationFunction;
 pub use crate::ops::grouped_gemm::Accumulation;
-pub use config::{MoeConfig, Quantization, Routing};
+pub use config::{IntermediateScales, MoeConfig, Quantization, Routing};
 pub use forward::{OutputElement, Step};
-pub use weights::{ExpertWeights, MoeWeights, Progress};
+pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
 pub use workspace::Workspace;
 
 use cust::sys::CUstream;
@@ -33,7 +33,8 @@ use crate::device::Device;
 use crate::error::{Result, require};
 use crate::kernel::DevicePtr;
 use crate::stream::Stream;
-use forward::{Call, Routed};
+use forward::Call;
+pub(crate) use forward::Routed;
 use weights::DeviceWeights;
 use workspace::Layout;
 
@@ -45,6 +46,11 @@ pub struct MoeLayer {
 }
 
 const OP: &str = "MoeLayer::forward";
+
+/// Bytes of workspace that a forward of up to `tokens` tokens needs.
+pub(crate) fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
+    Layout::new(device, config, tokens).bytes
+}
 
 impl MoeLayer {
     /// Copies the weights to the device. They are checked against `config` first.
@@ -63,6 +69,14 @@ impl MoeLayer {
         Ok(MoeLayer { device: device.clone(), config: config.clone(), weights })
     }
 
+    /// A layer on weights that are in device memory already. They are checked against `config` first.
+    pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
+        config.validate()?;
+        weights.validate(device, config)?;
+        let weights = weights.complete(device, config)?;
+        Ok(MoeLayer { device: device.clone(), config: config.clone(), weights })
+    }
+
     /// What the layer computes.
     pub fn config(&self) -> &MoeConfig {
         &self.config
@@ -73,9 +87,14 @@ impl MoeLayer {
         &self.device
     }
 
+    /// The weights.
+    pub(crate) fn weights(&self) -> &DeviceWeights {
+        &self.weights
+    }
+
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
     pub fn workspace_bytes(&self, tokens: usize) -> usize {
-        Layout::new(&self.config, tokens).bytes
+        workspace_bytes(&self.device, &self.config, tokens)
     }
 
     /// A workspace for forwards of up to `tokens` tokens.
@@ -166,7 +185,7 @@ impl MoeLayer {
     }
 
     /// Checks the arguments and enqueues the operations.
-    fn enqueue<O: OutputElement>(
+    pub(crate) fn enqueue<O: OutputElement>(
         &self,
         stream: &Stream,
         hidden: Slice<'_, bf16>,
@@ -193,7 +212,7 @@ impl MoeLayer {
         if tokens == 0 {
             return Ok(());
         }
-        let layout = Layout::new(&self.config, tokens);
+        let layout = Layout::new(&self.device, &self.config, tokens);
         workspace.check_device(OP, "workspace", stream)?;
         require(
             workspace.len() >= layout.bytes,

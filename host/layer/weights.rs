@@ -59,6 +59,28 @@ pub struct MoeWeights<'a> {
     pub input_scales: Option<[f32; 2]>,
 }
 
+/// All weights of a layer in device memory, laid out as the kernels read them. For [`crate::MoeLayer::from_device`].
+///
+/// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros, down's columns
+/// and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
+#[derive(Debug)]
+pub struct MoeDeviceWeights {
+    /// Router `[E, H]`; without it the layer takes its routing from the caller.
+    pub router: Option<Buffer<bf16>>,
+    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
+    pub correction_bias: Option<Buffer<f32>>,
+    /// `[E_loc, 2I', H]`: gate rows `0..I'`, up rows `I'..2I'`.
+    pub w13: Buffer<E4m3>,
+    /// `[E_loc, H, I']`.
+    pub w2: Buffer<E4m3>,
+    /// `[E_loc, 2I']`, or in blocks `[E_loc, 2I'/128, ceil(H/128)]`. Per-tensor scales are given per channel too.
+    pub w13_scale: Buffer<f32>,
+    /// Per tensor `[E_loc]`, per channel `[E_loc, H]`, in blocks `[E_loc, ceil(H/128), I'/128]`.
+    pub w2_scale: Buffer<f32>,
+    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the second.
+    pub input_scales: Option<[f32; 2]>,
+}
+
 /// How far loading has come, in bytes of expert weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -119,16 +141,7 @@ impl MoeWeights<'_> {
                 exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
             }
         }
-        let is_static = config.quantization == Quantization::TensorStatic;
-        match self.input_scales {
-            Some(scales) => {
-                let usable = is_static && scales.iter().all(|s| s.is_finite() && *s > 0.0);
-                require(usable, OP, "input_scales", format!("{scales:?}"), || {
-                    "must be positive numbers, and given for static activations only".into()
-                })
-            }
-            None => require(!is_static, OP, "input_scales", "None", || "static activations need them".into()),
-        }
+        Ok(())
     }
 
     /// Checks the weights and copies them to the device, expert by expert in parallel.
@@ -140,6 +153,7 @@ impl MoeWeights<'_> {
     ) -> Result<DeviceWeights> {
         config.validate()?;
         self.validate(config)?;
+        check_input_scales(config, self.input_scales)?;
         let layout = Layout::new(config);
         let count = config.local_count();
         let mut w13 = device.uninit::<E4m3>(count * layout.w13)?;
@@ -162,13 +176,83 @@ impl MoeWeights<'_> {
             layout.append_w13_scales(&mut w13_scale, &expert.up_scale);
             w2_scale.extend_from_slice(&expert.down_scale);
         }
-        Ok(DeviceWeights {
+        let weights = MoeDeviceWeights {
             router: self.router.as_deref().map(|r| device.upload(r)).transpose()?,
             correction_bias: self.correction_bias.as_deref().map(|b| device.upload(b)).transpose()?,
             w13,
             w2,
             w13_scale: device.upload(&w13_scale)?,
             w2_scale: device.upload(&w2_scale)?,
+            input_scales: self.input_scales,
+        };
+        weights.complete(device, config)
+    }
+}
+
+/// Static activations need scales, others must not have any.
+fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()> {
+    let is_static = config.quantization == Quantization::TensorStatic;
+    match scales {
+        Some(scales) => {
+            let usable = is_static && scales.iter().all(|s| s.is_finite() && *s > 0.0);
+            require(usable, OP, "input_scales", format!("{scales:?}"), || {
+                "must be positive numbers, and given for static activations only".into()
+            })
+        }
+        None => require(!is_static, OP, "input_scales", "None", || "static activations need them".into()),
+    }
+}
+
+impl MoeDeviceWeights {
+    /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale.
+    pub fn lengths(config: &MoeConfig) -> [usize; 4] {
+        let (local, hidden, padded) =
+            (config.local_count(), config.hidden_size, config.padded_intermediate());
+        let (w13_scale, w2_scale) = match config.quantization {
+            Quantization::TensorStatic => (2 * padded, 1),
+            Quantization::ChannelToken => (2 * padded, hidden),
+            Quantization::Block128 => {
+                let (hidden, intermediate) = (hidden.div_ceil(128), padded / 128);
+                (2 * intermediate * hidden, hidden * intermediate)
+            }
+        };
+        [2 * padded * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
+    }
+
+    /// Refuses buffers that do not fit `config` or lie on another device.
+    pub(crate) fn validate(&self, device: &Device, config: &MoeConfig) -> Result<()> {
+        let exactly = |name: &str, buffer: (usize, &Device), expected: usize| {
+            let (len, on) = buffer;
+            require(len == expected, OP, name, format!("{len} elements"), || {
+                format!("must have {expected}")
+            })?;
+            require(on.same_as(device), OP, name, format!("memory of {on}"), || {
+                format!("must be on the layer's device, {device}")
+            })
+        };
+        let [w13, w2, w13_scale, w2_scale] = Self::lengths(config);
+        exactly("w13", (self.w13.len(), self.w13.device()), w13)?;
+        exactly("w2", (self.w2.len(), self.w2.device()), w2)?;
+        exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
+        exactly("w2_scale", (self.w2_scale.len(), self.w2_scale.device()), w2_scale)?;
+        if let Some(router) = &self.router {
+            exactly("router", (router.len(), router.device()), config.experts * config.hidden_size)?;
+        }
+        if let Some(bias) = &self.correction_bias {
+            exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
+        }
+        check_input_scales(config, self.input_scales)
+    }
+
+    /// Adds what the layer needs besides.
+    pub(crate) fn complete(self, device: &Device, config: &MoeConfig) -> Result<DeviceWeights> {
+        Ok(DeviceWeights {
+            router: self.router,
+            correction_bias: self.correction_bias,
+            w13: self.w13,
+            w2: self.w2,
+            w13_scale: self.w13_scale,
+            w2_scale: self.w2_scale,
             input_scales: match self.input_scales {
                 Some([first, second]) => [device.upload(&[first])?, device.upload(&[second])?],
                 None => [device.uninit(0)?, device.uninit(0)?],

@@ -8,11 +8,12 @@
 //! impl Kernel for ScaleRows { const NAME = "scale_rows"; const THREADS = 256; fn with_params(..) }
 //! ```
 //!
-//! The generated file expects `DevicePtr` and `Kernel` in scope where it is included, and the crate `half` if a kernel
-//! has 16-bit floating-point arguments.
+//! The generated file expects `DevicePtr` and `Kernel` in scope where it is included, `TensorMap` (128 bytes, aligned to 64) if
+//! a kernel takes one by value, and the crate `half` if a kernel has 16-bit floating-point arguments.
 
 use std::fmt::Write as _;
 
+use crate::ptx::TENSOR_MAP;
 use crate::{Built, Error, KernelInfo, Param, Resources};
 
 /// The source of the launchers for all kernels of `builds`, which hold the same device crate for several families.
@@ -119,6 +120,7 @@ fn type_name(kernel: &str) -> String {
 /// The host type of an argument.
 fn host_type(kernel: &str, param: &Param) -> Result<String, Error> {
     match param.pointee() {
+        None if param.ty == TENSOR_MAP => Ok("TensorMap".to_owned()),
         None => Ok(param.ty.clone()),
         Some(element) => {
             host_element(element).map(|element| format!("DevicePtr<{element}>")).ok_or_else(|| {
@@ -137,7 +139,7 @@ fn host_element(element: &str) -> Option<String> {
         "Bf16" => Some("half::bf16".to_owned()),
         "F16" => Some("half::f16".to_owned()),
         // What `cuTensorMapEncodeTiled` fills, opaque on both sides.
-        "TensorMap" => Some("[u64; 16]".to_owned()),
+        "TensorMap" => Some("TensorMap".to_owned()),
         number if NUMBERS.contains(&number) => Some(number.to_owned()),
         array => {
             let (inner, len) = array.strip_prefix('[')?.strip_suffix(']')?.rsplit_once("; ")?;

@@ -54,6 +54,10 @@ pub struct Param {
     pub ty: String,
 }
 
+/// The type of an argument that is a tensor map by value, and the alignment that the TMA unit asks of it.
+pub(crate) const TENSOR_MAP: &str = "TensorMap";
+const TENSOR_MAP_ALIGNMENT: &str = ".align 64";
+
 impl Param {
     /// The type that a pointer argument points to.
     pub fn pointee(&self) -> Option<&str> {
@@ -64,6 +68,7 @@ impl Param {
     fn size(&self) -> u32 {
         match self.ty.as_str() {
             "u32" | "i32" | "f32" => 4,
+            TENSOR_MAP => 128,
             _ => 8,
         }
     }
@@ -123,9 +128,16 @@ fn entry<'a>(
     let mut line = head;
     loop {
         if let Some(size) = param_size(line) {
+            let is_map = kernel.params.get(sizes.len()).is_some_and(|param| param.ty == TENSOR_MAP);
             sizes.push(size);
+            text.push_str(&if is_map {
+                line.replacen(".align 8", TENSOR_MAP_ALIGNMENT, 1)
+            } else {
+                line.to_owned()
+            });
+        } else {
+            text.push_str(line);
         }
-        text.push_str(line);
         text.push('\n');
         if line.trim_end().ends_with(')') {
             break;
@@ -234,8 +246,11 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
     Ok(kernel)
 }
 
-/// Bytes of the parameter that a line of an entry's head declares.
+/// Bytes of the parameter that a line of an entry's head declares: `.param .u64 ..` or `.param .align 8 .b8 NAME[128]`.
 fn param_size(line: &str) -> Option<u32> {
+    if line.trim_start().starts_with(".param .align ") {
+        return line.split_once('[')?.1.split_once(']')?.0.parse().ok();
+    }
     let ty = line.trim_start().strip_prefix(".param .")?.split_whitespace().next()?;
     ty.trim_start_matches(char::is_alphabetic).parse::<u32>().ok().map(|bits| bits / 8)
 }

@@ -64,6 +64,17 @@ pub unsafe fn arrive(barrier: u32) {
     unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
+/// Arrives once when all `cp.async` copies that this thread has issued so far have landed: `cp.async.mbarrier.arrive.noinc`. The
+/// arrival is one of those that [`init`] was told of.
+///
+/// # Safety
+/// `barrier` is an initialised barrier with an arrival pending for this thread.
+#[inline(always)]
+pub unsafe fn arrive_after_copies(barrier: u32) {
+    // SAFETY: the caller's contract.
+    unsafe { asm!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [{}];", in(reg32) barrier, options(nostack)) }
+}
+
 /// Whether the phase of `parity` has completed; may sleep for a while first: `mbarrier.try_wait.parity`, acquire.
 ///
 /// # Safety

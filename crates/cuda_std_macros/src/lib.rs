@@ -28,8 +28,9 @@ use syn::{Error, Expr, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, parse
 /// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks that must fit
 /// on one SM at a time; together they bound the registers a thread may use. Both are constant expressions.
 ///
-/// Arguments are raw pointers (to numbers, `Bf16`, `F16` or arrays of them) and `u32`, `i32`, `u64`, `i64`, `f32`. Slices,
-/// references and structs are refused: rustc passes them so that PTX loses the address space.
+/// Arguments are raw pointers (to numbers, `Bf16`, `F16` or arrays of them), `u32`, `i32`, `u64`, `i64`, `f32`, and
+/// `TensorMap`, which the body sees as a `*const TensorMap` into the kernel's parameters. Slices, references and other structs
+/// are refused: rustc passes them so that PTX loses the address space.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let bounds = parse_macro_input!(attribute as Bounds);
@@ -39,8 +40,8 @@ pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Writes a loop over integer literals out: `unroll!(for i in 0..64 { acc[i] += part[i] })`.
 ///
-/// In the body, `i` is the literal, so that arrays in registers are indexed by constants. Uses inside other macros are not
-/// replaced.
+/// In the body, `i` is the literal, so that arrays in registers are indexed by constants; also inside other macros, nested
+/// `unroll!`s among them.
 #[proc_macro]
 pub fn unroll(input: TokenStream) -> TokenStream {
     unroll::unroll(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
@@ -111,18 +112,51 @@ fn expand(bounds: Bounds, mut function: ItemFn) -> syn::Result<TokenStream2> {
         return Err(Error::new(signature.output.span(), "a kernel returns nothing"));
     }
     let arguments = signature.inputs.iter().map(argument).collect::<syn::Result<Vec<_>>>()?;
+    let maps = tensor_maps(signature);
     let record = format!(
         "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} ({})",
         signature.ident,
         arguments.join(", ")
     );
     signature.abi = Some(syn::parse_quote!(extern "ptx-kernel"));
+    function.block.stmts.splice(0..0, maps);
     let Bounds { threads, min_blocks } = bounds;
     Ok(quote! {
         ::core::arch::global_asm!(#record, threads = const { #threads }, min_blocks = const { #min_blocks });
         #[unsafe(no_mangle)]
         #function
     })
+}
+
+/// Turns every argument of type `TensorMap` into 128 bytes that rustc can pass (it crashes on a parameter aligned over 16), and
+/// gives the statements that define the argument's name as their address. `cuda_builder` raises the alignment in the PTX.
+///
+/// The address is taken in PTX, by the parameter's symbol: taken in Rust, LLVM would copy the parameter to the stack.
+fn tensor_maps(signature: &mut syn::Signature) -> Vec<syn::Stmt> {
+    let kernel = signature.ident.to_string();
+    let mut statements = Vec::new();
+    for (index, argument) in signature.inputs.iter_mut().enumerate() {
+        let FnArg::Typed(argument) = argument else { continue };
+        if ungroup(&argument.ty).to_token_stream().to_string() != "TensorMap" {
+            continue;
+        }
+        let name = &argument.pat;
+        let take = format!("mov.b64 {{map}}, {kernel}_param_{index};");
+        statements.push(syn::parse_quote! {
+            let #name: *const ::cuda_std::tma::TensorMap = {
+                let map;
+                // SAFETY: computes the address of a parameter, touches no memory.
+                unsafe {
+                    ::core::arch::asm!(#take, "cvta.param.u64 {map}, {map};", map = out(reg64) map,
+                        options(pure, nomem, nostack, preserves_flags))
+                }
+                map
+            };
+        });
+        *argument.pat = syn::parse_quote!(_);
+        *argument.ty = syn::parse_quote!(::cuda_std::tma::TensorMapBytes);
+    }
+    statements
 }
 
 /// One argument as it is written in the record: `name: type`.
@@ -140,10 +174,10 @@ fn argument(argument: &FnArg) -> syn::Result<String> {
         }
         other => {
             let name = other.to_token_stream().to_string();
-            if !["u32", "i32", "u64", "i64", "f32"].contains(&name.as_str()) {
+            if !["u32", "i32", "u64", "i64", "f32", "TensorMap"].contains(&name.as_str()) {
                 return Err(Error::new(
                     other.span(),
-                    "a kernel takes raw pointers, u32, i32, u64, i64 and f32",
+                    "a kernel takes raw pointers, u32, i32, u64, i64, f32 and TensorMap",
                 ));
             }
             name

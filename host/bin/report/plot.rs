@@ -1,0 +1,305 @@
+//! Plots as SVG: a row of two charts for every shape, scheme and part.
+//!
+//! ```text
+//!   time over batch size, log-log,      fraction of the floor      legend
+//!   and the floor, dashed               over batch size
+//! ```
+//!
+//! Where there is one implementation alone, its parts share a row of charts. Rows that the emulated device counted show bytes
+//! through global memory instead, and how many times the least they are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fp8_moe::{Error, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::series::{Key, Merged, implementations, merge};
+use crate::record::{OURS, Record, Row};
+
+/// Pixels of a row of charts, of its title, and of the three columns.
+const HEIGHT: u32 = 340;
+const TITLE: u32 = 34;
+const COLUMNS: [u32; 3] = [500, 420, 150];
+
+/// Colours that colour-blind readers can tell apart (Okabe and Ito).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(90, 90, 90),
+];
+
+/// Values over the batch size.
+type Points = Vec<(f64, f64)>;
+
+/// Rows of one line, with its label.
+type Labelled<'r> = (String, Vec<&'r Row>);
+
+/// One line of a row of charts.
+struct Line {
+    label: String,
+    colour: RGBColor,
+    /// Microseconds, or megabytes.
+    value: Points,
+    /// The same of the least work, drawn dashed.
+    floor: Points,
+    /// Value by floor, or floor by value.
+    ratio: Points,
+}
+
+/// A row of charts.
+struct Panel {
+    title: String,
+    counted: bool,
+    lines: Vec<Line>,
+}
+
+/// Draws the rows of `records` to an SVG file.
+pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
+    let merged = merge(records);
+    let panels = panels(&merged);
+    if panels.is_empty() {
+        return Err(Error::argument(
+            "plot",
+            "rows",
+            0,
+            "there must be one with a time or a count; nothing to draw",
+        ));
+    }
+    let size = (COLUMNS.iter().sum(), (HEIGHT + TITLE) * panels.len() as u32);
+    let mut svg = String::new();
+    render(&mut svg, size, &panels)
+        .map_err(|e| Error::argument("plot", "file", path.display(), e.to_string()))?;
+    std::fs::write(path, svg).map_err(|e| Error::io(path, e))
+}
+
+fn panels(merged: &Merged<'_>) -> Vec<Panel> {
+    let alone = implementations(merged).len() == 1;
+    let mut panels: BTreeMap<(Key, bool), Vec<Labelled<'_>>> = BTreeMap::new();
+    let order = |part: &str| fp8_moe::bench::Part::ALL.iter().position(|known| known.name() == part);
+    for (key, batches) in merged {
+        let mut by_name: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+        for rows in batches.values() {
+            for (name, row) in rows {
+                by_name.entry(name).or_default().push(row);
+            }
+        }
+        for (name, rows) in by_name {
+            let counted = rows.iter().all(|row| row.counted.is_some());
+            let drawn = rows.iter().any(|row| row.counted.is_some() || row.median_us.is_some());
+            if !drawn {
+                continue;
+            }
+            let (key, label) = if alone {
+                (Key { part: String::new(), ..key.clone() }, key.part.clone())
+            } else {
+                (key.clone(), name.to_owned())
+            };
+            panels.entry((key, counted)).or_default().push((label, rows));
+        }
+    }
+    let panel = |((key, counted), mut lines): ((Key, bool), Vec<Labelled<'_>>)| {
+        lines.sort_by_key(|(label, _)| (label != OURS, order(label), label.clone()));
+        let part = if key.part.is_empty() || key.part == "layer" {
+            String::new()
+        } else {
+            format!(", {} alone", key.part)
+        };
+        let lines = lines.iter().zip(COLOURS.iter().cycle());
+        Panel {
+            title: key.title() + &part,
+            counted,
+            lines: lines.map(|((label, rows), colour)| line(label, rows, *colour, counted)).collect(),
+        }
+    };
+    panels.into_iter().map(panel).collect()
+}
+
+fn line(label: &str, rows: &[&Row], colour: RGBColor, counted: bool) -> Line {
+    let points = |value: &dyn Fn(&Row) -> Option<f64>| -> Points {
+        let point = |row: &&Row| Some((row.tokens as f64, value(row).filter(|y| *y > 0.0)?));
+        rows.iter().filter_map(point).collect()
+    };
+    let bytes = |row: &Row| row.counted.as_ref().map(|counted| counted.global_bytes() as f64);
+    let (value, floor, ratio) = if counted {
+        (
+            points(&|row| bytes(row).map(|bytes| bytes / 1e6)),
+            points(&|row| Some(row.bytes as f64 / 1e6)),
+            points(&|row| bytes(row).map(|bytes| bytes / row.bytes as f64)),
+        )
+    } else {
+        (points(&|row| row.median_us), points(&|row| row.floor_us), points(&|row| row.fraction))
+    };
+    Line { label: label.to_owned(), colour, value, floor, ratio }
+}
+
+type Drawn<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+fn render(svg: &mut String, size: (u32, u32), panels: &[Panel]) -> Drawn {
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, panel) in root.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        let (title, area) = area.split_vertically(TITLE);
+        let style = ("sans-serif", 18).into_font().color(&BLACK);
+        title.draw_text(&panel.title, &style, (14, 12))?;
+        let (left, rest) = area.split_horizontally(COLUMNS[0]);
+        let (middle, right) = rest.split_horizontally(COLUMNS[1]);
+        values(&left, panel)?;
+        ratios(&middle, panel)?;
+        legend(&right, panel)?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// The range of batch sizes, in powers of two, with some room at either end.
+fn batch_range(panel: &Panel) -> std::ops::Range<f64> {
+    let batches = panel.lines.iter().flat_map(|line| &line.value).map(|(tokens, _)| tokens.log2());
+    let (low, high) = batches.fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+    low - 0.2..high.max(low + 1.0) + 0.2
+}
+
+/// Powers of two, as the axis counts batches.
+fn batch_label(log2: &f64) -> String {
+    if log2.fract().abs() < 1e-9 && *log2 >= 0.0 {
+        format!("{}", 1u64 << *log2 as u64)
+    } else {
+        String::new()
+    }
+}
+
+/// How many labels put one at every power of two, or at every other.
+fn batch_labels(range: &std::ops::Range<f64>) -> usize {
+    (range.end - range.start).ceil() as usize + 1
+}
+
+fn values(area: &Area<'_>, panel: &Panel) -> Drawn {
+    let batches = batch_range(panel);
+    let all = panel.lines.iter().flat_map(|line| line.value.iter().chain(&line.floor)).map(|(_, y)| *y);
+    let (low, high) = all.fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .margin_right(20)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(batches.clone(), (low / 1.4..high * 1.4).log_scale())?;
+    chart
+        .configure_mesh()
+        .x_desc("tokens")
+        .y_desc(if panel.counted { "MB through global memory" } else { "microseconds" })
+        .x_labels(batch_labels(&batches))
+        .x_label_formatter(&batch_label)
+        .y_label_formatter(&|y| format!("{y}"))
+        .x_max_light_lines(1)
+        .light_line_style(BLACK.mix(0.06))
+        .bold_line_style(BLACK.mix(0.15))
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 15))
+        .draw()?;
+    for line in &panel.lines {
+        let floor = line.floor.iter().map(|(x, y)| (x.log2(), *y));
+        chart.draw_series(DashedLineSeries::new(floor, 4, 4, line.colour.mix(0.7).stroke_width(1)))?;
+        let value: Points = line.value.iter().map(|(x, y)| (x.log2(), *y)).collect();
+        chart.draw_series(LineSeries::new(value.clone(), line.colour.stroke_width(2)))?;
+        chart.draw_series(value.iter().map(|point| Circle::new(*point, 3, line.colour.filled())))?;
+    }
+    Ok(())
+}
+
+fn ratios(area: &Area<'_>, panel: &Panel) -> Drawn {
+    let batches = batch_range(panel);
+    let highest = panel.lines.iter().flat_map(|line| &line.ratio).map(|(_, y)| *y).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .margin_right(20)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d(batches.clone(), 0.0..highest * 1.08)?;
+    chart
+        .configure_mesh()
+        .x_desc("tokens")
+        .y_desc(if panel.counted { "times the least" } else { "fraction of the floor's rate" })
+        .x_labels(batch_labels(&batches))
+        .x_label_formatter(&batch_label)
+        .x_max_light_lines(1)
+        .y_max_light_lines(1)
+        .light_line_style(BLACK.mix(0.06))
+        .bold_line_style(BLACK.mix(0.15))
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 15))
+        .draw()?;
+    for line in &panel.lines {
+        let ratio: Points = line.ratio.iter().map(|(x, y)| (x.log2(), *y)).collect();
+        chart.draw_series(LineSeries::new(ratio.clone(), line.colour.stroke_width(2)))?;
+        chart.draw_series(ratio.iter().map(|point| Circle::new(*point, 3, line.colour.filled())))?;
+    }
+    Ok(())
+}
+
+fn legend(area: &Area<'_>, panel: &Panel) -> Drawn {
+    let style = ("sans-serif", 15).into_font().color(&BLACK);
+    for (line, y) in panel.lines.iter().zip((24..).step_by(24)) {
+        area.draw(&PathElement::new([(0, y), (24, y)], line.colour.stroke_width(2)))?;
+        area.draw(&Circle::new((12, y), 3, line.colour.filled()))?;
+        area.draw_text(&line.label, &style, (32, y - 7))?;
+    }
+    let y = 24 * (panel.lines.len() as i32 + 1);
+    for x in [0, 10, 20] {
+        area.draw(&PathElement::new([(x, y), (x + 5, y)], BLACK.mix(0.7).stroke_width(1)))?;
+    }
+    area.draw_text(if panel.counted { "the least" } else { "floor" }, &style, (32, y - 7))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{record, row};
+
+    /// Tags that are opened and closed in order, as an XML reader demands.
+    fn assert_well_formed(svg: &str) {
+        let mut open = Vec::new();
+        for tag in svg.split('<').skip(1) {
+            let (tag, _) = tag.split_once('>').expect("a closed tag");
+            match tag.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name), "in order"),
+                None if tag.ends_with('/') || tag.starts_with(['?', '!']) => {}
+                None => open.push(tag.split_whitespace().next().expect("a name")),
+            }
+        }
+        assert_eq!(open, Vec::<&str>::new(), "all closed");
+    }
+
+    #[test]
+    fn the_plot_is_well_formed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("plot.svg");
+        let tokens = [1, 8, 64];
+        let ours = record(tokens.map(|tokens| row(OURS, tokens, tokens as f64 * 10.0)).into());
+        let peers = record(tokens.map(|tokens| row("a<b&c", tokens, tokens as f64 * 12.0)).into());
+        draw(&path, &[ours, peers]).expect("a plot");
+        let svg = std::fs::read_to_string(&path).expect("a file");
+        assert_well_formed(&svg);
+        for expected in ["<svg", "fp8-moe", "a&lt;b&amp;c", "tokens", "microseconds", "floor"] {
+            assert!(svg.contains(expected), "no {expected}");
+        }
+    }
+
+    #[test]
+    fn one_batch_size_can_be_drawn_and_none_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("plot.svg");
+        draw(&path, &[record(vec![row(OURS, 1, 10.0)])]).expect("a plot of one point");
+        let mut failed = row(OURS, 1, 10.0);
+        failed.median_us = None;
+        let refusal = draw(&path, &[record(vec![failed])]).expect_err("nothing to draw").to_string();
+        assert!(refusal.contains("nothing to draw"), "{refusal}");
+    }
+}

@@ -1,0 +1,72 @@
+//! Rows of several files as lines over the batch size.
+
+use std::collections::BTreeMap;
+
+use crate::record::{Record, Row};
+
+/// What rows must have in common to be compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub model: String,
+    pub shape: [usize; 4],
+    pub tp: usize,
+    pub ep: usize,
+    pub scheme: String,
+    pub routing: String,
+    pub part: String,
+}
+
+impl Key {
+    /// Of a row.
+    pub fn of(row: &Row) -> Key {
+        Key {
+            model: row.model.clone(),
+            shape: row.shape,
+            tp: row.tp,
+            ep: row.ep,
+            scheme: row.scheme.clone(),
+            routing: row.routing.clone(),
+            part: row.part.clone(),
+        }
+    }
+
+    /// Everything but the part, in words.
+    pub fn title(&self) -> String {
+        let [experts, top_k, hidden, intermediate] = self.shape;
+        let ranks = |name: &str, n: usize| if n == 1 { String::new() } else { format!(", {name} {n}") };
+        format!(
+            "{} [{experts}, {top_k}, {hidden}, {intermediate}]{}{}, {}, {} routing",
+            self.model,
+            ranks("tp", self.tp),
+            ranks("ep", self.ep),
+            self.scheme,
+            self.routing
+        )
+    }
+}
+
+/// All rows, by what they can be compared in, the number of tokens, and the implementation. Of several measurements of the
+/// same, the last counts.
+pub type Merged<'r> = BTreeMap<Key, BTreeMap<usize, BTreeMap<&'r str, &'r Row>>>;
+
+/// Merges the rows of records.
+pub fn merge(records: &[Record]) -> Merged<'_> {
+    let mut merged = Merged::new();
+    for row in records.iter().flat_map(|record| &record.rows) {
+        let batches = merged.entry(Key::of(row)).or_default();
+        batches.entry(row.tokens).or_default().insert(&row.implementation, row);
+    }
+    merged
+}
+
+/// The implementations of rows, ours first, then by name.
+pub fn implementations(merged: &Merged<'_>) -> Vec<String> {
+    let mut names: Vec<String> = merged
+        .values()
+        .flat_map(|batches| batches.values())
+        .flat_map(|rows| rows.keys().map(|name| (*name).to_owned()))
+        .collect();
+    names.sort_unstable_by_key(|name| (name != crate::record::OURS, name.clone()));
+    names.dedup();
+    names
+}

@@ -1,0 +1,141 @@
+//! Tables of times: a column per implementation, and how ours compares with the best of the others.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::series::{Key, Merged, implementations};
+use crate::record::{OURS, Row};
+
+/// A table for every shape, scheme and part, as text or Markdown.
+pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
+    let mut text = String::new();
+    for (key, batches) in merged {
+        let heading = if markdown { "**" } else { "" };
+        let part = if key.part == "layer" { "whole layer" } else { &key.part };
+        let _ = writeln!(text, "{heading}{}, {part}{heading}\n", key.title());
+        let cells = cells(key, batches);
+        if markdown {
+            markdown_table(&mut text, &cells);
+        } else {
+            plain_table(&mut text, &cells);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The cells of a table, the header first.
+fn cells(key: &Key, batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> Vec<Vec<String>> {
+    let names = implementations(&Merged::from([(key.clone(), batches.clone())]));
+    let peers = names.len() > 1 && names[0] == OURS;
+    let floors = batches.values().flat_map(|rows| rows.values()).any(|row| row.fraction.is_some());
+    let mut header = vec!["tokens".to_owned()];
+    header.extend(names.iter().map(|name| format!("{name}, us")));
+    if peers {
+        header.push("best peer / ours".into());
+    }
+    if floors {
+        header.push("floor, us".into());
+        header.push("of it".into());
+    }
+    let mut cells = vec![header];
+    for (tokens, rows) in batches {
+        let mut line = vec![tokens.to_string()];
+        line.extend(names.iter().map(|name| rows.get(name.as_str()).map_or("-".into(), |row| time(row))));
+        if peers {
+            line.push(ratio(rows).map_or("-".into(), |ratio| format!("{ratio:.2}")));
+        }
+        if floors {
+            let row = rows.get(names[0].as_str());
+            let floor = row.and_then(|row| row.floor_us);
+            let fraction = row.and_then(|row| row.fraction);
+            line.push(floor.map_or("-".into(), |us| format!("{us:.1}")));
+            line.push(fraction.map_or("-".into(), |fraction| format!("{:.0} %", fraction * 100.0)));
+        }
+        cells.push(line);
+    }
+    cells
+}
+
+/// A time, or why there is none.
+fn time(row: &Row) -> String {
+    match (row.median_us, &row.counted) {
+        (Some(us), _) => format!("{us:.1}"),
+        (None, Some(_)) => "counted".into(),
+        (None, None) => "failed".into(),
+    }
+}
+
+/// The shortest time of the others by ours: over 1 where we are faster.
+fn ratio(rows: &BTreeMap<&str, &Row>) -> Option<f64> {
+    let ours = rows.get(OURS)?.median_us?;
+    let peers = rows.iter().filter(|(name, _)| **name != OURS).filter_map(|(_, row)| row.median_us);
+    Some(peers.min_by(f64::total_cmp)? / ours)
+}
+
+fn plain_table(text: &mut String, cells: &[Vec<String>]) {
+    let widths: Vec<usize> = (0..cells[0].len())
+        .map(|column| cells.iter().map(|line| line[column].len()).max().unwrap_or(0))
+        .collect();
+    for line in cells {
+        let padded: Vec<_> =
+            line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
+        let _ = writeln!(text, "{}", padded.join("  "));
+    }
+}
+
+fn markdown_table(text: &mut String, cells: &[Vec<String>]) {
+    for (number, line) in cells.iter().enumerate() {
+        let _ = writeln!(text, "| {} |", line.join(" | "));
+        if number == 0 {
+            let _ = writeln!(text, "|{}", "---:|".repeat(line.len()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{record, row};
+    use crate::report::series::merge;
+
+    #[test]
+    fn files_are_merged_into_one_table() {
+        let ours = record(vec![row(OURS, 8, 50.0), row(OURS, 1, 10.0)]);
+        let mut failed = row("vllm-triton", 8, 0.0);
+        (failed.median_us, failed.error) = (None, Some("out of memory".into()));
+        let peers = record(vec![row("vllm-cutlass", 1, 15.0), row("vllm-triton", 1, 12.0), failed]);
+        let text = tables(&merge(&[ours, peers]), false);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(
+            text.lines().next(),
+            Some("qwen3-30b [128, 8, 2048, 768], per-token, uniform routing, whole layer")
+        );
+        assert_eq!(
+            lines[2].join(" "),
+            "tokens fp8-moe, us vllm-cutlass, us vllm-triton, us best peer / ours floor, us of it"
+        );
+        assert_eq!(lines[3], ["1", "10.0", "15.0", "12.0", "1.20", "5.0", "50", "%"]);
+        assert_eq!(lines[4], ["8", "50.0", "-", "failed", "-", "25.0", "50", "%"]);
+    }
+
+    #[test]
+    fn the_later_measurement_counts() {
+        let records = [record(vec![row(OURS, 1, 10.0)]), record(vec![row(OURS, 1, 20.0)])];
+        let text = tables(&merge(&records), true);
+        assert!(
+            text.contains(
+                "| tokens | fp8-moe, us | floor, us | of it |\n|---:|---:|---:|---:|\n| 1 | 20.0 |"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn other_schemes_have_tables_of_their_own() {
+        let mut block = row("deepgemm", 1, 10.0);
+        block.scheme = "block".into();
+        let text = tables(&merge(&[record(vec![row(OURS, 1, 20.0), block])]), false);
+        assert!(!text.contains("best peer"), "not comparable: {text}");
+    }
+}
