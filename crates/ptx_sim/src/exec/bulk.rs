@@ -275,7 +275,7 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
             return ctx.load(lane, Source::Shared(from), to, bytes, barrier);
         };
         if e & kind::MULTICAST == 0 {
-            return ctx.load(lane, Source::Global(global), to, bytes, barrier);
+            return ctx.load(lane, Source::Global(global, true), to, bytes, barrier);
         }
         let mask = ctx.read::<u32>(inst.c)[lane] & 0xffff;
         let blocks = ctx.cluster.blocks.len();
@@ -288,7 +288,8 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
                 let detail = format!("multicast to the block of rank {rank}, which has exited");
                 return Err(ctx.stop(FaultKind::OutOfBounds, 1 << lane, detail));
             }
-            ctx.load(lane, Source::Global(global.clone()), (rank, to.1), bytes, (rank, barrier.1))?;
+            let source = Source::Global(global.clone(), rank == mask.trailing_zeros() as usize);
+            ctx.load(lane, source, (rank, to.1), bytes, (rank, barrier.1))?;
         }
     }
     Ok(())

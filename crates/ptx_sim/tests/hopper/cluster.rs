@@ -192,7 +192,8 @@ fn multicast(text: &str, seed: u64) -> (Kernel, Vec<u8>, u64) {
 fn multicast_to_both_blocks() {
     for seed in SEEDS {
         let (kernel, data, out) = multicast(MULTICAST, seed);
-        run(&kernel, 2, 64);
+        let counters = run(&kernel, 2, 64);
+        assert_eq!(counters.global_load_bytes, 5 * 1024, "read once for both blocks");
         let value = |thread: usize| {
             (0..5).fold(0u32, |sum, round| {
                 let at = 256 * (thread / 8) + 16 * (thread % 8) + round;
