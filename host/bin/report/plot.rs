@@ -56,6 +56,8 @@ struct Line {
 struct Panel {
     title: String,
     counted: bool,
+    /// Whether all lines have the same floor.
+    one_floor: bool,
     lines: Vec<Line>,
 }
 
@@ -114,6 +116,7 @@ fn panels(merged: &Merged<'_>) -> Vec<Panel> {
         Panel {
             title: key.title() + &part,
             counted,
+            one_floor: !alone,
             lines: lines.map(|((label, rows), colour)| line(label, rows, *colour, counted)).collect(),
         }
     };
@@ -203,9 +206,13 @@ fn values(area: &Area<'_>, panel: &Panel) -> Drawn {
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
-    for line in &panel.lines {
+    let floors = if panel.one_floor { 1 } else { panel.lines.len() };
+    for line in &panel.lines[..floors] {
         let floor = line.floor.iter().map(|(x, y)| (x.log2(), *y));
-        chart.draw_series(DashedLineSeries::new(floor, 4, 4, line.colour.mix(0.7).stroke_width(1)))?;
+        let colour = if panel.one_floor { BLACK } else { line.colour };
+        chart.draw_series(DashedLineSeries::new(floor, 4, 4, colour.mix(0.7).stroke_width(1)))?;
+    }
+    for line in &panel.lines {
         let value: Points = line.value.iter().map(|(x, y)| (x.log2(), *y)).collect();
         chart.draw_series(LineSeries::new(value.clone(), line.colour.stroke_width(2)))?;
         chart.draw_series(value.iter().map(|point| Circle::new(*point, 3, line.colour.filled())))?;
