@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytemuck::Pod;
+use cuda_driver::sys::{CUlaunchAttribute, CUlaunchConfig};
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
@@ -17,7 +18,7 @@ use cust::module::Module;
 use cust::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUstream};
 
 use crate::buffer::Buffer;
-use crate::error::{Error, Result, check};
+use crate::error::{Error, Result, check, check_number};
 use crate::kernel::{Grid, Kernel};
 use crate::stream::Stream;
 
@@ -128,11 +129,13 @@ unsafe impl Sync for Inner {}
 #[derive(Clone, Copy)]
 struct Function {
     raw: CUfunction,
-    /// Dynamic shared memory the function has been allowed so far; the driver's default limit is 48 KiB.
+    /// Dynamic shared memory the function has been allowed so far.
     dynamic_shared: u32,
+    static_shared: u32,
 }
 
-const DEFAULT_DYNAMIC_SHARED: u32 = 48 * 1024;
+/// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
+const DEFAULT_SHARED: u32 = 48 * 1024;
 
 impl Device {
     /// Opens a device, for its best kernel family.
@@ -324,25 +327,30 @@ impl Device {
         self.make_current()?;
         let function = self.function(K::NAME, dynamic_shared_bytes)?;
         let code = kernel.with_params(|params: &mut [*mut c_void]| {
+            // Before compute capability 9.0 there is no such overlap, and the kernel's wait is no instruction.
+            let overlap = K::OVERLAP && self.inner.capability >= (9, 0);
+            let mut attributes = [CUlaunchAttribute::programmatic_stream_serialization(true)];
+            let config = CUlaunchConfig {
+                grid_dim: [grid.x, grid.y, grid.z],
+                block_dim: [K::THREADS, 1, 1],
+                shared_mem_bytes: dynamic_shared_bytes,
+                stream: stream.raw().cast(),
+                attrs: attributes.as_mut_ptr(),
+                num_attrs: overlap.into(),
+            };
             // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by
-            // the generated launchers); what the values mean to the kernel is the caller's contract.
+            // the generated launchers); what the values mean to the kernel is the caller's contract. As many attributes as
+            // `config` says lie there.
             unsafe {
-                sys::cuLaunchKernel(
-                    function,
-                    grid.x,
-                    grid.y,
-                    grid.z,
-                    K::THREADS,
-                    1,
-                    1,
-                    dynamic_shared_bytes,
-                    stream.raw(),
+                cuda_driver::sys::cuLaunchKernelEx(
+                    &config,
+                    function.cast(),
                     params.as_mut_ptr(),
                     std::ptr::null_mut(),
                 )
             }
         });
-        check("cuLaunchKernel", code).map_err(|e| match e {
+        check_number("cuLaunchKernelEx", code.0).map_err(|e| match e {
             Error::Driver { call, code, meaning } => {
                 Error::Driver { call, code, meaning: format!("{}: {meaning}", K::NAME) }
             }
@@ -357,12 +365,23 @@ impl Device {
             Some(&function) => function,
             None => {
                 let found = self.module()?.get_function(name).map_err(driver("cuModuleGetFunction"))?;
-                Function { raw: found.to_raw(), dynamic_shared: DEFAULT_DYNAMIC_SHARED }
+                let mut fixed = 0;
+                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+                // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
+                let code = unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, found.to_raw()) };
+                check("cuFuncGetAttribute", code)?;
+                let static_shared = fixed as u32;
+                Function {
+                    raw: found.to_raw(),
+                    dynamic_shared: DEFAULT_SHARED - static_shared,
+                    static_shared,
+                }
             }
         };
         if dynamic_shared > function.dynamic_shared {
-            if dynamic_shared > self.inner.shared_per_block {
-                let rule = format!("must be at most {}", self.inner.shared_per_block);
+            let most = self.inner.shared_per_block - function.static_shared;
+            if dynamic_shared > most {
+                let rule = format!("must be at most {most}");
                 return Err(Error::argument(name, "dynamic_shared_bytes", dynamic_shared, rule));
             }
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

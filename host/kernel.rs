@@ -66,12 +66,21 @@ impl<T> fmt::Debug for DevicePtr<T> {
     }
 }
 
+/// A tensor map as a kernel's argument: 128 opaque bytes that `cuTensorMapEncodeTiled` writes, aligned to 64.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMap(pub [u64; 16]);
+
 /// A kernel with its arguments, ready to launch. Implemented by the generated launchers alone.
 pub trait Kernel {
     /// The entry's name in the PTX.
     const NAME: &'static str;
     /// Threads per block, as the kernel declares them.
     const THREADS: u32;
+    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
+    const CLUSTER: u32;
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches memory.
+    const OVERLAP: bool;
 
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;

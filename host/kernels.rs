@@ -5,7 +5,7 @@
 //! checked; the operations in [`ops`](crate::ops) check them.
 
 use crate::device::Family;
-use crate::kernel::{DevicePtr, Kernel};
+use crate::kernel::{DevicePtr, Kernel, TensorMap};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 

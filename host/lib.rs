@@ -23,16 +23,17 @@ pub mod kernels;
 pub mod layer;
 pub mod ops;
 mod stream;
+mod tensor_map;
 
 pub use buffer::{Buffer, Slice, SliceMut};
 pub use checkpoint::Checkpoint;
 pub use device::{Device, DeviceSpec, Family};
 pub use error::{Error, Result};
 pub use fp8::E4m3;
-pub use kernel::{DevicePtr, Grid, Kernel};
+pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights,
-    OutputElement, Progress, Quantization, Routing, Step, Workspace,
+    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Routing, Step, Workspace,
 };
 pub use stream::{Event, Graph, Stream};
 

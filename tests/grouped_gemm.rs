@@ -2,266 +2,63 @@
 
 mod common;
 
-use std::sync::OnceLock;
-
-use fp8_moe::ops::grouped_gemm::heuristics::{self, Path};
-use fp8_moe::ops::grouped_gemm::{
-    AScale, Accumulation, BScale, GemmOut, GemmShape, GroupedGemm, SCALE_BLOCK, Schedule, grouped_gemm,
+use common::gemm::{
+    A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, devices, draw_counts,
 };
-use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule, tile_schedule_entries};
-use fp8_moe::{Buffer, Device, E4m3, Error, Family};
+use fp8_moe::ops::grouped_gemm::heuristics::{self, BLOCK_M, Path, PortableTile};
+use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm};
+use fp8_moe::{Buffer, Device, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
-/// The devices, each with the kernels of every family that it can run.
-fn devices() -> Vec<Device> {
-    static OLDEST: OnceLock<Device> = OnceLock::new();
-    let mut devices = common::devices();
-    if devices[0].family() != Family::Sm89 {
-        let spec = devices[0].to_string().parse().unwrap();
-        devices.push(OLDEST.get_or_init(|| Device::open_family(spec, Family::Sm89).unwrap()).clone());
-    }
-    devices
-}
-
-/// What fills rows of D before the call, and must still be there after it where no row belongs to an expert.
-const POISON: u8 = 0x5a;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum AKind {
-    Call,
-    Row,
-    /// Groups of a row side by side, with a gap after each row.
-    GroupRowMajor,
-    /// Rows of a group side by side, with a gap after each group.
-    GroupColumnMajor,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum BKind {
-    Expert,
-    Channel,
-    Block,
-}
-
-const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, AKind::GroupColumnMajor];
-const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
-
-/// What the operands are drawn from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Values {
-    /// Small integers: products and sums are exact.
-    Integers,
-    /// Uniform in +-4, rounded to e4m3.
-    Uniform,
-    /// Any finite byte: the full range of exponents.
-    Bytes,
-}
-
-/// The host's side of a problem.
-struct Problem {
-    shape: GemmShape,
-    offsets: Vec<i64>,
-    a: Vec<E4m3>,
-    b: Vec<E4m3>,
-    a_kind: AKind,
-    a_scale: Vec<f32>,
-    a_strides: (usize, usize),
-    b_kind: BKind,
-    b_scale: Vec<f32>,
-}
-
-fn draw(values: Values, rng: &mut ChaCha8Rng) -> E4m3 {
-    match values {
-        Values::Integers => E4m3::from_f32(rng.random_range(-3i8..=3).into()),
-        Values::Uniform => E4m3::from_f32(rng.random_range(-4.0f32..4.0)),
-        Values::Bytes => E4m3(rng.random_range(0..0x7f) | if rng.random() { 0x80 } else { 0 }),
+/// The arguments of a problem's GEMM.
+fn arguments<'a>(problem: &'a OnDevice, workspace: &'a mut Buffer<u8>, out: GemmOut<'a>) -> GroupedGemm<'a> {
+    let (a_scale, b_scale) = problem.scales();
+    GroupedGemm {
+        a: problem.a.as_slice(),
+        a_scale,
+        b: problem.b.as_slice(),
+        b_scale,
+        expert_offsets: problem.offsets.as_slice(),
+        schedule: problem.schedule(),
+        out,
+        workspace: workspace.as_mut_slice(),
+        shape: problem.shape,
+        accumulation: Accumulation::Fast,
+        path: Path::Auto,
     }
 }
 
-impl Problem {
-    /// Rows of A past the last expert are NaN, as are scales that belong to no row.
-    fn draw(
-        counts: &[usize],
-        spare_rows: usize,
-        (n, k): (usize, usize),
-        (a_kind, b_kind): (AKind, BKind),
-        values: Values,
-        rng: &mut ChaCha8Rng,
-    ) -> Problem {
-        let mut offsets = vec![0i64];
-        for &count in counts {
-            offsets.push(offsets[offsets.len() - 1] + count as i64);
-        }
-        let (valid, experts) = (offsets[counts.len()] as usize, counts.len());
-        let rows = valid + spare_rows;
-        let groups = k.div_ceil(SCALE_BLOCK);
-
-        let mut a = vec![E4m3(0x7f); rows * k];
-        a[..valid * k].fill_with(|| draw(values, rng));
-        let b = (0..experts * n * k).map(|_| draw(values, rng)).collect();
-
-        // Keeps sums inside f16's range.
-        let magnitude = if values == Values::Bytes { 1e-3 } else { 0.25 };
-        let mut scale = || rng.random_range(0.25f32..2.0) * magnitude;
-        let (a_len, a_strides) = match a_kind {
-            AKind::Call => (1, (0, 0)),
-            AKind::Row => (rows, (1, 0)),
-            AKind::GroupRowMajor => (rows * (groups + 1), (groups + 1, 1)),
-            AKind::GroupColumnMajor => ((rows + 3) * groups, (1, rows + 3)),
-        };
-        let mut a_scale = vec![f32::NAN; a_len];
-        if a_kind == AKind::Call {
-            a_scale[0] = scale();
-        } else {
-            let slabs = if a_kind == AKind::Row { 1 } else { groups };
-            for row in 0..valid {
-                for group in 0..slabs {
-                    a_scale[row * a_strides.0 + group * a_strides.1] = scale();
-                }
-            }
-        }
-        let b_len = match b_kind {
-            BKind::Expert => experts,
-            BKind::Channel => experts * n,
-            BKind::Block => experts * n.div_ceil(SCALE_BLOCK) * groups,
-        };
-        let b_scale = (0..b_len).map(|_| scale()).collect();
-        let shape = GemmShape { rows, n, k, experts };
-        Problem { shape, offsets, a, b, a_kind, a_scale, a_strides, b_kind, b_scale }
-    }
-
-    fn valid_rows(&self) -> usize {
-        self.offsets[self.shape.experts] as usize
-    }
-
-    /// D in f64 by the definition, and for each element the sum of magnitudes, which bounds the error of any order of
-    /// summation.
-    fn expected(&self) -> Vec<(f64, f64)> {
-        let GemmShape { n, k, experts, .. } = self.shape;
-        let decoded = |matrix: &[E4m3]| matrix.iter().map(|x| f64::from(x.to_f32())).collect::<Vec<_>>();
-        let (a, b) = (decoded(&self.a[..self.valid_rows() * k]), decoded(&self.b));
-        let groups = k.div_ceil(SCALE_BLOCK);
-        let element = |row: usize, expert: usize, column: usize| {
-            let (mut sum, mut magnitude) = (0.0, 0.0);
-            for group in 0..groups {
-                let sa = f64::from(self.a_scale[row * self.a_strides.0 + group * self.a_strides.1]);
-                let sb = f64::from(
-                    self.b_scale[match self.b_kind {
-                        BKind::Expert => expert,
-                        BKind::Channel => expert * n + column,
-                        BKind::Block => {
-                            (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * groups + group
-                        }
-                    }],
-                );
-                let slab = group * SCALE_BLOCK..k.min((group + 1) * SCALE_BLOCK);
-                let (a, b) = (&a[row * k..][slab.clone()], &b[(expert * n + column) * k..][slab]);
-                for (a, b) in a.iter().zip(b) {
-                    sum += sa * sb * a * b;
-                    magnitude += (sa * sb * a * b).abs();
-                }
-            }
-            (sum, magnitude)
-        };
-        let owner: Vec<usize> =
-            (0..experts).flat_map(|e| vec![e; (self.offsets[e + 1] - self.offsets[e]) as usize]).collect();
-        owner
-            .par_iter()
-            .enumerate()
-            .flat_map_iter(|(row, &expert)| (0..n).map(move |column| element(row, expert, column)))
-            .collect()
-    }
+/// The bits of D, of which every byte was [`POISON`] before.
+fn run(problem: &OnDevice, format: Format, accumulation: Accumulation, path: Path) -> Vec<u32> {
+    let stream = problem.device.default_stream();
+    let mut out = problem.device.uninit::<u8>(problem.shape.rows * problem.shape.n * format.bytes()).unwrap();
+    out.fill_bytes(POISON, &stream).unwrap();
+    let slice = out.as_mut_slice();
+    let slice = match format {
+        Format::Bf16 => GemmOut::Bf16(slice.cast()),
+        Format::F16 => GemmOut::F16(slice.cast()),
+        Format::F32 => GemmOut::F32(slice.cast()),
+    };
+    let mut workspace = problem.workspace();
+    grouped_gemm(&stream, GroupedGemm { accumulation, path, ..arguments(problem, &mut workspace, slice) })
+        .unwrap_or_else(|e| panic!("{e}"));
+    let bytes = out.to_vec(&stream).unwrap_or_else(|e| panic!("{e}"));
+    bytes.chunks(format.bytes()).map(|bits| format.bits(bits)).collect()
 }
 
-/// A problem in a device's memory.
-struct OnDevice {
-    device: Device,
-    shape: GemmShape,
-    block_m: usize,
-    offsets: Buffer<i64>,
-    entries: Buffer<[u32; 4]>,
-    a: Buffer<E4m3>,
-    b: Buffer<E4m3>,
-    a_kind: AKind,
-    a_scale: Buffer<f32>,
-    a_strides: (usize, usize),
-    b_kind: BKind,
-    b_scale: Buffer<f32>,
-}
-
-impl OnDevice {
-    fn new(device: &Device, problem: &Problem, block_m: usize) -> OnDevice {
-        let GemmShape { rows, experts, .. } = problem.shape;
-        let stream = device.default_stream();
-        let offsets = device.upload(&problem.offsets).unwrap();
-        let mut entries = device.uninit(tile_schedule_entries(rows, experts, block_m)).unwrap();
-        let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
-        tile_schedule(&stream, offsets.as_slice(), experts, rows, out).unwrap();
-        OnDevice {
-            device: device.clone(),
-            shape: problem.shape,
-            block_m,
-            offsets,
-            entries,
-            a: device.upload(&problem.a).unwrap(),
-            b: device.upload(&problem.b).unwrap(),
-            a_kind: problem.a_kind,
-            a_scale: device.upload(&problem.a_scale).unwrap(),
-            a_strides: problem.a_strides,
-            b_kind: problem.b_kind,
-            b_scale: device.upload(&problem.b_scale).unwrap(),
-        }
+/// The paths that lead to a kernel with tiles of `block_m` rows on this device.
+fn paths(device: &Device, block_m: usize, blocks: Option<u32>) -> Vec<Path> {
+    let mut paths = Vec::new();
+    if PortableTile::for_block_m(block_m).is_ok() {
+        paths.push(Path::Portable { blocks });
     }
-
-    fn arguments<'a>(&'a self, out: GemmOut<'a>) -> GroupedGemm<'a> {
-        let scales = self.a_scale.as_slice();
-        let a_scale = match self.a_kind {
-            AKind::Call => AScale::Call(scales),
-            AKind::Row => AScale::Row(scales),
-            AKind::GroupRowMajor | AKind::GroupColumnMajor => {
-                AScale::Group { scales, row_stride: self.a_strides.0, group_stride: self.a_strides.1 }
-            }
-        };
-        let scales = self.b_scale.as_slice();
-        let b_scale = match self.b_kind {
-            BKind::Expert => BScale::Expert(scales),
-            BKind::Channel => BScale::Channel(scales),
-            BKind::Block => BScale::Block(scales),
-        };
-        GroupedGemm {
-            a: self.a.as_slice(),
-            a_scale,
-            b: self.b.as_slice(),
-            b_scale,
-            expert_offsets: self.offsets.as_slice(),
-            schedule: Schedule { block_m: self.block_m, entries: self.entries.as_slice() },
-            out,
-            shape: self.shape,
-            accumulation: Accumulation::Fast,
-            path: Path::Auto,
-        }
+    if device.family() == Family::Sm90a {
+        paths.push(Path::Hopper { blocks });
     }
-
-    /// The bits of D, of which every byte was [`POISON`] before.
-    fn run(&self, format: Format, accumulation: Accumulation, path: Path) -> Vec<u32> {
-        let stream = self.device.default_stream();
-        let mut out = self.device.uninit::<u8>(self.shape.rows * self.shape.n * format.bytes()).unwrap();
-        out.fill_bytes(POISON, &stream).unwrap();
-        let slice = out.as_mut_slice();
-        let slice = match format {
-            Format::Bf16 => GemmOut::Bf16(slice.cast()),
-            Format::F16 => GemmOut::F16(slice.cast()),
-            Format::F32 => GemmOut::F32(slice.cast()),
-        };
-        grouped_gemm(&stream, GroupedGemm { accumulation, path, ..self.arguments(slice) })
-            .unwrap_or_else(|e| panic!("{e}"));
-        let bytes = out.to_vec(&stream).unwrap_or_else(|e| panic!("{e}"));
-        bytes.chunks(format.bytes()).map(|bits| format.bits(bits)).collect()
-    }
+    paths
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -330,34 +127,6 @@ fn assert_within_rounding(problem: &Problem, d: &[u32], format: Format, accumula
     );
 }
 
-/// How rows spread over experts.
-#[derive(Clone, Copy, Debug)]
-enum Skew {
-    Uniform,
-    /// Two thirds of the experts have no rows.
-    Sparse,
-    /// All rows on one expert.
-    One,
-}
-
-fn draw_counts(skew: Skew, experts: usize, rows: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
-    let one = rng.random_range(0..experts);
-    let sparse = |rng: &mut ChaCha8Rng| if rng.random_bool(0.67) { 0 } else { 2 * rows / experts };
-    (0..experts)
-        .map(|e| match skew {
-            Skew::Uniform => rng.random_range(0..=2 * rows / experts),
-            Skew::Sparse => sparse(rng),
-            Skew::One => {
-                if e == one {
-                    rows
-                } else {
-                    0
-                }
-            }
-        })
-        .collect()
-}
-
 proptest! {
     #![proptest_config(common::cases(24))]
 
@@ -370,7 +139,7 @@ proptest! {
         skew in prop::sample::select(&[Skew::Uniform, Skew::Sparse, Skew::One][..]),
         n in (1usize..=40).prop_map(|n| n * 8),
         k in (1usize..=34).prop_map(|k| k * 16),
-        block_m in prop::sample::select(&[16usize, 64, 128][..]),
+        block_m in prop::sample::select(&BLOCK_M[..]),
         kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         values in prop::sample::select(&[Values::Uniform, Values::Bytes][..]),
         promoted in any::<bool>(),
@@ -383,8 +152,11 @@ proptest! {
         let accumulation = if promoted { Accumulation::Promoted } else { Accumulation::Fast };
         for device in devices() {
             common::timing(seed);
-            let d = OnDevice::new(&device, &problem, block_m).run(format, accumulation, Path::Portable { blocks });
-            assert_within_rounding(&problem, &d, format, accumulation);
+            let on_device = OnDevice::new(&device, &problem, block_m);
+            for path in paths(&device, block_m, blocks) {
+                let d = run(&on_device, format, accumulation, path);
+                assert_within_rounding(&problem, &d, format, accumulation);
+            }
         }
     }
 }
@@ -393,7 +165,7 @@ proptest! {
 #[test]
 fn every_kernel_and_scale() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
-    for block_m in [16, 64, 128] {
+    for block_m in BLOCK_M {
         for a_kind in A_KINDS {
             for b_kind in B_KINDS {
                 let kinds = (a_kind, b_kind);
@@ -401,8 +173,10 @@ fn every_kernel_and_scale() {
                 for device in devices() {
                     let on_device = OnDevice::new(&device, &problem, block_m);
                     for accumulation in [Accumulation::Fast, Accumulation::Promoted] {
-                        let d = on_device.run(Format::Bf16, accumulation, Path::Portable { blocks: Some(3) });
-                        assert_within_rounding(&problem, &d, Format::Bf16, accumulation);
+                        for path in paths(&device, block_m, Some(3)) {
+                            let d = run(&on_device, Format::Bf16, accumulation, path);
+                            assert_within_rounding(&problem, &d, Format::Bf16, accumulation);
+                        }
                     }
                 }
             }
@@ -420,11 +194,12 @@ fn deterministic() {
         let problem = Problem::draw(&[33, 0, 129, 16], 0, (136, k), kinds, Values::Uniform, &mut rng);
         for device in devices() {
             let on_device = OnDevice::new(&device, &problem, block_m);
-            let run = |blocks| on_device.run(Format::Bf16, Accumulation::Promoted, Path::Portable { blocks });
-            let first = run(None);
+            let with =
+                |blocks| run(&on_device, Format::Bf16, Accumulation::Promoted, Path::Portable { blocks });
+            let first = with(None);
             for (seed, blocks) in [(1, Some(1)), (2, Some(2)), (3, Some(5)), (4, None)] {
                 common::timing(seed);
-                assert!(run(blocks) == first, "K = {k}, {blocks:?} blocks, seed {seed}");
+                assert!(with(blocks) == first, "K = {k}, {blocks:?} blocks, seed {seed}");
             }
         }
     }
@@ -442,9 +217,9 @@ fn acceptance(most_tiles_of_16: impl Fn(usize) -> (usize, usize)) {
                 let problem = Problem::draw(&counts, 0, (n, k), (a_kind, b_kind), Values::Integers, &mut rng);
                 let expected: Vec<f32> = problem.expected().iter().map(|&(value, _)| value as f32).collect();
                 for device in devices() {
-                    let block_m = heuristics::block_m(&device, &problem.shape);
+                    let block_m = heuristics::block_m(&device, &problem.shape, Path::Auto);
                     let on_device = OnDevice::new(&device, &problem, block_m);
-                    let d = on_device.run(Format::Bf16, Accumulation::Fast, Path::Auto);
+                    let d = run(&on_device, Format::Bf16, Accumulation::Fast, Path::Auto);
                     let d: Vec<f32> = d.iter().map(|&bits| Format::Bf16.decode(bits) as f32).collect();
                     common::assert_close(&d, &expected, 5e-4, 1e-2);
                 }
@@ -472,7 +247,7 @@ fn no_rows_is_nothing_to_do() {
         for (counts, spare_rows) in [(vec![0, 0, 0], 0), (vec![0, 0, 0], 20), (vec![], 3)] {
             let kinds = (AKind::Row, BKind::Expert);
             let problem = Problem::draw(&counts, spare_rows, (16, 32), kinds, Values::Uniform, &mut rng);
-            let d = OnDevice::new(&device, &problem, 16).run(Format::F16, Accumulation::Fast, Path::Auto);
+            let d = run(&OnDevice::new(&device, &problem, 16), Format::F16, Accumulation::Fast, Path::Auto);
             assert_within_rounding(&problem, &d, Format::F16, Accumulation::Fast);
         }
     }
@@ -489,7 +264,7 @@ fn counters() {
         for block_m in [16, 64, 128] {
             let on_device = OnDevice::new(&device, &problem, block_m);
             cuda_driver::sim::take_counters();
-            on_device.run(Format::Bf16, Accumulation::Promoted, Path::Portable { blocks: Some(3) });
+            run(&on_device, Format::Bf16, Accumulation::Promoted, Path::Portable { blocks: Some(3) });
             let counters = cuda_driver::sim::take_counters();
             assert_eq!((counters.launches, counters.blocks), (1, 3));
             assert_eq!(counters.shared_bank_conflicts, 0, "tiles of {block_m}");
@@ -511,14 +286,15 @@ fn replays_in_a_graph() {
     let problem = Problem::draw(&[20, 3], 2, (48, 144), kinds, Values::Uniform, &mut rng);
     for device in devices() {
         let on_device = OnDevice::new(&device, &problem, 16);
-        let eager = on_device.run(Format::Bf16, Accumulation::Fast, Path::Auto);
+        let eager = run(&on_device, Format::Bf16, Accumulation::Fast, Path::Auto);
         let stream = device.default_stream();
         let mut out = device.uninit::<u16>(eager.len()).unwrap();
         out.fill_bytes(POISON, &stream).unwrap();
+        let mut workspace = on_device.workspace();
         let graph = stream
             .capture(|stream| {
                 let slice = GemmOut::Bf16(out.as_mut_slice().cast());
-                grouped_gemm(stream, on_device.arguments(slice))
+                grouped_gemm(stream, arguments(&on_device, &mut workspace, slice))
             })
             .unwrap();
         // SAFETY: every buffer that the captured call was given is alive until `to_vec` has waited.
@@ -549,10 +325,10 @@ fn refusals() {
             |g| g.expert_offsets = g.expert_offsets.slice(1..),
             "expert_offsets = 2 elements: must have at least 3",
         ),
-        (|g| g.schedule.block_m = 32, "schedule.block_m = 32: must be 16, 64 or 128"),
+        (|g| g.schedule.block_m = 48, "schedule.block_m = 48: must be 8, 16, 32, 64 or 128"),
         (
             |g| g.schedule.entries = g.schedule.entries.slice(1..),
-            "schedule = 3 elements: must have at least 4",
+            "schedule = 67 elements: must have at least 68",
         ),
         (|g| g.path = Path::Portable { blocks: Some(0) }, "path.blocks = 0: must be at least 1"),
     ];
@@ -563,21 +339,23 @@ fn refusals() {
         let stream = device.default_stream();
         let on_device = OnDevice::new(&device, &problem, 16);
         let mut out = device.zeros::<bf16>(20 * 24).unwrap();
+        let mut workspace = on_device.workspace();
         for (change, message) in CASES {
-            let mut arguments = on_device.arguments(GemmOut::Bf16(out.as_mut_slice()));
-            change(&mut arguments);
-            let error = grouped_gemm(&stream, arguments).unwrap_err();
+            let mut changed = arguments(&on_device, &mut workspace, GemmOut::Bf16(out.as_mut_slice()));
+            change(&mut changed);
+            let error = grouped_gemm(&stream, changed).unwrap_err();
             assert!(matches!(error, Error::Argument { op: "grouped_gemm", .. }), "{error:?}");
             assert!(error.to_string().contains(message), "{error}: {message}");
         }
         let short = GemmOut::Bf16(out.slice_mut(..20 * 24 - 1));
-        let error = grouped_gemm(&stream, on_device.arguments(short)).unwrap_err().to_string();
+        let error =
+            grouped_gemm(&stream, arguments(&on_device, &mut workspace, short)).unwrap_err().to_string();
         assert_eq!(error, "grouped_gemm: out = 479 elements: must have at least 480 elements");
 
         let far = AScale::Group { scales: on_device.a_scale.as_slice(), row_stride: 2, group_stride: 1 };
         let slice = GemmOut::Bf16(out.as_mut_slice());
-        let arguments = GroupedGemm { a_scale: far, ..on_device.arguments(slice) };
-        let error = grouped_gemm(&stream, arguments).unwrap_err().to_string();
+        let far = GroupedGemm { a_scale: far, ..arguments(&on_device, &mut workspace, slice) };
+        let error = grouped_gemm(&stream, far).unwrap_err().to_string();
         assert_eq!(error, "grouped_gemm: a_scale = 20 elements: must have at least 39 elements");
     }
 }

@@ -5,7 +5,9 @@ mod common;
 use fp8_moe::ops::permute::{
     Permute, PermutePath, PermuteRows, PermuteScales, PermuteShape, ScaleLayout, permute, permute_rows,
 };
-use fp8_moe::ops::problem_sizes::{GemmDimensions, ProblemSizesOut, TileScheduleOut, tile_schedule_entries};
+use fp8_moe::ops::problem_sizes::{
+    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, tile_schedule_entries,
+};
 use fp8_moe::{Buffer, Device, Error};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -174,6 +176,8 @@ fn run(
     };
     permute(&stream, shape, args).unwrap();
     let mut schedule = schedule.to_vec(&stream).unwrap();
+    let counters = schedule.drain(1..TILE_SCHEDULE_HEADER).collect::<Vec<_>>();
+    assert!(counters.iter().all(|counters| *counters == [0; 4]), "{counters:?}");
     schedule.truncate(1 + schedule[0][0] as usize);
     Permuted {
         expert_offsets: expert_offsets.to_vec(&stream).unwrap(),

@@ -3,7 +3,8 @@
 mod common;
 
 use fp8_moe::ops::problem_sizes::{
-    GemmDimensions, ProblemSizesOut, TileScheduleOut, problem_sizes, tile_schedule, tile_schedule_entries,
+    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes, tile_schedule,
+    tile_schedule_entries,
 };
 use fp8_moe::{Device, Error};
 use proptest::prelude::*;
@@ -43,14 +44,15 @@ fn check_schedule(device: &Device, counts: &[usize], block_m: usize) {
     let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
     tile_schedule(&stream, expert_offsets.as_slice(), counts.len(), rows, out).unwrap();
 
-    let mut expected = vec![[0, block_m as u32, rows as u32, 0]];
+    let mut expected = vec![[0; 4]; TILE_SCHEDULE_HEADER];
     for (expert, &count) in counts.iter().enumerate() {
         for row in (0..count).step_by(block_m) {
             let first = offsets[expert] as usize + row;
             expected.push([expert as u32, first as u32, block_m.min(count - row) as u32, 0]);
         }
     }
-    expected[0][0] = expected.len() as u32 - 1;
+    let tiles = expected.len() - TILE_SCHEDULE_HEADER;
+    expected[0] = [tiles as u32, block_m as u32, rows as u32, 0];
     assert!(expected.len() <= capacity, "{} entries, capacity {capacity}", expected.len());
     assert_eq!(entries.to_vec(&stream).unwrap()[..expected.len()], expected);
 }
@@ -123,7 +125,7 @@ fn refuses_bad_arguments() {
         schedule(3, 5, 8, 8),
         "tile_schedule: expert_offsets = 3 elements: must have at least 4 elements"
     );
-    assert_eq!(schedule(2, 5, 2, 4), "tile_schedule: entries = 4 elements: must have at least 5 elements");
+    assert_eq!(schedule(2, 5, 2, 68), "tile_schedule: entries = 68 elements: must have at least 69 elements");
 
     let mut sizes1 = device.zeros::<i32>(6).unwrap();
     let mut sizes2 = device.zeros::<i32>(5).unwrap();

@@ -164,7 +164,7 @@ fn finite_or_zero(x: f64) -> f64 {
     if x.is_finite() { x } else { 0.0 }
 }
 
-/// Steps between scores that f32 resolves for certain.
+/// Steps between scores that f32 resolves for certain, relative to the largest.
 const RESOLVED: f64 = 2e-6;
 
 #[track_caller]
@@ -310,7 +310,9 @@ fn check_grouped(device: &Device, case: GroupedCase, seed: u64) {
     let [tokens, experts, top_k] = sizes;
     let rng = &mut ChaCha8Rng::seed_from_u64(seed);
     let logits = draw_logits(tokens * experts, case.wild, rng);
-    let bias: Vec<f32> = (0..experts).map(|_| rng.random_range(-20..20) as f32 / 64.0).collect();
+    // A bias is of the size of the scores: sigmoids are near 1, softmax scores near 1 / E.
+    let step = if case.sigmoid { 1.0 / 64.0 } else { 1.0 / (64.0 * experts as f32) };
+    let bias: Vec<f32> = (0..experts).map(|_| rng.random_range(-20..20) as f32 * step).collect();
     let device_bias = device.upload(&bias).unwrap();
     let (ids, weights) = run_top_k(device, sizes, &logits, |stream, args| {
         let grouped = Grouped {
@@ -345,10 +347,11 @@ fn check_grouped(device: &Device, case: GroupedCase, seed: u64) {
         let candidates: Vec<usize> =
             order[..topk_group].iter().flat_map(|g| g * size..(g + 1) * size).collect();
         let (order, margin) = ranking(&biased, &candidates, top_k);
+        let resolved = RESOLVED * biased.iter().map(|score| score.abs()).fold(0.0, f64::max);
         // Softmax scores of one row differ by 1.5 % or not at all, but small ones by little in absolute terms, which is what
         // a bias sees.
         let relative = !case.bias;
-        if !relative && margin.min(group_margin) < RESOLVED {
+        if !relative && margin.min(group_margin) < resolved {
             unresolved += 1;
             continue;
         }

@@ -30,7 +30,7 @@ impl Memory {
         let inputs = tokens * (h * 2 + h * 4 + k * 8);
         Memory {
             weights: (w13 + w2 + 4 * (w13_scale + w2_scale)) as u64,
-            activations: (workspace_bytes(config, tokens) + inputs) as u64,
+            activations: (workspace_bytes(device, config, tokens) + inputs) as u64,
             // Two of weights, or one of hidden states.
             pools: 2 * pool::elements(device) as u64,
         }

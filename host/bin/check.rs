@@ -17,7 +17,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use fp8_moe::{Checkpoint, Error, Result};
+use fp8_moe::{Checkpoint, Error, IntermediateScales, Result};
 
 use crate::run::{self, Output};
 use crate::{LayerArguments, terminal};
@@ -44,7 +44,10 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("fixture  {}", path.display());
         let checkpoint = Checkpoint::open(path, arguments.layer.config.as_deref())?;
         let hidden = run::hidden_states(&checkpoint, "io.hidden_states")?;
-        let (prefix, layer) = terminal::load_layer(&checkpoint, &device, arguments.layer.layer.as_deref())?;
+        // The references scale the intermediate as published checkpoints are served: per token where weights are per channel.
+        let scales = IntermediateScales::Token;
+        let (prefix, layer) =
+            terminal::load_layer(&checkpoint, &device, arguments.layer.layer.as_deref(), scales)?;
         let output = run::forward(&layer, &device, &hidden)?;
         let rows = compare(&checkpoint, &prefix, &output, layer.config().top_k)?;
         for row in &rows {

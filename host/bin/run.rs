@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fp8_moe::{Checkpoint, Device, Error, MoeLayer, Result};
+use fp8_moe::{Checkpoint, Device, Error, IntermediateScales, MoeLayer, Result};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use safetensors::{Dtype, tensor::TensorView};
@@ -49,7 +49,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let checkpoint = Checkpoint::open(&arguments.checkpoint, arguments.layer.config.as_deref())?;
     let hidden = input(arguments, &checkpoint)?;
     let device = terminal::open_device(arguments.layer.device)?;
-    let (_, layer) = terminal::load_layer(&checkpoint, &device, arguments.layer.layer.as_deref())?;
+    let (_, layer) = terminal::load_layer(
+        &checkpoint,
+        &device,
+        arguments.layer.layer.as_deref(),
+        IntermediateScales::default(),
+    )?;
     let started = Instant::now();
     let output = forward(&layer, &device, &hidden)?;
     let (tokens, seconds) = (hidden.len() / layer.config().hidden_size, started.elapsed().as_secs_f64());

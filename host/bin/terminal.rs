@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fp8_moe::{Checkpoint, Device, DeviceSpec, MoeConfig, MoeLayer, Result, Step};
+use fp8_moe::{Checkpoint, Device, DeviceSpec, IntermediateScales, MoeConfig, MoeLayer, Result, Step};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Opens a device and says which it is; when it is the emulated one, also why.
@@ -34,9 +34,11 @@ pub fn load_layer(
     checkpoint: &Checkpoint,
     device: &Device,
     layer: Option<&str>,
+    scales: IntermediateScales,
 ) -> Result<(String, MoeLayer)> {
     let prefix = checkpoint.find_layer(layer)?;
     let config = checkpoint.config();
+    let moe = MoeConfig { intermediate_scales: scales, ..config.moe.clone() };
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &config.moe));
     if let Some(shared) = checkpoint.shared_experts(&prefix) {
         eprintln!("note     {shared} is not computed: the output is that of the routed experts");
@@ -45,7 +47,7 @@ pub fn load_layer(
         ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")
             .expect("a valid template"),
     );
-    let layer = checkpoint.load_layer_with(device, &prefix, &config.moe, &|progress| {
+    let layer = checkpoint.load_layer_with(device, &prefix, &moe, &|progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     });

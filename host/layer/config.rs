@@ -3,6 +3,7 @@
 use crate::error::{Result, require};
 use crate::ops::activation::ActivationFunction;
 use crate::ops::grouped_gemm::Accumulation;
+use crate::ops::grouped_gemm::heuristics::Path;
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +51,16 @@ impl std::fmt::Display for Quantization {
     }
 }
 
+/// Scales of the activations between the two projections under [`Quantization::ChannelToken`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IntermediateScales {
+    /// One per row and 128 columns: finer, and found inside the first GEMM where the device's kernels can.
+    #[default]
+    Group128,
+    /// One per row, as vLLM and Hugging Face have it: for exact comparison.
+    Token,
+}
+
 /// An MoE layer's sizes and choices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeConfig {
@@ -67,8 +78,12 @@ pub struct MoeConfig {
     pub activation: ActivationFunction,
     /// FP8 scheme.
     pub quantization: Quantization,
+    /// Scales of the activations between the projections, where weights are per channel.
+    pub intermediate_scales: IntermediateScales,
     /// How the GEMMs keep their sums.
     pub accumulation: Accumulation,
+    /// Which kernels the GEMMs use.
+    pub path: Path,
     /// The experts this rank holds, in ascending order; `None` for all of them.
     pub local_experts: Option<Vec<usize>>,
 }
@@ -83,10 +98,23 @@ impl Default for MoeConfig {
             routing: Routing::Softmax { renormalize: true },
             activation: ActivationFunction::Silu,
             quantization: Quantization::Block128,
+            intermediate_scales: IntermediateScales::default(),
             accumulation: Accumulation::Promoted,
+            path: Path::Auto,
             local_experts: None,
         }
     }
+}
+
+/// Scales of the activations before the second projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SecondScales {
+    /// One, given.
+    Tensor,
+    /// One per row.
+    Token,
+    /// One per row and 128 columns.
+    Group128,
 }
 
 const OP: &str = "MoeConfig";
@@ -171,6 +199,15 @@ impl MoeConfig {
             map[expert] = index as i32;
         }
         Some(map)
+    }
+
+    /// Scales of the activations before the second projection.
+    pub(crate) fn second_scales(&self) -> SecondScales {
+        match (self.quantization, self.intermediate_scales) {
+            (Quantization::TensorStatic, _) => SecondScales::Tensor,
+            (Quantization::ChannelToken, IntermediateScales::Token) => SecondScales::Token,
+            _ => SecondScales::Group128,
+        }
     }
 
     /// Columns of the intermediate as it lies in device memory. Block scales of the up half must begin at a block, so

@@ -6,11 +6,11 @@ use super::OP;
 use crate::buffer::{Slice, SliceMut};
 use crate::error::Result;
 use crate::fp8::E4m3;
-use crate::layer::config::{MoeConfig, Quantization, Routing};
+use crate::layer::config::{MoeConfig, Quantization, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
-use crate::layer::workspace::{Layout, permute_shape};
+use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
-use crate::ops::grouped_gemm::heuristics::{self, Path};
+use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm};
 use crate::ops::grouped_gemm::{AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm};
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
@@ -104,6 +104,10 @@ struct Parts<'a> {
     sorting: SliceMut<'a, u8>,
     quantised: SliceMut<'a, E4m3>,
     scales: SliceMut<'a, f32>,
+    intermediate: SliceMut<'a, E4m3>,
+    intermediate_scales: SliceMut<'a, f32>,
+    partials: SliceMut<'a, u8>,
+    block_m: usize,
     products: SliceMut<'a, u8>,
 }
 
@@ -147,6 +151,10 @@ impl Call<'_> {
             sorting: cutter.take(&layout.sorting),
             quantised: cutter.take(&layout.quantised),
             scales: cutter.take(&layout.scales),
+            intermediate: cutter.take(&layout.intermediate),
+            intermediate_scales: cutter.take(&layout.intermediate_scales),
+            partials: cutter.take(&layout.partials),
+            block_m: layout.block_m,
             products: cutter.take(&layout.products),
         };
         let routed = match routed {
@@ -165,9 +173,13 @@ impl Call<'_> {
         self.step(2);
         self.quantize(stream, hidden, routed, &mut parts)?;
         self.step(3);
-        self.first_gemm(stream, &mut parts)?;
-        self.step(4);
-        self.activate(stream, &mut parts)?;
+        if is_gated(stream.device(), self.config) {
+            self.gated_gemm(stream, &mut parts)?;
+        } else {
+            self.first_gemm(stream, &mut parts)?;
+            self.step(4);
+            self.activate(stream, &mut parts)?;
+        }
         self.step(5);
         self.second_gemm(stream, O::THROUGH_F16, &mut parts)?;
         self.step(6);
@@ -241,7 +253,7 @@ impl Call<'_> {
             row_experts: None,
             problem_sizes: None,
             tile_schedule: Some(TileScheduleOut {
-                block_m: self.block_m(stream),
+                block_m: parts.block_m,
                 entries: parts.schedule.reborrow(),
             }),
             workspace: parts.sorting.reborrow(),
@@ -290,22 +302,18 @@ impl Call<'_> {
     /// an error of 1 to 2 % in the output.
     fn first_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
         let shape = self.first_gemm_shape();
-        let scale = self.weights.w13_scale.as_slice();
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.a_scale(0, shape.k, parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
-            b_scale: match self.config.quantization {
-                // Gate and up have scales of their own, so that per-tensor scales are scales per channel here.
-                Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
-                Quantization::Block128 => BScale::Block(scale),
-            },
+            b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
-            schedule: Schedule { block_m: self.block_m(stream), entries: parts.schedule.as_slice() },
+            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
             out: GemmOut::F32(parts.products.reborrow().cast()),
+            workspace: parts.partials.reborrow(),
             shape,
             accumulation: self.config.accumulation,
-            path: Path::default(),
+            path: self.config.path,
         };
         grouped_gemm(stream, args)
     }
@@ -318,8 +326,8 @@ impl Call<'_> {
         let out = if through_f16 { GemmOut::F16(out.cast()) } else { GemmOut::Bf16(out.cast()) };
         let scale = self.weights.w2_scale.as_slice();
         let args = GroupedGemm {
-            a: parts.quantised.as_slice(),
-            a_scale: self.a_scale(1, shape.k, parts.scales.as_slice()),
+            a: parts.intermediate.as_slice(),
+            a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
             b_scale: match quantization {
                 Quantization::TensorStatic => BScale::Expert(scale),
@@ -327,11 +335,12 @@ impl Call<'_> {
                 Quantization::Block128 => BScale::Block(scale),
             },
             expert_offsets: parts.expert_offsets.as_slice(),
-            schedule: Schedule { block_m: self.block_m(stream), entries: parts.schedule.as_slice() },
+            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
             out,
+            workspace: parts.partials.reborrow(),
             shape,
             accumulation,
-            path: Path::default(),
+            path: self.config.path,
         };
         grouped_gemm(stream, args)
     }
@@ -345,21 +354,67 @@ impl Call<'_> {
         }
     }
 
-    /// Rows of the tiles that both GEMMs walk.
-    fn block_m(&self, stream: &Stream) -> usize {
-        heuristics::block_m(stream.device(), &self.first_gemm_shape())
+    /// Scales of GEMM 1's activations.
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+        match self.config.quantization {
+            Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
+            Quantization::ChannelToken => AScale::Row(scales),
+            Quantization::Block128 => grouped_scales(scales, self.config.hidden_size),
+        }
     }
 
-    /// Scales of the activations of GEMM 1 (`which` = 0) or 2, which have `k` columns.
-    fn a_scale<'s>(&'s self, which: usize, k: usize, scales: Slice<'s, f32>) -> AScale<'s> {
-        match self.config.quantization {
-            Quantization::TensorStatic => AScale::Call(self.weights.input_scales[which].as_slice()),
-            Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => {
-                let ScaleLayout { row_stride, group_stride } = ScaleLayout::row_major(k.div_ceil(128));
-                AScale::Group { scales, row_stride, group_stride }
-            }
+    /// Scales of GEMM 2's activations.
+    fn second_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+        match self.config.second_scales() {
+            SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
+            SecondScales::Token => AScale::Row(scales),
+            SecondScales::Group128 => grouped_scales(scales, self.config.padded_intermediate()),
         }
+    }
+
+    /// How GEMM 2's activations are scaled.
+    fn requantization<'s>(&'s self, scales: SliceMut<'s, f32>) -> Requantization<'s> {
+        match self.config.second_scales() {
+            SecondScales::Tensor => {
+                Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
+            }
+            SecondScales::Token => Requantization::Token { scales },
+            SecondScales::Group128 => Requantization::Group {
+                group_size: 128,
+                scales,
+                layout: ScaleLayout::row_major(self.config.padded_intermediate().div_ceil(128)),
+            },
+        }
+    }
+
+    /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel here.
+    fn w13_scale(&self) -> BScale<'_> {
+        let scale = self.weights.w13_scale.as_slice();
+        match self.config.quantization {
+            Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
+            Quantization::Block128 => BScale::Block(scale),
+        }
+    }
+
+    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch.
+    fn gated_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
+        let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
+        let args = GatedGemm {
+            a: parts.quantised.as_slice(),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            b: self.weights.w13.as_slice(),
+            b_scale: self.w13_scale(),
+            expert_offsets: parts.expert_offsets.as_slice(),
+            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
+            function: self.config.activation,
+            requantization: self.requantization(parts.intermediate_scales.reborrow()),
+            q: parts.intermediate.reborrow(),
+            workspace: parts.partials.reborrow(),
+            shape: GatedShape { rows, intermediate: self.config.padded_intermediate(), k, experts },
+            accumulation: self.config.accumulation,
+            path: self.config.path,
+        };
+        gated_gemm(stream, args)
     }
 
     fn activate(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
@@ -368,18 +423,8 @@ impl Call<'_> {
             x: Activations::F32(parts.products.as_slice().cast()),
             expert_offsets: Some(parts.expert_offsets.as_slice()),
             function: self.config.activation,
-            requantization: match self.config.quantization {
-                Quantization::TensorStatic => {
-                    Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
-                }
-                Quantization::ChannelToken => Requantization::Token { scales: parts.scales.reborrow() },
-                Quantization::Block128 => Requantization::Group {
-                    group_size: 128,
-                    scales: parts.scales.reborrow(),
-                    layout: ScaleLayout::row_major(intermediate.div_ceil(128)),
-                },
-            },
-            q: parts.quantised.reborrow(),
+            requantization: self.requantization(parts.intermediate_scales.reborrow()),
+            q: parts.intermediate.reborrow(),
         };
         activation(stream, ActivationShape { rows: self.rows(), intermediate }, args)
     }
@@ -407,4 +452,10 @@ impl Call<'_> {
         let MoeConfig { top_k, hidden_size: hidden, .. } = *self.config;
         unpermute(stream, UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() }, args)
     }
+}
+
+/// Scales of a matrix of `columns` columns, one per row and 128 columns, row-major.
+fn grouped_scales(scales: Slice<'_, f32>, columns: usize) -> AScale<'_> {
+    let ScaleLayout { row_stride, group_stride } = ScaleLayout::row_major(columns.div_ceil(128));
+    AScale::Group { scales, row_stride, group_stride }
 }

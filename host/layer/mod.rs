@@ -20,7 +20,7 @@ mod workspace;
 
 pub use crate::ops::activation::ActivationFunction;
 pub use crate::ops::grouped_gemm::Accumulation;
-pub use config::{MoeConfig, Quantization, Routing};
+pub use config::{IntermediateScales, MoeConfig, Quantization, Routing};
 pub use forward::{OutputElement, Step};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
 pub use workspace::Workspace;
@@ -48,8 +48,8 @@ pub struct MoeLayer {
 const OP: &str = "MoeLayer::forward";
 
 /// Bytes of workspace that a forward of up to `tokens` tokens needs.
-pub(crate) fn workspace_bytes(config: &MoeConfig, tokens: usize) -> usize {
-    Layout::new(config, tokens).bytes
+pub(crate) fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
+    Layout::new(device, config, tokens).bytes
 }
 
 impl MoeLayer {
@@ -94,7 +94,7 @@ impl MoeLayer {
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
     pub fn workspace_bytes(&self, tokens: usize) -> usize {
-        workspace_bytes(&self.config, tokens)
+        workspace_bytes(&self.device, &self.config, tokens)
     }
 
     /// A workspace for forwards of up to `tokens` tokens.
@@ -212,7 +212,7 @@ impl MoeLayer {
         if tokens == 0 {
             return Ok(());
         }
-        let layout = Layout::new(&self.config, tokens);
+        let layout = Layout::new(&self.device, &self.config, tokens);
         workspace.check_device(OP, "workspace", stream)?;
         require(
             workspace.len() >= layout.bytes,

@@ -9,9 +9,13 @@
 //! inverse           i32   [R]
 //! schedule          u32x4 [tiles + 1]            row tiles of the grouped GEMM
 //! sorting           u8    what `permute` needs
-//! quantised         e4m3  [P, max(H, I')]        input of GEMM 1, then of GEMM 2
+//! quantised         e4m3  [P, H]                 input of GEMM 1
 //! scales            f32   [P, groups of it]
-//! products          u8    [P, max(4 * 2I', 2 * H)]  f32 output of GEMM 1, then 16-bit output of GEMM 2
+//! intermediate      e4m3  [P, I']                input of GEMM 2
+//! intermediate_scales f32 [P, groups of it]
+//! partials          u8    what the GEMMs need for sums that are cut
+//! products          u8    [P, 2 * H], or [P, max(4 * 2I', 2 * H)] where GEMM 1 and the activation are two launches: the f32
+//!                         output of GEMM 1, then the 16-bit output of GEMM 2
 //! ```
 //!
 //! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not matter.
@@ -19,15 +23,15 @@
 use std::ops::Range;
 
 use crate::buffer::{Buffer, Slice, SliceMut};
-use crate::layer::config::{MoeConfig, Quantization};
+use crate::device::Device;
+use crate::layer::config::{MoeConfig, Quantization, SecondScales};
+use crate::ops::gated_gemm;
+use crate::ops::grouped_gemm::{GemmShape, heuristics, workspace_bytes};
 use crate::ops::permute::{PermutePath, PermuteShape};
 use crate::ops::problem_sizes::tile_schedule_entries;
 
 /// Parts begin at multiples of this.
 const ALIGNMENT: usize = 256;
-
-/// The least rows of a GEMM tile: what the schedule must have room for.
-pub(crate) const LEAST_TILE_ROWS: usize = 16;
 
 /// Byte ranges of the parts, for one number of tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,22 +46,34 @@ pub(crate) struct Layout {
     pub sorting: Range<usize>,
     pub quantised: Range<usize>,
     pub scales: Range<usize>,
+    pub intermediate: Range<usize>,
+    pub intermediate_scales: Range<usize>,
+    pub partials: Range<usize>,
     pub products: Range<usize>,
+    /// Rows of the tiles that both GEMMs walk.
+    pub block_m: usize,
     /// Bytes of all parts.
     pub bytes: usize,
 }
 
 impl Layout {
-    pub fn new(config: &MoeConfig, tokens: usize) -> Layout {
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Layout {
         let shape = permute_shape(config, tokens);
         let (rows, capacity, local) = (shape.rows(), shape.capacity(), config.local_count());
         let (hidden, intermediate) = (config.hidden_size, config.padded_intermediate());
-        let widest = hidden.max(intermediate);
         let scales = match config.quantization {
             Quantization::TensorStatic => 0,
             Quantization::ChannelToken => 1,
-            Quantization::Block128 => widest.div_ceil(128),
+            Quantization::Block128 => hidden.div_ceil(128),
         };
+        let intermediate_scales = match config.second_scales() {
+            SecondScales::Tensor => 0,
+            SecondScales::Token => 1,
+            SecondScales::Group128 => intermediate.div_ceil(128),
+        };
+        let gemm = GemmShape { rows: capacity, n: 2 * intermediate, k: hidden, experts: local };
+        let block_m = heuristics::block_m(device, &gemm, config.path);
+        let first_products = if is_gated(device, config) { 0 } else { 4 * 2 * intermediate };
         let mut end = 0;
         let mut part = |elements: usize, size: usize| {
             let start = end;
@@ -71,14 +87,23 @@ impl Layout {
             expert_offsets: part(local + 1, 8),
             sorted_rows: part(capacity, 4),
             inverse: part(rows, 4),
-            schedule: part(tile_schedule_entries(capacity, local, LEAST_TILE_ROWS), 16),
+            schedule: part(tile_schedule_entries(capacity, local, block_m), 16),
             sorting: part(shape.workspace_bytes(PermutePath::Auto), 1),
-            quantised: part(capacity * widest, 1),
+            quantised: part(capacity * hidden, 1),
             scales: part(capacity * scales, 4),
-            products: part(capacity * (2 * hidden).max(4 * 2 * intermediate), 1),
+            intermediate: part(capacity * intermediate, 1),
+            intermediate_scales: part(capacity * intermediate_scales, 4),
+            partials: part(workspace_bytes(device, block_m), 1),
+            products: part(capacity * first_products.max(2 * hidden), 1),
+            block_m,
             bytes: end,
         }
     }
+}
+
+/// Whether GEMM 1, activation and quantisation are one launch.
+pub(crate) fn is_gated(device: &Device, config: &MoeConfig) -> bool {
+    config.second_scales() != SecondScales::Token && gated_gemm::is_supported(device, config.path)
 }
 
 /// The permutation of a layer's rows.
@@ -112,7 +137,7 @@ impl Workspace {
     /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]` and weights
     /// f32 `[T, k]`. Panics when the workspace is too small for so many tokens.
     pub fn routing(&self, tokens: usize) -> (Slice<'_, i32>, Slice<'_, f32>) {
-        let layout = Layout::new(&self.config, tokens);
+        let layout = Layout::new(self.memory.device(), &self.config, tokens);
         (self.memory.slice(layout.topk_ids).cast(), self.memory.slice(layout.topk_weights).cast())
     }
 }

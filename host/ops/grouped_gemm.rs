@@ -15,17 +15,19 @@
 //! offsets. Its `block_m` decides which kernel runs; [`heuristics`] recommends one.
 
 pub mod heuristics;
+mod hopper;
+mod portable;
 
 use half::{bf16, f16};
 
 use super::problem_sizes::tile_schedule_entries;
 use crate::buffer::{Slice, SliceMut};
+use crate::device::Device;
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
-use crate::kernel::{DevicePtr, Kernel};
-use crate::kernels;
+use crate::kernel::DevicePtr;
 use crate::stream::Stream;
-use heuristics::{Path, Plan, PortableTile};
+use heuristics::{Path, Plan};
 
 const OP: &str = "grouped_gemm";
 
@@ -50,6 +52,19 @@ pub enum AScale<'a> {
     },
 }
 
+impl AScale<'_> {
+    /// Address, kind, row stride and group stride, as the kernels take them.
+    pub(super) fn raw(&self) -> (DevicePtr<f32>, u32, u64, u64) {
+        match self {
+            AScale::Call(scale) => (scale.ptr(), 0, 0, 0),
+            AScale::Row(scales) => (scales.ptr(), 1, 1, 0),
+            AScale::Group { scales, row_stride, group_stride } => {
+                (scales.ptr(), 2, *row_stride as u64, *group_stride as u64)
+            }
+        }
+    }
+}
+
 /// Scales of B.
 #[derive(Clone, Copy)]
 pub enum BScale<'a> {
@@ -61,6 +76,17 @@ pub enum BScale<'a> {
     Block(Slice<'a, f32>),
 }
 
+impl BScale<'_> {
+    /// Address and kind, as the kernels take them.
+    pub(super) fn raw(&self) -> (DevicePtr<f32>, u32) {
+        match self {
+            BScale::Expert(scales) => (scales.ptr(), 0),
+            BScale::Channel(scales) => (scales.ptr(), 1),
+            BScale::Block(scales) => (scales.ptr(), 2),
+        }
+    }
+}
+
 /// Where D goes.
 pub enum GemmOut<'a> {
     /// bf16 `[P, N]`.
@@ -69,6 +95,17 @@ pub enum GemmOut<'a> {
     F16(SliceMut<'a, f16>),
     /// f32 `[P, N]`.
     F32(SliceMut<'a, f32>),
+}
+
+impl GemmOut<'_> {
+    /// Address and type, as the kernels take them.
+    fn raw(&self) -> (DevicePtr<u8>, u32) {
+        match self {
+            GemmOut::Bf16(out) => (out.ptr().cast(), 0),
+            GemmOut::F16(out) => (out.ptr().cast(), 1),
+            GemmOut::F32(out) => (out.ptr().cast(), 2),
+        }
+    }
 }
 
 impl<'a> From<SliceMut<'a, bf16>> for GemmOut<'a> {
@@ -102,9 +139,10 @@ pub enum Accumulation {
 /// A tile schedule, as the device has built it or will have when the GEMM runs.
 #[derive(Clone, Copy)]
 pub struct Schedule<'a> {
-    /// Most rows of a tile: 16, 64 or 128.
+    /// Most rows of a tile: one of [`heuristics::BLOCK_M`].
     pub block_m: usize,
-    /// [`tile_schedule_entries`] of 16 bytes, built for this `block_m` and for the call's `expert_offsets`.
+    /// [`tile_schedule_entries`] of 16 bytes, built for this `block_m` and for the call's `expert_offsets`. A GEMM uses the
+    /// counters in it and leaves them at 0; two GEMMs that run at the same time need a schedule each.
     pub entries: Slice<'a, [u32; 4]>,
 }
 
@@ -137,6 +175,8 @@ pub struct GroupedGemm<'a> {
     pub schedule: Schedule<'a>,
     /// `[P, N]`.
     pub out: GemmOut<'a>,
+    /// At least [`workspace_bytes`], 16-byte aligned. Its contents do not matter.
+    pub workspace: SliceMut<'a, u8>,
     /// The dimensions.
     pub shape: GemmShape,
     /// How the sum is kept.
@@ -161,13 +201,19 @@ pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
         Plan::Portable { tile, promoted, blocks } => {
             arguments.launch_portable(stream, tile, promoted, blocks)
         }
+        Plan::Hopper { tile, promoted, blocks } => arguments.launch_hopper(stream, tile, promoted, blocks),
     }
+}
+
+/// Bytes of workspace that a grouped GEMM with tiles of `block_m` rows needs on this device, whatever its shape.
+pub fn workspace_bytes(device: &Device, block_m: usize) -> usize {
+    heuristics::partials_bytes(device, block_m)
 }
 
 impl GroupedGemm<'_> {
     /// Whether there is a scale per group or block, to be applied every 128 of K.
     fn scales_change_along_k(&self) -> bool {
-        matches!(self.a_scale, AScale::Group { .. }) || matches!(self.b_scale, BScale::Block(_))
+        change_along_k(&self.a_scale, &self.b_scale)
     }
 
     fn check(&self, stream: &Stream) -> Result<()> {
@@ -179,137 +225,93 @@ impl GroupedGemm<'_> {
             require(value <= i32::MAX as usize - 127, OP, name, value, || "must be below 2^31 - 127".into())?;
         }
 
-        check_matrix(&self.a, "a", elements("a", &[rows, k])?, stream)?;
-        check_matrix(&self.b, "b", elements("b", &[experts, n, k])?, stream)?;
-        let out_elements = elements("out", &[rows, n])?;
+        check_matrix(OP, &self.a, "a", elements(OP, "a", &[rows, k])?, stream)?;
+        check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, n, k])?, stream)?;
+        let out_elements = elements(OP, "out", &[rows, n])?;
         match &self.out {
-            GemmOut::Bf16(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
-            GemmOut::F16(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
-            GemmOut::F32(out) => check_matrix(&out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::Bf16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::F16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::F32(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
         }
 
-        let groups = k.div_ceil(SCALE_BLOCK);
-        match self.a_scale {
-            AScale::Call(scale) => scale.check(OP, "a_scale", 1, stream)?,
-            AScale::Row(scales) => scales.check(OP, "a_scale", rows, stream)?,
-            AScale::Group { scales, row_stride, group_stride } => {
-                let last = elements("a_scale", &[rows.saturating_sub(1), row_stride])?
-                    .checked_add(elements("a_scale", &[groups - 1, group_stride])?);
-                let rule = || "strides must keep scales inside 2^63 elements".to_owned();
-                require(
-                    last.is_some(),
-                    OP,
-                    "a_scale",
-                    format!("strides {row_stride}, {group_stride}"),
-                    rule,
-                )?;
-                scales.check(
-                    OP,
-                    "a_scale",
-                    last.map_or(0, |last| if rows == 0 { 0 } else { last + 1 }),
-                    stream,
-                )?;
-            }
-        }
-        match self.b_scale {
-            BScale::Expert(scales) => scales.check(OP, "b_scale", experts, stream)?,
-            BScale::Channel(scales) => {
-                scales.check(OP, "b_scale", elements("b_scale", &[experts, n])?, stream)?
-            }
-            BScale::Block(scales) => {
-                let blocks = elements("b_scale", &[experts, n.div_ceil(SCALE_BLOCK), groups])?;
-                scales.check(OP, "b_scale", blocks, stream)?;
-            }
-        }
-
+        check_scales(OP, &self.a_scale, &self.b_scale, &self.shape, stream)?;
         self.expert_offsets.check(OP, "expert_offsets", experts + 1, stream)?;
         let Schedule { block_m, entries } = self.schedule;
-        PortableTile::for_block_m(block_m)?;
-        check_matrix(&entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)
-    }
-
-    fn launch_portable(
-        &self,
-        stream: &Stream,
-        tile: PortableTile,
-        promoted: bool,
-        blocks: u32,
-    ) -> Result<()> {
-        use kernels::{
-            GroupedGemmFast16, GroupedGemmFast64, GroupedGemmFast128, GroupedGemmPromoted16,
-            GroupedGemmPromoted64, GroupedGemmPromoted128,
-        };
-        let (a_scale, a_scale_kind, row_stride, group_stride) = match self.a_scale {
-            AScale::Call(scale) => (scale.ptr(), 0, 0, 0),
-            AScale::Row(scales) => (scales.ptr(), 1, 1, 0),
-            AScale::Group { scales, row_stride, group_stride } => (scales.ptr(), 2, row_stride, group_stride),
-        };
-        let (b_scale, b_scale_kind) = match self.b_scale {
-            BScale::Expert(scales) => (scales.ptr(), 0),
-            BScale::Channel(scales) => (scales.ptr(), 1),
-            BScale::Block(scales) => (scales.ptr(), 2),
-        };
-        let (out, out_type): (DevicePtr<u8>, u32) = match &self.out {
-            GemmOut::Bf16(out) => (out.ptr().cast(), 0),
-            GemmOut::F16(out) => (out.ptr().cast(), 1),
-            GemmOut::F32(out) => (out.ptr().cast(), 2),
-        };
-        // Every entry point takes the same arguments.
-        macro_rules! launch {
-            ($kernel:ident) => {{
-                let kernel = $kernel {
-                    a: self.a.ptr().cast(),
-                    b: self.b.ptr().cast(),
-                    a_scale,
-                    b_scale,
-                    schedule: self.schedule.entries.ptr(),
-                    out,
-                    a_scale_row_stride: row_stride as u64,
-                    a_scale_group_stride: group_stride as u64,
-                    n: self.shape.n as u32,
-                    k: self.shape.k as u32,
-                    a_scale_kind,
-                    b_scale_kind,
-                    out_type,
-                };
-                debug_assert_eq!($kernel::THREADS, tile.threads());
-                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the
-                // kernel asks for; that the schedule belongs to `expert_offsets`, and that these end within P rows, is
-                // what the operations that make them guarantee.
-                unsafe { stream.device().launch(stream, blocks, tile.shared_bytes(promoted), &kernel) }
-            }};
-        }
-        match (tile, promoted) {
-            (PortableTile::Rows16, false) => launch!(GroupedGemmFast16),
-            (PortableTile::Rows64, false) => launch!(GroupedGemmFast64),
-            (PortableTile::Rows128, false) => launch!(GroupedGemmFast128),
-            (PortableTile::Rows16, true) => launch!(GroupedGemmPromoted16),
-            (PortableTile::Rows64, true) => launch!(GroupedGemmPromoted64),
-            (PortableTile::Rows128, true) => launch!(GroupedGemmPromoted128),
-        }
+        heuristics::check_block_m(OP, block_m)?;
+        check_matrix(OP, &entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)?;
+        let workspace = workspace_bytes(stream.device(), block_m);
+        check_matrix(OP, &self.workspace.as_slice(), "workspace", workspace, stream)
     }
 }
 
+/// Whether there is a scale per group or block, to be applied every 128 of K.
+pub(super) fn change_along_k(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> bool {
+    matches!(a_scale, AScale::Group { .. }) || matches!(b_scale, BScale::Block(_))
+}
+
+/// Refuses scales that are too few for the shape.
+pub(super) fn check_scales(
+    op: &'static str,
+    a_scale: &AScale<'_>,
+    b_scale: &BScale<'_>,
+    shape: &GemmShape,
+    stream: &Stream,
+) -> Result<()> {
+    let GemmShape { rows, n, k, experts } = *shape;
+    let groups = k.div_ceil(SCALE_BLOCK);
+    match *a_scale {
+        AScale::Call(scale) => scale.check(op, "a_scale", 1, stream)?,
+        AScale::Row(scales) => scales.check(op, "a_scale", rows, stream)?,
+        AScale::Group { scales, row_stride, group_stride } => {
+            let last = elements(op, "a_scale", &[rows.saturating_sub(1), row_stride])?.checked_add(elements(
+                op,
+                "a_scale",
+                &[groups - 1, group_stride],
+            )?);
+            let rule = || "strides must keep scales inside 2^63 elements".to_owned();
+            require(last.is_some(), op, "a_scale", format!("strides {row_stride}, {group_stride}"), rule)?;
+            scales.check(
+                op,
+                "a_scale",
+                last.map_or(0, |last| if rows == 0 { 0 } else { last + 1 }),
+                stream,
+            )?;
+        }
+    }
+    match *b_scale {
+        BScale::Expert(scales) => scales.check(op, "b_scale", experts, stream)?,
+        BScale::Channel(scales) => {
+            scales.check(op, "b_scale", elements(op, "b_scale", &[experts, n])?, stream)?
+        }
+        BScale::Block(scales) => {
+            let blocks = elements(op, "b_scale", &[experts, n.div_ceil(SCALE_BLOCK), groups])?;
+            scales.check(op, "b_scale", blocks, stream)?;
+        }
+    }
+    Ok(())
+}
+
 /// The product of dimensions, refused where it does not fit.
-fn elements(name: &str, dimensions: &[usize]) -> Result<usize> {
+pub(super) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Result<usize> {
     let product = dimensions.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
     let product = product.filter(|&elements| elements <= isize::MAX as usize);
-    require(product.is_some(), OP, name, format!("{dimensions:?}"), || {
+    require(product.is_some(), op, name, format!("{dimensions:?}"), || {
         "must have below 2^63 elements".into()
     })?;
     Ok(product.unwrap_or(0))
 }
 
 /// Refuses a matrix that is too short, on another device, or not aligned for 16-byte copies.
-fn check_matrix<T: bytemuck::Pod>(
+pub(super) fn check_matrix<T: bytemuck::Pod>(
+    op: &'static str,
     slice: &Slice<'_, T>,
     name: &str,
     len: usize,
     stream: &Stream,
 ) -> Result<()> {
-    slice.check(OP, name, len, stream)?;
+    slice.check(op, name, len, stream)?;
     let address = slice.ptr().raw();
-    require(address.is_multiple_of(16), OP, name, format!("{address:#x}"), || {
+    require(address.is_multiple_of(16), op, name, format!("{address:#x}"), || {
         "must be 16-byte aligned".into()
     })
 }

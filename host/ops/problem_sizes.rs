@@ -35,14 +35,18 @@ pub struct ProblemSizesOut<'a> {
 pub struct TileScheduleOut<'a> {
     /// Most rows of a tile.
     pub block_m: usize,
-    /// Entry 0 is `{tiles, block_m, rows, 0}`; then `{expert, first row, rows in the tile, 0}` for every tile, by ascending
-    /// first row. At least [`tile_schedule_entries`] long.
+    /// Entry 0 is `{tiles, block_m, rows, 0}`; entries up to [`TILE_SCHEDULE_HEADER`] are counters, set to 0; then
+    /// `{expert, first row, rows in the tile, 0}` for every tile, by ascending first row. At least [`tile_schedule_entries`] long.
     pub entries: SliceMut<'a, [u32; 4]>,
 }
 
+/// Entries of a tile schedule before its first tile: its sizes, and 256 counters of 4 bytes that kernels which cut a tile's sum
+/// into parts use, and leave at 0.
+pub const TILE_SCHEDULE_HEADER: usize = 65;
+
 /// Entries that a tile schedule may need, whatever the routing: `rows` is the capacity of the permuted rows.
 pub fn tile_schedule_entries(rows: usize, local_experts: usize, block_m: usize) -> usize {
-    1 + rows / block_m.max(1) + local_experts.min(rows)
+    TILE_SCHEDULE_HEADER + rows / block_m.max(1) + local_experts.min(rows)
 }
 
 impl ProblemSizesOut<'_> {

@@ -4,7 +4,7 @@
 //! apart). A kernel is a `#[kernel]` function; the build script generates a typed launcher for each.
 
 #![no_std]
-#![feature(abi_ptx, asm_experimental_arch)]
+#![feature(abi_ptx, asm_experimental_arch, stmt_expr_attributes)]
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod activation;

@@ -9,6 +9,7 @@
 //!
 //! schedule, 16 bytes to an entry:
 //!   { 6, 64, 300, 0 }                 tile count, block_m, rows over all experts, 0
+//!   { 0, 0, 0, 0 } x 64               counters, at 0, for kernels that cut a tile's sum into parts
 //!   { 0,   0, 64, 0 }  { 0,  64, 6, 0 }          expert, first row, rows in the tile, 0
 //!   { 2,  70, 64, 0 }  { 2, 134, 64, 0 }  { 2, 198, 64, 0 }  { 2, 262, 38, 0 }
 //! ```
@@ -18,6 +19,12 @@
 use crate::permute::{THREADS, exclusive_scan};
 use cuda_std::shared::Shared;
 use cuda_std::{kernel, memory, shared_array, sync, thread};
+
+/// Counters in a schedule: u32, one for each block of a GEMM's grid.
+pub(crate) const COUNTERS: u32 = 256;
+
+/// The entry of a schedule's first tile: behind the header and four counters to an entry.
+pub(crate) const FIRST_TILE: u32 = 1 + COUNTERS / 4;
 
 /// Where the problem sizes go: `[local_experts, 3]` each, null if not wanted.
 #[derive(Clone, Copy)]
@@ -58,7 +65,7 @@ impl ProblemSizes {
 /// Where the tile schedule goes, and what tiles it has.
 #[derive(Clone, Copy)]
 pub(crate) struct TileSchedule {
-    /// `[1 + tiles]`, 16-byte aligned.
+    /// `[FIRST_TILE + tiles]`, 16-byte aligned.
     pub entries: *mut [u32; 4],
     /// Most rows of a tile.
     pub block_m: u32,
@@ -103,7 +110,7 @@ impl TileSchedule {
                 // SAFETY: the tile count over all experts bounds the entry.
                 unsafe {
                     self.write_entry(
-                        1 + tiles_before + tile,
+                        FIRST_TILE + tiles_before + tile,
                         [chunk + index, row, self.block_m.min(end - row)],
                     );
                 }
@@ -113,6 +120,11 @@ impl TileSchedule {
             chunk += THREADS;
             // The next chunk writes `first_tiles` again.
             sync::block();
+        }
+        let counters = 1 + thread::thread_idx_x();
+        if counters < FIRST_TILE {
+            // SAFETY: the entry is one of those before the tiles.
+            unsafe { self.write_entry(counters, [0; 3]) };
         }
         if thread::thread_idx_x() == 0 {
             let rows = if self.local_experts == 0 { 0 } else { region(self.local_experts - 1).1 };
@@ -189,8 +201,8 @@ pub unsafe fn problem_sizes(
 /// Launch: one block.
 ///
 /// # Safety
-/// `expert_offsets [local_experts + 1]`, ascending, from 0 to less than 2^31; `schedule [1 + tiles]`, 16-byte
-/// aligned; `block_m >= 1`.
+/// `expert_offsets [local_experts + 1]`, ascending, from 0 to less than 2^31; `schedule [FIRST_TILE + tiles]`,
+/// 16-byte aligned; `block_m >= 1`.
 #[kernel(threads = 1024, min_blocks = 1)]
 pub unsafe fn tile_schedule(
     expert_offsets: *const i64,

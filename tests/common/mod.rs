@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 
 pub mod e4m3;
+pub mod gemm;
 
 use std::sync::OnceLock;
 

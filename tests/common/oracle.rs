@@ -3,7 +3,9 @@
 //! Quantised like the layer (weights and activations in e4m3, scales in f32), but every sum and every nonlinearity in
 //! f64, and nothing rounded to 16 bits on the way.
 
-use fp8_moe::{ActivationFunction, E4m3, ExpertWeights, MoeConfig, MoeWeights, Quantization, Routing};
+use fp8_moe::{
+    ActivationFunction, E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing,
+};
 use half::bf16;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
@@ -174,6 +176,10 @@ impl Layer {
         let MoeConfig { hidden_size: h, top_k, quantization, routing, activation, .. } = self.config;
         let table = decode_table();
         let [scale1, scale2] = self.input_scales.map_or([None; 2], |s| s.map(Some));
+        let second = match (quantization, self.config.intermediate_scales) {
+            (Quantization::ChannelToken, IntermediateScales::Group128) => Quantization::Block128,
+            _ => quantization,
+        };
         let weight_on_input = routing == Routing::SigmoidInput;
         let mut out = Vec::with_capacity(hidden.len());
         for (token, row) in hidden.chunks(h).enumerate() {
@@ -192,7 +198,7 @@ impl Layer {
                 let up = expert.up.product(quantization, &x, &table);
                 let middle: Vec<f32> =
                     gate.iter().zip(&up).map(|(&g, &u)| (activate(activation, g) * u) as f32).collect();
-                let x = Quantised::new(quantization, &middle, scale2);
+                let x = Quantised::new(second, &middle, scale2);
                 for (sum, y) in sum.iter_mut().zip(expert.down.product(quantization, &x, &table)) {
                     *sum += f64::from(after) * y;
                 }

@@ -5,7 +5,7 @@
 //!     run.sh          runs the tests and checks the fixtures, writes summary.json, prints a table last
 //!     fp8-moe         the command, stripped
 //!     fixtures/       the layers it checks
-//!     tests.tar.gz    tests/: the test executables of the crates that talk to the device, stripped
+//!     tests.tar.xz    tests/: the test executables of the crates that talk to the device, stripped
 //!                     sanitizer/: NVIDIA's compute-sanitizer, with `--sanitizer`
 //! ```
 
@@ -56,7 +56,7 @@ pub fn run(sanitizer: bool) -> Result<()> {
     if sanitizer {
         cuda_tools::sanitizer(&packed.join("sanitizer"))?;
     }
-    output(Command::new("tar").arg("-czf").arg(bundle.join("tests.tar.gz")).arg("-C").arg(&packed).arg("."))?;
+    output(Command::new("tar").arg("-cJf").arg(bundle.join("tests.tar.xz")).arg("-C").arg(&packed).arg("."))?;
     let script = bundle.join("run.sh");
     fs::write(&script, RUN_SCRIPT).context("could not write run.sh")?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))

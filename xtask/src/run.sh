@@ -19,7 +19,7 @@ mkdir -p "$out/logs" || exit 1
 out=$(cd "$out" && pwd)
 unpacked=$(mktemp -d) || exit 1
 trap 'rm -rf "$unpacked"' EXIT
-tar -xzf "$here/tests.tar.gz" -C "$unpacked" || exit 1
+tar -xJf "$here/tests.tar.xz" -C "$unpacked" || exit 1
 
 names=() results=() seconds=() remarks=()
 

@@ -8,11 +8,12 @@
 //! impl Kernel for ScaleRows { const NAME = "scale_rows"; const THREADS = 256; fn with_params(..) }
 //! ```
 //!
-//! The generated file expects `DevicePtr` and `Kernel` in scope where it is included, and the crate `half` if a kernel
-//! has 16-bit floating-point arguments.
+//! The generated file expects `DevicePtr` and `Kernel` in scope where it is included, `TensorMap` (128 bytes, aligned to 64) if
+//! a kernel takes one by value, and the crate `half` if a kernel has 16-bit floating-point arguments.
 
 use std::fmt::Write as _;
 
+use crate::ptx::TENSOR_MAP;
 use crate::{Built, Error, KernelInfo, Param, Resources};
 
 /// The source of the launchers for all kernels of `builds`, which hold the same device crate for several families.
@@ -32,7 +33,9 @@ pub fn generate(builds: &[Built]) -> Result<String, Error> {
             .collect::<Vec<_>>();
         let (first_build, first) = versions[0];
         for (built, kernel) in &versions[1..] {
-            if (kernel.threads, &kernel.params) != (first.threads, &first.params) {
+            let interface =
+                |kernel: &KernelInfo| (kernel.threads, kernel.cluster, kernel.overlap, kernel.params.clone());
+            if interface(kernel) != interface(first) {
                 let (a, b) = (first_build.arch, built.arch);
                 return Err(Error::Format(format!(
                     "kernel `{name}` has other threads or arguments on {b} than on {a}"
@@ -68,7 +71,7 @@ fn launcher(
     kernel: &KernelInfo,
     versions: &[(&Built, &KernelInfo)],
 ) -> Result<(), Error> {
-    let KernelInfo { name, threads, min_blocks, params, .. } = kernel;
+    let KernelInfo { name, threads, min_blocks, cluster, overlap, params, .. } = kernel;
     let type_name = type_name(name);
     let mut out = String::new();
     let _ = writeln!(
@@ -90,8 +93,8 @@ fn launcher(
         );
     }
     let _ = writeln!(out, "}}\n\nimpl Kernel for {type_name} {{");
-    let _ =
-        writeln!(out, "    const NAME: &'static str = \"{name}\";\n    const THREADS: u32 = {threads};\n");
+    let _ = writeln!(out, "    const NAME: &'static str = \"{name}\";\n    const THREADS: u32 = {threads};");
+    let _ = writeln!(out, "    const CLUSTER: u32 = {cluster};\n    const OVERLAP: bool = {overlap};\n");
     let _ = writeln!(
         out,
         "    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {{\n        f(&mut ["
@@ -119,6 +122,7 @@ fn type_name(kernel: &str) -> String {
 /// The host type of an argument.
 fn host_type(kernel: &str, param: &Param) -> Result<String, Error> {
     match param.pointee() {
+        None if param.ty == TENSOR_MAP => Ok("TensorMap".to_owned()),
         None => Ok(param.ty.clone()),
         Some(element) => {
             host_element(element).map(|element| format!("DevicePtr<{element}>")).ok_or_else(|| {
@@ -137,7 +141,7 @@ fn host_element(element: &str) -> Option<String> {
         "Bf16" => Some("half::bf16".to_owned()),
         "F16" => Some("half::f16".to_owned()),
         // What `cuTensorMapEncodeTiled` fills, opaque on both sides.
-        "TensorMap" => Some("[u64; 16]".to_owned()),
+        "TensorMap" => Some("TensorMap".to_owned()),
         number if NUMBERS.contains(&number) => Some(number.to_owned()),
         array => {
             let (inner, len) = array.strip_prefix('[')?.strip_suffix(']')?.rsplit_once("; ")?;
@@ -169,6 +173,8 @@ mod tests {
             name: "scale_rows".into(),
             threads,
             min_blocks: 2,
+            cluster: 1,
+            overlap: false,
             params,
             static_shared: 16,
             resources: Some(Resources { registers: 40, ..Resources::default() }),

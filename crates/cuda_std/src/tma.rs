@@ -10,9 +10,24 @@
 
 use core::arch::asm;
 
-/// A tensor map in global memory, aligned to 64 bytes.
+/// A tensor map, aligned to 64 bytes. As an argument of a [`kernel`](crate::kernel) it lies in the kernel's parameters, which
+/// the copy engine reads without a fence.
 #[repr(C, align(64))]
 pub struct TensorMap([u64; 16]);
+
+/// A [`TensorMap`] as rustc can pass it by value. `#[kernel]` uses it; kernels do not.
+#[repr(C)]
+pub struct TensorMapBytes([u64; 16]);
+
+/// Fetches a tensor map ahead of its first use: `prefetch.tensormap`.
+///
+/// # Safety
+/// `map` is a tensor map.
+#[inline(always)]
+pub unsafe fn prefetch_map(map: *const TensorMap) {
+    // SAFETY: the caller's contract; a hint, which writes nothing.
+    unsafe { asm!("prefetch.tensormap [{}];", in(reg64) map, options(nostack, preserves_flags)) }
+}
 
 /// Copies the box at `(c0, c1)` of a matrix to shared memory at `to`; its bytes complete on `barrier`:
 /// `cp.async.bulk.tensor.2d`.
@@ -28,6 +43,28 @@ pub unsafe fn load_2d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1]: [i
         asm!(
             "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{}], [{}, {{{}, {}}}], [{}];",
             in(reg32) to, in(reg64) map, in(reg32) c0, in(reg32) c1, in(reg32) barrier, options(nostack)
+        )
+    }
+}
+
+/// As [`load_2d`], into the shared memory of every block of the cluster whose bit is set in `blocks`: to the same address in each,
+/// completing on the barrier at the same address in each. `.multicast::cluster`.
+///
+/// # Safety
+/// As for [`load_2d`], in every block that is named.
+#[inline(always)]
+pub unsafe fn load_2d_multicast(
+    to: u32,
+    map: *const TensorMap,
+    barrier: u32,
+    [c0, c1]: [i32; 2],
+    blocks: u16,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [{}], [{}, {{{}, {}}}], [{}], {};",
+            in(reg32) to, in(reg64) map, in(reg32) c0, in(reg32) c1, in(reg32) barrier, in(reg16) blocks, options(nostack)
         )
     }
 }

@@ -3,7 +3,7 @@
 //! Register arrays must be indexed by constants, or they move to local memory; LLVM's own unrolling comes
 //! too late (and sometimes not at all) to rely on.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Group, Literal, Span, TokenStream, TokenTree};
 use quote::quote;
 use syn::visit_mut::{self, VisitMut};
 use syn::{Error, Expr, ExprForLoop, ExprLit, Ident, Lit, LitInt, Pat, Result};
@@ -24,12 +24,34 @@ impl VisitMut for Substitute<'_> {
         }
         visit_mut::visit_expr_mut(self, expr);
     }
+
+    fn visit_macro_mut(&mut self, invocation: &mut syn::Macro) {
+        invocation.tokens = self.in_tokens(std::mem::take(&mut invocation.tokens));
+    }
 }
 
 fn literal(expr: Option<&Expr>) -> Result<usize> {
     match expr {
         Some(Expr::Lit(ExprLit { lit: Lit::Int(value), .. })) => value.base10_parse(),
         other => Err(Error::new_spanned(other, "unroll! needs integer literals as bounds: `for i in 0..64`")),
+    }
+}
+
+impl Substitute<'_> {
+    /// The tokens of another macro, nested `unroll!`s above all, with every identifier of the variable's name replaced.
+    fn in_tokens(&self, tokens: TokenStream) -> TokenStream {
+        let replace = |token| match token {
+            TokenTree::Ident(name) if name == *self.variable => {
+                TokenTree::Literal(Literal::usize_unsuffixed(self.value))
+            }
+            TokenTree::Group(group) => {
+                let mut replaced = Group::new(group.delimiter(), self.in_tokens(group.stream()));
+                replaced.set_span(group.span());
+                TokenTree::Group(replaced)
+            }
+            other => other,
+        };
+        tokens.into_iter().map(replace).collect()
     }
 }
 

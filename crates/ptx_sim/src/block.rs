@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::exec::Wait;
+use crate::engine::{Engine, Place};
+use crate::exec::{Mask, Wait, lanes_of};
+use crate::mbarrier::Mbarrier;
 use crate::race::{Clock, Released};
 use crate::shared_memory::SharedMemory;
 use crate::warp::Warp;
+use crate::warpgroup::Warpgroup;
 
 /// Barriers of a block.
 pub(crate) const BARRIERS: usize = 16;
@@ -15,6 +18,31 @@ pub(crate) struct Cluster {
     pub blocks: Vec<Block>,
     /// Instructions this cluster has run.
     pub age: u64,
+    /// What releasing operations left at their addresses.
+    pub released: HashMap<u64, Released>,
+    /// Asynchronous operations in flight.
+    pub engine: Engine,
+    /// `barrier.cluster`
+    pub barrier: ClusterBarrier,
+    /// Times that all warps were woken from timed waits since anything last changed, and what had changed then.
+    pub timeouts: (u32, u64),
+}
+
+/// The barrier of all threads of a cluster.
+pub(crate) struct ClusterBarrier {
+    /// Threads that have arrived in this phase.
+    arrived: u32,
+    /// Phases completed.
+    pub generation: u32,
+    gathered: Clock,
+    /// What those who arrived in completed phases knew.
+    pub released: Clock,
+}
+
+impl Default for ClusterBarrier {
+    fn default() -> ClusterBarrier {
+        ClusterBarrier { arrived: 0, generation: 0, gathered: Clock::ZERO, released: Clock::ZERO }
+    }
 }
 
 /// One block of a grid.
@@ -28,8 +56,9 @@ pub(crate) struct Block {
     pub barriers: Vec<Barrier>,
     /// Threads that have not exited.
     pub live: u32,
-    /// What releasing operations left at their addresses.
-    pub released: HashMap<u64, Released>,
+    /// mbarriers by address.
+    pub mbarriers: HashMap<u64, Mbarrier>,
+    pub warpgroups: Vec<Warpgroup>,
     /// Stores, atomics that changed something, barrier phases: signs of progress.
     pub effects: u64,
 }
@@ -83,21 +112,6 @@ impl Barrier {
 }
 
 impl Block {
-    /// Whether a wait has come to its end.
-    #[inline]
-    pub fn is_over(&self, wait: Wait) -> bool {
-        match wait {
-            Wait::Barrier { id, generation } => self.barriers[id as usize].generation != generation,
-        }
-    }
-
-    /// What a warp learns from a wait that is over.
-    pub fn learn(&self, wait: Wait, clock: &mut Clock) {
-        match wait {
-            Wait::Barrier { id, .. } => clock.join(&self.barriers[id as usize].released),
-        }
-    }
-
     /// `threads` threads arrive at barrier `id`, `votes` of them with a true predicate. The generation to wait
     /// for, or why that is impossible.
     pub fn arrive(
@@ -150,14 +164,109 @@ impl Block {
             }
         }
     }
+}
 
-    /// A sentence about what a wait waits for.
-    pub fn describe(&self, wait: Wait) -> String {
+impl Cluster {
+    /// Whether a wait of a warp of the block of rank `rank` has come to its end.
+    #[inline]
+    pub fn is_over(&self, rank: usize, wait: Wait) -> bool {
+        let block = &self.blocks[rank];
+        match wait {
+            Wait::Barrier { id, generation } => block.barriers[id as usize].generation != generation,
+            Wait::Mbarrier { address, phase } => {
+                block.mbarriers.get(&u64::from(address)).is_none_or(|mbarrier| mbarrier.phase != phase)
+            }
+            Wait::Warpgroup { group, generation } => {
+                block.warpgroups[group as usize].generation != generation
+            }
+            Wait::Cluster { generation } => self.barrier.generation != generation,
+        }
+    }
+
+    /// What a warp learns from a wait that is over.
+    pub fn learn(&self, rank: usize, wait: Wait, clock: &mut Clock) {
+        match wait {
+            Wait::Barrier { id, .. } => clock.join(&self.blocks[rank].barriers[id as usize].released),
+            // These instructions run again, and learn then.
+            Wait::Mbarrier { .. } | Wait::Warpgroup { .. } | Wait::Cluster { .. } => {}
+        }
+    }
+
+    /// Signs of progress in all blocks.
+    pub fn effects(&self) -> u64 {
+        self.blocks.iter().map(|block| block.effects).sum()
+    }
+
+    /// Changes the mbarrier at a place.
+    pub fn at_mbarrier<T>(
+        &mut self,
+        (rank, address): Place,
+        f: impl FnOnce(&mut Mbarrier) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let block = &mut self.blocks[rank];
+        let Some(mbarrier) = block.mbarriers.get_mut(&address) else {
+            return Err(format!("{address:#x} holds no mbarrier (not initialised, or invalidated)"));
+        };
+        block.effects += 1;
+        f(mbarrier).map_err(|reason| format!("mbarrier at {address:#x}: {reason}"))
+    }
+
+    /// `threads` threads arrive at the cluster's barrier, knowing `clock`.
+    pub fn arrive(&mut self, threads: u32, clock: Option<&Clock>) {
+        self.barrier.arrived += threads;
+        if let Some(clock) = clock {
+            self.barrier.gathered.join(clock);
+        }
+        self.complete_barrier();
+    }
+
+    fn complete_barrier(&mut self) {
+        let live: u32 = self.blocks.iter().map(|block| block.live).sum();
+        let barrier = &mut self.barrier;
+        if barrier.arrived == 0 || barrier.arrived < live {
+            return;
+        }
+        barrier.arrived = 0;
+        barrier.generation += 1;
+        let gathered = std::mem::replace(&mut barrier.gathered, Clock::ZERO);
+        barrier.released.join(&gathered);
+        self.blocks[0].effects += 1;
+    }
+
+    /// Lanes of a warp have exited; `arrived` says in which phase of the cluster's barrier each has arrived.
+    pub fn leave(&mut self, rank: usize, lanes: Mask, arrived: &[Option<u32>; 32]) {
+        self.blocks[rank].leave(lanes.count_ones());
+        let here = self.barrier.generation;
+        let counted = lanes_of(lanes).filter(|&lane| arrived[lane] == Some(here)).count() as u32;
+        self.barrier.arrived -= counted;
+        self.complete_barrier();
+    }
+
+    /// A sentence about what a wait of a warp of the block of rank `rank` waits for.
+    pub fn describe(&self, rank: usize, wait: Wait) -> String {
+        let block = &self.blocks[rank];
         match wait {
             Wait::Barrier { id, .. } => {
-                let barrier = &self.barriers[id as usize];
-                let needed = barrier.expected.unwrap_or(self.live);
+                let barrier = &block.barriers[id as usize];
+                let needed = barrier.expected.unwrap_or(block.live);
                 format!("barrier {id}, where {} of {needed} threads have arrived", barrier.arrived)
+            }
+            Wait::Mbarrier { address, .. } => match block.mbarriers.get(&u64::from(address)) {
+                Some(mbarrier) => format!("the mbarrier at {address:#x}, whose {}", mbarrier.describe()),
+                None => format!("the mbarrier at {address:#x}, which was invalidated"),
+            },
+            Wait::Warpgroup { group, .. } => {
+                format!(
+                    "the other warps of warpgroup {group} ({} of 4 are here)",
+                    block.warpgroups[group as usize].here()
+                )
+            }
+            Wait::Cluster { .. } => {
+                let live: u32 = self.blocks.iter().map(|block| block.live).sum();
+                format!(
+                    "the cluster's barrier, where {} of {live} threads have arrived",
+                    self.barrier.arrived
+                )
             }
         }
     }

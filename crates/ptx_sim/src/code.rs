@@ -23,6 +23,10 @@ pub(crate) struct Code {
     pub origins: Vec<Origin>,
     /// Operand lists and branch tables.
     pub lists: Vec<u32>,
+    /// Where in `touched` the registers of each instruction end; parallel to `insts`.
+    pub touches: Vec<u32>,
+    /// Slots of the registers that instructions use; bit 0 is set if they are written.
+    pub touched: Vec<u32>,
     /// Paths by `.file` number.
     pub files: std::collections::HashMap<u32, String>,
     /// Lines of the PTX.
@@ -30,6 +34,12 @@ pub(crate) struct Code {
 }
 
 impl Code {
+    /// The registers that an instruction uses, as in the field of that name.
+    pub fn touched(&self, pc: u32) -> &[u32] {
+        let start = pc.checked_sub(1).map_or(0, |before| self.touches[before as usize]);
+        &self.touched[start as usize..self.touches[pc as usize] as usize]
+    }
+
     /// Where an instruction comes from.
     pub fn place(&self, pc: u32) -> Place {
         let Some(origin) = self.origins.get(pc as usize) else { return Place::default() };

@@ -35,6 +35,8 @@ pub enum FaultKind {
     Race,
     /// An asynchronous operation's result or source was touched before its completion was waited for.
     AsyncHazard,
+    /// The asynchronous proxy reads what the generic proxy wrote, without a `fence.proxy.async` in between.
+    MissingProxyFence,
     /// `trap` or `brkpt`.
     Trap,
     /// Operands that the ISA leaves undefined (for example a bad barrier count).
@@ -54,6 +56,7 @@ impl FaultKind {
             FaultKind::Deadlock => "deadlock",
             FaultKind::Race => "data race",
             FaultKind::AsyncHazard => "asynchronous operation not waited for",
+            FaultKind::MissingProxyFence => "missing proxy fence",
             FaultKind::Trap => "trap",
             FaultKind::InvalidOperand => "invalid operand",
         }

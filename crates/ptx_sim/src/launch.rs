@@ -7,7 +7,7 @@ use crate::code::{Code, Frame, Special};
 use crate::counters::Counters;
 use crate::fault::Place;
 use crate::memory::Table;
-use crate::race::WARPS;
+use crate::race::{Agents, WARPS};
 use crate::registers::RegisterFile;
 use crate::shared_memory::{FIRST, SharedMemory};
 use crate::warp::Warp;
@@ -106,6 +106,11 @@ impl Environment<'_> {
         volume(self.cluster)
     }
 
+    /// Who has which place in the clocks of a cluster.
+    pub fn agents(&self) -> Agents {
+        Agents::new(self.cluster_blocks(), self.threads().div_ceil(32))
+    }
+
     /// Clusters in the grid.
     pub fn clusters(&self) -> u64 {
         (0..3).map(|d| u64::from(self.grid[d] / self.cluster[d])).product()
@@ -134,7 +139,14 @@ impl Environment<'_> {
         let place = [x as u32, y as u32, z as u32];
         let blocks =
             (0..self.cluster_blocks()).map(|rank| self.start_block(place, rank, poison, spare)).collect();
-        Cluster { blocks, age: 0 }
+        Cluster {
+            blocks,
+            age: 0,
+            released: Default::default(),
+            engine: Default::default(),
+            barrier: Default::default(),
+            timeouts: (0, 0),
+        }
     }
 
     fn start_block(&self, cluster: [u32; 3], rank: u32, poison: u8, spare: &mut Spare) -> Block {
@@ -144,15 +156,17 @@ impl Environment<'_> {
             + u64::from(self.grid[0]) * (u64::from(index[1]) + u64::from(self.grid[1]) * u64::from(index[2]));
         let place = BlockPlace { index, cluster, within, rank, linear };
         let threads = self.threads();
+        let agents = self.agents();
         let warps = (0..threads.div_ceil(32)).map(|number| {
             let lanes = (threads - number * 32).min(32);
             let live = if lanes == 32 { !0 } else { (1 << lanes) - 1 };
+            let agent = agents.warp(rank as usize, number);
             let mut warp = match spare.warps[number as usize].pop() {
                 Some(mut warp) => {
-                    warp.restart(live, self.frame.start);
+                    warp.restart(agent, live, self.frame.start);
                     warp
                 }
-                None => self.first_warp(number, live, poison),
+                None => self.first_warp(number, agent, live, poison),
             };
             for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| !special.is_lane_wise())
             {
@@ -172,20 +186,21 @@ impl Environment<'_> {
             shared: SharedMemory::new(self.shared_bytes(), poison),
             barriers: Vec::new(),
             live: threads,
-            released: Default::default(),
+            mbarriers: Default::default(),
+            warpgroups: (0..threads.div_ceil(128)).map(|_| Default::default()).collect(),
             effects: 0,
         }
     }
 
     /// A warp with constants and per-lane special registers set. No instruction changes these, so that the warp can
     /// be used again in the same place of another block.
-    fn first_warp(&self, number: u32, live: u32, poison: u8) -> Box<Warp> {
+    fn first_warp(&self, number: u32, agent: u32, live: u32, poison: u8) -> Box<Warp> {
         let mut registers = RegisterFile::from_template(&self.frame.template);
         for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| special.is_lane_wise()) {
             registers.set(slot, &std::array::from_fn(|lane| self.lane_wise(special, number, lane as u32)));
         }
         let local = vec![poison; self.frame.local_bytes as usize * 32];
-        Box::new(Warp::new(number, live, self.frame.start, registers, local))
+        Box::new(Warp::new(number, agent, live, self.frame.start, registers, local))
     }
 
     fn lane_wise(&self, special: Special, warp: u32, lane: u32) -> u32 {

@@ -193,6 +193,11 @@ impl Machine {
         {
             return Err(format!("block {:?}: the kernel demands {exact:?}", launch.block));
         }
+        if let Some(required) = frame.required_cluster
+            && cluster != required
+        {
+            return Err(format!("cluster {cluster:?}: the kernel demands {required:?}"));
+        }
         let fits = (0..3).all(|d| cluster[d] != 0 && launch.grid[d].is_multiple_of(cluster[d]));
         let blocks: u32 = cluster.iter().product();
         if !fits || blocks > 16 {

@@ -120,6 +120,19 @@ impl Allocation {
         }
     }
 
+    /// Copies bytes at a device address out; `None` if they are not all inside.
+    pub fn read(&self, address: u64, to: &mut [u8]) -> Option<()> {
+        let offset = address.checked_sub(self.base)?;
+        if offset > self.len || self.len - offset < to.len() as u64 {
+            return None;
+        }
+        let from = self.bytes(&self.data, offset, to.len() as u64);
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.load(Relaxed);
+        }
+        Some(())
+    }
+
     fn store(&self, offset: u64, src: &[u8]) {
         for (d, s) in self.bytes(&self.data, offset, src.len() as u64).iter().zip(src) {
             d.store(*s, Relaxed);

@@ -14,10 +14,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use crate::block::{Block, Cluster};
+use crate::block::Cluster;
 use crate::counters::Counters;
-use crate::exec::{Ctx, FULL, Wait, lanes_of};
-use crate::fault::{Fault, FaultKind, Place};
+use crate::engine::Surroundings;
+use crate::exec::{Ctx, FULL, Mask, Stop, Wait, lanes_of};
+use crate::fault::{Fault, FaultKind};
 use crate::launch::{Environment, Random, Spare, Tally};
 use crate::warp::{self, State, Turn};
 
@@ -27,6 +28,9 @@ const WINDOW: usize = 3;
 const SUSPICIOUS: u64 = 1 << 20;
 /// Instructions without any effect anywhere after which the launch is stuck.
 const STUCK: u64 = 1 << 24;
+
+/// Times that waits may time out in a row while nothing changes.
+const TIMEOUTS: u32 = 64;
 
 /// What the workers of a launch share.
 struct Grid<'a> {
@@ -114,7 +118,7 @@ fn work(grid: &Grid<'_>, worker: usize) -> Counters {
         let before = active[chosen].cluster.age;
         let outcome = turn(env, &mut active[chosen].cluster, &mut tally, &mut random, &mut spare);
         let ran = active[chosen].cluster.age - before;
-        let effects: u64 = active[chosen].cluster.blocks.iter().map(|b| b.effects).sum();
+        let effects = active[chosen].cluster.effects();
         grid.effects.fetch_add(effects - active[chosen].effects, Relaxed);
         active[chosen].effects = effects;
         match outcome {
@@ -178,11 +182,23 @@ fn turn(
 ) -> Result<bool, Fault> {
     let mut left = 4096 + i64::from(random.below(16384));
     while left > 0 {
-        let Some((rank, warp)) = choose(cluster, random) else {
-            if cluster.blocks.iter().all(|b| b.live == 0) {
+        let chosen = choose(cluster, random);
+        let mut around = Surroundings { env, cluster, counters: &mut tally.counters, random };
+        let progress = match chosen {
+            Some(_) => around.pass_time().map(|()| true),
+            None => around.finish_any(),
+        };
+        let progress = progress.map_err(|(issuer, stop)| {
+            fault(env, cluster, (issuer.rank, issuer.warp), *stop, (0, issuer.pc))
+        })?;
+        let Some((rank, warp)) = chosen else {
+            if !progress && cluster.blocks.iter().all(|b| b.live == 0) {
                 return Ok(true);
             }
-            return Err(deadlock(env, cluster));
+            if !progress && !time_out(cluster) {
+                return Err(deadlock(env, cluster));
+            }
+            continue;
         };
         let given = 1 + (random.next() as u32 & 0xff);
         let mut budget = given;
@@ -204,7 +220,7 @@ fn turn(
         };
         // SAFETY: `start_block` made the warp for this environment's entry.
         let outcome = unsafe { warp::run(&mut ctx, &mut budget) };
-        let Ctx { warp, fault, exec, pc, .. } = ctx;
+        let Ctx { warp, fault: reason, exec, pc, .. } = ctx;
         // A turn that only looked counts as one instruction.
         let ran = (given - budget).max(1);
         left -= i64::from(ran);
@@ -212,19 +228,8 @@ fn turn(
         match outcome {
             Turn::Done => spare.warps[warp.index as usize].push(warp),
             Turn::Fault => {
-                let stop = fault.expect("a fault comes with its reason");
-                let block = &cluster.blocks[rank];
-                let lanes = if stop.lanes == 0 { exec } else { stop.lanes };
-                let lane = lanes.trailing_zeros().min(31);
-                return Err(Fault {
-                    kind: stop.kind,
-                    kernel: env.kernel.to_string(),
-                    block: block.index,
-                    thread: Some(env.thread(warp.index, lane)),
-                    lanes: Some((warp.index, lanes)),
-                    place: env.place(stop.pc.unwrap_or(pc)),
-                    detail: stop.detail,
-                });
+                let stop = reason.expect("a fault comes with its reason");
+                return Err(fault(env, cluster, (rank, warp.index), *stop, (exec, pc)));
             }
             Turn::Spent | Turn::Blocked => {
                 let slot = warp.index as usize;
@@ -233,6 +238,46 @@ fn turn(
         }
     }
     Ok(false)
+}
+
+/// Dresses up why warp `warp` of the block of rank `rank` stopped: at instruction `pc`, executed by `exec`.
+fn fault(
+    env: &Environment<'_>,
+    cluster: &Cluster,
+    (rank, warp): (usize, u32),
+    stop: Stop,
+    (exec, pc): (Mask, u32),
+) -> Fault {
+    let lanes = if stop.lanes == 0 { exec } else { stop.lanes };
+    let lane = lanes.trailing_zeros().min(31);
+    Fault {
+        kind: stop.kind,
+        kernel: env.kernel.to_string(),
+        block: cluster.blocks[rank].index,
+        thread: Some(env.thread(warp, lane)),
+        lanes: Some((warp, lanes)),
+        place: env.place(stop.pc.unwrap_or(pc)),
+        detail: stop.detail,
+    }
+}
+
+/// Lets every wait that may time out do so. Whether that is any use: there are such waits, and something has changed
+/// not too long ago.
+fn time_out(cluster: &mut Cluster) -> bool {
+    let effects = cluster.effects();
+    let (times, before) = &mut cluster.timeouts;
+    if *before != effects {
+        (*times, *before) = (0, effects);
+    }
+    *times += 1;
+    if *times > TIMEOUTS {
+        return false;
+    }
+    let mut any = false;
+    for warp in cluster.blocks.iter_mut().flat_map(|block| block.warps.iter_mut().flatten()) {
+        any |= warp.time_out();
+    }
+    any
 }
 
 /// A warp that can run, by chance.
@@ -245,7 +290,9 @@ fn choose(cluster: &Cluster, random: &mut Random) -> Option<(usize, usize)> {
         let count = block.warps.len();
         let start = random.below(count as u32) as usize;
         let runnable = |slot: &usize| {
-            block.warps[*slot].as_ref().is_some_and(|warp| warp.is_runnable(|wait| block.is_over(wait)))
+            block.warps[*slot]
+                .as_ref()
+                .is_some_and(|warp| warp.is_runnable(|wait| cluster.is_over(rank, wait)))
         };
         if let Some(slot) = (start..count).chain(0..start).find(runnable) {
             return Some((rank, slot));
@@ -255,13 +302,14 @@ fn choose(cluster: &Cluster, random: &mut Random) -> Option<(usize, usize)> {
 }
 
 /// What the warps of a block wait for, warps that wait alike named together.
-fn waits(env: &Environment<'_>, block: &Block) -> Vec<(String, String)> {
+fn waits(env: &Environment<'_>, cluster: &Cluster, rank: usize) -> Vec<(String, String)> {
     let mut list: Vec<(String, String)> = Vec::new();
+    let block = &cluster.blocks[rank];
     for warp in block.warps.iter().flatten() {
         for split in &warp.splits {
             let (wait, pc) = match split.state {
-                State::Blocked(wait) => (block.describe(wait), split.pc.saturating_sub(1)),
-                State::Retry(wait) => (block.describe(wait), split.pc),
+                State::Blocked(wait) => (cluster.describe(rank, wait), split.pc.saturating_sub(1)),
+                State::Retry(wait) => (cluster.describe(rank, wait), split.pc),
                 State::Meet => ("the other lanes of its warp".to_string(), split.pc),
                 State::Ready => ("nothing (it spins)".to_string(), split.pc),
             };
@@ -280,8 +328,9 @@ fn waits(env: &Environment<'_>, block: &Block) -> Vec<(String, String)> {
 }
 
 fn deadlock(env: &Environment<'_>, cluster: &Cluster) -> Fault {
-    let block = cluster.blocks.iter().find(|b| b.live != 0).expect("a thread is left");
-    let waits = waits(env, block);
+    let rank = cluster.blocks.iter().position(|b| b.live != 0).expect("a thread is left");
+    let block = &cluster.blocks[rank];
+    let waits = waits(env, cluster, rank);
     let detail: Vec<_> = waits.iter().map(|(who, what)| format!("warp {who} waits for {what}")).collect();
     let warp = block.warps.iter().flatten().next();
     let place = warp.and_then(|w| w.splits.first()).map(|s| match s.state {
@@ -295,7 +344,7 @@ fn deadlock(env: &Environment<'_>, cluster: &Cluster) -> Fault {
         block: block.index,
         thread: first.and_then(|(w, mask)| lanes_of(mask).next().map(|lane| env.thread(w, lane as u32))),
         lanes: first,
-        place: place.unwrap_or_else(Place::default),
+        place: place.unwrap_or_default(),
         detail: detail.join("; "),
     }
 }

@@ -16,13 +16,15 @@ pub(crate) const FIRST: u32 = 1024;
 pub(crate) struct SharedMemory {
     data: Vec<u8>,
     cells: Vec<Cell>,
+    /// Some word has held a copy of unwritten global memory.
+    has_hollow: bool,
 }
 
 impl SharedMemory {
     /// Memory of `bytes` bytes after [`FIRST`], filled with `poison`, which nobody may read.
     pub fn new(bytes: u32, poison: u8) -> SharedMemory {
         let bytes = bytes.next_multiple_of(16) as usize;
-        SharedMemory { data: vec![poison; bytes], cells: vec![Cell::FRESH; bytes / 4] }
+        SharedMemory { data: vec![poison; bytes], cells: vec![Cell::FRESH; bytes / 4], has_hollow: false }
     }
 
     /// First address past the memory.
@@ -79,5 +81,22 @@ impl SharedMemory {
     #[inline(always)]
     pub fn note_write(&mut self, address: u64, bytes: u32, now: Access, clock: &Clock) -> Result<(), Hazard> {
         self.for_cells(address, bytes, |cell, mask| cell.write(now, mask, clock))
+    }
+    /// The words at these places hold copies of bytes that nobody had written.
+    pub fn empty(&mut self, words: &[(u64, u8)]) {
+        self.has_hollow |= !words.is_empty();
+        for &(address, bytes) in words {
+            self.cells[(address - u64::from(FIRST)) as usize / 4].empty(bytes);
+        }
+    }
+
+    /// The bytes at a 16-byte aligned address that hold such copies, one bit each.
+    #[inline(always)]
+    pub fn hollow(&self, address: u64) -> u16 {
+        if !self.has_hollow {
+            return 0;
+        }
+        let at = (address - u64::from(FIRST)) as usize / 4;
+        (0..4).fold(0, |bits, i| bits | u16::from(self.cells[at + i].hollow) << (4 * i))
     }
 }

@@ -20,10 +20,12 @@
 
 use crate::block::Cluster;
 use crate::exec::asynchronous::Copies;
-use crate::exec::{Ctx, Flow, Mask, Wait, lanes_of};
+use crate::exec::bulk::BulkGroups;
+use crate::exec::{Ctx, Flow, Mask, Wait, lanes_of, wgmma};
 use crate::fault::FaultKind;
 use crate::race::Clock;
 use crate::registers::RegisterFile;
+use crate::warpgroup::Products;
 
 /// No join; also no program counter.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -68,6 +70,8 @@ struct Join {
 pub(crate) struct Warp {
     /// Number in the block.
     pub index: u32,
+    /// Its place in clocks.
+    pub agent: u32,
     /// Lanes that exist and have not exited.
     pub live: Mask,
     pub splits: Vec<Split>,
@@ -88,6 +92,12 @@ pub(crate) struct Warp {
     pub seen: Clock,
     /// Asynchronous copies not yet waited for.
     pub copies: Copies,
+    /// Bulk stores not yet waited for.
+    pub stores: BulkGroups,
+    /// `wgmma`s not yet waited for.
+    pub products: Products,
+    /// Phase of the cluster's barrier in which each lane has arrived and not yet waited.
+    pub cluster_arrivals: [Option<u32>; 32],
 }
 
 /// How a turn of a warp ended.
@@ -104,10 +114,18 @@ pub(crate) enum Turn {
 }
 
 impl Warp {
-    pub fn new(index: u32, live: Mask, entry: u32, registers: RegisterFile, local: Vec<u8>) -> Warp {
+    pub fn new(
+        index: u32,
+        agent: u32,
+        live: Mask,
+        entry: u32,
+        registers: RegisterFile,
+        local: Vec<u8>,
+    ) -> Warp {
         let first = Split { pc: entry, mask: live, join: NONE, state: State::Ready, resumed: false };
         Warp {
             index,
+            agent,
             live,
             splits: vec![first],
             joins: Vec::new(),
@@ -115,27 +133,46 @@ impl Warp {
             waiting: 0,
             registers,
             local,
-            clock: Clock::start(index),
+            clock: Clock::start(agent),
             fenced: None,
             generation: 0,
             seen: Clock::ZERO,
             copies: Copies::default(),
+            stores: BulkGroups::default(),
+            products: Products::default(),
+            cluster_arrivals: [None; 32],
         }
     }
 
     /// Makes a finished warp ready for another block.
-    pub fn restart(&mut self, live: Mask, entry: u32) {
+    pub fn restart(&mut self, agent: u32, live: Mask, entry: u32) {
+        self.agent = agent;
         self.live = live;
         self.splits.clear();
         self.splits.push(Split { pc: entry, mask: live, join: NONE, state: State::Ready, resumed: false });
         self.joins.clear();
         self.free_joins.clear();
         self.waiting = 0;
-        self.clock = Clock::start(self.index);
+        self.clock = Clock::start(agent);
         self.fenced = None;
         self.generation = 0;
         self.seen = Clock::ZERO;
         self.copies.clear();
+        self.stores.clear();
+        self.products.clear();
+        self.cluster_arrivals = [None; 32];
+    }
+
+    /// Lets lanes in a wait that may time out look again. Whether there are any.
+    pub fn time_out(&mut self) -> bool {
+        let mut any = false;
+        for split in &mut self.splits {
+            if let State::Retry(Wait::Mbarrier { .. }) = split.state {
+                (split.state, split.resumed) = (State::Ready, true);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Whether some split could run now, or might after a meeting.
@@ -289,7 +326,7 @@ pub(crate) unsafe fn run(ctx: &mut Ctx<'_>, budget: &mut u32) -> Turn {
             // SAFETY: every function's code ends in an instruction that does not fall through, and branch
             // targets are instructions, so `pc` stays inside the code.
             let inst = unsafe { code.insts.get_unchecked(pc as usize) };
-            ctx.tally.executed[pc as usize] += 1;
+            ctx.tally.executed[pc as usize] += u64::from(!ctx.resumed);
             // SAFETY: guards are predicates in every warp's register file.
             let exec = mask & unsafe { ctx.predicate(inst.guard) } ^ mask & inst.flip;
             if exec == 0 {
@@ -298,6 +335,9 @@ pub(crate) unsafe fn run(ctx: &mut Ctx<'_>, budget: &mut u32) -> Turn {
             }
             ctx.exec = exec;
             ctx.pc = pc;
+            if ctx.warp.products.watches() && !wgmma::check_registers(ctx) {
+                return Turn::Fault;
+            }
             // SAFETY: the decoder made instruction and handler for each other, and for this register file.
             match unsafe { (inst.run)(ctx, inst) } {
                 Flow::Next => pc += 1,
@@ -404,7 +444,7 @@ impl Warp {
     /// Lanes exit; barriers that waited only for them may complete.
     fn exit_and_wake(&mut self, cluster: &mut Cluster, rank: usize, split: usize, lanes: Mask) {
         self.exit(split, lanes);
-        cluster.blocks[rank].leave(lanes.count_ones());
+        cluster.leave(rank, lanes, &self.cluster_arrivals);
     }
 }
 
@@ -415,14 +455,14 @@ fn pick(ctx: &mut Ctx<'_>) -> Option<usize> {
     {
         return Some(0);
     }
-    let block = &ctx.cluster.blocks[ctx.rank];
+    let (cluster, rank) = (&*ctx.cluster, ctx.rank);
     let Warp { splits, clock, .. } = &mut *ctx.warp;
     let mut ready = 0;
     for split in splits {
         if let State::Blocked(wait) | State::Retry(wait) = split.state
-            && block.is_over(wait)
+            && cluster.is_over(rank, wait)
         {
-            block.learn(wait, clock);
+            cluster.learn(rank, wait, clock);
             split.resumed = matches!(split.state, State::Retry(_));
             split.state = State::Ready;
         }

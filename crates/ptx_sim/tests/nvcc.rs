@@ -485,7 +485,6 @@ fn half_arithmetic() {
 }
 
 #[test]
-#[ignore = "the executor does not know mbarrier, TMA and wgmma yet"]
 fn tensor_maps_mbarriers_and_wgmma() {
     let gpu = Gpu::new(include_str!("nvcc/hopper.ptx"));
     for seed in SEEDS {

@@ -218,6 +218,8 @@ impl Bench<'_> {
             ("tp", self.arguments.tp.to_string()),
             ("ep", self.arguments.ep.to_string()),
             ("scheme", case.scheme.to_string()),
+            ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
+            ("accumulation", format!("{:?}", case.config.accumulation)),
             ("routing", case.routing.to_string()),
             ("seed", self.arguments.seed.to_string()),
         ];

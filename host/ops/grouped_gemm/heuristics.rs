@@ -6,9 +6,9 @@
 //! counts per expert are known on the device alone, where the schedule adapts to them.
 
 use super::{Accumulation, GemmShape, OP};
-use crate::device::Device;
+use crate::device::{Device, Family};
 use crate::error::{Error, Result, require};
-use crate::ops::problem_sizes::tile_schedule_entries;
+use crate::ops::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Which kernels to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,22 @@ pub enum Path {
         /// Blocks of the grid; as many as the device holds at a time, if `None`. The result does not depend on it.
         blocks: Option<u32>,
     },
+    /// The kernels of Hopper: TMA and `wgmma`. An error on other GPUs.
+    Hopper {
+        /// Blocks of the grid, at most one to a multiprocessor; that many, if `None`. Where sums are cut (tiles of up to 64 rows)
+        /// the result depends on it within rounding.
+        blocks: Option<u32>,
+    },
+}
+
+/// Heights of tiles that some kernel has.
+pub const BLOCK_M: [usize; 5] = [8, 16, 32, 64, 128];
+
+/// Refuses a height of tiles that no kernel has.
+pub(in crate::ops) fn check_block_m(op: &'static str, block_m: usize) -> Result<()> {
+    require(BLOCK_M.contains(&block_m), op, "schedule.block_m", block_m, || {
+        "must be 8, 16, 32, 64 or 128".into()
+    })
 }
 
 /// Tiles of the portable kernels: 128 columns, by so many rows.
@@ -44,7 +60,9 @@ impl PortableTile {
     /// The tile of this height; an error unless it is 16, 64 or 128.
     pub fn for_block_m(block_m: usize) -> Result<PortableTile> {
         let tile = Self::ALL.into_iter().find(|tile| tile.block_m() == block_m);
-        tile.ok_or_else(|| Error::argument(OP, "schedule.block_m", block_m, "must be 16, 64 or 128"))
+        tile.ok_or_else(|| {
+            Error::argument(OP, "schedule.block_m", block_m, "must be 16, 64 or 128 for the portable kernels")
+        })
     }
 
     /// Most rows.
@@ -91,6 +109,134 @@ impl PortableTile {
     }
 }
 
+/// Tiles of the Hopper kernels: so many rows of one expert, by 128 or 256 columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HopperTile {
+    /// Few rows per expert: the weights on the M side, 256 columns by up to 8 rows.
+    Narrow8,
+    /// As `Narrow8`, 16 rows.
+    Narrow16,
+    /// As `Narrow8`, 32 rows.
+    Narrow32,
+    /// As `Narrow8`, 64 rows.
+    Narrow64,
+    /// Many rows per expert: 128 rows by 256 columns, or by 128 with promotion.
+    Wide,
+}
+
+impl HopperTile {
+    /// All of them, by height; as [`BLOCK_M`].
+    pub const ALL: [HopperTile; 5] = [
+        HopperTile::Narrow8,
+        HopperTile::Narrow16,
+        HopperTile::Narrow32,
+        HopperTile::Narrow64,
+        HopperTile::Wide,
+    ];
+
+    /// The tile of this height, one of [`BLOCK_M`].
+    pub fn for_block_m(block_m: usize) -> Option<HopperTile> {
+        Self::ALL.into_iter().find(|tile| tile.block_m() == block_m)
+    }
+
+    /// Most rows.
+    pub const fn block_m(self) -> usize {
+        BLOCK_M[self as usize]
+    }
+
+    /// Threads of a block: two warpgroups that multiply, and a producer warp.
+    pub const fn threads(self) -> u32 {
+        288
+    }
+
+    /// Blocks that share their rows of A, side by side: a cluster.
+    pub const fn cluster(self) -> u32 {
+        match self {
+            HopperTile::Wide => 2,
+            _ => 1,
+        }
+    }
+
+    /// Columns of D in an item.
+    pub const fn columns(self, promoted: bool) -> usize {
+        match self {
+            HopperTile::Wide if promoted => 128,
+            _ => 256,
+        }
+    }
+
+    /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
+    /// and what the narrow kernels exchange.
+    pub const fn shared_bytes(self, promoted: bool) -> u32 {
+        const ROWS_128: u32 = 128 * 128;
+        const SCALES: u32 = 128 * 4 + 16;
+        let rows = self.block_m() as u32;
+        let (stages, stage, scales, exchange) = match self {
+            HopperTile::Wide if promoted => (6, 2 * ROWS_128, SCALES, 0),
+            HopperTile::Wide => (4, 3 * ROWS_128, 0, 0),
+            HopperTile::Narrow64 => (5, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
+            _ => (6, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
+        };
+        stages * (stage + scales + 16) + exchange
+    }
+
+    /// Bytes of the partial sums of a block: two slots of 256 columns by the tile's rows, f32. None where items are not cut.
+    const fn partials_bytes(self) -> usize {
+        match self {
+            HopperTile::Wide => 0,
+            _ => 2 * 256 * self.block_m() * 4,
+        }
+    }
+}
+
+/// Bytes for the partial sums of every block of a grid with tiles of `block_m` rows.
+pub(super) fn partials_bytes(device: &Device, block_m: usize) -> usize {
+    match HopperTile::for_block_m(block_m) {
+        Some(tile) if device.family() == Family::Sm90a => {
+            device.multiprocessors() as usize * tile.partials_bytes()
+        }
+        _ => 0,
+    }
+}
+
+/// Whether `path` leads to the Hopper kernels on this device; an error if it asks for them in vain.
+pub(in crate::ops) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
+    let is_hopper = device.family() == Family::Sm90a;
+    match path {
+        Path::Auto => Ok(is_hopper),
+        Path::Portable { .. } => Ok(false),
+        Path::Hopper { .. } => {
+            require(is_hopper, op, "path", "Hopper", || {
+                format!("must not be Hopper for the kernels of {}", device.family())
+            })?;
+            Ok(true)
+        }
+    }
+}
+
+/// Blocks of a Hopper grid for so many items.
+pub(in crate::ops) fn hopper_blocks(
+    op: &'static str,
+    device: &Device,
+    tile: HopperTile,
+    items: usize,
+    path: Path,
+) -> Result<u32> {
+    let most = device.multiprocessors();
+    let blocks = match path {
+        Path::Hopper { blocks: Some(blocks) } => {
+            require((1..=most).contains(&blocks), op, "path.blocks", blocks, || {
+                format!("must be in 1..={most}, the multiprocessors")
+            })?;
+            blocks
+        }
+        _ => most,
+    };
+    // The narrow kernels cut items, so that every block has work however few there are. A wide item takes a cluster.
+    let blocks = if tile == HopperTile::Wide { blocks.min(items.div_ceil(2) as u32 * 2) } else { blocks };
+    Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
+}
+
 /// What a call will launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -105,20 +251,49 @@ pub enum Plan {
         /// Blocks of the grid.
         blocks: u32,
     },
+    /// A Hopper kernel.
+    Hopper {
+        /// Its tile.
+        tile: HopperTile,
+        /// Whether it folds its sums into f32 registers every 128 of K.
+        promoted: bool,
+        /// Blocks of the grid.
+        blocks: u32,
+    },
 }
 
 /// The height of tiles to build the schedule for.
 ///
 /// With few rows per expert the weights' stream is the work, and a tall tile would multiply mostly zeros; with many, a
 /// tall tile reads each weight less often. The mean number of rows of an expert that has any, `rows / min(experts,
-/// rows)`, decides: 16 up to 24, 64 up to 96, else 128. Where tiles of 128 would leave SMs without work, 64 it is.
-pub fn block_m(device: &Device, shape: &GemmShape) -> usize {
-    block_m_for(device.multiprocessors() as usize, shape)
+/// rows)`, decides.
+///
+/// - Hopper: the least narrow tile that most experts fit into once, so that their weights are streamed once: 8 up to a mean of 3, 16
+///   up to 9, 32 up to 22, 64 up to 50, else 128.
+/// - Portable: 16 up to 24, 64 up to 96, else 128. Where tiles of 128 would leave SMs without work, 64 it is.
+pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
+    let is_hopper = device.family() == Family::Sm90a && !matches!(path, Path::Portable { .. });
+    if is_hopper { hopper_block_m(shape) } else { portable_block_m(device.multiprocessors() as usize, shape) }
 }
 
-fn block_m_for(multiprocessors: usize, shape: &GemmShape) -> usize {
+/// Mean number of rows of the experts that have any, if the rows are spread evenly.
+fn mean_rows(shape: &GemmShape) -> usize {
+    shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
+}
+
+fn hopper_block_m(shape: &GemmShape) -> usize {
+    match mean_rows(shape) {
+        0..=3 => 8,
+        4..=9 => 16,
+        10..=22 => 32,
+        23..=50 => 64,
+        _ => 128,
+    }
+}
+
+fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
+    let mean = mean_rows(shape);
     let active = shape.experts.min(shape.rows).max(1);
-    let mean = shape.rows.div_ceil(active);
     let items = |block_m: usize| active * mean.div_ceil(block_m) * shape.n.div_ceil(BLOCK_N);
     match mean {
         0..=24 => 16,
@@ -137,18 +312,27 @@ pub fn plan(
     scales_change_along_k: bool,
     path: Path,
 ) -> Result<Plan> {
-    let tile = PortableTile::for_block_m(block_m)?;
     let promoted = scales_change_along_k || accumulation == Accumulation::Promoted;
     // An upper bound: the schedule's capacity. Blocks that find no work return at once.
-    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, block_m) - 1;
+    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, block_m) - TILE_SCHEDULE_HEADER;
     if shape.rows == 0 || shape.experts == 0 {
         return Ok(Plan::Nothing);
     }
+    if takes_hopper(OP, device, path)?
+        && let Some(tile) = HopperTile::for_block_m(block_m)
+    {
+        let pairs = shape.n.div_ceil(tile.columns(promoted) * tile.cluster() as usize);
+        let items = row_tiles.saturating_mul(pairs * tile.cluster() as usize);
+        check_slabs(OP, items, shape)?;
+        let blocks = hopper_blocks(OP, device, tile, items, path)?;
+        return Ok(Plan::Hopper { tile, promoted, blocks });
+    }
+    let tile = PortableTile::for_block_m(block_m)?;
     let items = row_tiles.saturating_mul(shape.n.div_ceil(BLOCK_N));
     let value = || format!("{} rows in tiles of {block_m} x {} columns", shape.rows, shape.n);
     require(items < 1 << 31, OP, "schedule", value(), || "must have below 2^31 tiles of 128 columns".into())?;
     let blocks = match path {
-        Path::Auto | Path::Portable { blocks: None } => {
+        Path::Auto | Path::Portable { blocks: None } | Path::Hopper { .. } => {
             let per_sm = tile.blocks_per_multiprocessor(device.shared_per_block(), promoted);
             device.multiprocessors() * per_sm
         }
@@ -160,22 +344,30 @@ pub fn plan(
     Ok(Plan::Portable { tile, promoted, blocks: blocks.min(items as u32) })
 }
 
+/// Refuses a problem whose slabs the Hopper kernels could not count.
+pub(in crate::ops) fn check_slabs(op: &'static str, items: usize, shape: &GemmShape) -> Result<()> {
+    let slabs = items.saturating_mul(shape.k.div_ceil(128));
+    let value = || format!("{items} items of {} slabs", shape.k.div_ceil(128));
+    require(slabs < 1 << 31, op, "schedule", value(), || "must have below 2^31 slabs of 128 of K".into())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{GemmShape, PortableTile, block_m_for};
+    use super::{BLOCK_M, GemmShape, HopperTile, PortableTile, hopper_block_m, portable_block_m};
 
     #[test]
     fn tiles_grow_with_the_rows_per_expert() {
-        let height =
-            |tokens: usize| block_m_for(132, &GemmShape { rows: tokens * 8, n: 1536, k: 4096, experts: 128 });
+        let height = |tokens: usize| {
+            portable_block_m(132, &GemmShape { rows: tokens * 8, n: 1536, k: 4096, experts: 128 })
+        };
         assert_eq!([1, 64, 256, 512, 1024, 2048, 16384].map(height), [16, 16, 16, 64, 64, 128, 128]);
     }
 
     #[test]
     fn a_small_problem_is_cut_finer() {
         let shape = |n| GemmShape { rows: 256, n, k: 4096, experts: 2 };
-        assert_eq!(block_m_for(132, &shape(1024)), 64);
-        assert_eq!(block_m_for(132, &shape(28672)), 128);
+        assert_eq!(portable_block_m(132, &shape(1024)), 64);
+        assert_eq!(portable_block_m(132, &shape(28672)), 128);
     }
 
     #[test]
@@ -183,5 +375,17 @@ mod tests {
         for tile in PortableTile::ALL {
             assert!(tile.shared_bytes(true) <= 99 * 1024, "{tile:?}");
         }
+        for tile in HopperTile::ALL {
+            let bytes = tile.shared_bytes(false).max(tile.shared_bytes(true));
+            assert!(bytes <= 227 * 1024, "{tile:?}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn most_experts_fit_into_one_narrow_tile() {
+        let height =
+            |tokens: usize| hopper_block_m(&GemmShape { rows: tokens * 2, n: 28672, k: 4096, experts: 8 });
+        assert_eq!([1, 8, 32, 64, 128, 256, 4096].map(height), [8, 8, 16, 32, 64, 128, 128]);
+        assert!(HopperTile::ALL.iter().zip(BLOCK_M).all(|(tile, rows)| tile.block_m() == rows));
     }
 }

@@ -18,7 +18,6 @@
 //! Where the true value's magnitude is below `2^-120`, 0 may be returned.
 //! NaN in gate or up gives NaN; so does minus infinity in gate, infinity times 0, as in the formulas.
 
-use crate::quantize::chunk::Chunk;
 use cuda_std::math::{ex2, fma, rcp};
 
 /// `silu(gate) * up`.
@@ -34,23 +33,23 @@ const LOG2_E: f32 = core::f32::consts::LOG2_E;
 const LOG2_E_REST: f32 = 1.925_963_e-8;
 
 /// sqrt(2 / pi), doubled.
-const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
 
 /// gpt-oss: where gate and up are clamped, and the slope of the sigmoid.
 const SWIGLUOAI_LIMIT: f32 = 7.0;
 const SWIGLUOAI_ALPHA: f32 = 1.702;
 
-/// The activation numbered `code` of eight pairs of gate and up.
+/// The activation numbered `code` of four or eight pairs of gate and up.
 #[inline(always)]
-pub fn activate(code: u32, gate: &Chunk, up: &Chunk) -> Chunk {
+pub fn activate<V: Values>(code: u32, gate: &V, up: &V) -> V {
     match code {
-        SILU => zip(gate, up, |gate, up| sigmoid_weighted(gate, gate) * up),
-        GELU => zip(gate, up, |gate, up| gelu(gate) * up),
-        GELU_TANH => zip(gate, up, |gate, up| {
+        SILU => gate.zip(up, |gate, up| sigmoid_weighted(gate, gate) * up),
+        GELU => gate.zip(up, |gate, up| gelu(gate) * up),
+        GELU_TANH => gate.zip(up, |gate, up| {
             let cubic = fma(0.044715 * gate, gate * gate, gate);
             sigmoid_weighted(gate, TWO_SQRT_2_OVER_PI * cubic) * up
         }),
-        _ => zip(gate, up, |gate, up| {
+        _ => gate.zip(up, |gate, up| {
             // Comparisons and not `min`, which would drop NaN.
             let gate = if gate > SWIGLUOAI_LIMIT { SWIGLUOAI_LIMIT } else { gate };
             let up = up.clamp(-SWIGLUOAI_LIMIT, SWIGLUOAI_LIMIT);
@@ -59,11 +58,27 @@ pub fn activate(code: u32, gate: &Chunk, up: &Chunk) -> Chunk {
     }
 }
 
-#[inline(always)]
-fn zip(gate: &Chunk, up: &Chunk, f: impl Fn(f32, f32) -> f32) -> Chunk {
-    // Written out: LLVM leaves a loop over a body of this size rolled, and its arrays in local memory.
-    let at = |i: usize| f(gate[i], up[i]);
-    [at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)]
+/// Values that are activated together.
+pub trait Values {
+    /// `f(gate, up)` of each pair.
+    fn zip(&self, up: &Self, f: impl Fn(f32, f32) -> f32) -> Self;
+}
+
+// Written out: LLVM leaves a loop over a body of this size rolled, and its arrays in local memory.
+impl Values for [f32; 4] {
+    #[inline(always)]
+    fn zip(&self, up: &Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let at = |i: usize| f(self[i], up[i]);
+        [at(0), at(1), at(2), at(3)]
+    }
+}
+
+impl Values for [f32; 8] {
+    #[inline(always)]
+    fn zip(&self, up: &Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let at = |i: usize| f(self[i], up[i]);
+        [at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)]
+    }
 }
 
 /// `x / (1 + e^-y)`: x times the logistic function of y.
@@ -75,6 +90,7 @@ fn sigmoid_weighted(x: f32, y: f32) -> f32 {
 /// `e^x`; 0 below -104, infinite above 89. NaN becomes finite: the caller multiplies by something that is NaN as well.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
+    #[expect(clippy::manual_clamp, reason = "two instructions; `clamp` keeps NaN and takes four")]
     let x = x.max(-104.0).min(89.0);
     let t = x * LOG2_E;
     let lost = fma(x, LOG2_E_REST, fma(x, LOG2_E, -t));
@@ -100,7 +116,7 @@ fn gelu(x: f32) -> f32 {
     p = fma(p, t, 1.055_084_5e-1);
     p = fma(p, t, 1.198_327_5e-1);
     p = fma(p, t, 1.398_618_8e-1);
-    p = fma(p, t, 1.396_214_1e-1);
+    p = fma(p, t, 1.396_214e-1);
     // a^2 / 2 and what it lost; beyond 14 the tail is 0 in f32.
     let bounded = a.min(14.0);
     let square = bounded * bounded;

@@ -13,14 +13,14 @@
 
 use cuda_std::{memory, warp};
 
-use super::BN;
+use crate::problem_sizes::FIRST_TILE;
 
 /// Rows of A in a band. At K = 7168 a band of A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
 const BAND_ROWS: u32 = 2048;
 
 /// A work item: `rows` rows of `expert` from permuted row `first_row` on, times the columns from `n0` on.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
+pub struct Tile {
     pub expert: u32,
     pub first_row: u32,
     pub rows: u32,
@@ -28,15 +28,25 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// The tile of the same rows, `columns` columns further right, which may be past the last.
+    #[cfg(target_feature = "sm_90a")]
+    #[inline(always)]
+    pub fn right(self, columns: u32) -> Self {
+        Self { n0: self.n0 + columns, ..self }
+    }
+
     /// No tile at all.
     pub const NONE: Self = Self { expert: 0, first_row: 0, rows: 0, n0: 0 };
 }
 
 /// The work items of a launch.
-pub(super) struct WorkList {
+pub struct WorkList {
     schedule: *const [u32; 4],
     row_tiles: u32,
     column_tiles: u32,
+    /// Columns of a tile.
+    columns: u32,
+    /// Row tiles of a band.
     band: u32,
 }
 
@@ -44,14 +54,14 @@ impl WorkList {
     /// Reads the header of the schedule. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is a schedule for tiles of `tile_rows` rows, as the module documentation of the grouped GEMM says.
+    /// `schedule` is a schedule for tiles of `rows` rows, as [`problem_sizes`](crate::problem_sizes) draws it.
     #[inline(always)]
-    pub unsafe fn new(schedule: *const [u32; 4], n: u32, tile_rows: u32) -> Self {
+    pub unsafe fn new(schedule: *const [u32; 4], n: u32, rows: u32, columns: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [row_tiles, ..] = unsafe { memory::load_nc(schedule) };
         // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not diverge.
         let row_tiles = warp::shfl_idx(warp::FULL_MASK, row_tiles, 0);
-        Self { schedule, row_tiles, column_tiles: n.div_ceil(BN), band: BAND_ROWS / tile_rows }
+        Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns, band: BAND_ROWS / rows }
     }
 
     /// Number of work items.
@@ -72,7 +82,7 @@ impl WorkList {
         // SAFETY: `row_tile < row_tiles`, so the entry exists; it is 16-byte aligned as the schedule is, and no
         // kernel writes the schedule while this one runs.
         let [expert, first_row, rows, _] =
-            unsafe { memory::load_nc(self.schedule.add(row_tile as usize + 1)) };
-        Tile { expert, first_row, rows, n0: column_tile * BN }
+            unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + row_tile) as usize)) };
+        Tile { expert, first_row, rows, n0: column_tile * self.columns }
     }
 }

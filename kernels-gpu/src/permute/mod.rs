@@ -81,9 +81,11 @@ impl Routing {
         if id >= self.experts {
             return self.local_experts;
         }
+        if self.expert_map.is_null() {
+            return id.min(self.local_experts);
+        }
         // SAFETY: id < experts, the length of the map.
-        let local =
-            if self.expert_map.is_null() { id } else { unsafe { *self.expert_map.add(id as usize) as u32 } };
+        let local = unsafe { *self.expert_map.add(id as usize) as u32 };
         local.min(self.local_experts)
     }
 }

@@ -12,7 +12,7 @@ use cuda_std::{kernel, shared, thread};
 /// # Safety
 /// `topk_ids [rows]`, `expert_map [experts]` or null, `expert_offsets [local_experts + 1]`,
 /// `sorted_rows [capacity]`, `inverse [rows]`, `row_experts [capacity]` or null, `problem_sizes1` and
-/// `problem_sizes2` `[local_experts, 3]` or null, `schedule [1 + tiles]` or null, 16-byte aligned. `capacity` is
+/// `problem_sizes2` `[local_experts, 3]` or null, `schedule [FIRST_TILE + tiles]` or null, 16-byte aligned. `capacity` is
 /// at least the padded number of rows, `1 <= ranking_warps <= 32`, `alignment >= 1`, `block_m >= 1`; without a map
 /// `experts == local_experts`.
 #[kernel(threads = 1024, min_blocks = 1)]

@@ -146,8 +146,8 @@ pub unsafe fn quantize_block_rows(
             // What is over the limit saturates; bring it near, so that no quotient overflows.
             let bound = if largest > absmax_limit { E4M3_MAX * scale } else { f32::INFINITY };
             for span in 0..spans {
-                // SAFETY: what is below `kept_spans` was kept in the first pass.
                 let values = if span < kept_spans {
+                    // SAFETY: what is below `kept_spans` was kept in the first pass.
                     unsafe { recall(span) }
                 } else {
                     source.chunk(row, column_of(span))

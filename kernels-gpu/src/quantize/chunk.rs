@@ -53,8 +53,8 @@ macro_rules! half_element {
             #[inline(always)]
             unsafe fn load(source: *const Self) -> Chunk {
                 // SAFETY: the caller's contract.
-                let [a, b, c, d] =
-                    unsafe { memory::load_nc(source.cast::<[u32; 4]>()) }.map(|pair| $widen(pair));
+                let pairs = unsafe { memory::load_nc(source.cast::<[u32; 4]>()) };
+                let [a, b, c, d] = pairs.map(|pair| $widen(pair));
                 [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
             }
 

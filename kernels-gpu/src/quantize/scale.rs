@@ -3,7 +3,6 @@
 //! A scale multiplies back, `x ~= q * scale`. NaN does not count in a largest magnitude. An infinite one makes the scale
 //! infinite: the finite values of that row become 0 and the infinite ones NaN, as the divisions say.
 
-use super::chunk::Chunk;
 use cuda_std::fp8::E4M3_MAX;
 use cuda_std::math::fma;
 
@@ -55,9 +54,9 @@ impl Divisor {
         Divisor { scale: if scale < f32::INFINITY { scale } else { 0.0 }, reciprocal: 1.0 / scale }
     }
 
-    /// The quotients of a chunk.
+    /// The quotients of some values.
     #[inline(always)]
-    pub fn divide(&self, values: &Chunk) -> Chunk {
+    pub fn divide<const N: usize>(&self, values: &[f32; N]) -> [f32; N] {
         values.map(|x| {
             let quotient = x * self.reciprocal;
             let residual = fma(self.scale, quotient, -x);

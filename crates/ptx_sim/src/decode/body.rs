@@ -93,6 +93,8 @@ pub(crate) struct Body<'c, 'a> {
     params: Vec<(u32, u32)>,
     returns: Vec<(u32, u32)>,
     declared_bits: u32,
+    /// Registers that the next piece of the current instruction uses; see [`Code::touched`](crate::code::Code).
+    touching: Vec<u32>,
 }
 
 impl<'c, 'a> Body<'c, 'a> {
@@ -110,6 +112,7 @@ impl<'c, 'a> Body<'c, 'a> {
             params: Vec::new(),
             returns: Vec::new(),
             declared_bits: 0,
+            touching: Vec::new(),
         };
         let mut offset = 0;
         for param in &function.params {
@@ -369,6 +372,7 @@ impl<'c, 'a> Body<'c, 'a> {
         let value = match operand {
             Operand::Name(name) => {
                 if let Some((slot, has)) = self.register(name) {
+                    self.touching.push(slot);
                     if has.bits == bits || wider && has.bits > bits && has.kind != Kind::Pred {
                         return Ok((slot, has));
                     }
@@ -440,6 +444,7 @@ impl<'c, 'a> Body<'c, 'a> {
         let Some((slot, has)) = self.register(name) else {
             return Err(format!("register `{name}` is not declared"));
         };
+        self.touching.push(slot | 1);
         if has.kind == Kind::Pred && ty.kind == Kind::Pred
             || has.bits >= ty.bits && has.kind != Kind::Pred && ty.kind != Kind::Pred
         {
@@ -457,6 +462,7 @@ impl<'c, 'a> Body<'c, 'a> {
             return Ok((self.constant(0, 64), *offset as u64, false, None));
         };
         if let Some((slot, ty)) = self.register(base) {
+            self.touching.push(slot);
             return match ty.bits {
                 64 => Ok((slot, *offset as u64, false, None)),
                 32 => Ok((slot, *offset as u64, true, None)),
@@ -474,6 +480,11 @@ impl<'c, 'a> Body<'c, 'a> {
         Ok((slot, *offset as u64, false, Some(symbol)))
     }
 
+    /// The registers named since the last instruction are not used by the next one.
+    pub fn forget_touched(&mut self) {
+        self.touching.clear();
+    }
+
     /// Stores a list of slots and gives its place.
     pub fn list(&mut self, slots: &[u32]) -> u64 {
         let at = self.context.code.lists.len() as u64;
@@ -486,6 +497,9 @@ impl<'c, 'a> Body<'c, 'a> {
         parts.class_given = true;
         let at = self.context.code.insts.len() as u32;
         self.context.code.insts.push(inst);
+        self.context.code.touched.append(&mut self.touching);
+        let touched = self.context.code.touched.len() as u32;
+        self.context.code.touches.push(touched);
         self.context.code.origins.push(Origin { line: parts.line, source: self.source, class });
         self.edges.push(edge);
         at
@@ -547,6 +561,7 @@ impl Body<'_, '_> {
             target: 0,
         });
         code.origins.push(Origin { line, source: self.source, class: None });
+        code.touches.push(code.touched.len() as u32);
         self.edges.push(Edge::Switch { targets: vec![], conditional: false });
         if let Some((_, _, name)) = self.resolve(scope).first() {
             return Err(format!("label `{name}` is not defined"));

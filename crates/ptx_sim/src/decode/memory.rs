@@ -15,6 +15,7 @@ use crate::ptx::ast::{Kind, Operand, Type};
 pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     match parts.base {
         "ld" | "ldu" => access(body, parts, true),
+        "st" if parts.mods.take("async") => super::bulk::store_value(body, parts),
         "st" => access(body, parts, false),
         "createpolicy" => policy(body, parts),
         _ => hint(body, parts),

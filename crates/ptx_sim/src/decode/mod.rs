@@ -11,11 +11,13 @@
 mod arithmetic;
 mod atomic;
 mod body;
+mod bulk;
 mod compare;
 mod control;
 mod convert;
 mod float;
 mod integer;
+mod mbarrier;
 mod memory;
 mod moves;
 mod packed;
@@ -23,6 +25,7 @@ mod parts;
 mod sync;
 mod tensor;
 mod variables;
+mod wgmma;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -37,6 +40,7 @@ use crate::ptx::lexer::error_at;
 use crate::shared_memory::FIRST;
 
 use body::{Body, Layout};
+pub(crate) use packed::add_half;
 use parts::Parts;
 use variables::Globals;
 
@@ -277,6 +281,8 @@ fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> 
         | "pmevent" => control::decode(body, parts),
         "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote" | "match" | "redux" | "activemask"
         | "elect" => sync::decode(body, parts),
+        "mbarrier" => mbarrier::decode(body, parts),
+        "wgmma" | "setmaxnreg" => wgmma::decode(body, parts),
         "cp" | "ldmatrix" | "stmatrix" | "movmatrix" | "mma" => tensor::decode(body, parts),
         other => Err(format!("unknown instruction `{other}`")),
     }

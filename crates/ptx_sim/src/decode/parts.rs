@@ -74,6 +74,7 @@ impl<'i, 'a> Parts<'i, 'a> {
     pub fn new(body: &mut Body<'_, 'a>, instruction: &'i Instruction<'a>) -> Result<Self> {
         let mut names = instruction.name.split('.');
         let base = names.next().unwrap_or_default();
+        body.forget_touched();
         let (guard, flip) = match instruction.guard {
             None => (TRUE, 0),
             Some((name, negated)) => (body.predicate(name)?, if negated { !0 } else { 0 }),

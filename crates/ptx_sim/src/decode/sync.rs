@@ -8,6 +8,7 @@ use super::{Result, SCRATCH};
 use crate::counters::Class;
 use crate::exec::Inst;
 use crate::exec::barrier::{self, kind};
+use crate::exec::cluster;
 use crate::exec::shuffle::{self, mode, poll};
 use crate::ptx::ast::{Kind, Operand, Type};
 
@@ -20,6 +21,7 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
             body.emit(parts, Class::Sync, inst);
             Ok(())
         }
+        "barrier" if parts.mods.take("cluster") => cluster_barrier(body, parts),
         "bar" | "barrier" => barrier_instruction(body, parts),
         "membar" | "fence" => fence(body, parts),
         "shfl" => shfl(body, parts),
@@ -90,7 +92,69 @@ fn barrier_instruction<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -
     Ok(())
 }
 
+/// `barrier.cluster.{arrive,wait}{.relaxed,.release,.acquire}{.aligned}`
+fn cluster_barrier<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    let arrives = parts.mods.take("arrive");
+    if !arrives && !parts.mods.take("wait") {
+        return Err("`.arrive` or `.wait` is missing".to_string());
+    }
+    let mut imm = if parts.mods.take("aligned") { cluster::flag::ALIGNED } else { 0 };
+    if arrives {
+        imm |= if parts.mods.take("relaxed") { cluster::flag::RELAXED } else { 0 };
+        parts.mods.take("release");
+    } else {
+        parts.mods.take("acquire");
+    }
+    parts.count(0..=0)?;
+    let inst = Inst { imm, ..parts.inst(if arrives { cluster::arrive } else { cluster::wait }) };
+    body.emit(parts, Class::Sync, inst);
+    Ok(())
+}
+
+/// `fence.proxy.async{.space}`; the other proxies are the generic one here.
+fn proxy_fence<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    const SPACES: [&str; 4] = ["global", "shared", "shared::cta", "shared::cluster"];
+    let run = if parts.mods.take("async") {
+        parts.mods.drop_all(|m| SPACES.contains(&m));
+        parts.count(0..=0)?;
+        barrier::proxy_fence
+    } else if parts.mods.take("async::generic") {
+        // Ordering by a barrier in the space that follows: how accesses through it are ordered is known here anyway.
+        parts.mods.drop_all(|m| {
+            ["acquire", "release", "sync_restrict", "cluster"].contains(&m) || m.contains("shared::")
+        });
+        parts.count(0..=0)?;
+        barrier::fence
+    } else if parts.mods.take("alias") {
+        parts.count(0..=0)?;
+        barrier::fence
+    } else if parts.mods.take("tensormap::generic") {
+        // Tensor maps are read at issue, from where the generic proxy writes them.
+        let acquires = parts.mods.take("acquire");
+        if !acquires && !parts.mods.take("release") {
+            return Err("`.acquire` or `.release` is missing".to_string());
+        }
+        parts.mods.drop_all(|m| ["cta", "cluster", "gpu", "sys"].contains(&m));
+        let operands = if acquires { 2 } else { 0 };
+        parts.count(operands..=operands)?;
+        if acquires {
+            body.address(parts.operand(0)?)?;
+        }
+        barrier::fence
+    } else {
+        return Err("this proxy fence is not supported".to_string());
+    };
+    let inst = parts.inst(run);
+    body.emit(parts, Class::Sync, inst);
+    Ok(())
+}
+
 fn fence<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    if parts.mods.take("proxy") {
+        return proxy_fence(body, parts);
+    }
+    // Initialised mbarriers are visible to all who are ordered behind the fence, as any fence makes things.
+    parts.mods.take("mbarrier_init");
     // Scopes are not told apart: there is one memory.
     const NAMES: [&str; 9] = ["cta", "gl", "sys", "sc", "acq_rel", "acquire", "release", "cluster", "gpu"];
     parts.mods.drop_all(|m| NAMES.contains(&m));

@@ -1,11 +1,11 @@
 //! `cp.async`, `ldmatrix`, `stmatrix`, `movmatrix`, `mma.sync` (ISA "Asynchronous copy", "Warp-level Matrix
 //! Instructions").
 
-use super::Result;
 use super::body::Body;
 use super::integer::U32;
 use super::memory::drop_cache_hints;
 use super::parts::Parts;
+use super::{Result, bulk, mbarrier};
 use crate::counters::Class;
 use crate::exec::address::flag;
 use crate::exec::asynchronous::{self, IGNORABLE, SIZED};
@@ -32,8 +32,15 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
 }
 
 fn copy<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    let reduces = parts.mods.take("reduce");
     if !parts.mods.take("async") {
         return Err("only `cp.async` is supported".to_string());
+    }
+    if parts.mods.take("bulk") {
+        return bulk::decode(body, parts, reduces);
+    }
+    if parts.mods.take("mbarrier") {
+        return mbarrier::copy_arrive(body, parts);
     }
     if parts.mods.take("commit_group") {
         let inst = parts.inst(asynchronous::commit);
@@ -86,7 +93,7 @@ fn copy<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
 }
 
 /// The slots of a vector operand, or of a single register.
-fn registers<'a>(
+pub(super) fn registers<'a>(
     body: &mut Body<'_, 'a>,
     operand: &Operand<'a>,
     count: usize,

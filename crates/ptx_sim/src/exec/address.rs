@@ -134,6 +134,15 @@ impl Ctx<'_> {
         Some(self.stop(FaultKind::Misaligned, lanes, detail))
     }
 
+    /// One name for a location, whichever way it is addressed: an address of global memory, or of shared memory (`base`
+    /// is then [`SHARED`]).
+    fn location(&self, address: u64, base: u64) -> u64 {
+        match address >> 24 {
+            0 if base == SHARED => base | (self.rank as u64 + 1) << 24 | address,
+            _ => base + address,
+        }
+    }
+
     /// A write to these generic addresses is about to happen: leave what it releases.
     pub fn release(&mut self, inst: &Inst, addresses: &[u64; 32], base: u64) {
         if inst.target & flag::STRONG == 0 {
@@ -142,27 +151,25 @@ impl Ctx<'_> {
         let warp = &mut self.warp;
         let released = if inst.target & flag::RELEASE != 0 {
             let clock = warp.clock;
-            warp.clock.tick(warp.index);
+            warp.clock.tick(warp.agent);
             Some(clock)
         } else {
             warp.fenced
         };
         let Some(clock) = released else { return };
-        let block = &mut self.cluster.blocks[self.rank];
         for lane in lanes_of(self.exec) {
-            let entry = block.released.entry(base + addresses[lane]);
+            let entry = self.cluster.released.entry(self.location(addresses[lane], base));
             entry.or_insert(Released { clock: Clock::ZERO }).clock.join(&clock);
         }
     }
 
     /// A read of these generic addresses has happened: learn what was released there.
     pub fn acquire(&mut self, inst: &Inst, addresses: &[u64; 32], base: u64) {
-        let block = &self.cluster.blocks[self.rank];
-        if inst.target & flag::STRONG == 0 || block.released.is_empty() {
+        if inst.target & flag::STRONG == 0 || self.cluster.released.is_empty() {
             return;
         }
         for lane in lanes_of(self.exec) {
-            if let Some(released) = block.released.get(&(base + addresses[lane])) {
+            if let Some(released) = self.cluster.released.get(&self.location(addresses[lane], base)) {
                 self.warp.seen.join(&released.clock);
             }
         }

@@ -3,20 +3,21 @@
 //! A copy may read its source and write its destination at any time from its issue to the wait that covers it.
 //! When exactly is drawn from the seed. Until the issuing thread has waited, nobody may touch the destination:
 //! its bytes are marked in the bookkeeping of shared memory, whether or not they have landed.
-
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+//!
+//! Copies that an mbarrier shall track move from the warp to the engine of the cluster, with the arrival that they
+//! trigger.
 
 use super::address::addresses;
 use super::global::{locate, sectors};
 use super::shared::block_of;
 use super::{Ctx, Flow, Inst, Mask, lanes_of};
+use crate::engine::{Operation, SmallCopy, SmallProgress, Work, land_small, read_small};
 use crate::fault::FaultKind;
-use crate::memory::Lookup;
 use crate::race::Access;
 
 /// Asynchronous copies of a warp.
 pub(crate) struct Copies {
-    list: Vec<Copy>,
+    list: Vec<SmallCopy>,
     /// Groups each lane has committed.
     committed: [u32; 32],
 }
@@ -33,27 +34,6 @@ impl Copies {
         self.list.clear();
         self.committed = [0; 32];
     }
-}
-
-/// One lane's copy of 4, 8 or 16 bytes.
-#[derive(Clone, Copy)]
-struct Copy {
-    source: u64,
-    destination: u64,
-    lane: u8,
-    bytes: u8,
-    /// Bytes to read; the rest is filled with zeros.
-    valid: u8,
-    progress: Progress,
-    group: u32,
-    pc: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Issued,
-    Read([u8; 16]),
-    Landed,
 }
 
 /// The source-size operand in `c` is given; in `inst.imm2` terms, bit 0 of `inst.d`.
@@ -121,15 +101,15 @@ pub(crate) unsafe fn copy(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
         if let Err(hazard) = expected {
             return ctx.hazard(hazard, lane, destination, bytes, "asynchronous store");
         }
-        let mut copy = Copy {
+        let mut copy = SmallCopy {
             source: from[lane],
-            destination,
+            destination: (rank, within),
             lane: lane as u8,
             bytes: bytes as u8,
             valid: valid[lane] as u8,
-            progress: Progress::Issued,
+            progress: SmallProgress::Issued,
             group: ctx.warp.copies.committed[lane],
-            pc: ctx.pc,
+            by: now,
         };
         if timing < 2
             && let Err(flow) = advance(ctx, &mut copy, timing == 0)
@@ -142,42 +122,16 @@ pub(crate) unsafe fn copy(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
 }
 
 /// Reads a copy's source; with `land`, writes its destination too.
-fn advance(ctx: &mut Ctx<'_>, copy: &mut Copy, land: bool) -> Result<(), Flow> {
-    if copy.progress == Progress::Issued {
-        let mut data = [0; 16];
-        let env = ctx.env;
-        if copy.valid > 0 {
-            let Lookup::Live(allocation) = env.memory.lookup(copy.source) else {
-                unreachable!("checked at issue, and a launch sees one state of the allocations");
-            };
-            let offset = (copy.source - allocation.base) as usize;
-            for (i, byte) in data.iter_mut().enumerate().take(copy.valid as usize) {
-                // SAFETY: in bounds, as checked at issue; shared only as atomics.
-                let written = unsafe {
-                    *byte = (*allocation.data().add(offset + i).cast::<AtomicU8>()).load(Relaxed);
-                    allocation.is_full()
-                        || (*allocation.shadow().add(offset + i).cast::<AtomicU8>()).load(Relaxed) != 0
-                };
-                if !written {
-                    let address = copy.source + i as u64;
-                    let detail = format!("asynchronous load at {address:#x}, where nothing has been written");
-                    let flow = ctx.stop(FaultKind::Uninitialised, 1 << copy.lane, detail);
-                    if let Some(stop) = &mut ctx.fault {
-                        stop.pc = Some(copy.pc);
-                    }
-                    return Err(flow);
-                }
-            }
+fn advance(ctx: &mut Ctx<'_>, copy: &mut SmallCopy, land: bool) -> Result<(), Flow> {
+    if let Err(detail) = read_small(ctx.env, copy) {
+        let flow = ctx.stop(FaultKind::Uninitialised, 1 << copy.lane, detail);
+        if let Some(stop) = &mut ctx.fault {
+            stop.pc = Some(copy.by.pc());
         }
-        copy.progress = Progress::Read(data);
+        return Err(flow);
     }
-    if let Progress::Read(data) = copy.progress
-        && land
-    {
-        let (rank, within) = block_of(ctx, copy.destination).expect("checked at issue");
-        ctx.cluster.blocks[rank].shared.set(within, &data[..copy.bytes as usize]);
-        ctx.cluster.blocks[rank].effects += 1;
-        copy.progress = Progress::Landed;
+    if land {
+        land_small(ctx.cluster, copy);
     }
     Ok(())
 }
@@ -210,20 +164,43 @@ pub(crate) unsafe fn commit(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
-    let mut list = std::mem::take(&mut ctx.warp.copies.list);
     let (exec, committed) = (ctx.exec, ctx.warp.copies.committed);
-    let covered = |copy: &Copy| {
+    let covered = |copy: &SmallCopy| {
         exec >> copy.lane & 1 != 0
             && (inst.imm == u64::MAX
                 || u64::from(copy.group) + inst.imm < u64::from(committed[copy.lane as usize]))
     };
-    let (index, clock) = (ctx.warp.index, ctx.warp.clock);
+    let (rank, index) = (ctx.rank, ctx.warp.index);
+    let tracked = |operation: &Operation| {
+        (operation.issuer.rank, operation.issuer.warp) == (rank, index)
+            && matches!(&operation.work, Work::Arrive { copies, .. } if copies.iter().any(covered))
+    };
+    let mut done: Vec<SmallCopy> = Vec::new();
+    for operation in &ctx.cluster.engine.operations {
+        if let Work::Arrive { copies, .. } = &operation.work
+            && tracked(operation)
+        {
+            done.extend(copies);
+        }
+    }
+    if !done.is_empty()
+        && let Err(failure) = ctx.surroundings().force(tracked, false)
+    {
+        return ctx.failed(failure);
+    }
+    let mut list = std::mem::take(&mut ctx.warp.copies.list);
     for copy in list.iter_mut().filter(|copy| covered(copy)) {
         if let Err(flow) = advance(ctx, copy, true) {
             return flow;
         }
-        let (rank, within) = block_of(ctx, copy.destination).expect("checked at issue");
-        let now = Access::new(index, clock.time(index), copy.pc, false);
+        done.push(*copy);
+    }
+    list.retain(|copy| !covered(copy));
+    ctx.warp.copies.list = list;
+    let (agent, clock) = (ctx.warp.agent, ctx.warp.clock);
+    for copy in done {
+        let (rank, within) = copy.destination;
+        let now = Access::new(agent, clock.time(agent), copy.by.pc(), false);
         let shared = &mut ctx.cluster.blocks[rank].shared;
         let settled = shared.for_cells(within, u32::from(copy.bytes), |cell, mask| {
             cell.settle(now, mask);
@@ -231,7 +208,36 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
         });
         debug_assert!(settled.is_ok());
     }
-    list.retain(|copy| !covered(copy));
-    ctx.warp.copies.list = list;
+    Flow::Next
+}
+
+/// `cp.async.mbarrier.arrive{.noinc} [a]`: `e` is 1 with `.noinc`.
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn arrive(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    // SAFETY: the decoder gives an address slot.
+    let at = unsafe { addresses(ctx, inst) };
+    let clock = ctx.warp.clock;
+    for lane in lanes_of(ctx.exec) {
+        let barrier = match ctx.mbarrier_place(lane, at[lane], false) {
+            Ok(place) => place,
+            Err(flow) => return flow,
+        };
+        if inst.e == 0
+            && let Err(detail) = ctx.cluster.at_mbarrier(barrier, |mbarrier| mbarrier.add_pending())
+        {
+            return ctx.stop(FaultKind::InvalidOperand, 1 << lane, detail);
+        }
+        let list = &mut ctx.warp.copies.list;
+        let copies = list.extract_if(.., |copy| usize::from(copy.lane) == lane).collect();
+        let issuer = ctx.issuer(lane);
+        let work = Work::Arrive { copies, barrier };
+        if let Err(failure) = ctx.surroundings().issue(issuer, work, &clock, 0) {
+            return ctx.failed(failure);
+        }
+    }
+    let agent = ctx.warp.agent;
+    ctx.warp.clock.tick(agent);
     Flow::Next
 }

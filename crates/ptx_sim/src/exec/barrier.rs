@@ -89,8 +89,8 @@ pub(crate) unsafe fn barrier(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
         }
         ctx.tally.counters.barriers += 1;
         let clock = ctx.warp.clock;
-        let index = ctx.warp.index;
-        ctx.warp.clock.tick(index);
+        let agent = ctx.warp.agent;
+        ctx.warp.clock.tick(agent);
         let block = &mut ctx.cluster.blocks[ctx.rank];
         let generation = match block.arrive(id, expected, threads, votes, voters, &clock) {
             Ok(generation) => generation,
@@ -188,6 +188,18 @@ pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
     let seen = warp.seen;
     warp.clock.join(&seen);
     warp.fenced = Some(warp.clock);
-    warp.clock.tick(warp.index);
+    warp.clock.tick(warp.agent);
+    Flow::Next
+}
+
+/// `fence.proxy.async`: what is known may be read through the asynchronous proxy.
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn proxy_fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
+    let agents = ctx.env.agents();
+    let warp = &mut ctx.warp;
+    warp.clock.fence_proxy(agents);
+    warp.clock.tick(warp.agent);
     Flow::Next
 }

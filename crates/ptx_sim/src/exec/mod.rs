@@ -15,13 +15,17 @@ pub(crate) mod address;
 pub(crate) mod asynchronous;
 pub(crate) mod atomic;
 pub(crate) mod barrier;
+pub(crate) mod bulk;
+pub(crate) mod cluster;
 pub(crate) mod global;
 pub(crate) mod lanes;
+pub(crate) mod mbarrier;
 pub(crate) mod parameter;
 pub(crate) mod shared;
 pub(crate) mod shuffle;
 pub(crate) mod special;
 pub(crate) mod tensor;
+pub(crate) mod wgmma;
 
 use crate::block::Cluster;
 use crate::fault::FaultKind;
@@ -93,13 +97,32 @@ pub(crate) enum Flow {
     Fault,
 }
 
-/// Why a split does not run. Evaluated by [`crate::block::Block::is_over`].
+/// Why a split does not run. Evaluated by [`crate::block::Cluster::is_over`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Until the barrier leaves this generation.
     Barrier {
         /// Number of the barrier.
         id: u8,
+        /// Generation at arrival.
+        generation: u32,
+    },
+    /// Until an mbarrier of the block leaves this phase, or the wait times out.
+    Mbarrier {
+        /// Address of the mbarrier.
+        address: u32,
+        /// Phase that was current.
+        phase: u64,
+    },
+    /// Until the warps of a warpgroup have met.
+    Warpgroup {
+        /// Number in the block.
+        group: u8,
+        /// Meetings before.
+        generation: u32,
+    },
+    /// Until the cluster's barrier leaves this generation.
+    Cluster {
         /// Generation at arrival.
         generation: u32,
     },

@@ -9,12 +9,17 @@ use crate::race::{Access, Hazard};
 
 /// Which block's shared memory an address in the shared window means, and where in it.
 ///
-/// Bits 24 and up are 0 for the block's own, else one more than the rank in the cluster.
+/// Bits 24 and up are 0 for the block's own, else one more than the rank in the cluster. A block that has exited has
+/// no shared memory any more.
 #[inline(always)]
 pub(crate) fn block_of(ctx: &Ctx<'_>, address: u64) -> Option<(usize, u64)> {
     match (address >> 24) as usize {
         0 => Some((ctx.rank, address)),
-        rank if rank <= ctx.cluster.blocks.len() => Some((rank - 1, address & 0xff_ffff)),
+        rank if rank <= ctx.cluster.blocks.len()
+            && (rank - 1 == ctx.rank || ctx.cluster.blocks[rank - 1].live > 0) =>
+        {
+            Some((rank - 1, address & 0xff_ffff))
+        }
         _ => None,
     }
 }
@@ -72,8 +77,8 @@ impl Ctx<'_> {
     /// This instruction's access, for the race detector.
     #[inline(always)]
     pub fn access(&self, atomic: bool) -> Access {
-        let index = self.warp.index;
-        Access::new(index, self.warp.clock.time(index), self.pc, atomic)
+        let agent = self.warp.agent;
+        Access::new(agent, self.warp.clock.time(agent), self.pc, atomic)
     }
 
     /// Ends the launch because an access of shared memory is outside it or misaligned.
@@ -83,6 +88,14 @@ impl Ctx<'_> {
             let detail =
                 format!("{bytes}-byte shared {what} at {address:#x}, which is not a multiple of {bytes}");
             return self.stop(FaultKind::Misaligned, 1 << lane, detail);
+        }
+        if let Some(rank) = (address >> 24 & 0xff).checked_sub(1)
+            && self.cluster.blocks.get(rank as usize).is_some_and(|block| block.live == 0)
+        {
+            let detail = format!(
+                "{bytes}-byte shared {what} at {address:#x}, in the shared memory of the block of rank {rank}, which has exited"
+            );
+            return self.stop(FaultKind::OutOfBounds, 1 << lane, detail);
         }
         let end = self.cluster.blocks[self.rank].shared.end();
         let detail = format!(
@@ -102,21 +115,36 @@ impl Ctx<'_> {
                 self.stop(FaultKind::Uninitialised, 1 << lane, detail)
             }
             Hazard::Pending(by) => {
-                let place = self.env.place(by.pc());
                 let detail = format!(
-                    "{here}, which an asynchronous copy of warp {} writes and nobody has waited for, started at {place}",
-                    by.warp()
+                    "{here}, which an asynchronous copy of {} writes and nobody has waited for, started at {}",
+                    self.agent(by),
+                    self.env.place(by.pc())
                 );
                 self.stop(FaultKind::AsyncHazard, 1 << lane, detail)
             }
-            Hazard::Race(by, wrote) => {
+            Hazard::Mbarrier(by) => {
                 let place = self.env.place(by.pc());
+                let detail = format!("{here}, where an mbarrier is, initialised at {place}");
+                self.stop(FaultKind::InvalidOperand, 1 << lane, detail)
+            }
+            Hazard::Race(by, wrote) => {
                 let verb = if wrote { "written" } else { "read" };
-                let detail =
-                    format!("{here} was {verb} by warp {} without order between them, at {place}", by.warp());
+                let (agent, place) = (self.agent(by), self.env.place(by.pc()));
+                let detail = format!("{here} was {verb} by {agent} without order between them, at {place}");
                 self.stop(FaultKind::Race, 1 << lane, detail)
             }
+            Hazard::Proxy(by) => {
+                let (agent, place) = (self.agent(by), self.env.place(by.pc()));
+                let detail = format!(
+                    "{here} through the asynchronous proxy was written by {agent} through the generic proxy, at {place}; there is no fence.proxy.async between them"
+                );
+                self.stop(FaultKind::MissingProxyFence, 1 << lane, detail)
+            }
         }
+    }
+
+    fn agent(&self, by: Access) -> String {
+        self.env.agents().describe(by.agent())
     }
 }
 

@@ -1,58 +1,18 @@
-//! Scales: which there are, where they lie, and when a lane reads them.
+//! When a lane reads which scale.
 //!
-//! | scale | value for row r, column c, slab g of expert e | applied |
-//! |---|---|---|
-//! | A per call | `a[0]` | at the end |
-//! | A per row | `a[r]` | at the end |
-//! | A per row and group | `a[r * row_stride + g * group_stride]` | every slab |
-//! | B per expert | `b[e]` | at the end |
-//! | B per column | `b[e * n + c]` | at the end |
-//! | B per block | `b[(e * ceil(n / 128) + c / 128) * ceil(k / 128) + g]` | every slab |
-//!
-//! Scales of the first sort travel through the stages of the pipeline, those of the second sort are read while the
-//! item's last slab is multiplied.
+//! Scales that change along K travel through the stages of the pipeline, the others are read while the item's last slab is
+//! multiplied.
 
 use cuda_std::memory;
 use cuda_std::shared::Shared;
 
 use super::multiply::{NT, WarpTile, recomputed, unroll};
 use super::pipeline::scales_offset;
-use super::schedule::Tile;
-use super::{BN, SLAB, tile_rows};
-
-/// `a_kind`: one scale for each row of A.
-const A_PER_ROW: u32 = 1;
-/// `a_kind`: one scale for each row of A and 128 of K.
-pub(super) const A_PER_GROUP: u32 = 2;
-/// `b_kind`: one scale for each column of D (row of B).
-const B_PER_COLUMN: u32 = 1;
-/// `b_kind`: one scale for each 128 x 128 block of B.
-pub(super) const B_PER_BLOCK: u32 = 2;
-
-/// The scales of a launch, as the entry point gets them.
-pub(super) struct ScaleArguments {
-    pub a: *const f32,
-    pub a_row_stride: u64,
-    pub a_group_stride: u64,
-    pub a_kind: u32,
-    pub b: *const f32,
-    pub b_kind: u32,
-}
-
-impl ScaleArguments {
-    /// Address of the scale of `row` and slab 0, for scales per group.
-    #[inline(always)]
-    pub fn a_group_row(&self, row: u32) -> *const f32 {
-        self.a.wrapping_add(row as usize * self.a_row_stride as usize)
-    }
-
-    /// Address of the scale of the tile's block of B and slab 0, for scales per block.
-    #[inline(always)]
-    pub fn b_block_row(&self, tile: &Tile, n: u32, k: u32) -> *const f32 {
-        let block = tile.expert as usize * n.div_ceil(BN) as usize + (tile.n0 / BN) as usize;
-        self.b.wrapping_add(block * k.div_ceil(SLAB) as usize)
-    }
-}
+use super::tile_rows;
+use crate::grouped_gemm::scale_arguments::{
+    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
+};
+use crate::grouped_gemm::schedule::Tile;
 
 /// What the sum over one slab is multiplied with: `[mt][h]` for row `mt*16 + h*8 + g` of the warp.
 pub(super) struct SlabScales<const MT: usize>(pub [[f32; 2]; MT]);

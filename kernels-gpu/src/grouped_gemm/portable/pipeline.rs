@@ -7,9 +7,9 @@ use cuda_std::shared::{self, Shared};
 use cuda_std::{cp_async, thread};
 
 use super::multiply::recomputed;
-use super::scales::{A_PER_GROUP, B_PER_BLOCK};
-use super::schedule::{Tile, WorkList};
 use super::{Arguments, BN, SLAB, WARPS_N, tile_rows};
+use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
+use crate::grouped_gemm::schedule::{Tile, WorkList};
 
 /// Bytes of a chunk, the unit of copies and of the swizzle.
 const CHUNK: u32 = 16;
@@ -233,7 +233,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
             let thread = thread::thread_idx_x();
             self.scale_row_exists = thread < tile.rows;
             self.a_scale = arguments.scales.a_group_row(tile.first_row + thread);
-            self.b_scale = arguments.scales.b_block_row(&tile, arguments.n, arguments.k);
+            self.b_scale = arguments.scales.b_block_row(tile.expert, tile.n0, arguments.n, arguments.k);
         }
         self.next_item += thread::grid_dim_x();
         if self.next_item < work.len() {

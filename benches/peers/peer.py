@@ -1,0 +1,47 @@
+"""What a peer is: a factory of layers, each with parts that can be captured into a CUDA graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Callable
+
+import torch
+
+import reference
+from data import Case, Weights
+
+
+class Unsupported(Exception):
+    """The peer does not offer this case: it gets no row, and that is no error."""
+
+
+class Layer:
+    """One case's buffers and calls. `parts` maps layer, gemm1, gemm2 to a function of a weight set.
+
+    `gemm1` and `gemm2` read what an earlier `forward` left in the buffers, so call that once first.
+    """
+
+    parts: dict[str, Callable[[Weights], None]]
+
+    def forward(self, weights: Weights) -> torch.Tensor:
+        raise NotImplementedError
+
+    def distance(self, case: Case, weights: Weights) -> float:
+        """Relative L2 distance of this layer's result from the reference."""
+        return reference.distance(self.forward(weights), case, weights)
+
+
+class Peer:
+    """One program to measure."""
+
+    def build(self, case: Case) -> Layer:
+        raise NotImplementedError
+
+    def check(self, case: Case) -> float:
+        """The largest distance from the reference; batches of 8 and 1 take other paths in some programs."""
+        return max(self.build(part).distance(part, part.sets[0]) for part in (case, first(case, 8), first(case, 1)))
+
+
+def first(case: Case, tokens: int) -> Case:
+    """The same case with its first few tokens only."""
+    return replace(case, hidden=case.hidden[:tokens], ids=case.ids[:tokens], gates=case.gates[:tokens])

@@ -1,0 +1,227 @@
+"""Tries every peer in processes of its own before anything is timed.
+
+That serves three ends: a peer that crashes the device takes no other down; results are compared with the reference;
+and the compilers (Triton, DeepGEMM's nvcc) run side by side, filling caches on disk that the timing process then hits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import reference
+from data import (E4M3, MODELS, PARTS, SCHEMES, Case, Shape, Weights, load_case, random_hidden, route,
+                  scale_shape)
+from peer import Peer, Unsupported
+from sources import Sources
+
+PARALLEL = 12
+MEMORY_SHARE = 0.6  # of the device: what all trial processes may hold in weights at once
+
+
+def make_peer(name: str, sources: Sources, sweep: int) -> Peer:
+    """Imports one peer's module; its constructor loads the peer's libraries."""
+    if name == "vllm-cutlass":
+        from vllm_cutlass import VllmCutlass
+
+        return VllmCutlass(sources)
+    if name == "vllm-triton":
+        from vllm_triton import VllmTriton
+
+        return VllmTriton(sources, sweep)
+    if name == "deepgemm":
+        from deepgemm import DeepGemm
+
+        return DeepGemm(sources)
+    from torch_grouped import CublasLt, TorchGrouped
+
+    return {"torch-grouped": TorchGrouped, "cublaslt": CublasLt}[name]()
+
+
+# What each peer has: schemes, parts.
+OFFERS = {"vllm-cutlass": (("per-token",), PARTS), "vllm-triton": (SCHEMES, PARTS), "deepgemm": (("block",), PARTS),
+          "torch-grouped": (("per-token",), PARTS[1:]), "cublaslt": (SCHEMES, PARTS[1:])}
+# Those whose first call on a shape takes seconds, and the batch size at which the kernels change most.
+COMPILES, SPLIT = ("vllm-triton", "deepgemm"), 256
+
+
+def offers(implementation: str, scheme: str, part: str) -> bool:
+    """Whether there is such a thing to measure; our binary has everything."""
+    schemes, parts = OFFERS.get(implementation, (SCHEMES, PARTS))
+    return scheme in schemes and part in parts
+
+
+@dataclass
+class Trial:
+    """What one process tries: one peer, one scheme, some models."""
+
+    implementation: str
+    scheme: str
+    models: list[str]
+    tokens: list[int]
+    tp: int
+    routing: str
+    peers: str | None
+    sweep: int
+    check_file: str | None
+    result: str
+
+    @property
+    def weight_bytes(self) -> int:
+        return max((MODELS[m].split(self.tp).weight_bytes for m in self.models), default=0) + (1 << 30)
+
+
+def one_line(error: BaseException) -> str:
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    return f"{type(error).__name__}: " + " ".join(f"{error}{cause}".split())[:300]
+
+
+def blank_case(model: str, trial: Trial, tokens: int, weights: Weights, device: torch.device) -> Case:
+    full = MODELS[model]
+    shape = full.split(trial.tp)
+    ids, gates = route(tokens, shape, trial.routing, 1)
+    return Case(model, full, shape, trial.tp, trial.scheme, trial.routing,
+                random_hidden(tokens, shape.hidden, device, 1), ids.to(device), gates.to(device), [weights])
+
+
+def blank_weights(shape: Shape, scheme: str, device: torch.device) -> Weights:
+    """Weights of any content: a trial run compiles, and its numbers are not looked at."""
+    e, h, i = shape.experts, shape.hidden, shape.inter
+
+    def scales(rows: int, cols: int) -> torch.Tensor:
+        return torch.ones(scale_shape(e, rows, cols, scheme), device=device)
+
+    return Weights(torch.empty(e, 2 * i, h, dtype=E4M3, device=device), scales(2 * i, h),
+                   torch.empty(e, h, i, dtype=E4M3, device=device), scales(h, i))
+
+
+def run_trial(spec: str) -> None:
+    """The child process: results go to a file after each step, so that a crash loses only the step it hit."""
+    trial = Trial(**json.loads(Path(spec).read_text()))
+    result: dict[str, Any] = {"check": None, "cases": {}}
+
+    def save() -> None:
+        Path(trial.result).write_text(json.dumps(result))
+
+    device = torch.device("cuda")
+    try:
+        peer = make_peer(trial.implementation, Sources(trial.peers), trial.sweep)
+        if trial.check_file:
+            case, _ = load_case(trial.check_file, trial.scheme, device)
+            result["check"] = {"rel_l2": peer.check(case)}
+    except Exception as error:
+        result["check"] = {"error": one_line(error)}
+        save()
+        return
+    save()
+    for model in trial.models:
+        weights = blank_weights(MODELS[model].split(trial.tp), trial.scheme, device)
+        for tokens in trial.tokens:
+            try:
+                case = blank_case(model, trial, tokens, weights, device)
+                layer = peer.build(case)
+                for call in layer.parts.values():
+                    call(weights)
+                torch.cuda.synchronize()
+                result["cases"][f"{model}/{tokens}"] = None
+            except Unsupported:
+                result["cases"][f"{model}/{tokens}"] = None
+            except Exception as error:
+                result["cases"][f"{model}/{tokens}"] = one_line(error)
+            save()
+        del weights
+        torch.cuda.empty_cache()
+
+
+def plan(implementations: list[str], schemes: list[str], models: list[str], tokens: list[int],
+         common: dict[str, Any], checks: dict[str, str], folder: Path, check_only: bool) -> list[Trial]:
+    """One process for each peer and scheme. A peer that compiles gets two for each model, so that these overlap."""
+    halves = [half for half in ([t for t in tokens if t < SPLIT], [t for t in tokens if t >= SPLIT]) if half]
+    trials: list[Trial] = []
+    for name in implementations:
+        for scheme in (s for s in schemes if name in OFFERS and s in OFFERS[name][0]):
+            groups = [([m], half) for m in models for half in halves] if name in COMPILES else [(models, tokens)]
+            for index, (group, batch) in enumerate([([], [])] if check_only else groups):
+                trials.append(Trial(name, scheme, group, batch, check_file=checks[scheme] if index == 0 else None,
+                                    result=str(folder / f"trial-{len(trials)}.json"), **common))
+    # The longest first: compilers, then the largest weights.
+    return sorted(trials, key=lambda t: (t.implementation not in COMPILES, -t.weight_bytes))
+
+
+class Outcome:
+    """What the trials found, as answers to: may this peer be timed on this case?"""
+
+    def __init__(self) -> None:
+        self.checks: dict[tuple[str, str], dict[str, Any]] = {}
+        self.cases: dict[tuple[str, str, str], str | None] = {}
+
+    def collect(self, trial: Trial, ended: str | None) -> None:
+        path = Path(trial.result)
+        found = json.loads(path.read_text()) if path.exists() else {"check": None, "cases": {}}
+        if trial.check_file:
+            self.checks[trial.implementation, trial.scheme] = found["check"] or {"error": ended or "no result"}
+        for model in trial.models:
+            for tokens in trial.tokens:
+                key = f"{model}/{tokens}"
+                self.cases[trial.implementation, trial.scheme, key] = found["cases"].get(key, ended or "not tried")
+
+    def objection(self, implementation: str, scheme: str, model: str, tokens: int) -> str | None:
+        check = self.checks.get((implementation, scheme), {})
+        if check.get("error"):
+            return check["error"]
+        if check.get("rel_l2", 0.0) > reference.TOLERANCE:
+            return f"wrong result: relative L2 {check['rel_l2']:.2e}"
+        return self.cases.get((implementation, scheme, f"{model}/{tokens}"))
+
+
+def run_trials(trials: list[Trial], memory_bytes: int, seconds: float) -> Outcome:
+    """Run the trials side by side, as many as processors and device memory allow, for at most `seconds`."""
+    outcome, waiting = Outcome(), list(trials)
+    running: list[tuple[Trial, subprocess.Popen[bytes], Path]] = []
+    stop = time.monotonic() + seconds
+    most = min(PARALLEL, os.cpu_count() or 1)
+    while waiting or running:
+        used = sum(trial.weight_bytes for trial, _, _ in running)
+        for trial in list(waiting):
+            if len(running) < most and (not running or used + trial.weight_bytes < MEMORY_SHARE * memory_bytes):
+                running.append(start(trial))
+                waiting.remove(trial)
+                used += trial.weight_bytes
+        late = time.monotonic() > stop
+        for entry in list(running):
+            trial, process, log = entry
+            if process.poll() is None and not late:
+                continue
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            running.remove(entry)
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            if late:
+                ended = "skipped: not compiled within the time limit"
+            else:
+                ended = f"trial ended with {process.returncode}: {lines[-1][:200] if lines else ''}"
+            outcome.collect(trial, ended)
+        if late:
+            for trial in waiting:
+                outcome.collect(trial, "skipped: not tried within the time limit")
+            break
+        time.sleep(0.05)
+    return outcome
+
+
+def start(trial: Trial) -> tuple[Trial, subprocess.Popen[bytes], Path]:
+    spec, log = Path(trial.result).with_suffix(".spec"), Path(trial.result).with_suffix(".log")
+    spec.write_text(json.dumps(asdict(trial)))
+    run = Path(__file__).with_name("run.py")
+    with open(log, "wb") as out:
+        process = subprocess.Popen([sys.executable, str(run), "--trial", str(spec)], stdout=out, stderr=out)
+    return trial, process, log

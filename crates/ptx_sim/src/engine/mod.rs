@@ -1,0 +1,348 @@
+//! Operations that the copy engine of a cluster has in flight (ISA "Asynchronous operations").
+//!
+//! ```text
+//!   issue ──▶ Issued ──▶ Read: the source is in hand ──▶ done: it has landed, and whoever waits is told
+//!
+//!   pace, drawn at issue:  all at once │ read at once, land late │ a step now and then │ not before somebody waits
+//! ```
+//!
+//! An operation makes progress at issue, between the turns of warps, when its deadline passes, when a wait that covers
+//! it forces it, and when no warp can run. What it touches in shared memory was checked and marked at issue.
+
+pub(crate) mod reduction;
+mod transfer;
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use crate::block::Cluster;
+use crate::counters::Counters;
+use crate::exec::Stop;
+use crate::fault::FaultKind;
+use crate::launch::{Environment, Random};
+use crate::mbarrier::{Hollow, Landed};
+use crate::memory::Lookup;
+use crate::race::{Access, Clock};
+use crate::tensor_map::TensorMap;
+use reduction::Reduction;
+
+/// A place in the shared memory of a block of the cluster: its rank, and the address there.
+pub(crate) type Place = (usize, u64);
+
+/// Bytes in global memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Global {
+    /// One after the other.
+    Line(u64),
+    /// A box of a tensor, by its innermost-first coordinates.
+    Tile(Box<TensorMap>, Vec<i32>),
+}
+
+/// Where a load comes from.
+pub(crate) enum Source {
+    Global(Global),
+    Shared(Place),
+    /// `st.async`: it is known at issue.
+    Value(Vec<u8>),
+}
+
+/// One lane's copy of `cp.async`, which fills up to 16 bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct SmallCopy {
+    pub source: u64,
+    pub destination: Place,
+    pub lane: u8,
+    pub bytes: u8,
+    /// Bytes to read; the rest is filled with zeros.
+    pub valid: u8,
+    pub progress: SmallProgress,
+    pub group: u32,
+    pub by: Access,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SmallProgress {
+    Issued,
+    Read([u8; 16]),
+    Landed,
+}
+
+/// What an operation does.
+pub(crate) enum Work {
+    /// Copies to shared memory, and completes the bytes on an mbarrier.
+    Load { source: Source, to: Place, bytes: u32, barrier: Place, by: Access },
+    /// Copies from shared memory, or reduces into what is there.
+    Store { from: Place, bytes: u32, to: Global, reduce: Option<Reduction> },
+    /// `cp.async.mbarrier.arrive`: arrives once the copies have landed.
+    Arrive { copies: Vec<SmallCopy>, barrier: Place },
+}
+
+enum Stage {
+    Issued,
+    Read(Vec<u8>, Hollow),
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    AtOnce,
+    ReadAtOnce,
+    NowAndThen,
+    LastMoment,
+}
+
+/// Who issued an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Issuer {
+    pub rank: usize,
+    pub warp: u32,
+    pub lane: u8,
+    pub pc: u32,
+}
+
+/// An operation in flight.
+pub(crate) struct Operation {
+    pub issuer: Issuer,
+    pub work: Work,
+    /// Bulk group of the issuing lane.
+    pub group: u32,
+    /// What the issuer knew.
+    clock: Box<Clock>,
+    stage: Stage,
+    pace: Pace,
+    deadline: u64,
+}
+
+impl Operation {
+    /// Whether its source need not be kept any longer.
+    pub fn has_read(&self) -> bool {
+        !matches!(self.stage, Stage::Issued)
+    }
+}
+
+/// The operations of a cluster.
+#[derive(Default)]
+pub(crate) struct Engine {
+    pub operations: Vec<Operation>,
+}
+
+/// A fault of an operation, and who issued it.
+pub(crate) type Failure = (Issuer, Box<Stop>);
+
+fn failed(issuer: Issuer, kind: FaultKind, detail: String) -> Failure {
+    (issuer, Box::new(Stop { kind, lanes: 1 << issuer.lane, pc: Some(issuer.pc), detail }))
+}
+
+/// What the operations work with.
+pub(crate) struct Surroundings<'c, 'a> {
+    pub env: &'c Environment<'a>,
+    pub cluster: &'c mut Cluster,
+    pub counters: &'c mut Counters,
+    pub random: &'c mut Random,
+}
+
+impl Surroundings<'_, '_> {
+    /// Puts an operation into flight.
+    pub fn issue(&mut self, issuer: Issuer, work: Work, clock: &Clock, group: u32) -> Result<(), Failure> {
+        let pace = match self.random.below(4) {
+            0 => Pace::AtOnce,
+            1 => Pace::ReadAtOnce,
+            2 => Pace::NowAndThen,
+            _ => Pace::LastMoment,
+        };
+        let deadline = self.cluster.age + 1024 + u64::from(self.random.below(8192));
+        let clock = Box::new(*clock);
+        let mut operation = Operation { issuer, work, group, clock, stage: Stage::Issued, pace, deadline };
+        match pace {
+            Pace::AtOnce => return self.finish(operation),
+            Pace::ReadAtOnce => self.read(&mut operation)?,
+            Pace::NowAndThen | Pace::LastMoment => {}
+        }
+        self.cluster.engine.operations.push(operation);
+        Ok(())
+    }
+
+    /// Some time has passed.
+    pub fn pass_time(&mut self) -> Result<(), Failure> {
+        let mut at = 0;
+        while at < self.cluster.engine.operations.len() {
+            let operation = &self.cluster.engine.operations[at];
+            let late = self.cluster.age >= operation.deadline;
+            let due = operation.pace != Pace::LastMoment && self.random.below(8) == 0;
+            if !late && !due {
+                at += 1;
+                continue;
+            }
+            let mut operation = self.cluster.engine.operations.swap_remove(at);
+            if late || operation.has_read() {
+                self.finish(operation)?;
+            } else {
+                self.read(&mut operation)?;
+                self.cluster.engine.operations.push(operation);
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes some operation, if one is in flight: nothing else can happen.
+    pub fn finish_any(&mut self) -> Result<bool, Failure> {
+        let count = self.cluster.engine.operations.len();
+        if count == 0 {
+            return Ok(false);
+        }
+        let chosen = self.random.below(count as u32) as usize;
+        let operation = self.cluster.engine.operations.swap_remove(chosen);
+        self.finish(operation)?;
+        Ok(true)
+    }
+
+    /// Completes every operation that a wait covers; with `read_only`, only as far as the source is concerned.
+    pub fn force(&mut self, covered: impl Fn(&Operation) -> bool, read_only: bool) -> Result<(), Failure> {
+        let mut at = 0;
+        while at < self.cluster.engine.operations.len() {
+            if !covered(&self.cluster.engine.operations[at]) {
+                at += 1;
+                continue;
+            }
+            let mut operation = self.cluster.engine.operations.swap_remove(at);
+            if read_only {
+                self.read(&mut operation)?;
+                self.cluster.engine.operations.push(operation);
+                // The one that took its place has not been looked at, unless it is this one.
+                let last = self.cluster.engine.operations.len() - 1;
+                self.cluster.engine.operations.swap(at, last);
+                at += 1;
+            } else {
+                self.finish(operation)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, operation: &mut Operation) -> Result<(), Failure> {
+        if operation.has_read() {
+            return Ok(());
+        }
+        let issuer = operation.issuer;
+        let mut hollow = Hollow::new();
+        let data = match &mut operation.work {
+            Work::Load { source: Source::Value(value), .. } => std::mem::take(value),
+            Work::Load { source: Source::Shared((rank, from)), bytes, .. } => {
+                self.cluster.blocks[*rank].shared.slice(*from, *bytes).to_vec()
+            }
+            Work::Load { source: Source::Global(global), to, bytes, .. } => {
+                let (data, missing) = transfer::read(self.env, self.counters, global, to.1, *bytes)
+                    .map_err(|(kind, detail)| failed(issuer, kind, detail))?;
+                hollow = missing;
+                data
+            }
+            Work::Store { from: (rank, at), bytes, .. } => {
+                self.cluster.blocks[*rank].shared.slice(*at, *bytes).to_vec()
+            }
+            Work::Arrive { copies, .. } => {
+                for copy in copies {
+                    read_small(self.env, copy).map_err(|detail| {
+                        failed(Issuer { pc: copy.by.pc(), ..issuer }, FaultKind::Uninitialised, detail)
+                    })?;
+                }
+                Vec::new()
+            }
+        };
+        operation.stage = Stage::Read(data, hollow);
+        Ok(())
+    }
+
+    fn finish(&mut self, mut operation: Operation) -> Result<(), Failure> {
+        self.read(&mut operation)?;
+        let issuer = operation.issuer;
+        let Stage::Read(data, hollow) = std::mem::replace(&mut operation.stage, Stage::Done) else {
+            return Ok(());
+        };
+        match operation.work {
+            Work::Load { to: (rank, start), bytes, barrier, by, .. } => {
+                self.cluster.blocks[rank].shared.set(start, &data);
+                let landed = Landed { start, bytes, by, hollow };
+                self.complete(issuer, barrier, i64::from(bytes), [landed], &operation.clock)
+            }
+            Work::Store { from: (_, at), to, reduce, .. } => {
+                self.cluster.blocks[issuer.rank].effects += 1;
+                transfer::write(self.env, self.counters, &to, at, &data, reduce)
+                    .map_err(|(kind, detail)| failed(issuer, kind, detail))
+            }
+            Work::Arrive { mut copies, barrier } => {
+                for copy in &mut copies {
+                    land_small(self.cluster, copy);
+                }
+                let landed = copies.iter().map(|copy| Landed {
+                    start: copy.destination.1,
+                    bytes: u32::from(copy.bytes),
+                    by: copy.by,
+                    hollow: Hollow::new(),
+                });
+                self.complete(issuer, barrier, 0, landed, &operation.clock)?;
+                self.cluster
+                    .at_mbarrier(barrier, |mbarrier| mbarrier.arrive(1, false, None).map(drop))
+                    .map_err(|detail| failed(issuer, FaultKind::InvalidOperand, detail))
+            }
+        }
+    }
+
+    /// Copies have landed: their mbarrier learns it.
+    fn complete(
+        &mut self,
+        issuer: Issuer,
+        barrier: Place,
+        bytes: i64,
+        landed: impl IntoIterator<Item = Landed>,
+        clock: &Clock,
+    ) -> Result<(), Failure> {
+        self.cluster
+            .at_mbarrier(barrier, |mbarrier| {
+                mbarrier.land(landed, clock);
+                if bytes != 0 {
+                    mbarrier.transact(-bytes)?;
+                    mbarrier.complete();
+                }
+                Ok(())
+            })
+            .map_err(|detail| failed(issuer, FaultKind::InvalidOperand, detail))
+    }
+}
+
+/// Reads the source of a copy of `cp.async`.
+pub(crate) fn read_small(env: &Environment<'_>, copy: &mut SmallCopy) -> Result<(), String> {
+    if copy.progress != SmallProgress::Issued {
+        return Ok(());
+    }
+    let mut data = [0; 16];
+    if copy.valid > 0 {
+        let Lookup::Live(allocation) = env.memory.lookup(copy.source) else {
+            unreachable!("checked at issue, and a launch sees one state of the allocations");
+        };
+        let offset = (copy.source - allocation.base) as usize;
+        for (i, byte) in data.iter_mut().enumerate().take(copy.valid as usize) {
+            // SAFETY: in bounds, as checked at issue; shared only as atomics.
+            let written = unsafe {
+                *byte = (*allocation.data().add(offset + i).cast::<AtomicU8>()).load(Relaxed);
+                allocation.is_full()
+                    || (*allocation.shadow().add(offset + i).cast::<AtomicU8>()).load(Relaxed) != 0
+            };
+            if !written {
+                let address = copy.source + i as u64;
+                return Err(format!("asynchronous load at {address:#x}, where nothing has been written"));
+            }
+        }
+    }
+    copy.progress = SmallProgress::Read(data);
+    Ok(())
+}
+
+/// Writes the destination of a copy of `cp.async` whose source has been read.
+pub(crate) fn land_small(cluster: &mut Cluster, copy: &mut SmallCopy) {
+    if let SmallProgress::Read(data) = copy.progress {
+        let (rank, within) = copy.destination;
+        cluster.blocks[rank].shared.set(within, &data[..copy.bytes as usize]);
+        cluster.blocks[rank].effects += 1;
+        copy.progress = SmallProgress::Landed;
+    }
+}

@@ -1,0 +1,198 @@
+//! The first grouped GEMM of a layer with what follows it, in one launch (Hopper): `q = e4m3(activation(A * gate^T, A * up^T))`.
+//!
+//! ```text
+//!   A e4m3 [P, K]     B e4m3 [E_loc, 2I, K]: gate rows 0..I, up rows I..2I
+//!
+//!   gate = sa * sb * sum over K,  up likewise       f32, in registers
+//!   value = activation(gate, up)                    f32
+//!   q [P, I] = e4m3(value / scale)                  scale given, or max |value| over 128 columns / 448
+//! ```
+//!
+//! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by [`activation`](super::activation::activation) without the
+//! products going to memory. Scales per token are not offered: a row's maximum is known only when all its columns are.
+
+use super::activation::{ActivationFunction, Requantization};
+use super::grouped_gemm::heuristics::{self, HopperTile, Path};
+use super::grouped_gemm::{
+    AScale, Accumulation, BScale, GemmShape, Schedule, change_along_k, check_matrix, check_scales, elements,
+    workspace_bytes,
+};
+use super::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
+use super::quantize::check_groups;
+use crate::buffer::{Slice, SliceMut};
+use crate::device::Device;
+use crate::error::{Error, Result, require};
+use crate::fp8::E4m3;
+use crate::kernel::DevicePtr;
+use crate::kernels;
+use crate::stream::Stream;
+use crate::tensor_map;
+
+const OP: &str = "gated_gemm";
+
+/// Dimensions of a gated GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatedShape {
+    /// P, rows of A and q that exist, at least `expert_offsets[E_loc]`.
+    pub rows: usize,
+    /// I, columns of q: a multiple of 16; of 128 with block scales of B, so that the up half begins at a block.
+    pub intermediate: usize,
+    /// K, what is summed over: a multiple of 16.
+    pub k: usize,
+    /// E_loc.
+    pub experts: usize,
+}
+
+impl GatedShape {
+    /// As the shape of a grouped GEMM with gate and up side by side.
+    pub fn gemm(&self) -> GemmShape {
+        GemmShape { rows: self.rows, n: 2 * self.intermediate, k: self.k, experts: self.experts }
+    }
+}
+
+/// Arguments of [`gated_gemm`]. A, B and q are 16-byte aligned.
+pub struct GatedGemm<'a> {
+    /// e4m3 `[P, K]`.
+    pub a: Slice<'a, E4m3>,
+    /// Its scales.
+    pub a_scale: AScale<'a>,
+    /// e4m3 `[E_loc, 2I, K]`.
+    pub b: Slice<'a, E4m3>,
+    /// Its scales, N being 2I.
+    pub b_scale: BScale<'a>,
+    /// i64 `[E_loc + 1]`: expert e has rows `expert_offsets[e] .. expert_offsets[e + 1]`.
+    pub expert_offsets: Slice<'a, i64>,
+    /// The row tiles of those offsets.
+    pub schedule: Schedule<'a>,
+    /// What joins gate and up.
+    pub function: ActivationFunction,
+    /// How to scale: one given scale, or one per row and group of 128.
+    pub requantization: Requantization<'a>,
+    /// e4m3 `[P, I]`.
+    pub q: SliceMut<'a, E4m3>,
+    /// At least [`workspace_bytes`], 16-byte aligned. Its contents do not matter.
+    pub workspace: SliceMut<'a, u8>,
+    /// The dimensions.
+    pub shape: GatedShape,
+    /// How the sum is kept.
+    pub accumulation: Accumulation,
+    /// Which kernels to use.
+    pub path: Path,
+}
+
+/// Whether `path` leads to a gated kernel on this device.
+pub fn is_supported(device: &Device, path: Path) -> bool {
+    heuristics::takes_hopper(OP, device, path).unwrap_or(false)
+}
+
+/// Multiplies, activates and quantises. One launch; nothing is written past row `expert_offsets[E_loc]`.
+pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
+    let (device, path) = (stream.device(), arguments.path);
+    let hopper = heuristics::takes_hopper(OP, device, path)?;
+    require(hopper, OP, "path", format!("{path:?}"), || {
+        "must lead to the Hopper kernels: others have no gated GEMM".into()
+    })?;
+    let tile = arguments.check(stream)?;
+    let shape = arguments.shape.gemm();
+    let promoted = change_along_k(&arguments.a_scale, &arguments.b_scale)
+        || arguments.accumulation == Accumulation::Promoted;
+    if shape.rows == 0 || shape.experts == 0 {
+        return Ok(());
+    }
+    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, tile.block_m()) - TILE_SCHEDULE_HEADER;
+    let items = row_tiles
+        .saturating_mul(arguments.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
+    heuristics::check_slabs(OP, items, &shape)?;
+    let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
+    arguments.launch(stream, tile, promoted, blocks)
+}
+
+impl GatedGemm<'_> {
+    fn check(&self, stream: &Stream) -> Result<HopperTile> {
+        let GatedShape { rows, intermediate, k, experts } = self.shape;
+        require(k >= 16 && k.is_multiple_of(16), OP, "k", k, || "must be a positive multiple of 16".into())?;
+        let multiple = if matches!(self.b_scale, BScale::Block(_)) { 128 } else { 16 };
+        let fits = intermediate > 0 && intermediate.is_multiple_of(multiple);
+        require(fits, OP, "intermediate", intermediate, || {
+            format!("must be a positive multiple of {multiple}")
+        })?;
+        let sizes = [("rows", rows), ("intermediate", 2 * intermediate), ("k", k), ("experts", experts)];
+        for (name, value) in sizes {
+            require(value <= i32::MAX as usize - 127, OP, name, value, || "must be below 2^31 - 127".into())?;
+        }
+        let shape = self.shape.gemm();
+        check_matrix(OP, &self.a, "a", elements(OP, "a", &[rows, k])?, stream)?;
+        check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
+        check_matrix(OP, &self.q.as_slice(), "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
+        check_scales(OP, &self.a_scale, &self.b_scale, &shape, stream)?;
+        match &self.requantization {
+            Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
+            Requantization::Group { group_size, scales, layout } => {
+                require(*group_size == 128, OP, "group_size", *group_size, || "must be 128".into())?;
+                check_groups(OP, *group_size, scales, layout, (rows, intermediate), stream)?;
+            }
+            Requantization::Token { .. } => {
+                return Err(Error::argument(OP, "requantization", "Token", "must be TensorStatic or Group"));
+            }
+        }
+        self.expert_offsets.check(OP, "expert_offsets", experts + 1, stream)?;
+        let Schedule { block_m, entries } = self.schedule;
+        heuristics::check_block_m(OP, block_m)?;
+        check_matrix(OP, &entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)?;
+        let workspace = workspace_bytes(stream.device(), block_m);
+        check_matrix(OP, &self.workspace.as_slice(), "workspace", workspace, stream)?;
+        Ok(HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide))
+    }
+
+    fn launch(&self, stream: &Stream, tile: HopperTile, promoted: bool, blocks: u32) -> Result<()> {
+        use kernels::{
+            HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
+            HopperWideGatedFast, HopperWideGatedPromoted,
+        };
+        let GatedShape { rows, intermediate, k, experts } = self.shape;
+        // Each block of a cluster asks for its part of the rows.
+        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
+        // With promotion the wide kernel takes 64 columns at a time, and so 64 rows of gate and of up.
+        let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
+        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, b_box)?;
+        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
+        let (b_scale, b_scale_kind) = self.b_scale.raw();
+        let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
+            Requantization::Group { scales, layout, .. } => {
+                (DevicePtr::null(), scales.ptr(), layout.row_stride as u64, layout.group_stride as u64)
+            }
+            Requantization::TensorStatic { scale } => (scale.ptr(), DevicePtr::null(), 0, 0),
+            Requantization::Token { scales } => (DevicePtr::null(), scales.ptr(), 0, 0),
+        };
+        let (intermediate, k) = (intermediate as u32, k as u32);
+        let (schedule, q, activation) =
+            (self.schedule.entries.ptr(), self.q.ptr().cast(), self.function as u32);
+        let partials = self.workspace.ptr().cast();
+        let shared = tile.shared_bytes(promoted);
+        macro_rules! launch {
+            ($kernel:ident { $($field:ident),* }) => {{
+                let kernel = $kernel {
+                    a, b, a_scale, b_scale, schedule, q, given_scale, q_scales, q_row_stride, q_group_stride,
+                    intermediate, k, a_scale_kind, b_scale_kind, activation, $($field),*
+                };
+                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
+                // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that
+                // these end within P rows, is what the operations that make them guarantee.
+                unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
+            }};
+            ($kernel:ident) => {
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
+            };
+        }
+        match (tile, promoted) {
+            (HopperTile::Narrow8, _) => launch!(HopperNarrowGated8),
+            (HopperTile::Narrow16, _) => launch!(HopperNarrowGated16),
+            (HopperTile::Narrow32, _) => launch!(HopperNarrowGated32),
+            (HopperTile::Narrow64, _) => launch!(HopperNarrowGated64),
+            (HopperTile::Wide, true) => {
+                launch!(HopperWideGatedPromoted { a_scale_row_stride, a_scale_group_stride })
+            }
+            (HopperTile::Wide, false) => launch!(HopperWideGatedFast {}),
+        }
+    }
+}

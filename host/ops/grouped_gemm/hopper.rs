@@ -1,0 +1,58 @@
+//! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
+
+use super::heuristics::HopperTile;
+use super::{GemmShape, GroupedGemm};
+use crate::error::Result;
+use crate::kernel::Kernel;
+use crate::kernels;
+use crate::stream::Stream;
+use crate::tensor_map;
+
+impl GroupedGemm<'_> {
+    pub(super) fn launch_hopper(
+        &self,
+        stream: &Stream,
+        tile: HopperTile,
+        promoted: bool,
+        blocks: u32,
+    ) -> Result<()> {
+        use kernels::{
+            HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
+        };
+        let GemmShape { rows, n, k, experts } = self.shape;
+        // Each block of a cluster asks for its part of the rows.
+        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
+        // The promoted wide kernel takes its 128 rows of B in two boxes, as its gated sibling must.
+        let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
+        let b = tensor_map::of_matrix(&self.b, experts * n, k, b_box)?;
+        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
+        let (b_scale, b_scale_kind) = self.b_scale.raw();
+        let (out, out_type) = self.out.raw();
+        let (n, k, schedule) = (n as u32, k as u32, self.schedule.entries.ptr());
+        let partials = self.workspace.ptr().cast();
+        let shared = tile.shared_bytes(promoted);
+        macro_rules! launch {
+            ($kernel:ident { $($field:ident),* }) => {{
+                let kernel = $kernel { a, b, a_scale, b_scale, schedule, out, n, k, a_scale_kind, b_scale_kind, out_type, $($field),* };
+                debug_assert_eq!(($kernel::THREADS, $kernel::CLUSTER), (tile.threads(), tile.cluster()));
+                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
+                // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that
+                // these end within P rows, is what the operations that make them guarantee.
+                unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
+            }};
+            ($kernel:ident) => {
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
+            };
+        }
+        match (tile, promoted) {
+            (HopperTile::Narrow8, _) => launch!(HopperNarrow8),
+            (HopperTile::Narrow16, _) => launch!(HopperNarrow16),
+            (HopperTile::Narrow32, _) => launch!(HopperNarrow32),
+            (HopperTile::Narrow64, _) => launch!(HopperNarrow64),
+            (HopperTile::Wide, true) => {
+                launch!(HopperWidePromoted { a_scale_row_stride, a_scale_group_stride })
+            }
+            (HopperTile::Wide, false) => launch!(HopperWideFast {}),
+        }
+    }
+}

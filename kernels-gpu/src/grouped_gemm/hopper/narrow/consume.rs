@@ -1,0 +1,98 @@
+//! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every slab.
+
+use cuda_std::shared::Shared;
+use cuda_std::{thread, wgmma};
+
+use crate::grouped_gemm::hopper::accumulator::Accumulator;
+use crate::grouped_gemm::hopper::ring::{Position, Ring};
+use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
+use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
+
+/// Which columns of D and rows of A a thread holds.
+pub struct Columns {
+    /// Its column of each half of an item; another is 8 further.
+    pub column: u32,
+    /// q, its lane within a quad: it holds rows `8 j + 2 q` of A and the next.
+    pub quad_lane: u32,
+    /// Offset of its warpgroup's rows of B in each half of a stage.
+    b_offset: u32,
+}
+
+impl Columns {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let thread = thread::thread_idx_x();
+        let (warp, lane) = (thread / 32, thread % 32);
+        Self { column: warp * 16 + lane / 4, quad_lane: lane % 4, b_offset: warp / 4 * ROWS_64 }
+    }
+}
+
+/// The sums over `slabs` slabs, for the two halves of an item.
+///
+/// # Safety
+/// The ring is filled with the slabs of one part; all consumer warps call it together.
+#[inline(always)]
+pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
+    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
+    mut position: Position,
+    slabs: u32,
+    columns: &Columns,
+    scales: &ScaleArguments,
+) -> ([A; 2], Position) {
+    let mut totals = [A::ZERO; 2];
+    let mut slab = 0;
+    while slab < slabs {
+        let stage = ring.stage(position.stage);
+        let slots = Shared::<f32>::from_address(ring.scales(position.stage));
+        let mut products = [A::ZERO; 2];
+        ring.wait_full(position);
+        wgmma::fence();
+        // SAFETY: the stage holds twice 128 rows of B and N rows of A, and is released after the group has been waited for.
+        unsafe {
+            let b = stage + columns.b_offset;
+            let a = wgmma::descriptor(stage + 2 * ROWS_128);
+            products[0].multiply(wgmma::descriptor(b), a, false);
+            products[1].multiply(wgmma::descriptor(b + ROWS_128), a, false);
+        }
+        wgmma::commit();
+        let mut blocks = [1.0; 2];
+        if scales.b_kind == B_PER_BLOCK {
+            // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
+            blocks = unsafe { slots.add(SCALE_ROWS).cast::<[f32; 2]>().read() };
+        }
+        wgmma::wait::<0>();
+        products[0].tie();
+        products[1].tie();
+        if scales.a_kind == A_PER_GROUP {
+            let rows = slots.add(2 * columns.quad_lane);
+            // SAFETY: as above; there are N slots.
+            let row = #[inline(always)]
+            |j: usize, c: usize| unsafe { rows.add((8 * j + c) as u32).read() };
+            totals[0].fold(
+                &products[0],
+                #[inline(always)]
+                |j, _, c| row(j, c) * blocks[0],
+            );
+            totals[1].fold(
+                &products[1],
+                #[inline(always)]
+                |j, _, c| row(j, c) * blocks[1],
+            );
+        } else {
+            totals[0].fold(
+                &products[0],
+                #[inline(always)]
+                |_, _, _| blocks[0],
+            );
+            totals[1].fold(
+                &products[1],
+                #[inline(always)]
+                |_, _, _| blocks[1],
+            );
+        }
+        ring.release(position.stage);
+        position = ring.next(position);
+        slab += 1;
+    }
+    (totals, position)
+}

@@ -1,0 +1,204 @@
+//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16, 32 or 64 columns, so that
+//! nothing is padded to 64 rows. The work is a stream of weights; what counts is that every SM streams its share of it.
+//!
+//! ```text
+//!   a stage                            product of a warpgroup: two tiles of 64 x N
+//!   +--------------------+
+//!   | 128 rows of B      |  plain: columns n0 .. n0 + 128 of D              gated: gate of 128 columns
+//!   +--------------------+
+//!   | 128 rows of B      |  plain: columns n0 + 128 .. n0 + 256             gated: up of the same columns
+//!   +--------------------+    warpgroup 0: the upper 64 rows of both, warpgroup 1: the lower
+//!   | N rows of A        |
+//!   +--------------------+
+//! ```
+//!
+//! Sums are always folded into f32 registers, every 128 of K: there are few of them. How items are cut for the grid is in
+//! [`share`].
+
+mod consume;
+mod produce;
+mod requantize;
+mod share;
+mod store;
+
+use cuda_std::{grid, kernel, thread};
+
+use super::gated::{GatedArguments, Requantization};
+use super::ring::{Position, Ring};
+use super::{CONSUMER_WARPS, ROWS_128, THREADS};
+use crate::grouped_gemm::SLAB;
+use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use consume::Columns;
+use produce::Producer;
+use share::{Parts, Share};
+
+/// Columns of D of a plain item; a gated one has half as many of the intermediate.
+const BN: u32 = 256;
+
+/// What a plain kernel's roles need to know of a launch.
+struct PlainArguments {
+    scales: ScaleArguments,
+    out: *mut u8,
+    n: u32,
+    k: u32,
+    out_type: u32,
+}
+
+/// Bytes of a stage for N rows of A.
+const fn stage_bytes(n: u32) -> u32 {
+    2 * ROWS_128 + n * SLAB
+}
+
+macro_rules! plain {
+    ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
+        #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
+        ///
+        #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows. `partials`: for every block of the grid ")]
+        #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so.")]
+        ///
+        /// # Safety
+        /// The contract in the module documentation of [`hopper`](super).
+        #[kernel(threads = THREADS, overlap = within)]
+        pub unsafe fn $name(
+            a: TensorMap,
+            b: TensorMap,
+            a_scale: *const f32,
+            b_scale: *const f32,
+            schedule: *mut [u32; 4],
+            partials: *mut [f32; 4],
+            out: *mut u8,
+            a_scale_row_stride: u64,
+            a_scale_group_stride: u64,
+            n: u32,
+            k: u32,
+            a_scale_kind: u32,
+            b_scale_kind: u32,
+            out_type: u32,
+        ) {
+            let scales = ScaleArguments {
+                a: a_scale,
+                a_row_stride: a_scale_row_stride,
+                a_group_stride: a_scale_group_stride,
+                a_kind: a_scale_kind,
+                b: b_scale,
+                b_kind: b_scale_kind,
+            };
+            let arguments = PlainArguments { scales, out, n, k, out_type };
+            // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
+            // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
+            // between the roles by the ring's barriers alone.
+            unsafe {
+                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
+                grid::wait();
+                grid::launch_dependents();
+                let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
+                if thread::warp_id() == CONSUMER_WARPS {
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    while let Some(part) = share.next() {
+                        producer.fill_plain(&part, &arguments);
+                    }
+                    return;
+                }
+                let columns = Columns::new();
+                let parts = Parts::new(schedule, partials, ring.end());
+                let mut position = Position::START;
+                while let Some(part) = share.next() {
+                    let mut totals;
+                    (totals, position) =
+                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, part.slabs, &columns, &arguments.scales);
+                    if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
+                        store::store(&totals, &part, &columns, &arguments);
+                    }
+                }
+            }
+        }
+    };
+}
+
+plain!(hopper_narrow_8, 8, 4, 6);
+plain!(hopper_narrow_16, 16, 8, 6);
+plain!(hopper_narrow_32, 32, 16, 6);
+plain!(hopper_narrow_64, 64, 32, 5);
+
+macro_rules! gated {
+    ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
+        #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
+        ///
+        #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Out: see ")]
+        /// [`Requantization`]; `partials` and counters as the plain kernels have them. With block scales, `intermediate` is a
+        /// multiple of 128.
+        ///
+        /// # Safety
+        /// The contract in the module documentation of [`hopper`](super).
+        #[kernel(threads = THREADS, overlap = within)]
+        pub unsafe fn $name(
+            a: TensorMap,
+            b: TensorMap,
+            a_scale: *const f32,
+            b_scale: *const f32,
+            schedule: *mut [u32; 4],
+            partials: *mut [f32; 4],
+            q: *mut u8,
+            given_scale: *const f32,
+            q_scales: *mut f32,
+            a_scale_row_stride: u64,
+            a_scale_group_stride: u64,
+            q_row_stride: u64,
+            q_group_stride: u64,
+            intermediate: u32,
+            k: u32,
+            a_scale_kind: u32,
+            b_scale_kind: u32,
+            activation: u32,
+        ) {
+            let scales = ScaleArguments {
+                a: a_scale,
+                a_row_stride: a_scale_row_stride,
+                a_group_stride: a_scale_group_stride,
+                a_kind: a_scale_kind,
+                b: b_scale,
+                b_kind: b_scale_kind,
+            };
+            let out = Requantization {
+                q,
+                intermediate,
+                activation,
+                given_scale,
+                scales: q_scales,
+                row_stride: q_row_stride,
+                group_stride: q_group_stride,
+            };
+            let arguments = GatedArguments { scales, out, k };
+            // SAFETY: as in the plain kernels.
+            unsafe {
+                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
+                grid::wait();
+                grid::launch_dependents();
+                let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
+                if thread::warp_id() == CONSUMER_WARPS {
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    while let Some(part) = share.next() {
+                        producer.fill_gated(&part, &arguments);
+                    }
+                    return;
+                }
+                let columns = Columns::new();
+                let parts = Parts::new(schedule, partials, ring.end());
+                let mut position = Position::START;
+                while let Some(part) = share.next() {
+                    let mut totals;
+                    (totals, position) =
+                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, part.slabs, &columns, &arguments.scales);
+                    if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
+                        requantize::store::<_, $n>(&totals, &part, &columns, &arguments, Parts::end(ring.end()));
+                    }
+                }
+            }
+        }
+    };
+}
+
+gated!(hopper_narrow_gated_8, 8, 4, 6);
+gated!(hopper_narrow_gated_16, 16, 8, 6);
+gated!(hopper_narrow_gated_32, 32, 16, 6);
+gated!(hopper_narrow_gated_64, 64, 32, 5);

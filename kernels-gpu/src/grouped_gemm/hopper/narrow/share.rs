@@ -1,0 +1,176 @@
+//! The same share of work for every block, however many items there are, and the sums of items that were cut.
+//!
+//! All slabs of all items stand in a row, and each of `G` blocks takes `1 / G` of it. An item that falls into the shares of several
+//! blocks is summed up in parts:
+//!
+//! ```text
+//!   slabs    | item 0       | item 1       | item 2       | item 3       |
+//!   blocks   | block 0            | block 1            | block 2         |
+//!            | whole        | head | tail  | head | ..
+//! ```
+//!
+//! A block writes a part's sums to memory, in a slot of its own: one for the tail of an item that an earlier block began, one for
+//! the head of an item that a later block ends. The block that is last to do so, as a counter tells, adds the parts up in
+//! the order of the blocks, so that the result is the same whoever is last; nobody waits. The counter is the one of the block
+//! with the item's head, of which a block has at most one.
+
+use cuda_std::atomic::{self, Order, Scope};
+use cuda_std::shared::Shared;
+use cuda_std::{memory, sync, thread, warp};
+
+use crate::grouped_gemm::hopper::accumulator::Accumulator;
+use crate::grouped_gemm::hopper::{CONSUMER_BARRIER, CONSUMERS};
+use crate::problem_sizes::FIRST_TILE;
+
+/// Some consecutive slabs of an item.
+pub struct Part {
+    pub expert: u32,
+    pub first_row: u32,
+    pub rows: u32,
+    /// The item's number among those of its rows: its columns.
+    pub column: u32,
+    pub first_slab: u32,
+    /// How many slabs.
+    pub slabs: u32,
+    /// The slab that the item begins with, among all slabs of all items.
+    item_start: u32,
+}
+
+/// What is left of a block's share.
+pub struct Share {
+    schedule: *const [u32; 4],
+    columns: u32,
+    /// Slabs of an item.
+    slabs: u32,
+    /// Slabs of all items.
+    total: u32,
+    /// Blocks that have a share.
+    blocks: u32,
+    next: u32,
+    end: u32,
+}
+
+impl Share {
+    /// The share of this block. All lanes of the warp call it together.
+    ///
+    /// # Safety
+    /// `schedule` is a schedule; its tiles times `columns` times `slabs` are below 2^31.
+    #[inline(always)]
+    pub unsafe fn new(schedule: *const [u32; 4], columns: u32, slabs: u32) -> Self {
+        // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
+        let [tiles, ..] = unsafe { memory::load(schedule) };
+        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over parts do not diverge.
+        let total = warp::shfl_idx(warp::FULL_MASK, tiles * columns * slabs, 0);
+        let blocks = thread::grid_dim_x().min(total);
+        let block = thread::block_idx_x();
+        let start = |block: u32| {
+            if block < blocks { (total as u64 * block as u64 / blocks as u64) as u32 } else { total }
+        };
+        Self { schedule, columns, slabs, total, blocks, next: start(block), end: start(block + 1) }
+    }
+
+    /// The next part.
+    #[inline(always)]
+    pub fn next(&mut self) -> Option<Part> {
+        if self.next >= self.end {
+            return None;
+        }
+        let (item, first_slab) = (self.next / self.slabs, self.next % self.slabs);
+        let slabs = (self.slabs - first_slab).min(self.end - self.next);
+        let item_start = self.next - first_slab;
+        self.next += slabs;
+        let tile = item / self.columns;
+        // SAFETY: an item's tile is one of the schedule, whose entries are 16-byte aligned and not written now.
+        let [expert, first_row, rows, _] =
+            unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + tile) as usize)) };
+        Some(Part { expert, first_row, rows, column: item % self.columns, first_slab, slabs, item_start })
+    }
+
+    /// Whether a part is all of its item.
+    #[inline(always)]
+    pub fn is_whole(&self, part: &Part) -> bool {
+        part.slabs == self.slabs
+    }
+
+    /// The block whose share holds `slab`.
+    #[inline(always)]
+    fn block_of(&self, slab: u32) -> u32 {
+        // The last block whose share starts at or before the slab: floor(total * b / blocks) <= slab.
+        (((slab as u64 + 1) * self.blocks as u64 - 1) / self.total as u64) as u32
+    }
+}
+
+/// Where parts are added up.
+pub struct Parts {
+    counters: *mut u32,
+    partials: *mut [f32; 4],
+    /// Whether this block is the last with a part of an item: for all its consumers to read.
+    is_last: Shared<u32>,
+}
+
+impl Parts {
+    /// `shared` is the address of 16 bytes of shared memory that nothing else uses.
+    ///
+    /// # Safety
+    /// `schedule` is a schedule; `partials` has two slots for every block of the grid.
+    #[inline(always)]
+    pub unsafe fn new(schedule: *mut [u32; 4], partials: *mut [f32; 4], shared: u32) -> Self {
+        // SAFETY: the counters follow the header.
+        let counters = unsafe { schedule.add(1) }.cast();
+        Self { counters, partials, is_last: Shared::from_address(shared) }
+    }
+
+    /// Address of the shared memory behind what [`new`](Self::new) takes at `shared`.
+    #[inline(always)]
+    pub fn end(shared: u32) -> u32 {
+        shared + 16
+    }
+
+    /// Adds a part to those that are there. If it is the last of its item, `sums` become those of the item.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new); all consumer threads call it together.
+    #[inline(always)]
+    pub unsafe fn complete<A: Accumulator>(&self, share: &Share, part: &Part, sums: &mut [A; 2]) -> bool {
+        let vectors = size_of::<A>() / 16 * CONSUMERS as usize;
+        let thread = thread::thread_idx_x();
+        let head = share.block_of(part.item_start);
+        let count = share.block_of(part.item_start + share.slabs - 1) - head + 1;
+        let slot = |block: u32, is_head: bool| {
+            let number = 2 * block as usize + is_head as usize;
+            self.partials.wrapping_add(number * 2 * vectors + thread as usize)
+        };
+        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. The reader's
+        // counter says that all parts are written: every writer's fence comes before its block's arrival at the counter, and
+        // the reader's after it.
+        unsafe {
+            let own = slot(thread::block_idx_x(), part.first_slab == 0);
+            sums[0].save(own, CONSUMERS as usize);
+            sums[1].save(own.add(vectors), CONSUMERS as usize);
+            memory::fence_gpu();
+            sync::named(CONSUMER_BARRIER, CONSUMERS);
+            if thread == 0 {
+                let counter = self.counters.add(head as usize);
+                let is_last = atomic::add(counter, 1, Order::AcqRel, Scope::Gpu) + 1 == count;
+                if is_last {
+                    atomic::store(counter, 0, Order::Relaxed, Scope::Gpu);
+                }
+                self.is_last.write(is_last as u32);
+            }
+            sync::named(CONSUMER_BARRIER, CONSUMERS);
+            if warp::shfl_idx(warp::FULL_MASK, self.is_last.read(), 0) == 0 {
+                return false;
+            }
+            memory::fence_gpu();
+            *sums = [A::ZERO; 2];
+            let mut index = 0;
+            while index < count {
+                let from = slot(head + index, index == 0);
+                sums[0].add_saved(from, CONSUMERS as usize);
+                sums[1].add_saved(from.add(vectors), CONSUMERS as usize);
+                index += 1;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,153 @@
+//! The ring of stages between the producer warp and the consumer warps.
+//!
+//! ```text
+//!   shared memory    | stage 0 | stage 1 | .. |  scales 0 | scales 1 | .. |  full 0, empty 0, full 1, empty 1, ..
+//!
+//!   producer                                        consumers
+//!     wait(empty[s], parity ^ 1)                      wait(full[s], parity)
+//!     expect bytes on full[s], issue TMA copies       wgmma on stage s, read its scales
+//!     copy scales, arrive on full[s] when landed      arrive(empty[s]) once per warp, when all of that is done
+//! ```
+//!
+//! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase of parity 1, so
+//! the producer's first lap does not wait.
+//!
+//! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when the consumers of
+//! both blocks are done with it: every consumer warp arrives at both blocks' barriers.
+
+use cuda_std::{cluster, mbarrier, shared, sync, thread};
+
+use super::{CONSUMER_WARPS, SCALE_SLOT_BYTES};
+
+/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too. It
+/// is filled by the producers of `BLOCKS` blocks, a cluster.
+#[derive(Clone, Copy)]
+pub struct Ring<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32> {
+    base: u32,
+}
+
+/// A place in the ring.
+#[derive(Clone, Copy)]
+pub struct Position {
+    pub stage: u32,
+    pub parity: u32,
+}
+
+impl Position {
+    pub const START: Self = Self { stage: 0, parity: 0 };
+}
+
+impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>
+    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>
+{
+    const SCALES: u32 = STAGES * STAGE_BYTES;
+    const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * SCALE_SLOT_BYTES } else { 0 };
+    /// Bytes of dynamic shared memory up to the end of the ring.
+    pub const BYTES: u32 = Self::BARRIERS + STAGES * 2 * mbarrier::BYTES;
+
+    /// Lays the ring into dynamic shared memory and initialises its barriers. All threads of the block call it together.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let ring = Self { base: shared::dynamic::<u8>().address() };
+        if thread::thread_idx_x() == 0 {
+            let mut stage = 0;
+            while stage < STAGES {
+                // One arrival tells the bytes to expect, and each lane of the producer arrives behind its copies of scales.
+                let producers = if SCALED { 1 + 32 } else { 1 };
+                // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the barrier below.
+                unsafe {
+                    mbarrier::init(ring.full(stage), producers);
+                    mbarrier::init(ring.empty(stage), BLOCKS * CONSUMER_WARPS);
+                }
+                stage += 1;
+            }
+            mbarrier::fence_init();
+        }
+        if BLOCKS == 1 {
+            sync::block();
+        } else {
+            cluster::sync();
+        }
+        ring
+    }
+
+    /// Address of a stage.
+    #[inline(always)]
+    pub fn stage(&self, stage: u32) -> u32 {
+        self.base + stage * STAGE_BYTES
+    }
+
+    /// Address of the scales of a stage.
+    #[inline(always)]
+    pub fn scales(&self, stage: u32) -> u32 {
+        self.base + Self::SCALES + stage * SCALE_SLOT_BYTES
+    }
+
+    /// The barrier that completes when a stage is filled.
+    #[inline(always)]
+    pub fn full(&self, stage: u32) -> u32 {
+        self.base + Self::BARRIERS + stage * 2 * mbarrier::BYTES
+    }
+
+    /// The barrier that completes when all consumer warps are done with a stage.
+    #[inline(always)]
+    pub fn empty(&self, stage: u32) -> u32 {
+        self.full(stage) + mbarrier::BYTES
+    }
+
+    /// Address of the shared memory behind the ring.
+    #[inline(always)]
+    pub fn end(&self) -> u32 {
+        self.base + Self::BYTES
+    }
+
+    /// The place after `position`.
+    #[inline(always)]
+    pub fn next(&self, position: Position) -> Position {
+        if position.stage + 1 == STAGES {
+            Position { stage: 0, parity: position.parity ^ 1 }
+        } else {
+            Position { stage: position.stage + 1, parity: position.parity }
+        }
+    }
+
+    /// Waits until the stage at `position` may be filled.
+    #[inline(always)]
+    pub fn wait_empty(&self, position: Position) {
+        // SAFETY: an initialised barrier; the producer is at most one lap ahead of the consumers.
+        unsafe { mbarrier::wait(self.empty(position.stage), position.parity ^ 1) }
+    }
+
+    /// Waits until the stage at `position` is filled.
+    #[inline(always)]
+    pub fn wait_full(&self, position: Position) {
+        // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
+        unsafe { mbarrier::wait(self.full(position.stage), position.parity) }
+    }
+
+    /// Gives the stage back: one arrival for this warp. All its lanes call it together, done with the stage.
+    #[inline(always)]
+    pub fn release(&self, stage: u32) {
+        sync::warp(cuda_std::warp::FULL_MASK);
+        let lane = thread::lane_id();
+        // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the stage once. Blocks of
+        // a cluster exit together.
+        unsafe {
+            if BLOCKS == 1 {
+                if lane == 0 {
+                    mbarrier::arrive(self.empty(stage));
+                }
+            } else if lane < BLOCKS {
+                mbarrier::arrive_at(self.empty(stage), lane);
+            }
+        }
+    }
+
+    /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a thread does.
+    #[inline(always)]
+    pub fn leave(&self) {
+        if BLOCKS > 1 {
+            cluster::sync();
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The gated end: activation of gate and up, the scale of every row's 128 columns, e4m3.
+//!
+//! ```text
+//!   values of a thread, as accumulators: [4 j + 2 h + c]     row + 8 h, column 8 j + 2 q + c, j = 0 .. 16
+//!   a row's 128 columns are in the four lanes of a quad:     its maximum takes two shuffles
+//!   its bytes:   e4m3 pairs of tiles t and t + 4, one word --transposed in the quad--> 8 bytes of tile q and of tile q + 4
+//! ```
+
+use cuda_std::fp8::e4m3x2_from_f32;
+use cuda_std::shared::Shared;
+use cuda_std::warp::{FULL_MASK, shfl_xor};
+use cuda_std::{memory, thread, unroll};
+
+use super::consume::Rows;
+use super::store::{column_scales, row_scales};
+use crate::activation::functions::activate;
+use crate::grouped_gemm::hopper::CONSUMERS;
+use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
+use crate::grouped_gemm::quad::transpose_in_quad;
+use crate::grouped_gemm::schedule::Tile;
+use crate::quantize::scale::{Divisor, of_group_absmax};
+
+/// Activated values of 128 columns.
+type Values = [f32; 64];
+
+macro_rules! activate {
+    ($name:ident, $registers:literal, $half:tt, $chunks:tt, $up:literal) => {
+        /// Applies end scales and the activation: the first half of the registers is gate, the second up, both from `column` of
+        /// the tile on. Columns past the intermediate become 0.
+        ///
+        /// # Safety
+        /// The contract of the kernels, for a tile of the schedule.
+        #[inline(always)]
+        pub unsafe fn $name(
+            total: &[f32; $registers],
+            tile: &Tile,
+            column: u32,
+            rows: &Rows,
+            arguments: &GatedArguments,
+        ) -> [f32; $half] {
+            let GatedArguments { scales, out, .. } = arguments;
+            let n = 2 * out.intermediate;
+            let mut values = [0.0; $half];
+            // SAFETY: a tile of the schedule.
+            let a = unsafe { row_scales(scales, tile, rows) };
+            unroll!(for i in 0..$chunks {
+                let first = tile.n0 + column + 16 * i + 2 * rows.quad_lane;
+                let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
+                unroll!(for t in 0..2 {
+                    let column = first + 8 * t;
+                    // SAFETY: a tile of the schedule; the columns are even.
+                    let (g, u) = unsafe {
+                        (
+                            column_scales(scales, tile.expert, column, n),
+                            column_scales(scales, tile.expert, out.intermediate + column, n),
+                        )
+                    };
+                    unroll!(for h in 0..2 {
+                        unroll!(for c in 0..2 {
+                            gate[4 * t + 2 * h + c] = total[8 * i + 4 * t + 2 * h + c] * a[h] * g[c];
+                            up[4 * t + 2 * h + c] = total[$up + 8 * i + 4 * t + 2 * h + c] * a[h] * u[c];
+                        });
+                    });
+                });
+                let activated = activate(out.activation, &gate, &up);
+                unroll!(for t in 0..2 {
+                    let exists = first + 8 * t < out.intermediate;
+                    unroll!(for e in 0..4 {
+                        values[8 * i + 4 * t + e] = if exists { activated[4 * t + e] } else { 0.0 };
+                    });
+                });
+            });
+            values
+        }
+    };
+}
+
+activate!(columns_64, 64, 32, 4, 32);
+activate!(columns_128, 128, 64, 8, 64);
+
+/// Stores a thread's values to shared memory at `to`, where there is room for those of all consumers.
+///
+/// # Safety
+/// Nothing else uses the memory.
+#[inline(always)]
+pub unsafe fn put_aside(values: &[f32; 32], to: u32) {
+    let own = Shared::<f32>::from_address(to).add(thread::thread_idx_x());
+    unroll!(for i in 0..32 {
+        // SAFETY: words of this thread alone; those of a warp are side by side.
+        unsafe { own.add(i * CONSUMERS).write(values[i]) };
+    });
+}
+
+/// What [`put_aside`] has stored.
+///
+/// # Safety
+/// As [`put_aside`], which this thread has called before.
+#[inline(always)]
+pub unsafe fn take_back(from: u32) -> [f32; 32] {
+    let own = Shared::<f32>::from_address(from).add(thread::thread_idx_x());
+    let mut values = [0.0; 32];
+    unroll!(for i in 0..32 {
+        // SAFETY: written by this thread.
+        values[i] = unsafe { own.add(i * CONSUMERS).read() };
+    });
+    values
+}
+
+/// The two halves of 128 columns.
+#[inline(always)]
+pub fn join(low: &[f32; 32], high: &[f32; 32]) -> Values {
+    let mut values = [0.0; 64];
+    unroll!(for i in 0..32 {
+        values[i] = low[i];
+        values[i + 32] = high[i];
+    });
+    values
+}
+
+/// Quantises 128 columns of a thread's two rows, and stores what exists of them.
+///
+/// # Safety
+/// The contract of the kernels, for a tile of the schedule; all lanes of the warp call it together.
+#[inline(always)]
+pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantization) {
+    unroll!(for h in 0..2 {
+        let exists = rows.row + 8 * h < tile.rows;
+        let row = (tile.first_row + rows.row + 8 * h) as usize;
+        let mut packed = [0u16; 16];
+        if out.given_scale.is_null() {
+            let mut largest = 0.0;
+            unroll!(for j in 0..16 {
+                largest =
+                    f32::max(largest, f32::max(values[4 * j + 2 * h].abs(), values[4 * j + 2 * h + 1].abs()));
+            });
+            largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 1));
+            largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 2));
+            let scale = of_group_absmax(largest);
+            let divisor = Divisor::new(scale);
+            unroll!(for i in 0..4 {
+                let at = |t: usize, c: usize| values[16 * i + 4 * t + 2 * h + c];
+                let v = divisor.divide(&[
+                    at(0, 0),
+                    at(0, 1),
+                    at(1, 0),
+                    at(1, 1),
+                    at(2, 0),
+                    at(2, 1),
+                    at(3, 0),
+                    at(3, 1),
+                ]);
+                unroll!(for t in 0..4 {
+                    packed[4 * i + t] = e4m3x2_from_f32(v[2 * t], v[2 * t + 1]);
+                });
+            });
+            if exists && rows.quad_lane == 0 {
+                let group = (tile.n0 / 128) as usize;
+                // SAFETY: every row of the schedule has a scale for each of its groups.
+                unsafe {
+                    *out.scales.add(row * out.row_stride as usize + group * out.group_stride as usize) = scale
+                };
+            }
+        } else {
+            // SAFETY: one scale, which nobody writes meanwhile.
+            let reciprocal = 1.0 / unsafe { memory::load_nc(out.given_scale) };
+            unroll!(for j in 0..16 {
+                packed[j] = e4m3x2_from_f32(
+                    values[4 * j + 2 * h] * reciprocal,
+                    values[4 * j + 2 * h + 1] * reciprocal,
+                );
+            });
+        }
+        unroll!(for half in 0..2 {
+            let word = |t: usize| packed[8 * half + t] as u32 | (packed[8 * half + 4 + t] as u32) << 16;
+            let [w0, w1, w2, w3] = transpose_in_quad([word(0), word(1), word(2), word(3)], rows.quad_lane);
+            let low = [w0 & 0xffff | w1 << 16, w2 & 0xffff | w3 << 16];
+            let high = [w0 >> 16 | w1 & 0xffff_0000, w2 >> 16 | w3 & 0xffff_0000];
+            let column = tile.n0 + 64 * half + 8 * rows.quad_lane;
+            // SAFETY: the row is the tile's and the columns, multiples of 8, are q's, so that 8 bytes exist and are aligned.
+            unsafe {
+                let at = out.q.add(row * out.intermediate as usize + column as usize);
+                if exists && column < out.intermediate {
+                    memory::store(at.cast(), low);
+                }
+                if exists && column + 32 < out.intermediate {
+                    memory::store(at.add(32).cast(), high);
+                }
+            }
+        });
+    });
+}

@@ -1,0 +1,124 @@
+//! The plain end: end scales, conversion to D's type, transposition within quads, 16-byte stores.
+
+use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
+use cuda_std::{memory, unroll};
+
+use super::PlainArguments;
+use super::consume::Rows;
+use crate::grouped_gemm::quad::transpose_in_quad;
+use crate::grouped_gemm::scale_arguments::{
+    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
+};
+use crate::grouped_gemm::schedule::Tile;
+use crate::grouped_gemm::{F16, F32};
+
+/// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
+///
+/// # Safety
+/// The contract of the kernels, for a tile of the schedule.
+#[inline(always)]
+pub unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
+    if scales.a_kind == A_PER_GROUP {
+        return [1.0; 2];
+    }
+    let per_row = scales.a_kind == A_PER_ROW;
+    [rows.row, rows.row + 8].map(|row| {
+        let row = tile.first_row + row.min(tile.rows - 1);
+        // SAFETY: one scale, or one for every row of the schedule.
+        unsafe { memory::load_nc(scales.a.add(if per_row { row as usize } else { 0 })) }
+    })
+}
+
+/// Scales of two adjacent columns of `n` that apply to the whole sum; 1 past the end.
+///
+/// # Safety
+/// The contract of the kernels; `column` is even, and so is `n`.
+#[inline(always)]
+pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> [f32; 2] {
+    // SAFETY: one scale per expert, or one per column of it; a column of even number and its right neighbour exist together.
+    unsafe {
+        match scales.b_kind {
+            B_PER_BLOCK => [1.0; 2],
+            B_PER_COLUMN if column >= n => [1.0; 2],
+            B_PER_COLUMN => {
+                let at = scales.b.add(expert as usize * n as usize + column as usize);
+                [memory::load_nc(at), memory::load_nc(at.add(1))]
+            }
+            _ => [memory::load_nc(scales.b.add(expert as usize)); 2],
+        }
+    }
+}
+
+macro_rules! store {
+    ($name:ident, $registers:literal, $groups:tt) => {
+        /// Writes a thread's part of a tile, `$groups` times 32 columns, as far as rows and columns exist.
+        ///
+        /// # Safety
+        /// The contract of the kernels; all lanes of the warp call it together.
+        #[inline(always)]
+        pub unsafe fn $name(total: &[f32; $registers], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
+            let n = arguments.n;
+            // SAFETY: a tile of the schedule.
+            let a = unsafe { row_scales(&arguments.scales, tile, rows) };
+            unroll!(for group in 0..$groups {
+                let first = tile.n0 + 32 * group + 2 * rows.quad_lane;
+                let mut pairs = [[[0.0f32; 2]; 4]; 2];
+                unroll!(for t in 0..4 {
+                    // SAFETY: a tile of the schedule; the column is even.
+                    let b = unsafe { column_scales(&arguments.scales, tile.expert, first + 8 * t, n) };
+                    unroll!(for h in 0..2 {
+                        let at = |c: usize| total[16 * group + 4 * t + 2 * h + c] * a[h] * b[c];
+                        pairs[h][t] = [at(0), at(1)];
+                    });
+                });
+                unroll!(for h in 0..2 {
+                    let row = rows.row + 8 * h;
+                    // SAFETY: the caller's contract.
+                    unsafe { store_32_columns(&pairs[h], tile, row, 32 * group, rows.quad_lane, arguments) };
+                });
+            });
+        }
+    };
+}
+
+store!(columns_128, 64, 4);
+store!(columns_256, 128, 8);
+
+/// Writes 32 columns of a row from `column` of the tile on: this lane's pairs, and those of its quad.
+///
+/// # Safety
+/// As the callers; all lanes of the warp call it together.
+#[inline(always)]
+unsafe fn store_32_columns(
+    pairs: &[[f32; 2]; 4],
+    tile: &Tile,
+    row: u32,
+    column: u32,
+    quad_lane: u32,
+    arguments: &PlainArguments,
+) {
+    let exists = row < tile.rows;
+    let start = (tile.first_row + row) as usize * arguments.n as usize;
+    if arguments.out_type == F32 {
+        unroll!(for t in 0..4 {
+            let column = tile.n0 + column + 8 * t + 2 * quad_lane;
+            if exists && column < arguments.n {
+                // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and are 8-byte aligned.
+                unsafe { memory::store(arguments.out.add((start + column as usize) * 4).cast(), pairs[t]) };
+            }
+        });
+        return;
+    }
+    let words = if arguments.out_type == F16 {
+        pairs.map(|[low, high]| f16x2_from_f32(low, high))
+    } else {
+        pairs.map(|[low, high]| bf16x2_from_f32(low, high))
+    };
+    let words = transpose_in_quad(words, quad_lane);
+    let column = tile.n0 + column + 8 * quad_lane;
+    if exists && column < arguments.n {
+        // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so that the 8 elements of 2
+        // bytes exist and are 16-byte aligned as `out` is.
+        unsafe { memory::store(arguments.out.add((start + column as usize) * 2).cast(), words) };
+    }
+}

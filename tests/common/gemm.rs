@@ -1,0 +1,278 @@
+//! Problems for the grouped GEMMs, with their results from the definition in f64.
+
+use std::sync::OnceLock;
+
+use fp8_moe::ops::grouped_gemm::{AScale, BScale, GemmShape, SCALE_BLOCK, Schedule, workspace_bytes};
+use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule, tile_schedule_entries};
+use fp8_moe::{Buffer, Device, E4m3, Family};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+/// The devices, each with the kernels of every family that it can run.
+pub fn devices() -> Vec<Device> {
+    static OLDEST: OnceLock<Device> = OnceLock::new();
+    let mut devices = super::devices();
+    if devices[0].family() != Family::Sm89 {
+        let spec = devices[0].to_string().parse().unwrap();
+        devices.push(OLDEST.get_or_init(|| Device::open_family(spec, Family::Sm89).unwrap()).clone());
+    }
+    devices
+}
+
+/// What fills rows of D before the call, and must still be there after it where no row belongs to an expert.
+pub const POISON: u8 = 0x5a;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AKind {
+    Call,
+    Row,
+    /// Groups of a row side by side, with a gap after each row.
+    GroupRowMajor,
+    /// Rows of a group side by side, with a gap after each group.
+    GroupColumnMajor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BKind {
+    Expert,
+    Channel,
+    Block,
+}
+
+pub const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, AKind::GroupColumnMajor];
+pub const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
+
+/// Hopper's tensor cores align the terms of a step of K to the largest and cut off what is below its last bit: where one term
+/// dominates, as many others of a step as this lose a whole bit each, one way and the other. (Seen on an H100: 4 are too few.)
+const CUT_TERMS: f64 = 8.0;
+
+/// What the operands are drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Values {
+    /// Small integers: products and sums are exact.
+    Integers,
+    /// Uniform in +-4, rounded to e4m3.
+    Uniform,
+    /// Any finite byte: the full range of exponents.
+    Bytes,
+}
+
+/// The host's side of a problem.
+pub struct Problem {
+    pub shape: GemmShape,
+    pub offsets: Vec<i64>,
+    pub a: Vec<E4m3>,
+    pub b: Vec<E4m3>,
+    pub a_kind: AKind,
+    pub a_scale: Vec<f32>,
+    pub a_strides: (usize, usize),
+    pub b_kind: BKind,
+    pub b_scale: Vec<f32>,
+}
+
+fn draw_value(values: Values, rng: &mut ChaCha8Rng) -> E4m3 {
+    match values {
+        Values::Integers => E4m3::from_f32(rng.random_range(-3i8..=3).into()),
+        Values::Uniform => E4m3::from_f32(rng.random_range(-4.0f32..4.0)),
+        Values::Bytes => E4m3(rng.random_range(0..0x7f) | if rng.random() { 0x80 } else { 0 }),
+    }
+}
+
+impl Problem {
+    /// Rows of A past the last expert are NaN, as are scales that belong to no row.
+    pub fn draw(
+        counts: &[usize],
+        spare_rows: usize,
+        (n, k): (usize, usize),
+        (a_kind, b_kind): (AKind, BKind),
+        values: Values,
+        rng: &mut ChaCha8Rng,
+    ) -> Problem {
+        let mut offsets = vec![0i64];
+        for &count in counts {
+            offsets.push(offsets[offsets.len() - 1] + count as i64);
+        }
+        let (valid, experts) = (offsets[counts.len()] as usize, counts.len());
+        let rows = valid + spare_rows;
+        let groups = k.div_ceil(SCALE_BLOCK);
+
+        let mut a = vec![E4m3(0x7f); rows * k];
+        a[..valid * k].fill_with(|| draw_value(values, rng));
+        let b = (0..experts * n * k).map(|_| draw_value(values, rng)).collect();
+
+        // Keeps sums inside f16's range.
+        let magnitude = if values == Values::Bytes { 1e-3 } else { 0.25 };
+        let mut scale = || rng.random_range(0.25f32..2.0) * magnitude;
+        let (a_len, a_strides) = match a_kind {
+            AKind::Call => (1, (0, 0)),
+            AKind::Row => (rows, (1, 0)),
+            AKind::GroupRowMajor => (rows * (groups + 1), (groups + 1, 1)),
+            AKind::GroupColumnMajor => ((rows + 3) * groups, (1, rows + 3)),
+        };
+        let mut a_scale = vec![f32::NAN; a_len];
+        if a_kind == AKind::Call {
+            a_scale[0] = scale();
+        } else {
+            let slabs = if a_kind == AKind::Row { 1 } else { groups };
+            for row in 0..valid {
+                for group in 0..slabs {
+                    a_scale[row * a_strides.0 + group * a_strides.1] = scale();
+                }
+            }
+        }
+        let b_len = match b_kind {
+            BKind::Expert => experts,
+            BKind::Channel => experts * n,
+            BKind::Block => experts * n.div_ceil(SCALE_BLOCK) * groups,
+        };
+        let b_scale = (0..b_len).map(|_| scale()).collect();
+        let shape = GemmShape { rows, n, k, experts };
+        Problem { shape, offsets, a, b, a_kind, a_scale, a_strides, b_kind, b_scale }
+    }
+
+    pub fn valid_rows(&self) -> usize {
+        self.offsets[self.shape.experts] as usize
+    }
+
+    /// D in f64 by the definition, and for each element what the error of any order of summation is in proportion to: the sum
+    /// of magnitudes, and [`CUT_TERMS`] of the largest.
+    pub fn expected(&self) -> Vec<(f64, f64)> {
+        let GemmShape { n, k, experts, .. } = self.shape;
+        let decoded = |matrix: &[E4m3]| matrix.iter().map(|x| f64::from(x.to_f32())).collect::<Vec<_>>();
+        let (a, b) = (decoded(&self.a[..self.valid_rows() * k]), decoded(&self.b));
+        let groups = k.div_ceil(SCALE_BLOCK);
+        let element = |row: usize, expert: usize, column: usize| {
+            let (mut sum, mut magnitude, mut largest) = (0.0, 0.0, 0f64);
+            for group in 0..groups {
+                let sa = f64::from(self.a_scale[row * self.a_strides.0 + group * self.a_strides.1]);
+                let sb = f64::from(
+                    self.b_scale[match self.b_kind {
+                        BKind::Expert => expert,
+                        BKind::Channel => expert * n + column,
+                        BKind::Block => {
+                            (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * groups + group
+                        }
+                    }],
+                );
+                let slab = group * SCALE_BLOCK..k.min((group + 1) * SCALE_BLOCK);
+                let (a, b) = (&a[row * k..][slab.clone()], &b[(expert * n + column) * k..][slab]);
+                for (a, b) in a.iter().zip(b) {
+                    sum += sa * sb * a * b;
+                    magnitude += (sa * sb * a * b).abs();
+                    largest = largest.max((sa * sb * a * b).abs());
+                }
+            }
+            (sum, magnitude + CUT_TERMS * largest)
+        };
+        let owner: Vec<usize> =
+            (0..experts).flat_map(|e| vec![e; (self.offsets[e + 1] - self.offsets[e]) as usize]).collect();
+        owner
+            .par_iter()
+            .enumerate()
+            .flat_map_iter(|(row, &expert)| (0..n).map(move |column| element(row, expert, column)))
+            .collect()
+    }
+}
+
+/// A problem in a device's memory.
+pub struct OnDevice {
+    pub device: Device,
+    pub shape: GemmShape,
+    pub block_m: usize,
+    pub offsets: Buffer<i64>,
+    pub entries: Buffer<[u32; 4]>,
+    pub a: Buffer<E4m3>,
+    pub b: Buffer<E4m3>,
+    pub a_kind: AKind,
+    pub a_scale: Buffer<f32>,
+    pub a_strides: (usize, usize),
+    pub b_kind: BKind,
+    pub b_scale: Buffer<f32>,
+}
+
+impl OnDevice {
+    pub fn new(device: &Device, problem: &Problem, block_m: usize) -> OnDevice {
+        let GemmShape { rows, experts, .. } = problem.shape;
+        let stream = device.default_stream();
+        let offsets = device.upload(&problem.offsets).unwrap();
+        let mut entries = device.uninit(tile_schedule_entries(rows, experts, block_m)).unwrap();
+        let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
+        tile_schedule(&stream, offsets.as_slice(), experts, rows, out).unwrap();
+        OnDevice {
+            device: device.clone(),
+            shape: problem.shape,
+            block_m,
+            offsets,
+            entries,
+            a: device.upload(&problem.a).unwrap(),
+            b: device.upload(&problem.b).unwrap(),
+            a_kind: problem.a_kind,
+            a_scale: device.upload(&problem.a_scale).unwrap(),
+            a_strides: problem.a_strides,
+            b_kind: problem.b_kind,
+            b_scale: device.upload(&problem.b_scale).unwrap(),
+        }
+    }
+
+    /// Scales of A and B, as the operations take them.
+    pub fn scales(&self) -> (AScale<'_>, BScale<'_>) {
+        let scales = self.a_scale.as_slice();
+        let a_scale = match self.a_kind {
+            AKind::Call => AScale::Call(scales),
+            AKind::Row => AScale::Row(scales),
+            AKind::GroupRowMajor | AKind::GroupColumnMajor => {
+                AScale::Group { scales, row_stride: self.a_strides.0, group_stride: self.a_strides.1 }
+            }
+        };
+        let scales = self.b_scale.as_slice();
+        let b_scale = match self.b_kind {
+            BKind::Expert => BScale::Expert(scales),
+            BKind::Channel => BScale::Channel(scales),
+            BKind::Block => BScale::Block(scales),
+        };
+        (a_scale, b_scale)
+    }
+
+    /// The tile schedule.
+    pub fn schedule(&self) -> Schedule<'_> {
+        Schedule { block_m: self.block_m, entries: self.entries.as_slice() }
+    }
+
+    /// A workspace of random-looking bytes.
+    pub fn workspace(&self) -> Buffer<u8> {
+        let stream = self.device.default_stream();
+        let mut workspace = self.device.uninit(workspace_bytes(&self.device, self.block_m)).unwrap();
+        workspace.fill_bytes(POISON, &stream).unwrap();
+        workspace
+    }
+}
+
+/// How rows spread over experts.
+#[derive(Clone, Copy, Debug)]
+pub enum Skew {
+    Uniform,
+    /// Two thirds of the experts have no rows.
+    Sparse,
+    /// All rows on one expert.
+    One,
+}
+
+/// Rows of every expert.
+pub fn draw_counts(skew: Skew, experts: usize, rows: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let one = rng.random_range(0..experts);
+    let sparse = |rng: &mut ChaCha8Rng| if rng.random_bool(0.67) { 0 } else { 2 * rows / experts };
+    (0..experts)
+        .map(|e| match skew {
+            Skew::Uniform => rng.random_range(0..=2 * rows / experts),
+            Skew::Sparse => sparse(rng),
+            Skew::One => {
+                if e == one {
+                    rows
+                } else {
+                    0
+                }
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,282 @@
+//! `gated_gemm` against the definition in f64, on poisoned memory.
+
+mod common;
+
+use common::gemm::{A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, draw_counts};
+use fp8_moe::ops::activation::{ActivationFunction, Requantization};
+use fp8_moe::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm};
+use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
+use fp8_moe::ops::grouped_gemm::{Accumulation, Schedule};
+use fp8_moe::ops::permute::ScaleLayout;
+use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+/// The test device, if its kernels include gated ones.
+fn hopper() -> Option<Device> {
+    let device = common::device();
+    if device.family() == Family::Sm90a {
+        return Some(device);
+    }
+    eprintln!("skipped: the kernels of {} include no gated GEMM", device.family());
+    None
+}
+
+fn activate(function: ActivationFunction, gate: f64, up: f64) -> f64 {
+    match function {
+        ActivationFunction::Silu => gate / (1.0 + (-gate).exp()) * up,
+        ActivationFunction::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+            0.5 * gate * (1.0 + inner.tanh()) * up
+        }
+        ActivationFunction::SwigluOai => {
+            let gate = gate.min(7.0);
+            (up.clamp(-7.0, 7.0) + 1.0) * gate / (1.0 + (-1.702 * gate).exp())
+        }
+        ActivationFunction::Gelu => panic!("compared by the activation's own test"),
+    }
+}
+
+/// How the result is scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    Given(f32),
+    GroupRowMajor,
+    GroupColumnMajor,
+}
+
+/// A problem whose N is gate and up, with what comes after the sums.
+struct Gated<'a> {
+    problem: &'a Problem,
+    function: ActivationFunction,
+    out: Out,
+}
+
+impl Gated<'_> {
+    fn intermediate(&self) -> usize {
+        self.problem.shape.n / 2
+    }
+
+    fn layout(&self) -> ScaleLayout {
+        let (rows, groups) = (self.problem.shape.rows, self.intermediate().div_ceil(128));
+        match self.out {
+            Out::GroupColumnMajor => ScaleLayout { row_stride: 1, group_stride: rows },
+            _ => ScaleLayout::row_major(groups),
+        }
+    }
+
+    /// The bytes of q and the scales, of which every byte was [`POISON`] before.
+    fn run(
+        &self,
+        device: &Device,
+        block_m: usize,
+        accumulation: Accumulation,
+        path: Path,
+    ) -> (Vec<E4m3>, Vec<f32>) {
+        let stream = device.default_stream();
+        let on_device = OnDevice::new(device, self.problem, block_m);
+        let (rows, i) = (self.problem.shape.rows, self.intermediate());
+        let poisoned = |bytes: usize| {
+            let mut buffer = device.uninit::<u8>(bytes).unwrap();
+            buffer.fill_bytes(POISON, &stream).unwrap();
+            buffer
+        };
+        let mut q = poisoned(rows * i);
+        let mut scales = poisoned(rows * i.div_ceil(128) * 4);
+        let mut workspace = on_device.workspace();
+        let given = device.upload(&[if let Out::Given(scale) = self.out { scale } else { 0.0 }]).unwrap();
+        let requantization = match self.out {
+            Out::Given(_) => Requantization::TensorStatic { scale: given.as_slice() },
+            _ => Requantization::Group {
+                group_size: 128,
+                scales: scales.as_mut_slice().cast(),
+                layout: self.layout(),
+            },
+        };
+        let arguments = GatedGemm {
+            function: self.function,
+            requantization,
+            accumulation,
+            path,
+            ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
+        };
+        gated_gemm(&stream, arguments).unwrap_or_else(|e| panic!("{e}"));
+        let q = q.to_vec(&stream).unwrap_or_else(|e| panic!("{e}"));
+        let scales = scales.to_vec(&stream).unwrap();
+        (
+            bytemuck::cast_slice(&q).to_vec(),
+            scales.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+        )
+    }
+
+    /// Half an e4m3 step at the value, and what the sums and the activation may be off.
+    #[track_caller]
+    fn assert_within_rounding(&self, q: &[E4m3], scales: &[f32], accumulation: Accumulation) {
+        let accumulator = match accumulation {
+            Accumulation::Fast => 2f64.powi(-12),
+            Accumulation::Promoted => 2f64.powi(-13),
+        };
+        let (i, n) = (self.intermediate(), self.problem.shape.n);
+        let sums = self.problem.expected();
+        let layout = self.layout();
+        for (row, (sums, q)) in sums.chunks(n).zip(q.chunks(i)).enumerate() {
+            for (group, q) in q.chunks(128).enumerate() {
+                let at = |c: usize| {
+                    let (gate, up) = (sums[group * 128 + c], sums[i + group * 128 + c]);
+                    let value = activate(self.function, gate.0, up.0);
+                    // The activations' slopes are at most about 1.2 in gate, and 7 in swigluoai's bounded factors.
+                    let slack =
+                        accumulator * (1.2 * gate.1 * (up.0.abs() + 1.0) + up.1 * (gate.0.abs() + 1.0));
+                    (value, slack + 1e-5 * value.abs())
+                };
+                let values: Vec<_> = (0..q.len()).map(at).collect();
+                let (largest, slack) =
+                    values.iter().fold((0f64, 0f64), |(l, s), (v, e)| (l.max(v.abs()), s.max(*e)));
+                let scale = match self.out {
+                    Out::Given(scale) => f64::from(scale),
+                    _ => {
+                        let scale = f64::from(scales[row * layout.row_stride + group * layout.group_stride]);
+                        let expected = largest.max(1e-10) / 448.0;
+                        let bound = slack / 448.0 + 1e-6 * expected;
+                        assert!(
+                            (scale - expected).abs() <= bound,
+                            "scale {row}, {group}: {scale}, not {expected}"
+                        );
+                        scale
+                    }
+                };
+                for (c, (&code, &(value, slack))) in q.iter().zip(&values).enumerate() {
+                    let got = f64::from(code.to_f32()) * scale;
+                    let wanted = value.clamp(-448.0 * scale, 448.0 * scale);
+                    // Steps of e4m3: 1/8 of the power of two below, 2^-9 for subnormals.
+                    let step = (wanted.abs() / 16.0).max(2f64.powi(-10) * scale);
+                    let bound = step * 1.001 + slack;
+                    assert!(
+                        (got - wanted).abs() <= bound,
+                        "q[{row}, {}] = {got}: {value} is expected, within {bound}",
+                        group * 128 + c
+                    );
+                }
+            }
+        }
+        let untouched = sums.len() / n * i;
+        assert!(q[untouched..].iter().all(|q| q.0 == POISON), "rows past the last expert were written");
+    }
+}
+
+/// The arguments of a problem's gated GEMM, with one given scale.
+fn arguments<'a>(
+    problem: &'a OnDevice,
+    workspace: &'a mut Buffer<u8>,
+    q: SliceMut<'a, E4m3>,
+    given: &'a Buffer<f32>,
+) -> GatedGemm<'a> {
+    let (a_scale, b_scale) = problem.scales();
+    let shape = problem.shape;
+    GatedGemm {
+        a: problem.a.as_slice(),
+        a_scale,
+        b: problem.b.as_slice(),
+        b_scale,
+        expert_offsets: problem.offsets.as_slice(),
+        schedule: problem.schedule(),
+        function: ActivationFunction::Silu,
+        requantization: Requantization::TensorStatic { scale: given.as_slice() },
+        q,
+        workspace: workspace.as_mut_slice(),
+        shape: GatedShape { rows: shape.rows, intermediate: shape.n / 2, k: shape.k, experts: shape.experts },
+        accumulation: Accumulation::Fast,
+        path: Path::Auto,
+    }
+}
+
+/// A multiple of 16, of 128 where block scales ask for it.
+fn intermediate(units: usize, b_kind: BKind) -> usize {
+    if b_kind == BKind::Block { units.div_ceil(8) * 128 } else { units * 16 }
+}
+
+const FUNCTIONS: [ActivationFunction; 3] =
+    [ActivationFunction::Silu, ActivationFunction::GeluTanh, ActivationFunction::SwigluOai];
+
+proptest! {
+    #![proptest_config(common::cases(16))]
+
+    #[test]
+    fn equals_the_definition(
+        seed in any::<u64>(),
+        experts in 1usize..=6,
+        rows in 0usize..200,
+        spare_rows in 0usize..20,
+        skew in prop::sample::select(&[Skew::Uniform, Skew::Sparse, Skew::One][..]),
+        units in 1usize..=20,
+        k in (1usize..=34).prop_map(|k| k * 16),
+        block_m in prop::sample::select(&BLOCK_M[..]),
+        kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
+        function in prop::sample::select(&FUNCTIONS[..]),
+        out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
+        promoted in any::<bool>(),
+        blocks in prop::option::of(1u32..9),
+    ) {
+        let Some(device) = hopper() else { return Ok(()) };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let counts = draw_counts(skew, experts, rows, &mut rng);
+        let n = 2 * intermediate(units, kinds.1);
+        let problem = Problem::draw(&counts, spare_rows, (n, k), kinds, Values::Uniform, &mut rng);
+        let accumulation = if promoted { Accumulation::Promoted } else { Accumulation::Fast };
+        common::timing(seed);
+        let gated = Gated { problem: &problem, function, out };
+        let (q, scales) = gated.run(&device, block_m, accumulation, Path::Hopper { blocks });
+        gated.assert_within_rounding(&q, &scales, accumulation);
+    }
+}
+
+/// The result is the same bit for bit whatever the timing, and from one run to the next.
+#[test]
+fn deterministic() {
+    let Some(device) = hopper() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for (k, block_m) in [(528, 8), (400, 32), (256, 64), (528, 128)] {
+        let kinds = (AKind::GroupRowMajor, BKind::Block);
+        let problem = Problem::draw(&[5, 0, 140, 16], 3, (512, k), kinds, Values::Uniform, &mut rng);
+        let gated = Gated { problem: &problem, function: ActivationFunction::Silu, out: Out::GroupRowMajor };
+        let run = || gated.run(&device, block_m, Accumulation::Promoted, Path::Hopper { blocks: Some(7) });
+        let (first, _) = run();
+        for seed in 1..5 {
+            common::timing(seed);
+            assert!(run().0 == first, "K = {k}, tiles of {block_m}, seed {seed}");
+        }
+    }
+}
+
+/// What is refused before anything is launched, and in which words.
+#[test]
+fn refusals() {
+    type Change = fn(&mut GatedGemm<'_>);
+    const CASES: [(Change, &str); 7] = [
+        (|g| g.shape.k = 24, "k = 24: must be a positive multiple of 16"),
+        (|g| g.shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
+        (|g| g.a = g.a.slice(16..), "a = 944 elements: must have at least 960"),
+        (|g| g.q = SliceMut::empty(g.a.device()), "q = 0 elements: must have at least 640"),
+        (|g| g.shape.experts = 3, "b = 6144 elements: must have at least 9216"),
+        (|g| g.path = Path::Portable { blocks: None }, "must lead to the Hopper kernels"),
+        (
+            |g| g.schedule = Schedule { block_m: 5, ..g.schedule },
+            "schedule.block_m = 5: must be 8, 16, 32, 64 or 128",
+        ),
+    ];
+    let Some(device) = hopper() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let problem =
+        Problem::draw(&[12, 8], 0, (64, 48), (AKind::Row, BKind::Channel), Values::Uniform, &mut rng);
+    let on_device = OnDevice::new(&device, &problem, 16);
+    let (stream, given) = (device.default_stream(), device.upload(&[1f32]).unwrap());
+    let mut workspace = on_device.workspace();
+    let mut q = device.zeros::<u8>(20 * 32).unwrap();
+    for (change, message) in CASES {
+        let mut changed = arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given);
+        change(&mut changed);
+        let error = gated_gemm(&stream, changed).unwrap_err().to_string();
+        assert!(error.starts_with("gated_gemm: ") && error.contains(message), "{error}: {message}");
+    }
+}
