@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
-//! | [`bench`] | what measures them: named shapes, random layers, graph replays, floors |
+//! | [`mod@bench`] | what measures them: named shapes, random layers, graph replays, floors |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
