@@ -44,8 +44,8 @@ pub const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, 
 pub const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
 
 /// Hopper's tensor cores align the terms of a step of K to the largest and cut off what is below its last bit: where one term
-/// dominates, as many others of a step as this lose a whole bit each, one way and the other. (Seen on an H100: 4 are too few.)
-const CUT_TERMS: f64 = 8.0;
+/// dominates, each of the 32 of a step may lose a whole bit. (Seen on an H100: 8 are too few.)
+const CUT_TERMS: f64 = 32.0;
 
 /// What the operands are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
