@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytemuck::Pod;
+use cuda_driver::sys::{CUlaunchAttribute, CUlaunchConfig};
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
@@ -17,7 +18,7 @@ use cust::module::Module;
 use cust::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUstream};
 
 use crate::buffer::Buffer;
-use crate::error::{Error, Result, check};
+use crate::error::{Error, Result, check, check_number};
 use crate::kernel::{Grid, Kernel};
 use crate::stream::Stream;
 
@@ -326,25 +327,30 @@ impl Device {
         self.make_current()?;
         let function = self.function(K::NAME, dynamic_shared_bytes)?;
         let code = kernel.with_params(|params: &mut [*mut c_void]| {
+            // Before compute capability 9.0 there is no such overlap, and the kernel's wait is no instruction.
+            let overlap = K::OVERLAP && self.inner.capability >= (9, 0);
+            let mut attributes = [CUlaunchAttribute::programmatic_stream_serialization(true)];
+            let config = CUlaunchConfig {
+                grid_dim: [grid.x, grid.y, grid.z],
+                block_dim: [K::THREADS, 1, 1],
+                shared_mem_bytes: dynamic_shared_bytes,
+                stream: stream.raw().cast(),
+                attrs: attributes.as_mut_ptr(),
+                num_attrs: overlap.into(),
+            };
             // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by
-            // the generated launchers); what the values mean to the kernel is the caller's contract.
+            // the generated launchers); what the values mean to the kernel is the caller's contract. As many attributes as
+            // `config` says lie there.
             unsafe {
-                sys::cuLaunchKernel(
-                    function,
-                    grid.x,
-                    grid.y,
-                    grid.z,
-                    K::THREADS,
-                    1,
-                    1,
-                    dynamic_shared_bytes,
-                    stream.raw(),
+                cuda_driver::sys::cuLaunchKernelEx(
+                    &config,
+                    function.cast(),
                     params.as_mut_ptr(),
                     std::ptr::null_mut(),
                 )
             }
         });
-        check("cuLaunchKernel", code).map_err(|e| match e {
+        check_number("cuLaunchKernelEx", code.0).map_err(|e| match e {
             Error::Driver { call, code, meaning } => {
                 Error::Driver { call, code, meaning: format!("{}: {meaning}", K::NAME) }
             }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use cust::sys::{self, CUresult};
+use cust::sys::CUresult;
 
 /// What any call of this library may fail with.
 #[derive(Debug, thiserror::Error)]
@@ -91,27 +91,27 @@ impl Error {
     ///
     /// The codes a faulting kernel leaves behind become [`Error::Fault`], with the emulated device's report when it is
     /// the one that faulted.
-    pub(crate) fn from_driver(call: &'static str, code: CUresult) -> Error {
+    pub(crate) fn from_driver(call: &'static str, code: u32) -> Error {
         use CUresult as C;
-        let fault = matches!(
-            code,
-            C::CUDA_ERROR_ILLEGAL_ADDRESS
-                | C::CUDA_ERROR_LAUNCH_FAILED
-                | C::CUDA_ERROR_LAUNCH_TIMEOUT
-                | C::CUDA_ERROR_MISALIGNED_ADDRESS
-                | C::CUDA_ERROR_ILLEGAL_INSTRUCTION
-                | C::CUDA_ERROR_INVALID_ADDRESS_SPACE
-                | C::CUDA_ERROR_INVALID_PC
-                | C::CUDA_ERROR_HARDWARE_STACK_ERROR
-                | C::CUDA_ERROR_ASSERT
-        );
-        if fault {
+        let faults = [
+            C::CUDA_ERROR_ILLEGAL_ADDRESS,
+            C::CUDA_ERROR_LAUNCH_FAILED,
+            C::CUDA_ERROR_LAUNCH_TIMEOUT,
+            C::CUDA_ERROR_MISALIGNED_ADDRESS,
+            C::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+            C::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+            C::CUDA_ERROR_INVALID_PC,
+            C::CUDA_ERROR_HARDWARE_STACK_ERROR,
+            C::CUDA_ERROR_ASSERT,
+        ];
+        let meaning = cuda_driver::sys::error_text(cuda_driver::sys::CUresult(code));
+        if faults.into_iter().any(|fault| fault as u32 == code) {
             let report = cuda_driver::sim::last_fault();
             return Error::Fault(report.unwrap_or_else(|| {
-                format!("a kernel faulted, seen by {call}: {} (CUDA error {})", meaning(code), code as u32)
+                format!("a kernel faulted, seen by {call}: {meaning} (CUDA error {code})")
             }));
         }
-        Error::driver(call, code as u32, meaning(code))
+        Error::driver(call, code, meaning)
     }
 
     /// An [`Error::Driver`]. The emulated device also says which of its rules was broken, after the function's name.
@@ -126,7 +126,7 @@ impl Error {
 
 /// `Ok` for `CUDA_SUCCESS`, else the error for `code`.
 pub(crate) fn check(call: &'static str, code: CUresult) -> Result<()> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::from_driver(call, code)) }
+    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::from_driver(call, code as u32)) }
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
@@ -140,15 +140,7 @@ pub(crate) fn require(
     if holds { Ok(()) } else { Err(Error::argument(op, name, value, rule())) }
 }
 
-/// The driver's words for a code.
-fn meaning(code: CUresult) -> String {
-    let mut text = std::ptr::null();
-    // SAFETY: `text` is a valid place for one pointer; on success the driver points it at a static C string.
-    let found =
-        unsafe { sys::cuGetErrorString(code, &mut text) } == CUresult::CUDA_SUCCESS && !text.is_null();
-    if !found {
-        return format!("{code:?}");
-    }
-    // SAFETY: non-null on success, and the string is static and NUL-terminated by the driver's contract.
-    unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
+/// As [`check`], for functions that `cust` lacks: their result code as a number.
+pub(crate) fn check_number(call: &'static str, code: u32) -> Result<()> {
+    if code == 0 { Ok(()) } else { Err(Error::from_driver(call, code)) }
 }

@@ -77,6 +77,10 @@ pub trait Kernel {
     const NAME: &'static str;
     /// Threads per block, as the kernel declares them.
     const THREADS: u32;
+    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
+    const CLUSTER: u32;
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches memory.
+    const OVERLAP: bool;
 
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;

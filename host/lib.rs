@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
-//! | [`bench`] | what measures them: named shapes, random layers, graph replays, floors |
+//! | [`mod@bench`] | what measures them: named shapes, random layers, graph replays, floors |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
@@ -32,8 +32,8 @@ pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights,
-    OutputElement, Progress, Quantization, Routing, Step, Workspace,
+    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Routing, Step, Workspace,
 };
 pub use stream::{Event, Graph, Stream};
 

@@ -3,51 +3,21 @@
 #[path = "common/checkpoints.rs"]
 #[allow(dead_code, reason = "shared with the checkpoint tests")]
 mod checkpoints;
+#[path = "common/command.rs"]
+mod command;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use checkpoints::mixtral;
+use command::{assert_one_line_error, fp8_moe};
 use safetensors::SafeTensors;
 use tempfile::tempdir;
-
-/// What a run of the command gave.
-struct Run {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-/// Runs the command, on the device of the tests.
-fn fp8_moe<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
-    let program = std::env::var_os("FP8_MOE_BIN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_fp8-moe")), PathBuf::from);
-    let mut command = Command::new(program);
-    if std::env::var_os("FP8_MOE_DEVICE").is_none() {
-        command.env("FP8_MOE_DEVICE", "sim");
-    }
-    let output = command.args(arguments).output().expect("the command starts");
-    Run {
-        code: output.status.code().expect("an exit code"),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
 
 fn fixture(name: &str) -> PathBuf {
     let folder = std::env::var_os("FP8_MOE_FIXTURES")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
     folder.join(format!("{name}.safetensors"))
-}
-
-#[track_caller]
-fn assert_one_line_error(run: &Run, expected: &str) {
-    assert_eq!(run.code, 2, "{}", run.stderr);
-    let errors: Vec<_> = run.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{}", run.stderr);
-    assert!(errors[0].contains(expected), "{}", errors[0]);
-    assert_eq!(run.stderr.lines().last(), Some(errors[0]), "the error comes last");
 }
 
 #[test]
@@ -202,7 +172,7 @@ fn help_teaches() {
     for expected in ["Examples:", "fp8-moe check", "Devices:", "sim      an emulated GPU"] {
         assert!(help.stdout.contains(expected), "{}", help.stdout);
     }
-    for command in ["run", "check", "info"] {
+    for command in ["run", "check", "info", "bench", "report"] {
         assert_eq!(fp8_moe([command, "--help"]).code, 0);
     }
 }

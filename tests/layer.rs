@@ -12,8 +12,11 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// Largest relative L2 distance to the oracle: what rounding GEMM 2's output to bf16 costs, and an approximate exponential
-/// that tips the rounding of an intermediate here and there. The acceptance list asks for 1e-2.
-const TOLERANCE: f64 = 5e-3;
+/// that tips the rounding of an intermediate here and there. Hopper's tensor cores, which keep 14 bits of a sum, tip some more
+/// (seen: 5.1e-3). The acceptance list asks for 1e-2.
+fn tolerance() -> f64 {
+    if device().is_emulated() { 5e-3 } else { 8e-3 }
+}
 
 fn config(quantization: Quantization, routing: Routing, sizes: [usize; 4]) -> MoeConfig {
     let [experts, top_k, hidden_size, intermediate_size] = sizes;
@@ -151,7 +154,7 @@ proptest! {
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
         let ours = run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, None).unwrap();
         let distance = relative_l2(&ours, &layer.forward(&hidden, &ids, &weights));
-        prop_assert!(distance < TOLERANCE, "distance {distance}");
+        prop_assert!(distance < tolerance(), "distance {distance}");
     }
 
     #[test]
@@ -242,7 +245,7 @@ fn routes_as_the_models_do() {
         assert_eq!(ids, expected_ids, "{:?}", layer.config);
         assert_close(&weights, &expected_weights, 1e-5, 1e-5);
         let distance = relative_l2(&out, &layer.forward(&hidden, &ids, &weights));
-        assert!(distance < TOLERANCE, "distance {distance} of {:?}", layer.config);
+        assert!(distance < tolerance(), "distance {distance} of {:?}", layer.config);
     }
 }
 
@@ -321,7 +324,7 @@ fn check_point(quantization: Quantization, [tokens, i, h, experts, k]: Point, sa
     }
     let distance = relative_l2(&ours, &expected);
     assert!(
-        distance < TOLERANCE,
+        distance < tolerance(),
         "distance {distance}: {quantization}, T {tokens} I {i} H {h} E {experts} k {k}"
     );
 }
@@ -339,7 +342,7 @@ fn expert_parallel_grid() {
         let hidden = oracle::hidden_states(64 * 512, 10);
         let (whole, ids, weights) = run(&stream, &on_device(&device(), &layer), &hidden).unwrap();
         let distance = relative_l2(&whole, &layer.forward(&hidden, &ids, &weights));
-        assert!(distance < TOLERANCE, "distance {distance}");
+        assert!(distance < tolerance(), "distance {distance}");
         for ranks in [2, 4, 8, 16] {
             let mut sum = vec![0.0; whole.len()];
             for rank in 0..ranks {

@@ -16,8 +16,10 @@ use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::stream::Stream;
 
-/// Elements of a pool on a GPU; on the emulated device, whose weights are few, a sixteenth.
+/// Elements of a pool of weights on a GPU; on the emulated device, whose weights are few, a sixteenth.
 const ELEMENTS: usize = 64 << 20;
+/// Elements of a pool of hidden states.
+const HIDDEN_ELEMENTS: usize = 1 << 20;
 /// Chunks begin at multiples of this, where no row length says otherwise.
 const STEP: usize = 256;
 /// Standard deviation of e4m3 weights: a matrix whose largest of a million values is quantised to 448.
@@ -29,7 +31,7 @@ pub(super) struct Pool<T: Pod> {
     step: usize,
 }
 
-/// Elements that pools have on `device`.
+/// Elements that pools of weights have on `device`.
 pub(super) fn elements(device: &Device) -> usize {
     if device.is_emulated() { ELEMENTS / 16 } else { ELEMENTS }
 }
@@ -49,18 +51,19 @@ fn quantiles(source: &mut ChaCha8Rng) -> [f32; 256] {
 }
 
 impl<T: Pod> Pool<T> {
-    /// A pool of values that `convert` makes of standard normal numbers. Of every row of `row` elements only the first
+    /// A pool of so many values that `convert` makes of standard normal numbers. Of every row of `row` elements only the first
     /// `used` are random, the others zero; chunks begin at rows.
     fn new(
         device: &Device,
         seed: u64,
         convert: impl Fn(f32) -> T,
+        elements: usize,
         (row, used): (usize, usize),
     ) -> Result<Pool<T>> {
         let mut source = ChaCha8Rng::seed_from_u64(seed);
         let table = quantiles(&mut source).map(convert);
         let step = if row == used { STEP } else { row };
-        let len = elements(device).next_multiple_of(step);
+        let len = elements.next_multiple_of(step);
         let mut bytes = vec![0u8; len];
         source.fill(&mut bytes[..]);
         let mut values: Vec<T> = bytes.into_iter().map(|byte| table[usize::from(byte)]).collect();
@@ -89,14 +92,14 @@ impl Pool<E4m3> {
     /// Weights of standard deviation [`WEIGHT_DEVIATION`]: no NaN, and few zeros. Rows of `row` elements end in zeros after the
     /// first `used`.
     pub fn weights(device: &Device, seed: u64, row: usize, used: usize) -> Result<Pool<E4m3>> {
-        Pool::new(device, seed, |x| E4m3::from_f32(WEIGHT_DEVIATION * x), (row, used))
+        Pool::new(device, seed, |x| E4m3::from_f32(WEIGHT_DEVIATION * x), elements(device), (row, used))
     }
 }
 
 impl Pool<half::bf16> {
     /// Standard normal hidden states.
     pub fn hidden_states(device: &Device, seed: u64) -> Result<Pool<half::bf16>> {
-        Pool::new(device, seed, half::bf16::from_f32, (1, 1))
+        Pool::new(device, seed, half::bf16::from_f32, HIDDEN_ELEMENTS, (1, 1))
     }
 }
 

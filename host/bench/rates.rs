@@ -9,17 +9,19 @@ use super::routing::RoutingKind;
 use super::run::Run;
 use super::timing::Timer;
 use crate::error::Result;
+use crate::layer::{Accumulation, MoeConfig};
 
 /// M, N and K of the dense GEMM.
 pub const MATRIX_SIZE: usize = 8192;
 
-/// FLOP per second of the second GEMM of a layer with one expert, `MATRIX_SIZE` in every dimension: our own kernels, so a
-/// lower bound of what the tensor cores can do.
+/// FLOP per second of the second GEMM of a layer with one expert, `MATRIX_SIZE` in every dimension, with the faster
+/// accumulation: our own kernels, so a lower bound of what the tensor cores can do.
 pub fn matrix_flops_per_second(timer: &mut Timer) -> Result<f64> {
     let n = MATRIX_SIZE;
     let shape = Shape { experts: 1, top_k: 1, hidden: n, intermediate: n };
     let device = timer.stream().device().clone();
-    let layers = Layers::random(&device, &shape.config(Scheme::PerToken, 1, 1)?, 1, &[true], 0)?;
+    let config = MoeConfig { accumulation: Accumulation::Fast, ..shape.config(Scheme::PerToken, 1, 1)? };
+    let layers = Layers::random(&device, &config, 1, &[true], 0)?;
     let mut run = Run::new(&layers, n, &RoutingKind::Uniform.draw(n, 1, 1, 0)?, 0)?;
     let captured = run.capture(1)?;
     let replays = captured.replays(Part::Gemm2)?.expect("a layer has a second GEMM");

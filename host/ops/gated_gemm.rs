@@ -100,7 +100,8 @@ pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
         return Ok(());
     }
     let row_tiles = tile_schedule_entries(shape.rows, shape.experts, tile.block_m()) - TILE_SCHEDULE_HEADER;
-    let items = row_tiles.saturating_mul(arguments.shape.intermediate.div_ceil(128));
+    let items = row_tiles
+        .saturating_mul(arguments.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
     heuristics::check_slabs(OP, items, &shape)?;
     let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
     arguments.launch(stream, tile, promoted, blocks)
@@ -149,7 +150,8 @@ impl GatedGemm<'_> {
             HopperWideGatedFast, HopperWideGatedPromoted,
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
-        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32)?;
+        // Each block of a cluster asks for its part of the rows.
+        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
         // With promotion the wide kernel takes 64 columns at a time, and so 64 rows of gate and of up.
         let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, b_box)?;

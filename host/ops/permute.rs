@@ -42,8 +42,8 @@ impl PermuteShape {
 
 /// How the sort is cut into blocks. The result is the same, bit for bit.
 ///
-/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block grows with all rows
-/// (by about a microsecond for 4096), and small blocks cost nothing as long as all of them run at once.
+/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block grows with all rows,
+/// and small blocks cost nothing as long as all of them run at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PermutePath {
     /// Blocks of 512 rows, or of up to 2048 where there would be more blocks than multiprocessors.

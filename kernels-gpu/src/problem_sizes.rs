@@ -75,7 +75,7 @@ impl TileSchedule {
     /// Tiles of an expert with `rows` rows.
     #[inline(always)]
     pub fn tiles(self, rows: u32) -> u32 {
-        // A division takes four times as long, and stands between two barriers.
+        // A division takes longer, and stands between two barriers.
         if self.block_m.is_power_of_two() {
             (rows + self.block_m - 1) >> self.block_m.trailing_zeros()
         } else {

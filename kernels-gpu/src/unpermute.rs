@@ -118,7 +118,7 @@ macro_rules! unpermute {
         ///
         /// # Safety
         /// Null or the sizes above; `y` has `*valid_rows` rows; `valid_rows` is not null. `out` is not read.
-        #[kernel(threads = THREADS, min_blocks = 6)]
+        #[kernel(threads = THREADS, min_blocks = 6, overlap = before)]
         pub unsafe fn $name(
             y: *const $ty,
             inverse: *const i32,

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use cuda_builder::sass::{self, Instructions};
 use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Resources};
 
+use crate::occupancy;
 use crate::process::{root, target_dir};
 
 /// The committed table.
@@ -42,7 +43,8 @@ pub fn run(update: bool) -> Result<()> {
 
     let mut table = format!(
         "What each GPU kernel uses. Written by `cargo xtask gate --update`, checked by `cargo xtask gate`.\n\
-         regs: per thread; shared: static bytes per block; SASS: instructions in the machine code; ptxas {}.\n",
+         regs: per thread; shared: static bytes per block; occ: blocks that an SM holds at a time, before dynamic shared\n\
+         memory; SASS: instructions in the machine code; ptxas {}.\n",
         ptxas.version()?
     );
     for compiled in &compiled {
@@ -101,12 +103,13 @@ fn compile(arch: Arch) -> Result<Compiled> {
 
 fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
     let mut table = format!(
-        "{:<44} {:>7} {:>6} {:>5} {:>7} {:>6} {:>6} {:>5} {:>5} {:>8}\n",
+        "{:<44} {:>7} {:>6} {:>5} {:>7} {:>4} {:>6} {:>6} {:>5} {:>5} {:>8}\n",
         built.arch.name(),
         "threads",
         "blocks",
         "regs",
         "shared",
+        "occ",
         "SASS",
         "QGMMA",
         "QMMA",
@@ -114,9 +117,17 @@ fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
         "generic"
     );
     for KernelInfo { name, threads, min_blocks, static_shared, resources, .. } in &built.kernels {
-        let registers =
-            resources.as_ref().map_or("?".to_owned(), |Resources { registers, .. }| registers.to_string());
-        let _ = write!(table, "{name:<44} {threads:>7} {min_blocks:>6} {registers:>5} {static_shared:>7}");
+        let known = |f: &dyn Fn(u32) -> u32| {
+            let registers = resources.as_ref().map(|Resources { registers, .. }| *registers);
+            registers.map_or("?".to_owned(), |registers| f(registers).to_string())
+        };
+        let registers = known(&|registers| registers);
+        let occupancy =
+            known(&|registers| occupancy::blocks(built.arch, *threads, registers, *static_shared));
+        let _ = write!(
+            table,
+            "{name:<44} {threads:>7} {min_blocks:>6} {registers:>5} {static_shared:>7} {occupancy:>4}"
+        );
         match counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name)) {
             Some((_, Instructions { total, qgmma, qmma, hmma, generic, .. })) => {
                 let _ = writeln!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");

@@ -6,6 +6,7 @@ mod bundle;
 mod check;
 mod demo;
 mod gate;
+mod occupancy;
 mod process;
 mod setup;
 

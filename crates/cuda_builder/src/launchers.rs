@@ -33,7 +33,9 @@ pub fn generate(builds: &[Built]) -> Result<String, Error> {
             .collect::<Vec<_>>();
         let (first_build, first) = versions[0];
         for (built, kernel) in &versions[1..] {
-            if (kernel.threads, &kernel.params) != (first.threads, &first.params) {
+            let interface =
+                |kernel: &KernelInfo| (kernel.threads, kernel.cluster, kernel.overlap, kernel.params.clone());
+            if interface(kernel) != interface(first) {
                 let (a, b) = (first_build.arch, built.arch);
                 return Err(Error::Format(format!(
                     "kernel `{name}` has other threads or arguments on {b} than on {a}"
@@ -69,7 +71,7 @@ fn launcher(
     kernel: &KernelInfo,
     versions: &[(&Built, &KernelInfo)],
 ) -> Result<(), Error> {
-    let KernelInfo { name, threads, min_blocks, params, .. } = kernel;
+    let KernelInfo { name, threads, min_blocks, cluster, overlap, params, .. } = kernel;
     let type_name = type_name(name);
     let mut out = String::new();
     let _ = writeln!(
@@ -91,8 +93,8 @@ fn launcher(
         );
     }
     let _ = writeln!(out, "}}\n\nimpl Kernel for {type_name} {{");
-    let _ =
-        writeln!(out, "    const NAME: &'static str = \"{name}\";\n    const THREADS: u32 = {threads};\n");
+    let _ = writeln!(out, "    const NAME: &'static str = \"{name}\";\n    const THREADS: u32 = {threads};");
+    let _ = writeln!(out, "    const CLUSTER: u32 = {cluster};\n    const OVERLAP: bool = {overlap};\n");
     let _ = writeln!(
         out,
         "    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {{\n        f(&mut ["
@@ -171,6 +173,8 @@ mod tests {
             name: "scale_rows".into(),
             threads,
             min_blocks: 2,
+            cluster: 1,
+            overlap: false,
             params,
             static_shared: 16,
             resources: Some(Resources { registers: 40, ..Resources::default() }),

@@ -3,7 +3,7 @@
 //! ```text
 //! .version 7.8                                becomes 8.4, which inline PTX needs
 //! .target sm_90a, debug                       the `debug` flag goes: it switches ptxas's optimiser off
-//! //#kernel scale threads=256 min_blocks=2 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
+//! //#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
 //! .shared .align 16 .b8 scale_tile[1024];     counts for the kernels that mention it
 //! .visible .entry scale(
 //!     .param .u64 .ptr .align 1 scale_param_0,
@@ -37,6 +37,10 @@ pub struct KernelInfo {
     pub threads: u32,
     /// Blocks that fit on an SM at a time.
     pub min_blocks: u32,
+    /// Blocks of a cluster.
+    pub cluster: u32,
+    /// Whether it may begin before its predecessor in the stream has ended.
+    pub overlap: bool,
     /// Its arguments, in order.
     pub params: Vec<Param>,
     /// Bytes of static shared memory.
@@ -152,8 +156,11 @@ fn entry<'a>(
             "the parameters of `{name}` have {sizes:?} bytes in PTX, {expected:?} in Rust"
         )));
     }
-    let KernelInfo { threads, min_blocks, .. } = kernel;
+    let KernelInfo { threads, min_blocks, cluster, .. } = kernel;
     let _ = writeln!(text, ".maxntid {threads}\n.minnctapersm {min_blocks}");
+    if *cluster > 1 {
+        let _ = writeln!(text, ".explicitcluster\n.reqnctapercluster {cluster}, 1, 1");
+    }
 
     let mut used = vec![false; shared.len()];
     // Scopes of inline assembly nest in the body, and vector operands are in braces too.
@@ -216,7 +223,7 @@ fn skip_section<'a>(head: &str, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
-/// `scale threads=256 min_blocks=2 (x: *const f32, n: u32)`
+/// `scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)`
 fn parse_record(record: &str) -> Result<KernelInfo, Error> {
     let parse = || {
         let (head, arguments) = record.split_once(" (")?;
@@ -224,6 +231,8 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
         let name = words.next()?.to_owned();
         let threads = words.next()?.strip_prefix("threads=")?.parse().ok()?;
         let min_blocks = words.next()?.strip_prefix("min_blocks=")?.parse().ok()?;
+        let cluster = words.next()?.strip_prefix("cluster=")?.parse().ok()?;
+        let overlap = words.next()?.strip_prefix("overlap=")? == "1";
         let arguments = arguments.strip_suffix(')')?;
         let params = arguments
             .split(", ")
@@ -233,14 +242,24 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
                 Some(Param { name: name.to_owned(), ty: ty.to_owned() })
             })
             .collect::<Option<Vec<_>>>()?;
-        Some(KernelInfo { name, threads, min_blocks, params, static_shared: 0, resources: None })
+        Some(KernelInfo {
+            name,
+            threads,
+            min_blocks,
+            cluster,
+            overlap,
+            params,
+            static_shared: 0,
+            resources: None,
+        })
     };
     let kernel =
         parse().ok_or_else(|| Error::Format(format!("the kernel record `{record}` does not parse")))?;
-    if !(1..=1024).contains(&kernel.threads) || !(1..=32).contains(&kernel.min_blocks) {
-        let KernelInfo { name, threads, min_blocks, .. } = kernel;
+    let KernelInfo { name, threads, min_blocks, cluster, .. } = &kernel;
+    if !(1..=1024).contains(threads) || !(1..=32).contains(min_blocks) || !(1..=8).contains(cluster) {
         return Err(Error::Format(format!(
-            "kernel `{name}` has threads = {threads}, min_blocks = {min_blocks}; allowed are 1 to 1024 and 1 to 32"
+            "kernel `{name}` has threads = {threads}, min_blocks = {min_blocks}, cluster = {cluster}; allowed are 1 to \
+             1024, 1 to 32 and 1 to 8"
         )));
     }
     Ok(kernel)
@@ -288,8 +307,8 @@ mod tests {
 .target sm_90a, debug
 .address_size 64
 
-//#kernel scale threads=256 min_blocks=2 (x: *const f32, n: u32)
-//#kernel empty threads=32 min_blocks=1 ()
+//#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)
+//#kernel empty threads=32 min_blocks=1 cluster=1 overlap=0 ()
 .shared .align 16 .b8 scale_a[20];
 .shared .align 64 .b8 scale_ab[64];
 .extern .shared .align 1024 .b8 dynamic_shared[];
@@ -388,7 +407,8 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         assert!(refused("//#kernel empty", "//#kernel other").contains("`empty` that is not a `#[kernel]`"));
         assert!(refused("threads=256", "threads=2048").contains("threads = 2048"));
         assert!(
-            refused("//#kernel empty threads=32 min_blocks=1", "//#kernel empty").contains("does not parse")
+            refused("//#kernel empty threads=32 min_blocks=1 cluster=1 overlap=0", "//#kernel empty")
+                .contains("does not parse")
         );
         assert!(refused("//#kernel empty", "//#kernel scale").contains("two kernels are named `scale`"));
     }

@@ -64,16 +64,24 @@ fn moves_memory_and_times_it() -> Result<(), cust::error::CudaError> {
     Ok(())
 }
 
+/// PTX with a mistake in line 4.
+const NONSENSE: &std::ffi::CStr = c".version 8.4\n.target sm_89\n.address_size 64\nnonsense\n";
+
 #[test]
 fn errors_have_texts() {
     let _context = start();
-    let error = Module::from_ptx("no PTX", &[ModuleJitOption::OptLevel(cust::module::OptLevel::O4)]);
-    let Err(error) = error else { panic!("loaded nonsense") };
+    let load =
+        |ptx: &str| match Module::from_ptx(ptx, &[ModuleJitOption::OptLevel(cust::module::OptLevel::O4)]) {
+            Ok(_) => panic!("loaded nonsense"),
+            Err(error) => error,
+        };
+    assert_eq!(load("no PTX"), cust::error::CudaError::InvalidImage);
+    let error = load(NONSENSE.to_str().unwrap());
     assert_eq!(error, cust::error::CudaError::InvalidPtx);
     assert_eq!(error.to_string(), "\"a PTX JIT compilation failed\"");
     if sim::is_active() {
         assert!(
-            sim::take_last_error().is_some_and(|text| text.starts_with("cuModuleLoadDataEx: PTX line 1"))
+            sim::take_last_error().is_some_and(|text| text.starts_with("cuModuleLoadDataEx: PTX line 4"))
         );
     }
     // SAFETY: allocates only.
@@ -97,9 +105,9 @@ fn functions_that_cust_lacks() {
     assert_eq!(sys::error_name(sys::CUDA_ERROR_NOT_READY), "CUDA_ERROR_NOT_READY");
     assert_eq!(sys::error_text(sys::CUDA_ERROR_NOT_READY), "device not ready");
     assert_eq!(sys::error_name(sys::CUresult(4321)), "CUDA error 4321");
-    let (result, text) = sys::load_module(c"no PTX").unwrap_err();
+    let (result, text) = sys::load_module(NONSENSE).unwrap_err();
     assert_eq!(result, sys::CUDA_ERROR_INVALID_PTX);
-    assert!(text.contains("line 1") && !text.contains('\0'), "{text}");
+    assert!(text.contains("line 4") && !text.contains('\0'), "{text}");
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None).unwrap();
     let mut status = 9;
     // SAFETY: a live stream, a pointer to a live integer.

@@ -16,6 +16,7 @@
 //! | [`fp8`], [`bf16`] | conversions | `cvt` |
 //! | [`math`] | fused multiply-add, approximations | `fma`, `ex2`, `rcp` |
 //! | [`grid`] | programmatic dependent launch | `griddepcontrol` |
+//! | `cluster` | blocks that share shared memory (sm_90a) | `barrier.cluster`, `mapa` |
 //! | `mbarrier` | barriers that count arrivals and bytes (sm_90a) | `mbarrier` |
 //! | `tma` | tensor copies between global and shared memory (sm_90a) | `cp.async.bulk.tensor` |
 //! | `wgmma` | the asynchronous tensor cores of a warpgroup (sm_90a) | `wgmma`, `setmaxnreg` |
@@ -41,6 +42,8 @@ pub use cuda_std_macros::{kernel, unroll};
 
 pub mod atomic;
 pub mod bf16;
+#[cfg(target_feature = "sm_90a")]
+pub mod cluster;
 pub mod cp_async;
 pub mod fp8;
 pub mod grid;

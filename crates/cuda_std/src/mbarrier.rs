@@ -64,6 +64,26 @@ pub unsafe fn arrive(barrier: u32) {
     unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
+/// Arrives once at the barrier that lies at `barrier` in the shared memory of block `rank` of the cluster: `mapa` and
+/// `mbarrier.arrive.release.cluster.shared::cluster`.
+///
+/// # Safety
+/// `barrier` is an initialised barrier there with an arrival pending, and that block has not exited.
+#[inline(always)]
+pub unsafe fn arrive_at(barrier: u32, rank: u32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "mapa.shared::cluster.u32 {remote}, {barrier}, {rank};",
+            "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [{remote}];",
+            remote = out(reg32) _,
+            barrier = in(reg32) barrier,
+            rank = in(reg32) rank,
+            options(nostack)
+        )
+    }
+}
+
 /// Arrives once when all `cp.async` copies that this thread has issued so far have landed: `cp.async.mbarrier.arrive.noinc`. The
 /// arrival is one of those that [`init`] was told of.
 ///
@@ -72,7 +92,9 @@ pub unsafe fn arrive(barrier: u32) {
 #[inline(always)]
 pub unsafe fn arrive_after_copies(barrier: u32) {
     // SAFETY: the caller's contract.
-    unsafe { asm!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [{}];", in(reg32) barrier, options(nostack)) }
+    unsafe {
+        asm!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [{}];", in(reg32) barrier, options(nostack))
+    }
 }
 
 /// Whether the phase of `parity` has completed; may sleep for a while first: `mbarrier.try_wait.parity`, acquire.

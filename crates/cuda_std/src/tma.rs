@@ -47,6 +47,28 @@ pub unsafe fn load_2d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1]: [i
     }
 }
 
+/// As [`load_2d`], into the shared memory of every block of the cluster whose bit is set in `blocks`: to the same address in each,
+/// completing on the barrier at the same address in each. `.multicast::cluster`.
+///
+/// # Safety
+/// As for [`load_2d`], in every block that is named.
+#[inline(always)]
+pub unsafe fn load_2d_multicast(
+    to: u32,
+    map: *const TensorMap,
+    barrier: u32,
+    [c0, c1]: [i32; 2],
+    blocks: u16,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [{}], [{}, {{{}, {}}}], [{}], {};",
+            in(reg32) to, in(reg64) map, in(reg32) c0, in(reg32) c1, in(reg32) barrier, in(reg16) blocks, options(nostack)
+        )
+    }
+}
+
 /// As [`load_2d`], of a tensor of rank 3: `cp.async.bulk.tensor.3d`.
 ///
 /// # Safety

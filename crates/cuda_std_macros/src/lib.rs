@@ -5,7 +5,7 @@
 //! pub unsafe fn scale(x: *const f32, y: *mut f32, n: u32) { .. }
 //!        |
 //!        +--> #[unsafe(no_mangle)] pub unsafe extern "ptx-kernel" fn scale(..) { .. }
-//!        +--> global_asm!("//#kernel scale threads=256 min_blocks=2 (x: *const f32, y: *mut f32, n: u32)")
+//!        +--> global_asm!("//#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, y: *mut f32, n: u32)")
 //! ```
 //!
 //! The second line ends up in the PTX as a comment. `cuda_builder` reads it back: the launch bounds become
@@ -26,7 +26,11 @@ use syn::{Error, Expr, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, parse
 /// Makes an `unsafe fn` a kernel that the host can launch.
 ///
 /// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks that must fit
-/// on one SM at a time; together they bound the registers a thread may use. Both are constant expressions.
+/// on one SM at a time; together they bound the registers a thread may use. `cluster` (default 1) is the number of blocks along x
+/// that make a cluster. All are constant expressions.
+///
+/// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its body, `grid::wait` waits
+/// for that and `grid::launch_dependents` lets its own successor begin. With `overlap = within` the body does both itself.
 ///
 /// Arguments are raw pointers (to numbers, `Bf16`, `F16` or arrays of them), `u32`, `i32`, `u64`, `i64`, `f32`, and
 /// `TensorMap`, which the body sees as a `*const TensorMap` into the kernel's parameters. Slices, references and other structs
@@ -63,21 +67,46 @@ pub fn wgmma_tie(input: TokenStream) -> TokenStream {
 struct Bounds {
     threads: Expr,
     min_blocks: Expr,
+    cluster: Expr,
+    overlap: Option<Overlap>,
+}
+
+/// Where a kernel that may begin before its predecessor has ended waits for it.
+#[derive(Clone, Copy, PartialEq)]
+enum Overlap {
+    /// Before its body: the attribute does it.
+    Before,
+    /// Within its body, which does it itself.
+    Within,
 }
 
 impl Parse for Bounds {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-        let (mut threads, mut min_blocks) = (None, None);
+        let (mut threads, mut min_blocks, mut cluster, mut overlap) = (None, None, None, None);
         while !input.is_empty() {
             let key: Ident = input.parse()?;
             input.parse::<Token![=]>()?;
-            let value: Expr = input.parse()?;
-            let slot = match key.to_string().as_str() {
-                "threads" => &mut threads,
-                "min_blocks" => &mut min_blocks,
-                _ => return Err(Error::new(key.span(), "expected `threads` or `min_blocks`")),
+            let twice = if key == "overlap" {
+                let place: Ident = input.parse()?;
+                let place = match place.to_string().as_str() {
+                    "before" => Overlap::Before,
+                    "within" => Overlap::Within,
+                    _ => return Err(Error::new(place.span(), "expected `before` or `within`")),
+                };
+                overlap.replace(place).is_some()
+            } else {
+                let slot = match key.to_string().as_str() {
+                    "threads" => &mut threads,
+                    "min_blocks" => &mut min_blocks,
+                    "cluster" => &mut cluster,
+                    _ => {
+                        let known = "expected `threads`, `min_blocks`, `cluster` or `overlap`";
+                        return Err(Error::new(key.span(), known));
+                    }
+                };
+                slot.replace(input.parse::<Expr>()?).is_some()
             };
-            if slot.replace(value).is_some() {
+            if twice {
                 return Err(Error::new(key.span(), format!("`{key}` is given twice")));
             }
             if !input.is_empty() {
@@ -87,6 +116,8 @@ impl Parse for Bounds {
         Ok(Bounds {
             threads: threads.ok_or_else(|| input.error("`threads = ..` is missing"))?,
             min_blocks: min_blocks.unwrap_or_else(|| syn::parse_quote!(1)),
+            cluster: cluster.unwrap_or_else(|| syn::parse_quote!(1)),
+            overlap,
         })
     }
 }
@@ -114,15 +145,25 @@ fn expand(bounds: Bounds, mut function: ItemFn) -> syn::Result<TokenStream2> {
     let arguments = signature.inputs.iter().map(argument).collect::<syn::Result<Vec<_>>>()?;
     let maps = tensor_maps(signature);
     let record = format!(
-        "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} ({})",
+        "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} overlap={} ({})",
         signature.ident,
+        u32::from(bounds.overlap.is_some()),
         arguments.join(", ")
     );
     signature.abi = Some(syn::parse_quote!(extern "ptx-kernel"));
+    if bounds.overlap == Some(Overlap::Before) {
+        function.block.stmts.insert(0, syn::parse_quote!(::cuda_std::grid::wait();));
+        function.block.stmts.insert(1, syn::parse_quote!(::cuda_std::grid::launch_dependents();));
+    }
     function.block.stmts.splice(0..0, maps);
-    let Bounds { threads, min_blocks } = bounds;
+    let Bounds { threads, min_blocks, cluster, .. } = bounds;
     Ok(quote! {
-        ::core::arch::global_asm!(#record, threads = const { #threads }, min_blocks = const { #min_blocks });
+        ::core::arch::global_asm!(
+            #record,
+            threads = const { #threads },
+            min_blocks = const { #min_blocks },
+            cluster = const { #cluster }
+        );
         #[unsafe(no_mangle)]
         #function
     })

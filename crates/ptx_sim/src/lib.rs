@@ -12,10 +12,11 @@
 //!
 //! * A *warp instruction* runs at once over 32 lanes; registers are stored lane-contiguous. Lanes that diverge
 //!   reconverge at the immediate post-dominator of the branch.
-//! * Which warp runs next, and when an asynchronous copy reads its source and lands its result, is drawn from
-//!   the launch's seed, anywhere the PTX ISA allows.
+//! * Which warp runs next, and when an asynchronous operation (`cp.async`, a bulk copy, a `wgmma`) reads its source
+//!   and lands its result, is drawn from the launch's seed, anywhere the PTX ISA allows.
 //! * Always checked: out-of-bounds and misaligned accesses, use after free, uninitialised reads of shared and
-//!   global memory, divergent use of aligned instructions, deadlock, data races on shared memory.
+//!   global memory, divergent use of aligned instructions, deadlock, data races on shared memory, results and
+//!   operands of asynchronous operations touched before their wait, missing proxy fences.
 //!
 //! The chapters of the PTX ISA that an implementation follows are named where it is implemented.
 

@@ -119,6 +119,13 @@ impl Clock {
         }
     }
 
+    /// Forgets what `other` does not know.
+    pub fn meet(&mut self, other: &Clock) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine = (*mine).min(theirs);
+        }
+    }
+
     /// Counts a release by the agent whose clock this is.
     pub fn tick(&mut self, agent: u32) {
         if agent != NOBODY {

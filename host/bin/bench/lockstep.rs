@@ -1,12 +1,14 @@
 //! Measuring on request, so that several programs take turns on one GPU.
 //!
 //! ```text
-//!   us                            them, on our stdin
-//!   {"ready": {row}}        -->
-//!                           <--   go
-//!   {"us": [412.7]}         -->                one round: the mean time of a replay, over a chain of them
-//!                           <--   go | next | quit
+//!   us                                           them, on our stdin
+//!   {"ready": {row}, "emulated": false}    -->
+//!                                          <--   go
+//!   {"us": [412.7]}                        -->          one round: the mean time of a replay, over a chain of them
+//!                                          <--   go | next | quit
 //! ```
+//!
+//! On the emulated device the times are the emulator's own.
 //!
 //! `next` goes on to the next case, which says that it is ready; `quit`, or the end of the input, ends the program, as does
 //! `next` after the last case.
@@ -29,7 +31,8 @@ impl Lockstep {
     /// Serves the case of `row` until the other side has enough of it, or of us.
     pub fn serve(&mut self, row: &Row, replays: Replays<'_>, timer: &mut Timer) -> Result<ControlFlow<()>> {
         let chain = timer.warm_up(replays)?;
-        say(&serde_json::json!({ "ready": row }))?;
+        let emulated = timer.stream().device().is_emulated();
+        say(&serde_json::json!({ "ready": row, "emulated": emulated }))?;
         loop {
             self.line.clear();
             if io::stdin().lock().read_line(&mut self.line).map_err(|e| Error::io("stdin", e))? == 0 {

@@ -31,8 +31,8 @@ pub struct Arguments {
     /// A shape of your own instead: experts, top k, hidden size, intermediate size
     #[arg(long, value_name = "E,k,H,I", conflicts_with = "model")]
     shape: Option<String>,
-    /// Batch sizes
-    #[arg(long, value_name = "T,..", value_delimiter = ',', default_value = "1,8,64,512,4096")]
+    /// Batch sizes [default: 1,8,64,512,4096; on the emulated device 1,8]
+    #[arg(long, value_name = "T,..", value_delimiter = ',')]
     tokens: Vec<usize>,
     /// Divide the intermediate size among so many ranks, and measure one
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -80,13 +80,13 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn bench(arguments: &Arguments) -> Result<()> {
-    let cases = plan::cases(arguments)?;
     let parts = plan::parts(&arguments.part)?;
+    let device = terminal::open_device(arguments.device)?;
+    let cases = plan::cases(arguments, device.is_emulated())?;
     if arguments.dump.is_some() && cases.iter().map(|case| case.batches.len()).sum::<usize>() != 1 {
         let rule = "must go with one model, one scheme and one number of tokens";
         return Err(Error::argument("bench", "dump", "a file", rule));
     }
-    let device = terminal::open_device(arguments.device)?;
     let timed = arguments.lockstep || !device.is_emulated();
     let taken = if timed { Timer::memory_bytes(&device) } else { 0 };
     for case in &cases {
@@ -161,8 +161,12 @@ impl Bench<'_> {
 
     fn run(&mut self, cases: &[Case]) -> Result<()> {
         for case in cases {
+            if self.out_of_time() {
+                self.left_out += self.parts.len() * case.batches.len();
+                continue;
+            }
             let layers = self.layers(case)?;
-            println!("{case}");
+            println!("\n{case}");
             println!("{}", table::header(&self.how));
             for batch in &case.batches {
                 if self.out_of_time() {
@@ -214,6 +218,8 @@ impl Bench<'_> {
             ("tp", self.arguments.tp.to_string()),
             ("ep", self.arguments.ep.to_string()),
             ("scheme", case.scheme.to_string()),
+            ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
+            ("accumulation", format!("{:?}", case.config.accumulation)),
             ("routing", case.routing.to_string()),
             ("seed", self.arguments.seed.to_string()),
         ];

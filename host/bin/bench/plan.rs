@@ -31,8 +31,18 @@ pub struct Batch {
     pub load: Load,
 }
 
+/// Batch sizes where the arguments name none.
+const BATCHES: &[usize] = &[1, 8, 64, 512, 4096];
+/// The same on the emulated device.
+const EMULATED_BATCHES: &[usize] = &[1, 8];
+
 /// The cases that the arguments ask for.
-pub fn cases(arguments: &Arguments) -> Result<Vec<Case>> {
+pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
+    let batches = match &arguments.tokens[..] {
+        [] if emulated => EMULATED_BATCHES,
+        [] => BATCHES,
+        given => given,
+    };
     let models = match &arguments.shape {
         Some(shape) => vec![("custom".to_owned(), shape.parse()?)],
         None => arguments
@@ -43,15 +53,14 @@ pub fn cases(arguments: &Arguments) -> Result<Vec<Case>> {
     };
     let schemes = arguments.scheme.iter().map(|name| name.parse()).collect::<Result<Vec<Scheme>>>()?;
     let routing: RoutingKind = arguments.routing.parse()?;
-    if let Some(&tokens) = arguments.tokens.iter().find(|tokens| !(1..1 << 24).contains(*tokens)) {
+    if let Some(&tokens) = batches.iter().find(|tokens| !(1..1 << 24).contains(*tokens)) {
         return Err(Error::argument("bench", "tokens", tokens, "must be in 1..2^24"));
     }
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let batches = arguments
-                .tokens
+            let batches = batches
                 .iter()
                 .map(|&tokens| {
                     let routed = routing.draw(tokens, shape.experts, shape.top_k, arguments.seed)?;
@@ -94,8 +103,12 @@ impl Case {
         active
     }
 
-    /// Layers that must take turns in a batch so that its weights are not found in the L2 cache.
+    /// Layers that must take turns in a batch so that its weights are not found in the L2 cache; the emulated device has
+    /// none.
     pub fn turns(&self, batch: &Batch, device: &Device) -> usize {
+        if device.is_emulated() {
+            return 1;
+        }
         sets_to_outgrow_cache(device.l2_bytes(), Work::weight_bytes(&self.config, &batch.load))
     }
 
@@ -114,7 +127,7 @@ impl fmt::Display for Case {
         let Shape { experts, top_k, hidden, intermediate } = self.shape;
         write!(
             f,
-            "\n{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} routing",
+            "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} routing",
             self.model, self.tp, self.ep, self.scheme, self.routing
         )
     }

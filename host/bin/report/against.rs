@@ -43,7 +43,7 @@ pub fn compare(now: &Merged<'_>, before: &Merged<'_>) -> Comparison {
             let now_us = rows.get(OURS).and_then(|row| row.median_us);
             let (Some(now_us), Some(before_us)) = (now_us, time(before)) else { continue };
             comparison.compared += 1;
-            let what = format!("{}, {}, {tokens} tokens", key.title(), key.part);
+            let what = format!("{}, {}, {tokens} tokens", key.title(), key.part.name);
             let change = Change { what, before_us, now_us };
             match change.relative() {
                 relative if relative > NOTABLE => comparison.slower.push(change),

@@ -15,7 +15,7 @@ use fp8_moe::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::series::{Key, Merged, implementations, merge};
+use super::series::{Key, Merged, PartName, implementations, merge};
 use crate::record::{OURS, Record, Row};
 
 /// Pixels of a row of charts, of its title, and of the three columns.
@@ -56,6 +56,8 @@ struct Line {
 struct Panel {
     title: String,
     counted: bool,
+    /// Whether all lines have the same floor.
+    one_floor: bool,
     lines: Vec<Line>,
 }
 
@@ -81,7 +83,6 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
 fn panels(merged: &Merged<'_>) -> Vec<Panel> {
     let alone = implementations(merged).len() == 1;
     let mut panels: BTreeMap<(Key, bool), Vec<Labelled<'_>>> = BTreeMap::new();
-    let order = |part: &str| fp8_moe::bench::Part::ALL.iter().position(|known| known.name() == part);
     for (key, batches) in merged {
         let mut by_name: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
         for rows in batches.values() {
@@ -96,7 +97,7 @@ fn panels(merged: &Merged<'_>) -> Vec<Panel> {
                 continue;
             }
             let (key, label) = if alone {
-                (Key { part: String::new(), ..key.clone() }, key.part.clone())
+                (Key { part: PartName::new(""), ..key.clone() }, key.part.name.clone())
             } else {
                 (key.clone(), name.to_owned())
             };
@@ -104,16 +105,16 @@ fn panels(merged: &Merged<'_>) -> Vec<Panel> {
         }
     }
     let panel = |((key, counted), mut lines): ((Key, bool), Vec<Labelled<'_>>)| {
-        lines.sort_by_key(|(label, _)| (label != OURS, order(label), label.clone()));
-        let part = if key.part.is_empty() || key.part == "layer" {
-            String::new()
-        } else {
-            format!(", {} alone", key.part)
+        lines.sort_by_key(|(label, _)| (label != OURS, PartName::new(label)));
+        let part = match key.part.name.as_str() {
+            "" | "layer" => String::new(),
+            name => format!(", {name} alone"),
         };
         let lines = lines.iter().zip(COLOURS.iter().cycle());
         Panel {
             title: key.title() + &part,
             counted,
+            one_floor: !alone,
             lines: lines.map(|((label, rows), colour)| line(label, rows, *colour, counted)).collect(),
         }
     };
@@ -168,14 +169,16 @@ fn batch_range(panel: &Panel) -> std::ops::Range<f64> {
 
 /// Powers of two, as the axis counts batches.
 fn batch_label(log2: &f64) -> String {
-    if log2.fract().abs() < 1e-9 && *log2 >= 0.0 {
-        format!("{}", 1u64 << *log2 as u64)
-    } else {
-        String::new()
+    if log2.fract().abs() > 1e-9 || *log2 < 0.0 {
+        return String::new();
+    }
+    match 1u64 << *log2 as u64 {
+        kilo if kilo >= 1024 => format!("{}k", kilo / 1024),
+        few => few.to_string(),
     }
 }
 
-/// How many labels put one at every power of two, or at every other.
+/// How many labels put one at every power of two.
 fn batch_labels(range: &std::ops::Range<f64>) -> usize {
     (range.end - range.start).ceil() as usize + 1
 }
@@ -203,9 +206,13 @@ fn values(area: &Area<'_>, panel: &Panel) -> Drawn {
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
-    for line in &panel.lines {
+    let floors = if panel.one_floor { 1 } else { panel.lines.len() };
+    for line in &panel.lines[..floors] {
         let floor = line.floor.iter().map(|(x, y)| (x.log2(), *y));
-        chart.draw_series(DashedLineSeries::new(floor, 4, 4, line.colour.mix(0.7).stroke_width(1)))?;
+        let colour = if panel.one_floor { BLACK } else { line.colour };
+        chart.draw_series(DashedLineSeries::new(floor, 4, 4, colour.mix(0.7).stroke_width(1)))?;
+    }
+    for line in &panel.lines {
         let value: Points = line.value.iter().map(|(x, y)| (x.log2(), *y)).collect();
         chart.draw_series(LineSeries::new(value.clone(), line.colour.stroke_width(2)))?;
         chart.draw_series(value.iter().map(|point| Circle::new(*point, 3, line.colour.filled())))?;
@@ -225,7 +232,7 @@ fn ratios(area: &Area<'_>, panel: &Panel) -> Drawn {
     chart
         .configure_mesh()
         .x_desc("tokens")
-        .y_desc(if panel.counted { "times the least" } else { "fraction of the floor's rate" })
+        .y_desc(if panel.counted { "times the least" } else { "fraction of the roofline" })
         .x_labels(batch_labels(&batches))
         .x_label_formatter(&batch_label)
         .x_max_light_lines(1)

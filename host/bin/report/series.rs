@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use fp8_moe::bench::Part;
+
 use crate::record::{Record, Row};
 
 /// What rows must have in common to be compared.
@@ -13,7 +15,24 @@ pub struct Key {
     pub ep: usize,
     pub scheme: String,
     pub routing: String,
-    pub part: String,
+    /// The part, which sorts in the order of the layer's operations.
+    pub part: PartName,
+}
+
+/// The name of a part, of ours or a peer's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartName {
+    /// Among our parts; a peer's own come first.
+    position: Option<usize>,
+    pub name: String,
+}
+
+impl PartName {
+    /// Of a name.
+    pub fn new(name: &str) -> PartName {
+        let position = Part::ALL.iter().position(|part| part.name() == name);
+        PartName { position, name: name.into() }
+    }
 }
 
 impl Key {
@@ -26,7 +45,7 @@ impl Key {
             ep: row.ep,
             scheme: row.scheme.clone(),
             routing: row.routing.clone(),
-            part: row.part.clone(),
+            part: PartName::new(&row.part),
         }
     }
 

@@ -11,7 +11,7 @@ pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
     let mut text = String::new();
     for (key, batches) in merged {
         let heading = if markdown { "**" } else { "" };
-        let part = if key.part == "layer" { "whole layer" } else { &key.part };
+        let part = if key.part.name == "layer" { "whole layer" } else { &key.part.name };
         let _ = writeln!(text, "{heading}{}, {part}{heading}\n", key.title());
         let cells = cells(key, batches);
         if markdown {
@@ -129,6 +129,15 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn parts_come_in_the_order_of_the_layer() {
+        let part = |name: &str| crate::record::Row { part: name.into(), ..row(OURS, 1, 1.0) };
+        let record = record(["unpermute", "gemm1", "layer", "permute"].map(part).into());
+        let text = tables(&merge(&[record]), false);
+        let positions = ["whole layer", ", permute", ", gemm1", ", unpermute"].map(|part| text.find(part));
+        assert!(positions.is_sorted() && positions[0].is_some(), "{text}");
     }
 
     #[test]

@@ -144,11 +144,16 @@ impl HopperTile {
         BLOCK_M[self as usize]
     }
 
-    /// Threads of a block: two warpgroups that multiply, and a producer warp, or warpgroup where registers change hands.
+    /// Threads of a block: two warpgroups that multiply, and a producer warp.
     pub const fn threads(self) -> u32 {
+        288
+    }
+
+    /// Blocks that share their rows of A, side by side: a cluster.
+    pub const fn cluster(self) -> u32 {
         match self {
-            HopperTile::Wide => 384,
-            _ => 288,
+            HopperTile::Wide => 2,
+            _ => 1,
         }
     }
 
@@ -227,8 +232,9 @@ pub(in crate::ops) fn hopper_blocks(
         }
         _ => most,
     };
-    // The narrow kernels cut items, so that every block has work however few there are.
-    Ok(if tile == HopperTile::Wide { blocks.min(items as u32) } else { blocks })
+    // The narrow kernels cut items, so that every block has work however few there are. A wide item takes a cluster.
+    let blocks = if tile == HopperTile::Wide { blocks.min(items.div_ceil(2) as u32 * 2) } else { blocks };
+    Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
 }
 
 /// What a call will launch.
@@ -315,7 +321,8 @@ pub fn plan(
     if takes_hopper(OP, device, path)?
         && let Some(tile) = HopperTile::for_block_m(block_m)
     {
-        let items = row_tiles.saturating_mul(shape.n.div_ceil(tile.columns(promoted)));
+        let pairs = shape.n.div_ceil(tile.columns(promoted) * tile.cluster() as usize);
+        let items = row_tiles.saturating_mul(pairs * tile.cluster() as usize);
         check_slabs(OP, items, shape)?;
         let blocks = hopper_blocks(OP, device, tile, items, path)?;
         return Ok(Plan::Hopper { tile, promoted, blocks });

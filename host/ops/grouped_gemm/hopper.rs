@@ -20,7 +20,8 @@ impl GroupedGemm<'_> {
             HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
         };
         let GemmShape { rows, n, k, experts } = self.shape;
-        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32)?;
+        // Each block of a cluster asks for its part of the rows.
+        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
         // The promoted wide kernel takes its 128 rows of B in two boxes, as its gated sibling must.
         let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
         let b = tensor_map::of_matrix(&self.b, experts * n, k, b_box)?;
@@ -33,7 +34,7 @@ impl GroupedGemm<'_> {
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
                 let kernel = $kernel { a, b, a_scale, b_scale, schedule, out, n, k, a_scale_kind, b_scale_kind, out_type, $($field),* };
-                debug_assert_eq!($kernel::THREADS, tile.threads());
+                debug_assert_eq!(($kernel::THREADS, $kernel::CLUSTER), (tile.threads(), tile.cluster()));
                 // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
                 // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that
                 // these end within P rows, is what the operations that make them guarantee.

@@ -15,7 +15,7 @@ macro_rules! activation_group {
         ///
         /// # Safety
         /// Null or the sizes above; `scales` has the groups of every row; `group_size` is 64 or 128. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 6)]
+        #[kernel(threads = THREADS, min_blocks = 6, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             valid_rows: *const i64,

@@ -15,7 +15,7 @@ macro_rules! activation_tensor {
         ///
         /// # Safety
         /// Null or the sizes above. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 6)]
+        #[kernel(threads = THREADS, min_blocks = 6, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             valid_rows: *const i64,

@@ -16,7 +16,7 @@ macro_rules! activation_token {
         ///
         /// # Safety
         /// Null or the sizes above; dynamic shared memory for `kept_spans` times 2048 f32 values. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 4)]
+        #[kernel(threads = THREADS, min_blocks = 4, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             valid_rows: *const i64,

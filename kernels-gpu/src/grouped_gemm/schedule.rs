@@ -28,6 +28,13 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// The tile of the same rows, `columns` columns further right, which may be past the last.
+    #[cfg(target_feature = "sm_90a")]
+    #[inline(always)]
+    pub fn right(self, columns: u32) -> Self {
+        Self { n0: self.n0 + columns, ..self }
+    }
+
     /// No tile at all.
     pub const NONE: Self = Self { expert: 0, first_row: 0, rows: 0, n0: 0 };
 }

@@ -19,7 +19,7 @@ macro_rules! quantize_group {
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` its groups; `group_size` is 64 or 128.
         /// Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 8)]
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,

@@ -18,7 +18,7 @@ macro_rules! quantize_tensor {
         ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 8)]
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,

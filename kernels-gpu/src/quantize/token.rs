@@ -19,7 +19,7 @@ macro_rules! quantize_token {
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` an element; dynamic shared memory for
         /// `kept_spans` times 2048 f32 values. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 4)]
+        #[kernel(threads = THREADS, min_blocks = 4, overlap = before)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,

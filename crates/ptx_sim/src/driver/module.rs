@@ -148,7 +148,12 @@ unsafe fn text_of(image: *const c_void) -> Outcome<String> {
     // SAFETY: not binary, so it is NUL-terminated text.
     let text = unsafe { CStr::from_ptr(image.cast()) };
     match text.to_str() {
-        Ok(text) => Ok(text.to_owned()),
+        Ok(text) if text.contains(".version") => Ok(text.to_owned()),
+        // What NVIDIA's driver answers to text that is no PTX at all.
+        Ok(_) => fail(
+            CUDA_ERROR_INVALID_IMAGE,
+            "the image is no PTX: line 1 and those after it have no `.version`",
+        ),
         Err(_) => fail(CUDA_ERROR_INVALID_PTX, "the PTX is not UTF-8 text"),
     }
 }

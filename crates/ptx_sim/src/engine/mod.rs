@@ -39,7 +39,8 @@ pub(crate) enum Global {
 
 /// Where a load comes from.
 pub(crate) enum Source {
-    Global(Global),
+    /// Global memory; `true` if the transfer counts. A multicast is read once for all blocks.
+    Global(Global, bool),
     Shared(Place),
     /// `st.async`: it is known at issue.
     Value(Vec<u8>),
@@ -230,8 +231,10 @@ impl Surroundings<'_, '_> {
             Work::Load { source: Source::Shared((rank, from)), bytes, .. } => {
                 self.cluster.blocks[*rank].shared.slice(*from, *bytes).to_vec()
             }
-            Work::Load { source: Source::Global(global), to, bytes, .. } => {
-                let (data, missing) = transfer::read(self.env, self.counters, global, to.1, *bytes)
+            Work::Load { source: Source::Global(global, counts), to, bytes, .. } => {
+                let mut unseen = Counters::default();
+                let counters = if *counts { &mut *self.counters } else { &mut unseen };
+                let (data, missing) = transfer::read(self.env, counters, global, to.1, *bytes)
                     .map_err(|(kind, detail)| failed(issuer, kind, detail))?;
                 hollow = missing;
                 data

@@ -81,21 +81,17 @@ impl<'a> Ctx<'a> {
         align: u64,
         what: &str,
     ) -> Result<Place, Flow> {
-        match self.shared_place(address) {
-            Some((rank, within)) if self.cluster.blocks[rank].shared.contains(within, bytes) => {
-                if within.is_multiple_of(align) {
-                    return Ok((rank, within));
-                }
-                let detail =
-                    format!("bulk {what} at shared address {within:#x}, which is not a multiple of {align}");
-                Err(self.stop(FaultKind::Misaligned, 1 << lane, detail))
-            }
-            _ => {
-                // A multiple of one, so that the bounds are what is complained of.
-                let what = format!("bulk {what} of {bytes} bytes,");
-                Err(self.bad_shared(lane, address, 1, &what))
-            }
+        let Some((rank, within)) = self.shared_place(address) else {
+            return Err(self.outside_shared(lane, address, bytes, what));
+        };
+        if !within.is_multiple_of(align) {
+            let detail = format!("{what} at shared address {within:#x}, which is not a multiple of {align}");
+            return Err(self.stop(FaultKind::Misaligned, 1 << lane, detail));
         }
+        if !self.cluster.blocks[rank].shared.contains(within, bytes) {
+            return Err(self.outside_shared(lane, address, bytes, what));
+        }
+        Ok((rank, within))
     }
 
     /// The size operand of a copy of a line.
@@ -271,15 +267,15 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
             let global = if e & kind::SHARED == 0 { Some(ctx.line(lane, address)?) } else { None };
             (global, bytes, 16)
         };
-        let to = ctx.shared_range(lane, to, bytes, align, "copy")?;
+        let to = ctx.shared_range(lane, to, bytes, align, "bulk copy")?;
         let barrier = ctx.mbarrier_place(lane, barrier, true)?;
         let Some(global) = global else {
             let address = ctx.address_of(from, lane);
-            let from = ctx.shared_range(lane, address, bytes, 16, "read")?;
+            let from = ctx.shared_range(lane, address, bytes, 16, "bulk read")?;
             return ctx.load(lane, Source::Shared(from), to, bytes, barrier);
         };
         if e & kind::MULTICAST == 0 {
-            return ctx.load(lane, Source::Global(global), to, bytes, barrier);
+            return ctx.load(lane, Source::Global(global, true), to, bytes, barrier);
         }
         let mask = ctx.read::<u32>(inst.c)[lane] & 0xffff;
         let blocks = ctx.cluster.blocks.len();
@@ -292,7 +288,8 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
                 let detail = format!("multicast to the block of rank {rank}, which has exited");
                 return Err(ctx.stop(FaultKind::OutOfBounds, 1 << lane, detail));
             }
-            ctx.load(lane, Source::Global(global.clone()), (rank, to.1), bytes, (rank, barrier.1))?;
+            let source = Source::Global(global.clone(), rank == mask.trailing_zeros() as usize);
+            ctx.load(lane, source, (rank, to.1), bytes, (rank, barrier.1))?;
         }
     }
     Ok(())
@@ -340,7 +337,7 @@ unsafe fn store_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), 
             (from, ctx.line(lane, address)?, ctx.line_bytes(lane, bytes)?, 16)
         }
     };
-    let from = ctx.shared_range(lane, from, bytes, align, "read")?;
+    let from = ctx.shared_range(lane, from, bytes, align, "bulk read")?;
     let clock = ctx.warp.clock;
     ctx.warp.stores.issued += 1;
     let (_, number) = ctx.read_shared(lane, from, bytes, &clock)?;
@@ -421,7 +418,7 @@ pub(crate) unsafe fn store_value(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
             }
             (ctx.address_of(list, lane), ctx.address_of(&list[ADDRESS..], lane))
         };
-        let issued = ctx.shared_range(lane, to, bytes, u64::from(bytes), "store").and_then(|to| {
+        let issued = ctx.shared_range(lane, to, bytes, u64::from(bytes), "st.async").and_then(|to| {
             let barrier = ctx.mbarrier_place(lane, barrier, true)?;
             ctx.load(lane, Source::Value(value), to, bytes, barrier)
         });

@@ -89,6 +89,12 @@ impl Ctx<'_> {
                 format!("{bytes}-byte shared {what} at {address:#x}, which is not a multiple of {bytes}");
             return self.stop(FaultKind::Misaligned, 1 << lane, detail);
         }
+        self.outside_shared(lane, address, bytes, what)
+    }
+
+    /// Ends the launch because an access of shared memory is outside it.
+    #[cold]
+    pub fn outside_shared(&mut self, lane: usize, address: u64, bytes: u32, what: &str) -> Flow {
         if let Some(rank) = (address >> 24 & 0xff).checked_sub(1)
             && self.cluster.blocks.get(rank as usize).is_some_and(|block| block.live == 0)
         {

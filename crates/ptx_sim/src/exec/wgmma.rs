@@ -62,26 +62,27 @@ pub(crate) fn check_registers(ctx: &mut Ctx<'_>) -> bool {
 }
 
 impl Ctx<'_> {
-    /// Whether all 128 threads of the warpgroup exist, and this warp is here in full.
-    fn whole_warpgroup(&mut self) -> Result<(), Flow> {
-        if self.exec != FULL {
-            if self.exec != self.warp.live {
-                return Err(Flow::Meet);
-            }
-            let detail = format!("a wgmma instruction needs 32 lanes; only {:#010x} exist", self.exec);
-            return Err(self.stop(FaultKind::Divergent, 0, detail));
+    /// Whether the whole warp is here.
+    fn all_lanes(&mut self) -> Result<(), Flow> {
+        if self.exec == FULL {
+            return Ok(());
         }
-        let group = self.warp.index / 4;
-        let own = self.warp.index;
+        if self.exec != self.warp.live {
+            return Err(Flow::Meet);
+        }
+        let detail = format!("a wgmma instruction needs 32 lanes; only {:#010x} exist", self.exec);
+        Err(self.stop(FaultKind::Divergent, 0, detail))
+    }
+
+    /// Whether the other warps of the warpgroup can come to this instruction.
+    fn others_exist(&mut self) -> Result<(), Flow> {
+        let (own, group) = (self.warp.index, self.warp.index / 4);
         let warps = &self.cluster.blocks[self.rank].warps;
         let missing = (4 * group..4 * group + 4)
             .find(|&warp| warp != own && warps.get(warp as usize).is_none_or(|warp| warp.is_none()));
-        if let Some(warp) = missing {
-            let detail =
-                format!("warpgroup {group} is not complete: warp {warp} has exited or does not exist");
-            return Err(self.stop(FaultKind::Divergent, 0, detail));
-        }
-        Ok(())
+        let Some(warp) = missing else { return Ok(()) };
+        let detail = format!("warpgroup {group} is not complete: warp {warp} has exited or does not exist");
+        Err(self.stop(FaultKind::Divergent, 0, detail))
     }
 
     /// Ends the launch because of an operation of the engine.
@@ -97,10 +98,7 @@ impl Ctx<'_> {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn multiply(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
-    // A warp that resumes has met the others, who may have exited since.
-    if !ctx.resumed
-        && let Err(flow) = ctx.whole_warpgroup()
-    {
+    if let Err(flow) = ctx.all_lanes() {
         return flow;
     }
     let has = |flag: u32| inst.e & flag != 0;
@@ -109,6 +107,9 @@ pub(crate) unsafe fn multiply(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     let (accumulators, operands) = all.split_at(inst.d as usize);
     let (group, index) = (ctx.warp.index as usize / 4, ctx.warp.index as usize % 4);
     if !ctx.resumed {
+        if let Err(flow) = ctx.others_exist() {
+            return flow;
+        }
         // SAFETY: the decoder gives slots of the widths that `kind` says.
         let arrival = match unsafe { arrival(ctx, inst, operands) } {
             Ok(arrival) => arrival,
@@ -220,13 +221,18 @@ fn issue(ctx: &mut Ctx<'_>, inst: &Inst, group: usize) -> Result<(), Flow> {
         Ok(bits) => Ok((Descriptor::decode(bits), major(kind::TRANSPOSE_A))),
         Err(_) => Err(arrivals.map(|arrival| arrival.a.expect_err("all four are alike"))),
     };
-    let mut clock = ctx.warp.clock;
-    for warp in block.warps[4 * group..4 * group + 4].iter().flatten() {
-        clock.join(&warp.clock);
+    // The running warp is not among the block's.
+    let mut clocks = [ctx.warp.clock; 4];
+    for (clock, warp) in clocks.iter_mut().zip(&block.warps[4 * group..4 * group + 4]) {
+        if let Some(warp) = warp {
+            *clock = warp.clock;
+        }
     }
+    let mut common = clocks[0];
+    clocks[1..].iter().for_each(|clock| common.meet(clock));
     let agents = env.agents();
     let now = Access::new(agents.tensor(rank, group as u32), number, pc, false).asynchronous();
-    let check = Check { now, clock: &clock, fences: agents.fences() };
+    let check = Check { now, clocks: &clocks, common: &common, fences: agents.fences() };
     let mut operation = InFlight {
         number,
         product,
@@ -253,10 +259,12 @@ fn issue(ctx: &mut Ctx<'_>, inst: &Inst, group: usize) -> Result<(), Flow> {
     Ok(())
 }
 
-/// How reads of operands are noted.
+/// How reads of operands are noted. Each warp reads its own rows of A, and all read B.
 struct Check<'c> {
     now: Access,
-    clock: &'c Clock,
+    clocks: &'c [Clock; 4],
+    /// What all four warps know.
+    common: &'c Clock,
     fences: Option<u32>,
 }
 
@@ -266,12 +274,13 @@ fn fetch(
     shared: &mut SharedMemory,
     check: Option<&Check<'_>>,
 ) -> Result<(MatrixA, MatrixB), (u32, Option<Hazard>)> {
-    let mut read = |address: u32, ty: Operand| {
+    let mut read = |address: u32, ty: Operand, warp: Option<usize>| {
         let at = u64::from(address);
         if !shared.contains(at, 16) {
             return Err((address, None));
         }
-        if let Some(Check { now, clock, fences }) = check {
+        if let Some(Check { now, clocks, common, fences }) = check {
+            let clock = warp.map_or(*common, |warp| &clocks[warp]);
             shared
                 .for_cells(at, 16, |cell, mask| cell.read_async(*now, mask, clock, *fences))
                 .map_err(|hazard| (address, Some(hazard)))?;
@@ -286,11 +295,18 @@ fn fetch(
     };
     let Product { a, b, .. } = operation.product;
     let matrix_a = match &operation.a {
-        Ok((descriptor, major)) => MatrixA::fetch(*descriptor, *major, |address| read(address, a))?,
+        Ok((descriptor, major)) => {
+            // 16 rows of two chunks for each warp in turn.
+            let mut count = 0;
+            MatrixA::fetch(*descriptor, *major, |address| {
+                count += 1;
+                read(address, a, Some((count - 1) / 32))
+            })?
+        }
         Err([w, x, y, z]) => MatrixA::from_registers([w, x, y, z]),
     };
     let (descriptor, major) = operation.b;
-    let matrix_b = MatrixB::fetch(descriptor, major, operation.n, |address| read(address, b))?;
+    let matrix_b = MatrixB::fetch(descriptor, major, operation.n, |address| read(address, b, None))?;
     Ok((matrix_a, matrix_b))
 }
 
@@ -384,7 +400,7 @@ unsafe fn apply<const R: usize>(
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    if let Err(flow) = ctx.whole_warpgroup() {
+    if let Err(flow) = ctx.all_lanes() {
         return flow;
     }
     ctx.warp.products.fence();
@@ -396,9 +412,8 @@ pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn commit(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    // Other warps of the warpgroup may be far ahead, and even have exited.
-    if ctx.exec != FULL {
-        return ctx.whole_warpgroup().err().unwrap_or(Flow::Meet);
+    if let Err(flow) = ctx.all_lanes() {
+        return flow;
     }
     ctx.warp.products.commit();
     Flow::Next
@@ -409,8 +424,8 @@ pub(crate) unsafe fn commit(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
 /// # Safety
 /// As for [`super::Handler`].
 pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
-    if ctx.exec != FULL {
-        return ctx.whole_warpgroup().err().unwrap_or(Flow::Meet);
+    if let Err(flow) = ctx.all_lanes() {
+        return flow;
     }
     if let Some(number) = ctx.warp.products.wait(inst.imm as usize) {
         let group = ctx.warp.index / 4;

@@ -9,6 +9,7 @@ pub struct Kernel {
     pub module: Arc<Module>,
     params: Vec<u8>,
     pub dynamic_shared: u32,
+    pub cluster: u32,
     pub seed: u64,
 }
 
@@ -30,7 +31,7 @@ impl Kernel {
         let machine =
             Machine::new(MachineConfig { workers: 1, memory_bytes: 1 << 32, ..MachineConfig::default() });
         let module = machine.load(text).unwrap_or_else(|error| panic!("{error}"));
-        Kernel { machine, module, params: Vec::new(), dynamic_shared: 0, seed: 0 }
+        Kernel { machine, module, params: Vec::new(), dynamic_shared: 0, cluster: 1, seed: 0 }
     }
 
     /// Adds an 8-byte argument.
@@ -60,7 +61,7 @@ impl Kernel {
             entry: "k",
             grid: [blocks, 1, 1],
             block: [threads, 1, 1],
-            cluster: [1, 1, 1],
+            cluster: [self.cluster, 1, 1],
             dynamic_shared: self.dynamic_shared,
             params: &self.params,
             seed: self.seed,

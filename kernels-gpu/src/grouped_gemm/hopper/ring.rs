@@ -11,14 +11,18 @@
 //!
 //! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase of parity 1, so
 //! the producer's first lap does not wait.
+//!
+//! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when the consumers of
+//! both blocks are done with it: every consumer warp arrives at both blocks' barriers.
 
-use cuda_std::{mbarrier, shared, sync, thread};
+use cuda_std::{cluster, mbarrier, shared, sync, thread};
 
 use super::{CONSUMER_WARPS, SCALE_SLOT_BYTES};
 
-/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too.
+/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too. It
+/// is filled by the producers of `BLOCKS` blocks, a cluster.
 #[derive(Clone, Copy)]
-pub struct Ring<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
+pub struct Ring<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32> {
     base: u32,
 }
 
@@ -33,7 +37,9 @@ impl Position {
     pub const START: Self = Self { stage: 0, parity: 0 };
 }
 
-impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Ring<STAGES, STAGE_BYTES, SCALED> {
+impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>
+    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>
+{
     const SCALES: u32 = STAGES * STAGE_BYTES;
     const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * SCALE_SLOT_BYTES } else { 0 };
     /// Bytes of dynamic shared memory up to the end of the ring.
@@ -51,13 +57,17 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Ring<STAGES,
                 // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the barrier below.
                 unsafe {
                     mbarrier::init(ring.full(stage), producers);
-                    mbarrier::init(ring.empty(stage), CONSUMER_WARPS);
+                    mbarrier::init(ring.empty(stage), BLOCKS * CONSUMER_WARPS);
                 }
                 stage += 1;
             }
             mbarrier::fence_init();
         }
-        sync::block();
+        if BLOCKS == 1 {
+            sync::block();
+        } else {
+            cluster::sync();
+        }
         ring
     }
 
@@ -119,9 +129,25 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Ring<STAGES,
     #[inline(always)]
     pub fn release(&self, stage: u32) {
         sync::warp(cuda_std::warp::FULL_MASK);
-        if thread::lane_id() == 0 {
-            // SAFETY: an initialised barrier, of which this warp has an arrival pending: it waited for the stage once.
-            unsafe { mbarrier::arrive(self.empty(stage)) }
+        let lane = thread::lane_id();
+        // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the stage once. Blocks of
+        // a cluster exit together.
+        unsafe {
+            if BLOCKS == 1 {
+                if lane == 0 {
+                    mbarrier::arrive(self.empty(stage));
+                }
+            } else if lane < BLOCKS {
+                mbarrier::arrive_at(self.empty(stage), lane);
+            }
+        }
+    }
+
+    /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a thread does.
+    #[inline(always)]
+    pub fn leave(&self) {
+        if BLOCKS > 1 {
+            cluster::sync();
         }
     }
 }

@@ -33,7 +33,7 @@ impl Columns {
 /// The ring is filled with the slabs of one part; all consumer warps call it together.
 #[inline(always)]
 pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, true>,
+    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
     mut position: Position,
     slabs: u32,
     columns: &Columns,

@@ -58,7 +58,7 @@ macro_rules! plain {
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS)]
+        #[kernel(threads = THREADS, overlap = within)]
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,
@@ -88,7 +88,7 @@ macro_rules! plain {
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
             unsafe {
-                let ring = Ring::<$stages, { stage_bytes($n) }, true>::new();
+                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 grid::wait();
                 grid::launch_dependents();
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
@@ -130,7 +130,7 @@ macro_rules! gated {
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS)]
+        #[kernel(threads = THREADS, overlap = within)]
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,
@@ -171,7 +171,7 @@ macro_rules! gated {
             let arguments = GatedArguments { scales, out, k };
             // SAFETY: as in the plain kernels.
             unsafe {
-                let ring = Ring::<$stages, { stage_bytes($n) }, true>::new();
+                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 grid::wait();
                 grid::launch_dependents();
                 let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));

@@ -13,7 +13,7 @@ use crate::grouped_gemm::scale_arguments::ScaleArguments;
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
-    ring: Ring<STAGES, STAGE_BYTES, true>,
+    ring: Ring<STAGES, STAGE_BYTES, true, 1>,
     position: Position,
     a: *const TensorMap,
     b: *const TensorMap,
@@ -22,7 +22,7 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
 
 impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES, STAGE_BYTES> {
     #[inline(always)]
-    pub fn new(ring: Ring<STAGES, STAGE_BYTES, true>, a: *const TensorMap, b: *const TensorMap) -> Self {
+    pub fn new(ring: Ring<STAGES, STAGE_BYTES, true, 1>, a: *const TensorMap, b: *const TensorMap) -> Self {
         Self { ring, position: Position::START, a, b, lane: thread::lane_id() }
     }
 

@@ -32,8 +32,8 @@ impl Rows {
 /// # Safety
 /// The ring is filled with the slabs of one item; all consumer warps call it together.
 #[inline(always)]
-pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>(
-    ring: &Ring<STAGES, STAGE_BYTES, SCALED>,
+pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
+    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
     mut position: Position,
     slabs: u32,
     rows: &Rows,
@@ -71,8 +71,8 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
 /// # Safety
 /// As [`fast`].
 #[inline(always)]
-pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>(
-    ring: &Ring<STAGES, STAGE_BYTES, SCALED>,
+pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
+    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
     mut position: Position,
     slabs: u32,
     rows: &Rows,

@@ -8,26 +8,29 @@
 //!   | B: BN rows      |  plain, fast         256 columns          128
 //!   |                 |  plain, promoted     128 columns           64 + 64 of the running total
 //!   |                 |  gated, fast         128 gate | 128 up    128
-//!   |                 |  gated, promoted      64 gate | 64 up      64 + 64, and 32 of the half that is done
+//!   |                 |  gated, promoted      64 gate | 64 up      64 + 64
 //!   +-----------------+
 //! ```
 //!
 //! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
 //! column are in the same thread, and a row's maximum is in the four lanes of a quad. With promotion, 256 accumulators and as
-//! many totals do not fit into registers: the item is made in two passes over K of 64 columns each.
+//! many totals do not fit into registers: the item is made in two passes over K of 64 columns each. The first half's values wait in
+//! shared memory.
 //!
-//! Items are numbered as [`schedule`](crate::grouped_gemm::schedule) draws it; block `b` of `G` takes items `b, b + G, ..`.
+//! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
+//! [`schedule`](crate::grouped_gemm::schedule) draws it; cluster `c` of `G` takes pairs `c, c + G, ..`. The right one of a pair may lie
+//! past the last column; its block multiplies all the same, for the sake of the other.
 
 mod consume;
 mod produce;
 mod requantize;
 mod store;
 
-use cuda_std::{grid, kernel, thread, wgmma};
+use cuda_std::{cluster, grid, kernel, thread};
 
 use super::gated::{GatedArguments, Requantization};
 use super::ring::{Position, Ring};
-use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_64, ROWS_128};
+use super::{BlockScales, CONSUMER_WARPS, ROWS_64, ROWS_128, THREADS};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::WorkList;
@@ -37,21 +40,21 @@ use produce::{BoxRows, Producer};
 /// Rows of an item.
 const BM: u32 = 128;
 
-/// Threads of a block: two warpgroups of consumers, and one whose first warp is the producer.
-const THREADS: u32 = CONSUMERS + 128;
-
-// Registers of a thread, out of 65536 for the block: the launch gives each 168, the producer's warpgroup hands most of its own
-// to the consumers.
-const PRODUCER_REGISTERS: u32 = 40;
-const CONSUMER_REGISTERS: u32 = 232;
+/// Blocks of a cluster. They have the same rows and neighbouring columns, and share what they read of A, so that less comes through
+/// L2, whose rate limits tiles of this size: 128 x 256 takes 40 KiB instead of 48 for every 8.4 MFLOP, 128 x 128 takes 24 instead of
+/// 32 for every 4.2.
+const BLOCKS: u32 = 2;
 
 const FAST_STAGES: u32 = 4;
 const FAST_STAGE_BYTES: u32 = ROWS_128 + 2 * ROWS_128;
-type FastRing = Ring<FAST_STAGES, FAST_STAGE_BYTES, false>;
+type FastRing = Ring<FAST_STAGES, FAST_STAGE_BYTES, false, BLOCKS>;
 
 const PROMOTED_STAGES: u32 = 6;
 const PROMOTED_STAGE_BYTES: u32 = ROWS_128 + ROWS_128;
-type PromotedRing = Ring<PROMOTED_STAGES, PROMOTED_STAGE_BYTES, true>;
+type PromotedRing = Ring<PROMOTED_STAGES, PROMOTED_STAGE_BYTES, true, BLOCKS>;
+
+/// A stage less than [`PromotedRing`]: the room is for the values of the half that is done.
+type GatedPromotedRing = Ring<{ PROMOTED_STAGES - 1 }, PROMOTED_STAGE_BYTES, true, BLOCKS>;
 
 /// What the end of a plain kernel needs to know of a launch.
 struct PlainArguments {
@@ -63,11 +66,11 @@ struct PlainArguments {
 
 /// D in tiles of 128 x 256, the sum over all of K in the tensor cores.
 ///
-/// `a`: boxes of 128 rows; `b`: boxes of 128 rows. Scales of A per call or row, of B per expert or column.
+/// `a`: boxes of 64 rows; `b`: boxes of 128 rows. Scales of A per call or row, of B per expert or column.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS)]
+#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
 pub unsafe fn hopper_wide_fast(
     a: TensorMap,
     b: TensorMap,
@@ -89,42 +92,40 @@ pub unsafe fn hopper_wide_fast(
         let ring = FastRing::new();
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, n, BM, 256);
-        let mut item = thread::block_idx_x();
+        let work = WorkList::new(schedule, n, BM, BLOCKS * 256);
+        let own_columns = cluster::rank() * 256;
+        let mut item = thread::block_idx_x() / BLOCKS;
         let mut position = Position::START;
-        if thread::warp_id() >= CONSUMER_WARPS {
-            wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if thread::warp_id() != CONSUMER_WARPS {
-                return;
-            }
+        if thread::warp_id() == CONSUMER_WARPS {
             let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
             while item < work.len() {
-                let tile = work.tile(item);
+                let tile = work.tile(item).right(own_columns);
                 let row = tile.expert * n + tile.n0;
                 producer.fill_plain(&tile, BoxRows { rows: [row, row + 128], bytes: ROWS_128 });
-                item += thread::grid_dim_x();
+                item += thread::grid_dim_x() / BLOCKS;
             }
+            ring.leave();
             return;
         }
-        wgmma::raise_registers::<CONSUMER_REGISTERS>();
         let rows = Rows::new();
         while item < work.len() {
-            let tile = work.tile(item);
+            let tile = work.tile(item).right(own_columns);
             let total;
             (total, position) = consume::fast(&ring, position, k.div_ceil(SLAB), &rows);
             store::columns_256(&total, &tile, &rows, &arguments);
-            item += thread::grid_dim_x();
+            item += thread::grid_dim_x() / BLOCKS;
         }
+        ring.leave();
     }
 }
 
 /// D in tiles of 128 x 128, the sum folded into f32 every 128 of K.
 ///
-/// `a`: boxes of 128 rows; `b`: boxes of 64 rows. All scales.
+/// `a`: boxes of 64 rows; `b`: boxes of 64 rows. All scales.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS)]
+#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
 pub unsafe fn hopper_wide_promoted(
     a: TensorMap,
     b: TensorMap,
@@ -154,46 +155,45 @@ pub unsafe fn hopper_wide_promoted(
         let ring = PromotedRing::new();
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, n, BM, 128);
-        let mut item = thread::block_idx_x();
+        let work = WorkList::new(schedule, n, BM, BLOCKS * 128);
+        let own_columns = cluster::rank() * 128;
+        let mut item = thread::block_idx_x() / BLOCKS;
         let mut position = Position::START;
-        if thread::warp_id() >= CONSUMER_WARPS {
-            wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if thread::warp_id() != CONSUMER_WARPS {
-                return;
-            }
+        if thread::warp_id() == CONSUMER_WARPS {
             let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
             while item < work.len() {
-                let tile = work.tile(item);
+                let tile = work.tile(item).right(own_columns);
                 let row = tile.expert * n + tile.n0;
-                let first = arguments.scales.b_block_row(tile.expert, tile.n0, n, k);
+                // Of a tile past the last column, any scale will do.
+                let first = arguments.scales.b_block_row(tile.expert, tile.n0.min(n - 1), n, k);
                 let blocks = BlockScales { first, distance: 0 };
                 producer.fill_scaled(&tile, BoxRows { rows: [row, row + 64], bytes: ROWS_64 }, blocks);
-                item += thread::grid_dim_x();
+                item += thread::grid_dim_x() / BLOCKS;
             }
+            ring.leave();
             return;
         }
-        wgmma::raise_registers::<CONSUMER_REGISTERS>();
         let rows = Rows::new();
         while item < work.len() {
-            let tile = work.tile(item);
+            let tile = work.tile(item).right(own_columns);
             let total;
             (total, position) =
                 consume::promoted(&ring, position, k.div_ceil(SLAB), &rows, &arguments.scales);
             store::columns_128(&total, &tile, &rows, &arguments);
-            item += thread::grid_dim_x();
+            item += thread::grid_dim_x() / BLOCKS;
         }
+        ring.leave();
     }
 }
 
 /// 128 rows x 128 columns of the intermediate in one pass: gate and up in one `wgmma` of N = 256, activation, e4m3.
 ///
-/// `a`: boxes of 128 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Scales of A per call or row, of B per
+/// `a`: boxes of 64 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Scales of A per call or row, of B per
 /// expert or column of 2I. Out: see [`Requantization`].
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS)]
+#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
 pub unsafe fn hopper_wide_gated_fast(
     a: TensorMap,
     b: TensorMap,
@@ -227,43 +227,41 @@ pub unsafe fn hopper_wide_gated_fast(
         let ring = FastRing::new();
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, intermediate, BM, 128);
-        let mut item = thread::block_idx_x();
+        let work = WorkList::new(schedule, intermediate, BM, BLOCKS * 128);
+        let own_columns = cluster::rank() * 128;
+        let mut item = thread::block_idx_x() / BLOCKS;
         let mut position = Position::START;
-        if thread::warp_id() >= CONSUMER_WARPS {
-            wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if thread::warp_id() != CONSUMER_WARPS {
-                return;
-            }
+        if thread::warp_id() == CONSUMER_WARPS {
             let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
             while item < work.len() {
-                let tile = work.tile(item);
+                let tile = work.tile(item).right(own_columns);
                 let gate = tile.expert * 2 * intermediate + tile.n0;
                 producer.fill_plain(&tile, BoxRows { rows: [gate, gate + intermediate], bytes: ROWS_128 });
-                item += thread::grid_dim_x();
+                item += thread::grid_dim_x() / BLOCKS;
             }
+            ring.leave();
             return;
         }
-        wgmma::raise_registers::<CONSUMER_REGISTERS>();
         let rows = Rows::new();
         while item < work.len() {
-            let tile = work.tile(item);
+            let tile = work.tile(item).right(own_columns);
             let total;
             (total, position) = consume::fast(&ring, position, k.div_ceil(SLAB), &rows);
             let values = requantize::columns_128(&total, &tile, 0, &rows, &arguments);
             requantize::store(values, &tile, &rows, &arguments.out);
-            item += thread::grid_dim_x();
+            item += thread::grid_dim_x() / BLOCKS;
         }
+        ring.leave();
     }
 }
 
 /// As [`hopper_wide_gated_fast`], folded into f32 every 128 of K, in two passes of 64 columns. All scales.
 ///
-/// `a`: boxes of 128 rows; `b`: boxes of 64 rows. With block scales, `intermediate` is a multiple of 128.
+/// `a`: boxes of 64 rows; `b`: boxes of 64 rows. With block scales, `intermediate` is a multiple of 128.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS)]
+#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
 pub unsafe fn hopper_wide_gated_promoted(
     a: TensorMap,
     b: TensorMap,
@@ -303,22 +301,21 @@ pub unsafe fn hopper_wide_gated_promoted(
     let arguments = GatedArguments { scales, out, k };
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
-        let ring = PromotedRing::new();
+        let ring = GatedPromotedRing::new();
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, intermediate, BM, 128);
-        let mut item = thread::block_idx_x();
+        let work = WorkList::new(schedule, intermediate, BM, BLOCKS * 128);
+        let own_columns = cluster::rank() * 128;
+        let mut item = thread::block_idx_x() / BLOCKS;
         let mut position = Position::START;
-        if thread::warp_id() >= CONSUMER_WARPS {
-            wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if thread::warp_id() != CONSUMER_WARPS {
-                return;
-            }
+        if thread::warp_id() == CONSUMER_WARPS {
             let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
             while item < work.len() {
-                let tile = work.tile(item);
+                let tile = work.tile(item).right(own_columns);
                 let gate = tile.expert * 2 * intermediate + tile.n0;
-                let first = arguments.scales.b_block_row(tile.expert, tile.n0, 2 * intermediate, k);
+                // Of a tile past the last column, any scale will do.
+                let column = tile.n0.min(intermediate - 1);
+                let first = arguments.scales.b_block_row(tile.expert, column, 2 * intermediate, k);
                 let blocks = BlockScales { first, distance: intermediate / 128 * k.div_ceil(SLAB) };
                 let mut half = 0;
                 while half < 2 {
@@ -327,22 +324,25 @@ pub unsafe fn hopper_wide_gated_promoted(
                     producer.fill_scaled(&tile, rows, blocks);
                     half += 1;
                 }
-                item += thread::grid_dim_x();
+                item += thread::grid_dim_x() / BLOCKS;
             }
+            ring.leave();
             return;
         }
-        wgmma::raise_registers::<CONSUMER_REGISTERS>();
         let rows = Rows::new();
         let slabs = k.div_ceil(SLAB);
         while item < work.len() {
-            let tile = work.tile(item);
-            let (low, high);
-            (low, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
-            let low = requantize::columns_64(&low, &tile, 0, &rows, &arguments);
-            (high, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
-            let high = requantize::columns_64(&high, &tile, 64, &rows, &arguments);
+            let tile = work.tile(item).right(own_columns);
+            let mut total;
+            (total, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
+            let low = requantize::columns_64(&total, &tile, 0, &rows, &arguments);
+            requantize::put_aside(&low, ring.end());
+            (total, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
+            let high = requantize::columns_64(&total, &tile, 64, &rows, &arguments);
+            let low = requantize::take_back(ring.end());
             requantize::store(requantize::join(&low, &high), &tile, &rows, &arguments.out);
-            item += thread::grid_dim_x();
+            item += thread::grid_dim_x() / BLOCKS;
         }
+        ring.leave();
     }
 }

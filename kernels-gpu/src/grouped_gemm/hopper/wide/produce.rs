@@ -1,12 +1,14 @@
 //! The producer warp: slab by slab, the boxes of A and B by TMA, and the scales that change along K by `cp.async`.
+//!
+//! The two blocks of a cluster have the same rows of A: each asks for 64 of them, and TMA delivers them to both.
 
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{mbarrier, thread};
+use cuda_std::{cluster, mbarrier, thread};
 
-use super::BM;
+use super::{BLOCKS, BM};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, ROWS_128, ScaleCopies};
+use crate::grouped_gemm::hopper::{BlockScales, ROWS_64, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 
@@ -18,7 +20,9 @@ pub struct BoxRows {
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
-    ring: Ring<STAGES, STAGE_BYTES, SCALED>,
+    ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+    /// This block's number in its cluster.
+    rank: u32,
     position: Position,
     a: *const TensorMap,
     b: *const TensorMap,
@@ -32,13 +36,22 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
 {
     #[inline(always)]
     pub fn new(
-        ring: Ring<STAGES, STAGE_BYTES, SCALED>,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         a: *const TensorMap,
         b: *const TensorMap,
         scales: &'a ScaleArguments,
         k: u32,
     ) -> Self {
-        Self { ring, position: Position::START, a, b, scales, k, lane: thread::lane_id() }
+        Self {
+            ring,
+            rank: cluster::rank(),
+            position: Position::START,
+            a,
+            b,
+            scales,
+            k,
+            lane: thread::lane_id(),
+        }
     }
 
     /// Fills stages with all slabs of an item without scales.
@@ -69,13 +82,15 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
             self.ring.wait_empty(self.position);
-            // SAFETY: the stage is free and takes A's box of 128 rows and B's two; the bytes expected are theirs, whatever of
-            // them lies outside the tensors. The maps are the kernel's parameters.
+            // SAFETY: the stage is free in both blocks and takes A's 128 rows, half of them from either block, and B's two boxes; the
+            // bytes expected are theirs, whatever of them lies outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
                     let [first, second] = boxes.rows;
                     mbarrier::arrive_expect_tx(full, ROWS_128 + 2 * boxes.bytes);
-                    tma::load_2d(to, self.a, full, [k0 as i32, tile.first_row as i32]);
+                    let row = tile.first_row + self.rank * 64;
+                    let a = to + self.rank * ROWS_64;
+                    tma::load_2d_multicast(a, self.a, full, [k0 as i32, row as i32], (1 << BLOCKS) - 1);
                     tma::load_2d(to + ROWS_128, self.b, full, [k0 as i32, first as i32]);
                     tma::load_2d(to + ROWS_128 + boxes.bytes, self.b, full, [k0 as i32, second as i32]);
                 }

@@ -7,12 +7,14 @@
 //! ```
 
 use cuda_std::fp8::e4m3x2_from_f32;
+use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, shfl_xor};
-use cuda_std::{memory, unroll};
+use cuda_std::{memory, thread, unroll};
 
 use super::consume::Rows;
 use super::store::{column_scales, row_scales};
 use crate::activation::functions::activate;
+use crate::grouped_gemm::hopper::CONSUMERS;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::schedule::Tile;
@@ -76,6 +78,34 @@ macro_rules! activate {
 activate!(columns_64, 64, 32, 4, 32);
 activate!(columns_128, 128, 64, 8, 64);
 
+/// Stores a thread's values to shared memory at `to`, where there is room for those of all consumers.
+///
+/// # Safety
+/// Nothing else uses the memory.
+#[inline(always)]
+pub unsafe fn put_aside(values: &[f32; 32], to: u32) {
+    let own = Shared::<f32>::from_address(to).add(thread::thread_idx_x());
+    unroll!(for i in 0..32 {
+        // SAFETY: words of this thread alone; those of a warp are side by side.
+        unsafe { own.add(i * CONSUMERS).write(values[i]) };
+    });
+}
+
+/// What [`put_aside`] has stored.
+///
+/// # Safety
+/// As [`put_aside`], which this thread has called before.
+#[inline(always)]
+pub unsafe fn take_back(from: u32) -> [f32; 32] {
+    let own = Shared::<f32>::from_address(from).add(thread::thread_idx_x());
+    let mut values = [0.0; 32];
+    unroll!(for i in 0..32 {
+        // SAFETY: written by this thread.
+        values[i] = unsafe { own.add(i * CONSUMERS).read() };
+    });
+    values
+}
+
 /// The two halves of 128 columns.
 #[inline(always)]
 pub fn join(low: &[f32; 32], high: &[f32; 32]) -> Values {
@@ -123,7 +153,8 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
                     packed[4 * i + t] = e4m3x2_from_f32(v[2 * t], v[2 * t + 1]);
                 });
             });
-            if exists && rows.quad_lane == 0 {
+            // The right one of a pair of items may lie past the last group.
+            if exists && rows.quad_lane == 0 && tile.n0 < out.intermediate {
                 let group = (tile.n0 / 128) as usize;
                 // SAFETY: every row of the schedule has a scale for each of its groups.
                 unsafe {

@@ -1,0 +1,38 @@
+//! Clusters: blocks that run at the same time on neighbouring SMs and reach each other's shared memory (sm_90a).
+//!
+//! The launch says how many blocks make a cluster. A shared-memory address of a block, with the number of a block of the
+//! cluster, becomes an address of the cluster's window by `mapa`; [`mbarrier::arrive_at`](crate::mbarrier::arrive_at) does that.
+//!
+//! PTX ISA, "Cluster of Cooperative Thread Arrays", "barrier.cluster".
+
+use core::arch::asm;
+
+#[allow(improper_ctypes)]
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.barrier.cluster.arrive.aligned"]
+    fn barrier_cluster_arrive_aligned();
+    #[link_name = "llvm.nvvm.barrier.cluster.wait.aligned"]
+    fn barrier_cluster_wait_aligned();
+}
+
+/// The number of this block within its cluster: `%cluster_ctarank`.
+#[inline(always)]
+pub fn rank() -> u32 {
+    let rank: u32;
+    // SAFETY: reads a special register.
+    unsafe {
+        asm!("mov.u32 {}, %cluster_ctarank;", out(reg32) rank, options(pure, nomem, nostack, preserves_flags))
+    }
+    rank
+}
+
+/// Waits for all threads of the cluster that have not exited; their memory accesses before it are visible after it:
+/// `barrier.cluster.arrive` and `.wait`. Aligned: all lanes of a warp execute it together.
+#[inline(always)]
+pub fn sync() {
+    // SAFETY: as the barriers of `crate::sync`.
+    unsafe {
+        barrier_cluster_arrive_aligned();
+        barrier_cluster_wait_aligned();
+    }
+}

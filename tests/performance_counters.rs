@@ -1,0 +1,98 @@
+//! What a small layer costs in numbers that no machine changes: launches, bytes through global memory, bank conflicts and
+//! tensor-core operations, as the emulated device counts them, beside the least that the work needs.
+//!
+//! The table is committed: a fusion that comes undone, a copy that doubles or a conflict that creeps in shows in the diff of
+//! the commit that did it. `FP8_MOE_UPDATE=1 cargo test --test performance_counters` writes it anew.
+
+mod common;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use common::families;
+use cuda_driver::sim::{Counters, set_seed};
+use fp8_moe::bench::{Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
+use fp8_moe::{Device, MoeConfig};
+
+/// The table.
+const TABLE: &str = "tests/performance_counters.txt";
+const COMMITTED: &str = include_str!("performance_counters.txt");
+
+const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 512, intermediate: 256 };
+/// A decode batch, whose work is the weights' stream, and one with many rows per expert.
+const TOKENS: [usize; 2] = [4, 128];
+
+/// One line of the table.
+fn line(config: &MoeConfig, load: &Load, fused: bool, part: Part, counters: &Counters) -> String {
+    let work = Work::new(part, config, load, fused);
+    let ratio = |n: u64, least: u64| {
+        if least == 0 { "-".into() } else { format!("{:.2}", n as f64 / least as f64) }
+    };
+    let Counters {
+        launches, global_load_bytes, global_store_bytes, shared_bank_conflicts, tensor_flops, ..
+    } = *counters;
+    format!(
+        "{part:<10} {launches:>8} {global_load_bytes:>10} {global_store_bytes:>10} {:>10} {:>6} {tensor_flops:>11} {:>11} \
+         {:>6} {shared_bank_conflicts:>9}",
+        work.bytes,
+        ratio(global_load_bytes + global_store_bytes, work.bytes),
+        work.flops,
+        ratio(tensor_flops, work.flops),
+    )
+}
+
+/// The lines of one layer.
+fn lines(device: &Device, scheme: Scheme, tokens: usize) -> String {
+    let config = SHAPE.config(scheme, 1, 1).unwrap();
+    let routed = RoutingKind::Uniform.draw(tokens, SHAPE.experts, SHAPE.top_k, 0).unwrap();
+    let load = Load::new(&config, &routed);
+    let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();
+    let counted = Run::new(&layers, tokens, &routed, 0).unwrap().count().unwrap();
+    let fused = counted.iter().all(|(part, _)| *part != Part::Activation);
+    let mut text = format!("\n{}, {scheme}, {tokens} tokens\n", device.family());
+    for (part, counters) in &counted {
+        let _ = writeln!(text, "{}", line(&config, &load, fused, *part, counters));
+    }
+    text
+}
+
+#[test]
+fn the_counters_are_as_committed() {
+    let families = families();
+    if !families[0].is_emulated() {
+        eprintln!("skipped: a GPU does not count");
+        return;
+    }
+    set_seed(0);
+    let Shape { experts, top_k, hidden, intermediate } = SHAPE;
+    let mut table = format!(
+        "What a layer of {experts} experts, top {top_k}, hidden {hidden}, intermediate {intermediate} does, as the emulated \
+         device counts it.\n\
+         Written by `FP8_MOE_UPDATE=1 cargo test --test performance_counters`, checked by the same without the variable.\n\n\
+         {:<10} {:>8} {:>10} {:>10} {:>10} {:>6} {:>11} {:>11} {:>6} {:>9}\n",
+        "part", "launches", "loaded B", "stored B", "least B", "ratio", "FLOP", "least", "ratio", "conflicts"
+    );
+    for device in &families {
+        for scheme in Scheme::ALL {
+            for tokens in TOKENS {
+                table += &lines(device, scheme, tokens);
+            }
+        }
+    }
+    if std::env::var_os("FP8_MOE_UPDATE").is_some() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE), table).unwrap();
+        return;
+    }
+    let differences: Vec<_> = COMMITTED
+        .lines()
+        .zip(table.lines())
+        .filter(|(committed, now)| committed != now)
+        .map(|(committed, now)| format!("- {committed}\n+ {now}"))
+        .collect();
+    assert!(
+        COMMITTED == table,
+        "the counters differ from {TABLE}; if that is meant, `FP8_MOE_UPDATE=1 cargo test --test performance_counters` and \
+         commit:\n{}",
+        differences.join("\n")
+    );
+}
