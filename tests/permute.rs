@@ -8,7 +8,7 @@ use fp8_moe::ops::permute::{
 use fp8_moe::ops::problem_sizes::{
     GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, tile_schedule_entries,
 };
-use fp8_moe::{Buffer, Device, Error};
+use fp8_moe::{Buffer, Device, Error, Slice};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -146,8 +146,19 @@ fn run(
     path: PermutePath,
     poison: u8,
 ) -> Permuted {
-    let stream = device.default_stream();
     let topk_ids = device.upload(ids).unwrap();
+    run_slice(device, shape, topk_ids.as_slice(), map, path, poison)
+}
+
+fn run_slice(
+    device: &Device,
+    shape: PermuteShape,
+    topk_ids: Slice<'_, i32>,
+    map: Option<&[i32]>,
+    path: PermutePath,
+    poison: u8,
+) -> Permuted {
+    let stream = device.default_stream();
     let expert_map = map.map(|map| device.upload(map).unwrap());
     let mut expert_offsets = poisoned::<i64>(device, shape.local_experts + 1, poison);
     let mut sorted_rows = poisoned::<i32>(device, shape.capacity(), poison);
@@ -157,9 +168,8 @@ fn run(
     let mut sizes2 = poisoned::<i32>(device, shape.local_experts * 3, poison);
     let entries = tile_schedule_entries(shape.capacity(), shape.local_experts, BLOCK_M);
     let mut schedule = poisoned::<[u32; 4]>(device, entries, poison);
-    let mut workspace = poisoned::<u8>(device, shape.workspace_bytes(path), poison);
     let args = Permute {
-        topk_ids: topk_ids.as_slice(),
+        topk_ids,
         expert_map: expert_map.as_ref().map(|map| map.as_slice()),
         expert_offsets: expert_offsets.as_mut_slice(),
         sorted_rows: sorted_rows.as_mut_slice(),
@@ -171,7 +181,6 @@ fn run(
             sizes2: sizes2.as_mut_slice(),
         }),
         tile_schedule: Some(TileScheduleOut { block_m: BLOCK_M, entries: schedule.as_mut_slice() }),
-        workspace: workspace.as_mut_slice(),
         path,
     };
     permute(&stream, shape, args).unwrap();
@@ -224,6 +233,14 @@ fn a_small_example() {
     assert_eq!(aligned.row_experts, [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1]);
 }
 
+/// Every way to cut the rows: that of the library, one warp with one row to a lane, the largest blocks, and between.
+fn paths() -> impl Strategy<Value = PermutePath> {
+    prop_oneof![
+        Just(PermutePath::Auto),
+        (1usize..=16, 1usize..=4).prop_map(|(warps, steps)| PermutePath::Blocks { warps, steps }),
+    ]
+}
+
 proptest! {
     #![proptest_config(common::cases(48))]
 
@@ -235,7 +252,7 @@ proptest! {
         skew in prop::sample::select(SKEWS.to_vec()),
         alignment in prop::sample::select(vec![1usize, 1, 2, 3, 16, 128]),
         ranks in prop::sample::select(vec![0usize, 1, 2, 4]),
-        rows_per_block in prop_oneof![Just(0usize), 1usize..70, 70usize..2000],
+        path in paths(),
         poison: u8,
         seed: u64,
     ) {
@@ -254,10 +271,6 @@ proptest! {
         };
         let ids = draw_ids(skew, tokens, top_k, experts, rng);
         let shape = PermuteShape { tokens, top_k, experts, local_experts, alignment };
-        let path = match rows_per_block {
-            0 => PermutePath::Auto,
-            rows_per_block => PermutePath::MultiBlock { rows_per_block },
-        };
         for device in common::devices() {
             check(&device, shape, &ids, map.as_deref(), path, poison);
         }
@@ -306,29 +319,72 @@ fn the_cut_does_not_show() {
     let device = common::device();
     let rng = &mut ChaCha8Rng::seed_from_u64(3);
     let shape = PermuteShape { tokens: 700, top_k: 6, experts: 40, local_experts: 40, alignment: 1 };
-    let ids = draw_ids(Skew::Zipf, shape.tokens, shape.top_k, shape.experts, rng);
-    let expected = oracle(shape, &ids, None);
-    for path in [1, 31, 32, 33, 1024, 4199, 4200, 10000]
-        .map(|rows_per_block| PermutePath::MultiBlock { rows_per_block })
-    {
-        assert!(run(&device, shape, &ids, None, path, 0) == expected, "{path:?}");
+    for skew in SKEWS {
+        let ids = draw_ids(skew, shape.tokens, shape.top_k, shape.experts, rng);
+        let expected = oracle(shape, &ids, None);
+        for warps in [1, 2, 3, 7, 16] {
+            for steps in 1..=4 {
+                let path = PermutePath::Blocks { warps, steps };
+                common::timing(rng.random());
+                assert!(run(&device, shape, &ids, None, path, 0xff) == expected, "{skew:?} {path:?}");
+            }
+        }
     }
-    for seed in 0..4 {
-        common::timing(seed);
-        assert!(run(&device, shape, &ids, None, PermutePath::SingleBlock, 0xff) == expected, "seed {seed}");
+}
+
+#[test]
+fn ids_begin_and_end_anywhere() {
+    // Ids are read 16 bytes at a time where they can be: slices that begin at any of them, and sizes around those of blocks.
+    let device = common::device();
+    let rng = &mut ChaCha8Rng::seed_from_u64(9);
+    for (case, tokens) in [1, 2, 3, 31, 33, 64, 511, 512, 513, 1025, 2049].into_iter().enumerate() {
+        let shape = PermuteShape { tokens, top_k: 1, experts: 20, local_experts: 20, alignment: 1 };
+        let ids = draw_ids(SKEWS[case % 5], tokens, 1, 20, rng);
+        let expected = oracle(shape, &ids, None);
+        for skip in 0..4 {
+            // What lies before and behind is a valid id, which must not be counted.
+            let buffer = device.upload(&[vec![3; skip], ids.clone(), vec![3; 4]].concat()).unwrap();
+            for (warps, steps) in [(1, 1), (16, 1), (16, 4)] {
+                let path = PermutePath::Blocks { warps, steps };
+                let actual = run_slice(&device, shape, buffer.slice(skip..skip + tokens), None, path, 0xff);
+                assert!(actual == expected, "{tokens} rows after {skip}, {path:?}");
+            }
+        }
     }
 }
 
 #[test]
 fn many_experts() {
-    // More keys than threads: the scan over keys goes round more than once, and fewer warps rank.
+    // More keys than threads: the scan over keys goes round more than once. With thousands, fewer warps have rows.
     let device = common::device();
     let rng = &mut ChaCha8Rng::seed_from_u64(11);
-    for (experts, tokens) in [(1023, 40), (1024, 40), (2500, 300), (7000, 64)] {
+    for (experts, tokens) in [(511, 40), (512, 200), (1023, 40), (1024, 40), (2500, 300), (7000, 64)] {
         let ids = draw_ids(Skew::Invalid, tokens, 8, experts, rng);
         let shape = PermuteShape { tokens, top_k: 8, experts, local_experts: experts, alignment: 4 };
         check(&device, shape, &ids, None, PermutePath::Auto, 0x5a);
-        check(&device, shape, &ids, None, PermutePath::MultiBlock { rows_per_block: 100 }, 0x5a);
+        check(&device, shape, &ids, None, PermutePath::Blocks { warps: 3, steps: 1 }, 0x5a);
+    }
+}
+
+#[test]
+fn one_launch_with_four_barriers() {
+    let device = common::device();
+    if !device.is_emulated() {
+        return;
+    }
+    let rng = &mut ChaCha8Rng::seed_from_u64(13);
+    for (tokens, blocks) in [(1, 1), (64, 1), (65, 2), (512, 8), (4096, 64)] {
+        let shape = PermuteShape { tokens, top_k: 8, experts: 256, local_experts: 256, alignment: 1 };
+        let ids = draw_ids(Skew::Distinct, tokens, 8, 256, rng);
+        cuda_driver::sim::take_counters();
+        check(&device, shape, &ids, None, PermutePath::Auto, 0);
+        let counters = cuda_driver::sim::take_counters();
+        assert_eq!((counters.launches, counters.blocks), (1, blocks), "{tokens} tokens");
+        // Four barriers of 16 warps, whatever the size; and every block reads each id once, besides its own.
+        assert_eq!(counters.barriers, blocks * 4 * 16, "{tokens} tokens");
+        let ids = shape.rows() as u64 * 4;
+        let own_and_all = if blocks == 1 { ids } else { ids + blocks * ids };
+        assert_eq!(counters.global_load_bytes, own_and_all, "{tokens} tokens");
     }
 }
 
@@ -339,33 +395,12 @@ fn no_tokens_launch_nothing() {
     if device.is_emulated() {
         cuda_driver::sim::take_counters();
     }
-    let nothing = run_empty(&device, shape);
-    assert!(nothing.iter().all(|&offset| offset == -1), "{nothing:?}");
+    let (result, offsets) = attempt(shape, shape, false, PermutePath::Auto);
+    result.unwrap();
+    assert!(offsets.iter().all(|&offset| offset == -1), "{offsets:?}");
     if device.is_emulated() {
         assert_eq!(cuda_driver::sim::take_counters().launches, 0);
     }
-}
-
-fn run_empty(device: &Device, shape: PermuteShape) -> Vec<i64> {
-    let stream = device.default_stream();
-    let ids = device.upload::<i32>(&[]).unwrap();
-    let mut offsets = device.upload(&vec![-1i64; shape.local_experts + 1]).unwrap();
-    let (mut sorted, mut inverse) = (device.uninit::<i32>(0).unwrap(), device.uninit::<i32>(0).unwrap());
-    let mut workspace = device.uninit::<u8>(0).unwrap();
-    let args = Permute {
-        topk_ids: ids.as_slice(),
-        expert_map: None,
-        expert_offsets: offsets.as_mut_slice(),
-        sorted_rows: sorted.as_mut_slice(),
-        inverse: inverse.as_mut_slice(),
-        row_experts: None,
-        problem_sizes: None,
-        tile_schedule: None,
-        workspace: workspace.as_mut_slice(),
-        path: PermutePath::Auto,
-    };
-    permute(&stream, shape, args).unwrap();
-    offsets.to_vec(&stream).unwrap()
 }
 
 /// Permutes ids, copies rows of `columns` elements with `groups` scales each, and compares with the definition.
@@ -473,17 +508,20 @@ fn rows_of_published_models() {
     }
 }
 
-/// Runs `permute` on buffers for the shape `enough`, and returns the refusal of `shape`.
-#[track_caller]
-fn refusal(shape: PermuteShape, enough: PermuteShape, with_map: bool, workspace: usize) -> String {
+/// Runs `permute` of `shape` on buffers for the shape `enough`: the result, and the offsets, which were -1.
+fn attempt(
+    shape: PermuteShape,
+    enough: PermuteShape,
+    with_map: bool,
+    path: PermutePath,
+) -> (fp8_moe::Result<()>, Vec<i64>) {
     let device = common::device();
     let stream = device.default_stream();
     let ids = device.zeros::<i32>(enough.rows()).unwrap();
     let map = device.zeros::<i32>(enough.experts).unwrap();
-    let mut offsets = device.zeros::<i64>(enough.local_experts + 1).unwrap();
+    let mut offsets = device.upload(&vec![-1i64; enough.local_experts + 1]).unwrap();
     let mut sorted = device.zeros::<i32>(enough.capacity()).unwrap();
     let mut inverse = device.zeros::<i32>(enough.rows()).unwrap();
-    let mut workspace = device.zeros::<u8>(workspace).unwrap();
     let args = Permute {
         topk_ids: ids.as_slice(),
         expert_map: with_map.then(|| map.as_slice()),
@@ -493,10 +531,15 @@ fn refusal(shape: PermuteShape, enough: PermuteShape, with_map: bool, workspace:
         row_experts: None,
         problem_sizes: None,
         tile_schedule: None,
-        workspace: workspace.as_mut_slice(),
-        path: PermutePath::Auto,
+        path,
     };
-    let error = permute(&stream, shape, args).unwrap_err();
+    let result = permute(&stream, shape, args);
+    (result, offsets.to_vec(&stream).unwrap())
+}
+
+#[track_caller]
+fn refusal(shape: PermuteShape, enough: PermuteShape, with_map: bool, path: PermutePath) -> String {
+    let error = attempt(shape, enough, with_map, path).0.unwrap_err();
     assert!(matches!(error, Error::Argument { .. }), "{error}");
     error.to_string()
 }
@@ -539,16 +582,17 @@ fn refuses_bad_arguments() {
         ),
     ];
     for (shape, with_map, message) in cases {
-        assert_eq!(refusal(shape, good, with_map, 0), message);
+        assert_eq!(refusal(shape, good, with_map, PermutePath::Auto), message);
     }
     let crowd = PermuteShape { experts: 1 << 20, local_experts: 1 << 20, ..good };
     assert!(
-        refusal(crowd, crowd, false, 0).starts_with("permute: local_experts = 1048576: must be at most ")
+        refusal(crowd, crowd, false, PermutePath::Auto)
+            .starts_with("permute: local_experts = 1048576: must be at most ")
     );
-    let many = PermuteShape { tokens: 5000, ..good };
-    let message = refusal(many, many, false, 3);
-    assert_eq!(
-        message,
-        format!("permute: workspace = 3 elements: must have at least {} elements", 9 * 4 * 4)
-    );
+    for (warps, steps, rule) in
+        [(17, 1, "warps = 17: must be in 1..=16"), (16, 5, "steps = 5: must be in 1..=4")]
+    {
+        let message = refusal(good, good, false, PermutePath::Blocks { warps, steps });
+        assert_eq!(message, format!("permute: {rule}"));
+    }
 }

@@ -101,7 +101,6 @@ struct Parts<'a> {
     sorted_rows: SliceMut<'a, i32>,
     inverse: SliceMut<'a, i32>,
     schedule: SliceMut<'a, [u32; 4]>,
-    sorting: SliceMut<'a, u8>,
     quantised: SliceMut<'a, E4m3>,
     scales: SliceMut<'a, f32>,
     intermediate: SliceMut<'a, E4m3>,
@@ -148,7 +147,6 @@ impl Call<'_> {
             sorted_rows: cutter.take(&layout.sorted_rows),
             inverse: cutter.take(&layout.inverse),
             schedule: cutter.take(&layout.schedule),
-            sorting: cutter.take(&layout.sorting),
             quantised: cutter.take(&layout.quantised),
             scales: cutter.take(&layout.scales),
             intermediate: cutter.take(&layout.intermediate),
@@ -256,7 +254,6 @@ impl Call<'_> {
                 block_m: parts.block_m,
                 entries: parts.schedule.reborrow(),
             }),
-            workspace: parts.sorting.reborrow(),
             path: PermutePath::Auto,
         };
         permute(stream, permute_shape(self.config, self.tokens), args)

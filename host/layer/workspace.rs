@@ -8,7 +8,6 @@
 //! sorted_rows       i32   [P]                    P = R = T * k permuted rows
 //! inverse           i32   [R]
 //! schedule          u32x4 [tiles + 1]            row tiles of the grouped GEMM
-//! sorting           u8    what `permute` needs
 //! quantised         e4m3  [P, H]                 input of GEMM 1
 //! scales            f32   [P, groups of it]
 //! intermediate      e4m3  [P, I']                input of GEMM 2
@@ -27,7 +26,7 @@ use crate::device::Device;
 use crate::layer::config::{MoeConfig, Quantization, SecondScales};
 use crate::ops::gated_gemm;
 use crate::ops::grouped_gemm::{GemmShape, heuristics, workspace_bytes};
-use crate::ops::permute::{PermutePath, PermuteShape};
+use crate::ops::permute::PermuteShape;
 use crate::ops::problem_sizes::tile_schedule_entries;
 
 /// Parts begin at multiples of this.
@@ -43,7 +42,6 @@ pub(crate) struct Layout {
     pub sorted_rows: Range<usize>,
     pub inverse: Range<usize>,
     pub schedule: Range<usize>,
-    pub sorting: Range<usize>,
     pub quantised: Range<usize>,
     pub scales: Range<usize>,
     pub intermediate: Range<usize>,
@@ -88,7 +86,6 @@ impl Layout {
             sorted_rows: part(capacity, 4),
             inverse: part(rows, 4),
             schedule: part(tile_schedule_entries(capacity, local, block_m), 16),
-            sorting: part(shape.workspace_bytes(PermutePath::Auto), 1),
             quantised: part(capacity * hidden, 1),
             scales: part(capacity * scales, 4),
             intermediate: part(capacity * intermediate, 1),

@@ -1,7 +1,6 @@
 //! Permutation of expanded rows into expert order, and the copy of activations along with it.
 //!
-//! [`permute`] sorts the routed ids: one launch up to a few thousand rows, three beyond. [`permute_rows`] copies FP8 or 16-bit
-//! rows and their scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
+//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
 
 use bytemuck::Pod;
 
@@ -39,53 +38,42 @@ impl PermuteShape {
         let padding = self.local_experts.min(self.rows()) * self.alignment.saturating_sub(1);
         (self.rows() + padding).next_multiple_of(self.alignment.max(1))
     }
-
-    /// Bytes of workspace that [`permute`] needs with `path`.
-    pub fn workspace_bytes(&self, path: PermutePath) -> usize {
-        match path.blocks(self.rows()) {
-            1 => 0,
-            blocks => (self.local_experts + 1) * (blocks + 1) * size_of::<u32>(),
-        }
-    }
 }
 
-/// How the sort is cut. The result is the same, bit for bit.
+/// How the sort is cut into blocks. The result is the same, bit for bit.
+///
+/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block grows with all rows,
+/// and small blocks cost nothing as long as all of them run at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PermutePath {
-    /// One block up to 8192 rows, else blocks of 4096 rows.
+    /// Blocks of 512 rows, or of up to 2048 where there would be more blocks than multiprocessors.
     #[default]
     Auto,
-    /// One block, whatever the number of rows.
-    SingleBlock,
-    /// Blocks of this many rows (at least 1), and three launches.
-    MultiBlock {
-        /// Rows that each block sorts.
-        rows_per_block: usize,
+    /// Blocks of `warps * steps * 32` rows.
+    Blocks {
+        /// Warps of a block that have rows, 1 to 16. Fewer are taken where shared memory does not hold the counters of so many:
+        /// that is with some thousand experts.
+        warps: usize,
+        /// Rows of each thread, 1 to 4.
+        steps: usize,
     },
 }
 
-/// Most rows that [`PermutePath::Auto`] gives to one block.
-const SINGLE_BLOCK_ROWS: usize = 8192;
-/// Rows per block of [`PermutePath::Auto`] beyond that.
-const ROWS_PER_BLOCK: usize = 4096;
-/// Shared memory of the sorting kernels besides their tables: static arrays, and what the driver keeps.
+/// Warps of a block.
+const WARPS: usize = 16;
+/// Most rows of a thread.
+const MAX_STEPS: usize = 4;
+/// Shared memory of the sort besides its tables: static arrays, and what the driver keeps.
 const RESERVED_SHARED: u32 = 8 * 1024;
 
-impl PermutePath {
-    fn rows_per_block(self, rows: usize) -> usize {
-        match self {
-            PermutePath::Auto if rows <= SINGLE_BLOCK_ROWS => rows,
-            PermutePath::Auto => ROWS_PER_BLOCK,
-            PermutePath::SingleBlock => rows,
-            PermutePath::MultiBlock { rows_per_block } => rows_per_block,
-        }
-        .max(1)
-    }
-
-    /// Blocks; 1 stands for the single launch.
-    fn blocks(self, rows: usize) -> usize {
-        rows.div_ceil(self.rows_per_block(rows)).max(1)
-    }
+/// How [`permute`] is launched.
+struct Cut {
+    /// Warps of a block that have rows.
+    warps: usize,
+    /// Rows of a thread.
+    steps: usize,
+    blocks: usize,
+    shared_bytes: usize,
 }
 
 /// Arguments of [`permute`].
@@ -103,12 +91,10 @@ pub struct Permute<'a> {
     pub inverse: SliceMut<'a, i32>,
     /// i32 `[P]`, destination -> local expert, padding included; -1 past the last expert's region.
     pub row_experts: Option<SliceMut<'a, i32>>,
-    /// Problem sizes, written by the last launch on its way.
+    /// Problem sizes, written on the way.
     pub problem_sizes: Option<ProblemSizesOut<'a>>,
-    /// Tile schedule, written by the last launch on its way.
+    /// Tile schedule, written on the way.
     pub tile_schedule: Option<TileScheduleOut<'a>>,
-    /// u8, [`PermuteShape::workspace_bytes`], 4-byte aligned; its contents do not matter.
-    pub workspace: SliceMut<'a, u8>,
     /// How to cut the work.
     pub path: PermutePath,
 }
@@ -154,20 +140,37 @@ impl PermuteShape {
         })
     }
 
-    /// Warps that sort a block's rows, and the shared memory of their tables.
-    fn ranking(&self, rows_per_block: usize, shared_per_block: u32) -> Result<(u32, u32)> {
+    /// How `path` cuts the rows on a device with this many multiprocessors and this much shared memory.
+    fn cut(&self, path: PermutePath, multiprocessors: u32, shared_per_block: u32) -> Result<Cut> {
+        let rows = self.rows();
+        let (warps, steps) = match path {
+            PermutePath::Auto => {
+                let warps = rows.div_ceil(32).clamp(1, WARPS);
+                let steps = rows.div_ceil(32 * warps * multiprocessors.max(1) as usize);
+                (warps, steps.clamp(1, MAX_STEPS))
+            }
+            PermutePath::Blocks { warps, steps } => {
+                let limit = |name, value: usize, most: usize| {
+                    require((1..=most).contains(&value), OP, name, value, || format!("must be in 1..={most}"))
+                };
+                limit("warps", warps, WARPS)?;
+                limit("steps", steps, MAX_STEPS)?;
+                (warps, steps)
+            }
+        };
         let keys = self.local_experts + 1;
-        let words = shared_per_block.saturating_sub(RESERVED_SHARED) as usize / size_of::<u32>();
-        let most = ((words - 1) / keys).saturating_sub(2).min(32);
-        require(most >= 1, OP, "local_experts", self.local_experts, || {
-            format!("must be at most {} on this device", (words - 1) / 3 - 1)
+        // A word of counters for two warps, and two words more, to a key; all in units of 16 bytes.
+        let words = shared_per_block.saturating_sub(RESERVED_SHARED) as usize / 16 * 4;
+        require(keys <= words / 3, OP, "local_experts", self.local_experts, || {
+            format!("must be at most {} on this device", words / 3 - 1)
         })?;
-        let warps = rows_per_block.div_ceil(32).clamp(1, most);
-        Ok((warps as u32, (((warps + 2) * keys + 1) * size_of::<u32>()) as u32))
+        let warps = warps.min(2 * (words / keys - 2));
+        let shared_bytes = ((warps.div_ceil(2) + 2) * keys * size_of::<u32>()).next_multiple_of(16);
+        Ok(Cut { warps, steps, blocks: rows.div_ceil(32 * warps * steps), shared_bytes })
     }
 }
 
-/// Sorts the rows of `topk_ids` by local expert: stable, deterministic, without synchronisation.
+/// Sorts the rows of `topk_ids` by local expert: stable, deterministic, in one launch, without synchronisation or workspace.
 ///
 /// With no tokens nothing is launched, and nothing is written.
 pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Result<()> {
@@ -189,13 +192,8 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
     if let Some(schedule) = &args.tile_schedule {
         schedule.check(OP, capacity, local_experts, stream)?;
     }
-    args.workspace.check(OP, "workspace", shape.workspace_bytes(args.path), stream)?;
-    let workspace = args.workspace.ptr();
-    require(workspace.raw().is_multiple_of(4), OP, "workspace", format!("{workspace:?}"), || {
-        "must be 4-byte aligned".into()
-    })?;
-    let rows_per_block = args.path.rows_per_block(rows);
-    let (ranking_warps, shared_bytes) = shape.ranking(rows_per_block, stream.device().shared_per_block())?;
+    let device = stream.device();
+    let cut = shape.cut(args.path, device.multiprocessors(), device.shared_per_block())?;
     if rows == 0 {
         return Ok(());
     }
@@ -206,57 +204,9 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
     let (sorted_rows, inverse) = (args.sorted_rows.ptr(), args.inverse.ptr());
     let row_experts = args.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
     let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
-    let experts = shape.experts as u32;
-    let alignment = shape.alignment as u32;
-    let (rows, capacity, local_experts) = (rows as u32, capacity as u32, local_experts as u32);
-    let device = stream.device();
-    let blocks = args.path.blocks(rows as usize) as u32;
-    if blocks == 1 {
-        let kernel = kernels::PermuteSingleBlock {
-            topk_ids,
-            expert_map,
-            expert_offsets,
-            sorted_rows,
-            inverse,
-            row_experts,
-            problem_sizes1: sizes1,
-            problem_sizes2: sizes2,
-            schedule,
-            rows,
-            experts,
-            local_experts,
-            capacity,
-            alignment,
-            ranking_warps,
-            hidden,
-            intermediate,
-            swap_operands,
-            block_m,
-        };
-        // SAFETY: every list was checked to have its length on this device, and the numbers to fit.
-        return unsafe { device.launch(stream, 1, shared_bytes, &kernel) };
-    }
-
-    let keys = local_experts + 1;
-    let before: DevicePtr<u32> = workspace.cast();
-    let totals = before.offset(keys as usize * blocks as usize);
-    let rows_per_block = rows_per_block as u32;
-    let count = kernels::PermuteCount {
+    let kernel = kernels::Permute {
         topk_ids,
         expert_map,
-        before,
-        rows,
-        experts,
-        local_experts,
-        rows_per_block,
-        ranking_warps,
-    };
-    let scan = kernels::PermuteScan { before, totals, keys, blocks };
-    let place = kernels::PermutePlace {
-        topk_ids,
-        expert_map,
-        before,
-        totals,
         expert_offsets,
         sorted_rows,
         inverse,
@@ -264,24 +214,20 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
         problem_sizes1: sizes1,
         problem_sizes2: sizes2,
         schedule,
-        rows,
-        experts,
-        local_experts,
-        capacity,
-        alignment,
-        rows_per_block,
-        ranking_warps,
+        rows: rows as u32,
+        experts: shape.experts as u32,
+        local_experts: local_experts as u32,
+        capacity: capacity as u32,
+        alignment: shape.alignment as u32,
+        ranking_warps: cut.warps as u32,
+        steps: cut.steps as u32,
         hidden,
         intermediate,
         swap_operands,
         block_m,
     };
-    // SAFETY: as above; the workspace holds `before [keys, blocks]` and `totals [keys]`, each written before it is read.
-    unsafe {
-        device.launch(stream, blocks, shared_bytes, &count)?;
-        device.launch(stream, keys.div_ceil(8), 0, &scan)?;
-        device.launch(stream, blocks, shared_bytes, &place)
-    }
+    // SAFETY: every list was checked to have its length on this device, and the numbers to fit.
+    unsafe { device.launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
 }
 
 /// Where the scales of rows are: scale `g` of row `i` is element `i * row_stride + g * group_stride`.

@@ -127,9 +127,12 @@ pub fn tile_schedule(
         local_experts: local,
         block_m: out.block_m as u32,
     };
+    // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has all the rows.
+    let blocks =
+        (rows / out.block_m).div_ceil(64).clamp(1, stream.device().multiprocessors().max(1) as usize) as u32;
     // SAFETY: lengths, alignment and device were checked above; that the offsets ascend to at most `rows` is what bounds the
     // entries, and what every operation that makes offsets guarantees.
-    unsafe { stream.device().launch(stream, 1, 0, &kernel) }
+    unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
 }
 
 /// The launch arguments of optional outputs: null pointers where there is none.

@@ -1,7 +1,7 @@
 //! What the grouped GEMMs walk: the problem size of every expert, and the list of row tiles.
 //!
 //! Both come from `expert_offsets` and are built on the device, so that the host never waits for the routing. The
-//! permutation writes them in its last launch; the kernels here do it from offsets that come from elsewhere.
+//! permutation writes them on its way; the kernels here do it from offsets that come from elsewhere.
 //!
 //! ```text
 //! expert_offsets   0      70  70          300      block_m = 64: expert 0 has 70 rows, 1 none, 2 has 230
@@ -17,8 +17,7 @@
 //! Tiles are in ascending order of their first row. There are at most `rows / block_m + min(local_experts, rows)`.
 
 use crate::permute::{THREADS, exclusive_scan};
-use cuda_std::shared::Shared;
-use cuda_std::{kernel, memory, shared_array, sync, thread};
+use cuda_std::{kernel, memory, sync, thread};
 
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
 pub(crate) const COUNTERS: u32 = 256;
@@ -62,74 +61,62 @@ impl ProblemSizes {
     }
 }
 
-/// Where the tile schedule goes, and what tiles it has.
+/// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the experts' tiles
+/// says where each begins.
 #[derive(Clone, Copy)]
 pub(crate) struct TileSchedule {
-    /// `[FIRST_TILE + tiles]`, 16-byte aligned.
+    /// `[FIRST_TILE + tiles]`, 16-byte aligned; null if not wanted.
     pub entries: *mut [u32; 4],
     /// Most rows of a tile.
     pub block_m: u32,
-    pub local_experts: u32,
 }
 
 impl TileSchedule {
-    /// Builds the schedule with one block. `region(expert)` is the expert's first row, and its end.
-    ///
-    /// A thousand experts at a time: each thread counts the tiles of one, a scan gives every expert its first tile,
-    /// and then each thread writes tiles, finding a tile's expert by binary search over the first tiles. So one
-    /// expert with all the rows costs no more than an even split.
+    /// Tiles of an expert with `rows` rows.
+    #[inline(always)]
+    pub fn tiles(self, rows: u32) -> u32 {
+        // A division takes longer, and stands between two barriers.
+        if self.block_m.is_power_of_two() {
+            (rows + self.block_m - 1) >> self.block_m.trailing_zeros()
+        } else {
+            rows.div_ceil(self.block_m)
+        }
+    }
+
+    /// Writes this block's share of the `tiles` of an expert, whose rows are `first_row .. first_row + rows`: every so
+    /// many-th tile. So one expert with all the rows costs no block more than its share.
     ///
     /// # Safety
-    /// All [`THREADS`] threads of the block execute it together, and `region` gives all threads the same.
+    /// `tiles` is that of `rows`; the entries exist, from `first_tile` on behind the header; `first_row + rows < 2^31`.
     #[inline(always)]
-    pub unsafe fn write(self, region: impl Fn(u32) -> (u32, u32)) {
-        // first_tiles[i] is the first tile of the chunk's expert i, counted from the chunk's first.
-        let first_tiles = shared_array!(tile_schedule.first_tiles: [u32; 1024]);
-        let mut tiles_before = 0;
-        let mut chunk = 0;
-        while chunk < self.local_experts {
-            let expert = chunk + thread::thread_idx_x();
-            let mut tiles = 0;
-            if expert < self.local_experts {
-                let (first_row, end) = region(expert);
-                tiles = (end - first_row).div_ceil(self.block_m);
-            }
-            // SAFETY: all threads are here, and each writes its own word; the barrier orders them before the reads.
-            let chunk_tiles = unsafe {
-                let (first_tile, chunk_tiles) = exclusive_scan(tiles);
-                first_tiles.add(thread::thread_idx_x()).write(first_tile);
-                chunk_tiles
-            };
-            sync::block();
-            let mut tile = thread::thread_idx_x();
-            while tile < chunk_tiles {
-                // SAFETY: first_tiles[0] = 0 <= tile, and all THREADS words are written.
-                let (index, first_tile) = unsafe { last_at_or_below(first_tiles, tile) };
-                let (first_row, end) = region(chunk + index);
-                let row = first_row + (tile - first_tile) * self.block_m;
-                // SAFETY: the tile count over all experts bounds the entry.
-                unsafe {
-                    self.write_entry(
-                        FIRST_TILE + tiles_before + tile,
-                        [chunk + index, row, self.block_m.min(end - row)],
-                    );
-                }
-                tile += THREADS;
-            }
-            tiles_before += chunk_tiles;
-            chunk += THREADS;
-            // The next chunk writes `first_tiles` again.
-            sync::block();
+    pub unsafe fn write_tiles(self, expert: u32, first_tile: u32, tiles: u32, first_row: u32, rows: u32) {
+        if self.entries.is_null() {
+            return;
         }
-        let counters = 1 + thread::thread_idx_x();
-        if counters < FIRST_TILE {
+        let end = first_row + rows;
+        let mut tile = thread::block_idx_x();
+        while tile < tiles {
+            let row = first_row + tile * self.block_m;
+            // SAFETY: tile < tiles of the expert.
+            unsafe {
+                self.write_entry(FIRST_TILE + first_tile + tile, [expert, row, self.block_m.min(end - row)]);
+            }
+            tile += thread::grid_dim_x();
+        }
+    }
+
+    /// Writes what comes before the first tile.
+    ///
+    /// # Safety
+    /// All [`THREADS`] threads of one block execute it; the entries exist.
+    #[inline(always)]
+    pub unsafe fn write_header(self, tiles: u32, rows: u32) {
+        const { assert!(THREADS >= FIRST_TILE) };
+        let index = thread::thread_idx_x();
+        if !self.entries.is_null() && index < FIRST_TILE {
+            let entry = if index == 0 { [tiles, self.block_m, rows] } else { [0; 3] };
             // SAFETY: the entry is one of those before the tiles.
-            unsafe { self.write_entry(counters, [0; 3]) };
-        }
-        if thread::thread_idx_x() == 0 {
-            let rows = if self.local_experts == 0 { 0 } else { region(self.local_experts - 1).1 };
-            // SAFETY: entry 0 always exists.
-            unsafe { self.write_entry(0, [tiles_before, self.block_m, rows]) };
+            unsafe { self.write_entry(index, entry) };
         }
     }
 
@@ -140,26 +127,6 @@ impl TileSchedule {
         // SAFETY: the entry exists by the caller's contract, and is 16-byte aligned.
         unsafe { memory::store(self.entries.add(index as usize), [x, y, z, 0]) };
     }
-}
-
-/// The last index whose word is at most `value` in the ascending `words [THREADS]`, and that word.
-///
-/// # Safety
-/// `words[0] <= value`, and no thread writes the words meanwhile.
-#[inline(always)]
-unsafe fn last_at_or_below(words: Shared<u32>, value: u32) -> (u32, u32) {
-    const { assert!(THREADS.is_power_of_two()) };
-    let mut index = 0;
-    let mut step = THREADS / 2;
-    while step > 0 {
-        // SAFETY: index + step < THREADS: the steps are distinct powers of two below it.
-        if unsafe { words.add(index + step).read() } <= value {
-            index += step;
-        }
-        step /= 2;
-    }
-    // SAFETY: index < THREADS.
-    (index, unsafe { words.add(index).read() })
 }
 
 /// Writes the problem sizes from the offsets, one thread to an expert.
@@ -198,23 +165,47 @@ pub unsafe fn problem_sizes(
 
 /// Builds the tile schedule from the offsets.
 ///
-/// Launch: one block.
+/// Launch: any number of blocks; each scans all experts, and writes its share of every expert's tiles.
 ///
 /// # Safety
 /// `expert_offsets [local_experts + 1]`, ascending, from 0 to less than 2^31; `schedule [FIRST_TILE + tiles]`,
 /// 16-byte aligned; `block_m >= 1`.
-#[kernel(threads = 1024, min_blocks = 1)]
+#[kernel(threads = 512, min_blocks = 2)]
 pub unsafe fn tile_schedule(
     expert_offsets: *const i64,
     schedule: *mut [u32; 4],
     local_experts: u32,
     block_m: u32,
 ) {
-    // SAFETY: the arguments are as the contract says; expert < local_experts wherever `region` is called.
-    unsafe {
-        TileSchedule { entries: schedule, block_m, local_experts }.write(|expert| {
-            let offsets = expert_offsets.add(expert as usize);
-            (*offsets as u32, *offsets.add(1) as u32)
-        });
+    let schedule = TileSchedule { entries: schedule, block_m };
+    let mut tiles_before = 0;
+    let mut chunk = 0;
+    while chunk < local_experts {
+        let expert = chunk + thread::thread_idx_x();
+        let (mut first_row, mut rows) = (0, 0);
+        if expert < local_experts {
+            // SAFETY: expert < local_experts, and there is one more offset.
+            unsafe {
+                let offsets = expert_offsets.add(expert as usize);
+                first_row = *offsets as u32;
+                rows = *offsets.add(1) as u32 - first_row;
+            }
+        }
+        // SAFETY: all threads are here: the loop bound is the same for all, and a barrier follows every scan. The tile
+        // count over all experts bounds the tiles.
+        unsafe {
+            let tiles = schedule.tiles(rows);
+            let ([_, first_tile], [_, all_tiles]) = exclusive_scan([0, tiles]);
+            schedule.write_tiles(expert, tiles_before + first_tile, tiles, first_row, rows);
+            tiles_before += all_tiles;
+        }
+        chunk += THREADS;
+        sync::block();
+    }
+    if thread::block_idx_x() == 0 {
+        // SAFETY: the last offset exists, and all threads are here.
+        unsafe {
+            schedule.write_header(tiles_before, *expert_offsets.add(local_experts as usize) as u32);
+        }
     }
 }

@@ -22,28 +22,24 @@
 //!
 //! ```text
 //!            block 0                     block 1            each block owns consecutive rows,
-//! |-- warp 0 --|-- warp 1 --| .. |-- warp 0 --|-- ..        each ranking warp consecutive rows of them,
-//!  32 rows, 32 rows, ..                                     taken 32 at a time in ascending order
+//! |-- warp 0 --|-- warp 1 --| .. |-- warp 0 --|-- ..        each ranking warp 1 to 4 times 32 of them
 //! ```
 //!
-//! 1. *Count*: `cursors[warp][key]` counts the rows of every warp. Lanes with equal keys find each other with
-//!    `match.any`; the lowest adds for all, so there is no atomic and no dependence on timing.
-//! 2. *Scan*: over the keys (and, for several blocks, over the blocks) turn counts into first destinations.
-//! 3. *Place*: the same walk again; a row's destination is its warp's cursor plus its rank among equal lanes.
-//!
-//! Up to several thousand rows one block does it all ([`single_block`]); beyond that three launches do it with any
-//! number of blocks ([`multi_block`]): count per block, scan over blocks, place.
+//! One launch does all, and no block waits for another: every block reads *all* ids, and so knows by itself how many rows
+//! of each key come before its own. That is cheap: the ids are few (128 KB for 4096 tokens with 8 experts each), they lie in
+//! L2, and counting them is one shared-memory atomic per 32 ids. See [`sort`] for the steps.
 
 mod block_scan;
-mod multi_block;
-mod ranking;
 mod rows;
-mod single_block;
+mod sort;
+mod tables;
 
 pub(crate) use block_scan::exclusive_scan;
 
-/// Threads of every block that sorts; a multiple of 32, and at most 1024 so that one warp can scan the warps.
-pub(crate) const THREADS: u32 = 1024;
+use cuda_std::memory;
+
+/// Threads of every block that sorts or scans; a multiple of 32, and at most 1024 so that one warp can scan the warps.
+pub(crate) const THREADS: u32 = 512;
 /// Warps of such a block.
 pub(crate) const WARPS: u32 = THREADS / 32;
 
@@ -56,7 +52,7 @@ pub(crate) struct Routing {
     pub expert_map: *const i32,
     /// R = tokens * top_k.
     pub rows: u32,
-    /// Global experts; equal to `local_experts` without a map.
+    /// Global experts, at least 1; equal to `local_experts` without a map.
     pub experts: u32,
     /// Experts of this rank.
     pub local_experts: u32,
@@ -69,23 +65,21 @@ impl Routing {
         self.local_experts + 1
     }
 
-    /// The bucket of row `row`.
+    /// The bucket of the rows with this id.
     ///
     /// # Safety
-    /// `row < self.rows`, and the two lists have their stated lengths.
+    /// `expert_map` is null or has `experts` entries.
     #[inline(always)]
-    pub unsafe fn key(self, row: u32) -> u32 {
-        // A negative id becomes a number over 2^31 and fails the comparison, as does a negative map entry.
-        // SAFETY: row < rows by the caller's contract.
-        let id = unsafe { *self.topk_ids.add(row as usize) } as u32;
-        if id >= self.experts {
-            return self.local_experts;
-        }
+    pub unsafe fn key(self, id: i32) -> u32 {
+        // A negative id becomes a number over 2^31, as does a negative map entry.
+        let id = id as u32;
         if self.expert_map.is_null() {
             return id.min(self.local_experts);
         }
-        // SAFETY: id < experts, the length of the map.
-        let local = unsafe { *self.expert_map.add(id as usize) as u32 };
+        // Loaded whether needed or not: without a branch, several loads are in flight together.
+        // SAFETY: the index is below `experts`, the length of the map, which is at least 1.
+        let local = unsafe { memory::load(self.expert_map.add(id.min(self.experts - 1) as usize)) } as u32;
+        let local = if id < self.experts { local } else { u32::MAX };
         local.min(self.local_experts)
     }
 }

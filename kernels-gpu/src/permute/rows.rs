@@ -10,7 +10,7 @@
 //! offset (invalid ids, and everything behind them) are neither read nor written.
 
 use cuda_std::memory::Vector;
-use cuda_std::{kernel, memory, thread};
+use cuda_std::{grid, kernel, memory, thread};
 
 /// Source and destination of one row, as bytes.
 #[derive(Clone, Copy)]
@@ -72,6 +72,8 @@ pub unsafe fn permute_rows(
     top_k: u32,
     local_experts: u32,
 ) {
+    grid::wait();
+    grid::launch_dependents();
     let destination = u64::from(thread::block_idx_x()) * 8 + u64::from(thread::warp_id());
     // SAFETY: the offsets have local_experts + 1 entries.
     let valid = unsafe { *expert_offsets.add(local_experts as usize) } as u64;
