@@ -14,7 +14,7 @@ from data import E4M3, E4M3_MAX, GROUP, Case, Weights
 
 # Right results come under 1e-2, fast accumulation included; a wrong scale, expert or gate gives far more.
 ROUNDINGS = ((), ("gemm",), ("gemm", "activation"))
-TOLERANCE = 2e-2
+TOLERANCE = 4e-2
 
 
 def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

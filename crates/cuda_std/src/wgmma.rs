@@ -33,13 +33,15 @@ unsafe extern "C" {
     fn setmaxnreg_dec(registers: u32);
 }
 
-/// The descriptor of an operand at shared-memory address `address`: rows of 128 bytes in the 128-byte swizzle, K contiguous.
+/// The lower half of the descriptor of an operand at shared-memory address `address`: rows of 128 bytes in the 128-byte swizzle,
+/// K contiguous. The upper half is the same for all such operands; `wgmma_e4m3!` adds it.
 ///
-/// PTX ISA, "Matrix Descriptor Format": address / 16 in bits 0-13, the stride between 8-row atoms (1024 bytes) / 16 in bits
-/// 32-45, swizzle 1 (128 bytes) in bits 62-63; the leading offset is not used in this layout.
+/// PTX ISA, "Matrix Descriptor Format": address / 16 in bits 0-13 (shared memory ends far below 2^18), a leading offset that is not
+/// used in this layout in bits 16-29. Above: the stride between 8-row atoms (1024 bytes) / 16 in bits 32-45, swizzle 1 (128 bytes)
+/// in bits 62-63. Adding to the result moves the operand by 16 bytes for each 1.
 #[inline(always)]
-pub fn descriptor(address: u32) -> u64 {
-    ((address as u64 & 0x3ffff) >> 4) | 1 << 16 | (1024 >> 4) << 32 | 1 << 62
+pub fn descriptor(address: u32) -> u32 {
+    (address >> 4) + (1 << 16)
 }
 
 /// Orders register accesses before the first `wgmma` and between dependent ones: `wgmma.fence`. Aligned.

@@ -35,6 +35,8 @@ impl Parse for Product {
 
 /// K of one `wgmma` e4m3 instruction, and of the four that walk a 128-byte row.
 const K_STEPS: u32 = 4;
+/// The upper half of every descriptor: atoms of 8 rows 1024 bytes apart, 128-byte swizzle; see `cuda_std::wgmma::descriptor`.
+const DESCRIPTOR_HIGH: u32 = (1024 >> 4) | 1 << 30;
 /// Descriptor units (16 bytes) between two K steps of 32 bytes.
 const STEP_UNITS: u32 = 2;
 
@@ -52,17 +54,18 @@ pub fn product(p: Product) -> Result<TokenStream> {
         "{{".to_string(),
         ".reg .pred keep;".into(),
         ".reg .b64 da, db;".into(),
+        ".reg .b32 la, lb;".into(),
         "setp.ne.b32 keep, {accumulate}, 0;".into(),
     ];
     for step in 0..K_STEPS {
-        let (a, b, keep) = if step == 0 { ("{a}", "{b}", "keep") } else { ("da", "db", "1") };
-        if step > 0 {
-            let units = step * STEP_UNITS;
-            lines.push(format!("add.s64 da, {{a}}, {units};"));
-            lines.push(format!("add.s64 db, {{b}}, {units};"));
-        }
+        let units = step * STEP_UNITS;
+        lines.push(format!("add.u32 la, {{a}}, {units};"));
+        lines.push(format!("add.u32 lb, {{b}}, {units};"));
+        lines.push(format!("mov.b64 da, {{{{la, {DESCRIPTOR_HIGH}}}}};"));
+        lines.push(format!("mov.b64 db, {{{{lb, {DESCRIPTOR_HIGH}}}}};"));
+        let keep = if step == 0 { "keep" } else { "1" };
         lines.push(format!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, {a}, {b}, {keep}, 1, 1;"
+            "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, da, db, {keep}, 1, 1;"
         ));
     }
     lines.push("}}".into());
@@ -71,8 +74,8 @@ pub fn product(p: Product) -> Result<TokenStream> {
     Ok(quote! {
         ::core::arch::asm!(
             #(#lines,)*
-            a = in(reg64) #a,
-            b = in(reg64) #b,
+            a = in(reg32) #a,
+            b = in(reg32) #b,
             accumulate = in(reg32) (#accumulate) as u32,
             #(#names = inout(reg32) #acc[#index],)*
             options(nostack)

@@ -19,7 +19,7 @@ pub trait Accumulator: Copy {
     /// # Safety
     /// All warps of the warpgroup call it together, after `wgmma::fence`. The operands are in shared memory, visible to the
     /// asynchronous proxy, and stay until the group that this belongs to has been waited for; so do the registers.
-    unsafe fn multiply(&mut self, a: u64, b: u64, keep: bool);
+    unsafe fn multiply(&mut self, a: u32, b: u32, keep: bool);
 
     /// Pins the registers to this place of the program, behind the wait that precedes it.
     fn tie(&mut self);
@@ -55,7 +55,7 @@ macro_rules! accumulator {
             const ZERO: Self = [0.0; $registers];
 
             #[inline(always)]
-            unsafe fn multiply(&mut self, a: u64, b: u64, keep: bool) {
+            unsafe fn multiply(&mut self, a: u32, b: u32, keep: bool) {
                 // SAFETY: the caller's contract.
                 unsafe { wgmma_e4m3!($n, self, a, b, keep) }
             }

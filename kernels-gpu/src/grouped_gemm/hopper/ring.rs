@@ -15,9 +15,11 @@
 //! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when the consumers of
 //! both blocks are done with it: every consumer warp arrives at both blocks' barriers.
 
+use cuda_std::shared::Shared;
 use cuda_std::{cluster, mbarrier, shared, sync, thread};
 
-use super::{CONSUMER_WARPS, SCALE_SLOT_BYTES};
+use super::{CONSUMER_WARPS, SCALE_ROWS, SCALE_SLOT_BYTES};
+use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
 
 /// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too. It
 /// is filled by the producers of `BLOCKS` blocks, a cluster.
@@ -81,6 +83,27 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     #[inline(always)]
     pub fn scales(&self, stage: u32) -> u32 {
         self.base + Self::SCALES + stage * SCALE_SLOT_BYTES
+    }
+
+    /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask which there are. All
+    /// threads of the block call it together, before anything is copied.
+    #[inline(always)]
+    pub fn fill_constant_scales(&self, scales: &ScaleArguments) {
+        let (thread, mut stage) = (thread::thread_idx_x(), 0);
+        while stage < STAGES {
+            let slots = Shared::<f32>::from_address(self.scales(stage));
+            // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them before all reads.
+            unsafe {
+                if scales.a_kind != A_PER_GROUP && thread < SCALE_ROWS {
+                    slots.add(thread).write(1.0);
+                }
+                if scales.b_kind != B_PER_BLOCK && thread < 2 {
+                    slots.add(SCALE_ROWS + thread).write(1.0);
+                }
+            }
+            stage += 1;
+        }
+        sync::block();
     }
 
     /// The barrier that completes when a stage is filled.

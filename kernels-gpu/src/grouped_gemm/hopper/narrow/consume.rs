@@ -1,7 +1,7 @@
 //! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every slab.
 
 use cuda_std::shared::Shared;
-use cuda_std::{thread, wgmma};
+use cuda_std::{thread, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
@@ -14,16 +14,24 @@ pub struct Columns {
     pub column: u32,
     /// q, its lane within a quad: it holds rows `8 j + 2 q` of A and the next.
     pub quad_lane: u32,
-    /// Offset of its warpgroup's rows of B in each half of a stage.
-    b_offset: u32,
+    /// Descriptors of its warpgroup's rows of the first half of B, and of A, in stage 0.
+    b: u32,
+    a: u32,
 }
 
 impl Columns {
+    /// For a ring whose stage 0 is at `base`.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn new(base: u32) -> Self {
         let thread = thread::thread_idx_x();
-        let (warp, lane) = (thread / 32, thread % 32);
-        Self { column: warp * 16 + lane / 4, quad_lane: lane % 4, b_offset: warp / 4 * ROWS_64 }
+        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers then.
+        let warp = warp::shfl_idx(warp::FULL_MASK, thread / 32, 0);
+        Self {
+            column: thread / 32 * 16 + thread % 32 / 4,
+            quad_lane: thread % 4,
+            b: wgmma::descriptor(base + warp / 4 * ROWS_64),
+            a: wgmma::descriptor(base + 2 * ROWS_128),
+        }
     }
 }
 
@@ -42,17 +50,16 @@ pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_
     let mut totals = [A::ZERO; 2];
     let mut slab = 0;
     while slab < slabs {
-        let stage = ring.stage(position.stage);
+        let stage = position.stage * (STAGE_BYTES / 16);
         let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
         // SAFETY: the stage holds twice 128 rows of B and N rows of A, and is released after the group has been waited for.
         unsafe {
-            let b = stage + columns.b_offset;
-            let a = wgmma::descriptor(stage + 2 * ROWS_128);
-            products[0].multiply(wgmma::descriptor(b), a, false);
-            products[1].multiply(wgmma::descriptor(b + ROWS_128), a, false);
+            let (a, b) = (columns.a + stage, columns.b + stage);
+            products[0].multiply(b, a, false);
+            products[1].multiply(b + ROWS_128 / 16, a, false);
         }
         wgmma::commit();
         let mut blocks = [1.0; 2];

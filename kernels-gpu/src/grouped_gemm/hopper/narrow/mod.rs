@@ -99,7 +99,7 @@ macro_rules! plain {
                     }
                     return;
                 }
-                let columns = Columns::new();
+                let columns = Columns::new(ring.stage(0));
                 let parts = Parts::new(schedule, partials, ring.end());
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
@@ -182,7 +182,7 @@ macro_rules! gated {
                     }
                     return;
                 }
-                let columns = Columns::new();
+                let columns = Columns::new(ring.stage(0));
                 let parts = Parts::new(schedule, partials, ring.end());
                 let mut position = Position::START;
                 while let Some(part) = share.next() {

@@ -1,12 +1,11 @@
 //! The consumer warpgroups: products of all slabs of an item, with the sum in the tensor cores or in f32 registers.
 
 use cuda_std::shared::Shared;
-use cuda_std::{thread, wgmma};
+use cuda_std::{thread, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
 
 /// Which rows and columns of an item a thread holds.
 pub struct Rows {
@@ -14,16 +13,24 @@ pub struct Rows {
     pub row: u32,
     /// q, its lane within a quad: it holds columns `8 j + 2 q` and the next.
     pub quad_lane: u32,
-    /// Offset of its warpgroup's rows of A in a stage.
-    a_offset: u32,
+    /// Descriptors of its warpgroup's rows of A, and of B, in stage 0.
+    a: u32,
+    b: u32,
 }
 
 impl Rows {
+    /// For a ring whose stage 0 is at `base`.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn new(base: u32) -> Self {
         let thread = thread::thread_idx_x();
-        let (warp, lane) = (thread / 32, thread % 32);
-        Self { row: warp * 16 + lane / 4, quad_lane: lane % 4, a_offset: warp / 4 * ROWS_64 }
+        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers then.
+        let warp = warp::shfl_idx(warp::FULL_MASK, thread / 32, 0);
+        Self {
+            row: thread / 32 * 16 + thread % 32 / 4,
+            quad_lane: thread % 4,
+            a: wgmma::descriptor(base + warp / 4 * ROWS_64),
+            b: wgmma::descriptor(base + ROWS_128),
+        }
     }
 }
 
@@ -42,14 +49,11 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
     let mut previous = 0;
     let mut slab = 0;
     while slab < slabs {
-        let stage = ring.stage(position.stage);
+        let stage = position.stage * (STAGE_BYTES / 16);
         ring.wait_full(position);
         wgmma::fence();
         // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the group has been waited for.
-        unsafe {
-            let a = wgmma::descriptor(stage + rows.a_offset);
-            total.multiply(a, wgmma::descriptor(stage + ROWS_128), slab != 0);
-        }
+        unsafe { total.multiply(rows.a + stage, rows.b + stage, slab != 0) };
         wgmma::commit();
         wgmma::wait::<1>();
         if slab != 0 {
@@ -76,35 +80,26 @@ pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: 
     mut position: Position,
     slabs: u32,
     rows: &Rows,
-    scales: &ScaleArguments,
 ) -> ([f32; 64], Position) {
     let mut total = <[f32; 64]>::ZERO;
     let mut slab = 0;
     while slab < slabs {
-        let stage = ring.stage(position.stage);
+        let stage = position.stage * (STAGE_BYTES / 16);
         let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         let mut product = <[f32; 64]>::ZERO;
         ring.wait_full(position);
         wgmma::fence();
         // SAFETY: the stage holds 128 rows of A and 128 of B, and is released after the group has been waited for.
-        unsafe {
-            let a = wgmma::descriptor(stage + rows.a_offset);
-            product.multiply(a, wgmma::descriptor(stage + ROWS_128), false);
-        }
+        unsafe { product.multiply(rows.a + stage, rows.b + stage, false) };
         wgmma::commit();
-        let (mut a, mut b) = ([1.0; 2], [1.0; 2]);
         // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
-        unsafe {
-            if scales.a_kind == A_PER_GROUP {
-                a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
-            }
-            if scales.b_kind == B_PER_BLOCK {
-                b = slots.add(SCALE_ROWS).cast::<[f32; 2]>().read();
-            }
-        }
-        let factors = [[a[0] * b[0], a[1] * b[0]], [a[0] * b[1], a[1] * b[1]]];
+        let (a, b) = unsafe {
+            let a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
+            (a, slots.add(SCALE_ROWS).cast::<[f32; 2]>().read())
+        };
         wgmma::wait::<0>();
         product.tie();
+        let factors = [[a[0] * b[0], a[1] * b[0]], [a[0] * b[1], a[1] * b[1]]];
         ring.release(position.stage);
         total.fold(&product, |j, h, _| factors[j / 8][h]);
         position = ring.next(position);

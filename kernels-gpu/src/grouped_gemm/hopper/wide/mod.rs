@@ -107,7 +107,7 @@ pub unsafe fn hopper_wide_fast(
             ring.leave();
             return;
         }
-        let rows = Rows::new();
+        let rows = Rows::new(ring.stage(0));
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let total;
@@ -153,6 +153,7 @@ pub unsafe fn hopper_wide_promoted(
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
         let ring = PromotedRing::new();
+        ring.fill_constant_scales(&arguments.scales);
         grid::wait();
         grid::launch_dependents();
         let work = WorkList::new(schedule, n, BM, BLOCKS * 128);
@@ -173,12 +174,11 @@ pub unsafe fn hopper_wide_promoted(
             ring.leave();
             return;
         }
-        let rows = Rows::new();
+        let rows = Rows::new(ring.stage(0));
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let total;
-            (total, position) =
-                consume::promoted(&ring, position, k.div_ceil(SLAB), &rows, &arguments.scales);
+            (total, position) = consume::promoted(&ring, position, k.div_ceil(SLAB), &rows);
             store::columns_128(&total, &tile, &rows, &arguments);
             item += thread::grid_dim_x() / BLOCKS;
         }
@@ -242,7 +242,7 @@ pub unsafe fn hopper_wide_gated_fast(
             ring.leave();
             return;
         }
-        let rows = Rows::new();
+        let rows = Rows::new(ring.stage(0));
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let total;
@@ -302,6 +302,7 @@ pub unsafe fn hopper_wide_gated_promoted(
     // SAFETY: as in `hopper_wide_fast`.
     unsafe {
         let ring = GatedPromotedRing::new();
+        ring.fill_constant_scales(&arguments.scales);
         grid::wait();
         grid::launch_dependents();
         let work = WorkList::new(schedule, intermediate, BM, BLOCKS * 128);
@@ -329,15 +330,15 @@ pub unsafe fn hopper_wide_gated_promoted(
             ring.leave();
             return;
         }
-        let rows = Rows::new();
+        let rows = Rows::new(ring.stage(0));
         let slabs = k.div_ceil(SLAB);
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let mut total;
-            (total, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
+            (total, position) = consume::promoted(&ring, position, slabs, &rows);
             let low = requantize::columns_64(&total, &tile, 0, &rows, &arguments);
             requantize::put_aside(&low, ring.end());
-            (total, position) = consume::promoted(&ring, position, slabs, &rows, &arguments.scales);
+            (total, position) = consume::promoted(&ring, position, slabs, &rows);
             let high = requantize::columns_64(&total, &tile, 64, &rows, &arguments);
             let low = requantize::take_back(ring.end());
             requantize::store(requantize::join(&low, &high), &tile, &rows, &arguments.out);
