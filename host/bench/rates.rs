@@ -9,7 +9,7 @@ use super::routing::RoutingKind;
 use super::run::Run;
 use super::timing::Timer;
 use crate::error::Result;
-use crate::layer::{Accumulation, MoeConfig};
+use crate::layer::{Accumulation, IntermediateScales, MoeConfig};
 
 /// M, N and K of the dense GEMM.
 pub const MATRIX_SIZE: usize = 8192;
@@ -20,7 +20,12 @@ pub fn matrix_flops_per_second(timer: &mut Timer) -> Result<f64> {
     let n = MATRIX_SIZE;
     let shape = Shape { experts: 1, top_k: 1, hidden: n, intermediate: n };
     let device = timer.stream().device().clone();
-    let config = MoeConfig { accumulation: Accumulation::Fast, ..shape.config(Scheme::PerToken, 1, 1)? };
+    // With scales per token the second GEMM's do not change along K, and its sums stay in the tensor cores.
+    let config = MoeConfig {
+        accumulation: Accumulation::Fast,
+        intermediate_scales: IntermediateScales::Token,
+        ..shape.config(Scheme::PerToken, 1, 1)?
+    };
     let layers = Layers::random(&device, &config, 1, &[true], 0)?;
     let mut run = Run::new(&layers, n, &RoutingKind::Uniform.draw(n, 1, 1, 0)?, 0)?;
     let captured = run.capture(1)?;

@@ -1,11 +1,23 @@
 //! The consumer warpgroups: products of all slabs of an item, with the sum in the tensor cores or in f32 registers.
+//!
+//! With promotion the tensor cores would stand still while both warpgroups fold, if both folded at the same time; and so they
+//! do if left alone, since the tensor cores serve them alternately. They take turns instead: a warpgroup issues its products when
+//! the other has issued its own, so that one folds while the other's are made.
+//!
+//! ```text
+//!   warpgroup 0     | issue |  products  |  fold  | issue |  products  |  fold  |
+//!   warpgroup 1             | issue |    wait     |  products  |  fold  | issue | ..
+//! ```
 
 use cuda_std::shared::Shared;
-use cuda_std::{thread, warp, wgmma};
+use cuda_std::{sync, thread, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
+use crate::grouped_gemm::hopper::{CONSUMER_BARRIER, CONSUMERS, ROWS_64, ROWS_128, SCALE_ROWS};
+
+/// The named barrier of warpgroup 0's turn; that of warpgroup 1 is the next.
+const TURN_BARRIER: u32 = CONSUMER_BARRIER + 1;
 
 /// Which rows and columns of an item a thread holds.
 pub struct Rows {
@@ -16,6 +28,7 @@ pub struct Rows {
     /// Descriptors of its warpgroup's rows of A, and of B, in stage 0.
     a: u32,
     b: u32,
+    warpgroup: u32,
 }
 
 impl Rows {
@@ -30,6 +43,35 @@ impl Rows {
             quad_lane: thread % 4,
             a: wgmma::descriptor(base + warp / 4 * ROWS_64),
             b: wgmma::descriptor(base + ROWS_128),
+            warpgroup: warp / 4,
+        }
+    }
+
+    /// Gives warpgroup 0 the first turn. Both call it before the first item.
+    #[inline(always)]
+    pub fn begin_turns(&self) {
+        if self.warpgroup == 1 {
+            self.pass_turn();
+        }
+    }
+
+    /// Waits until the other warpgroup has issued its products.
+    #[inline(always)]
+    fn take_turn(&self) {
+        sync::named(TURN_BARRIER + self.warpgroup, CONSUMERS);
+    }
+
+    /// Lets the other warpgroup issue its products.
+    #[inline(always)]
+    fn pass_turn(&self) {
+        sync::named_arrive(TURN_BARRIER + 1 - self.warpgroup, CONSUMERS);
+    }
+
+    /// Takes the turn that is left over. Both call it after the last item.
+    #[inline(always)]
+    pub fn end_turns(&self) {
+        if self.warpgroup == 0 {
+            self.take_turn();
         }
     }
 }
@@ -88,18 +130,20 @@ pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: 
         let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         let mut product = <[f32; 64]>::ZERO;
         ring.wait_full(position);
-        wgmma::fence();
-        // SAFETY: the stage holds 128 rows of A and 128 of B, and is released after the group has been waited for.
-        unsafe { product.multiply(rows.a + stage, rows.b + stage, false) };
-        wgmma::commit();
         // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
         let (a, b) = unsafe {
             let a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
             (a, slots.add(SCALE_ROWS).cast::<[f32; 2]>().read())
         };
+        let factors = [[a[0] * b[0], a[1] * b[0]], [a[0] * b[1], a[1] * b[1]]];
+        rows.take_turn();
+        wgmma::fence();
+        // SAFETY: the stage holds 128 rows of A and 128 of B, and is released after the group has been waited for.
+        unsafe { product.multiply(rows.a + stage, rows.b + stage, false) };
+        wgmma::commit();
+        rows.pass_turn();
         wgmma::wait::<0>();
         product.tie();
-        let factors = [[a[0] * b[0], a[1] * b[0]], [a[0] * b[1], a[1] * b[1]]];
         ring.release(position.stage);
         total.fold(&product, |j, h, _| factors[j / 8][h]);
         position = ring.next(position);

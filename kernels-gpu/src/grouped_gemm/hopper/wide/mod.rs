@@ -175,6 +175,7 @@ pub unsafe fn hopper_wide_promoted(
             return;
         }
         let rows = Rows::new(ring.stage(0));
+        rows.begin_turns();
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let total;
@@ -182,6 +183,7 @@ pub unsafe fn hopper_wide_promoted(
             store::columns_128(&total, &tile, &rows, &arguments);
             item += thread::grid_dim_x() / BLOCKS;
         }
+        rows.end_turns();
         ring.leave();
     }
 }
@@ -331,6 +333,7 @@ pub unsafe fn hopper_wide_gated_promoted(
             return;
         }
         let rows = Rows::new(ring.stage(0));
+        rows.begin_turns();
         let slabs = k.div_ceil(SLAB);
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
@@ -344,6 +347,7 @@ pub unsafe fn hopper_wide_gated_promoted(
             requantize::store(requantize::join(&low, &high), &tile, &rows, &arguments.out);
             item += thread::grid_dim_x() / BLOCKS;
         }
+        rows.end_turns();
         ring.leave();
     }
 }
