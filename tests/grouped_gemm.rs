@@ -7,7 +7,7 @@ use common::gemm::{
 };
 use fp8_moe::ops::grouped_gemm::heuristics::{self, BLOCK_M, Path, PortableTile};
 use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm};
-use fp8_moe::{Buffer, Device, Error, Family};
+use fp8_moe::{Buffer, Device, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -287,10 +287,12 @@ fn replays_in_a_graph() {
     for device in devices() {
         let on_device = OnDevice::new(&device, &problem, 16);
         let eager = run(&on_device, Format::Bf16, Accumulation::Fast, Path::Auto);
-        let stream = device.default_stream();
+        // A stream of its own: what other tests enqueue meanwhile on the default stream must not be captured.
+        let stream = Stream::new(&device).unwrap();
         let mut out = device.uninit::<u16>(eager.len()).unwrap();
         out.fill_bytes(POISON, &stream).unwrap();
         let mut workspace = on_device.workspace();
+        device.default_stream().synchronize().unwrap();
         let graph = stream
             .capture(|stream| {
                 let slice = GemmOut::Bf16(out.as_mut_slice().cast());
