@@ -101,7 +101,7 @@ pub unsafe fn hopper_wide_fast(
             while item < work.len() {
                 let tile = work.tile(item).right(own_columns);
                 let row = tile.expert * n + tile.n0;
-                producer.fill_plain(&tile, BoxRows { rows: [row, row + 128], bytes: ROWS_128 });
+                producer.fill(&tile, BoxRows { rows: [row, row + 128], bytes: ROWS_128 }, BlockScales::NONE);
                 item += thread::grid_dim_x() / BLOCKS;
             }
             ring.leave();
@@ -168,7 +168,7 @@ pub unsafe fn hopper_wide_promoted(
                 // Of a tile past the last column, any scale will do.
                 let first = arguments.scales.b_block_row(tile.expert, tile.n0.min(n - 1), n, k);
                 let blocks = BlockScales { first, distance: 0 };
-                producer.fill_scaled(&tile, BoxRows { rows: [row, row + 64], bytes: ROWS_64 }, blocks);
+                producer.fill(&tile, BoxRows { rows: [row, row + 64], bytes: ROWS_64 }, blocks);
                 item += thread::grid_dim_x() / BLOCKS;
             }
             ring.leave();
@@ -238,7 +238,11 @@ pub unsafe fn hopper_wide_gated_fast(
             while item < work.len() {
                 let tile = work.tile(item).right(own_columns);
                 let gate = tile.expert * 2 * intermediate + tile.n0;
-                producer.fill_plain(&tile, BoxRows { rows: [gate, gate + intermediate], bytes: ROWS_128 });
+                producer.fill(
+                    &tile,
+                    BoxRows { rows: [gate, gate + intermediate], bytes: ROWS_128 },
+                    BlockScales::NONE,
+                );
                 item += thread::grid_dim_x() / BLOCKS;
             }
             ring.leave();
@@ -324,7 +328,7 @@ pub unsafe fn hopper_wide_gated_promoted(
                 while half < 2 {
                     let first = gate + 64 * half;
                     let rows = BoxRows { rows: [first, first + intermediate], bytes: ROWS_64 };
-                    producer.fill_scaled(&tile, rows, blocks);
+                    producer.fill(&tile, rows, blocks);
                     half += 1;
                 }
                 item += thread::grid_dim_x() / BLOCKS;

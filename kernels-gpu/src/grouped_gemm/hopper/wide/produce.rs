@@ -54,28 +54,12 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
         }
     }
 
-    /// Fills stages with all slabs of an item without scales.
+    /// Fills stages with all slabs of an item; `blocks` are the scales of its two blocks of B, for a scaled ring.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill_plain(&mut self, tile: &Tile, boxes: BoxRows) {
-        // SAFETY: the caller's contract.
-        unsafe { self.fill(tile, boxes, BlockScales::NONE) }
-    }
-
-    /// As [`fill_plain`](Self::fill_plain), with the scales; `blocks` as [`ScaleCopies::new`] takes them.
-    ///
-    /// # Safety
-    /// As [`fill_plain`](Self::fill_plain).
-    #[inline(always)]
-    pub unsafe fn fill_scaled(&mut self, tile: &Tile, boxes: BoxRows, blocks: BlockScales) {
-        // SAFETY: the caller's contract.
-        unsafe { self.fill(tile, boxes, blocks) }
-    }
-
-    #[inline(always)]
-    unsafe fn fill(&mut self, tile: &Tile, boxes: BoxRows, blocks: BlockScales) {
+    pub unsafe fn fill(&mut self, tile: &Tile, boxes: BoxRows, blocks: BlockScales) {
         let mut copies = ScaleCopies::new(self.scales, tile.first_row, tile.rows, blocks, self.lane);
         let mut k0 = 0;
         while k0 < self.k {
