@@ -152,9 +152,7 @@ impl GatedGemm<'_> {
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         // Each block of a cluster asks for its part of the rows.
         let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
-        // With promotion the wide kernel takes 64 columns at a time, and so 64 rows of gate and of up.
-        let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, b_box)?;
+        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
         let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {

@@ -109,7 +109,7 @@ impl PortableTile {
     }
 }
 
-/// Tiles of the Hopper kernels: so many rows of one expert, by 128 or 256 columns.
+/// Tiles of the Hopper kernels: so many rows of one expert, by 256 columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopperTile {
     /// Few rows per expert: the weights on the M side, 256 columns by up to 8 rows.
@@ -120,7 +120,7 @@ pub enum HopperTile {
     Narrow32,
     /// As `Narrow8`, 64 rows.
     Narrow64,
-    /// Many rows per expert: 128 rows by 256 columns, or by 128 with promotion.
+    /// Many rows per expert: 128 rows by 256 columns.
     Wide,
 }
 
@@ -144,9 +144,12 @@ impl HopperTile {
         BLOCK_M[self as usize]
     }
 
-    /// Threads of a block: two warpgroups that multiply, and a producer warp.
+    /// Threads of a block: two warpgroups that multiply and a producer warp, of the wide kernels a producer warpgroup.
     pub const fn threads(self) -> u32 {
-        288
+        match self {
+            HopperTile::Wide => 384,
+            _ => 288,
+        }
     }
 
     /// Blocks that share their rows of A, side by side: a cluster.
@@ -158,12 +161,7 @@ impl HopperTile {
     }
 
     /// Columns of D in an item.
-    pub const fn columns(self, promoted: bool) -> usize {
-        match self {
-            HopperTile::Wide if promoted => 128,
-            _ => 256,
-        }
-    }
+    pub const COLUMNS: usize = 256;
 
     /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
     /// and what the narrow kernels exchange.
@@ -172,8 +170,7 @@ impl HopperTile {
         const SCALES: u32 = 128 * 4 + 16;
         let rows = self.block_m() as u32;
         let (stages, stage, scales, exchange) = match self {
-            HopperTile::Wide if promoted => (6, 2 * ROWS_128, SCALES, 0),
-            HopperTile::Wide => (4, 3 * ROWS_128, 0, 0),
+            HopperTile::Wide => (4, 3 * ROWS_128, if promoted { SCALES } else { 0 }, 0),
             HopperTile::Narrow64 => (5, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
             _ => (6, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
         };
@@ -321,7 +318,7 @@ pub fn plan(
     if takes_hopper(OP, device, path)?
         && let Some(tile) = HopperTile::for_block_m(block_m)
     {
-        let pairs = shape.n.div_ceil(tile.columns(promoted) * tile.cluster() as usize);
+        let pairs = shape.n.div_ceil(HopperTile::COLUMNS * tile.cluster() as usize);
         let items = row_tiles.saturating_mul(pairs * tile.cluster() as usize);
         check_slabs(OP, items, shape)?;
         let blocks = hopper_blocks(OP, device, tile, items, path)?;

@@ -22,9 +22,7 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = self.shape;
         // Each block of a cluster asks for its part of the rows.
         let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
-        // The promoted wide kernel takes its 128 rows of B in two boxes, as its gated sibling must.
-        let b_box = if tile == HopperTile::Wide && promoted { 64 } else { 128 };
-        let b = tensor_map::of_matrix(&self.b, experts * n, k, b_box)?;
+        let b = tensor_map::of_matrix(&self.b, experts * n, k, 128)?;
         let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();

@@ -74,9 +74,14 @@ impl WorkList {
     #[inline(always)]
     pub fn tile(&self, item: u32) -> Tile {
         let in_full_band = self.band * self.column_tiles;
+        // SAFETY: as below.
+        unsafe { core::hint::assert_unchecked(in_full_band != 0) };
         let band_start = item / in_full_band * self.band;
         let in_band = item % in_full_band;
         let height = self.band.min(self.row_tiles - band_start);
+        // SAFETY: there is an item, so that there are columns and the band has a tile. A check would end in a trap, and with a trap
+        // in reach ptxas does not use the registers that `setmaxnreg` brings.
+        unsafe { core::hint::assert_unchecked(height != 0) };
         let row_tile = band_start + in_band % height;
         let column_tile = in_band / height;
         // SAFETY: `row_tile < row_tiles`, so the entry exists; it is 16-byte aligned as the schedule is, and no

@@ -45,8 +45,6 @@ use super::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
 const CONSUMER_WARPS: u32 = 8;
 /// Threads that multiply.
 const CONSUMERS: u32 = CONSUMER_WARPS * 32;
-/// Threads of a block: the consumers and the producer warp.
-const THREADS: u32 = CONSUMERS + 32;
 
 /// Bytes of 64 rows of a stage: what one warpgroup's `wgmma` takes of the operand on the M side.
 const ROWS_64: u32 = 64 * SLAB;
@@ -68,10 +66,6 @@ struct BlockScales {
     distance: u32,
 }
 
-impl BlockScales {
-    /// No scales, which nothing reads.
-    const NONE: Self = Self { first: core::ptr::null(), distance: 0 };
-}
 
 /// What a lane of the producer copies of one item's scales, slab by slab: those of rows `lane`, `lane + 32`, .. of A, and
 /// lanes 0 and 1 those of the item's blocks of B.

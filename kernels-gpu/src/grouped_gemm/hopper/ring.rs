@@ -166,6 +166,19 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         }
     }
 
+    /// Gives `slabs` stages back unused, from `position` on. Returns the place after them.
+    #[inline(always)]
+    pub fn pass_over(&self, mut position: Position, slabs: u32) -> Position {
+        let mut slab = 0;
+        while slab < slabs {
+            self.wait_full(position);
+            self.release(position.stage);
+            position = self.next(position);
+            slab += 1;
+        }
+        position
+    }
+
     /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a thread does.
     #[inline(always)]
     pub fn leave(&self) {

@@ -25,7 +25,10 @@ use cuda_std::{grid, kernel, thread};
 
 use super::gated::{GatedArguments, Requantization};
 use super::ring::{Position, Ring};
-use super::{CONSUMER_WARPS, ROWS_128, THREADS};
+use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
+
+/// Threads of a block: the consumers and the producer warp.
+const THREADS: u32 = CONSUMERS + 32;
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use consume::Columns;

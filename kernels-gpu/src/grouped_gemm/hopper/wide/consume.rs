@@ -10,7 +10,8 @@
 //! ```
 
 use cuda_std::shared::Shared;
-use cuda_std::{sync, thread, warp, wgmma};
+use cuda_std::math::fma;
+use cuda_std::{sync, thread, unroll, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
@@ -45,6 +46,12 @@ impl Rows {
             b: wgmma::descriptor(base + ROWS_128),
             warpgroup: warp / 4,
         }
+    }
+
+    /// Whether none of the warpgroup's rows are among the first `tile_rows`.
+    #[inline(always)]
+    fn are_past(&self, tile_rows: u32) -> bool {
+        tile_rows <= 64 * self.warpgroup
     }
 
     /// Gives warpgroup 0 the first turn. Both call it before the first item.
@@ -86,8 +93,12 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
     mut position: Position,
     slabs: u32,
     rows: &Rows,
+    tile_rows: u32,
 ) -> ([f32; 128], Position) {
     let mut total = <[f32; 128]>::ZERO;
+    if rows.are_past(tile_rows) {
+        return (total, ring.pass_over(position, slabs));
+    }
     let mut previous = 0;
     let mut slab = 0;
     while slab < slabs {
@@ -111,8 +122,8 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
     (total, position)
 }
 
-/// The sum over all slabs, folded into f32 registers with the scales of every slab. The first half of the columns has the
-/// first block scale of the stage, the second half the second.
+/// The sum over all slabs, folded into f32 registers with the scales of every slab. Columns 0 to 127 have the first block scale of
+/// the stage, the others the second. Both halves are multiplied into the same registers, one after the other.
 ///
 /// # Safety
 /// As [`fast`].
@@ -122,30 +133,50 @@ pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: 
     mut position: Position,
     slabs: u32,
     rows: &Rows,
-) -> ([f32; 64], Position) {
-    let mut total = <[f32; 64]>::ZERO;
+    tile_rows: u32,
+) -> ([f32; 128], Position) {
+    let mut total = <[f32; 128]>::ZERO;
+    if rows.are_past(tile_rows) {
+        return (total, ring.pass_over(position, slabs));
+    }
+    // A tile of up to 64 rows is the first warpgroup's alone.
+    let alone = tile_rows <= 64;
+    // Products are written over each other: one variable, so that they are never in two sets of registers.
+    let mut product = <[f32; 64]>::ZERO;
     let mut slab = 0;
     while slab < slabs {
         let stage = position.stage * (STAGE_BYTES / 16);
         let slots = Shared::<f32>::from_address(ring.scales(position.stage));
-        let mut product = <[f32; 64]>::ZERO;
         ring.wait_full(position);
         // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
         let (a, b) = unsafe {
             let a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
             (a, slots.add(SCALE_ROWS).cast::<[f32; 2]>().read())
         };
-        let factors = [[a[0] * b[0], a[1] * b[0]], [a[0] * b[1], a[1] * b[1]]];
-        rows.take_turn();
-        wgmma::fence();
-        // SAFETY: the stage holds 128 rows of A and 128 of B, and is released after the group has been waited for.
-        unsafe { product.multiply(rows.a + stage, rows.b + stage, false) };
-        wgmma::commit();
-        rows.pass_turn();
-        wgmma::wait::<0>();
-        product.tie();
-        ring.release(position.stage);
-        total.fold(&product, |j, h, _| factors[j / 8][h]);
+        unroll!(for half in 0..2 {
+            let factors = [a[0] * b[half], a[1] * b[half]];
+            if !alone {
+                rows.take_turn();
+            }
+            wgmma::fence();
+            // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the groups have been waited for.
+            unsafe {
+                let (a, b) = (rows.a + stage, rows.b + stage + half * (ROWS_128 / 16));
+                product.multiply(a, b, false);
+                wgmma::commit();
+            }
+            if !alone {
+                rows.pass_turn();
+            }
+            wgmma::wait::<0>();
+            product.tie();
+            if half == 1 {
+                ring.release(position.stage);
+            }
+            unroll!(for i in 0..64 {
+                total[64 * half + i] = fma(product[i], factors[i / 2 % 2], total[64 * half + i]);
+            });
+        });
         position = ring.next(position);
         slab += 1;
     }

@@ -1,21 +1,17 @@
-//! Many rows per expert: an item is 128 rows of A on the M side of `wgmma`, times 128 or 256 columns.
+//! Many rows per expert: an item is 128 rows of A on the M side of `wgmma`, times 256 rows of B.
 //!
 //! ```text
-//!   a stage                            columns of D             accumulators of a thread
+//!   a stage                            columns of D           accumulators of a thread
 //!   +-----------------+
 //!   | A: 128 rows     |  warpgroup 0: rows 0..64, warpgroup 1: rows 64..128
 //!   +-----------------+
-//!   | B: BN rows      |  plain, fast         256 columns          128
-//!   |                 |  plain, promoted     128 columns           64 + 64 of the running total
-//!   |                 |  gated, fast         128 gate | 128 up    128
-//!   |                 |  gated, promoted      64 gate | 64 up      64 + 64
-//!   +-----------------+
+//!   | B: 2 x 128 rows |  plain             256                fast       128: one `wgmma` of N = 256
+//!   |                 |  gated     128 gate | 128 up          promoted   128 of the running total, and 64: the halves of B in turn,
+//!   +-----------------+                                                  N = 128
 //! ```
 //!
 //! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
-//! column are in the same thread, and a row's maximum is in the four lanes of a quad. With promotion, 256 accumulators and as
-//! many totals do not fit into registers: the item is made in two passes over K of 64 columns each. The first half's values wait in
-//! shared memory.
+//! column are in the same thread, and a row's maximum is in the four lanes of a quad.
 //!
 //! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
 //! [`schedule`](crate::grouped_gemm::schedule) draws it; cluster `c` of `G` takes pairs `c, c + G, ..`. The right one of a pair may lie
@@ -26,45 +22,193 @@ mod produce;
 mod requantize;
 mod store;
 
-use cuda_std::{cluster, grid, kernel, thread};
+use cuda_std::tma::TensorMap as Map;
+use cuda_std::{cluster, grid, kernel, thread, warp, wgmma};
 
 use super::gated::{GatedArguments, Requantization};
 use super::ring::{Position, Ring};
-use super::{BlockScales, CONSUMER_WARPS, ROWS_64, ROWS_128, THREADS};
+use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
-use crate::grouped_gemm::schedule::WorkList;
+use crate::grouped_gemm::schedule::{Tile, WorkList};
 use consume::Rows;
-use produce::{BoxRows, Producer};
+use produce::Producer;
 
 /// Rows of an item.
 const BM: u32 = 128;
 
+/// Threads of a block: two warpgroups that multiply, and one of whose warps the first fills the ring; the others wait for the end.
+///
+/// A warp's registers come from a quarter of the multiprocessor. With nine warps a quarter may hold three, and none can have more
+/// than 168 a thread; with twelve, a whole warpgroup gives registers back.
+const THREADS: u32 = CONSUMERS + 128;
+
+/// Registers of a thread that does not multiply, and of one that does: at the start all have 168.
+const PRODUCER_REGISTERS: u32 = 40;
+const CONSUMER_REGISTERS: u32 = 232;
+
 /// Blocks of a cluster. They have the same rows and neighbouring columns, and share what they read of A, so that less comes through
-/// L2, whose rate limits tiles of this size: 128 x 256 takes 40 KiB instead of 48 for every 8.4 MFLOP, 128 x 128 takes 24 instead of
-/// 32 for every 4.2.
+/// L2, whose rate limits tiles of this size: 40 KiB instead of 48 for every 8.4 MFLOP.
 const BLOCKS: u32 = 2;
 
-const FAST_STAGES: u32 = 4;
-const FAST_STAGE_BYTES: u32 = ROWS_128 + 2 * ROWS_128;
-type FastRing = Ring<FAST_STAGES, FAST_STAGE_BYTES, false, BLOCKS>;
+const STAGES: u32 = 4;
+const STAGE_BYTES: u32 = ROWS_128 + 2 * ROWS_128;
 
-const PROMOTED_STAGES: u32 = 6;
-const PROMOTED_STAGE_BYTES: u32 = ROWS_128 + ROWS_128;
-type PromotedRing = Ring<PROMOTED_STAGES, PROMOTED_STAGE_BYTES, true, BLOCKS>;
+/// What a kernel does with the items: plain or gated.
+trait End {
+    /// Columns of the output in an item.
+    const COLUMNS: u32;
 
-/// A stage less than [`PromotedRing`]: the room is for the values of the half that is done.
-type GatedPromotedRing = Ring<{ PROMOTED_STAGES - 1 }, PROMOTED_STAGE_BYTES, true, BLOCKS>;
+    /// Columns of the output.
+    fn n(&self) -> u32;
+
+    fn scales(&self) -> &ScaleArguments;
+
+    /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are. Rows may lie past the
+    /// end of B; scales exist if B has any per block.
+    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales);
+
+    /// Takes a thread's sums of an item.
+    ///
+    /// # Safety
+    /// The contract of the kernels, for a tile of the schedule; all lanes of the warp call it together.
+    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
+}
+
+/// The body of every kernel: the roles of the warps, and the loop over items.
+///
+/// # Safety
+/// The contract of the kernels; all threads of the block call it together.
+#[inline(always)]
+unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedule: *const [u32; 4], k: u32, end: &E) {
+    // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
+    // with whole warps. Stages pass between them by the ring's barriers alone.
+    unsafe {
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::new();
+        if PROMOTED {
+            ring.fill_constant_scales(end.scales());
+        }
+        grid::wait();
+        grid::launch_dependents();
+        let work = WorkList::new(schedule, end.n(), BM, BLOCKS * E::COLUMNS);
+        let own_columns = cluster::rank() * E::COLUMNS;
+        let mut item = thread::block_idx_x() / BLOCKS;
+        // The same in all lanes; the shuffle says so to ptxas.
+        let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
+        if warp >= CONSUMER_WARPS {
+            wgmma::release_registers::<PRODUCER_REGISTERS>();
+            if warp == CONSUMER_WARPS {
+                let mut producer = Producer::new(ring, a, b, end.scales(), k);
+                while item < work.len() {
+                    let tile = work.tile(item).right(own_columns);
+                    let (boxes, blocks) = end.operands(&tile);
+                    producer.fill(&tile, boxes, blocks);
+                    item += thread::grid_dim_x() / BLOCKS;
+                }
+            }
+            ring.leave();
+            return;
+        }
+        wgmma::raise_registers::<CONSUMER_REGISTERS>();
+        let rows = Rows::new(ring.stage(0));
+        let slabs = k.div_ceil(SLAB);
+        let mut position = Position::START;
+        if PROMOTED {
+            rows.begin_turns();
+        }
+        while item < work.len() {
+            let tile = work.tile(item).right(own_columns);
+            let total;
+            (total, position) = if PROMOTED {
+                consume::promoted(&ring, position, slabs, &rows, tile.rows)
+            } else {
+                consume::fast(&ring, position, slabs, &rows, tile.rows)
+            };
+            end.finish(&total, &tile, &rows);
+            item += thread::grid_dim_x() / BLOCKS;
+        }
+        if PROMOTED {
+            rows.end_turns();
+        }
+        ring.leave();
+    }
+}
 
 /// What the end of a plain kernel needs to know of a launch.
 struct PlainArguments {
     scales: ScaleArguments,
     out: *mut u8,
     n: u32,
+    k: u32,
     out_type: u32,
 }
 
-/// D in tiles of 128 x 256, the sum over all of K in the tensor cores.
+impl End for PlainArguments {
+    const COLUMNS: u32 = 256;
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.n
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> &ScaleArguments {
+        &self.scales
+    }
+
+    #[inline(always)]
+    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+        let Self { scales, n, k, .. } = self;
+        let row = tile.expert * n + tile.n0;
+        // Of columns past the last, any scale will do.
+        let first = scales.b_block_row(tile.expert, tile.n0.min(n - 1), *n, *k);
+        let distance = if tile.n0 + 128 < *n { k.div_ceil(SLAB) } else { 0 };
+        ([row, row + 128], BlockScales { first, distance })
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
+        // SAFETY: the caller's contract.
+        unsafe { store::store(total, tile, rows, self) };
+    }
+}
+
+/// 128 columns of the intermediate: gate and up in one item.
+impl End for GatedArguments {
+    const COLUMNS: u32 = 128;
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.out.intermediate
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> &ScaleArguments {
+        &self.scales
+    }
+
+    #[inline(always)]
+    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+        let intermediate = self.out.intermediate;
+        let gate = tile.expert * 2 * intermediate + tile.n0;
+        // Of columns past the last, any scale will do.
+        let column = tile.n0.min(intermediate - 1);
+        let first = self.scales.b_block_row(tile.expert, column, 2 * intermediate, self.k);
+        let distance = intermediate / 128 * self.k.div_ceil(SLAB);
+        ([gate, gate + intermediate], BlockScales { first, distance })
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let values = requantize::activated(total, tile, rows, self);
+            requantize::store(values, tile, rows, &self.out);
+        }
+    }
+}
+
+/// D, the sum over all of K in the tensor cores.
 ///
 /// `a`: boxes of 64 rows; `b`: boxes of 128 rows. Scales of A per call or row, of B per expert or column.
 ///
@@ -85,43 +229,12 @@ pub unsafe fn hopper_wide_fast(
     out_type: u32,
 ) {
     let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let arguments = PlainArguments { scales, out, n, out_type };
-    // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes its
-    // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
-    unsafe {
-        let ring = FastRing::new();
-        grid::wait();
-        grid::launch_dependents();
-        let work = WorkList::new(schedule, n, BM, BLOCKS * 256);
-        let own_columns = cluster::rank() * 256;
-        let mut item = thread::block_idx_x() / BLOCKS;
-        let mut position = Position::START;
-        if thread::warp_id() == CONSUMER_WARPS {
-            let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
-            while item < work.len() {
-                let tile = work.tile(item).right(own_columns);
-                let row = tile.expert * n + tile.n0;
-                producer.fill(&tile, BoxRows { rows: [row, row + 128], bytes: ROWS_128 }, BlockScales::NONE);
-                item += thread::grid_dim_x() / BLOCKS;
-            }
-            ring.leave();
-            return;
-        }
-        let rows = Rows::new(ring.stage(0));
-        while item < work.len() {
-            let tile = work.tile(item).right(own_columns);
-            let total;
-            (total, position) = consume::fast(&ring, position, k.div_ceil(SLAB), &rows);
-            store::columns_256(&total, &tile, &rows, &arguments);
-            item += thread::grid_dim_x() / BLOCKS;
-        }
-        ring.leave();
-    }
+    let arguments = PlainArguments { scales, out, n, k, out_type };
+    // SAFETY: the kernel's contract.
+    unsafe { run::<false, _>(a, b, schedule, k, &arguments) }
 }
 
-/// D in tiles of 128 x 128, the sum folded into f32 every 128 of K.
-///
-/// `a`: boxes of 64 rows; `b`: boxes of 64 rows. All scales.
+/// As [`hopper_wide_fast`], the sum folded into f32 every 128 of K. All scales.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
@@ -149,46 +262,12 @@ pub unsafe fn hopper_wide_promoted(
         b: b_scale,
         b_kind: b_scale_kind,
     };
-    let arguments = PlainArguments { scales, out, n, out_type };
-    // SAFETY: as in `hopper_wide_fast`.
-    unsafe {
-        let ring = PromotedRing::new();
-        ring.fill_constant_scales(&arguments.scales);
-        grid::wait();
-        grid::launch_dependents();
-        let work = WorkList::new(schedule, n, BM, BLOCKS * 128);
-        let own_columns = cluster::rank() * 128;
-        let mut item = thread::block_idx_x() / BLOCKS;
-        let mut position = Position::START;
-        if thread::warp_id() == CONSUMER_WARPS {
-            let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
-            while item < work.len() {
-                let tile = work.tile(item).right(own_columns);
-                let row = tile.expert * n + tile.n0;
-                // Of a tile past the last column, any scale will do.
-                let first = arguments.scales.b_block_row(tile.expert, tile.n0.min(n - 1), n, k);
-                let blocks = BlockScales { first, distance: 0 };
-                producer.fill(&tile, BoxRows { rows: [row, row + 64], bytes: ROWS_64 }, blocks);
-                item += thread::grid_dim_x() / BLOCKS;
-            }
-            ring.leave();
-            return;
-        }
-        let rows = Rows::new(ring.stage(0));
-        rows.begin_turns();
-        while item < work.len() {
-            let tile = work.tile(item).right(own_columns);
-            let total;
-            (total, position) = consume::promoted(&ring, position, k.div_ceil(SLAB), &rows);
-            store::columns_128(&total, &tile, &rows, &arguments);
-            item += thread::grid_dim_x() / BLOCKS;
-        }
-        rows.end_turns();
-        ring.leave();
-    }
+    let arguments = PlainArguments { scales, out, n, k, out_type };
+    // SAFETY: the kernel's contract.
+    unsafe { run::<true, _>(a, b, schedule, k, &arguments) }
 }
 
-/// 128 rows x 128 columns of the intermediate in one pass: gate and up in one `wgmma` of N = 256, activation, e4m3.
+/// 128 columns of the intermediate: gate and up in one item, activation, e4m3.
 ///
 /// `a`: boxes of 64 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Scales of A per call or row, of B per
 /// expert or column of 2I. Out: see [`Requantization`].
@@ -223,47 +302,12 @@ pub unsafe fn hopper_wide_gated_fast(
         row_stride: q_row_stride,
         group_stride: q_group_stride,
     };
-    let arguments = GatedArguments { scales, out, k };
-    // SAFETY: as in `hopper_wide_fast`.
-    unsafe {
-        let ring = FastRing::new();
-        grid::wait();
-        grid::launch_dependents();
-        let work = WorkList::new(schedule, intermediate, BM, BLOCKS * 128);
-        let own_columns = cluster::rank() * 128;
-        let mut item = thread::block_idx_x() / BLOCKS;
-        let mut position = Position::START;
-        if thread::warp_id() == CONSUMER_WARPS {
-            let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
-            while item < work.len() {
-                let tile = work.tile(item).right(own_columns);
-                let gate = tile.expert * 2 * intermediate + tile.n0;
-                producer.fill(
-                    &tile,
-                    BoxRows { rows: [gate, gate + intermediate], bytes: ROWS_128 },
-                    BlockScales::NONE,
-                );
-                item += thread::grid_dim_x() / BLOCKS;
-            }
-            ring.leave();
-            return;
-        }
-        let rows = Rows::new(ring.stage(0));
-        while item < work.len() {
-            let tile = work.tile(item).right(own_columns);
-            let total;
-            (total, position) = consume::fast(&ring, position, k.div_ceil(SLAB), &rows);
-            let values = requantize::columns_128(&total, &tile, 0, &rows, &arguments);
-            requantize::store(values, &tile, &rows, &arguments.out);
-            item += thread::grid_dim_x() / BLOCKS;
-        }
-        ring.leave();
-    }
+    // SAFETY: the kernel's contract.
+    unsafe { run::<false, _>(a, b, schedule, k, &GatedArguments { scales, out, k }) }
 }
 
-/// As [`hopper_wide_gated_fast`], folded into f32 every 128 of K, in two passes of 64 columns. All scales.
-///
-/// `a`: boxes of 64 rows; `b`: boxes of 64 rows. With block scales, `intermediate` is a multiple of 128.
+/// As [`hopper_wide_gated_fast`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is a
+/// multiple of 128.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
@@ -304,54 +348,6 @@ pub unsafe fn hopper_wide_gated_promoted(
         row_stride: q_row_stride,
         group_stride: q_group_stride,
     };
-    let arguments = GatedArguments { scales, out, k };
-    // SAFETY: as in `hopper_wide_fast`.
-    unsafe {
-        let ring = GatedPromotedRing::new();
-        ring.fill_constant_scales(&arguments.scales);
-        grid::wait();
-        grid::launch_dependents();
-        let work = WorkList::new(schedule, intermediate, BM, BLOCKS * 128);
-        let own_columns = cluster::rank() * 128;
-        let mut item = thread::block_idx_x() / BLOCKS;
-        let mut position = Position::START;
-        if thread::warp_id() == CONSUMER_WARPS {
-            let mut producer = Producer::new(ring, a, b, &arguments.scales, k);
-            while item < work.len() {
-                let tile = work.tile(item).right(own_columns);
-                let gate = tile.expert * 2 * intermediate + tile.n0;
-                // Of a tile past the last column, any scale will do.
-                let column = tile.n0.min(intermediate - 1);
-                let first = arguments.scales.b_block_row(tile.expert, column, 2 * intermediate, k);
-                let blocks = BlockScales { first, distance: intermediate / 128 * k.div_ceil(SLAB) };
-                let mut half = 0;
-                while half < 2 {
-                    let first = gate + 64 * half;
-                    let rows = BoxRows { rows: [first, first + intermediate], bytes: ROWS_64 };
-                    producer.fill(&tile, rows, blocks);
-                    half += 1;
-                }
-                item += thread::grid_dim_x() / BLOCKS;
-            }
-            ring.leave();
-            return;
-        }
-        let rows = Rows::new(ring.stage(0));
-        rows.begin_turns();
-        let slabs = k.div_ceil(SLAB);
-        while item < work.len() {
-            let tile = work.tile(item).right(own_columns);
-            let mut total;
-            (total, position) = consume::promoted(&ring, position, slabs, &rows);
-            let low = requantize::columns_64(&total, &tile, 0, &rows, &arguments);
-            requantize::put_aside(&low, ring.end());
-            (total, position) = consume::promoted(&ring, position, slabs, &rows);
-            let high = requantize::columns_64(&total, &tile, 64, &rows, &arguments);
-            let low = requantize::take_back(ring.end());
-            requantize::store(requantize::join(&low, &high), &tile, &rows, &arguments.out);
-            item += thread::grid_dim_x() / BLOCKS;
-        }
-        rows.end_turns();
-        ring.leave();
-    }
+    // SAFETY: the kernel's contract.
+    unsafe { run::<true, _>(a, b, schedule, k, &GatedArguments { scales, out, k }) }
 }

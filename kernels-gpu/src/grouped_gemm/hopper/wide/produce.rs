@@ -12,12 +12,6 @@ use crate::grouped_gemm::hopper::{BlockScales, ROWS_64, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 
-/// The two boxes of B of an item: first rows, and bytes of each.
-pub struct BoxRows {
-    pub rows: [u32; 2],
-    pub bytes: u32,
-}
-
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
     ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
@@ -54,12 +48,13 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
         }
     }
 
-    /// Fills stages with all slabs of an item; `blocks` are the scales of its two blocks of B, for a scaled ring.
+    /// Fills stages with all slabs of an item. `boxes` are the first rows of its two boxes of B, 128 rows each, and `blocks` their
+    /// scales, for a scaled ring.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, tile: &Tile, boxes: BoxRows, blocks: BlockScales) {
+    pub unsafe fn fill(&mut self, tile: &Tile, boxes: [u32; 2], blocks: BlockScales) {
         let mut copies = ScaleCopies::new(self.scales, tile.first_row, tile.rows, blocks, self.lane);
         let mut k0 = 0;
         while k0 < self.k {
@@ -70,13 +65,13 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
             // bytes expected are theirs, whatever of them lies outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
-                    let [first, second] = boxes.rows;
-                    mbarrier::arrive_expect_tx(full, ROWS_128 + 2 * boxes.bytes);
+                    let [first, second] = boxes;
+                    mbarrier::arrive_expect_tx(full, 3 * ROWS_128);
                     let row = tile.first_row + self.rank * 64;
                     let a = to + self.rank * ROWS_64;
                     tma::load_2d_multicast(a, self.a, full, [k0 as i32, row as i32], (1 << BLOCKS) - 1);
                     tma::load_2d(to + ROWS_128, self.b, full, [k0 as i32, first as i32]);
-                    tma::load_2d(to + ROWS_128 + boxes.bytes, self.b, full, [k0 as i32, second as i32]);
+                    tma::load_2d(to + 2 * ROWS_128, self.b, full, [k0 as i32, second as i32]);
                 }
                 if SCALED {
                     copies.issue::<BM>(self.scales, self.ring.scales(stage), self.lane);

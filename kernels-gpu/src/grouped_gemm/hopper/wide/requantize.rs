@@ -7,14 +7,12 @@
 //! ```
 
 use cuda_std::fp8::e4m3x2_from_f32;
-use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, shfl_xor};
-use cuda_std::{memory, thread, unroll};
+use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
 use super::store::{column_scales, row_scales};
 use crate::activation::functions::activate;
-use crate::grouped_gemm::hopper::CONSUMERS;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::schedule::Tile;
@@ -23,96 +21,44 @@ use crate::quantize::scale::{Divisor, of_group_absmax};
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-macro_rules! activate {
-    ($name:ident, $registers:literal, $half:tt, $chunks:tt, $up:literal) => {
-        /// Applies end scales and the activation: the first half of the registers is gate, the second up, both from `column` of
-        /// the tile on. Columns past the intermediate become 0.
-        ///
-        /// # Safety
-        /// The contract of the kernels, for a tile of the schedule.
-        #[inline(always)]
-        pub unsafe fn $name(
-            total: &[f32; $registers],
-            tile: &Tile,
-            column: u32,
-            rows: &Rows,
-            arguments: &GatedArguments,
-        ) -> [f32; $half] {
-            let GatedArguments { scales, out, .. } = arguments;
-            let n = 2 * out.intermediate;
-            let mut values = [0.0; $half];
-            // SAFETY: a tile of the schedule.
-            let a = unsafe { row_scales(scales, tile, rows) };
-            unroll!(for i in 0..$chunks {
-                let first = tile.n0 + column + 16 * i + 2 * rows.quad_lane;
-                let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
-                unroll!(for t in 0..2 {
-                    let column = first + 8 * t;
-                    // SAFETY: a tile of the schedule; the columns are even.
-                    let (g, u) = unsafe {
-                        (
-                            column_scales(scales, tile.expert, column, n),
-                            column_scales(scales, tile.expert, out.intermediate + column, n),
-                        )
-                    };
-                    unroll!(for h in 0..2 {
-                        unroll!(for c in 0..2 {
-                            gate[4 * t + 2 * h + c] = total[8 * i + 4 * t + 2 * h + c] * a[h] * g[c];
-                            up[4 * t + 2 * h + c] = total[$up + 8 * i + 4 * t + 2 * h + c] * a[h] * u[c];
-                        });
-                    });
-                });
-                let activated = activate(out.activation, &gate, &up);
-                unroll!(for t in 0..2 {
-                    let exists = first + 8 * t < out.intermediate;
-                    unroll!(for e in 0..4 {
-                        values[8 * i + 4 * t + e] = if exists { activated[4 * t + e] } else { 0.0 };
-                    });
+/// Applies end scales and the activation: the first half of the registers is gate, the second up, of the same 128 columns. Columns
+/// past the intermediate become 0.
+///
+/// # Safety
+/// The contract of the kernels, for a tile of the schedule.
+#[inline(always)]
+pub unsafe fn activated(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &GatedArguments) -> Values {
+    let GatedArguments { scales, out, .. } = arguments;
+    let n = 2 * out.intermediate;
+    let mut values = [0.0; 64];
+    // SAFETY: a tile of the schedule.
+    let a = unsafe { row_scales(scales, tile, rows) };
+    unroll!(for i in 0..8 {
+        let first = tile.n0 + 16 * i + 2 * rows.quad_lane;
+        let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
+        unroll!(for t in 0..2 {
+            let column = first + 8 * t;
+            // SAFETY: a tile of the schedule; the columns are even.
+            let (g, u) = unsafe {
+                (
+                    column_scales(scales, tile.expert, column, n),
+                    column_scales(scales, tile.expert, out.intermediate + column, n),
+                )
+            };
+            unroll!(for h in 0..2 {
+                unroll!(for c in 0..2 {
+                    gate[4 * t + 2 * h + c] = total[8 * i + 4 * t + 2 * h + c] * a[h] * g[c];
+                    up[4 * t + 2 * h + c] = total[64 + 8 * i + 4 * t + 2 * h + c] * a[h] * u[c];
                 });
             });
-            values
-        }
-    };
-}
-
-activate!(columns_64, 64, 32, 4, 32);
-activate!(columns_128, 128, 64, 8, 64);
-
-/// Stores a thread's values to shared memory at `to`, where there is room for those of all consumers.
-///
-/// # Safety
-/// Nothing else uses the memory.
-#[inline(always)]
-pub unsafe fn put_aside(values: &[f32; 32], to: u32) {
-    let own = Shared::<f32>::from_address(to).add(thread::thread_idx_x());
-    unroll!(for i in 0..32 {
-        // SAFETY: words of this thread alone; those of a warp are side by side.
-        unsafe { own.add(i * CONSUMERS).write(values[i]) };
-    });
-}
-
-/// What [`put_aside`] has stored.
-///
-/// # Safety
-/// As [`put_aside`], which this thread has called before.
-#[inline(always)]
-pub unsafe fn take_back(from: u32) -> [f32; 32] {
-    let own = Shared::<f32>::from_address(from).add(thread::thread_idx_x());
-    let mut values = [0.0; 32];
-    unroll!(for i in 0..32 {
-        // SAFETY: written by this thread.
-        values[i] = unsafe { own.add(i * CONSUMERS).read() };
-    });
-    values
-}
-
-/// The two halves of 128 columns.
-#[inline(always)]
-pub fn join(low: &[f32; 32], high: &[f32; 32]) -> Values {
-    let mut values = [0.0; 64];
-    unroll!(for i in 0..32 {
-        values[i] = low[i];
-        values[i + 32] = high[i];
+        });
+        let activated = activate(out.activation, &gate, &up);
+        unroll!(for t in 0..2 {
+            let exists = first + 8 * t < out.intermediate;
+            unroll!(for e in 0..4 {
+                values[8 * i + 4 * t + e] = if exists { activated[4 * t + e] } else { 0.0 };
+            });
+        });
     });
     values
 }

@@ -49,40 +49,33 @@ pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n
     }
 }
 
-macro_rules! store {
-    ($name:ident, $registers:literal, $groups:tt) => {
-        /// Writes a thread's part of a tile, `$groups` times 32 columns, as far as rows and columns exist.
-        ///
-        /// # Safety
-        /// The contract of the kernels; all lanes of the warp call it together.
-        #[inline(always)]
-        pub unsafe fn $name(total: &[f32; $registers], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-            let n = arguments.n;
-            // SAFETY: a tile of the schedule.
-            let a = unsafe { row_scales(&arguments.scales, tile, rows) };
-            unroll!(for group in 0..$groups {
-                let first = tile.n0 + 32 * group + 2 * rows.quad_lane;
-                let mut pairs = [[[0.0f32; 2]; 4]; 2];
-                unroll!(for t in 0..4 {
-                    // SAFETY: a tile of the schedule; the column is even.
-                    let b = unsafe { column_scales(&arguments.scales, tile.expert, first + 8 * t, n) };
-                    unroll!(for h in 0..2 {
-                        let at = |c: usize| total[16 * group + 4 * t + 2 * h + c] * a[h] * b[c];
-                        pairs[h][t] = [at(0), at(1)];
-                    });
-                });
-                unroll!(for h in 0..2 {
-                    let row = rows.row + 8 * h;
-                    // SAFETY: the caller's contract.
-                    unsafe { store_32_columns(&pairs[h], tile, row, 32 * group, rows.quad_lane, arguments) };
-                });
+/// Writes a thread's part of a tile as far as rows and columns exist.
+///
+/// # Safety
+/// The contract of the kernels; all lanes of the warp call it together.
+#[inline(always)]
+pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
+    let n = arguments.n;
+    // SAFETY: a tile of the schedule.
+    let a = unsafe { row_scales(&arguments.scales, tile, rows) };
+    unroll!(for group in 0..8 {
+        let first = tile.n0 + 32 * group + 2 * rows.quad_lane;
+        let mut pairs = [[[0.0f32; 2]; 4]; 2];
+        unroll!(for t in 0..4 {
+            // SAFETY: a tile of the schedule; the column is even.
+            let b = unsafe { column_scales(&arguments.scales, tile.expert, first + 8 * t, n) };
+            unroll!(for h in 0..2 {
+                let at = |c: usize| total[16 * group + 4 * t + 2 * h + c] * a[h] * b[c];
+                pairs[h][t] = [at(0), at(1)];
             });
-        }
-    };
+        });
+        unroll!(for h in 0..2 {
+            let row = rows.row + 8 * h;
+            // SAFETY: the caller's contract.
+            unsafe { store_32_columns(&pairs[h], tile, row, 32 * group, rows.quad_lane, arguments) };
+        });
+    });
 }
-
-store!(columns_128, 64, 4);
-store!(columns_256, 128, 8);
 
 /// Writes 32 columns of a row from `column` of the tile on: this lane's pairs, and those of its quad.
 ///
