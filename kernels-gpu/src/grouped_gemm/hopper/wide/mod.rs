@@ -113,9 +113,6 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
         let rows = Rows::new(ring.stage(0));
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
-        if PROMOTED {
-            rows.begin_turns();
-        }
         while item < work.len() {
             let tile = work.tile(item).right(own_columns);
             let total;
@@ -126,9 +123,6 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
             };
             end.finish(&total, &tile, &rows);
             item += thread::grid_dim_x() / BLOCKS;
-        }
-        if PROMOTED {
-            rows.end_turns();
         }
         ring.leave();
     }
