@@ -113,8 +113,14 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
         let rows = Rows::new(ring.stage(0));
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
+        // The next item is looked up before this one is multiplied, which takes longer than the look-up.
+        let mut next = if item < work.len() { work.tile(item) } else { Tile::NONE };
         while item < work.len() {
-            let tile = work.tile(item).right(own_columns);
+            let tile = next.right(own_columns);
+            item += thread::grid_dim_x() / BLOCKS;
+            if item < work.len() {
+                next = work.tile(item);
+            }
             let total;
             (total, position) = if PROMOTED {
                 consume::promoted(&ring, position, slabs, &rows, tile.rows)
@@ -122,7 +128,6 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
                 consume::fast(&ring, position, slabs, &rows, tile.rows)
             };
             end.finish(&total, &tile, &rows);
-            item += thread::grid_dim_x() / BLOCKS;
         }
         ring.leave();
     }

@@ -15,6 +15,7 @@ use super::store::{column_scales, row_scales};
 use crate::activation::functions::activate;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
+use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
 use crate::grouped_gemm::schedule::Tile;
 use crate::quantize::scale::{Divisor, of_group_absmax};
 
@@ -29,37 +30,50 @@ type Values = [f32; 64];
 #[inline(always)]
 pub unsafe fn activated(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &GatedArguments) -> Values {
     let GatedArguments { scales, out, .. } = arguments;
-    let n = 2 * out.intermediate;
-    let mut values = [0.0; 64];
-    // SAFETY: a tile of the schedule.
-    let a = unsafe { row_scales(scales, tile, rows) };
-    unroll!(for i in 0..8 {
-        let first = tile.n0 + 16 * i + 2 * rows.quad_lane;
-        let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
-        unroll!(for t in 0..2 {
-            let column = first + 8 * t;
+    let mut total = *total;
+    // Passes that some launches need not make are branches of their own, and not of every column.
+    if scales.a_kind != A_PER_GROUP {
+        // SAFETY: a tile of the schedule.
+        let a = unsafe { row_scales(scales, tile, rows) };
+        unroll!(for i in 0..128 {
+            total[i] *= a[i / 2 % 2];
+        });
+    }
+    if scales.b_kind != B_PER_BLOCK {
+        unroll!(for i in 0..16 {
+            let column = tile.n0 + 8 * i + 2 * rows.quad_lane;
+            let n = 2 * out.intermediate;
             // SAFETY: a tile of the schedule; the columns are even.
-            let (g, u) = unsafe {
+            let (gate, up) = unsafe {
                 (
                     column_scales(scales, tile.expert, column, n),
                     column_scales(scales, tile.expert, out.intermediate + column, n),
                 )
             };
-            unroll!(for h in 0..2 {
-                unroll!(for c in 0..2 {
-                    gate[4 * t + 2 * h + c] = total[8 * i + 4 * t + 2 * h + c] * a[h] * g[c];
-                    up[4 * t + 2 * h + c] = total[64 + 8 * i + 4 * t + 2 * h + c] * a[h] * u[c];
-                });
+            unroll!(for e in 0..4 {
+                total[4 * i + e] *= gate[e % 2];
+                total[64 + 4 * i + e] *= up[e % 2];
             });
+        });
+    }
+    let mut values = [0.0; 64];
+    unroll!(for i in 0..8 {
+        let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
+        unroll!(for e in 0..8 {
+            gate[e] = total[8 * i + e];
+            up[e] = total[64 + 8 * i + e];
         });
         let activated = activate(out.activation, &gate, &up);
-        unroll!(for t in 0..2 {
-            let exists = first + 8 * t < out.intermediate;
-            unroll!(for e in 0..4 {
-                values[8 * i + 4 * t + e] = if exists { activated[4 * t + e] } else { 0.0 };
-            });
+        unroll!(for e in 0..8 {
+            values[8 * i + e] = activated[e];
         });
     });
+    if tile.n0 + 128 > out.intermediate {
+        unroll!(for i in 0..64 {
+            let exists = tile.n0 + 8 * (i / 4) + 2 * rows.quad_lane < out.intermediate;
+            values[i] = if exists { values[i] } else { 0.0 };
+        });
+    }
     values
 }
 
