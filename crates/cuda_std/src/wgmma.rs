@@ -13,14 +13,11 @@
 //! fence(); wgmma_e4m3!(128, acc, a, b, keep); commit(); .. wait::<0>(); wgmma_tie!(64, acc);
 //! ```
 //!
-//! `wgmma_e4m3_rs!` takes A from registers, as `ldmatrix` loads them: `a[step][i]` of lane l are bytes `4 (l % 4) .. + 4` of 16-byte
-//! column `2 step + i / 2` of row `16 w + l / 4 + 8 (i % 2)`. They must not change before the group has been waited for.
-//!
 //! `wgmma_tie!` emits nothing: it stops LLVM from moving uses of the accumulators above the wait. With a group still in
 //! flight (`wait::<1>`) nothing may touch its accumulators, not even a tie or a branch that merges two versions of them, or
 //! `ptxas` injects a wait (C7517). PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 
-pub use cuda_std_macros::{wgmma_e4m3, wgmma_e4m3_rs, wgmma_tie};
+pub use cuda_std_macros::{wgmma_e4m3, wgmma_tie};
 
 #[allow(improper_ctypes)]
 unsafe extern "C" {

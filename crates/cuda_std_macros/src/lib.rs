@@ -52,15 +52,11 @@ pub fn unroll(input: TokenStream) -> TokenStream {
 }
 
 /// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see `cuda_std::wgmma`.
+///
+/// `wgmma_e4m3!(N, acc, a, b, accumulate, 0..3)`: some of the four, for products that are waited for in two groups.
 #[proc_macro]
 pub fn wgmma_e4m3(input: TokenStream) -> TokenStream {
-    wgmma::product(parse_macro_input!(input), wgmma::A::Shared).unwrap_or_else(Error::into_compile_error).into()
-}
-
-/// `wgmma_e4m3_rs!(N, acc, a, b, accumulate)`: as `wgmma_e4m3!`, with A in registers, four for each of the four: `a[step][i]`.
-#[proc_macro]
-pub fn wgmma_e4m3_rs(input: TokenStream) -> TokenStream {
-    wgmma::product(parse_macro_input!(input), wgmma::A::Registers).unwrap_or_else(Error::into_compile_error).into()
+    wgmma::product(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
 }
 
 /// `wgmma_tie!(REGISTERS, acc)`: ties the accumulators to this place of the program; see `cuda_std::wgmma`.

@@ -1,21 +1,23 @@
-//! `wgmma_e4m3!` and `wgmma_e4m3_rs!`: the asynchronous tensor-core product of one 128-byte column of swizzled shared memory, with
-//! A in shared memory too, or in registers.
+//! `wgmma_e4m3!`: the asynchronous tensor-core product of one 128-byte column of swizzled shared memory.
 //!
 //! `wgmma.mma_async.m64nNk32` names every accumulator register as an operand of its own (N/2 of them),
 //! so a wrapper is a list, not a loop; this macro writes the list for each N.
+
+use std::ops::Range;
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::{Error, Expr, LitInt, Result, Token};
 
-/// `N, accumulators, a, b descriptor, keep the old accumulators?`; A is a descriptor, or registers.
+/// `N, accumulators, a descriptor, b descriptor, keep the old accumulators?`, and which of the four steps of K if not all, as `0..3`.
 pub struct Product {
     n: LitInt,
     accumulators: Expr,
     a: Expr,
     b: Expr,
     accumulate: Expr,
+    steps: Range<u32>,
 }
 
 impl Parse for Product {
@@ -30,7 +32,22 @@ impl Parse for Product {
         input.parse::<Token![,]>()?;
         let accumulate = input.parse()?;
         input.parse::<Option<Token![,]>>()?;
-        Ok(Product { n, accumulators, a, b, accumulate })
+        let steps = if input.is_empty() {
+            0..K_STEPS
+        } else {
+            let first: LitInt = input.parse()?;
+            input.parse::<Token![..]>()?;
+            let end: LitInt = input.parse()?;
+            let steps = first.base10_parse()?..end.base10_parse()?;
+            if steps.is_empty() || steps.end > K_STEPS {
+                return Err(Error::new(
+                    end.span(),
+                    format!("steps {steps:?}; they must be within 0..{K_STEPS}"),
+                ));
+            }
+            steps
+        };
+        Ok(Product { n, accumulators, a, b, accumulate, steps })
     }
 }
 
@@ -41,16 +58,7 @@ const DESCRIPTOR_HIGH: u32 = (1024 >> 4) | 1 << 30;
 /// Descriptor units (16 bytes) between two K steps of 32 bytes.
 const STEP_UNITS: u32 = 2;
 
-/// Where A is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum A {
-    /// In shared memory; the operand is a descriptor.
-    Shared,
-    /// In registers; the operand is an array of four for each K step.
-    Registers,
-}
-
-pub fn product(p: Product, a_is_in: A) -> Result<TokenStream> {
+pub fn product(p: Product) -> Result<TokenStream> {
     let n: u32 = p.n.base10_parse()?;
     if n == 0 || n > 256 || !n.is_multiple_of(8) {
         return Err(Error::new(
@@ -67,41 +75,24 @@ pub fn product(p: Product, a_is_in: A) -> Result<TokenStream> {
         ".reg .b32 la, lb;".into(),
         "setp.ne.b32 keep, {accumulate}, 0;".into(),
     ];
-    for step in 0..K_STEPS {
+    for step in p.steps.clone() {
         let units = step * STEP_UNITS;
-        let a = match a_is_in {
-            A::Shared => {
-                lines.push(format!("add.u32 la, {{a}}, {units};"));
-                lines.push(format!("mov.b64 da, {{{{la, {DESCRIPTOR_HIGH}}}}};"));
-                "da".into()
-            }
-            A::Registers => format!("{{{{{{a{step}0}}, {{a{step}1}}, {{a{step}2}}, {{a{step}3}}}}}}"),
-        };
+        lines.push(format!("add.u32 la, {{a}}, {units};"));
         lines.push(format!("add.u32 lb, {{b}}, {units};"));
+        lines.push(format!("mov.b64 da, {{{{la, {DESCRIPTOR_HIGH}}}}};"));
         lines.push(format!("mov.b64 db, {{{{lb, {DESCRIPTOR_HIGH}}}}};"));
-        let keep = if step == 0 { "keep" } else { "1" };
+        let keep = if step == p.steps.start { "keep" } else { "1" };
         lines.push(format!(
-            "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, {a}, db, {keep}, 1, 1;"
+            "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, da, db, {keep}, 1, 1;"
         ));
     }
     lines.push("}}".into());
     let Product { accumulators: acc, a, b, accumulate, .. } = p;
     let index = 0..names.len();
-    let a = match a_is_in {
-        A::Shared => quote! { a = in(reg32) #a },
-        A::Registers => {
-            let registers = (0..K_STEPS as usize).flat_map(|step| (0..4usize).map(move |i| (step, i)));
-            let operands = registers.map(|(step, i)| {
-                let name = format_ident!("a{step}{i}");
-                quote! { #name = in(reg32) #a[#step][#i] }
-            });
-            quote! { #(#operands),* }
-        }
-    };
     Ok(quote! {
         ::core::arch::asm!(
             #(#lines,)*
-            #a,
+            a = in(reg32) #a,
             b = in(reg32) #b,
             accumulate = in(reg32) (#accumulate) as u32,
             #(#names = inout(reg32) #acc[#index],)*

@@ -1,15 +1,14 @@
 //! The consumer warpgroups: products of all slabs of an item, with the sum in the tensor cores or in f32 registers.
 //!
-//! With promotion one warpgroup folds while the other's products are made. Left alone they fall into that step by themselves.
+//! With promotion one warpgroup folds while the other's products are made. They fall into that step by themselves: a warpgroup that
+//! waits for its products has the tensor cores to itself while the other folds.
 
 use cuda_std::shared::Shared;
 use cuda_std::math::fma;
-use cuda_std::wgmma::wgmma_e4m3_rs;
-use cuda_std::{ldmatrix, thread, unroll, warp, wgmma};
+use cuda_std::{thread, unroll, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
 
 /// Which rows and columns of an item a thread holds.
@@ -21,9 +20,6 @@ pub struct Rows {
     /// Descriptors of its warpgroup's rows of A, and of B, in stage 0.
     a: u32,
     b: u32,
-    /// Where in a stage the lane's 16 bytes of A's step 0 are: those of lanes l and l + 16 are the two columns of row l. A row's
-    /// eight columns are permuted by the number of the row, so that those of a step are 32 bytes further in exclusive or.
-    fragment: u32,
     warpgroup: u32,
 }
 
@@ -34,13 +30,11 @@ impl Rows {
         let thread = thread::thread_idx_x();
         // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers then.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread / 32, 0);
-        let lane = thread % 32;
         Self {
             row: thread / 32 * 16 + thread % 32 / 4,
             quad_lane: thread % 4,
             a: wgmma::descriptor(base + warp / 4 * ROWS_64),
             b: wgmma::descriptor(base + ROWS_128),
-            fragment: (warp * 16 + lane % 16) * SLAB + (lane / 16 ^ lane % 8) * 16,
             warpgroup: warp / 4,
         }
     }
@@ -49,20 +43,6 @@ impl Rows {
     #[inline(always)]
     fn are_past(&self, tile_rows: u32) -> bool {
         tile_rows <= 64 * self.warpgroup
-    }
-
-    /// The warp's 16 rows of A in the stage at address `stage`, as `wgmma` takes them from registers: four for each step of 32 of K.
-    ///
-    /// # Safety
-    /// The stage holds 128 rows of A; all lanes of the warp call it together.
-    #[inline(always)]
-    unsafe fn fragments(&self, stage: u32) -> [[u32; 4]; 4] {
-        let mut fragments = [[0; 4]; 4];
-        unroll!(for step in 0..4 {
-            // SAFETY: 16 bytes of A's rows.
-            fragments[step] = unsafe { ldmatrix::x4(stage + (self.fragment ^ (32 * step))) };
-        });
-        fragments
     }
 }
 
@@ -106,16 +86,7 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
 }
 
 /// The sum over all slabs, folded into f32 registers with the scales of every slab. Columns 0 to 127 have the first block scale of
-/// the stage, the others the second. Both halves are multiplied into the same registers, one after the other, by the same rows of A:
-/// these are in registers too, since shared memory could not feed the tensor cores otherwise.
-///
-/// ```text
-///   bytes of shared memory for a slab's 1024 cycles of tensor cores, of 128 a cycle     A in shared memory     in registers
-///     written by TMA                                                                           48 KiB               48 KiB
-///     B, by either warpgroup                                                                   64                   64
-///     A, by either half                                                                        32                   16
-///   cycles                                                                                   1152                 1024
-/// ```
+/// the stage, the others the second. Both halves are multiplied into the same registers, one after the other.
 ///
 /// # Safety
 /// As [`fast`].
@@ -138,19 +109,18 @@ pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: 
         let stage = position.stage * (STAGE_BYTES / 16);
         let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         ring.wait_full(position);
-        // SAFETY: the slots of a scaled stage and its rows of A, which the barrier has shown to this thread.
-        let (a_scales, b_scales, a) = unsafe {
+        // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
+        let (a, b) = unsafe {
             let a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
-            let b = slots.add(SCALE_ROWS).cast::<[f32; 2]>().read();
-            (a, b, rows.fragments(ring.stage(position.stage)))
+            (a, slots.add(SCALE_ROWS).cast::<[f32; 2]>().read())
         };
         unroll!(for half in 0..2 {
-            let factors = [a_scales[0] * b_scales[half], a_scales[1] * b_scales[half]];
+            let factors = [a[0] * b[half], a[1] * b[half]];
             wgmma::fence();
-            // SAFETY: the stage holds 256 rows of B, and is released after the groups have been waited for.
+            // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the groups have been waited for.
             unsafe {
-                let b = rows.b + stage + half * (ROWS_128 / 16);
-                wgmma_e4m3_rs!(128, product, a, b, false);
+                let (a, b) = (rows.a + stage, rows.b + stage + half * (ROWS_128 / 16));
+                product.multiply(a, b, false);
                 wgmma::commit();
             }
             wgmma::wait::<0>();
