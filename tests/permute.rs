@@ -1,6 +1,8 @@
 //! `permute` and `permute_rows` against a sort written from the definition, bit for bit.
 
 mod common;
+#[path = "common/schedule.rs"]
+mod schedule;
 
 use fp8_moe::ops::permute::{
     Permute, PermutePath, PermuteRows, PermuteScales, PermuteShape, ScaleLayout, permute, permute_rows,
@@ -119,9 +121,7 @@ fn oracle(shape: PermuteShape, ids: &[i32], map: Option<&[i32]>) -> Permuted {
         let GemmDimensions { hidden: h, intermediate: i, .. } = DIMENSIONS;
         expected.sizes1.extend([m, 2 * i as i32, h as i32]);
         expected.sizes2.extend([m, h as i32, i as i32]);
-        for row in (first..end).step_by(BLOCK_M) {
-            expected.schedule.push([expert as u32, row as u32, BLOCK_M.min(end - row) as u32, 0]);
-        }
+        expected.schedule.extend(schedule::tiles(expert as usize, first, end - first, BLOCK_M));
     }
     let valid = expected.expert_offsets[shape.local_experts] as u32;
     expected.schedule.insert(0, [expected.schedule.len() as u32, BLOCK_M as u32, valid, 0]);

@@ -1,6 +1,8 @@
 //! `problem_sizes` and `tile_schedule` against their definitions.
 
 mod common;
+#[path = "common/schedule.rs"]
+mod schedule;
 
 use fp8_moe::ops::problem_sizes::{
     GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes, tile_schedule,
@@ -46,10 +48,7 @@ fn check_schedule(device: &Device, counts: &[usize], block_m: usize) {
 
     let mut expected = vec![[0; 4]; TILE_SCHEDULE_HEADER];
     for (expert, &count) in counts.iter().enumerate() {
-        for row in (0..count).step_by(block_m) {
-            let first = offsets[expert] as usize + row;
-            expected.push([expert as u32, first as u32, block_m.min(count - row) as u32, 0]);
-        }
+        expected.extend(schedule::tiles(expert, offsets[expert] as usize, count, block_m));
     }
     let tiles = expected.len() - TILE_SCHEDULE_HEADER;
     expected[0] = [tiles as u32, block_m as u32, rows as u32, 0];

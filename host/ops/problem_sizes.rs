@@ -36,7 +36,8 @@ pub struct TileScheduleOut<'a> {
     /// Most rows of a tile.
     pub block_m: usize,
     /// Entry 0 is `{tiles, block_m, rows, 0}`; entries up to [`TILE_SCHEDULE_HEADER`] are counters, set to 0; then
-    /// `{expert, first row, rows in the tile, 0}` for every tile, by ascending first row. At least [`tile_schedule_entries`] long.
+    /// `{expert, first row, rows in the tile, band}` for every tile, by ascending first row; `band` is which part of its expert's tiles
+    /// a GEMM takes together, drawn in `kernels-gpu/src/problem_sizes.rs`. At least [`tile_schedule_entries`] long.
     pub entries: SliceMut<'a, [u32; 4]>,
 }
 

@@ -10,11 +10,14 @@
 //! schedule, 16 bytes to an entry:
 //!   { 6, 64, 300, 0 }                 tile count, block_m, rows over all experts, 0
 //!   { 0, 0, 0, 0 } x 64               counters, at 0, for kernels that cut a tile's sum into parts
-//!   { 0,   0, 64, 0 }  { 0,  64, 6, 0 }          expert, first row, rows in the tile, 0
-//!   { 2,  70, 64, 0 }  { 2, 134, 64, 0 }  { 2, 198, 64, 0 }  { 2, 262, 38, 0 }
+//!   { 0,   0, 64, 2:0 }  { 0,  64, 6, 2:1 }      expert, first row, rows in the tile, band
+//!   { 2,  70, 64, 4:0 }  { 2, 134, 64, 4:1 }  { 2, 198, 64, 4:2 }  { 2, 262, 38, 4:3 }
 //! ```
 //!
 //! Tiles are in ascending order of their first row. There are at most `rows / block_m + min(local_experts, rows)`.
+//!
+//! A band is what a GEMM multiplies by one panel of weights before it takes the next: the tiles of an expert, in equal parts where they
+//! have more than [`BAND_ROWS`] rows. `band` holds the band's tiles, and in the lower 16 bits the tile's number in it (above, 4:1).
 
 use crate::permute::{THREADS, exclusive_scan};
 use cuda_std::{kernel, memory, sync, thread};
@@ -24,6 +27,9 @@ pub(crate) const COUNTERS: u32 = 256;
 
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
 pub(crate) const FIRST_TILE: u32 = 1 + COUNTERS / 4;
+
+/// Most rows of a band. At K = 7168 their A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
+const BAND_ROWS: u32 = 2048;
 
 /// Where the problem sizes go: `[local_experts, 3]` each, null if not wanted.
 #[derive(Clone, Copy)]
@@ -94,12 +100,17 @@ impl TileSchedule {
             return;
         }
         let end = first_row + rows;
+        let bands = rows.div_ceil(BAND_ROWS.max(self.block_m));
+        let height = if bands <= 1 { tiles } else { tiles.div_ceil(bands) };
         let mut tile = thread::block_idx_x();
         while tile < tiles {
             let row = first_row + tile * self.block_m;
+            let number = if bands <= 1 { tile } else { tile % height };
+            let in_band = height.min(tiles - (tile - number));
             // SAFETY: tile < tiles of the expert.
             unsafe {
-                self.write_entry(FIRST_TILE + first_tile + tile, [expert, row, self.block_m.min(end - row)]);
+                let entry = [expert, row, self.block_m.min(end - row), in_band << 16 | number];
+                self.write_entry(FIRST_TILE + first_tile + tile, entry);
             }
             tile += thread::grid_dim_x();
         }
@@ -114,7 +125,7 @@ impl TileSchedule {
         const { assert!(THREADS >= FIRST_TILE) };
         let index = thread::thread_idx_x();
         if !self.entries.is_null() && index < FIRST_TILE {
-            let entry = if index == 0 { [tiles, self.block_m, rows] } else { [0; 3] };
+            let entry = if index == 0 { [tiles, self.block_m, rows, 0] } else { [0; 4] };
             // SAFETY: the entry is one of those before the tiles.
             unsafe { self.write_entry(index, entry) };
         }
@@ -123,9 +134,9 @@ impl TileSchedule {
     /// # Safety
     /// `index` is below the number of entries.
     #[inline(always)]
-    unsafe fn write_entry(self, index: u32, [x, y, z]: [u32; 3]) {
+    unsafe fn write_entry(self, index: u32, entry: [u32; 4]) {
         // SAFETY: the entry exists by the caller's contract, and is 16-byte aligned.
-        unsafe { memory::store(self.entries.add(index as usize), [x, y, z, 0]) };
+        unsafe { memory::store(self.entries.add(index as usize), entry) };
     }
 }
 

@@ -1,22 +1,24 @@
 //! Which part of D a work item is: the device-built tile schedule times the tiles of N.
 //!
-//! Items are numbered so that blocks that run at the same time share operands in L2. Tiles of rows are taken in
-//! bands of [`BAND_ROWS`] rows; inside a band the row tile runs fastest, then the column tile:
+//! Items are numbered so that blocks that run at the same time share operands in L2. Row tiles are taken in bands, as
+//! [`problem_sizes`](crate::problem_sizes) cuts them: all of an expert, if they are not too many. Inside a band the row tile runs fastest,
+//! then the column tile:
 //!
 //! ```text
-//!            n tile 0   1   2   3                 a wave of blocks covers a few columns of a band:
-//!  band 0    0          3   6   9    tile 0       B panels are read from memory once for each band,
-//!            1          4   7  10    tile 1       the band's rows of A stay in L2
-//!            2          5   8  11    tile 2
-//!  band 1   12  ...                  tile 3
+//!                    n tile 0   1   2   3
+//!  band 0, expert 0         0   2   4   6    tile 0      a panel of B is read from memory once for each band,
+//!                           1   3   5   7    tile 1      the band's rows of A stay in L2
+//!  band 1, expert 1         8  11  ...       tile 2
+//!                           9  12            tile 3
+//!                          10  13            tile 4
 //! ```
+//!
+//! A band of h tiles from tile f on has h times as many items as there are column tiles, and those before it f times as many: item i
+//! belongs to the band of row tile `i / column tiles`.
 
 use cuda_std::{memory, warp};
 
 use crate::problem_sizes::FIRST_TILE;
-
-/// Rows of A in a band. At K = 7168 a band of A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
-const BAND_ROWS: u32 = 2048;
 
 /// A work item: `rows` rows of `expert` from permuted row `first_row` on, times the columns from `n0` on.
 #[derive(Clone, Copy)]
@@ -46,22 +48,20 @@ pub struct WorkList {
     column_tiles: u32,
     /// Columns of a tile.
     columns: u32,
-    /// Row tiles of a band.
-    band: u32,
 }
 
 impl WorkList {
     /// Reads the header of the schedule. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is a schedule for tiles of `rows` rows, as [`problem_sizes`](crate::problem_sizes) draws it.
+    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it.
     #[inline(always)]
-    pub unsafe fn new(schedule: *const [u32; 4], n: u32, rows: u32, columns: u32) -> Self {
+    pub unsafe fn new(schedule: *const [u32; 4], n: u32, columns: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [row_tiles, ..] = unsafe { memory::load_nc(schedule) };
         // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not diverge.
         let row_tiles = warp::shfl_idx(warp::FULL_MASK, row_tiles, 0);
-        Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns, band: BAND_ROWS / rows }
+        Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns }
     }
 
     /// Number of work items.
@@ -73,21 +73,25 @@ impl WorkList {
     /// The item with the given number, below [`len`](Self::len).
     #[inline(always)]
     pub fn tile(&self, item: u32) -> Tile {
-        let in_full_band = self.band * self.column_tiles;
-        // SAFETY: as below.
-        unsafe { core::hint::assert_unchecked(in_full_band != 0) };
-        let band_start = item / in_full_band * self.band;
-        let in_band = item % in_full_band;
-        let height = self.band.min(self.row_tiles - band_start);
-        // SAFETY: there is an item, so that there are columns and the band has a tile. A check would end in a trap, and with a trap
-        // in reach ptxas does not use the registers that `setmaxnreg` brings.
+        // SAFETY: there is an item, so that there are columns. A check would end in a trap, and with a trap in reach ptxas does not use
+        // the registers that `setmaxnreg` brings; so below.
+        unsafe { core::hint::assert_unchecked(self.column_tiles != 0) };
+        let near = item / self.column_tiles;
+        let [.., band] = self.entry(near);
+        let (height, number) = (band >> 16, band & 0xffff);
+        // SAFETY: the tile is in a band of at least one.
         unsafe { core::hint::assert_unchecked(height != 0) };
-        let row_tile = band_start + in_band % height;
-        let column_tile = in_band / height;
-        // SAFETY: `row_tile < row_tiles`, so the entry exists; it is 16-byte aligned as the schedule is, and no
-        // kernel writes the schedule while this one runs.
-        let [expert, first_row, rows, _] =
-            unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + row_tile) as usize)) };
-        Tile { expert, first_row, rows, n0: column_tile * self.columns }
+        let first = near - number;
+        let in_band = item - first * self.column_tiles;
+        let [expert, first_row, rows, _] = self.entry(first + in_band % height);
+        Tile { expert, first_row, rows, n0: in_band / height * self.columns }
+    }
+
+    /// The entry of a row tile, which exists.
+    #[inline(always)]
+    fn entry(&self, row_tile: u32) -> [u32; 4] {
+        // SAFETY: the tile is one of the schedule; its entry is 16-byte aligned as the schedule is, and no kernel writes the schedule
+        // while this one runs.
+        unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + row_tile) as usize)) }
     }
 }

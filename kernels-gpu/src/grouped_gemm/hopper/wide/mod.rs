@@ -90,7 +90,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
         }
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, end.n(), BM, BLOCKS * E::COLUMNS);
+        let work = WorkList::new(schedule, end.n(), BLOCKS * E::COLUMNS);
         let own_columns = cluster::rank() * E::COLUMNS;
         let mut item = thread::block_idx_x() / BLOCKS;
         // The same in all lanes; the shuffle says so to ptxas.
