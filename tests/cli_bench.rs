@@ -29,7 +29,7 @@ fn bench_measures_every_part_and_writes_it() {
     let run = fp8_moe(SMALL.into_iter().chain(options).chain(files));
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(
-        run.stdout.contains("custom [8, 2, 128, 64], tp 1, ep 2, block, zipf:1 routing"),
+        run.stdout.contains("custom [8, 2, 128, 64], tp 1, ep 2, block, promoted sums, zipf:1 routing"),
         "{}",
         run.stdout
     );
@@ -85,6 +85,14 @@ fn bench_errors_are_one_line() {
     assert_one_line_error(&bench(&["--tp", "5"]), "tp = 5: must divide the intermediate size, 768");
     assert_one_line_error(&bench(&["--ep", "3"]), "ep = 3: must divide the 128 experts");
     assert_one_line_error(&bench(&["--scheme", "int4"]), "scheme = int4: must be one of per-token");
+    assert_one_line_error(
+        &bench(&["--accumulation", "exact"]),
+        "accumulation = exact: must be auto, fast or promoted",
+    );
+    assert_one_line_error(
+        &bench(&["--accumulation", "fast", "--scheme", "per-token,block"]),
+        "accumulation = fast: must not go with scheme block, whose scales are applied every 128 of K",
+    );
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");
@@ -123,6 +131,24 @@ fn bench_dumps_a_case() {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = metadata.metadata().as_ref().unwrap();
     assert_eq!((metadata["scheme"].as_str(), metadata["shape"].as_str()), ("block", "[8, 2, 128, 64]"));
+    assert_eq!(metadata["accumulation"], "promoted");
+}
+
+#[test]
+fn bench_names_fast_sums() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    for (accumulation, name, sums) in [
+        ("auto", "fp8-moe", "promoted"),
+        ("promoted", "fp8-moe", "promoted"),
+        ("fast", "fp8-moe-fast", "fast"),
+    ] {
+        let options = ["--tokens", "2", "--accumulation", accumulation, "--json", file.to_str().unwrap()];
+        let run = fp8_moe(SMALL.into_iter().chain(options));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let row = &read_json(&file)["rows"][0];
+        assert_eq!((&row["implementation"], &row["accumulation"]), (&json!(name), &json!(sums)));
+    }
 }
 
 #[test]

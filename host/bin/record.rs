@@ -4,13 +4,28 @@ use std::path::Path;
 use std::process::Command;
 
 use fp8_moe::bench::{Rates, Timing, Work};
-use fp8_moe::{Device, Error, Result};
+use fp8_moe::{Accumulation, Device, Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format.
 pub const SCHEMA: &str = "fp8-moe-bench/1";
 /// Our name among the implementations.
 pub const OURS: &str = "fp8-moe";
+/// Our name where sums stay in the tensor cores although the layer's default promotes them.
+pub const OURS_FAST: &str = "fp8-moe-fast";
+
+/// Whether an implementation is this program.
+pub fn is_ours(implementation: &str) -> bool {
+    [OURS, OURS_FAST].contains(&implementation)
+}
+
+/// Our name with this accumulation.
+pub fn our_name(accumulation: Accumulation) -> &'static str {
+    match accumulation {
+        Accumulation::Promoted => OURS,
+        Accumulation::Fast => OURS_FAST,
+    }
+}
 
 /// One run of a benchmark program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +83,9 @@ pub struct Row {
     pub scheme: String,
     pub routing: String,
     pub part: String,
+    /// How sums are kept: `fast` or `promoted`; what scales that change along K allow.
+    #[serde(default)]
+    pub accumulation: Option<String>,
     /// Times are `null` on the emulated device, and where there is an error.
     #[serde(default)]
     pub median_us: Option<f64>,
@@ -234,6 +252,7 @@ pub mod tests {
             scheme: "per-token".into(),
             routing: "uniform".into(),
             part: "layer".into(),
+            accumulation: None,
             median_us: Some(median_us),
             p10_us: Some(median_us),
             p90_us: Some(median_us),

@@ -43,6 +43,10 @@ pub struct Arguments {
     /// FP8 schemes: per-token, per-tensor, block
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "per-token")]
     scheme: Vec<String>,
+    /// How sums over K are kept: auto (the layer's default), fast (in the tensor cores, where no scale changes along K) or
+    /// promoted (folded into f32 every 128 of K)
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    accumulation: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,
@@ -219,7 +223,7 @@ impl Bench<'_> {
             ("ep", self.arguments.ep.to_string()),
             ("scheme", case.scheme.to_string()),
             ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
-            ("accumulation", format!("{:?}", case.config.accumulation)),
+            ("accumulation", plan::accumulation_name(case.config.accumulation).to_owned()),
             ("routing", case.routing.to_string()),
             ("seed", self.arguments.seed.to_string()),
         ];
@@ -232,7 +236,7 @@ impl Bench<'_> {
     /// A row without a measurement.
     fn row(&self, case: &Case, batch: &Batch, part: Part, fused: bool) -> Row {
         let mut row = Row {
-            implementation: crate::record::OURS.into(),
+            implementation: crate::record::our_name(case.config.accumulation).into(),
             model: case.model.clone(),
             shape: case.shape_array(),
             tp: self.arguments.tp,
@@ -241,6 +245,7 @@ impl Bench<'_> {
             scheme: case.scheme.to_string(),
             routing: case.routing.to_string(),
             part: part.to_string(),
+            accumulation: Some(plan::accumulation_name(case.config.accumulation).into()),
             median_us: None,
             p10_us: None,
             p90_us: None,

@@ -16,7 +16,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::series::{Key, Merged, PartName, implementations, merge};
-use crate::record::{OURS, Record, Row};
+use crate::record::{Record, Row, is_ours};
 
 /// Pixels of a row of charts, of its title, and of the three columns.
 const HEIGHT: u32 = 340;
@@ -105,7 +105,7 @@ fn panels(merged: &Merged<'_>) -> Vec<Panel> {
         }
     }
     let panel = |((key, counted), mut lines): ((Key, bool), Vec<Labelled<'_>>)| {
-        lines.sort_by_key(|(label, _)| (label != OURS, PartName::new(label)));
+        lines.sort_by_key(|(label, _)| (!is_ours(label), PartName::new(label)));
         let part = match key.part.name.as_str() {
             "" | "layer" => String::new(),
             name => format!(", {name} alone"),
@@ -268,6 +268,7 @@ fn legend(area: &Area<'_>, panel: &Panel) -> Drawn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::OURS;
     use crate::record::tests::{record, row};
 
     /// Tags that are opened and closed in order, as an XML reader demands.

@@ -85,7 +85,7 @@ pub fn implementations(merged: &Merged<'_>) -> Vec<String> {
         .flat_map(|batches| batches.values())
         .flat_map(|rows| rows.keys().map(|name| (*name).to_owned()))
         .collect();
-    names.sort_unstable_by_key(|name| (name != crate::record::OURS, name.clone()));
+    names.sort_unstable_by_key(|name| (!crate::record::is_ours(name), name.clone()));
     names.dedup();
     names
 }

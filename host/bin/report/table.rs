@@ -1,10 +1,10 @@
-//! Tables of times: a column per implementation, and how ours compares with the best of the others.
+//! Tables of times: a column per implementation, and how each of ours compares with the best of the others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::series::{Key, Merged, implementations};
-use crate::record::{OURS, Row};
+use crate::record::{Row, is_ours};
 
 /// A table for every shape, scheme and part, as text or Markdown.
 pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
@@ -27,12 +27,14 @@ pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
 /// The cells of a table, the header first.
 fn cells(key: &Key, batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> Vec<Vec<String>> {
     let names = implementations(&Merged::from([(key.clone(), batches.clone())]));
-    let peers = names.len() > 1 && names[0] == OURS;
+    let (ours, peers): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_ours(name));
+    let ours = if peers.is_empty() { Vec::new() } else { ours };
     let floors = batches.values().flat_map(|rows| rows.values()).any(|row| row.fraction.is_some());
     let mut header = vec!["tokens".to_owned()];
     header.extend(names.iter().map(|name| format!("{name}, us")));
-    if peers {
-        header.push("best peer / ours".into());
+    match ours[..] {
+        [_] => header.push("best peer / ours".into()),
+        _ => header.extend(ours.iter().map(|name| format!("best peer / {name}"))),
     }
     if floors {
         header.push("floor, us".into());
@@ -42,9 +44,9 @@ fn cells(key: &Key, batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> Vec<Vec<
     for (tokens, rows) in batches {
         let mut line = vec![tokens.to_string()];
         line.extend(names.iter().map(|name| rows.get(name.as_str()).map_or("-".into(), |row| time(row))));
-        if peers {
-            line.push(ratio(rows).map_or("-".into(), |ratio| format!("{ratio:.2}")));
-        }
+        line.extend(
+            ours.iter().map(|name| ratio(name, rows).map_or("-".into(), |ratio| format!("{ratio:.2}"))),
+        );
         if floors {
             let row = rows.get(names[0].as_str());
             let floor = row.and_then(|row| row.floor_us);
@@ -66,10 +68,10 @@ fn time(row: &Row) -> String {
     }
 }
 
-/// The shortest time of the others by ours: over 1 where we are faster.
-fn ratio(rows: &BTreeMap<&str, &Row>) -> Option<f64> {
-    let ours = rows.get(OURS)?.median_us?;
-    let peers = rows.iter().filter(|(name, _)| **name != OURS).filter_map(|(_, row)| row.median_us);
+/// The shortest time of the others by that of `ours`: over 1 where we are faster.
+fn ratio(ours: &str, rows: &BTreeMap<&str, &Row>) -> Option<f64> {
+    let ours = rows.get(ours)?.median_us?;
+    let peers = rows.iter().filter(|(name, _)| !is_ours(name)).filter_map(|(_, row)| row.median_us);
     Some(peers.min_by(f64::total_cmp)? / ours)
 }
 
@@ -97,6 +99,7 @@ fn markdown_table(text: &mut String, cells: &[Vec<String>]) {
 mod tests {
     use super::*;
     use crate::record::tests::{record, row};
+    use crate::record::{OURS, OURS_FAST};
     use crate::report::series::merge;
 
     #[test]
@@ -138,6 +141,15 @@ mod tests {
         let text = tables(&merge(&[record]), false);
         let positions = ["whole layer", ", permute", ", gemm1", ", unpermute"].map(|part| text.find(part));
         assert!(positions.is_sorted() && positions[0].is_some(), "{text}");
+    }
+
+    #[test]
+    fn each_of_ours_is_compared_with_the_peers_alone() {
+        let ours = record(vec![row(OURS, 1, 20.0), row(OURS_FAST, 1, 10.0)]);
+        let text = tables(&merge(&[ours.clone(), record(vec![row("vllm-cutlass", 1, 15.0)])]), true);
+        assert!(text.contains("| best peer / fp8-moe | best peer / fp8-moe-fast |"), "{text}");
+        assert!(text.contains("| 1 | 20.0 | 10.0 | 15.0 | 0.75 | 1.50 |"), "{text}");
+        assert!(!tables(&merge(&[ours]), true).contains("best peer"), "ours alone have no peer");
     }
 
     #[test]
