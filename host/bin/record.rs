@@ -42,6 +42,9 @@ pub struct Record {
     /// Without rates where nothing was timed.
     #[serde(default)]
     pub rates: Option<RatesRecord>,
+    /// How long the first output took, where it was timed.
+    #[serde(default)]
+    pub cold_start: Option<ColdStart>,
     pub rows: Vec<Row>,
 }
 
@@ -67,6 +70,23 @@ pub struct RatesRecord {
     /// What the second rate is of.
     #[serde(default)]
     pub matrix_rate_of: String,
+}
+
+/// From the start of the command to the first output of a layer, milliseconds of the host's clock. Making the layer's random
+/// weights lies between the two and is not counted: a program would load a checkpoint there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ColdStart {
+    pub model: String,
+    pub scheme: String,
+    pub tokens: usize,
+    /// Until the device is open: the driver starts, its context is made.
+    pub open_ms: f64,
+    /// The first forward: the driver compiles the kernels, or finds them in its cache on disk.
+    pub first_forward_ms: f64,
+    /// The same once more, with nothing left to compile.
+    pub second_forward_ms: f64,
+    /// Kernels that the forward loaded.
+    pub kernels: usize,
 }
 
 /// One measurement.
@@ -169,6 +189,7 @@ impl Record {
                 driver: driver(device)?,
             },
             rates: None,
+            cold_start: None,
             rows: Vec::new(),
         })
     }
@@ -283,6 +304,7 @@ pub mod tests {
                 driver: "0".into(),
             },
             rates: None,
+            cold_start: None,
             rows,
         }
     }

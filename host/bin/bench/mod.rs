@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fp8_moe::bench::{Captured, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
 use fp8_moe::{Device, DeviceSpec, Error, Result};
 
-use crate::record::{Counted, RatesRecord, Record, Row};
+use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
 use crate::terminal;
 use lockstep::Lockstep;
 use plan::{Batch, Case};
@@ -84,8 +84,10 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn bench(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
     let parts = plan::parts(&arguments.part)?;
     let device = terminal::open_device(arguments.device)?;
+    let open = started.elapsed();
     let cases = plan::cases(arguments, device.is_emulated())?;
     if arguments.dump.is_some() && cases.iter().map(|case| case.batches.len()).sum::<usize>() != 1 {
         let rule = "must go with one model, one scheme and one number of tokens";
@@ -100,12 +102,15 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
         record: Record::new(&device)?,
         rates: None,
         how: if timed { How::Time(Timer::new(&device)?) } else { How::Count },
-        started: Instant::now(),
+        started,
         left_out: 0,
         parts,
         arguments,
         device,
     };
+    if let (false, Some(case)) = (arguments.lockstep, cases.first()) {
+        bench.cold_start(case, open)?;
+    }
     bench.measure_rates()?;
     let result = if arguments.lockstep { bench.lockstep(&cases) } else { bench.run(&cases) };
     if bench.left_out > 0 {
@@ -142,6 +147,32 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Times the first forward of the process, on a GPU.
+    fn cold_start(&mut self, case: &Case, open: Duration) -> Result<()> {
+        let Some(batch) = case.batches.first().filter(|_| !self.device.is_emulated()) else { return Ok(()) };
+        let layers = Layers::random(&self.device, &case.config, 1, &batch.load.active, self.arguments.seed)?;
+        let mut run = Run::new(&layers, batch.tokens, &batch.routed, self.arguments.seed)?;
+        let mut forward_ms = || {
+            let began = Instant::now();
+            run.output().map(|_| began.elapsed().as_secs_f64() * 1e3)
+        };
+        let cold = ColdStart {
+            model: case.model.clone(),
+            scheme: case.scheme.to_string(),
+            tokens: batch.tokens,
+            open_ms: open.as_secs_f64() * 1e3,
+            first_forward_ms: forward_ms()?,
+            second_forward_ms: forward_ms()?,
+            kernels: self.device.loaded_kernels().len(),
+        };
+        eprintln!(
+            "cold     device open after {:.0} ms; first forward {:.0} ms with {} kernels to compile, second {:.2} ms",
+            cold.open_ms, cold.first_forward_ms, cold.kernels, cold.second_forward_ms
+        );
+        self.record.cold_start = Some(cold);
+        Ok(())
+    }
+
     /// Measures the rates for the floors, on a GPU.
     fn measure_rates(&mut self) -> Result<()> {
         let How::Time(timer) = &mut self.how else { return Ok(()) };
