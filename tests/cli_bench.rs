@@ -104,6 +104,10 @@ fn bench_errors_are_one_line() {
         &bench(&["--shape", "4096,1,16384,16384"]),
         "GiB of device memory, 3072.75 of them weights",
     );
+    assert_one_line_error(
+        &bench(&["--shape", "8,2,128,64", "--tokens", "1", "--memory-limit", "0.000001"]),
+        "GiB of device memory, 0.00 of them weights; ",
+    );
 }
 
 #[test]

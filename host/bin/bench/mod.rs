@@ -62,6 +62,9 @@ pub struct Arguments {
     /// Begin no new measurement after this many seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<f64>,
+    /// Use no more than so much device memory, where other programs need some too
+    #[arg(long, value_name = "GIB")]
+    memory_limit: Option<f64>,
     /// Rate for the floors instead of that of our own dense GEMM
     #[arg(long, value_name = "TFLOPS")]
     matrix_rate: Option<f64>,
@@ -95,8 +98,9 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
     }
     let timed = arguments.lockstep || !device.is_emulated();
     let taken = if timed { Timer::memory_bytes(&device) } else { 0 };
+    let memory = arguments.memory_limit.map_or(u64::MAX, |gib| (gib * f64::from(1 << 30)) as u64);
     for case in &cases {
-        case.sets(&device, device.free_memory_bytes()?.saturating_sub(taken))?;
+        case.sets(&device, device.free_memory_bytes()?.min(memory).saturating_sub(taken))?;
     }
     let mut bench = Bench {
         record: Record::new(&device)?,
@@ -104,6 +108,7 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
         how: if timed { How::Time(Timer::new(&device)?) } else { How::Count },
         started,
         left_out: 0,
+        memory: memory.saturating_sub(taken),
         parts,
         arguments,
         device,
@@ -144,6 +149,8 @@ struct Bench<'a> {
     started: Instant,
     /// Measurements that the time limit left out.
     left_out: usize,
+    /// Most memory for layers and their inputs, bytes.
+    memory: u64,
 }
 
 impl Bench<'_> {
@@ -232,7 +239,8 @@ impl Bench<'_> {
         let sets = match self.how {
             How::Count => 1,
             How::Time(_) => {
-                let (wanted, sets) = case.sets(&self.device, self.device.free_memory_bytes()?)?;
+                let free = self.device.free_memory_bytes()?.min(self.memory);
+                let (wanted, sets) = case.sets(&self.device, free)?;
                 if sets < wanted {
                     eprintln!(
                         "note     memory for {sets} of the {wanted} weight sets that would outgrow the L2 cache"
