@@ -211,6 +211,16 @@ fn report_compares_files() {
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(run.stdout.contains("| 64 | 100.0 | 150.0 | 1.50 |"), "{}", run.stdout);
 
+    let run = fp8_moe(["report", &ours, &peer, "--summary", "--part", "layer", "--markdown"]);
+    assert!(
+        run.stdout.contains(
+            "|---|---|---|---|---:|\n| qwen3-30b | block | layer | fp8-moe | 100.0; 1.50 deepgemm |"
+        ),
+        "{}",
+        run.stdout
+    );
+    assert!(!fp8_moe(["report", &ours, "--part", "gemm1"]).stdout.contains("qwen3-30b"), "another part");
+
     let slower = one_row(folder.path(), "slower.json", "fp8-moe", 110.0);
     let against = |fail: &[&str]| fp8_moe(["report", &slower, "--against", &ours].iter().chain(fail));
     assert_eq!(against(&[]).code, 0);

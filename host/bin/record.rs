@@ -19,6 +19,12 @@ pub fn is_ours(implementation: &str) -> bool {
     [OURS, OURS_FAST].contains(&implementation)
 }
 
+/// Whether an implementation is what ours is compared with: another program's MoE layer, or its grouped GEMM. Dense cuBLASLt of as
+/// many rows is shown beside them as a ceiling, and does another thing.
+pub fn is_peer(implementation: &str) -> bool {
+    !is_ours(implementation) && implementation != "cublaslt"
+}
+
 /// Our name with this accumulation.
 pub fn our_name(accumulation: Accumulation) -> &'static str {
     match accumulation {
