@@ -161,8 +161,8 @@ def random_e4m3(size: tuple[int, ...], device: torch.device, std: float = 100.0)
 
 
 def random_hidden(tokens: int, hidden: int, device: torch.device, seed: int) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, hidden, generator=rng).to(torch.bfloat16).to(device)
+    rng = torch.Generator(device).manual_seed(seed)
+    return torch.randn(tokens, hidden, generator=rng, device=device).to(torch.bfloat16)
 
 
 def scale_shape(experts: int, rows: int, cols: int, scheme: str) -> tuple[int, ...]:
