@@ -137,12 +137,12 @@ struct Function {
 }
 
 impl Function {
-    /// Loads a kernel into the current context, also while this thread captures.
+    /// Loads a kernel into the current context.
     fn load(family: Family, name: &'static str) -> Result<Function> {
         let ptx = crate::kernels::module(family, name).ok_or_else(|| {
             Error::argument(name, "family", family, "must be one that this kernel is compiled for")
         })?;
-        let module = unrestricted(|| Module::from_ptx(ptx, &[]).map_err(driver("cuModuleLoadDataEx")))?;
+        let module = Module::from_ptx(ptx, &[]).map_err(driver("cuModuleLoadDataEx"))?;
         let raw = module.get_function(name).map_err(driver("cuModuleGetFunction"))?.to_raw();
         let mut fixed = 0;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
@@ -153,8 +153,9 @@ impl Function {
     }
 }
 
-/// Calls `load` with what a capture forbids its thread allowed: loading a module is nothing that a graph records.
-fn unrestricted<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Calls `load` with what a capture forbids its thread allowed: loading is nothing that a graph records. (The driver may put
+/// it off until the function is asked for, so that belongs in here too.)
+fn while_capturing<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
     let exchange = |mode: &mut CUstreamCaptureMode| {
         // SAFETY: `mode` is a valid place for one mode, which is read and written.
         check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
@@ -394,7 +395,9 @@ impl Device {
         let mut functions = self.functions();
         let function = match functions.entry(name) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Function::load(self.inner.family, name)?),
+            Entry::Vacant(entry) => {
+                entry.insert(while_capturing(|| Function::load(self.inner.family, name))?)
+            }
         };
         if dynamic_shared > function.dynamic_shared {
             let most = self.inner.shared_per_block - function.static_shared;
