@@ -42,6 +42,13 @@ fn bench_measures_every_part_and_writes_it() {
     assert!(record["command"].as_str().unwrap().starts_with("fp8-moe bench --shape 8,2,128,64"));
     let date = record["date"].as_str().unwrap();
     assert!(date.len() == 10 && date.starts_with("20") && date.matches('-').count() == 2, "{date}");
+    match &record["cold_start"] {
+        Value::Null => assert!(emulated, "timed on a GPU"),
+        cold => {
+            assert!(!emulated && cold["first_forward_ms"].as_f64() > cold["second_forward_ms"].as_f64());
+            assert!((3..12).contains(&cold["kernels"].as_u64().unwrap()), "{cold}");
+        }
+    }
     let rows = record["rows"].as_array().unwrap();
     let parts: Vec<_> = rows.iter().map(|row| row["part"].as_str().unwrap()).collect();
     assert_eq!(parts.iter().filter(|part| **part == "layer").count(), 2, "{parts:?}");

@@ -121,8 +121,8 @@ class Measurement:
     def _case(self, group: Group, tokens: int, routed: tuple[torch.Tensor, torch.Tensor], bank: WeightBank, budget: int,
               ours: dict[str, Ours]) -> None:
         try:
-            case = make_case(group.model, MODELS[group.model], self.args.tp, group.scheme, self.args.routing, routed, bank,
-                             self.l2, weight_memory(bank.shape, tokens, budget))
+            case = make_case(group.model, MODELS[group.model], self.args.tp, group.scheme, self.args.routing, routed,
+                             bank, self.l2, weight_memory(bank.shape, tokens, budget))
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._errors(group, tokens, one_line(error))
             return

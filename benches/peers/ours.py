@@ -13,8 +13,8 @@ import threading
 from typing import Any, Sequence
 
 
-# Our rows' names, the schemes each is measured with, and the accumulation that it stands for: with one scale a token, vLLM's
-# CUTLASS layer and torch's grouped GEMM keep their sums in the tensor cores, which ours does only when asked to.
+# Our rows' names, and the accumulation that each stands for: with one scale a token, vLLM's CUTLASS layer and torch's grouped
+# GEMM keep their sums in the tensor cores, which ours does only when asked to.
 ACCUMULATION = {"fp8-moe": "promoted", "fp8-moe-fast": "fast"}
 
 

@@ -90,7 +90,7 @@ def describe(groups: Sequence[Group], contenders: Any, implementations: Sequence
         sets = int(weight_memory(shape, most, budget) // shape.weight_bytes)
         fits = f"at most {sets} weight sets" if sets else "DOES NOT FIT"
         lines.append(f"{group}: {programs(group)} programs of {budget / GIB:.1f} GiB, {fits} of "
-                     f"{shape.weight_bytes / GIB:.1f} GiB, activations up to {activation_bytes(shape, most) / GIB:.1f} GiB")
+                     f"{shape.weight_bytes / GIB:.1f} GiB, buffers up to {activation_bytes(shape, most) / GIB:.1f} GiB")
         elapsed += SET_UP
         for tokens in group.tokens:
             elapsed += estimate(group, tokens, contenders(group), rounds, tp)

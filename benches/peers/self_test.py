@@ -335,7 +335,9 @@ def trials_run_apart() -> None:
         assert {("deepgemm", "block", m, *t) for m in models for t in ((1, 8), (512,))} <= found
         assert ("vllm-triton", "block", "qwen3-30b", "glm-4.6", 1, 8) in found, "the same number of experts per token"
         assert ("torch-grouped", "per-token", "qwen3-30b", 4096) in found, "what has no layer is tried on the GEMMs alone"
-        assert len(plan) == 6 + 8 + 1 + 1 and [t.implementation for t in plan][-1] in ("vllm-cutlass", "torch-grouped")
+        assert [str(t) for t in plan][:3] == ["vllm-triton, per-token: check", "vllm-triton, block: check",
+                                              "deepgemm, block: check"], [str(t) for t in plan]
+        assert len(plan) == 3 + 6 + 8 + 1 + 1 and plan[-1].implementation in ("vllm-cutlass", "torch-grouped")
         checked = {(t.implementation, t.scheme) for t in plan if t.check_file}
         assert len(checked) == 5 and sum(bool(t.check_file) for t in plan) == 5
         cutlass = [t for t in plan if t.implementation == "vllm-cutlass"]

@@ -155,8 +155,9 @@ def plan(implementations: list[str], schemes: list[str], groups: list[Group], co
          checks: dict[str, str], folder: Path, check_only: bool) -> list[Trial]:
     """One process for each peer and scheme, over the cases of `groups` that it offers; several where a peer compiles.
 
-    DeepGEMM compiles for a model's sizes. Triton compiles for a number of experts per token, whatever the sizes: in one
-    process, models of the same find what the first of them compiled.
+    Such a peer's check is a process too, as it compiles for sizes of its own. DeepGEMM compiles for a model's sizes. Triton
+    compiles for a number of experts per token, whatever the sizes: in one process, models of the same find what the first of
+    them compiled.
     """
     trials: list[Trial] = []
     for name in (name for name in implementations if name not in ACCUMULATION):
@@ -166,16 +167,18 @@ def plan(implementations: list[str], schemes: list[str], groups: list[Group], co
             tokens = sorted({t for g in wanted for t in g.tokens})
             cuts = [(models, tokens)]
             if name in COMPILES:
-                halves = [half for half in ([t for t in tokens if t < SPLIT], [t for t in tokens if t >= SPLIT]) if half]
+                small, large = [t for t in tokens if t < SPLIT], [t for t in tokens if t >= SPLIT]
+                halves = [half for half in (small, large) if half]
                 alike: dict[Any, list[str]] = {}
                 for model in models:
                     alike.setdefault(MODELS[model].top_k if name == "vllm-triton" else model, []).append(model)
-                cuts = [(some, half) for some in alike.values() for half in halves] or cuts
+                cuts = [([], []), *((some, half) for some in alike.values() for half in halves)]
             for index, (some, batch) in enumerate([([], [])] if check_only else cuts):
                 trials.append(Trial(name, scheme, some, batch, check_file=checks[scheme] if index == 0 else None,
                                     result=str(folder / f"trial-{len(trials)}.json"), **common))
-    # The longest first: compilers, of them those with several models, then the largest weights.
-    return sorted(trials, key=lambda t: (t.implementation not in COMPILES, -len(t.models), -t.device_bytes))
+    # The longest first: compilers, of them the checks and those with several models, then the largest weights.
+    return sorted(trials, key=lambda t: (t.implementation not in COMPILES, len(t.models) > 0, -len(t.models),
+                                         -t.device_bytes))
 
 
 class Outcome:
