@@ -1,13 +1,14 @@
-//! Devices: opening one, its modules, launching kernels on it.
+//! Devices: opening one, loading kernels at their first launch, launching them.
 //!
 //! [`Device::open`] goes through the CUDA driver API, behind which the door (`cuda_driver`) puts NVIDIA's driver where
 //! there is one and the emulated device `sim` where there is none. Everything after that is the same code for both.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytemuck::Pod;
 use cuda_driver::sys::{CUlaunchAttribute, CUlaunchConfig};
@@ -15,7 +16,7 @@ use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
 use cust::module::Module;
-use cust::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUstream};
+use cust::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUstream, CUstreamCaptureMode};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result, check, check_number};
@@ -115,8 +116,7 @@ struct Inner {
     memory_bytes: u64,
     default_stream: CUstream,
     functions: Mutex<HashMap<&'static str, Function>>,
-    module: OnceLock<Module>,
-    // Declared last: released after the module that lives in it.
+    // Declared last: released after the modules that live in it.
     context: Context,
 }
 
@@ -126,12 +126,45 @@ unsafe impl Send for Inner {}
 // SAFETY: as above; everything mutable is behind a lock.
 unsafe impl Sync for Inner {}
 
-#[derive(Clone, Copy)]
+/// A loaded kernel.
 struct Function {
     raw: CUfunction,
+    /// Holds this kernel alone: the driver compiles a module as a whole, and a program uses few of the kernels.
+    _module: Module,
     /// Dynamic shared memory the function has been allowed so far.
     dynamic_shared: u32,
     static_shared: u32,
+}
+
+impl Function {
+    /// Loads a kernel into the current context.
+    fn load(family: Family, name: &'static str) -> Result<Function> {
+        let ptx = crate::kernels::module(family, name).ok_or_else(|| {
+            Error::argument(name, "family", family, "must be one that this kernel is compiled for")
+        })?;
+        let module = Module::from_ptx(ptx, &[]).map_err(driver("cuModuleLoadDataEx"))?;
+        let raw = module.get_function(name).map_err(driver("cuModuleGetFunction"))?.to_raw();
+        let mut fixed = 0;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
+        check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, raw) })?;
+        let static_shared = fixed as u32;
+        Ok(Function { raw, _module: module, dynamic_shared: DEFAULT_SHARED - static_shared, static_shared })
+    }
+}
+
+/// Calls `load` with what a capture forbids its thread allowed: loading is nothing that a graph records. (The driver may put
+/// it off until the function is asked for, so that belongs in here too.)
+fn while_capturing<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
+    let exchange = |mode: &mut CUstreamCaptureMode| {
+        // SAFETY: `mode` is a valid place for one mode, which is read and written.
+        check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
+    };
+    let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    exchange(&mut mode)?;
+    let loaded = load();
+    exchange(&mut mode)?;
+    loaded
 }
 
 /// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
@@ -207,7 +240,6 @@ impl Device {
             memory_bytes: device.total_memory().map_err(driver("cuDeviceTotalMem"))? as u64,
             default_stream,
             functions: Mutex::default(),
-            module: OnceLock::new(),
             context,
         };
         Ok(Device { inner: Arc::new(inner) })
@@ -358,24 +390,13 @@ impl Device {
         })
     }
 
-    /// The kernel `name` of this device's module, allowed to use `dynamic_shared` bytes.
+    /// The kernel `name`, loaded at its first use and allowed to use `dynamic_shared` bytes.
     fn function(&self, name: &'static str, dynamic_shared: u32) -> Result<CUfunction> {
-        let mut functions = self.inner.functions.lock().unwrap_or_else(|e| e.into_inner());
-        let mut function = match functions.get(name) {
-            Some(&function) => function,
-            None => {
-                let found = self.module()?.get_function(name).map_err(driver("cuModuleGetFunction"))?;
-                let mut fixed = 0;
-                let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-                // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
-                let code = unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, found.to_raw()) };
-                check("cuFuncGetAttribute", code)?;
-                let static_shared = fixed as u32;
-                Function {
-                    raw: found.to_raw(),
-                    dynamic_shared: DEFAULT_SHARED - static_shared,
-                    static_shared,
-                }
+        let mut functions = self.functions();
+        let function = match functions.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(while_capturing(|| Function::load(self.inner.family, name))?)
             }
         };
         if dynamic_shared > function.dynamic_shared {
@@ -385,29 +406,31 @@ impl Device {
                 return Err(Error::argument(name, "dynamic_shared_bytes", dynamic_shared, rule));
             }
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function handle belongs to the module, which lives as long as the device.
+            // SAFETY: the function handle belongs to the module beside it.
             let code = unsafe { sys::cuFuncSetAttribute(function.raw, attribute, dynamic_shared as i32) };
             check("cuFuncSetAttribute", code)?;
             function.dynamic_shared = dynamic_shared;
         }
-        functions.insert(name, function);
         Ok(function.raw)
     }
 
-    /// This device's module, loaded at first use.
-    fn module(&self) -> Result<&Module> {
-        if let Some(module) = self.inner.module.get() {
-            return Ok(module);
-        }
-        let ptx = crate::kernels::ptx(self.inner.family);
-        let module = Module::from_ptx(ptx, &[]).map_err(driver("cuModuleLoadDataEx"))?;
-        Ok(self.inner.module.get_or_init(|| module))
+    fn functions(&self) -> MutexGuard<'_, HashMap<&'static str, Function>> {
+        self.inner.functions.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads the kernels now instead of at the first launch.
+    /// The kernels that have been loaded, by name. Each is loaded at its first launch.
+    pub fn loaded_kernels(&self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.functions().keys().copied().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Loads all kernels now instead of each at its first launch.
     pub fn load_kernels(&self) -> Result<()> {
         self.make_current()?;
-        self.module().map(drop)
+        crate::kernels::summaries(self.inner.family)
+            .iter()
+            .try_for_each(|kernel| self.function(kernel.name, 0).map(drop))
     }
 
     /// Makes the device's context current on this thread, as every driver call needs it.

@@ -22,14 +22,25 @@ pub struct KernelSummary {
     pub registers: Option<u32>,
     /// Bytes of static shared memory per block.
     pub static_shared: u32,
+    /// Where its entry begins and ends in the family's PTX.
+    text: (usize, usize),
 }
 
-/// The PTX of `family`.
+/// The PTX of `family`: what the entries share, then the entry of every kernel.
 pub fn ptx(family: Family) -> &'static str {
     match family {
         Family::Sm89 => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_89.ptx")),
         Family::Sm90a => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_90a.ptx")),
     }
+}
+
+/// The PTX of one kernel of `family` as a module of its own; none if the family has no such kernel.
+pub fn module(family: Family, kernel: &str) -> Option<String> {
+    let (ptx, kernels) = (ptx(family), summaries(family));
+    let index = kernels.binary_search_by_key(&kernel, |summary| summary.name).ok()?;
+    let (start, end) = kernels[index].text;
+    let shared = kernels.iter().map(|summary| summary.text.0).min()?;
+    Some([&ptx[..shared], &ptx[start..end]].concat())
 }
 
 /// The kernels of `family`, by name.

@@ -92,7 +92,7 @@ pub(crate) struct Capture<'a> {
 impl<'a> Capture<'a> {
     /// Begins to record what is enqueued on `stream`.
     pub fn begin(stream: &'a Stream) -> Result<Capture<'a>> {
-        stream.device.load_kernels()?;
+        stream.make_current()?;
         // SAFETY: the handle is valid; the mode confines the capture's restrictions to this thread.
         let code = unsafe {
             sys::cuStreamBeginCapture_v2(stream.raw, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)

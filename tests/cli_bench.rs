@@ -29,7 +29,7 @@ fn bench_measures_every_part_and_writes_it() {
     let run = fp8_moe(SMALL.into_iter().chain(options).chain(files));
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(
-        run.stdout.contains("custom [8, 2, 128, 64], tp 1, ep 2, block, zipf:1 routing"),
+        run.stdout.contains("custom [8, 2, 128, 64], tp 1, ep 2, block, promoted sums, zipf:1 routing"),
         "{}",
         run.stdout
     );
@@ -42,6 +42,13 @@ fn bench_measures_every_part_and_writes_it() {
     assert!(record["command"].as_str().unwrap().starts_with("fp8-moe bench --shape 8,2,128,64"));
     let date = record["date"].as_str().unwrap();
     assert!(date.len() == 10 && date.starts_with("20") && date.matches('-').count() == 2, "{date}");
+    match &record["cold_start"] {
+        Value::Null => assert!(emulated, "timed on a GPU"),
+        cold => {
+            assert!(!emulated && cold["first_forward_ms"].as_f64() > cold["second_forward_ms"].as_f64());
+            assert!((3..12).contains(&cold["kernels"].as_u64().unwrap()), "{cold}");
+        }
+    }
     let rows = record["rows"].as_array().unwrap();
     let parts: Vec<_> = rows.iter().map(|row| row["part"].as_str().unwrap()).collect();
     assert_eq!(parts.iter().filter(|part| **part == "layer").count(), 2, "{parts:?}");
@@ -85,6 +92,14 @@ fn bench_errors_are_one_line() {
     assert_one_line_error(&bench(&["--tp", "5"]), "tp = 5: must divide the intermediate size, 768");
     assert_one_line_error(&bench(&["--ep", "3"]), "ep = 3: must divide the 128 experts");
     assert_one_line_error(&bench(&["--scheme", "int4"]), "scheme = int4: must be one of per-token");
+    assert_one_line_error(
+        &bench(&["--accumulation", "exact"]),
+        "accumulation = exact: must be auto, fast or promoted",
+    );
+    assert_one_line_error(
+        &bench(&["--accumulation", "fast", "--scheme", "per-token,block"]),
+        "accumulation = fast: must not go with scheme block, whose scales are applied every 128 of K",
+    );
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");
@@ -95,6 +110,10 @@ fn bench_errors_are_one_line() {
     assert_one_line_error(
         &bench(&["--shape", "4096,1,16384,16384"]),
         "GiB of device memory, 3072.75 of them weights",
+    );
+    assert_one_line_error(
+        &bench(&["--shape", "8,2,128,64", "--tokens", "1", "--memory-limit", "0.000001"]),
+        "GiB of device memory, 0.00 of them weights; ",
     );
 }
 
@@ -123,6 +142,24 @@ fn bench_dumps_a_case() {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let metadata = metadata.metadata().as_ref().unwrap();
     assert_eq!((metadata["scheme"].as_str(), metadata["shape"].as_str()), ("block", "[8, 2, 128, 64]"));
+    assert_eq!(metadata["accumulation"], "promoted");
+}
+
+#[test]
+fn bench_names_fast_sums() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    for (accumulation, name, sums) in [
+        ("auto", "fp8-moe", "promoted"),
+        ("promoted", "fp8-moe", "promoted"),
+        ("fast", "fp8-moe-fast", "fast"),
+    ] {
+        let options = ["--tokens", "2", "--accumulation", accumulation, "--json", file.to_str().unwrap()];
+        let run = fp8_moe(SMALL.into_iter().chain(options));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let row = &read_json(&file)["rows"][0];
+        assert_eq!((&row["implementation"], &row["accumulation"]), (&json!(name), &json!(sums)));
+    }
 }
 
 #[test]
@@ -180,6 +217,16 @@ fn report_compares_files() {
     let run = fp8_moe(["report", &ours, &peer, "--markdown"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(run.stdout.contains("| 64 | 100.0 | 150.0 | 1.50 |"), "{}", run.stdout);
+
+    let run = fp8_moe(["report", &ours, &peer, "--summary", "--part", "layer", "--markdown"]);
+    assert!(
+        run.stdout.contains(
+            "|---|---|---|---|---:|\n| qwen3-30b | block | layer | fp8-moe | 100.0; 1.50 deepgemm |"
+        ),
+        "{}",
+        run.stdout
+    );
+    assert!(!fp8_moe(["report", &ours, "--part", "gemm1"]).stdout.contains("qwen3-30b"), "another part");
 
     let slower = one_row(folder.path(), "slower.json", "fp8-moe", 110.0);
     let against = |fail: &[&str]| fp8_moe(["report", &slower, "--against", &ours].iter().chain(fail));

@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::device;
-use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream};
+use common::{device, families};
+use fp8_moe::bench::{Layers, Part, RoutingKind, Run, Scheme, Shape};
+use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream, kernels};
 
 #[test]
 fn buffers_keep_what_they_are_given() {
@@ -100,6 +101,63 @@ fn a_failed_capture_leaves_the_stream_usable() {
     assert_eq!(failed.unwrap_err().to_string(), "test: x = 1: must not be 1");
     buffer.fill_bytes(2, &stream).unwrap();
     assert_eq!(buffer.to_vec(&stream).unwrap(), [2; 4]);
+}
+
+/// Another handle of a device, which has loaded no kernel yet.
+fn fresh(device: &Device) -> Device {
+    let spec = device.to_string().parse().unwrap();
+    Device::open_family(spec, device.family()).unwrap()
+}
+
+#[test]
+fn every_kernel_loads_as_a_module_of_its_own() {
+    for device in families().iter().map(fresh) {
+        assert!(device.loaded_kernels().is_empty(), "none before the first launch");
+        device.load_kernels().unwrap();
+        let all: Vec<_> = kernels::summaries(device.family()).iter().map(|kernel| kernel.name).collect();
+        assert!(all.len() > 20 && device.loaded_kernels() == all, "{device:?}");
+        for name in all {
+            let module = kernels::module(device.family(), name).unwrap();
+            assert_eq!(module.matches(".visible .entry ").count(), 1, "{name}");
+        }
+        assert_eq!(kernels::module(device.family(), "no_such_kernel"), None);
+    }
+}
+
+#[test]
+fn a_layer_loads_what_it_launches_and_nothing_else() {
+    let device = fresh(&device());
+    let shape = Shape { experts: 8, top_k: 2, hidden: 256, intermediate: 128 };
+    let config = shape.config(Scheme::Block, 1, 1).unwrap();
+    let layers = Layers::random(&device, &config, 1, &[true; 8], 0).unwrap();
+    assert!(device.loaded_kernels().is_empty(), "weights need no kernel");
+    let routed = RoutingKind::Uniform.draw(3, 8, 2, 0).unwrap();
+    let mut run = Run::new(&layers, 3, &routed, 0).unwrap();
+    let captured = run.capture(1).unwrap();
+    let launches = captured.replays(Part::Layer).unwrap().unwrap().launches();
+    let loaded = device.loaded_kernels();
+    assert!(loaded.contains(&"permute") && loaded.len() <= launches, "{loaded:?} for {launches} launches");
+}
+
+#[test]
+fn kernels_load_while_their_stream_is_captured() {
+    let device = fresh(&device());
+    let shape = Shape { experts: 2, top_k: 1, hidden: 128, intermediate: 128 };
+    let config = shape.config(Scheme::Block, 1, 1).unwrap();
+    let layers = Layers::random(&device, &config, 1, &[true; 2], 0).unwrap();
+    let layer = &layers.as_slice()[0];
+    let stream = Stream::new(&device).unwrap();
+    let hidden = device.zeros::<half::bf16>(128).unwrap();
+    let (ids, weights) = (device.upload(&[1]).unwrap(), device.upload(&[1.0]).unwrap());
+    let (mut workspace, mut out) = (layer.workspace(1).unwrap(), device.upload(&[7.0f32; 128]).unwrap());
+    let forward =
+        |stream: &Stream| layer.forward_routed(stream, &hidden, &ids, &weights, &mut workspace, &mut out);
+    assert!(device.loaded_kernels().is_empty());
+    let graph = stream.capture(forward).unwrap();
+    assert!(!device.loaded_kernels().is_empty());
+    // SAFETY: everything that the captured forward was given is alive, and nothing else uses it.
+    unsafe { graph.launch(&stream) }.unwrap();
+    assert_eq!(out.to_vec(&stream).unwrap(), [0.0; 128]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ import torch
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 GROUP = 128
-SCHEMES = ("per-token", "block")
+SCHEMES = ("block", "per-token")
 PARTS = ("layer", "gemm1", "gemm2")
 
 
@@ -51,7 +51,8 @@ MODELS = {
     "qwen3-30b": Shape(128, 8, 2048, 768),
     "glm-4.6": Shape(160, 8, 5120, 1536),
 }
-CHECK_SHAPE, CHECK_TOKENS = Shape(8, 2, 1024, 512), 64
+# What results are compared on. Many rows an expert and few take other kernels; peers compute both, and still fewer.
+CHECK_SHAPE, CHECK_TOKENS = Shape(8, 2, 1024, 512), (1024, 64)
 
 
 @dataclass
@@ -121,6 +122,11 @@ def route(tokens: int, shape: Shape, kind: str, seed: int) -> tuple[torch.Tensor
     return top.indices.to(torch.int32), gates
 
 
+def active_in_expectation(shape: Shape, tokens: int) -> float:
+    """How many experts a uniformly routed batch hits on average."""
+    return shape.experts * (1.0 - (1.0 - shape.top_k / shape.experts) ** tokens)
+
+
 def active_experts(ids: torch.Tensor, batches: Sequence[int]) -> list[int]:
     return [int(ids[:tokens].unique().numel()) for tokens in batches]
 
@@ -155,8 +161,8 @@ def random_e4m3(size: tuple[int, ...], device: torch.device, std: float = 100.0)
 
 
 def random_hidden(tokens: int, hidden: int, device: torch.device, seed: int) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, hidden, generator=rng).to(torch.bfloat16).to(device)
+    rng = torch.Generator(device).manual_seed(seed)
+    return torch.randn(tokens, hidden, generator=rng, device=device).to(torch.bfloat16)
 
 
 def scale_shape(experts: int, rows: int, cols: int, scheme: str) -> tuple[int, ...]:
@@ -191,11 +197,14 @@ class WeightBank:
 def sets_needed(shape: Shape, active: int, l2_bytes: int, memory_bytes: int) -> int:
     """How many weight sets keep any call from finding its weights in the L2 cache: four times its size in between.
 
-    Bounded by half of the memory given, as other programs hold weights on the same card.
+    As many as fit into the memory given; an error where not one does.
     """
     touched = active * 3 * shape.hidden * shape.inter
-    wanted = math.ceil(4 * l2_bytes / max(1, touched))
-    return max(1, min(wanted, memory_bytes // 2 // shape.weight_bytes))
+    wanted, fit = math.ceil(4 * l2_bytes / max(1, touched)), memory_bytes // shape.weight_bytes
+    if fit < 1:
+        raise MemoryError(f"one layer's weights are {shape.weight_bytes / 2**30:.1f} GiB, "
+                          f"{memory_bytes / 2**30:.1f} GiB may be used")
+    return max(1, min(wanted, fit))
 
 
 def make_case(model: str, full: Shape, tp: int, scheme: str, routing: str, routed: tuple[torch.Tensor, torch.Tensor],

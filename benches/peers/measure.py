@@ -1,7 +1,8 @@
-"""The timing loop: every case of every model, all programs in turn, one row each."""
+"""The timing loop: every case of every group, all programs in turn, one row each."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 
 import timing
 from data import MODELS, Case, WeightBank, make_case, route_table, save_routing
-from ours import BinaryFailed, Ours
+from ours import ACCUMULATION, BinaryFailed, Ours
 from peer import Layer, Peer, Unsupported
 from report import Report, Row, empty_row, floor_us, timed_row
+from schedule import GIB, Group, program_budget, say, weight_memory
 from sources import Sources
 from trial import OFFERS, Outcome, make_peer, offers, one_line
 
@@ -28,73 +30,111 @@ class Deadline:
         return self.stop - time.monotonic()
 
 
+def our_names(implementations: list[str], group: Group) -> list[str]:
+    """The names under which our binary is measured in a group."""
+    return [name for name in implementations if name in ACCUMULATION and offers(name, group.scheme, group.parts[0])]
+
+
+def programs(implementations: list[str], group: Group) -> int:
+    """How many processes have weights on the device: ours, and this one with all peers."""
+    return len(our_names(implementations, group)) + 1
+
+
 class Measurement:
-    def __init__(self, args: Any, sources: Sources, outcome: Outcome, report: Report, deadline: Deadline,
-                 device: torch.device, l2_bytes: int, memory_bytes: int, folder: Path):
-        self.args, self.sources, self.outcome = args, sources, outcome
+    def __init__(self, args: Any, groups: list[Group], sources: Sources, outcome: Outcome, report: Report,
+                 deadline: Deadline, device: torch.device, l2_bytes: int, memory_bytes: int, folder: Path):
+        self.args, self.groups, self.sources, self.outcome = args, groups, sources, outcome
         self.report, self.deadline = report, deadline
         self.device, self.l2, self.memory, self.folder = device, l2_bytes, memory_bytes, folder
         self.peers: dict[str, Peer] = {}
+        self.routed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.slowest = 5.0  # seconds that a batch size has taken at most: the reserve for the next
 
     def run(self) -> None:
-        for model in self.args.models:
-            bank = WeightBank(MODELS[model].split(self.args.tp), self.device)
-            routed = route_table(self.args.tokens, MODELS[model], self.args.routing, 1)
-            save_routing(*routed, str(self.folder / f"{model}.safetensors"))
-            for scheme in self.args.schemes:
-                self._scheme(model, scheme, bank, routed)
-            del bank
+        for group in self.groups:
+            self._group(group)
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _scheme(self, model: str, scheme: str, bank: WeightBank, routed: tuple[torch.Tensor, torch.Tensor]) -> None:
-        args, ours = self.args, None
-        if "fp8-moe" in args.implementations and self.deadline.left() > 0:
-            rate = self.report.rates["matrix_flops_per_s"] / 1e12
-            ours = Ours([args.binary, "bench", "--model", model, "--scheme", scheme, "--tp", str(args.tp), "--routing",
-                         str(self.folder / f"{model}.safetensors"), "--matrix-rate", f"{rate:.3f}"])
-            try:
-                ours.start(args.tokens, args.parts)
-            except OSError:
-                pass  # each case tries again and gets a row that says why
+    def _routing(self, model: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's routing, the same for all its groups; also written for our binary."""
+        if model not in self.routed:
+            most = sorted({t for group in self.groups if group.model == model for t in group.tokens})
+            self.routed[model] = route_table(most, MODELS[model], self.args.routing, 1)
+            save_routing(*self.routed[model], self._routing_file(model))
+        return self.routed[model]
+
+    def _routing_file(self, model: str) -> str:
+        return str(self.folder / f"{model}.safetensors")
+
+    def _group(self, group: Group) -> None:
+        if self.deadline.left() < self.slowest:
+            for tokens in group.tokens:
+                self._skip(group, tokens)
+            return
+        routed, ours = self._routing(group.model), self._ours(group)
+        budget = program_budget(self.memory, programs(self.args.implementations, group))
+        bank = WeightBank(MODELS[group.model].split(self.args.tp), self.device)
         try:
-            for tokens in args.tokens:
+            for tokens in group.tokens:
                 if self.deadline.left() < self.slowest:
-                    self._skip(model, scheme, tokens)
+                    self._skip(group, tokens)
                     continue
                 began = time.monotonic()
-                print(f"{model} {scheme} {tokens} tokens", flush=True)
-                first = (routed[0][:tokens], routed[1][:tokens])
-                case = make_case(model, MODELS[model], args.tp, scheme, args.routing, first, bank, self.l2, self.memory)
-                self._case(case, ours)
+                say(f"{group}: {tokens} tokens")
+                self._case(group, tokens, (routed[0][:tokens], routed[1][:tokens]), bank, budget, ours)
                 gc.collect()
                 self.slowest = max(self.slowest, time.monotonic() - began)
         finally:
-            if ours:
-                ours.close()
+            for program in ours.values():
+                program.close()
 
-    def _skip(self, model: str, scheme: str, tokens: int) -> None:
-        for part in self.args.parts:
+    def _ours(self, group: Group) -> dict[str, Ours]:
+        """Our binary under its names, each a process over all cases of the group."""
+        rate = self.report.rates["matrix_flops_per_s"] / 1e12
+        names = our_names(self.args.implementations, group)
+        budget = program_budget(self.memory, programs(self.args.implementations, group))
+        started = {}
+        for name in names:
+            started[name] = Ours([self.args.binary, "bench", "--model", group.model, "--scheme", group.scheme, "--tp",
+                                  str(self.args.tp), "--accumulation", ACCUMULATION[name], "--memory-limit",
+                                  f"{budget / GIB:.3f}", "--routing", self._routing_file(group.model), "--matrix-rate",
+                                  f"{rate:.3f}"])
+            with contextlib.suppress(OSError):  # each case tries again and gets a row that says why
+                started[name].start(group.tokens, group.parts)
+        return started
+
+    def _skip(self, group: Group, tokens: int) -> None:
+        self._errors(group, tokens, "skipped: time limit")
+
+    def _errors(self, group: Group, tokens: int, error: str) -> None:
+        """A row with the error for everything that the case would have measured."""
+        for part in group.parts:
             for name in self.args.implementations:
-                if offers(name, scheme, part):
-                    self.report.add(self._error(name, model, scheme, tokens, part, "skipped: time limit"))
+                if offers(name, group.scheme, part):
+                    self.report.add(self._error(name, group.model, group.scheme, tokens, part, error))
 
     def _error(self, name: str, model: str, scheme: str, tokens: int, part: str, error: str) -> Row:
         return empty_row(name, model, MODELS[model].as_list(), self.args.tp, tokens, scheme, self.args.routing, part,
                          error)
 
-    def _case(self, case: Case, ours: Ours | None) -> None:
+    def _case(self, group: Group, tokens: int, routed: tuple[torch.Tensor, torch.Tensor], bank: WeightBank, budget: int,
+              ours: dict[str, Ours]) -> None:
+        try:
+            case = make_case(group.model, MODELS[group.model], self.args.tp, group.scheme, self.args.routing, routed,
+                             bank, self.l2, weight_memory(bank.shape, tokens, budget))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._errors(group, tokens, one_line(error))
+            return
+        for program in ours.values():
+            # It prepares on the same device, which would disturb the choice among Triton configurations. A failure is met
+            # again, and reported, with the part.
+            with contextlib.suppress(BinaryFailed, OSError):
+                program.case(tokens, group.parts[0])
         layers: dict[str, Layer] = {}
         failed: dict[str, str] = {}
-        if ours:
-            try:  # it prepares on the same device, which would disturb the choice among Triton configurations
-                ours.case(case.tokens, self.args.parts[0])
-            except (BinaryFailed, OSError):
-                pass  # tried again, and reported, with the part
-        for name in self.args.implementations:
-            if name == "fp8-moe" or case.scheme not in OFFERS[name][0]:
-                continue
+        peers = [name for name in self.args.implementations if name not in ACCUMULATION]
+        for name in (n for n in peers if any(offers(n, case.scheme, part) for part in group.parts)):
             objection = self.outcome.objection(name, case.scheme, case.model, case.tokens)
             if objection:
                 failed[name] = objection
@@ -110,23 +150,23 @@ class Measurement:
             except Exception as error:
                 layers.pop(name, None)
                 failed[name] = one_line(error)
-        for part in self.args.parts:
+        for part in group.parts:
             self._part(case, part, layers, failed, ours)
 
     def _part(self, case: Case, part: str, layers: dict[str, Layer], failed: dict[str, str],
-              ours: Ours | None) -> None:
+              ours: dict[str, Ours]) -> None:
         contenders: dict[str, timing.Contender] = {}
         errors = dict(failed)
-        ready: dict[str, Any] = {}
-        if ours:
-            objection = self.outcome.objection("fp8-moe", case.scheme, case.model, case.tokens)
+        ready: dict[str, dict[str, Any]] = {}
+        for name, program in ours.items():
+            objection = self.outcome.objection(name, case.scheme, case.model, case.tokens)
             try:
                 if objection:
                     raise BinaryFailed(objection)
-                ready = ours.case(case.tokens, part)
-                contenders["fp8-moe"] = ours
+                ready[name] = program.case(case.tokens, part)
+                contenders[name] = program
             except (BinaryFailed, OSError) as error:
-                errors["fp8-moe"] = str(error)
+                errors[name] = str(error)
         for name, layer in layers.items():
             if part in layer.parts:
                 try:
@@ -139,18 +179,19 @@ class Measurement:
             if isinstance(times, Exception):
                 errors[name] = one_line(times)
             elif times:
-                self.report.add(self._row(name, case, part, times, contenders[name], ready))
+                self.report.add(self._row(name, case, part, times, contenders[name], ready.get(name)))
         for name, reason in errors.items():
             if offers(name, case.scheme, part):
                 self.report.add(self._error(name, case.model, case.scheme, case.tokens, part, reason))
 
     def _row(self, name: str, case: Case, part: str, times: list[list[float]], contender: timing.Contender,
-             ready: dict[str, Any]) -> Row:
+             ready: dict[str, Any] | None) -> Row:
         row = timed_row(name, case, part, timing.summary(times), getattr(contender, "launches", None),
                         self.report.rates)
-        if name == "fp8-moe":
-            # Its own account of its work, where it gives one: its first GEMM may contain the activation.
-            row.update({key: ready[key] for key in ("launches", "flops", "bytes", "counted") if key in ready})
+        if ready is not None:
+            # Our own account of its work, where it gives one: its first GEMM may contain the activation.
+            told = ("launches", "flops", "bytes", "counted", "accumulation")
+            row.update({key: ready[key] for key in told if key in ready})
             if self.report.rates and row["flops"] and row["bytes"]:
                 floor = floor_us(row["flops"], row["bytes"], self.report.rates)
                 row.update(floor_us=floor, fraction=floor / row["median_us"])

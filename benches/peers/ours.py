@@ -13,6 +13,11 @@ import threading
 from typing import Any, Sequence
 
 
+# Our rows' names, and the accumulation that each stands for: with one scale a token, vLLM's CUTLASS layer and torch's grouped
+# GEMM keep their sums in the tensor cores, which ours does only when asked to.
+ACCUMULATION = {"fp8-moe": "promoted", "fp8-moe-fast": "fast"}
+
+
 class BinaryFailed(Exception):
     """The binary ended, said something unexpected, or took too long."""
 
@@ -135,14 +140,30 @@ class Ours:
             self.running = None
 
 
-def dump(binary: str, shape: Sequence[int], tokens: int, scheme: str, path: str) -> None:
-    """Our binary's inputs and output of a small case, as a safetensors file."""
-    command = [binary, "bench", "--shape", ",".join(map(str, shape)), "--tokens", str(tokens), "--scheme", scheme,
-               "--dump", path]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BinaryFailed(f"--dump: {error}") from error
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise BinaryFailed(f"--dump ended with {done.returncode}: " + " | ".join(last))
+class Dump:
+    """Our binary writing its inputs and output of a small case to a safetensors file, beside what else goes on."""
+
+    def __init__(self, binary: str, name: str, shape: Sequence[int], tokens: int, scheme: str, path: str):
+        self.path = path
+        # A given matrix rate, of any value, saves measuring one.
+        command = [binary, "bench", "--shape", ",".join(map(str, shape)), "--tokens", str(tokens), "--scheme", scheme,
+                   "--accumulation", ACCUMULATION[name], "--matrix-rate", "1", "--dump", path]
+        try:
+            self.process: subprocess.Popen[str] | OSError = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except OSError as error:
+            self.process = error
+
+    def finish(self) -> None:
+        """Waits until the file is there."""
+        if isinstance(self.process, OSError):
+            raise BinaryFailed(f"--dump: {self.process}") from self.process
+        try:
+            said, _ = self.process.communicate(timeout=120)
+        except subprocess.TimeoutExpired as error:
+            self.process.kill()
+            self.process.wait()
+            raise BinaryFailed(f"--dump: {error}") from error
+        if self.process.returncode:
+            last = said.strip().splitlines()[-3:]
+            raise BinaryFailed(f"--dump ended with {self.process.returncode}: " + " | ".join(last))

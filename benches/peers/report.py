@@ -12,10 +12,10 @@ from data import GROUP, PARTS, SCHEMES, Case
 
 SCHEMA = "fp8-moe-bench/1"
 VERSION = "0.1.0"
-IMPLEMENTATIONS = ("fp8-moe", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped", "cublaslt")
+IMPLEMENTATIONS = ("fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped", "cublaslt")
 TIMES = ("median_us", "p10_us", "p90_us")
-ROW_KEYS = ("implementation", "model", "shape", "tp", "ep", "tokens", "scheme", "routing", "part", *TIMES, "launches",
-            "flops", "bytes", "floor_us", "fraction", "error", "counted")
+ROW_KEYS = ("implementation", "model", "shape", "tp", "ep", "tokens", "scheme", "routing", "part", "accumulation", *TIMES,
+            "launches", "flops", "bytes", "floor_us", "fraction", "error", "counted")
 Row = dict[str, Any]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+OURS = ("fp8-moe", "fp8-moe-fast")
 PEERS = ("vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped", "cublaslt")
 
 
@@ -29,21 +30,31 @@ def arguments() -> argparse.Namespace:
 
         return parse
 
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in text.split(",") if number]
+
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--peers", help="folder of the peers' files, for those that are not installed")
     p.add_argument("--binary", help="our program, to measure beside them")
-    p.add_argument("--models", type=several(tuple(MODELS)), default=["mixtral-8x7b", "qwen3-235b"])
-    p.add_argument("--tokens", type=lambda s: [int(t) for t in s.split(",")], default=[1, 8, 64, 4096])
-    p.add_argument("--schemes", type=several(SCHEMES), default=list(SCHEMES))
-    p.add_argument("--parts", type=several(PARTS), default=list(PARTS))
-    p.add_argument("--implementations", type=several(("fp8-moe", *PEERS)), help="default: all there are")
+    p.add_argument("--models", type=several(tuple(MODELS)), default=list(MODELS), help="default: all six")
+    p.add_argument("--tokens", type=numbers, default=[1, 8, 64, 512, 4096])
+    p.add_argument("--first", type=numbers, default=[1, 64, 4096], metavar="TOKENS",
+                   help="batch sizes to measure for all models and schemes before the others")
+    p.add_argument("--schemes", type=several(SCHEMES), default=list(SCHEMES), help="the more important first")
+    p.add_argument("--parts", type=several(PARTS), default=["layer"], help="of every case")
+    p.add_argument("--gemm-models", type=several(tuple(MODELS)), default=["mixtral-8x7b", "qwen3-235b"],
+                   help="models whose GEMMs are measured alone too")
+    p.add_argument("--gemm-tokens", type=numbers, default=[4096], metavar="TOKENS", help="at these batch sizes")
+    p.add_argument("--implementations", type=several((*OURS, *PEERS)), help="default: all there are")
     p.add_argument("--routing", default="uniform", help="uniform or zipf:S")
     p.add_argument("--tp", type=int, default=1, help="divide the intermediate dimension by this")
     p.add_argument("--rounds", type=int, default=11)
     p.add_argument("--triton-sweep", type=int, default=4, metavar="N",
                    help="configurations to try where vLLM has none tuned for the shape")
-    p.add_argument("--time-limit", type=float, default=480.0, metavar="SECONDS")
+    p.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
     p.add_argument("--json", metavar="FILE")
+    p.add_argument("--dry-run", action="store_true",
+                   help="print the cases in their order, with estimated seconds and memory; needs no GPU")
     p.add_argument("--check-only", action="store_true", help="compare results, time nothing")
     p.add_argument("--self-test", action="store_true", help="test this program itself; needs no GPU")
     p.add_argument("--trial", help=argparse.SUPPRESS)
@@ -54,9 +65,10 @@ def arguments() -> argparse.Namespace:
     except ValueError as error:
         p.error(str(error))
     if args.implementations is None:
-        args.implementations = [*(["fp8-moe"] if args.binary else []), *PEERS]
-    if "fp8-moe" in args.implementations and not args.binary:
-        p.error("fp8-moe is measured through --binary")
+        args.implementations = [*(OURS if args.binary or args.dry_run else ()), *PEERS]
+    if any(name in OURS for name in args.implementations) and not (args.binary or args.dry_run):
+        p.error("our own program is measured through --binary")
+    args.gemm_models = [model for model in args.gemm_models if model in args.models]
     return args
 
 
@@ -80,45 +92,44 @@ def clocks(when: str) -> None:
     print(f"{when}: " + ", ".join(f"{f} {v}" for f, v in zip(fields, values)), flush=True)
 
 
-def check_inputs(args: argparse.Namespace, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """A file of inputs for each scheme: our binary's dump, or our own; and why a dump could not be had."""
-    import torch
+def start_dumps(args: argparse.Namespace, folder: Path) -> dict[tuple[str, str, int], Any]:
+    """Our binary at work on small cases of each of its names and schemes, to be compared with the reference."""
+    from data import CHECK_SHAPE, CHECK_TOKENS
+    from ours import Dump
+    from trial import offers
 
-    from data import CHECK_SHAPE, CHECK_TOKENS, WeightBank, make_case, route, save_case
-    from ours import BinaryFailed, dump
-
-    files, failures = {}, {}
-    for scheme in args.schemes:
-        files[scheme] = str(folder / f"check-{scheme}.safetensors")
-        if args.binary:
-            try:
-                dump(args.binary, CHECK_SHAPE.as_list(), CHECK_TOKENS, scheme, files[scheme])
-                continue
-            except BinaryFailed as error:
-                failures[scheme] = str(error)
-        bank = WeightBank(CHECK_SHAPE, torch.device("cuda"))
-        routed = route(CHECK_TOKENS, CHECK_SHAPE, "uniform", 1)
-        save_case(make_case("check", CHECK_SHAPE, 1, scheme, "uniform", routed, bank, 0, 1 << 34), files[scheme])
-    return files, failures
+    wanted = [(name, scheme, tokens) for name in args.implementations if name in OURS for scheme in args.schemes
+              if offers(name, scheme, "layer") for tokens in CHECK_TOKENS]
+    return {(name, scheme, tokens): Dump(args.binary, name, CHECK_SHAPE.as_list(), tokens, scheme,
+                                         str(folder / f"check-{name}-{scheme}-{tokens}.safetensors"))
+            for name, scheme, tokens in wanted}
 
 
-def check_ours(files: dict[str, str], failures: dict[str, str], outcome: Any) -> None:
-    """Our binary's output against the reference, on the inputs that it dumped."""
+def check_inputs(args: argparse.Namespace, folder: Path, dumps: dict[tuple[str, str, int], Any],
+                 outcome: Any) -> dict[str, str]:
+    """A file of inputs for each scheme: our binary's dump, or our own. What became of the dumps goes to `outcome`."""
     import torch
 
     import reference
-    from data import load_case
+    from data import CHECK_SHAPE, CHECK_TOKENS, WeightBank, load_case, make_case, route, save_case
+    from ours import BinaryFailed
 
-    for scheme, path in files.items():
-        found: dict[str, Any] = {"error": failures.get(scheme)}
-        if scheme not in failures:
-            try:
-                case, out = load_case(path, scheme, torch.device("cuda"))
-                found = ({"error": "the dump has no output"} if out is None
-                         else {"rel_l2": reference.distance(out, case, case.sets[0])})
-            except (KeyError, RuntimeError, ValueError) as error:
-                found = {"error": f"the dump cannot be read: {error}"}
-        outcome.checks["fp8-moe", scheme] = found
+    files: dict[str, str] = {}
+    for (name, scheme, tokens), dump in dumps.items():
+        found = outcome.checks.setdefault((name, scheme), {"rel_l2": 0.0})
+        try:
+            dump.finish()
+            case, out = load_case(dump.path, scheme, torch.device("cuda"))
+            found["rel_l2"] = max(found["rel_l2"], reference.distance(out, case, case.sets[0]))
+            files.setdefault(scheme, dump.path)  # the first is that of most tokens
+        except (AttributeError, BinaryFailed, KeyError, RuntimeError, ValueError) as error:
+            found["error"] = f"{tokens} tokens: no dump to compare: {error}"
+    for scheme in (scheme for scheme in args.schemes if scheme not in files):
+        files[scheme] = str(folder / f"check-{scheme}.safetensors")
+        bank = WeightBank(CHECK_SHAPE, torch.device("cuda"))
+        routed = route(max(CHECK_TOKENS), CHECK_SHAPE, "uniform", 1)
+        save_case(make_case("check", CHECK_SHAPE, 1, scheme, "uniform", routed, bank, 0, 1 << 34), files[scheme])
+    return files
 
 
 def main() -> int:
@@ -134,55 +145,79 @@ def main() -> int:
 
         trial.run_trial(args.trial)
         return 0
+    import schedule
+
+    groups = schedule.order(args.models, args.schemes, args.tokens, args.parts, args.first, args.gemm_models,
+                            args.gemm_tokens)
+    if args.dry_run:
+        print(dry_run(args, groups))
+        return 0
     if not torch.cuda.is_available():
-        print("no CUDA device: only --self-test works here", file=sys.stderr)
+        print("no CUDA device: only --self-test and --dry-run work here", file=sys.stderr)
         return 2
 
     import timing
     from measure import Deadline, Measurement
     from report import Report
     from sources import Sources
-    from trial import plan, run_trials
+    from trial import Outcome, plan, run_trials
 
-    deadline, began = Deadline(args.time_limit), time.monotonic()
+    say, deadline = schedule.say, Deadline(args.time_limit - (time.monotonic() - schedule.START))
     report = Report(args.json, shlex.join(sys.argv), device_info())
     report.write()
     clocks("before")
     with tempfile.TemporaryDirectory(prefix="fp8-moe-peers-") as name:
-        folder = Path(name)
+        folder, outcome = Path(name), Outcome()
+        dumps = start_dumps(args, folder)
         sources = Sources(args.peers)
         sources.unpack()
-        files, failures = check_inputs(args, folder)
+        say("the peers are unpacked")
+        files = check_inputs(args, folder, dumps, outcome)
+        say("our binary has computed its checks")
         common = {"tp": args.tp, "routing": args.routing, "peers": args.peers, "sweep": args.triton_sweep}
-        trials = plan(args.implementations, args.schemes, args.models, args.tokens, common, files, folder,
-                      args.check_only)
+        trials = plan(args.implementations, args.schemes, groups, common, files, folder, args.check_only)
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory
         # Leave at least 40 % of the time for measuring, whatever the compilers do.
-        outcome = run_trials(trials, memory, 0.6 * deadline.left())
-        if "fp8-moe" in args.implementations:
-            check_ours(files, failures, outcome)
-        print(f"checks, after {time.monotonic() - began:.0f} s:")
+        torch.cuda.empty_cache()
+        run_trials(trials, outcome, memory, 0.6 * deadline.left())
+        say("checks:")
         for (implementation, scheme), found in sorted(outcome.checks.items()):
             report.check(implementation, scheme, found.get("rel_l2"), found.get("error"))
         if args.check_only:
             return 0
         try:
             device = torch.device("cuda")
-            report.rates.update(copy_bytes_per_s=timing.copy_rate(device),
+            # Weights are read and not written, and reading alone may be faster than copying: floors take the better rate.
+            report.rates.update(copy_bytes_per_s=max(timing.copy_rate(device), timing.read_rate(device)),
+                                copy_rate_of="the faster of a copy of 1 GiB and a reduction of 2 GiB",
                                 matrix_flops_per_s=timing.matrix_rate(device),
                                 matrix_rate_of="dense FP8 of torch._scaled_mm, row-wise scales, 8192 x 8192 x 8192")
-            print("rates: copy {copy_bytes_per_s:.3e} bytes/s, dense FP8 {matrix_flops_per_s:.3e} flop/s"
-                  .format(**report.rates), flush=True)
+            say("rates: memory {copy_bytes_per_s:.3e} bytes/s, dense FP8 {matrix_flops_per_s:.3e} flop/s"
+                .format(**report.rates))
             clocks("warm")
-            Measurement(args, sources, outcome, report, deadline, device, properties.L2_cache_size, memory,
+            torch.cuda.empty_cache()
+            Measurement(args, groups, sources, outcome, report, deadline, device, properties.L2_cache_size, memory,
                         folder).run()
         finally:
             report.write()
             print(report.table())
             clocks("after")
-            print(f"{time.monotonic() - began:.0f} s in all")
+            say("done")
     return 0
+
+
+def dry_run(args: argparse.Namespace, groups: list[Any]) -> str:
+    """The cases in their order, for a card of 80 GB."""
+    import schedule
+    from measure import programs
+    from trial import offers
+
+    def contenders(group: Any) -> int:
+        return sum(any(offers(name, group.scheme, part) for part in group.parts) for name in args.implementations)
+
+    return schedule.describe(groups, contenders, args.implementations, args.rounds, args.tp, 80 * 10**9,
+                             lambda group: programs(args.implementations, group))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,42 @@ def weights_are_finite_and_sets_outgrow_the_cache() -> None:
     assert torch.isfinite(w).all() and w.abs().max() <= 448 and 80 < float(w.std()) < 120
     assert sets_needed(MODELS["qwen3-30b"], 8, 50 << 20, 80 << 30) == 6
     assert sets_needed(MODELS["mixtral-8x7b"], 2, 50 << 20, 80 << 30) == 1
-    assert sets_needed(MODELS["deepseek-v3"], 1, 50 << 20, 80 << 30) == 3
+    assert sets_needed(MODELS["deepseek-v3"], 1, 50 << 20, 36 << 30) == 3
+    try:
+        sets_needed(MODELS["deepseek-v3"], 1, 50 << 20, 8 << 30)
+    except MemoryError as error:
+        assert "10.5 GiB, 8.0 GiB may be used" in str(error)
+    else:
+        raise AssertionError("weights larger than the memory were taken")
+
+
+@test
+def the_most_important_cases_come_first() -> None:
+    import schedule
+    from schedule import Group
+
+    def order(**changes: list) -> list[Group]:
+        arguments = {"models": ["mixtral-8x7b", "qwen3-30b"], "schemes": ["block", "per-token"], "tokens": [1, 8, 4096],
+                     "parts": ["layer"], "first": [1, 4096], "gemm_models": ["qwen3-30b"], "gemm_tokens": [4096]}
+        return schedule.order(**{**arguments, **changes})
+
+    groups, layer, gemms = order(), ("layer",), ("gemm1", "gemm2")
+    assert groups[:4] == [Group(m, s, (1, 4096), layer) for s in ("block", "per-token")
+                          for m in ("mixtral-8x7b", "qwen3-30b")]
+    assert groups[4:6] == [Group("qwen3-30b", s, (4096,), gemms) for s in ("block", "per-token")]
+    assert groups[6:] == [Group(g.model, g.scheme, (8,), layer) for g in groups[:4]]
+    assert not any(g.parts == gemms for g in order(parts=["layer", "gemm1", "gemm2"])), "no case twice"
+    assert all(g.tokens == (8,) for g in order(tokens=[8], gemm_models=[]))
+
+
+@test
+def every_model_fits_an_80_gb_card() -> None:
+    from schedule import program_budget, weight_memory
+
+    for model, shape in MODELS.items():
+        for programs, most in ((2, 16384), (3, 4096)):
+            memory = weight_memory(shape, most, program_budget(80 * 10**9, programs))
+            assert memory > shape.weight_bytes, f"{model}, {programs} programs: {memory / 2**30:.1f} GiB"
 
 
 @test
@@ -213,7 +248,7 @@ def lockstep_with_a_fake_binary() -> None:
         assert time.monotonic() - began < 20
         program.close()
         try:
-            ours.dump(str(binary), CHECK_SHAPE.as_list(), 64, "block", f"{folder}/x")
+            ours.Dump(str(binary), "fp8-moe", CHECK_SHAPE.as_list(), 64, "block", f"{folder}/x").finish()
             raise AssertionError("a failed dump went unnoticed")
         except ours.BinaryFailed as error:
             assert "no such option" in str(error)
@@ -225,6 +260,7 @@ def measuring_goes_on_past_failures() -> None:
     import measure
     import trial
     from peer import Layer, Peer, Unsupported
+    from schedule import Group
 
     class Timed:
         launches = 7
@@ -249,9 +285,11 @@ def measuring_goes_on_past_failures() -> None:
                 layer.parts["gemm1"] = lambda w: 1 // 0
             return layer
 
-    args = SimpleNamespace(models=["tiny"], schemes=["per-token", "block"], tokens=[2, 4096], parts=["layer", "gemm1"],
-                           routing="uniform", tp=2, rounds=2, triton_sweep=1, binary="/nonexistent",
-                           implementations=["fp8-moe", "vllm-cutlass", "vllm-triton", "torch-grouped", "cublaslt"])
+    args = SimpleNamespace(routing="uniform", tp=2, rounds=2, triton_sweep=1, binary="/nonexistent",
+                           implementations=["fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "torch-grouped",
+                                            "cublaslt"])
+    groups = [Group("tiny", scheme, (2, 4096), ("layer", "gemm1")) for scheme in ("block", "per-token")]
+    groups.append(Group("huge", "block", (2,), ("layer",)))
     outcome = trial.Outcome()
     outcome.checks["vllm-cutlass", "per-token"] = {"rel_l2": 0.5}
     outcome.cases["torch-grouped", "per-token", "tiny/2"] = None
@@ -259,40 +297,54 @@ def measuring_goes_on_past_failures() -> None:
     made.rates.update(matrix_flops_per_s=1e15, copy_bytes_per_s=3e12)
     deadline = measure.Deadline(1000.0)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(timing, "Graphs", Timed), \
-            mock.patch.dict(MODELS, tiny=Shape(4, 2, 256, 512)), \
+            mock.patch.dict(MODELS, tiny=Shape(4, 2, 256, 512), huge=Shape(1 << 20, 2, 1024, 512)), \
             mock.patch.object(measure, "make_peer", lambda name, sources, sweep: Fake(name)):
-        measure.Measurement(args, Sources(None), outcome, made, deadline, CPU, 50 << 20, 1 << 30, Path(folder)).run()
+        measure.Measurement(args, groups, Sources(None), outcome, made, deadline, CPU, 50 << 20, 80 << 30,
+                            Path(folder)).run()
         deadline.stop = 0.0
         measured = len(made.document["rows"])
-        measure.Measurement(args, Sources(None), outcome, made, deadline, CPU, 50 << 20, 1 << 30, Path(folder)).run()
+        measure.Measurement(args, groups, Sources(None), outcome, made, deadline, CPU, 50 << 20, 80 << 30,
+                            Path(folder)).run()
     assert report.problems(made.document) == []
     rows, late = made.document["rows"][:measured], made.document["rows"][measured:]
     assert late and all(row["error"] == "skipped: time limit" for row in late)
     timed = [row for row in rows if row["error"] is None]
     assert {(r["implementation"], r["part"]) for r in timed} == {("torch-grouped", "gemm1")}
     assert not any(r["implementation"] in ("torch-grouped", "cublaslt") for r in late if r["part"] == "layer")
+    assert all("GiB may be used" in r["error"] for r in rows if r["model"] == "huge"), "too large for the card"
     assert timed[0]["median_us"] == 11.0 and timed[0]["launches"] == 7 and timed[0]["shape"] == [4, 2, 256, 512]
     errors = {row["implementation"]: row["error"] for row in rows if row["error"] and row["part"] == "gemm1"}
-    assert "0.5" not in errors["fp8-moe"] and "5.00e-01" in errors["vllm-cutlass"]
+    assert "0.5" not in errors["fp8-moe"] and "fp8-moe-fast" in errors and "5.00e-01" in errors["vllm-cutlass"]
     assert "ZeroDivisionError" in errors["vllm-triton"] and "cublaslt" not in errors
 
 
 @test
 def trials_run_apart() -> None:
     import trial
+    from schedule import Group
 
     with tempfile.TemporaryDirectory() as folder:
         common = {"tp": 1, "routing": "uniform", "peers": None, "sweep": 2}
         checks = {"per-token": "a", "block": "b"}
-        plan = trial.plan(["fp8-moe", "vllm-cutlass", "deepgemm"], ["per-token", "block"],
-                          ["mixtral-8x7b", "qwen3-30b"], [1, 8, 512], common, checks, Path(folder), False)
-        assert [(t.implementation, t.models, t.tokens, t.check_file) for t in plan] == [
-            ("deepgemm", ["mixtral-8x7b"], [1, 8], "b"), ("deepgemm", ["mixtral-8x7b"], [512], None),
-            ("deepgemm", ["qwen3-30b"], [1, 8], None), ("deepgemm", ["qwen3-30b"], [512], None),
-            ("vllm-cutlass", ["mixtral-8x7b", "qwen3-30b"], [1, 8, 512], "a")]
+        models = ["mixtral-8x7b", "qwen3-30b", "glm-4.6"]
+        groups = [Group(m, s, (1, 8, 512), ("layer",)) for s in ("per-token", "block") for m in models]
+        groups.append(Group("qwen3-30b", "per-token", (4096,), ("gemm1",)))
+        names = ["fp8-moe", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped"]
+        plan = trial.plan(names, ["per-token", "block"], groups, common, checks, Path(folder), False)
+        found = {(t.implementation, t.scheme, *t.models, *t.tokens) for t in plan}
+        assert {("deepgemm", "block", m, *t) for m in models for t in ((1, 8), (512,))} <= found
+        assert ("vllm-triton", "block", "qwen3-30b", "glm-4.6", 1, 8) in found, "the same number of experts per token"
+        assert ("torch-grouped", "per-token", "qwen3-30b", 4096) in found, "what has no layer is tried on the GEMMs alone"
+        assert [str(t) for t in plan][:3] == ["vllm-triton, per-token: check", "vllm-triton, block: check",
+                                              "deepgemm, block: check"], [str(t) for t in plan]
+        assert len(plan) == 3 + 6 + 8 + 1 + 1 and plan[-1].implementation in ("vllm-cutlass", "torch-grouped")
+        checked = {(t.implementation, t.scheme) for t in plan if t.check_file}
+        assert len(checked) == 5 and sum(bool(t.check_file) for t in plan) == 5
+        cutlass = [t for t in plan if t.implementation == "vllm-cutlass"]
         if torch.cuda.is_available():
             raise Skip("a trial would run the device")
-        outcome = trial.run_trials(plan[4:], 1 << 40, 120)
+        outcome = trial.Outcome()
+        trial.run_trials(cutlass, outcome, 1 << 40, 120)
         error = outcome.objection("vllm-cutlass", "per-token", "qwen3-30b", 8)
         assert error and "not installed" in error, error
 

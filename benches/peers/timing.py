@@ -124,6 +124,13 @@ def copy_rate(device: torch.device, size: int = 1 << 30) -> float:
     return 2 * size / (Graphs(lambda _: target.copy_(source), [None]).best(11) * 1e-6)
 
 
+def read_rate(device: torch.device, size: int = 2 << 30) -> float:
+    """Bytes read a second, by a reduction of data far larger than the L2 cache."""
+    source = torch.randn(size // 4, device=device)
+    found = torch.empty((), device=device)
+    return size / (Graphs(lambda _: torch.amax(source, 0, out=found), [None]).best(11) * 1e-6)
+
+
 def matrix_rate(device: torch.device, size: int = 8192) -> float:
     """Operations a second of dense FP8 with row-wise scales and fast accumulation, on random data."""
     from torch_grouped import dense, matrix_operands

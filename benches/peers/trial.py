@@ -2,6 +2,7 @@
 
 That serves three ends: a peer that crashes the device takes no other down; results are compared with the reference;
 and the compilers (Triton, DeepGEMM's nvcc) run side by side, filling caches on disk that the timing process then hits.
+A trial makes no random weights and times nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import torch
 import reference
 from data import (E4M3, MODELS, PARTS, SCHEMES, Case, Shape, Weights, load_case, random_hidden, route,
                   scale_shape)
+from ours import ACCUMULATION
 from peer import Peer, Unsupported
+from schedule import GIB, Group, activation_bytes, say
 from sources import Sources
 
-PARALLEL = 12
-MEMORY_SHARE = 0.6  # of the device: what all trial processes may hold in weights at once
+PARALLEL = 16
+MEMORY_SHARE = 0.85  # of the device: what all trial processes may hold at once
 
 
 def make_peer(name: str, sources: Sources, sweep: int) -> Peer:
@@ -48,14 +51,15 @@ def make_peer(name: str, sources: Sources, sweep: int) -> Peer:
 
 # What each peer has: schemes, parts.
 OFFERS = {"vllm-cutlass": (("per-token",), PARTS), "vllm-triton": (SCHEMES, PARTS), "deepgemm": (("block",), PARTS),
-          "torch-grouped": (("per-token",), PARTS[1:]), "cublaslt": (SCHEMES, PARTS[1:])}
+          "torch-grouped": (("per-token",), PARTS[1:]), "cublaslt": (SCHEMES, PARTS[1:]), "fp8-moe": (SCHEMES, PARTS),
+          "fp8-moe-fast": (("per-token",), PARTS)}
 # Those whose first call on a shape takes seconds, and the batch size at which the kernels change most.
 COMPILES, SPLIT = ("vllm-triton", "deepgemm"), 256
 
 
 def offers(implementation: str, scheme: str, part: str) -> bool:
-    """Whether there is such a thing to measure; our binary has everything."""
-    schemes, parts = OFFERS.get(implementation, (SCHEMES, PARTS))
+    """Whether there is such a thing to measure."""
+    schemes, parts = OFFERS[implementation]
     return scheme in schemes and part in parts
 
 
@@ -75,8 +79,15 @@ class Trial:
     result: str
 
     @property
-    def weight_bytes(self) -> int:
-        return max((MODELS[m].split(self.tp).weight_bytes for m in self.models), default=0) + (1 << 30)
+    def device_bytes(self) -> int:
+        """What the process holds at most: the weights of one model at a time, buffers, a context."""
+        shapes = [MODELS[m].split(self.tp) for m in self.models]
+        most = max(self.tokens, default=0)
+        return int(max((s.weight_bytes + activation_bytes(s, most) for s in shapes), default=0) + GIB)
+
+    def __str__(self) -> str:
+        what = f"{', '.join(self.models)}; {', '.join(map(str, self.tokens))} tokens" if self.models else "check"
+        return f"{self.implementation}, {self.scheme}: {what}"
 
 
 def one_line(error: BaseException) -> str:
@@ -123,37 +134,51 @@ def run_trial(spec: str) -> None:
         return
     save()
     for model in trial.models:
-        weights = blank_weights(MODELS[model].split(trial.tp), trial.scheme, device)
+        weights: Weights | None = None
         for tokens in trial.tokens:
+            found = None
             try:
-                case = blank_case(model, trial, tokens, weights, device)
-                layer = peer.build(case)
-                for call in layer.parts.values():
-                    call(weights)
+                weights = weights or blank_weights(MODELS[model].split(trial.tp), trial.scheme, device)
+                peer.warm(blank_case(model, trial, tokens, weights, device))
                 torch.cuda.synchronize()
-                result["cases"][f"{model}/{tokens}"] = None
-            except Unsupported:
-                result["cases"][f"{model}/{tokens}"] = None
+            except (Unsupported, torch.OutOfMemoryError):
+                pass  # other trials share the device's memory: whether the case fits is seen when it is measured
             except Exception as error:
-                result["cases"][f"{model}/{tokens}"] = one_line(error)
+                found = one_line(error)
+            result["cases"][f"{model}/{tokens}"] = found
             save()
         del weights
         torch.cuda.empty_cache()
 
 
-def plan(implementations: list[str], schemes: list[str], models: list[str], tokens: list[int],
-         common: dict[str, Any], checks: dict[str, str], folder: Path, check_only: bool) -> list[Trial]:
-    """One process for each peer and scheme. A peer that compiles gets two for each model, so that these overlap."""
-    halves = [half for half in ([t for t in tokens if t < SPLIT], [t for t in tokens if t >= SPLIT]) if half]
+def plan(implementations: list[str], schemes: list[str], groups: list[Group], common: dict[str, Any],
+         checks: dict[str, str], folder: Path, check_only: bool) -> list[Trial]:
+    """One process for each peer and scheme, over the cases of `groups` that it offers; several where a peer compiles.
+
+    Such a peer's check is a process too, as it compiles for sizes of its own. DeepGEMM compiles for a model's sizes. Triton
+    compiles for a number of experts per token, whatever the sizes: in one process, models of the same find what the first of
+    them compiled.
+    """
     trials: list[Trial] = []
-    for name in implementations:
-        for scheme in (s for s in schemes if name in OFFERS and s in OFFERS[name][0]):
-            groups = [([m], half) for m in models for half in halves] if name in COMPILES else [(models, tokens)]
-            for index, (group, batch) in enumerate([([], [])] if check_only else groups):
-                trials.append(Trial(name, scheme, group, batch, check_file=checks[scheme] if index == 0 else None,
+    for name in (name for name in implementations if name not in ACCUMULATION):
+        for scheme in (s for s in schemes if s in OFFERS[name][0]):
+            wanted = [g for g in groups if g.scheme == scheme and any(offers(name, scheme, part) for part in g.parts)]
+            models = list(dict.fromkeys(g.model for g in wanted))
+            tokens = sorted({t for g in wanted for t in g.tokens})
+            cuts = [(models, tokens)]
+            if name in COMPILES:
+                small, large = [t for t in tokens if t < SPLIT], [t for t in tokens if t >= SPLIT]
+                halves = [half for half in (small, large) if half]
+                alike: dict[Any, list[str]] = {}
+                for model in models:
+                    alike.setdefault(MODELS[model].top_k if name == "vllm-triton" else model, []).append(model)
+                cuts = [([], []), *((some, half) for some in alike.values() for half in halves)]
+            for index, (some, batch) in enumerate([([], [])] if check_only else cuts):
+                trials.append(Trial(name, scheme, some, batch, check_file=checks[scheme] if index == 0 else None,
                                     result=str(folder / f"trial-{len(trials)}.json"), **common))
-    # The longest first: compilers, then the largest weights.
-    return sorted(trials, key=lambda t: (t.implementation not in COMPILES, -t.weight_bytes))
+    # The longest first: compilers, of them the checks and those with several models, then the largest weights.
+    return sorted(trials, key=lambda t: (t.implementation not in COMPILES, len(t.models) > 0, -len(t.models),
+                                         -t.device_bytes))
 
 
 class Outcome:
@@ -182,19 +207,19 @@ class Outcome:
         return self.cases.get((implementation, scheme, f"{model}/{tokens}"))
 
 
-def run_trials(trials: list[Trial], memory_bytes: int, seconds: float) -> Outcome:
+def run_trials(trials: list[Trial], outcome: Outcome, memory_bytes: int, seconds: float) -> None:
     """Run the trials side by side, as many as processors and device memory allow, for at most `seconds`."""
-    outcome, waiting = Outcome(), list(trials)
+    waiting = list(trials)
     running: list[tuple[Trial, subprocess.Popen[bytes], Path]] = []
     stop = time.monotonic() + seconds
     most = min(PARALLEL, os.cpu_count() or 1)
     while waiting or running:
-        used = sum(trial.weight_bytes for trial, _, _ in running)
+        used = sum(trial.device_bytes for trial, _, _ in running)
         for trial in list(waiting):
-            if len(running) < most and (not running or used + trial.weight_bytes < MEMORY_SHARE * memory_bytes):
+            if len(running) < most and (not running or used + trial.device_bytes < MEMORY_SHARE * memory_bytes):
                 running.append(start(trial))
                 waiting.remove(trial)
-                used += trial.weight_bytes
+                used += trial.device_bytes
         late = time.monotonic() > stop
         for entry in list(running):
             trial, process, log = entry
@@ -210,12 +235,12 @@ def run_trials(trials: list[Trial], memory_bytes: int, seconds: float) -> Outcom
             else:
                 ended = f"trial ended with {process.returncode}: {lines[-1][:200] if lines else ''}"
             outcome.collect(trial, ended)
+            say(f"trial ended with {process.returncode}: {trial}")
         if late:
             for trial in waiting:
                 outcome.collect(trial, "skipped: not tried within the time limit")
             break
         time.sleep(0.05)
-    return outcome
 
 
 def start(trial: Trial) -> tuple[Trial, subprocess.Popen[bytes], Path]:

@@ -5,6 +5,7 @@ A configuration that vLLM tuned for the shape is taken as it is; without one, a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -135,6 +136,12 @@ class VllmTriton(Peer):
     def options(self, case: Case) -> list[Config]:
         tuned = self.tuned(case)
         return [tuned] if tuned else candidates(case, 1 if case.model == "check" else self.sweep)
+
+    def warm(self, case: Case) -> None:
+        """Compiles all configurations that `build` will choose from."""
+        for option in self.options(case):
+            with contextlib.suppress(Exception):  # one that fails is passed over by `build`, which says why
+                TritonLayer(case, self.kernel, option).forward(case.sets[0])
 
     def build(self, case: Case) -> Layer:
         key = (case.shape, case.tokens, case.scheme)

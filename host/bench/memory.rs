@@ -48,7 +48,7 @@ impl Memory {
                 "tokens",
                 tokens,
                 format!(
-                    "needs {:.2} GiB of device memory, {:.2} of them weights; {device} has {:.2} GiB free",
+                    "needs {:.2} GiB of device memory, {:.2} of them weights; {:.2} GiB of {device} may be used",
                     gib(besides + self.weights),
                     gib(self.weights),
                     gib(free)

@@ -1,4 +1,4 @@
-//! `fp8-moe info`: devices, driver, modules, kernels.
+//! `fp8-moe info`: devices, driver, kernels.
 
 use fp8_moe::{Device, DeviceSpec, Family, Result, kernels};
 
@@ -31,10 +31,10 @@ pub fn info(arguments: &Arguments) -> Result<()> {
         let (used, summaries) = (family == device.family(), kernels::summaries(family));
         println!();
         println!(
-            "module    {family}: {} kernels, {} KiB of PTX{}",
+            "kernels   {family}: {} modules, {} KiB of PTX{}",
             summaries.len(),
             kernels::ptx(family).len() / 1024,
-            if used { ", loaded" } else { "" }
+            if used { ", all loaded" } else { "" }
         );
         println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "registers", "static shared");
         for kernel in summaries {

@@ -4,13 +4,34 @@ use std::path::Path;
 use std::process::Command;
 
 use fp8_moe::bench::{Rates, Timing, Work};
-use fp8_moe::{Device, Error, Result};
+use fp8_moe::{Accumulation, Device, Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format.
 pub const SCHEMA: &str = "fp8-moe-bench/1";
 /// Our name among the implementations.
 pub const OURS: &str = "fp8-moe";
+/// Our name where sums stay in the tensor cores although the layer's default promotes them.
+pub const OURS_FAST: &str = "fp8-moe-fast";
+
+/// Whether an implementation is this program.
+pub fn is_ours(implementation: &str) -> bool {
+    [OURS, OURS_FAST].contains(&implementation)
+}
+
+/// Whether an implementation is what ours is compared with: another program's MoE layer, or its grouped GEMM. Dense cuBLASLt of as
+/// many rows is shown beside them as a ceiling, and does another thing.
+pub fn is_peer(implementation: &str) -> bool {
+    !is_ours(implementation) && implementation != "cublaslt"
+}
+
+/// Our name with this accumulation.
+pub fn our_name(accumulation: Accumulation) -> &'static str {
+    match accumulation {
+        Accumulation::Promoted => OURS,
+        Accumulation::Fast => OURS_FAST,
+    }
+}
 
 /// One run of a benchmark program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +48,9 @@ pub struct Record {
     /// Without rates where nothing was timed.
     #[serde(default)]
     pub rates: Option<RatesRecord>,
+    /// How long the first output took, where it was timed.
+    #[serde(default)]
+    pub cold_start: Option<ColdStart>,
     pub rows: Vec<Row>,
 }
 
@@ -54,6 +78,23 @@ pub struct RatesRecord {
     pub matrix_rate_of: String,
 }
 
+/// From the start of the command to the first output of a layer, milliseconds of the host's clock. Making the layer's random
+/// weights lies between the two and is not counted: a program would load a checkpoint there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ColdStart {
+    pub model: String,
+    pub scheme: String,
+    pub tokens: usize,
+    /// Until the device is open: the driver starts, its context is made.
+    pub open_ms: f64,
+    /// The first forward: the driver compiles the kernels, or finds them in its cache on disk.
+    pub first_forward_ms: f64,
+    /// The same once more, with nothing left to compile.
+    pub second_forward_ms: f64,
+    /// Kernels that the forward loaded.
+    pub kernels: usize,
+}
+
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
@@ -68,6 +109,9 @@ pub struct Row {
     pub scheme: String,
     pub routing: String,
     pub part: String,
+    /// How sums are kept: `fast` or `promoted`; what scales that change along K allow.
+    #[serde(default)]
+    pub accumulation: Option<String>,
     /// Times are `null` on the emulated device, and where there is an error.
     #[serde(default)]
     pub median_us: Option<f64>,
@@ -151,6 +195,7 @@ impl Record {
                 driver: driver(device)?,
             },
             rates: None,
+            cold_start: None,
             rows: Vec::new(),
         })
     }
@@ -234,6 +279,7 @@ pub mod tests {
             scheme: "per-token".into(),
             routing: "uniform".into(),
             part: "layer".into(),
+            accumulation: None,
             median_us: Some(median_us),
             p10_us: Some(median_us),
             p90_us: Some(median_us),
@@ -264,6 +310,7 @@ pub mod tests {
                 driver: "0".into(),
             },
             rates: None,
+            cold_start: None,
             rows,
         }
     }

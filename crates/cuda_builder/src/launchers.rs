@@ -48,17 +48,19 @@ pub fn generate(builds: &[Built]) -> Result<String, Error> {
 }
 
 /// The source of one `static` per build, named after its family (`SM_89`): a slice of `KernelSummary`, which the including
-/// file defines with the fields `name`, `threads`, `min_blocks`, `registers: Option<u32>`, `static_shared`.
+/// file defines with the fields `name`, `threads`, `min_blocks`, `registers: Option<u32>`, `static_shared` and
+/// `text: (usize, usize)`, which is [`KernelInfo::text`].
 pub fn table(builds: &[Built]) -> String {
     let mut source = String::new();
     for built in builds {
         let _ = writeln!(source, "\nstatic {}: &[KernelSummary] = &[", built.arch.name().to_uppercase());
-        for KernelInfo { name, threads, min_blocks, static_shared, resources, .. } in &built.kernels {
+        for KernelInfo { name, threads, min_blocks, static_shared, resources, text, .. } in &built.kernels {
             let registers = resources.as_ref().map(|resources| resources.registers);
             let _ = writeln!(
                 source,
                 "    KernelSummary {{ name: \"{name}\", threads: {threads}, min_blocks: {min_blocks}, \
-                 registers: {registers:?}, static_shared: {static_shared} }},"
+                 registers: {registers:?}, static_shared: {static_shared}, text: ({}, {}) }},",
+                text.start, text.end
             );
         }
         source.push_str("];\n");
@@ -176,6 +178,7 @@ mod tests {
             cluster: 1,
             overlap: false,
             params,
+            text: 5..9,
             static_shared: 16,
             resources: Some(Resources { registers: 40, ..Resources::default() }),
         };
@@ -205,7 +208,8 @@ mod tests {
     #[test]
     fn one_table_per_family() {
         let source = table(&[built(Arch::Sm90a, 256, "*const u8")]);
-        let row = "KernelSummary { name: \"scale_rows\", threads: 256, min_blocks: 2, registers: Some(40), static_shared: 16 },";
+        let row = "KernelSummary { name: \"scale_rows\", threads: 256, min_blocks: 2, registers: Some(40), static_shared: 16, \
+                   text: (5, 9) },";
         assert!(source.contains("static SM_90A: &[KernelSummary] = &[") && source.contains(row), "{source}");
     }
 

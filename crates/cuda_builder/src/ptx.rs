@@ -18,8 +18,12 @@
 //!     .file 1 "kernels-gpu/src/scale.rs"      stays, without the machine's part of the path
 //!     .section .debug_info { .. }             goes
 //! ```
+//!
+//! What belongs to no entry (declarations, `.file` lines) moves before the first. So the text up to there, followed by any one
+//! entry, is a module of its own: [`KernelInfo::text`] is where an entry lies.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use crate::{Error, Resources};
 
@@ -43,6 +47,8 @@ pub struct KernelInfo {
     pub overlap: bool,
     /// Its arguments, in order.
     pub params: Vec<Param>,
+    /// Bytes of the rewritten text that are its entry.
+    pub text: Range<usize>,
     /// Bytes of static shared memory.
     pub static_shared: u32,
     /// What `ptxas` says, where there was one.
@@ -93,7 +99,8 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
     }
 
     let shared = assembly.lines().filter_map(parse_shared).collect::<Vec<_>>();
-    let mut text = String::with_capacity(assembly.len());
+    // What is outside of the entries, and the entries.
+    let (mut text, mut bodies) = (String::new(), String::with_capacity(assembly.len()));
     let mut lines = assembly.lines();
     let mut entries = 0;
     while let Some(line) = lines.next() {
@@ -103,7 +110,9 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
                 Error::Format(format!("the PTX has an entry `{name}` that is not a `#[kernel]` function"))
             })?;
             entries += 1;
-            entry(line, &mut lines, kernel, &shared, &mut text)?;
+            kernel.text.start = bodies.len();
+            entry(line, &mut lines, kernel, &shared, &mut bodies)?;
+            kernel.text.end = bodies.len();
         } else if line.trim_start().starts_with(".section") {
             skip_section(line, &mut lines);
         } else if let Some(line) = rewrite_line(line, prefixes) {
@@ -117,6 +126,10 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
             kernels.len()
         )));
     }
+    for kernel in &mut kernels {
+        kernel.text = text.len() + kernel.text.start..text.len() + kernel.text.end;
+    }
+    text.push_str(&bodies);
     Ok((text, kernels))
 }
 
@@ -249,6 +262,7 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
             cluster,
             overlap,
             params,
+            text: 0..0,
             static_shared: 0,
             resources: None,
         })
@@ -395,6 +409,20 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         assert_eq!(scale.params[0], Param { name: "x".into(), ty: "*const f32".into() });
         assert_eq!(scale.params[0].pointee(), Some("f32"));
         assert_eq!(scale.params[1].pointee(), None);
+    }
+
+    #[test]
+    fn every_entry_makes_a_module_with_what_comes_before_the_first() {
+        let (text, kernels) = rewritten();
+        let head = kernels.iter().map(|kernel| kernel.text.start).min().expect("two kernels");
+        for declared in [".version", ".shared .align 16 .b8 scale_a[20];", ".extern .shared", ".file\t1"] {
+            assert!(text[..head].contains(declared), "{declared} is missing in\n{}", &text[..head]);
+        }
+        for kernel in &kernels {
+            let entry = &text[kernel.text.clone()];
+            assert!(entry.starts_with(&format!(".visible .entry {}(", kernel.name)), "{entry}");
+            assert!(entry.ends_with("\tret;\n}\n") && entry.matches(".entry").count() == 1, "{entry}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fp8_moe::bench::{Captured, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
 use fp8_moe::{Device, DeviceSpec, Error, Result};
 
-use crate::record::{Counted, RatesRecord, Record, Row};
+use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
 use crate::terminal;
 use lockstep::Lockstep;
 use plan::{Batch, Case};
@@ -43,6 +43,10 @@ pub struct Arguments {
     /// FP8 schemes: per-token, per-tensor, block
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "per-token")]
     scheme: Vec<String>,
+    /// How sums over K are kept: auto (the layer's default), fast (in the tensor cores, where no scale changes along K) or
+    /// promoted (folded into f32 every 128 of K)
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    accumulation: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,
@@ -58,6 +62,9 @@ pub struct Arguments {
     /// Begin no new measurement after this many seconds
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<f64>,
+    /// Use no more than so much device memory, where other programs need some too
+    #[arg(long, value_name = "GIB")]
+    memory_limit: Option<f64>,
     /// Rate for the floors instead of that of our own dense GEMM
     #[arg(long, value_name = "TFLOPS")]
     matrix_rate: Option<f64>,
@@ -80,8 +87,10 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn bench(arguments: &Arguments) -> Result<()> {
+    let started = Instant::now();
     let parts = plan::parts(&arguments.part)?;
     let device = terminal::open_device(arguments.device)?;
+    let open = started.elapsed();
     let cases = plan::cases(arguments, device.is_emulated())?;
     if arguments.dump.is_some() && cases.iter().map(|case| case.batches.len()).sum::<usize>() != 1 {
         let rule = "must go with one model, one scheme and one number of tokens";
@@ -89,19 +98,24 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
     }
     let timed = arguments.lockstep || !device.is_emulated();
     let taken = if timed { Timer::memory_bytes(&device) } else { 0 };
+    let memory = arguments.memory_limit.map_or(u64::MAX, |gib| (gib * f64::from(1 << 30)) as u64);
     for case in &cases {
-        case.sets(&device, device.free_memory_bytes()?.saturating_sub(taken))?;
+        case.sets(&device, device.free_memory_bytes()?.min(memory).saturating_sub(taken))?;
     }
     let mut bench = Bench {
         record: Record::new(&device)?,
         rates: None,
         how: if timed { How::Time(Timer::new(&device)?) } else { How::Count },
-        started: Instant::now(),
+        started,
         left_out: 0,
+        memory: memory.saturating_sub(taken),
         parts,
         arguments,
         device,
     };
+    if let (false, Some(case)) = (arguments.lockstep, cases.first()) {
+        bench.cold_start(case, open)?;
+    }
     bench.measure_rates()?;
     let result = if arguments.lockstep { bench.lockstep(&cases) } else { bench.run(&cases) };
     if bench.left_out > 0 {
@@ -135,9 +149,37 @@ struct Bench<'a> {
     started: Instant,
     /// Measurements that the time limit left out.
     left_out: usize,
+    /// Most memory for layers and their inputs, bytes.
+    memory: u64,
 }
 
 impl Bench<'_> {
+    /// Times the first forward of the process, on a GPU.
+    fn cold_start(&mut self, case: &Case, open: Duration) -> Result<()> {
+        let Some(batch) = case.batches.first().filter(|_| !self.device.is_emulated()) else { return Ok(()) };
+        let layers = Layers::random(&self.device, &case.config, 1, &batch.load.active, self.arguments.seed)?;
+        let mut run = Run::new(&layers, batch.tokens, &batch.routed, self.arguments.seed)?;
+        let mut forward_ms = || {
+            let began = Instant::now();
+            run.output().map(|_| began.elapsed().as_secs_f64() * 1e3)
+        };
+        let cold = ColdStart {
+            model: case.model.clone(),
+            scheme: case.scheme.to_string(),
+            tokens: batch.tokens,
+            open_ms: open.as_secs_f64() * 1e3,
+            first_forward_ms: forward_ms()?,
+            second_forward_ms: forward_ms()?,
+            kernels: self.device.loaded_kernels().len(),
+        };
+        eprintln!(
+            "cold     device open after {:.0} ms; first forward {:.0} ms with {} kernels to compile, second {:.2} ms",
+            cold.open_ms, cold.first_forward_ms, cold.kernels, cold.second_forward_ms
+        );
+        self.record.cold_start = Some(cold);
+        Ok(())
+    }
+
     /// Measures the rates for the floors, on a GPU.
     fn measure_rates(&mut self) -> Result<()> {
         let How::Time(timer) = &mut self.how else { return Ok(()) };
@@ -197,7 +239,8 @@ impl Bench<'_> {
         let sets = match self.how {
             How::Count => 1,
             How::Time(_) => {
-                let (wanted, sets) = case.sets(&self.device, self.device.free_memory_bytes()?)?;
+                let free = self.device.free_memory_bytes()?.min(self.memory);
+                let (wanted, sets) = case.sets(&self.device, free)?;
                 if sets < wanted {
                     eprintln!(
                         "note     memory for {sets} of the {wanted} weight sets that would outgrow the L2 cache"
@@ -219,7 +262,7 @@ impl Bench<'_> {
             ("ep", self.arguments.ep.to_string()),
             ("scheme", case.scheme.to_string()),
             ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
-            ("accumulation", format!("{:?}", case.config.accumulation)),
+            ("accumulation", plan::accumulation_name(case.config.accumulation).to_owned()),
             ("routing", case.routing.to_string()),
             ("seed", self.arguments.seed.to_string()),
         ];
@@ -232,7 +275,7 @@ impl Bench<'_> {
     /// A row without a measurement.
     fn row(&self, case: &Case, batch: &Batch, part: Part, fused: bool) -> Row {
         let mut row = Row {
-            implementation: crate::record::OURS.into(),
+            implementation: crate::record::our_name(case.config.accumulation).into(),
             model: case.model.clone(),
             shape: case.shape_array(),
             tp: self.arguments.tp,
@@ -241,6 +284,7 @@ impl Bench<'_> {
             scheme: case.scheme.to_string(),
             routing: case.routing.to_string(),
             part: part.to_string(),
+            accumulation: Some(plan::accumulation_name(case.config.accumulation).into()),
             median_us: None,
             p10_us: None,
             p90_us: None,

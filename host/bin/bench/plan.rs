@@ -5,7 +5,7 @@ use std::fmt;
 use fp8_moe::bench::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
-use fp8_moe::{Device, Error, MoeConfig, Result};
+use fp8_moe::{Accumulation, Device, Error, MoeConfig, Result};
 
 use super::Arguments;
 
@@ -56,10 +56,16 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     if let Some(&tokens) = batches.iter().find(|tokens| !(1..1 << 24).contains(*tokens)) {
         return Err(Error::argument("bench", "tokens", tokens, "must be in 1..2^24"));
     }
+    let accumulation = accumulation(&arguments.accumulation)?;
+    if accumulation == Some(Accumulation::Fast) && schemes.contains(&Scheme::Block) {
+        let rule = "must not go with scheme block, whose scales are applied every 128 of K";
+        return Err(Error::argument("bench", "accumulation", "fast", rule));
+    }
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
+            let config = MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), ..config };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -74,6 +80,24 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         }
     }
     Ok(cases)
+}
+
+/// The accumulation that an argument asks for; none where the layer's default is wanted.
+fn accumulation(name: &str) -> Result<Option<Accumulation>> {
+    match name {
+        "auto" => Ok(None),
+        "fast" => Ok(Some(Accumulation::Fast)),
+        "promoted" => Ok(Some(Accumulation::Promoted)),
+        _ => Err(Error::argument("bench", "accumulation", name, "must be auto, fast or promoted")),
+    }
+}
+
+/// The name of an accumulation.
+pub const fn accumulation_name(accumulation: Accumulation) -> &'static str {
+    match accumulation {
+        Accumulation::Fast => "fast",
+        Accumulation::Promoted => "promoted",
+    }
 }
 
 /// The parts that the arguments ask for, the layer first.
@@ -127,8 +151,13 @@ impl fmt::Display for Case {
         let Shape { experts, top_k, hidden, intermediate } = self.shape;
         write!(
             f,
-            "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} routing",
-            self.model, self.tp, self.ep, self.scheme, self.routing
+            "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} sums, {} routing",
+            self.model,
+            self.tp,
+            self.ep,
+            self.scheme,
+            accumulation_name(self.config.accumulation),
+            self.routing
         )
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::series::Merged;
-use crate::record::OURS;
+use crate::record::is_ours;
 
 /// Relative change of a median that counts.
 const NOTABLE: f64 = 0.05;
@@ -39,16 +39,17 @@ pub fn compare(now: &Merged<'_>, before: &Merged<'_>) -> Comparison {
     let mut comparison = Comparison::default();
     for (key, batches) in now {
         for (tokens, rows) in batches {
-            let time = |merged: &Merged<'_>| merged.get(key)?.get(tokens)?.get(OURS)?.median_us;
-            let now_us = rows.get(OURS).and_then(|row| row.median_us);
-            let (Some(now_us), Some(before_us)) = (now_us, time(before)) else { continue };
-            comparison.compared += 1;
-            let what = format!("{}, {}, {tokens} tokens", key.title(), key.part.name);
-            let change = Change { what, before_us, now_us };
-            match change.relative() {
-                relative if relative > NOTABLE => comparison.slower.push(change),
-                relative if relative < -NOTABLE => comparison.faster.push(change),
-                _ => {}
+            for (name, row) in rows.iter().filter(|(name, _)| is_ours(name)) {
+                let before = before.get(key).and_then(|batches| batches.get(tokens)?.get(name)?.median_us);
+                let (Some(now_us), Some(before_us)) = (row.median_us, before) else { continue };
+                comparison.compared += 1;
+                let what = format!("{name}, {}, {}, {tokens} tokens", key.title(), key.part.name);
+                let change = Change { what, before_us, now_us };
+                match change.relative() {
+                    relative if relative > NOTABLE => comparison.slower.push(change),
+                    relative if relative < -NOTABLE => comparison.faster.push(change),
+                    _ => {}
+                }
             }
         }
     }
@@ -79,6 +80,7 @@ impl fmt::Display for Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::OURS;
     use crate::record::tests::{record, row};
     use crate::report::series::merge;
 

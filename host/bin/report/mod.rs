@@ -24,6 +24,12 @@ pub struct Arguments {
     /// Print the tables as Markdown
     #[arg(long)]
     markdown: bool,
+    /// Print one table of all models instead: our times, and the fastest peer's by ours
+    #[arg(long)]
+    summary: bool,
+    /// Only this part, e.g. layer
+    #[arg(long, value_name = "NAME")]
+    part: Option<String>,
     /// Say what has become slower or faster than in this file, by more than 5 %
     #[arg(long, value_name = "FILE.json")]
     against: Option<PathBuf>,
@@ -34,7 +40,10 @@ pub struct Arguments {
 
 /// Runs the command; exit code 1 with `--fail` when something has become slower.
 pub fn report(arguments: &Arguments) -> Result<ExitCode> {
-    let records = arguments.files.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut records = arguments.files.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
+    if let Some(part) = &arguments.part {
+        records.iter_mut().for_each(|record| record.rows.retain(|row| row.part == *part));
+    }
     let before = arguments.against.as_ref().map(|path| Record::read(path)).transpose()?;
     let mut devices: Vec<_> = records.iter().chain(&before).map(|record| &record.device.name).collect();
     devices.dedup();
@@ -42,7 +51,8 @@ pub fn report(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("note     measured on different devices: {first} and {second}");
     }
     let merged = series::merge(&records);
-    print!("{}", table::tables(&merged, arguments.markdown));
+    let tables = if arguments.summary { table::summary } else { table::tables };
+    print!("{}", tables(&merged, arguments.markdown));
     if let Some(path) = &arguments.plot {
         plot::draw(path, &records)?;
         eprintln!("wrote    {}", path.display());

@@ -1,9 +1,11 @@
-//! Plots as SVG: a row of two charts for every shape, scheme and part.
+//! Plots as SVG: a row of charts for every shape, scheme and part.
 //!
 //! ```text
-//!   time over batch size, log-log,      fraction of the floor      legend
-//!   and the floor, dashed               over batch size
+//!   time over batch size, log-log,      fraction of the floor      best peer / ours      legend
+//!   and the floor, dashed               over batch size            over batch size
 //! ```
+//!
+//! The third chart is there where something is compared; an implementation has the same colour in every row.
 //!
 //! Where there is one implementation alone, its parts share a row of charts. Rows that the emulated device counted show bytes
 //! through global memory instead, and how many times the least they are.
@@ -15,13 +17,15 @@ use fp8_moe::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::series::{Key, Merged, PartName, implementations, merge};
-use crate::record::{OURS, Record, Row};
+use super::series::{Batches, Key, Merged, PartName, implementations, lead, merge};
+use crate::record::{Record, Row, is_ours};
 
-/// Pixels of a row of charts, of its title, and of the three columns.
+/// Pixels of a row of charts, of its title, and of its columns.
 const HEIGHT: u32 = 340;
 const TITLE: u32 = 34;
-const COLUMNS: [u32; 3] = [500, 420, 150];
+const VALUES: u32 = 500;
+const RATIOS: u32 = 420;
+const LEGEND: u32 = 150;
 
 /// Colours that colour-blind readers can tell apart (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
@@ -50,6 +54,8 @@ struct Line {
     floor: Points,
     /// Value by floor, or floor by value.
     ratio: Points,
+    /// The fastest peer's value by this one; empty for all but ours.
+    lead: Points,
 }
 
 /// A row of charts.
@@ -73,7 +79,9 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
             "there must be one with a time or a count; nothing to draw",
         ));
     }
-    let size = (COLUMNS.iter().sum(), (HEIGHT + TITLE) * panels.len() as u32);
+    let compared = panels.iter().flat_map(|panel| &panel.lines).any(|line| !line.lead.is_empty());
+    let width = VALUES + RATIOS * (1 + u32::from(compared)) + LEGEND;
+    let size = (width, (HEIGHT + TITLE) * panels.len() as u32);
     let mut svg = String::new();
     render(&mut svg, size, &panels)
         .map_err(|e| Error::argument("plot", "file", path.display(), e.to_string()))?;
@@ -81,7 +89,8 @@ pub fn draw(path: &Path, records: &[Record]) -> Result<()> {
 }
 
 fn panels(merged: &Merged<'_>) -> Vec<Panel> {
-    let alone = implementations(merged).len() == 1;
+    let names = implementations(merged);
+    let alone = names.len() == 1;
     let mut panels: BTreeMap<(Key, bool), Vec<Labelled<'_>>> = BTreeMap::new();
     for (key, batches) in merged {
         let mut by_name: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
@@ -105,20 +114,31 @@ fn panels(merged: &Merged<'_>) -> Vec<Panel> {
         }
     }
     let panel = |((key, counted), mut lines): ((Key, bool), Vec<Labelled<'_>>)| {
-        lines.sort_by_key(|(label, _)| (label != OURS, PartName::new(label)));
+        lines.sort_by_key(|(label, _)| (!is_ours(label), PartName::new(label)));
         let part = match key.part.name.as_str() {
             "" | "layer" => String::new(),
             name => format!(", {name} alone"),
         };
-        let lines = lines.iter().zip(COLOURS.iter().cycle());
+        let batches = merged.get(&key);
+        let draw = |(index, (label, rows)): (usize, &Labelled<'_>)| {
+            let index = names.iter().position(|name| name == label).unwrap_or(index);
+            let lead =
+                batches.filter(|_| is_ours(label)).map_or(Points::new(), |batches| leads(label, batches));
+            Line { lead, ..line(label, rows, COLOURS[index % COLOURS.len()], counted) }
+        };
         Panel {
             title: key.title() + &part,
             counted,
             one_floor: !alone,
-            lines: lines.map(|((label, rows), colour)| line(label, rows, *colour, counted)).collect(),
+            lines: lines.iter().enumerate().map(draw).collect(),
         }
     };
     panels.into_iter().map(panel).collect()
+}
+
+/// The fastest peer's time by ours, over the batch size.
+fn leads(ours: &str, batches: &Batches<'_>) -> Points {
+    batches.iter().filter_map(|(tokens, rows)| Some((*tokens as f64, lead(ours, rows)?))).collect()
 }
 
 fn line(label: &str, rows: &[&Row], colour: RGBColor, counted: bool) -> Line {
@@ -136,7 +156,7 @@ fn line(label: &str, rows: &[&Row], colour: RGBColor, counted: bool) -> Line {
     } else {
         (points(&|row| row.median_us), points(&|row| row.floor_us), points(&|row| row.fraction))
     };
-    Line { label: label.to_owned(), colour, value, floor, ratio }
+    Line { label: label.to_owned(), colour, value, floor, ratio, lead: Points::new() }
 }
 
 type Drawn<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -148,10 +168,18 @@ fn render(svg: &mut String, size: (u32, u32), panels: &[Panel]) -> Drawn {
         let (title, area) = area.split_vertically(TITLE);
         let style = ("sans-serif", 18).into_font().color(&BLACK);
         title.draw_text(&panel.title, &style, (14, 12))?;
-        let (left, rest) = area.split_horizontally(COLUMNS[0]);
-        let (middle, right) = rest.split_horizontally(COLUMNS[1]);
+        let (left, rest) = area.split_horizontally(VALUES);
+        let (middle, mut right) = rest.split_horizontally(RATIOS);
         values(&left, panel)?;
-        ratios(&middle, panel)?;
+        let name = if panel.counted { "times the least" } else { "fraction of the roofline" };
+        ratios(&middle, panel, name, |line| &line.ratio)?;
+        if size.0 > VALUES + RATIOS + LEGEND {
+            let (third, rest) = right.split_horizontally(RATIOS);
+            if panel.lines.iter().any(|line| !line.lead.is_empty()) {
+                ratios(&third, panel, "best peer / ours", |line| &line.lead)?;
+            }
+            right = rest;
+        }
         legend(&right, panel)?;
     }
     root.present()?;
@@ -220,9 +248,9 @@ fn values(area: &Area<'_>, panel: &Panel) -> Drawn {
     Ok(())
 }
 
-fn ratios(area: &Area<'_>, panel: &Panel) -> Drawn {
+fn ratios(area: &Area<'_>, panel: &Panel, name: &str, ratio: impl Fn(&Line) -> &Points) -> Drawn {
     let batches = batch_range(panel);
-    let highest = panel.lines.iter().flat_map(|line| &line.ratio).map(|(_, y)| *y).fold(1.0, f64::max);
+    let highest = panel.lines.iter().flat_map(&ratio).map(|(_, y)| *y).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .margin_right(20)
@@ -232,7 +260,7 @@ fn ratios(area: &Area<'_>, panel: &Panel) -> Drawn {
     chart
         .configure_mesh()
         .x_desc("tokens")
-        .y_desc(if panel.counted { "times the least" } else { "fraction of the roofline" })
+        .y_desc(name)
         .x_labels(batch_labels(&batches))
         .x_label_formatter(&batch_label)
         .x_max_light_lines(1)
@@ -242,8 +270,10 @@ fn ratios(area: &Area<'_>, panel: &Panel) -> Drawn {
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
+    // Equality: with the floor, with the least, or with the fastest peer.
+    chart.draw_series(LineSeries::new([(batches.start, 1.0), (batches.end, 1.0)], BLACK.mix(0.5)))?;
     for line in &panel.lines {
-        let ratio: Points = line.ratio.iter().map(|(x, y)| (x.log2(), *y)).collect();
+        let ratio: Points = ratio(line).iter().map(|(x, y)| (x.log2(), *y)).collect();
         chart.draw_series(LineSeries::new(ratio.clone(), line.colour.stroke_width(2)))?;
         chart.draw_series(ratio.iter().map(|point| Circle::new(*point, 3, line.colour.filled())))?;
     }
@@ -268,6 +298,7 @@ fn legend(area: &Area<'_>, panel: &Panel) -> Drawn {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::OURS;
     use crate::record::tests::{record, row};
 
     /// Tags that are opened and closed in order, as an XML reader demands.
@@ -294,7 +325,9 @@ mod tests {
         draw(&path, &[ours, peers]).expect("a plot");
         let svg = std::fs::read_to_string(&path).expect("a file");
         assert_well_formed(&svg);
-        for expected in ["<svg", "fp8-moe", "a&lt;b&amp;c", "tokens", "microseconds", "floor"] {
+        for expected in
+            ["<svg", "fp8-moe", "a&lt;b&amp;c", "tokens", "microseconds", "floor", "best peer / ours"]
+        {
             assert!(svg.contains(expected), "no {expected}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fp8_moe::bench::Part;
 
-use crate::record::{Record, Row};
+use crate::record::{Record, Row, is_ours, is_peer};
 
 /// What rows must have in common to be compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +66,21 @@ impl Key {
 
 /// All rows, by what they can be compared in, the number of tokens, and the implementation. Of several measurements of the
 /// same, the last counts.
-pub type Merged<'r> = BTreeMap<Key, BTreeMap<usize, BTreeMap<&'r str, &'r Row>>>;
+pub type Merged<'r> = BTreeMap<Key, Batches<'r>>;
+
+/// By the number of tokens, the rows of each implementation.
+pub type Batches<'r> = BTreeMap<usize, BTreeMap<&'r str, &'r Row>>;
+
+/// The fastest peer of one measurement, with its time.
+pub fn best_peer<'r>(rows: &BTreeMap<&'r str, &Row>) -> Option<(&'r str, f64)> {
+    let peers = rows.iter().filter(|(name, _)| is_peer(name));
+    peers.filter_map(|(name, row)| Some((*name, row.median_us?))).min_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+/// The time of the fastest peer by that of `ours`: over 1 where we are faster.
+pub fn lead(ours: &str, rows: &BTreeMap<&str, &Row>) -> Option<f64> {
+    Some(best_peer(rows)?.1 / rows.get(ours)?.median_us?)
+}
 
 /// Merges the rows of records.
 pub fn merge(records: &[Record]) -> Merged<'_> {
@@ -85,7 +99,7 @@ pub fn implementations(merged: &Merged<'_>) -> Vec<String> {
         .flat_map(|batches| batches.values())
         .flat_map(|rows| rows.keys().map(|name| (*name).to_owned()))
         .collect();
-    names.sort_unstable_by_key(|name| (name != crate::record::OURS, name.clone()));
+    names.sort_unstable_by_key(|name| (!is_ours(name), name.clone()));
     names.dedup();
     names
 }

@@ -1,10 +1,10 @@
-//! Tables of times: a column per implementation, and how ours compares with the best of the others.
+//! Tables of times: a column per implementation, and how each of ours compares with the best of the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::series::{Key, Merged, implementations};
-use crate::record::{OURS, Row};
+use super::series::{Key, Merged, best_peer, implementations, lead};
+use crate::record::{Row, is_ours, is_peer};
 
 /// A table for every shape, scheme and part, as text or Markdown.
 pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
@@ -15,7 +15,7 @@ pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
         let _ = writeln!(text, "{heading}{}, {part}{heading}\n", key.title());
         let cells = cells(key, batches);
         if markdown {
-            markdown_table(&mut text, &cells);
+            markdown_table(&mut text, &cells, 0);
         } else {
             plain_table(&mut text, &cells);
         }
@@ -24,15 +24,52 @@ pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
     text
 }
 
+/// One table of all models: our time at each batch size, the fastest peer's by it, and which that is.
+pub fn summary(merged: &Merged<'_>, markdown: bool) -> String {
+    let batches: BTreeSet<usize> = merged.values().flat_map(BTreeMap::keys).copied().collect();
+    let mut header = ["model", "scheme", "part", "ours"].map(str::to_owned).to_vec();
+    header.extend(batches.iter().map(|tokens| format!("T = {tokens}")));
+    let mut lines = vec![header];
+    for (key, measured) in merged {
+        let names = implementations(&Merged::from([(key.clone(), measured.clone())]));
+        for name in names.iter().filter(|name| is_ours(name)) {
+            let mut line = [&key.model, &key.scheme, &key.part.name, name].map(String::clone).to_vec();
+            line.extend(
+                batches
+                    .iter()
+                    .map(|tokens| {
+                        let rows = measured.get(tokens)?;
+                        let time = time(rows.get(name.as_str())?);
+                        Some(match (lead(name, rows), best_peer(rows)) {
+                            (Some(lead), Some((peer, _))) => format!("{time}; {lead:.2} {peer}"),
+                            _ => time,
+                        })
+                    })
+                    .map(|cell| cell.unwrap_or("-".into())),
+            );
+            lines.push(line);
+        }
+    }
+    let mut text = String::new();
+    if markdown {
+        markdown_table(&mut text, &lines, 4);
+    } else {
+        plain_table(&mut text, &lines);
+    }
+    text
+}
+
 /// The cells of a table, the header first.
 fn cells(key: &Key, batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> Vec<Vec<String>> {
     let names = implementations(&Merged::from([(key.clone(), batches.clone())]));
-    let peers = names.len() > 1 && names[0] == OURS;
+    let peers = names.iter().any(|name| is_peer(name));
+    let ours: Vec<_> = names.iter().filter(|name| peers && is_ours(name)).collect();
     let floors = batches.values().flat_map(|rows| rows.values()).any(|row| row.fraction.is_some());
     let mut header = vec!["tokens".to_owned()];
     header.extend(names.iter().map(|name| format!("{name}, us")));
-    if peers {
-        header.push("best peer / ours".into());
+    match ours[..] {
+        [_] => header.push("best peer / ours".into()),
+        _ => header.extend(ours.iter().map(|name| format!("best peer / {name}"))),
     }
     if floors {
         header.push("floor, us".into());
@@ -42,9 +79,7 @@ fn cells(key: &Key, batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> Vec<Vec<
     for (tokens, rows) in batches {
         let mut line = vec![tokens.to_string()];
         line.extend(names.iter().map(|name| rows.get(name.as_str()).map_or("-".into(), |row| time(row))));
-        if peers {
-            line.push(ratio(rows).map_or("-".into(), |ratio| format!("{ratio:.2}")));
-        }
+        line.extend(ours.iter().map(|name| lead(name, rows).map_or("-".into(), |lead| format!("{lead:.2}"))));
         if floors {
             let row = rows.get(names[0].as_str());
             let floor = row.and_then(|row| row.floor_us);
@@ -66,13 +101,6 @@ fn time(row: &Row) -> String {
     }
 }
 
-/// The shortest time of the others by ours: over 1 where we are faster.
-fn ratio(rows: &BTreeMap<&str, &Row>) -> Option<f64> {
-    let ours = rows.get(OURS)?.median_us?;
-    let peers = rows.iter().filter(|(name, _)| **name != OURS).filter_map(|(_, row)| row.median_us);
-    Some(peers.min_by(f64::total_cmp)? / ours)
-}
-
 fn plain_table(text: &mut String, cells: &[Vec<String>]) {
     let widths: Vec<usize> = (0..cells[0].len())
         .map(|column| cells.iter().map(|line| line[column].len()).max().unwrap_or(0))
@@ -84,11 +112,12 @@ fn plain_table(text: &mut String, cells: &[Vec<String>]) {
     }
 }
 
-fn markdown_table(text: &mut String, cells: &[Vec<String>]) {
+/// `words`: columns of text, the first ones; numbers follow, which end in line.
+fn markdown_table(text: &mut String, cells: &[Vec<String>], words: usize) {
     for (number, line) in cells.iter().enumerate() {
         let _ = writeln!(text, "| {} |", line.join(" | "));
         if number == 0 {
-            let _ = writeln!(text, "|{}", "---:|".repeat(line.len()));
+            let _ = writeln!(text, "|{}{}", "---|".repeat(words), "---:|".repeat(line.len() - words));
         }
     }
 }
@@ -97,6 +126,7 @@ fn markdown_table(text: &mut String, cells: &[Vec<String>]) {
 mod tests {
     use super::*;
     use crate::record::tests::{record, row};
+    use crate::record::{OURS, OURS_FAST};
     use crate::report::series::merge;
 
     #[test]
@@ -120,6 +150,21 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_names_the_fastest_peer_and_no_ceiling() {
+        let ours = record(vec![row(OURS, 1, 10.0), row(OURS, 8, 50.0), row(OURS_FAST, 8, 40.0)]);
+        let peers =
+            record(vec![row("vllm-cutlass", 8, 60.0), row("deepgemm", 8, 80.0), row("cublaslt", 8, 1.0)]);
+        let text = summary(&merge(&[ours, peers]), true);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "| model | scheme | part | ours | T = 1 | T = 8 |");
+        assert_eq!(lines[2], "| qwen3-30b | per-token | layer | fp8-moe | 10.0 | 50.0; 1.20 vllm-cutlass |");
+        assert_eq!(
+            lines[3],
+            "| qwen3-30b | per-token | layer | fp8-moe-fast | - | 40.0; 1.50 vllm-cutlass |"
+        );
+    }
+
+    #[test]
     fn the_later_measurement_counts() {
         let records = [record(vec![row(OURS, 1, 10.0)]), record(vec![row(OURS, 1, 20.0)])];
         let text = tables(&merge(&records), true);
@@ -138,6 +183,15 @@ mod tests {
         let text = tables(&merge(&[record]), false);
         let positions = ["whole layer", ", permute", ", gemm1", ", unpermute"].map(|part| text.find(part));
         assert!(positions.is_sorted() && positions[0].is_some(), "{text}");
+    }
+
+    #[test]
+    fn each_of_ours_is_compared_with_the_peers_alone() {
+        let ours = record(vec![row(OURS, 1, 20.0), row(OURS_FAST, 1, 10.0)]);
+        let text = tables(&merge(&[ours.clone(), record(vec![row("vllm-cutlass", 1, 15.0)])]), true);
+        assert!(text.contains("| best peer / fp8-moe | best peer / fp8-moe-fast |"), "{text}");
+        assert!(text.contains("| 1 | 20.0 | 10.0 | 15.0 | 0.75 | 1.50 |"), "{text}");
+        assert!(!tables(&merge(&[ours]), true).contains("best peer"), "ours alone have no peer");
     }
 
     #[test]
