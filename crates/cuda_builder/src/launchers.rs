@@ -174,6 +174,7 @@ mod tests {
             threads,
             min_blocks: 2,
             cluster: 1,
+            wgmma_n: None,
             overlap: false,
             params,
             static_shared: 16,

@@ -70,7 +70,7 @@ struct PlainArguments {
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
 pub unsafe fn hopper_wide_fast(
     a: TensorMap,
     b: TensorMap,
@@ -125,7 +125,7 @@ pub unsafe fn hopper_wide_fast(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
 pub unsafe fn hopper_wide_promoted(
     a: TensorMap,
     b: TensorMap,
@@ -195,7 +195,7 @@ pub unsafe fn hopper_wide_promoted(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
 pub unsafe fn hopper_wide_gated_fast(
     a: TensorMap,
     b: TensorMap,
@@ -267,7 +267,7 @@ pub unsafe fn hopper_wide_gated_fast(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
 pub unsafe fn hopper_wide_gated_promoted(
     a: TensorMap,
     b: TensorMap,
