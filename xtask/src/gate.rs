@@ -153,14 +153,12 @@ fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
             table,
             "{name:<44} {threads:>7} {min_blocks:>6} {registers:>5} {static_shared:>7} {occupancy:>4}"
         );
-        match counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name)) {
-            Some((_, Instructions { total, qgmma, qgmma_shapes, qmma, hmma, generic, .. })) => {
-                let _ = write!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");
-                for (i, shape) in qgmma_shapes.iter().enumerate() {
-                    let _ = write!(table, "{}{shape}", if i == 0 { "  " } else { ", " });
-                }
+        let count = counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name));
+        if let Some((_, Instructions { total, qgmma, qgmma_shapes, qmma, hmma, generic, .. })) = count {
+            let _ = write!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");
+            for (i, shape) in qgmma_shapes.iter().enumerate() {
+                let _ = write!(table, "{}{shape}", if i == 0 { "  " } else { ", " });
             }
-            None => {}
         }
         table.push('\n');
     }

@@ -30,7 +30,7 @@ use syn::{Error, Expr, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, parse
 /// that make a cluster. All are constant expressions.
 ///
 /// `wgmma_n` is N of the kernel's `wgmma`s, all of one shape: the PTX gate looks for `QGMMA.64xNx32` in its machine code, and for no
-/// other. Without it, the kernel has none.
+/// other. Without it, the gate wants none.
 ///
 /// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its body, `grid::wait` waits
 /// for that and `grid::launch_dependents` lets its own successor begin. With `overlap = within` the body does both itself.
