@@ -12,7 +12,8 @@ use crate::process::{cargo, heading, root, step, target_dir};
 use crate::{gate, setup};
 
 /// The crates that compile for the GPU.
-const DEVICE_CRATES: [&str; 3] = ["crates/cuda_std", "crates/cuda_std/tests/emission", "kernels-gpu"];
+const DEVICE_CRATES: [&str; 4] =
+    ["crates/cuda_std", "crates/cuda_std/tests/emission", "crates/cuda_std/tests/hopper", "kernels-gpu"];
 
 /// Sets up and runs all checks; stops at the first that fails.
 pub fn run() -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! Each family is compiled and assembled; the table says per kernel the launch bounds, registers and shared memory in
 //! `ptxas`'s count, and the instructions that matter in the machine code. A change shows up in the diff of the commit that
-//! made it. Spills, stack frames, local memory and C75xx remarks are refused whatever the table says.
+//! made it. Spills, stack frames, local memory, C75xx remarks, and warpgroup tensor-core instructions of another shape than the
+//! kernel declares are refused whatever the table says.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -44,7 +45,7 @@ pub fn run(update: bool) -> Result<()> {
     let mut table = format!(
         "What each GPU kernel uses. Written by `cargo xtask gate --update`, checked by `cargo xtask gate`.\n\
          regs: per thread; shared: static bytes per block; occ: blocks that an SM holds at a time, before dynamic shared\n\
-         memory; SASS: instructions in the machine code; ptxas {}.\n",
+         memory; SASS: instructions in the machine code; QGMMA shape: M x N x K of its warpgroup products; ptxas {}.\n",
         ptxas.version()?
     );
     for compiled in &compiled {
@@ -67,7 +68,9 @@ pub fn run(update: bool) -> Result<()> {
         );
     }
     let kernels: usize = compiled.iter().map(|compiled| compiled.built.kernels.len()).sum();
-    println!("{kernels} kernels: no spills, no stack frames, no remarks, resources as committed");
+    println!(
+        "{kernels} kernels: no spills, no stack frames, no remarks, QGMMA as declared, resources as committed"
+    );
     Ok(())
 }
 
@@ -92,18 +95,40 @@ fn compile(arch: Arch) -> Result<Compiled> {
         ptxas.assemble(&built.ptx_path, arch, Some(&cubin))?;
         counts = sass::count(&cubin, root())?;
     }
-    for (name, count) in counts.iter().flatten() {
-        if count.local != 0 {
-            violations.push(format!("{arch} {name}: {} instructions on local memory", count.local));
-        }
+    for kernel in &built.kernels {
+        let Some(counts) = &counts else { break };
+        let count = counts.iter().find(|(name, _)| *name == kernel.name).map(|(_, count)| count);
+        let found = misuses(kernel, count);
+        violations.extend(found.into_iter().map(|misuse| format!("{arch} {}: {misuse}", kernel.name)));
     }
     let table = table(&built, counts.as_deref());
     Ok(Compiled { built, table, violations })
 }
 
+/// What a kernel's machine code, if the disassembly has it, holds that it must not, and lacks that it must have.
+fn misuses(kernel: &KernelInfo, count: Option<&Instructions>) -> Vec<String> {
+    let Some(count) = count else { return vec!["no machine code".to_owned()] };
+    let mut misuses = Vec::new();
+    if count.local != 0 {
+        misuses.push(format!("{} instructions on local memory", count.local));
+    }
+    let declared = kernel.wgmma_n.map(|n| format!("64x{n}x32"));
+    for shape in count.qgmma_shapes.iter().filter(|shape| Some(*shape) != declared.as_ref()) {
+        let instead = declared.as_ref().map_or_else(
+            || "declares no `wgmma_n`".to_owned(),
+            |shape| format!("declares {shape} by its `wgmma_n`"),
+        );
+        misuses.push(format!("has QGMMA.{shape}, but {instead}"));
+    }
+    if let Some(shape) = declared.filter(|shape| !count.qgmma_shapes.contains(shape)) {
+        misuses.push(format!("has no QGMMA.{shape}, which it declares by its `wgmma_n`"));
+    }
+    misuses
+}
+
 fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
     let mut table = format!(
-        "{:<44} {:>7} {:>6} {:>5} {:>7} {:>4} {:>6} {:>6} {:>5} {:>5} {:>8}\n",
+        "{:<44} {:>7} {:>6} {:>5} {:>7} {:>4} {:>6} {:>6} {:>5} {:>5} {:>8}  QGMMA shape\n",
         built.arch.name(),
         "threads",
         "blocks",
@@ -128,12 +153,14 @@ fn table(built: &Built, counts: Option<&[(String, Instructions)]>) -> String {
             table,
             "{name:<44} {threads:>7} {min_blocks:>6} {registers:>5} {static_shared:>7} {occupancy:>4}"
         );
-        match counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name)) {
-            Some((_, Instructions { total, qgmma, qmma, hmma, generic, .. })) => {
-                let _ = writeln!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");
+        let count = counts.and_then(|counts| counts.iter().find(|(kernel, _)| kernel == name));
+        if let Some((_, Instructions { total, qgmma, qgmma_shapes, qmma, hmma, generic, .. })) = count {
+            let _ = write!(table, " {total:>6} {qgmma:>6} {qmma:>5} {hmma:>5} {generic:>8}");
+            for (i, shape) in qgmma_shapes.iter().enumerate() {
+                let _ = write!(table, "{}{shape}", if i == 0 { "  " } else { ", " });
             }
-            None => table.push('\n'),
         }
+        table.push('\n');
     }
     table
 }
@@ -156,6 +183,62 @@ fn differences(committed: &str, new: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn kernel(wgmma_n: Option<u32>) -> KernelInfo {
+        KernelInfo {
+            name: "gemm".into(),
+            threads: 288,
+            min_blocks: 1,
+            cluster: 1,
+            wgmma_n,
+            overlap: false,
+            params: Vec::new(),
+            static_shared: 0,
+            resources: Some(Resources { registers: 168, ..Resources::default() }),
+        }
+    }
+
+    fn with_shapes(shapes: &[&str]) -> Instructions {
+        let qgmma_shapes = shapes.iter().map(|&shape| shape.to_owned()).collect();
+        Instructions { total: 900, qgmma: 4 * shapes.len() as u32, qgmma_shapes, ..Instructions::default() }
+    }
+
+    #[test]
+    fn the_declared_shape_is_the_only_one() {
+        let misuses = |wgmma_n, shapes: &[&str]| misuses(&kernel(wgmma_n), Some(&with_shapes(shapes)));
+        assert!(misuses(None, &[]).is_empty());
+        assert!(misuses(Some(128), &["64x128x32"]).is_empty());
+        assert_eq!(misuses(None, &["64x8x32"]), ["has QGMMA.64x8x32, but declares no `wgmma_n`"]);
+        let missing = "has no QGMMA.64x128x32, which it declares by its `wgmma_n`";
+        assert_eq!(misuses(Some(128), &[]), [missing]);
+        let other = "has QGMMA.64x256x32, but declares 64x128x32 by its `wgmma_n`";
+        assert_eq!(misuses(Some(128), &["64x256x32"]), [other, missing]);
+        assert_eq!(misuses(Some(128), &["64x128x32", "64x256x32"]), [other]);
+    }
+
+    #[test]
+    fn local_memory_and_missing_code_are_refused() {
+        let spilled = Instructions { local: 2, ..with_shapes(&[]) };
+        assert_eq!(misuses(&kernel(None), Some(&spilled)), ["2 instructions on local memory"]);
+        assert_eq!(misuses(&kernel(None), None), ["no machine code"]);
+    }
+
+    #[test]
+    fn the_table_names_the_shape() {
+        let built = |kernel| Built {
+            arch: Arch::Sm90a,
+            ptx_path: "x.ptx".into(),
+            kernels: vec![kernel],
+            remarks: Vec::new(),
+            ptxas: None,
+        };
+        let row = |shapes| {
+            let counts = [("gemm".to_owned(), with_shapes(shapes))];
+            table(&built(kernel(Some(8))), Some(&counts)).lines().nth(1).map(str::to_owned)
+        };
+        assert!(row(&["64x8x32"]).is_some_and(|row| row.ends_with("  4     0     0        0  64x8x32")));
+        assert!(row(&[]).is_some_and(|row| row.ends_with("  0     0     0        0")));
+    }
 
     #[test]
     fn differences_name_the_lines() {

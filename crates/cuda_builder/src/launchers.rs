@@ -176,6 +176,7 @@ mod tests {
             threads,
             min_blocks: 2,
             cluster: 1,
+            wgmma_n: None,
             overlap: false,
             params,
             text: 5..9,

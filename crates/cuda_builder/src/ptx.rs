@@ -3,7 +3,7 @@
 //! ```text
 //! .version 7.8                                becomes 8.4, which inline PTX needs
 //! .target sm_90a, debug                       the `debug` flag goes: it switches ptxas's optimiser off
-//! //#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
+//! //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
 //! .shared .align 16 .b8 scale_tile[1024];     counts for the kernels that mention it
 //! .visible .entry scale(
 //!     .param .u64 .ptr .align 1 scale_param_0,
@@ -43,6 +43,8 @@ pub struct KernelInfo {
     pub min_blocks: u32,
     /// Blocks of a cluster.
     pub cluster: u32,
+    /// N of its `wgmma`s, if it has any: the one shape that its machine code must show.
+    pub wgmma_n: Option<u32>,
     /// Whether it may begin before its predecessor in the stream has ended.
     pub overlap: bool,
     /// Its arguments, in order.
@@ -236,7 +238,7 @@ fn skip_section<'a>(head: &str, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
-/// `scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)`
+/// `scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 (x: *const f32, n: u32)`
 fn parse_record(record: &str) -> Result<KernelInfo, Error> {
     let parse = || {
         let (head, arguments) = record.split_once(" (")?;
@@ -245,6 +247,7 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
         let threads = words.next()?.strip_prefix("threads=")?.parse().ok()?;
         let min_blocks = words.next()?.strip_prefix("min_blocks=")?.parse().ok()?;
         let cluster = words.next()?.strip_prefix("cluster=")?.parse().ok()?;
+        let wgmma_n: u32 = words.next()?.strip_prefix("wgmma_n=")?.parse().ok()?;
         let overlap = words.next()?.strip_prefix("overlap=")? == "1";
         let arguments = arguments.strip_suffix(')')?;
         let params = arguments
@@ -260,6 +263,7 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
             threads,
             min_blocks,
             cluster,
+            wgmma_n: (wgmma_n != 0).then_some(wgmma_n),
             overlap,
             params,
             text: 0..0,
@@ -274,6 +278,13 @@ fn parse_record(record: &str) -> Result<KernelInfo, Error> {
         return Err(Error::Format(format!(
             "kernel `{name}` has threads = {threads}, min_blocks = {min_blocks}, cluster = {cluster}; allowed are 1 to \
              1024, 1 to 32 and 1 to 8"
+        )));
+    }
+    if let Some(n) = kernel.wgmma_n
+        && (n % 8 != 0 || n > 256)
+    {
+        return Err(Error::Format(format!(
+            "kernel `{name}` has wgmma_n = {n}; N is a multiple of 8 up to 256"
         )));
     }
     Ok(kernel)
@@ -321,8 +332,8 @@ mod tests {
 .target sm_90a, debug
 .address_size 64
 
-//#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, n: u32)
-//#kernel empty threads=32 min_blocks=1 cluster=1 overlap=0 ()
+//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=0 (x: *const f32, n: u32)
+//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 ()
 .shared .align 16 .b8 scale_a[20];
 .shared .align 64 .b8 scale_ab[64];
 .extern .shared .align 1024 .b8 dynamic_shared[];
@@ -406,6 +417,7 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         let [empty, scale] = &kernels[..] else { panic!("{kernels:?}") };
         assert_eq!((empty.name.as_str(), empty.params.len(), empty.static_shared), ("empty", 0, 128));
         assert_eq!((scale.threads, scale.min_blocks, scale.static_shared), (256, 2, 20));
+        assert_eq!((scale.wgmma_n, empty.wgmma_n), (Some(64), None));
         assert_eq!(scale.params[0], Param { name: "x".into(), ty: "*const f32".into() });
         assert_eq!(scale.params[0].pointee(), Some("f32"));
         assert_eq!(scale.params[1].pointee(), None);
@@ -434,9 +446,13 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         assert!(refused("n: u32)", "n: u64)").contains("[8, 4] bytes in PTX, [8, 8] in Rust"));
         assert!(refused("//#kernel empty", "//#kernel other").contains("`empty` that is not a `#[kernel]`"));
         assert!(refused("threads=256", "threads=2048").contains("threads = 2048"));
+        assert!(refused("wgmma_n=64", "wgmma_n=60").contains("wgmma_n = 60"));
         assert!(
-            refused("//#kernel empty threads=32 min_blocks=1 cluster=1 overlap=0", "//#kernel empty")
-                .contains("does not parse")
+            refused(
+                "//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0",
+                "//#kernel empty"
+            )
+            .contains("does not parse")
         );
         assert!(refused("//#kernel empty", "//#kernel scale").contains("two kernels are named `scale`"));
     }

@@ -1,5 +1,6 @@
 //! What the machine code of a kernel holds, through NVIDIA's disassembler `nvdisasm`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,6 +13,8 @@ pub struct Instructions {
     pub total: u32,
     /// Warpgroup FP8 tensor-core instructions (`QGMMA`, Hopper).
     pub qgmma: u32,
+    /// The shapes among them, M x N x K: `64x256x32`.
+    pub qgmma_shapes: BTreeSet<String>,
     /// Warp FP8 tensor-core instructions (`QMMA`).
     pub qmma: u32,
     /// Warp 16-bit tensor-core instructions (`HMMA`); Hopper runs FP8 `mma.sync` through these.
@@ -45,8 +48,15 @@ fn parse(disassembly: &str) -> Vec<(String, Instructions)> {
             && let Some(opcode) = opcode(line)
         {
             counts.total += 1;
+            let (opcode, modifiers) = opcode.split_once('.').unwrap_or((opcode, ""));
             match opcode {
-                "QGMMA" => counts.qgmma += 1,
+                "QGMMA" => {
+                    counts.qgmma += 1;
+                    let shape = modifiers.split('.').next().unwrap_or_default();
+                    if !counts.qgmma_shapes.contains(shape) {
+                        counts.qgmma_shapes.insert(shape.to_owned());
+                    }
+                }
                 "QMMA" => counts.qmma += 1,
                 "HMMA" => counts.hmma += 1,
                 "LDL" | "STL" => counts.local += 1,
@@ -58,7 +68,7 @@ fn parse(disassembly: &str) -> Vec<(String, Instructions)> {
     kernels
 }
 
-/// The opcode of a line of code, without modifiers.
+/// The opcode of a line of code, with its modifiers.
 fn opcode(line: &str) -> Option<&str> {
     let (offset, code) = line.trim_start().strip_prefix("/*")?.split_once("*/")?;
     if !offset.chars().all(|c| c.is_ascii_hexdigit()) {
@@ -67,7 +77,7 @@ fn opcode(line: &str) -> Option<&str> {
     let mut words = code.trim_start().trim_start_matches('{').split_whitespace();
     let first = words.next()?;
     let word = if first.starts_with('@') { words.next()? } else { first };
-    word.split(['.', ';']).next()
+    word.split(';').next()
 }
 
 #[cfg(test)]
@@ -80,12 +90,15 @@ mod tests {
             ".text.gemm:\n        /*0000*/                   LDC R1, c[0x0][0x28] ;\n\
              \x20       /*0010*/              @!P0 STL.64 [R1], R2 ;\n\
              \x20       /*0020*/                   QGMMA.64x256x32.F32.E4M3.E4M3 R24, gdesc[UR4] ;\n\
+             \x20       /*0030*/               @P1 QGMMA.64x8x32.F32.E4M3.E4M3 R24, gdesc[UR4] ;\n\
+             \x20       /*0040*/                   QGMMA.64x8x32.F32.E4M3.E4M3 R24, gdesc[UR8], gsb0 ;\n\
              .L_x_1:\n\
              .text.other:\n        /*0000*/                   QMMA.16832.F32.E4M3.E4M3 R4, R8, R12, R4 ;\n\
              \x20       /*0010*/                   LD.E R4, desc[UR6][R4.64] ;\n\
              \x20       /*0020*/                   LDS R4, [R4] ;\n",
         );
-        let gemm = Instructions { total: 3, qgmma: 1, local: 1, ..Instructions::default() };
+        let qgmma_shapes = ["64x256x32", "64x8x32"].map(str::to_owned).into();
+        let gemm = Instructions { total: 5, qgmma: 3, qgmma_shapes, local: 1, ..Instructions::default() };
         let other = Instructions { total: 3, qmma: 1, generic: 1, ..Instructions::default() };
         assert_eq!(kernels, [("gemm".to_owned(), gemm), ("other".to_owned(), other)]);
     }

@@ -16,9 +16,11 @@
 //! | [`fp8`], [`bf16`] | conversions | `cvt` |
 //! | [`math`] | fused multiply-add, approximations | `fma`, `ex2`, `rcp` |
 //! | [`grid`] | programmatic dependent launch | `griddepcontrol` |
+//! | [`l2`] | how long the L2 cache keeps data | `createpolicy`, `.L2::cache_hint` |
+//! | `bulk` | copies and sums of lines, groups of stores (sm_90a) | `cp.async.bulk`, `cp.reduce.async.bulk` |
 //! | `cluster` | blocks that share shared memory (sm_90a) | `barrier.cluster`, `mapa` |
 //! | `mbarrier` | barriers that count arrivals and bytes (sm_90a) | `mbarrier` |
-//! | `tma` | tensor copies between global and shared memory (sm_90a) | `cp.async.bulk.tensor` |
+//! | `tma` | tensor copies between global and shared memory (sm_90a) | `cp.async.bulk.tensor`, `cp.reduce.async.bulk.tensor` |
 //! | `wgmma` | the asynchronous tensor cores of a warpgroup (sm_90a) | `wgmma`, `setmaxnreg` |
 //!
 //! # Two rules
@@ -43,10 +45,13 @@ pub use cuda_std_macros::{kernel, unroll};
 pub mod atomic;
 pub mod bf16;
 #[cfg(target_feature = "sm_90a")]
+pub mod bulk;
+#[cfg(target_feature = "sm_90a")]
 pub mod cluster;
 pub mod cp_async;
 pub mod fp8;
 pub mod grid;
+pub mod l2;
 pub mod ldmatrix;
 pub mod math;
 #[cfg(target_feature = "sm_90a")]

@@ -100,6 +100,17 @@ pub unsafe fn arrive_after_copies(barrier: u32) {
     }
 }
 
+/// Keeps the current phase from completing until all `cp.async` copies that this thread has issued so far have landed:
+/// `cp.async.mbarrier.arrive`, which adds the arrival that it makes. [`init`] is told of others; the thread [`arrive`]s itself.
+///
+/// # Safety
+/// `barrier` is an initialised barrier with an arrival pending, of this thread or one that waits for it.
+#[inline(always)]
+pub unsafe fn hold_for_copies(barrier: u32) {
+    // SAFETY: the caller's contract.
+    unsafe { asm!("cp.async.mbarrier.arrive.shared::cta.b64 [{}];", in(reg32) barrier, options(nostack)) }
+}
+
 /// Whether the phase of `parity` has completed; may sleep for a while first: `mbarrier.try_wait.parity`, acquire.
 ///
 /// # Safety

@@ -8,6 +8,8 @@
 
 use core::arch::asm;
 
+use crate::l2::Policy;
+
 /// The path of a load through the caches, as a const parameter of [`Vector::load`].
 mod path {
     pub const COHERENT: u32 = 0;
@@ -45,6 +47,16 @@ pub unsafe fn load_nc_streaming<V: Vector>(pointer: *const V) -> V {
     unsafe { V::load::<{ path::READ_ONLY_STREAMING }>(pointer) }
 }
 
+/// As [`load_nc`], with a hint to L2: `ld.global.nc.L2::cache_hint`.
+///
+/// # Safety
+/// As [`load_nc`].
+#[inline(always)]
+pub unsafe fn load_nc_hinted<V: Vector>(pointer: *const V, policy: Policy) -> V {
+    // SAFETY: the caller's contract.
+    unsafe { V::load_nc_hinted(pointer, policy) }
+}
+
 /// Stores: `st.global`.
 ///
 /// # Safety
@@ -72,6 +84,11 @@ pub trait Vector: Copy {
     /// # Safety
     /// As [`load`], or [`load_nc`] for the read-only paths.
     unsafe fn load<const PATH: u32>(pointer: *const Self) -> Self;
+    /// What the function [`load_nc_hinted`] does.
+    ///
+    /// # Safety
+    /// As [`load_nc`].
+    unsafe fn load_nc_hinted(pointer: *const Self, policy: Policy) -> Self;
     /// The store that the functions of this module instantiate.
     ///
     /// # Safety
@@ -92,6 +109,24 @@ macro_rules! vector {
                         path::READ_ONLY => vector!(@load "ld.global.nc.", $suffix, $operands, $class, pointer, $($name)+),
                         _ => vector!(@load "ld.global.nc.L1::no_allocate.", $suffix, $operands, $class, pointer, $($name)+),
                     }
+                }
+                $make
+            }
+
+            #[inline(always)]
+            unsafe fn load_nc_hinted(pointer: *const Self, policy: Policy) -> Self {
+                $(let $name: $lane;)+
+                // SAFETY: as in `load`.
+                unsafe {
+                    asm!(
+                        "cvta.to.global.u64 {address}, {pointer};",
+                        concat!("ld.global.nc.L2::cache_hint.", $suffix, " ", $operands, ", [{address}], {policy};"),
+                        $($name = out($class) $name,)+
+                        address = out(reg64) _,
+                        pointer = in(reg64) pointer,
+                        policy = in(reg64) policy.operand(),
+                        options(pure, readonly, nostack, preserves_flags),
+                    )
                 }
                 $make
             }

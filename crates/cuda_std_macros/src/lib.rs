@@ -5,7 +5,7 @@
 //! pub unsafe fn scale(x: *const f32, y: *mut f32, n: u32) { .. }
 //!        |
 //!        +--> #[unsafe(no_mangle)] pub unsafe extern "ptx-kernel" fn scale(..) { .. }
-//!        +--> global_asm!("//#kernel scale threads=256 min_blocks=2 cluster=1 overlap=0 (x: *const f32, y: *mut f32, n: u32)")
+//!        +--> global_asm!("//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 (x: ..)")
 //! ```
 //!
 //! The second line ends up in the PTX as a comment. `cuda_builder` reads it back: the launch bounds become
@@ -28,6 +28,9 @@ use syn::{Error, Expr, FnArg, Ident, ItemFn, Pat, ReturnType, Token, Type, parse
 /// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks that must fit
 /// on one SM at a time; together they bound the registers a thread may use. `cluster` (default 1) is the number of blocks along x
 /// that make a cluster. All are constant expressions.
+///
+/// `wgmma_n` is N of the kernel's `wgmma`s, all of one shape: the PTX gate looks for `QGMMA.64xNx32` in its machine code, and for no
+/// other. Without it, the gate wants none.
 ///
 /// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its body, `grid::wait` waits
 /// for that and `grid::launch_dependents` lets its own successor begin. With `overlap = within` the body does both itself.
@@ -70,6 +73,7 @@ struct Bounds {
     threads: Expr,
     min_blocks: Expr,
     cluster: Expr,
+    wgmma_n: Expr,
     overlap: Option<Overlap>,
 }
 
@@ -84,7 +88,8 @@ enum Overlap {
 
 impl Parse for Bounds {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-        let (mut threads, mut min_blocks, mut cluster, mut overlap) = (None, None, None, None);
+        let (mut threads, mut min_blocks, mut cluster) = (None, None, None);
+        let (mut wgmma_n, mut overlap) = (None, None);
         while !input.is_empty() {
             let key: Ident = input.parse()?;
             input.parse::<Token![=]>()?;
@@ -101,8 +106,9 @@ impl Parse for Bounds {
                     "threads" => &mut threads,
                     "min_blocks" => &mut min_blocks,
                     "cluster" => &mut cluster,
+                    "wgmma_n" => &mut wgmma_n,
                     _ => {
-                        let known = "expected `threads`, `min_blocks`, `cluster` or `overlap`";
+                        let known = "expected `threads`, `min_blocks`, `cluster`, `wgmma_n` or `overlap`";
                         return Err(Error::new(key.span(), known));
                     }
                 };
@@ -119,6 +125,7 @@ impl Parse for Bounds {
             threads: threads.ok_or_else(|| input.error("`threads = ..` is missing"))?,
             min_blocks: min_blocks.unwrap_or_else(|| syn::parse_quote!(1)),
             cluster: cluster.unwrap_or_else(|| syn::parse_quote!(1)),
+            wgmma_n: wgmma_n.unwrap_or_else(|| syn::parse_quote!(0)),
             overlap,
         })
     }
@@ -147,7 +154,7 @@ fn expand(bounds: Bounds, mut function: ItemFn) -> syn::Result<TokenStream2> {
     let arguments = signature.inputs.iter().map(argument).collect::<syn::Result<Vec<_>>>()?;
     let maps = tensor_maps(signature);
     let record = format!(
-        "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} overlap={} ({})",
+        "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} wgmma_n={{wgmma_n}} overlap={} ({})",
         signature.ident,
         u32::from(bounds.overlap.is_some()),
         arguments.join(", ")
@@ -158,13 +165,14 @@ fn expand(bounds: Bounds, mut function: ItemFn) -> syn::Result<TokenStream2> {
         function.block.stmts.insert(1, syn::parse_quote!(::cuda_std::grid::launch_dependents();));
     }
     function.block.stmts.splice(0..0, maps);
-    let Bounds { threads, min_blocks, cluster, .. } = bounds;
+    let Bounds { threads, min_blocks, cluster, wgmma_n, .. } = bounds;
     Ok(quote! {
         ::core::arch::global_asm!(
             #record,
             threads = const { #threads },
             min_blocks = const { #min_blocks },
-            cluster = const { #cluster }
+            cluster = const { #cluster },
+            wgmma_n = const { #wgmma_n }
         );
         #[unsafe(no_mangle)]
         #function

@@ -12,7 +12,9 @@
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::bf16::{self, Bf16, F16};
 use cuda_std::shared::{self, Shared};
-use cuda_std::{cp_async, fp8, grid, kernel, ldmatrix, math, memory, mma, shared_array, sync, thread, warp};
+use cuda_std::{
+    cp_async, fp8, grid, kernel, l2, ldmatrix, math, memory, mma, shared_array, sync, thread, warp,
+};
 
 /// A kernel `$name` that computes a `u32` from the words at `$input` and stores it, and what its PTX must hold.
 macro_rules! emit {
@@ -99,6 +101,14 @@ emit! {
     memory_load_nc_streaming_v4, "ld.global.nc.L1::no_allocate.v4.b32", |input| {
         let [a, b, c, d] = memory::load_nc_streaming(input.cast::<[u32; 4]>());
         a ^ b ^ c ^ d
+    };
+    memory_load_nc_hinted_v4, "createpolicy.fractional.L2::evict_first.b64 1.0, \
+        ld.global.nc.L2::cache_hint.v4.b32", |input| {
+        let [a, b, c, d] = memory::load_nc_hinted(input.cast::<[u32; 4]>(), l2::Policy::evict_first());
+        a ^ b ^ c ^ d
+    };
+    l2_evict_last, "createpolicy.fractional.L2::evict_last.L2::evict_unchanged.b64", |input| {
+        memory::load_nc_hinted(input, l2::Policy::evict_last())
     };
     memory_store_v4, "st.global.v4.b32", |input| { memory::store(input.cast(), [1u32, 2, 3, 4]); 0 };
     memory_store_v2_f32, "st.global.v2.b32", |input| { memory::store(input.cast(), [1f32, 2.0]); 0 };
@@ -242,7 +252,9 @@ emit! {
 // mbarrier, tma, wgmma: Hopper alone
 #[cfg(target_feature = "sm_90a")]
 mod hopper {
-    use cuda_std::{kernel, mbarrier, tma, unroll, wgmma};
+    use cuda_std::bf16::{Bf16, F16};
+    use cuda_std::l2::Policy;
+    use cuda_std::{bulk, cluster, kernel, mbarrier, tma, unroll, wgmma};
 
     emit! {
         mbarrier_init, "mbarrier.init.shared::cta.b64", |input| { mbarrier::init(*input, 3); 0 };
@@ -255,13 +267,88 @@ mod hopper {
             mbarrier::arrive_expect_tx(*input, 4096);
             0
         };
+        mbarrier_arrive_at, "mapa.shared::cluster.u32, mbarrier.arrive.shared::cluster.b64", |input| {
+            mbarrier::arrive_at(*input, 1);
+            0
+        };
+        mbarrier_arrive_after_copies, "cp.async.mbarrier.arrive.noinc.shared::cta.b64", |input| {
+            mbarrier::arrive_after_copies(*input);
+            0
+        };
+        mbarrier_hold_for_copies, "cp.async.mbarrier.arrive.shared::cta.b64", |input| {
+            mbarrier::hold_for_copies(*input);
+            0
+        };
         mbarrier_wait, "mbarrier.try_wait.parity.shared::cta.b64", |input| { mbarrier::wait(*input, 1); 0 };
+        cluster_rank, "mov.u32, %cluster_ctarank", |_input| cluster::rank();
+        cluster_sync, "barrier.cluster.arrive.aligned, barrier.cluster.wait.aligned", |_input| { cluster::sync(); 0 };
+        bulk_fence_shared, "fence.proxy.async.shared::cta", |_input| { bulk::fence_shared(); 0 };
+        bulk_load, "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", |input| {
+            bulk::load(*input, input.cast(), 512, *input.add(1));
+            0
+        };
+        bulk_load_hinted, "createpolicy.fractional.L2::evict_first.b64 1.0, \
+            cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint", |input| {
+            bulk::load_hinted(*input, input.cast(), 512, *input.add(1), Policy::evict_first());
+            0
+        };
+        bulk_store, "cp.async.bulk.global.shared::cta.bulk_group, cp.async.bulk.commit_group, \
+            cp.async.bulk.wait_group.read 1, cp.async.bulk.wait_group 0", |input| {
+            bulk::store(input.cast(), *input, 512);
+            bulk::commit();
+            bulk::wait_read::<1>();
+            bulk::wait::<0>();
+            0
+        };
+        bulk_reduce_add, "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32, \
+            cp.reduce.async.bulk.global.shared::cta.bulk_group.add.s32, \
+            cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u64, \
+            cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32, \
+            cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.f16, \
+            cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16", |input| {
+            bulk::reduce_add(input, *input, 512);
+            bulk::reduce_add(input.cast::<i32>(), *input, 512);
+            bulk::reduce_add(input.cast::<u64>(), *input, 512);
+            bulk::reduce_add(input.cast::<f32>(), *input, 512);
+            bulk::reduce_add(input.cast::<F16>(), *input, 512);
+            bulk::reduce_add(input.cast::<Bf16>(), *input, 512);
+            0
+        };
+        tma_prefetch_map, "prefetch.tensormap", |input| { tma::prefetch_map(input.cast()); 0 };
         tma_load_2d, "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes", |input| {
             tma::load_2d(*input, input.cast(), *input.add(1), [1, 2]);
             0
         };
         tma_load_3d, "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes", |input| {
             tma::load_3d(*input, input.cast(), *input.add(1), [1, 2, 3]);
+            0
+        };
+        tma_load_2d_multicast, "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster", |input| {
+            tma::load_2d_multicast(*input, input.cast(), *input.add(1), [1, 2], 3);
+            0
+        };
+        tma_load_2d_hinted, "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint", |input| {
+            tma::load_2d_hinted(*input, input.cast(), *input.add(1), [1, 2], Policy::evict_last());
+            0
+        };
+        tma_load_2d_multicast_hinted, "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint", |input| {
+            tma::load_2d_multicast_hinted(*input, input.cast(), *input.add(1), [1, 2], 3, Policy::evict_last());
+            0
+        };
+        tma_load_3d_hinted, "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint", |input| {
+            tma::load_3d_hinted(*input, input.cast(), *input.add(1), [1, 2, 3], Policy::evict_last());
+            0
+        };
+        tma_store_2d, "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group", |input| {
+            tma::store_2d(input.cast(), [1, 2], *input);
+            0
+        };
+        tma_store_3d, "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group", |input| {
+            tma::store_3d(input.cast(), [1, 2, 3], *input);
+            0
+        };
+        tma_reduce_add_2d, "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group", |input| {
+            tma::reduce_add_2d(input.cast(), [1, 2], *input);
             0
         };
         wgmma_m64n8, "wgmma.fence.sync.aligned, wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3, \

@@ -62,7 +62,7 @@ macro_rules! plain {
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS, overlap = within)]
+        #[kernel(threads = THREADS, wgmma_n = $n, overlap = within)]
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,
@@ -140,7 +140,7 @@ macro_rules! gated {
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS, overlap = within)]
+        #[kernel(threads = THREADS, wgmma_n = $n, overlap = within)]
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,

@@ -213,7 +213,7 @@ impl End for GatedArguments {
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
 pub unsafe fn hopper_wide_fast(
     a: TensorMap,
     b: TensorMap,
@@ -237,7 +237,7 @@ pub unsafe fn hopper_wide_fast(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
 pub unsafe fn hopper_wide_promoted(
     a: TensorMap,
     b: TensorMap,
@@ -273,7 +273,7 @@ pub unsafe fn hopper_wide_promoted(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
 pub unsafe fn hopper_wide_gated_fast(
     a: TensorMap,
     b: TensorMap,
@@ -310,7 +310,7 @@ pub unsafe fn hopper_wide_gated_fast(
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, overlap = within)]
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
 pub unsafe fn hopper_wide_gated_promoted(
     a: TensorMap,
     b: TensorMap,
