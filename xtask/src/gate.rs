@@ -194,6 +194,7 @@ mod tests {
             overlap: false,
             params: Vec::new(),
             static_shared: 0,
+            text: 0..0,
             resources: Some(Resources { registers: 168, ..Resources::default() }),
         }
     }
