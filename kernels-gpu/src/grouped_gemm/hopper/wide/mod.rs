@@ -14,7 +14,7 @@
 //! column are in the same thread, and a row's maximum is in the four lanes of a quad.
 //!
 //! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
-//! [`schedule`](crate::grouped_gemm::schedule) draws it; cluster `c` of `G` takes pairs `c, c + G, ..`. The right one of a pair may lie
+//! [`schedule`](crate::grouped_gemm::schedule) draws it; [`Items`] says which a cluster takes. The right one of a pair may lie
 //! past the last column; its block multiplies all the same, for the sake of the other.
 
 mod consume;
@@ -75,12 +75,61 @@ trait End {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
 }
 
+/// The items of a cluster: one of every round of `G`, where G is the number of clusters.
+///
+/// ```text
+///   round 0    items 0 ..  G       cluster c takes the c-th
+///   round 1    items G .. 2G       cluster c takes the (c + 7)-th, and so on
+/// ```
+///
+/// Without that rotation a cluster would always take the same of an expert's row tiles where their number divides G, and some clusters
+/// the short last ones alone.
+struct Items {
+    work: WorkList,
+    clusters: u32,
+    /// The first item of the round, and the cluster's among the round's.
+    round: u32,
+    place: u32,
+    own_columns: u32,
+}
+
+impl Items {
+    const ROTATION: u32 = 7;
+
+    #[inline(always)]
+    fn new(work: WorkList, own_columns: u32) -> Self {
+        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+        Self { work, clusters: blocks / BLOCKS, round: 0, place: block / BLOCKS, own_columns }
+    }
+
+    /// The block's part of the next item. All lanes of the warp call it together.
+    #[inline(always)]
+    fn next(&mut self) -> Option<Tile> {
+        let item = self.round + self.place;
+        if item >= self.work.len() {
+            return None;
+        }
+        self.round += self.clusters;
+        self.place += if self.clusters > Self::ROTATION { Self::ROTATION } else { 1 };
+        if self.place >= self.clusters {
+            self.place -= self.clusters;
+        }
+        Some(self.work.tile(item).right(self.own_columns))
+    }
+}
+
 /// The body of every kernel: the roles of the warps, and the loop over items.
 ///
 /// # Safety
 /// The contract of the kernels; all threads of the block call it together.
 #[inline(always)]
-unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedule: *const [u32; 4], k: u32, end: &E) {
+unsafe fn run<const PROMOTED: bool, E: End>(
+    a: *const Map,
+    b: *const Map,
+    schedule: *const [u32; 4],
+    k: u32,
+    end: &E,
+) {
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
     // with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
@@ -91,19 +140,16 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
         grid::wait();
         grid::launch_dependents();
         let work = WorkList::new(schedule, end.n(), BLOCKS * E::COLUMNS);
-        let own_columns = cluster::rank() * E::COLUMNS;
-        let mut item = thread::block_idx_x() / BLOCKS;
+        let mut items = Items::new(work, cluster::rank() * E::COLUMNS);
         // The same in all lanes; the shuffle says so to ptxas.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
             if warp == CONSUMER_WARPS {
                 let mut producer = Producer::new(ring, a, b, end.scales(), k);
-                while item < work.len() {
-                    let tile = work.tile(item).right(own_columns);
+                while let Some(tile) = items.next() {
                     let (boxes, blocks) = end.operands(&tile);
                     producer.fill(&tile, boxes, blocks);
-                    item += thread::grid_dim_x() / BLOCKS;
                 }
             }
             ring.leave();
@@ -114,13 +160,9 @@ unsafe fn run<const PROMOTED: bool, E: End>(a: *const Map, b: *const Map, schedu
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
         // The next item is looked up before this one is multiplied, which takes longer than the look-up.
-        let mut next = if item < work.len() { work.tile(item) } else { Tile::NONE };
-        while item < work.len() {
-            let tile = next.right(own_columns);
-            item += thread::grid_dim_x() / BLOCKS;
-            if item < work.len() {
-                next = work.tile(item);
-            }
+        let mut next = items.next();
+        while let Some(tile) = next {
+            next = items.next();
             let total;
             (total, position) = if PROMOTED {
                 consume::promoted(&ring, position, slabs, &rows, tile.rows)
