@@ -10,10 +10,8 @@ use crate::layer::config::{MoeConfig, Quantization, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
-use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm_with};
-use crate::ops::grouped_gemm::{
-    AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, ScheduleAge, grouped_gemm_with,
-};
+use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm};
+use crate::ops::grouped_gemm::{AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm};
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
@@ -314,8 +312,7 @@ impl Call<'_> {
             accumulation: self.config.accumulation,
             path: self.config.path,
         };
-        // As in `gated_gemm`.
-        grouped_gemm_with(stream, args, ScheduleAge::Settled)
+        grouped_gemm(stream, args)
     }
 
     /// `[P, H] = [P, I] * w2^T`.
@@ -342,8 +339,7 @@ impl Call<'_> {
             accumulation,
             path: self.config.path,
         };
-        // As in `gated_gemm`.
-        grouped_gemm_with(stream, args, ScheduleAge::Settled)
+        grouped_gemm(stream, args)
     }
 
     fn first_gemm_shape(&self) -> GemmShape {
@@ -415,8 +411,7 @@ impl Call<'_> {
             accumulation: self.config.accumulation,
             path: self.config.path,
         };
-        // `permute` wrote the schedule, and `quantize` has come between.
-        gated_gemm_with(stream, args, ScheduleAge::Settled)
+        gated_gemm(stream, args)
     }
 
     fn activate(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {

@@ -14,8 +14,8 @@
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::heuristics::{self, HopperTile, Path};
 use super::grouped_gemm::{
-    AScale, Accumulation, BScale, GemmShape, Schedule, ScheduleAge, change_along_k, check_matrix,
-    check_scales, elements, workspace_bytes,
+    AScale, Accumulation, BScale, GemmShape, Schedule, change_along_k, check_matrix, check_scales, elements,
+    workspace_bytes,
 };
 use super::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 use super::quantize::check_groups;
@@ -87,11 +87,6 @@ pub fn is_supported(device: &Device, path: Path) -> bool {
 
 /// Multiplies, activates and quantises. One launch; nothing is written past row `expert_offsets[E_loc]`.
 pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
-    gated_gemm_with(stream, arguments, ScheduleAge::Fresh)
-}
-
-/// [`gated_gemm`] for callers that know how long the schedule has been there.
-pub(crate) fn gated_gemm_with(stream: &Stream, arguments: GatedGemm<'_>, age: ScheduleAge) -> Result<()> {
     let (device, path) = (stream.device(), arguments.path);
     let hopper = heuristics::takes_hopper(OP, device, path)?;
     require(hopper, OP, "path", format!("{path:?}"), || {
@@ -109,7 +104,7 @@ pub(crate) fn gated_gemm_with(stream: &Stream, arguments: GatedGemm<'_>, age: Sc
         .saturating_mul(arguments.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
     heuristics::check_slabs(OP, items, &shape)?;
     let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
-    arguments.launch(stream, tile, promoted, blocks, age)
+    arguments.launch(stream, tile, promoted, blocks)
 }
 
 impl GatedGemm<'_> {
@@ -149,14 +144,7 @@ impl GatedGemm<'_> {
         Ok(HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide))
     }
 
-    fn launch(
-        &self,
-        stream: &Stream,
-        tile: HopperTile,
-        promoted: bool,
-        blocks: u32,
-        age: ScheduleAge,
-    ) -> Result<()> {
+    fn launch(&self, stream: &Stream, tile: HopperTile, promoted: bool, blocks: u32) -> Result<()> {
         use kernels::{
             HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
             HopperWideGatedFast, HopperWideGatedPromoted,
@@ -178,7 +166,6 @@ impl GatedGemm<'_> {
         let (schedule, q, activation) =
             (self.schedule.entries.ptr(), self.q.ptr().cast(), self.function as u32);
         let partials = self.workspace.ptr().cast();
-        let schedule_is_settled = u32::from(age == ScheduleAge::Settled);
         let shared = tile.shared_bytes(promoted);
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
@@ -192,7 +179,7 @@ impl GatedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
             };
         }
         match (tile, promoted) {

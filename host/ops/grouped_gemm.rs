@@ -185,24 +185,8 @@ pub struct GroupedGemm<'a> {
     pub path: Path,
 }
 
-/// How long a tile schedule has been there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ScheduleAge {
-    /// The preceding kernel may have written it.
-    Fresh,
-    /// It was complete and visible when the preceding kernel began: that kernel is one of ours and lets the GEMM begin only after it has
-    /// waited for its own predecessor, which wrote the schedule or came after what did. A GEMM that begins while the preceding kernel
-    /// still runs may read it at once, to ask for weights.
-    Settled,
-}
-
 /// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
 pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
-    grouped_gemm_with(stream, arguments, ScheduleAge::Fresh)
-}
-
-/// [`grouped_gemm`] for callers that know how long the schedule has been there.
-pub(crate) fn grouped_gemm_with(stream: &Stream, arguments: GroupedGemm<'_>, age: ScheduleAge) -> Result<()> {
     arguments.check(stream)?;
     let plan = heuristics::plan(
         stream.device(),
@@ -217,9 +201,7 @@ pub(crate) fn grouped_gemm_with(stream: &Stream, arguments: GroupedGemm<'_>, age
         Plan::Portable { tile, promoted, blocks } => {
             arguments.launch_portable(stream, tile, promoted, blocks)
         }
-        Plan::Hopper { tile, promoted, blocks } => {
-            arguments.launch_hopper(stream, tile, promoted, blocks, age)
-        }
+        Plan::Hopper { tile, promoted, blocks } => arguments.launch_hopper(stream, tile, promoted, blocks),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
 use super::heuristics::HopperTile;
-use super::{GemmShape, GroupedGemm, ScheduleAge};
+use super::{GemmShape, GroupedGemm};
 use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kernels;
@@ -15,7 +15,6 @@ impl GroupedGemm<'_> {
         tile: HopperTile,
         promoted: bool,
         blocks: u32,
-        age: ScheduleAge,
     ) -> Result<()> {
         use kernels::{
             HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
@@ -29,7 +28,6 @@ impl GroupedGemm<'_> {
         let (out, out_type) = self.out.raw();
         let (n, k, schedule) = (n as u32, k as u32, self.schedule.entries.ptr());
         let partials = self.workspace.ptr().cast();
-        let schedule_is_settled = u32::from(age == ScheduleAge::Settled);
         let shared = tile.shared_bytes(promoted);
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
@@ -41,7 +39,7 @@ impl GroupedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
             };
         }
         match (tile, promoted) {

@@ -26,14 +26,14 @@ use cuda_std::{grid, kernel, thread};
 use super::gated::{GatedArguments, Requantization};
 use super::ring::{Position, Ring};
 use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
+
+/// Threads of a block: the consumers and the producer warp.
+const THREADS: u32 = CONSUMERS + 32;
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use consume::Columns;
 use produce::Producer;
 use share::{Parts, Share};
-
-/// Threads of a block: the consumers and the producer warp.
-const THREADS: u32 = CONSUMERS + 32;
 
 /// Columns of D of a plain item; a gated one has half as many of the intermediate.
 const BN: u32 = 256;
@@ -58,7 +58,6 @@ macro_rules! plain {
         ///
         #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows. `partials`: for every block of the grid ")]
         #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so.")]
-        /// `schedule_is_settled` (0 or 1): the schedule was there, and visible, before the kernel that this one overlaps with began.
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
@@ -78,7 +77,6 @@ macro_rules! plain {
             a_scale_kind: u32,
             b_scale_kind: u32,
             out_type: u32,
-            schedule_is_settled: u32,
         ) {
             let scales = ScaleArguments {
                 a: a_scale,
@@ -94,18 +92,13 @@ macro_rules! plain {
             // between the roles by the ring's barriers alone.
             unsafe {
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                let is_producer = thread::warp_id() == CONSUMER_WARPS;
-                let share = || Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
-                let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
-                if is_producer && schedule_is_settled != 0 {
-                    producer.begin(share(), &arguments);
-                }
                 grid::wait();
                 grid::launch_dependents();
-                let mut share = share();
-                if is_producer {
+                let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
+                if thread::warp_id() == CONSUMER_WARPS {
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
                     while let Some(part) = share.next() {
-                        producer.fill(&part, &arguments);
+                        producer.fill_plain(&part, &arguments);
                     }
                     return;
                 }
@@ -160,7 +153,6 @@ macro_rules! gated {
             a_scale_kind: u32,
             b_scale_kind: u32,
             activation: u32,
-            schedule_is_settled: u32,
         ) {
             let scales = ScaleArguments {
                 a: a_scale,
@@ -183,18 +175,13 @@ macro_rules! gated {
             // SAFETY: as in the plain kernels.
             unsafe {
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                let is_producer = thread::warp_id() == CONSUMER_WARPS;
-                let share = || Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
-                let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
-                if is_producer && schedule_is_settled != 0 {
-                    producer.begin(share(), &arguments);
-                }
                 grid::wait();
                 grid::launch_dependents();
-                let mut share = share();
-                if is_producer {
+                let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
+                if thread::warp_id() == CONSUMER_WARPS {
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
                     while let Some(part) = share.next() {
-                        producer.fill(&part, &arguments);
+                        producer.fill_gated(&part, &arguments);
                     }
                     return;
                 }

@@ -37,7 +37,6 @@ pub struct Part {
 }
 
 /// What is left of a block's share.
-#[derive(Clone, Copy)]
 pub struct Share {
     schedule: *const [u32; 4],
     columns: u32,
