@@ -20,8 +20,8 @@
 //! without the attribute, it begins after all earlier ones have ended, which is more. L1 is not part of the argument: what is
 //! read before the wait is read with [`memory::load_strong`](crate::memory::load_strong), past it.
 //!
-//! PTX ISA, `griddepcontrol` (sm_90 and newer). On older targets, and in a launch without the attribute, both do nothing, and
-//! the stream orders the kernels.
+//! PTX ISA, `griddepcontrol` (sm_90 and newer). Compiled for an older target both do nothing: such a
+//! kernel must be launched without the attribute, on newer GPUs too, so that the stream orders the kernels.
 
 #[cfg(target_feature = "sm_90")]
 use core::arch::asm;
