@@ -9,6 +9,7 @@ use fp8_moe::ops::grouped_gemm::heuristics::{self, BLOCK_M, Path, PortableTile};
 use fp8_moe::ops::grouped_gemm::{
     AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm, grouped_gemm_with_settled_schedule,
 };
+use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule};
 use fp8_moe::{Buffer, Device, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -324,6 +325,42 @@ fn replays_in_a_graph() {
         unsafe { graph.launch(&stream) }.unwrap();
         let replayed: Vec<u32> = out.to_vec(&stream).unwrap().into_iter().map(u32::from).collect();
         assert_eq!(replayed, eager);
+    }
+}
+
+/// Just built, a schedule is not settled: the emulated device reports the read before the wait, whatever the timing.
+#[test]
+fn a_new_schedule_is_not_settled() {
+    let mut rng = ChaCha8Rng::seed_from_u64(14);
+    let kinds = (AKind::Row, BKind::Channel);
+    let problem = Problem::draw(&[5, 3], 0, (256, 144), kinds, Values::Uniform, &mut rng);
+    let device = common::device();
+    if !device.is_emulated() || device.family() != Family::Sm90a {
+        return;
+    }
+    let stream = Stream::new(&device).unwrap();
+    for seed in 0..4 {
+        common::timing(seed);
+        let mut on_device = OnDevice::new(&device, &problem, 8);
+        let mut workspace = on_device.workspace();
+        let mut out = device.zeros::<bf16>(8 * 256).unwrap();
+        let mut entries = device.uninit(on_device.entries.len()).unwrap();
+        let schedule = TileScheduleOut { block_m: 8, entries: entries.as_mut_slice() };
+        tile_schedule(&stream, on_device.offsets.as_slice(), 2, 8, schedule).unwrap();
+        on_device.entries = entries;
+        let mut gemm = |settled| {
+            let arguments = arguments(&on_device, &mut workspace, GemmOut::Bf16(out.as_mut_slice()));
+            if settled {
+                // SAFETY: on the emulated device a wrong promise is a report.
+                unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
+            } else {
+                grouped_gemm(&stream, arguments)
+            }
+        };
+        let fault = gemm(true).unwrap_err().to_string();
+        assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
+        gemm(false).unwrap();
+        gemm(true).unwrap();
     }
 }
 
