@@ -142,14 +142,14 @@ impl Parts {
             let number = 2 * block as usize + is_head as usize;
             self.partials.wrapping_add(number * 2 * vectors + thread as usize)
         };
-        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. The reader's
-        // counter says that all parts are written: every writer's fence comes before its block's arrival at the counter, and
-        // the reader's after it.
+        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. Who counts the last
+        // part sees all of them: in every block the barrier orders the writes of all threads before thread 0's arrival at the
+        // counter, which releases at the scope of the GPU what it has seen; the last arrival acquires, and the next barrier hands
+        // that on to the reading threads.
         unsafe {
             let own = slot(thread::block_idx_x(), part.first_slab == 0);
             sums[0].save(own, CONSUMERS as usize);
             sums[1].save(own.add(vectors), CONSUMERS as usize);
-            memory::fence_gpu();
             sync::named(CONSUMER_BARRIER, CONSUMERS);
             if thread == 0 {
                 let counter = self.counters.add(head as usize);
@@ -163,7 +163,6 @@ impl Parts {
             if warp::shfl_idx(warp::FULL_MASK, self.is_last.read(), 0) == 0 {
                 return false;
             }
-            memory::fence_gpu();
             *sums = [A::ZERO; 2];
             let mut index = 0;
             while index < count {
