@@ -359,8 +359,8 @@ impl Device {
         self.make_current()?;
         let function = self.function(K::NAME, dynamic_shared_bytes)?;
         let code = kernel.with_params(|params: &mut [*mut c_void]| {
-            // Before compute capability 9.0 there is no such overlap, and the kernel's wait is no instruction.
-            let overlap = K::OVERLAP && self.inner.capability >= (9, 0);
+            // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
+            let overlap = K::OVERLAP && self.inner.family == Family::Sm90a;
             let mut attributes = [CUlaunchAttribute::programmatic_stream_serialization(true)];
             let config = CUlaunchConfig {
                 grid_dim: [grid.x, grid.y, grid.z],

@@ -4,7 +4,7 @@ mod common;
 
 use common::gemm::{A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, draw_counts};
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
-use fp8_moe::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm};
+use fp8_moe::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm, gated_gemm_with_settled_schedule};
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
 use fp8_moe::ops::grouped_gemm::{Accumulation, Schedule};
 use fp8_moe::ops::permute::ScaleLayout;
@@ -66,13 +66,15 @@ impl Gated<'_> {
         }
     }
 
-    /// The bytes of q and the scales, of which every byte was [`POISON`] before.
+    /// The bytes of q and the scales, of which every byte was [`POISON`] before. `settled`: the schedule counts as complete since
+    /// before the preceding kernel.
     fn run(
         &self,
         device: &Device,
         block_m: usize,
         accumulation: Accumulation,
         path: Path,
+        settled: bool,
     ) -> (Vec<E4m3>, Vec<f32>) {
         let stream = device.default_stream();
         let on_device = OnDevice::new(device, self.problem, block_m);
@@ -101,7 +103,13 @@ impl Gated<'_> {
             path,
             ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
         };
-        gated_gemm(&stream, arguments).unwrap_or_else(|e| panic!("{e}"));
+        let enqueued = if settled {
+            // SAFETY: the problem's schedule was built, and waited for, before.
+            unsafe { gated_gemm_with_settled_schedule(&stream, arguments) }
+        } else {
+            gated_gemm(&stream, arguments)
+        };
+        enqueued.unwrap_or_else(|e| panic!("{e}"));
         let q = q.to_vec(&stream).unwrap_or_else(|e| panic!("{e}"));
         let scales = scales.to_vec(&stream).unwrap();
         (
@@ -226,8 +234,10 @@ proptest! {
         let accumulation = if promoted { Accumulation::Promoted } else { Accumulation::Fast };
         common::timing(seed);
         let gated = Gated { problem: &problem, function, out };
-        let (q, scales) = gated.run(&device, block_m, accumulation, Path::Hopper { blocks });
+        let run = |settled| gated.run(&device, block_m, accumulation, Path::Hopper { blocks }, settled);
+        let (q, scales) = run(false);
         gated.assert_within_rounding(&q, &scales, accumulation);
+        prop_assert!(run(true).0 == q, "the settled schedule's result differs");
     }
 }
 
@@ -240,11 +250,13 @@ fn deterministic() {
         let kinds = (AKind::GroupRowMajor, BKind::Block);
         let problem = Problem::draw(&[5, 0, 140, 16], 3, (512, k), kinds, Values::Uniform, &mut rng);
         let gated = Gated { problem: &problem, function: ActivationFunction::Silu, out: Out::GroupRowMajor };
-        let run = || gated.run(&device, block_m, Accumulation::Promoted, Path::Hopper { blocks: Some(7) });
-        let (first, _) = run();
+        let run = |settled| {
+            gated.run(&device, block_m, Accumulation::Promoted, Path::Hopper { blocks: Some(7) }, settled)
+        };
+        let (first, _) = run(false);
         for seed in 1..5 {
             common::timing(seed);
-            assert!(run().0 == first, "K = {k}, tiles of {block_m}, seed {seed}");
+            assert!(run(seed % 2 == 0).0 == first, "K = {k}, tiles of {block_m}, seed {seed}");
         }
     }
 }

@@ -6,7 +6,10 @@ use common::gemm::{
     A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, devices, draw_counts,
 };
 use fp8_moe::ops::grouped_gemm::heuristics::{self, BLOCK_M, Path, PortableTile};
-use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm};
+use fp8_moe::ops::grouped_gemm::{
+    AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm, grouped_gemm_with_settled_schedule,
+};
+use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule};
 use fp8_moe::{Buffer, Device, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -33,6 +36,17 @@ fn arguments<'a>(problem: &'a OnDevice, workspace: &'a mut Buffer<u8>, out: Gemm
 
 /// The bits of D, of which every byte was [`POISON`] before.
 fn run(problem: &OnDevice, format: Format, accumulation: Accumulation, path: Path) -> Vec<u32> {
+    run_with(problem, format, accumulation, path, false)
+}
+
+/// As [`run`]; `settled`: the schedule counts as complete since before the preceding kernel.
+fn run_with(
+    problem: &OnDevice,
+    format: Format,
+    accumulation: Accumulation,
+    path: Path,
+    settled: bool,
+) -> Vec<u32> {
     let stream = problem.device.default_stream();
     let mut out = problem.device.uninit::<u8>(problem.shape.rows * problem.shape.n * format.bytes()).unwrap();
     out.fill_bytes(POISON, &stream).unwrap();
@@ -43,8 +57,14 @@ fn run(problem: &OnDevice, format: Format, accumulation: Accumulation, path: Pat
         Format::F32 => GemmOut::F32(slice.cast()),
     };
     let mut workspace = problem.workspace();
-    grouped_gemm(&stream, GroupedGemm { accumulation, path, ..arguments(problem, &mut workspace, slice) })
-        .unwrap_or_else(|e| panic!("{e}"));
+    let arguments = GroupedGemm { accumulation, path, ..arguments(problem, &mut workspace, slice) };
+    let enqueued = if settled {
+        // SAFETY: the problem's schedule was built, and waited for, before.
+        unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
+    } else {
+        grouped_gemm(&stream, arguments)
+    };
+    enqueued.unwrap_or_else(|e| panic!("{e}"));
     let bytes = out.to_vec(&stream).unwrap_or_else(|e| panic!("{e}"));
     bytes.chunks(format.bytes()).map(|bits| format.bits(bits)).collect()
 }
@@ -156,6 +176,8 @@ proptest! {
             for path in paths(&device, block_m, blocks) {
                 let d = run(&on_device, format, accumulation, path);
                 assert_within_rounding(&problem, &d, format, accumulation);
+                let settled = run_with(&on_device, format, accumulation, path, true);
+                prop_assert!(settled == d, "the settled schedule's result differs");
             }
         }
     }
@@ -303,6 +325,42 @@ fn replays_in_a_graph() {
         unsafe { graph.launch(&stream) }.unwrap();
         let replayed: Vec<u32> = out.to_vec(&stream).unwrap().into_iter().map(u32::from).collect();
         assert_eq!(replayed, eager);
+    }
+}
+
+/// Just built, a schedule is not settled: the emulated device reports the read before the wait, whatever the timing.
+#[test]
+fn a_new_schedule_is_not_settled() {
+    let mut rng = ChaCha8Rng::seed_from_u64(14);
+    let kinds = (AKind::Row, BKind::Channel);
+    let problem = Problem::draw(&[5, 3], 0, (256, 144), kinds, Values::Uniform, &mut rng);
+    let device = common::device();
+    if !device.is_emulated() || device.family() != Family::Sm90a {
+        return;
+    }
+    let stream = Stream::new(&device).unwrap();
+    for seed in 0..4 {
+        common::timing(seed);
+        let mut on_device = OnDevice::new(&device, &problem, 8);
+        let mut workspace = on_device.workspace();
+        let mut out = device.zeros::<bf16>(8 * 256).unwrap();
+        let mut entries = device.uninit(on_device.entries.len()).unwrap();
+        let schedule = TileScheduleOut { block_m: 8, entries: entries.as_mut_slice() };
+        tile_schedule(&stream, on_device.offsets.as_slice(), 2, 8, schedule).unwrap();
+        on_device.entries = entries;
+        let mut gemm = |settled| {
+            let arguments = arguments(&on_device, &mut workspace, GemmOut::Bf16(out.as_mut_slice()));
+            if settled {
+                // SAFETY: on the emulated device a wrong promise is a report.
+                unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
+            } else {
+                grouped_gemm(&stream, arguments)
+            }
+        };
+        let fault = gemm(true).unwrap_err().to_string();
+        assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
+        gemm(false).unwrap();
+        gemm(true).unwrap();
     }
 }
 

@@ -10,8 +10,10 @@ use crate::layer::config::{MoeConfig, Quantization, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
-use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm};
-use crate::ops::grouped_gemm::{AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm};
+use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm_with_settled_schedule};
+use crate::ops::grouped_gemm::{
+    AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm_with_settled_schedule,
+};
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
@@ -312,7 +314,9 @@ impl Call<'_> {
             accumulation: self.config.accumulation,
             path: self.config.path,
         };
-        grouped_gemm(stream, args)
+        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors. The
+        // weights were there before the first forward.
+        unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
     /// `[P, H] = [P, I] * w2^T`.
@@ -339,7 +343,9 @@ impl Call<'_> {
             accumulation,
             path: self.config.path,
         };
-        grouped_gemm(stream, args)
+        // SAFETY: `permute` wrote the schedule, and GEMM 1 at least lies between, whose threads all wait for their predecessors. The
+        // weights were there before the first forward.
+        unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
     fn first_gemm_shape(&self) -> GemmShape {
@@ -411,7 +417,9 @@ impl Call<'_> {
             accumulation: self.config.accumulation,
             path: self.config.path,
         };
-        gated_gemm(stream, args)
+        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors. The
+        // weights were there before the first forward.
+        unsafe { gated_gemm_with_settled_schedule(stream, args) }
     }
 
     fn activate(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {

@@ -87,27 +87,42 @@ pub fn is_supported(device: &Device, path: Path) -> bool {
 
 /// Multiplies, activates and quantises. One launch; nothing is written past row `expert_offsets[E_loc]`.
 pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
-    let (device, path) = (stream.device(), arguments.path);
-    let hopper = heuristics::takes_hopper(OP, device, path)?;
-    require(hopper, OP, "path", format!("{path:?}"), || {
-        "must lead to the Hopper kernels: others have no gated GEMM".into()
-    })?;
-    let tile = arguments.check(stream)?;
-    let shape = arguments.shape.gemm();
-    let promoted = change_along_k(&arguments.a_scale, &arguments.b_scale)
-        || arguments.accumulation == Accumulation::Promoted;
-    if shape.rows == 0 || shape.experts == 0 {
-        return Ok(());
-    }
-    let row_tiles = tile_schedule_entries(shape.rows, shape.experts, tile.block_m()) - TILE_SCHEDULE_HEADER;
-    let items = row_tiles
-        .saturating_mul(arguments.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
-    heuristics::check_slabs(OP, items, &shape)?;
-    let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
-    arguments.launch(stream, tile, promoted, blocks)
+    arguments.enqueue(stream, false)
+}
+
+/// As [`gated_gemm`], for a schedule that was complete before the kernel that precedes this call in the stream began to write. A
+/// kernel for few rows then streams its first weights while that one ends.
+///
+/// # Safety
+/// As for [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+pub unsafe fn gated_gemm_with_settled_schedule(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
+    arguments.enqueue(stream, true)
 }
 
 impl GatedGemm<'_> {
+    /// `schedule_is_settled`: see [`gated_gemm_with_settled_schedule`].
+    fn enqueue(&self, stream: &Stream, schedule_is_settled: bool) -> Result<()> {
+        let (device, path) = (stream.device(), self.path);
+        let hopper = heuristics::takes_hopper(OP, device, path)?;
+        require(hopper, OP, "path", format!("{path:?}"), || {
+            "must lead to the Hopper kernels: others have no gated GEMM".into()
+        })?;
+        let tile = self.check(stream)?;
+        let shape = self.shape.gemm();
+        let promoted =
+            change_along_k(&self.a_scale, &self.b_scale) || self.accumulation == Accumulation::Promoted;
+        if shape.rows == 0 || shape.experts == 0 {
+            return Ok(());
+        }
+        let row_tiles =
+            tile_schedule_entries(shape.rows, shape.experts, tile.block_m()) - TILE_SCHEDULE_HEADER;
+        let items = row_tiles
+            .saturating_mul(self.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
+        heuristics::check_slabs(OP, items, &shape)?;
+        let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
+        self.launch(stream, tile, promoted, blocks, schedule_is_settled)
+    }
+
     fn check(&self, stream: &Stream) -> Result<HopperTile> {
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         require(k >= 16 && k.is_multiple_of(16), OP, "k", k, || "must be a positive multiple of 16".into())?;
@@ -144,7 +159,14 @@ impl GatedGemm<'_> {
         Ok(HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide))
     }
 
-    fn launch(&self, stream: &Stream, tile: HopperTile, promoted: bool, blocks: u32) -> Result<()> {
+    fn launch(
+        &self,
+        stream: &Stream,
+        tile: HopperTile,
+        promoted: bool,
+        blocks: u32,
+        schedule_is_settled: bool,
+    ) -> Result<()> {
         use kernels::{
             HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
             HopperWideGatedFast, HopperWideGatedPromoted,
@@ -166,7 +188,7 @@ impl GatedGemm<'_> {
         let (schedule, q, activation) =
             (self.schedule.entries.ptr(), self.q.ptr().cast(), self.function as u32);
         let partials = self.workspace.ptr().cast();
-        let shared = tile.shared_bytes(promoted);
+        let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
                 let kernel = $kernel {
@@ -179,7 +201,7 @@ impl GatedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
             };
         }
         match (tile, promoted) {

@@ -187,30 +187,46 @@ pub struct GroupedGemm<'a> {
 
 /// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
 pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
-    arguments.check(stream)?;
-    let plan = heuristics::plan(
-        stream.device(),
-        &arguments.shape,
-        arguments.schedule.block_m,
-        arguments.accumulation,
-        arguments.scales_change_along_k(),
-        arguments.path,
-    )?;
-    match plan {
-        Plan::Nothing => Ok(()),
-        Plan::Portable { tile, promoted, blocks } => {
-            arguments.launch_portable(stream, tile, promoted, blocks)
-        }
-        Plan::Hopper { tile, promoted, blocks } => arguments.launch_hopper(stream, tile, promoted, blocks),
-    }
+    arguments.enqueue(stream, false)
 }
 
+/// As [`grouped_gemm`], for a schedule that was complete before the kernel that precedes this call in the stream began to write. A
+/// kernel for few rows then streams its first weights while that one ends.
+///
+/// # Safety
+/// The kernel that wrote the schedule's tiles is not the one that directly precedes this call in the stream, and every kernel since
+/// orders itself behind its predecessor: it was launched without programmatic stream serialization, or each of its threads
+/// executes `griddepcontrol.wait` before `griddepcontrol.launch_dependents` and before it exits. The kernels of this library do.
+/// The kernel that directly precedes does not write B.
+pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
+    arguments.enqueue(stream, true)
+}
 /// Bytes of workspace that a grouped GEMM with tiles of `block_m` rows needs on this device, whatever its shape.
 pub fn workspace_bytes(device: &Device, block_m: usize) -> usize {
     heuristics::partials_bytes(device, block_m)
 }
 
 impl GroupedGemm<'_> {
+    /// `schedule_is_settled`: see [`grouped_gemm_with_settled_schedule`].
+    fn enqueue(&self, stream: &Stream, schedule_is_settled: bool) -> Result<()> {
+        self.check(stream)?;
+        let plan = heuristics::plan(
+            stream.device(),
+            &self.shape,
+            self.schedule.block_m,
+            self.accumulation,
+            self.scales_change_along_k(),
+            self.path,
+        )?;
+        match plan {
+            Plan::Nothing => Ok(()),
+            Plan::Portable { tile, promoted, blocks } => self.launch_portable(stream, tile, promoted, blocks),
+            Plan::Hopper { tile, promoted, blocks } => {
+                self.launch_hopper(stream, tile, promoted, blocks, schedule_is_settled)
+            }
+        }
+    }
+
     /// Whether there is a scale per group or block, to be applied every 128 of K.
     fn scales_change_along_k(&self) -> bool {
         change_along_k(&self.a_scale, &self.b_scale)

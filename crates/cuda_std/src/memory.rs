@@ -15,6 +15,7 @@ mod path {
     pub const COHERENT: u32 = 0;
     pub const READ_ONLY: u32 = 1;
     pub const READ_ONLY_STREAMING: u32 = 2;
+    pub const STRONG: u32 = 3;
 }
 
 /// Loads through L1 and L2: `ld.global`.
@@ -55,6 +56,16 @@ pub unsafe fn load_nc_streaming<V: Vector>(pointer: *const V) -> V {
 pub unsafe fn load_nc_hinted<V: Vector>(pointer: *const V, policy: Policy) -> V {
     // SAFETY: the caller's contract.
     unsafe { V::load_nc_hinted(pointer, policy) }
+}
+
+/// Loads from L2, whatever an earlier kernel has left in L1: `ld.relaxed.gpu.global`.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+pub unsafe fn load_strong<V: Vector>(pointer: *const V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe { V::load::<{ path::STRONG }>(pointer) }
 }
 
 /// Stores: `st.global`.
@@ -107,6 +118,7 @@ macro_rules! vector {
                     match PATH {
                         path::COHERENT => vector!(@load "ld.global.", $suffix, $operands, $class, pointer, $($name)+),
                         path::READ_ONLY => vector!(@load "ld.global.nc.", $suffix, $operands, $class, pointer, $($name)+),
+                        path::STRONG => vector!(@load "ld.relaxed.gpu.global.", $suffix, $operands, $class, pointer, $($name)+),
                         _ => vector!(@load "ld.global.nc.L1::no_allocate.", $suffix, $operands, $class, pointer, $($name)+),
                     }
                 }

@@ -56,6 +56,8 @@ pub(crate) struct Block {
     pub barriers: Vec<Barrier>,
     /// Threads that have not exited.
     pub live: u32,
+    /// A thread has executed `griddepcontrol.wait`, or need not.
+    pub waited: bool,
     /// mbarriers by address.
     pub mbarriers: HashMap<u64, Mbarrier>,
     pub warpgroups: Vec<Warpgroup>,

@@ -37,6 +37,8 @@ pub enum FaultKind {
     AsyncHazard,
     /// The asynchronous proxy reads what the generic proxy wrote, without a `fence.proxy.async` in between.
     MissingProxyFence,
+    /// What a preceding kernel wrote, touched before `griddepcontrol.wait`.
+    MissingGridWait,
     /// `trap` or `brkpt`.
     Trap,
     /// Operands that the ISA leaves undefined (for example a bad barrier count).
@@ -57,6 +59,7 @@ impl FaultKind {
             FaultKind::Race => "data race",
             FaultKind::AsyncHazard => "asynchronous operation not waited for",
             FaultKind::MissingProxyFence => "missing proxy fence",
+            FaultKind::MissingGridWait => "missing wait for the preceding kernel",
             FaultKind::Trap => "trap",
             FaultKind::InvalidOperand => "invalid operand",
         }

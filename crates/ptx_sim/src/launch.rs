@@ -1,6 +1,7 @@
 //! What all blocks of a launch share, and the state of one worker.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::block::{Block, Cluster};
 use crate::code::{Code, Frame, Special};
@@ -27,6 +28,12 @@ pub(crate) struct Environment<'a> {
     pub dynamic_shared: u32,
     pub sm_count: u32,
     pub seed: u64,
+    /// Its number among all launches of the machine, from 1.
+    pub number: u32,
+    /// Numbers of the launches whose writes threads may not touch before they wait.
+    pub unsettled: &'a [u32],
+    /// A block has signalled or exited before it waited.
+    pub early: AtomicBool,
 }
 
 /// A small, fast generator of timing decisions (splitmix64).
@@ -168,6 +175,8 @@ impl Environment<'_> {
                 }
                 None => self.first_warp(number, agent, live, poison),
             };
+            // Where nothing is unsettled there is nothing to wait for.
+            warp.waited = if self.unsettled.is_empty() { !0 } else { 0 };
             for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| !special.is_lane_wise())
             {
                 let value = self.uniform(special, &place);
@@ -186,6 +195,7 @@ impl Environment<'_> {
             shared: SharedMemory::new(self.shared_bytes(), poison),
             barriers: Vec::new(),
             live: threads,
+            waited: self.unsettled.is_empty(),
             mbarriers: Default::default(),
             warpgroups: (0..threads.div_ceil(128)).map(|_| Default::default()).collect(),
             effects: 0,

@@ -16,7 +16,8 @@
 //!   and lands its result, is drawn from the launch's seed, anywhere the PTX ISA allows.
 //! * Always checked: out-of-bounds and misaligned accesses, use after free, uninitialised reads of shared and
 //!   global memory, divergent use of aligned instructions, deadlock, data races on shared memory, results and
-//!   operands of asynchronous operations touched before their wait, missing proxy fences.
+//!   operands of asynchronous operations touched before their wait, missing proxy fences; in a [`Chain`] of launches, what the
+//!   preceding kernel wrote touched before `griddepcontrol.wait`.
 //!
 //! The chapters of the PTX ISA that an implementation follows are named where it is implemented.
 
@@ -52,6 +53,7 @@ mod mbarrier;
 pub mod memory;
 pub mod mma;
 pub mod module;
+mod overlap;
 pub mod ptx;
 mod race;
 mod registers;
@@ -67,3 +69,4 @@ pub use fault::{Fault, FaultKind, LoadError};
 pub use machine::{Launch, Machine, MachineConfig};
 pub use memory::MemoryError;
 pub use module::{Entry, Module, Param};
+pub use overlap::Chain;

@@ -1,6 +1,7 @@
 //! One simulated GPU: its memory, its modules, its launches.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crate::code::Frame;
 use crate::counters::Counters;
@@ -8,6 +9,7 @@ use crate::fault::{Fault, FaultKind, LoadError, Place};
 use crate::launch::Environment;
 use crate::memory::{GlobalMemory, MemoryError};
 use crate::module::{Entry, Module};
+use crate::overlap::Chain;
 use crate::shared_memory::FIRST;
 use crate::{decode, ptx, scheduler};
 
@@ -40,6 +42,8 @@ impl Default for MachineConfig {
 pub struct Machine {
     config: MachineConfig,
     memory: Arc<GlobalMemory>,
+    /// Launches so far.
+    launches: AtomicU32,
 }
 
 /// One kernel launch.
@@ -69,7 +73,7 @@ impl Machine {
     /// A GPU with empty memory.
     pub fn new(config: MachineConfig) -> Machine {
         let memory = Arc::new(GlobalMemory::new(config.memory_bytes));
-        Machine { config, memory }
+        Machine { config, memory, launches: AtomicU32::new(0) }
     }
 
     /// What this machine simulates.
@@ -125,6 +129,17 @@ impl Machine {
 
     /// Runs a kernel to its end.
     pub fn launch(&self, launch: &Launch<'_>) -> Result<Counters, Fault> {
+        self.launch_in(&mut Chain::default(), false, launch)
+    }
+
+    /// Runs a kernel of a stream to its end; `programmatic`: launched with programmatic stream serialization, so that it waits for
+    /// its predecessor itself.
+    pub fn launch_in(
+        &self,
+        chain: &mut Chain,
+        programmatic: bool,
+        launch: &Launch<'_>,
+    ) -> Result<Counters, Fault> {
         let invalid = |detail: String| Fault {
             kind: FaultKind::InvalidLaunch,
             kernel: launch.entry.to_string(),
@@ -157,12 +172,18 @@ impl Machine {
             dynamic_shared: launch.dynamic_shared,
             sm_count: self.config.sm_count,
             seed: launch.seed,
+            number: self.launches.fetch_add(1, Relaxed) + 1,
+            unsettled: chain.unsettled(programmatic),
+            early: AtomicBool::new(false),
         };
         let per_sm = (limits::SHARED_PER_SM / (env.shared_bytes() + FIRST))
             .min(limits::THREADS_PER_SM / env.threads().next_multiple_of(32))
             .min(limits::BLOCKS_PER_SM);
         let resident = u64::from(self.config.sm_count * per_sm.max(1)) / u64::from(env.cluster_blocks());
-        scheduler::run(&env, launch.workers.unwrap_or(self.config.workers), resident)
+        let result = scheduler::run(&env, launch.workers.unwrap_or(self.config.workers), resident);
+        let (number, early) = (env.number, env.early.into_inner());
+        chain.ran(number, programmatic, early);
+        result
     }
 
     fn check(

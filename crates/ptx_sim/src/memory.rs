@@ -14,8 +14,10 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
+
+use crate::overlap::UNIT;
 
 /// First address of global memory.
 pub const FIRST: u64 = 0x1000_0000_0000;
@@ -89,6 +91,8 @@ pub(crate) struct Allocation {
     pub len: u64,
     data: Bytes,
     shadow: Bytes,
+    /// For every [`UNIT`] bytes the number of the launch that wrote there last, a u32.
+    writers: Bytes,
     /// Every byte has been written: the shadow need not be looked at any more.
     full: AtomicBool,
 }
@@ -107,6 +111,30 @@ impl Allocation {
     /// Whether every byte is known to be initialised.
     pub fn is_full(&self) -> bool {
         self.full.load(Relaxed)
+    }
+
+    /// Numbers of the launches that last wrote the units of a range inside; 0 where none did.
+    pub fn writers(&self, offset: u64, bytes: u64) -> impl Iterator<Item = u32> {
+        self.units(offset, bytes).iter().map(|writer| writer.load(Relaxed))
+    }
+
+    /// Notes who writes a range inside.
+    #[inline(always)]
+    pub fn note_writer(&self, offset: u64, bytes: u64, number: u32) {
+        for writer in self.units(offset, bytes) {
+            writer.store(number, Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn units(&self, offset: u64, bytes: u64) -> &[AtomicU32] {
+        debug_assert!(offset + bytes <= self.len);
+        let (first, end) = (offset / UNIT, (offset + bytes).div_ceil(UNIT));
+        // SAFETY: there is an aligned word for every unit of the allocation, shared only as an atomic.
+        unsafe {
+            let words = self.writers.start.as_ptr().cast::<AtomicU32>();
+            std::slice::from_raw_parts(words.add(first as usize), (end - first) as usize)
+        }
     }
 
     fn bytes(&self, of: &Bytes, offset: u64, len: u64) -> &[AtomicU8] {
@@ -246,6 +274,7 @@ impl GlobalMemory {
             len: bytes,
             data: Bytes::zeroed(bytes),
             shadow: Bytes::zeroed(bytes),
+            writers: Bytes::zeroed(bytes.div_ceil(UNIT) * 4),
             full: AtomicBool::new(bytes == 0),
         })));
         let index = table.allocations.len() as u32;

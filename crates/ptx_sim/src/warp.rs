@@ -18,11 +18,14 @@
 //! of the warp have come to the same instruction; then it runs once, for all of them together. If they can never
 //! come, the use was divergent.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::block::Cluster;
 use crate::exec::asynchronous::Copies;
 use crate::exec::bulk::BulkGroups;
 use crate::exec::{Ctx, Flow, Mask, Wait, lanes_of, wgmma};
 use crate::fault::FaultKind;
+use crate::launch::Environment;
 use crate::race::Clock;
 use crate::registers::RegisterFile;
 use crate::warpgroup::Products;
@@ -98,6 +101,8 @@ pub(crate) struct Warp {
     pub products: Products,
     /// Phase of the cluster's barrier in which each lane has arrived and not yet waited.
     pub cluster_arrivals: [Option<u32>; 32],
+    /// Lanes that have executed `griddepcontrol.wait`, or need not.
+    pub waited: Mask,
 }
 
 /// How a turn of a warp ended.
@@ -141,6 +146,7 @@ impl Warp {
             stores: BulkGroups::default(),
             products: Products::default(),
             cluster_arrivals: [None; 32],
+            waited: 0,
         }
     }
 
@@ -411,7 +417,9 @@ fn settle(ctx: &mut Ctx<'_>, current: usize, flow: Flow) -> Option<Turn> {
             let split = &mut warp.splits[current];
             (split.pc, split.mask, split.join) = (target, exec, join);
         }
-        Flow::Return if split.join == NONE => warp.exit_and_wake(ctx.cluster, ctx.rank, current, exec),
+        Flow::Return if split.join == NONE => {
+            warp.exit_and_wake(ctx.env, ctx.cluster, ctx.rank, current, exec)
+        }
         Flow::Return => {
             let rest = split.mask & !exec;
             if rest == 0 {
@@ -423,7 +431,7 @@ fn settle(ctx: &mut Ctx<'_>, current: usize, flow: Flow) -> Option<Turn> {
                 warp.splits.push(Split { pc: next, mask: rest, join, state: State::Ready, resumed: false });
             }
         }
-        Flow::Exit => warp.exit_and_wake(ctx.cluster, ctx.rank, current, exec),
+        Flow::Exit => warp.exit_and_wake(ctx.env, ctx.cluster, ctx.rank, current, exec),
         Flow::Meet => split.state = State::Meet,
         Flow::Wait => {
             split.pc += 1;
@@ -442,9 +450,20 @@ fn settle(ctx: &mut Ctx<'_>, current: usize, flow: Flow) -> Option<Turn> {
 
 impl Warp {
     /// Lanes exit; barriers that waited only for them may complete.
-    fn exit_and_wake(&mut self, cluster: &mut Cluster, rank: usize, split: usize, lanes: Mask) {
+    fn exit_and_wake(
+        &mut self,
+        env: &Environment<'_>,
+        cluster: &mut Cluster,
+        rank: usize,
+        split: usize,
+        lanes: Mask,
+    ) {
         self.exit(split, lanes);
         cluster.leave(rank, lanes, &self.cluster_arrivals);
+        let block = &cluster.blocks[rank];
+        if block.live == 0 && !block.waited {
+            env.early.store(true, Relaxed);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ impl GroupedGemm<'_> {
         tile: HopperTile,
         promoted: bool,
         blocks: u32,
+        schedule_is_settled: bool,
     ) -> Result<()> {
         use kernels::{
             HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
@@ -28,7 +29,7 @@ impl GroupedGemm<'_> {
         let (out, out_type) = self.out.raw();
         let (n, k, schedule) = (n as u32, k as u32, self.schedule.entries.ptr());
         let partials = self.workspace.ptr().cast();
-        let shared = tile.shared_bytes(promoted);
+        let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
                 let kernel = $kernel { a, b, a_scale, b_scale, schedule, out, n, k, a_scale_kind, b_scale_kind, out_type, $($field),* };
@@ -39,7 +40,7 @@ impl GroupedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials })
+                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
             };
         }
         match (tile, promoted) {

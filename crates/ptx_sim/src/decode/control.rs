@@ -7,6 +7,7 @@ use super::parts::Parts;
 use super::variables::Symbol;
 use crate::counters::Class;
 use crate::exec::{Inst, special};
+use crate::overlap;
 use crate::ptx::ast::Operand;
 
 pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
@@ -42,10 +43,13 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
             body.emit(parts, Class::Other, inst);
         }
         "griddepcontrol" => {
-            if !parts.mods.take("wait") && !parts.mods.take("launch_dependents") {
+            let inst = if parts.mods.take("wait") {
+                parts.inst(overlap::wait)
+            } else if parts.mods.take("launch_dependents") {
+                parts.inst(overlap::launch_dependents)
+            } else {
                 return Err("`.wait` or `.launch_dependents` is missing".to_string());
-            }
-            let inst = parts.inst(special::grid_dependency);
+            };
             body.emit(parts, Class::Other, inst);
         }
         _ => {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::abi::*;
 use super::device::profile;
 use super::state::{Outcome, Registry, api, device, fail, give, lock};
-use super::{allocation, capture, module};
+use super::{allocation, capture, history, module};
 
 /// One context.
 pub(super) struct Context {
@@ -313,6 +313,7 @@ pub unsafe extern "C" fn cuCtxGetApiVersion(context: CUcontext, out: *mut c_uint
 pub extern "C" fn cuCtxSynchronize() -> CUresult {
     api("cuCtxSynchronize", || {
         current()?;
+        history::end_all();
         capture::forbid_synchronisation()
     })
 }
@@ -324,6 +325,7 @@ pub extern "C" fn cuCtxSynchronize_v2(context: CUcontext) -> CUresult {
         if !context.is_null() {
             live(context)?;
         }
+        history::end_all();
         capture::forbid_synchronisation()
     })
 }

@@ -13,7 +13,9 @@ use super::context::current;
 use super::control;
 use super::launch::{Shape, prepare};
 use super::state::{Outcome, Registry, api, fail, give, lock, new_handle};
+use super::stream::continued;
 use super::work::{KernelCall, Work};
+use crate::Chain;
 
 /// One node: its work and the nodes that must run before it, by index in the graph; all come before it there.
 #[derive(Clone)]
@@ -364,6 +366,9 @@ pub unsafe extern "C" fn cuGraphLaunch(handle: CUgraphExec, stream: CUstream) ->
         }
         capture::forbid_in(stream)?;
         let graph = EXECUTABLES.get(handle)?;
+        // A graph begins when the stream's work has ended, and what follows when the graph has.
+        let mut chain = Chain::new();
+        let mut last = None;
         let mut pending: Vec<usize> = (0..graph.nodes.len()).collect();
         let mut done = BTreeSet::new();
         while !pending.is_empty() {
@@ -372,11 +377,17 @@ pub unsafe extern "C" fn cuGraphLaunch(handle: CUgraphExec, stream: CUstream) ->
                 .collect();
             let at = ready[control::choose(ready.len())];
             let index = pending.remove(at);
+            let node = &graph.nodes[index];
+            // Edges are programmatic only from one node to the next of a chain.
+            if last.is_none() || !node.dependencies.iter().copied().eq(last) {
+                chain.interrupt();
+            }
             // SAFETY: the caller's promise.
-            unsafe { graph.nodes[index].work.run(true)? };
+            unsafe { node.work.run(&mut chain, true)? };
+            last = Some(index);
             done.insert(index);
         }
-        Ok(())
+        continued(stream, Chain::interrupt)
     })
 }
 

@@ -28,6 +28,7 @@ mod control;
 mod device;
 mod functions;
 mod graph;
+mod history;
 mod launch;
 mod library;
 mod module;

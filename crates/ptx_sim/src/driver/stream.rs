@@ -9,8 +9,10 @@ use std::time::Instant;
 use super::abi::*;
 use super::capture::{self, Branch, Capture};
 use super::context::current;
+use super::history::{self, History};
 use super::state::{Outcome, Registry, api, fail, give, lock};
 use super::work::Work;
+use crate::Chain;
 
 /// One stream.
 pub(super) struct Stream {
@@ -19,6 +21,7 @@ pub(super) struct Stream {
     pub context: usize,
     /// Its part in a capture, while it captures.
     pub branch: Mutex<Option<Branch>>,
+    history: History,
 }
 
 /// One event.
@@ -37,6 +40,8 @@ pub(super) enum EventState {
     Captured { capture: Arc<Capture>, tail: BTreeSet<usize> },
 }
 
+/// Of the streams that exist without being made.
+static HISTORY: History = History::new();
 static STREAMS: Registry<Stream> = Registry::new("stream");
 static EVENTS: Registry<Event> = Registry::new("event");
 
@@ -66,7 +71,15 @@ pub(super) unsafe fn submit(handle: CUstream, work: Work) -> Outcome {
         }
     }
     // SAFETY: handed on.
-    unsafe { work.run(false) }
+    continued(handle, |chain| unsafe { work.run(chain, false) })?
+}
+
+/// Runs something that continues a stream.
+pub(super) fn continued<T>(handle: CUstream, run: impl FnOnce(&mut Chain) -> T) -> Outcome<T> {
+    if is_special(handle) {
+        return Ok(HISTORY.continued(run));
+    }
+    Ok(stream_of(handle)?.history.continued(run))
 }
 
 /// Makes a stream.
@@ -102,7 +115,7 @@ unsafe fn create(out: *mut CUstream, flags: c_uint, priority: c_int) -> Outcome 
         return fail(CUDA_ERROR_INVALID_VALUE, "phStream is null");
     }
     let priority = priority.clamp(-5, 0);
-    let stream = Stream { flags, priority, context, branch: Mutex::new(None) };
+    let stream = Stream { flags, priority, context, branch: Mutex::new(None), history: History::new() };
     // SAFETY: the caller's promise.
     unsafe { give(out, "phStream", STREAMS.insert(Arc::new(stream))) }
 }
@@ -131,9 +144,12 @@ pub extern "C" fn cuStreamQuery(handle: CUstream) -> CUresult {
 fn wait(handle: CUstream) -> Outcome {
     current()?;
     if is_special(handle) {
+        history::end_all();
         return capture::forbid_legacy_stream();
     }
-    capture::forbid_in(handle)
+    capture::forbid_in(handle)?;
+    stream_of(handle)?.history.end();
+    Ok(())
 }
 
 /// Makes a stream wait for an event. Work runs in the order of the calls, so this matters to captures only.
@@ -280,6 +296,7 @@ fn completed(event: CUevent) -> Outcome {
 pub extern "C" fn cuEventQuery(event: CUevent) -> CUresult {
     api("cuEventQuery", || {
         capture::forbid_unsafe_call()?;
+        history::end_all();
         completed(event)
     })
 }
@@ -288,6 +305,7 @@ pub extern "C" fn cuEventQuery(event: CUevent) -> CUresult {
 pub extern "C" fn cuEventSynchronize(event: CUevent) -> CUresult {
     api("cuEventSynchronize", || {
         capture::forbid_unsafe_call()?;
+        history::end_all();
         completed(event)
     })
 }

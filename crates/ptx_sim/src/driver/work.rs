@@ -7,7 +7,7 @@ use super::abi::*;
 use super::control::{self, LaunchRecord};
 use super::module::Function;
 use super::state::{Failure, Outcome, device};
-use crate::{FaultKind, Launch};
+use crate::{Chain, FaultKind, Launch};
 
 /// An address in the memory of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,15 +50,15 @@ impl Work {
         }
     }
 
-    /// Does it, now.
+    /// Does it, now. `chain`: what has run before in its stream.
     ///
     /// # Safety
     /// Host addresses are valid for their lengths, for reading or writing as the work needs, and a host
     /// function may be called with its data: what the CUDA API asks of a caller until the work is done.
-    pub unsafe fn run(&self, from_graph: bool) -> Outcome {
+    pub unsafe fn run(&self, chain: &mut Chain, from_graph: bool) -> Outcome {
         let machine = &device()?.machine;
         match self {
-            Work::Kernel(call) => return call.run(from_graph),
+            Work::Kernel(call) => return call.run(chain, from_graph),
             Work::HostToDevice { dst, src, bytes } => {
                 // SAFETY: the caller promises that the range can be read.
                 machine.write(*dst, unsafe { std::slice::from_raw_parts(src.0 as *const u8, *bytes) })?;
@@ -78,12 +78,13 @@ impl Work {
             // SAFETY: the caller promises that the function may be called with this data.
             Work::Host { function, data } => unsafe { function(*data as *mut c_void) },
         }
+        chain.interrupt();
         Ok(())
     }
 }
 
 impl KernelCall {
-    fn run(&self, from_graph: bool) -> Outcome {
+    fn run(&self, chain: &mut Chain, from_graph: bool) -> Outcome {
         let (seed, workers) = control::next_launch();
         let launch = Launch {
             module: &self.function.module.module,
@@ -96,7 +97,7 @@ impl KernelCall {
             seed,
             workers,
         };
-        let result = device()?.machine.launch(&launch);
+        let result = device()?.machine.launch_in(chain, self.programmatic, &launch);
         control::record(LaunchRecord {
             kernel: self.function.entry.name.clone(),
             grid: self.grid,

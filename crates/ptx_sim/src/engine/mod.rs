@@ -98,6 +98,8 @@ pub(crate) struct Issuer {
     pub warp: u32,
     pub lane: u8,
     pub pc: u32,
+    /// It had executed `griddepcontrol.wait`, or need not have.
+    pub waited: bool,
 }
 
 /// An operation in flight.
@@ -234,7 +236,7 @@ impl Surroundings<'_, '_> {
             Work::Load { source: Source::Global(global, counts), to, bytes, .. } => {
                 let mut unseen = Counters::default();
                 let counters = if *counts { &mut *self.counters } else { &mut unseen };
-                let (data, missing) = transfer::read(self.env, counters, global, to.1, *bytes)
+                let (data, missing) = transfer::read(self.env, issuer.waited, counters, global, to.1, *bytes)
                     .map_err(|(kind, detail)| failed(issuer, kind, detail))?;
                 hollow = missing;
                 data
@@ -269,7 +271,7 @@ impl Surroundings<'_, '_> {
             }
             Work::Store { from: (_, at), to, reduce, .. } => {
                 self.cluster.blocks[issuer.rank].effects += 1;
-                transfer::write(self.env, self.counters, &to, at, &data, reduce)
+                transfer::write(self.env, issuer.waited, self.counters, &to, at, &data, reduce)
                     .map_err(|(kind, detail)| failed(issuer, kind, detail))
             }
             Work::Arrive { mut copies, barrier } => {

@@ -13,6 +13,7 @@ use crate::fault::FaultKind;
 use crate::launch::Environment;
 use crate::mbarrier::Hollow;
 use crate::memory::{Allocation, Lookup};
+use crate::overlap;
 use crate::tensor_map::TensorMapError;
 
 /// Why a transfer is impossible.
@@ -34,11 +35,18 @@ impl From<TensorMapError> for Refused {
 /// Finds the allocation of a range of global memory; neighbouring ranges are found quickly.
 struct Finder<'a> {
     env: &'a Environment<'a>,
+    /// Whether unsettled memory may be touched.
+    waited: bool,
     last: Option<&'a Allocation>,
 }
 
 impl<'a> Finder<'a> {
     fn find(&mut self, address: u64, bytes: u64, what: &str) -> Result<(&'a Allocation, usize), Refusal> {
+        if !self.waited
+            && let Some(detail) = overlap::refusal(self.env, address, bytes, what)
+        {
+            return Err((FaultKind::MissingGridWait, detail));
+        }
         let inside = |a: &Allocation| {
             address >= a.base && address - a.base <= a.len && a.len - (address - a.base) >= bytes
         };
@@ -170,6 +178,7 @@ fn sectors(address: u64, bytes: u64) -> u64 {
 /// What shared memory is to hold from `shared` on, and the words of it that come from bytes nobody has written.
 pub(super) fn read(
     env: &Environment<'_>,
+    waited: bool,
     counters: &mut Counters,
     from: &Global,
     shared: u64,
@@ -184,7 +193,7 @@ pub(super) fn read(
             _ => hollow.push((word, bit)),
         }
     };
-    let mut finder = Finder { env, last: None };
+    let mut finder = Finder { env, waited, last: None };
     match from {
         Global::Line(address) => {
             let (allocation, at) = finder.find(*address, u64::from(bytes), "load")?;
@@ -223,16 +232,18 @@ pub(super) fn read(
 /// Writes what shared memory held from `shared` on.
 pub(super) fn write(
     env: &Environment<'_>,
+    waited: bool,
     counters: &mut Counters,
     to: &Global,
     shared: u64,
     data: &[u8],
     reduction: Option<Reduction>,
 ) -> Result<(), Refusal> {
-    let mut finder = Finder { env, last: None };
+    let mut finder = Finder { env, waited, last: None };
     let mut put = |address: u64, bytes: &[u8]| {
         let what = if reduction.is_some() { "reduction" } else { "store" };
         let (allocation, at) = finder.find(address, bytes.len() as u64, what)?;
+        allocation.note_writer(at as u64, bytes.len() as u64, env.number);
         counters.global_store_bytes += bytes.len() as u64;
         counters.global_store_sectors += sectors(address, bytes.len() as u64);
         match reduction {

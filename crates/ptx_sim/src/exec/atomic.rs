@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::address::{SHARED, Window, addresses, by_window, flag};
-use super::global::{Element, locate, sectors, uninitialised};
+use super::global::{Element, locate, note_writes, sectors, uninitialised};
 use super::lanes::{Body, handler, instance};
 use super::shared::{bank_conflicts, block_of};
 use super::{Ctx, Flow, Handler, Inst};
@@ -124,6 +124,7 @@ unsafe fn global<E: Atomic, S: Copy + TryInto<E> + From<E>, F: Fn(E, E, E) -> E 
         }
         ctx.cluster.blocks[ctx.rank].effects += u64::from(changed);
     }
+    note_writes(ctx, at, E::BYTES);
     let counters = &mut ctx.tally.counters;
     counters.global_store_bytes += u64::from(exec.count_ones() * E::BYTES);
     counters.global_store_sectors += sectors(exec, at, E::BYTES);

@@ -133,6 +133,9 @@ pub(crate) fn locate(
                         shadow.wrapping_add(addresses[lane].wrapping_sub(allocation.base) as usize);
                 }
             }
+            if ctx.exec & !ctx.warp.waited != 0 {
+                ctx.check_settled(addresses, bytes, what)?;
+            }
             return Ok(located);
         }
     }
@@ -174,7 +177,24 @@ fn locate_each(ctx: &mut Ctx<'_>, addresses: &[u64; 32], bytes: u32, what: &str)
         };
         return Err(ctx.stop(kind, 1 << lane, format!("{bytes}-byte {what} at {address:#x}, {reason}")));
     }
+    ctx.check_settled(addresses, bytes, what)?;
     Ok(located)
+}
+
+/// Notes that the executing lanes have written to located addresses.
+#[inline(always)]
+pub(crate) fn note_writes(ctx: &Ctx<'_>, addresses: &[u64; 32], bytes: u32) {
+    let (env, mut last) = (ctx.env, None::<&Allocation>);
+    for lane in lanes_of(ctx.exec) {
+        let address = addresses[lane];
+        if last.is_none_or(|a| address.wrapping_sub(a.base) >= a.len) {
+            let Lookup::Live(allocation) = env.memory.lookup(address) else { continue };
+            last = Some(allocation);
+        }
+        if let Some(allocation) = last {
+            allocation.note_writer(address - allocation.base, bytes.into(), env.number);
+        }
+    }
 }
 
 /// Distinct 32-byte sectors that naturally aligned accesses of `bytes` bytes touch.
@@ -318,6 +338,7 @@ unsafe fn store_global<E: Element, S: Copy, F: Fn(S) -> E + Copy>(
             }
         }
     }
+    note_writes(ctx, addresses, bytes);
     let counters = &mut ctx.tally.counters;
     counters.global_store_bytes += u64::from(exec.count_ones() * bytes);
     counters.global_store_sectors += sectors(exec, addresses, bytes);

@@ -76,7 +76,8 @@ impl Ctx<'_> {
 
     /// This lane, as the issuer of an asynchronous operation.
     pub fn issuer(&self, lane: usize) -> Issuer {
-        Issuer { rank: self.rank, warp: self.warp.index, lane: lane as u8, pc: self.pc }
+        let waited = self.warp.waited >> lane & 1 != 0;
+        Issuer { rank: self.rank, warp: self.warp.index, lane: lane as u8, pc: self.pc, waited }
     }
 
     /// The copies that completed phases brought may be touched now.

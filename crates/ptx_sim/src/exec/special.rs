@@ -111,15 +111,6 @@ pub(crate) unsafe fn nothing(_: &mut Ctx<'_>, _: &Inst) -> Flow {
     Flow::Next
 }
 
-/// `griddepcontrol`: launches run one after the other here, so there is nothing to wait for.
-///
-/// # Safety
-/// As for [`super::Handler`].
-pub(crate) unsafe fn grid_dependency(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    ctx.tally.counters.grid_dependency_controls += 1;
-    Flow::Next
-}
-
 /// `%clock` and `%clock64`: instructions this cluster has run. `imm` is 64 for the wide register.
 ///
 /// # Safety

@@ -116,7 +116,7 @@ macro_rules! accumulator {
             unsafe fn add_saved(&mut self, from: *const [f32; 4], stride: usize) {
                 unroll!(for i in 0..$quads {
                     // SAFETY: the caller's contract.
-                    let saved = unsafe { cuda_std::memory::load(from.add(i * stride)) };
+                    let saved = unsafe { cuda_std::memory::load_strong(from.add(i * stride)) };
                     self[4 * i] += saved[0];
                     self[4 * i + 1] += saved[1];
                     self[4 * i + 2] += saved[2];

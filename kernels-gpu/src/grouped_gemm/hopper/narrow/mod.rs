@@ -14,6 +14,13 @@
 //!
 //! Sums are always folded into f32 registers, every 128 of K: there are few of them. How items are cut for the grid is in
 //! [`share`].
+//!
+//! # Before the predecessor has ended
+//! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights before it waits for the kernel
+//! before it. The caller vouches that the number of tiles and the tiles were written by a kernel before that one, and that every
+//! thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why). Everything else is
+//! touched behind the wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may still
+//! use (the counters lie beside the number of tiles, but are words of their own), and the output.
 
 mod consume;
 mod produce;
@@ -32,7 +39,7 @@ const THREADS: u32 = CONSUMERS + 32;
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use consume::Columns;
-use produce::Producer;
+use produce::{Producer, Weights};
 use share::{Parts, Share};
 
 /// Columns of D of a plain item; a gated one has half as many of the intermediate.
@@ -57,7 +64,8 @@ macro_rules! plain {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
         #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows. `partials`: for every block of the grid ")]
-        #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so.")]
+        #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so. ")]
+        /// `schedule_is_settled`: see [`narrow`](self).
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
@@ -77,6 +85,7 @@ macro_rules! plain {
             a_scale_kind: u32,
             b_scale_kind: u32,
             out_type: u32,
+            schedule_is_settled: u32,
         ) {
             let scales = ScaleArguments {
                 a: a_scale,
@@ -92,16 +101,22 @@ macro_rules! plain {
             // between the roles by the ring's barriers alone.
             unsafe {
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                grid::wait();
-                grid::launch_dependents();
+                if schedule_is_settled == 0 {
+                    grid::wait();
+                }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
                     let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    producer.begin(share, |part| Weights::of_plain(part, &arguments));
+                    grid::wait();
+                    grid::launch_dependents();
                     while let Some(part) = share.next() {
-                        producer.fill_plain(&part, &arguments);
+                        producer.fill(&part, &Weights::of_plain(&part, &arguments), &arguments.scales);
                     }
                     return;
                 }
+                grid::wait();
+                grid::launch_dependents();
                 let columns = Columns::new(ring.stage(0));
                 let parts = Parts::new(schedule, partials, ring.end());
                 let mut position = Position::START;
@@ -128,8 +143,8 @@ macro_rules! gated {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
         ///
         #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Out: see ")]
-        /// [`Requantization`]; `partials` and counters as the plain kernels have them. With block scales, `intermediate` is a
-        /// multiple of 128.
+        /// [`Requantization`]; `partials`, counters and `schedule_is_settled` as the plain kernels have them. With block scales,
+        /// `intermediate` is a multiple of 128.
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
@@ -153,6 +168,7 @@ macro_rules! gated {
             a_scale_kind: u32,
             b_scale_kind: u32,
             activation: u32,
+            schedule_is_settled: u32,
         ) {
             let scales = ScaleArguments {
                 a: a_scale,
@@ -175,16 +191,22 @@ macro_rules! gated {
             // SAFETY: as in the plain kernels.
             unsafe {
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                grid::wait();
-                grid::launch_dependents();
+                if schedule_is_settled == 0 {
+                    grid::wait();
+                }
                 let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
                     let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    producer.begin(share, |part| Weights::of_gated(part, &arguments));
+                    grid::wait();
+                    grid::launch_dependents();
                     while let Some(part) = share.next() {
-                        producer.fill_gated(&part, &arguments);
+                        producer.fill(&part, &Weights::of_gated(&part, &arguments), &arguments.scales);
                     }
                     return;
                 }
+                grid::wait();
+                grid::launch_dependents();
                 let columns = Columns::new(ring.stage(0));
                 let parts = Parts::new(schedule, partials, ring.end());
                 let mut position = Position::START;

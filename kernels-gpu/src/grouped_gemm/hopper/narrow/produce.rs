@@ -1,9 +1,17 @@
 //! The producer warp: slab by slab, two boxes of weights and one of rows by TMA, and the scales that change along K.
+//!
+//! Weights come from no kernel. Those of the first stages are asked for before this kernel has waited for its predecessor, so that
+//! they arrive while that one ends:
+//!
+//! ```text
+//!   predecessor       ............................ | end
+//!   producer             schedule | B B B B B B  wait | A A A A A A | B A | B A | ..
+//! ```
 
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{mbarrier, thread};
 
-use super::share::Part;
+use super::share::{Part, Share};
 use super::{BN, PlainArguments};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::GatedArguments;
@@ -11,10 +19,44 @@ use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{BlockScales, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 
+/// Which weights a part takes.
+pub struct Weights {
+    /// The first rows of the two boxes.
+    rows: [u32; 2],
+    scales: BlockScales,
+}
+
+impl Weights {
+    /// Those of a plain item.
+    #[inline(always)]
+    pub fn of_plain(part: &Part, arguments: &PlainArguments) -> Self {
+        let PlainArguments { scales, n, k, .. } = arguments;
+        let column = part.column * BN;
+        let first = scales.b_block_row(part.expert, column, *n, *k);
+        // The second block may not exist.
+        let distance = if column + 128 < *n { k.div_ceil(SLAB) } else { 0 };
+        let row = part.expert * n + column;
+        Self { rows: [row, row + 128], scales: BlockScales { first, distance } }
+    }
+
+    /// Those of a gated item.
+    #[inline(always)]
+    pub fn of_gated(part: &Part, arguments: &GatedArguments) -> Self {
+        let GatedArguments { scales, out, k } = arguments;
+        let column = part.column * (BN / 2);
+        let first = scales.b_block_row(part.expert, column, 2 * out.intermediate, *k);
+        let distance = out.intermediate / 128 * k.div_ceil(SLAB);
+        let gate = part.expert * 2 * out.intermediate + column;
+        Self { rows: [gate, gate + out.intermediate], scales: BlockScales { first, distance } }
+    }
+}
+
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     ring: Ring<STAGES, STAGE_BYTES, true, 1>,
     position: Position,
+    /// Stages from `position` on whose weights are on their way.
+    ahead: u32,
     a: *const TensorMap,
     b: *const TensorMap,
     lane: u32,
@@ -23,64 +65,79 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
 impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES, STAGE_BYTES> {
     #[inline(always)]
     pub fn new(ring: Ring<STAGES, STAGE_BYTES, true, 1>, a: *const TensorMap, b: *const TensorMap) -> Self {
-        Self { ring, position: Position::START, a, b, lane: thread::lane_id() }
+        Self { ring, position: Position::START, ahead: 0, a, b, lane: thread::lane_id() }
     }
 
-    /// Fills stages with a part of a plain item.
+    /// Asks for the weights of the first slabs of a share, one to a stage.
     ///
     /// # Safety
-    /// The contract of the kernels; all lanes of the producer warp call it together.
+    /// The contract of the kernels; all lanes of the producer warp call it together, before [`fill`](Self::fill), which then
+    /// fills the stages with the parts of this share.
     #[inline(always)]
-    pub unsafe fn fill_plain(&mut self, part: &Part, arguments: &PlainArguments) {
-        let PlainArguments { scales, n, k, .. } = arguments;
-        let column = part.column * BN;
-        let first = scales.b_block_row(part.expert, column, *n, *k);
-        // The second block may not exist.
-        let distance = if column + 128 < *n { k.div_ceil(SLAB) } else { 0 };
-        let row = part.expert * n + column;
-        // SAFETY: the caller's contract.
-        unsafe { self.fill(part, [row, row + 128], scales, BlockScales { first, distance }) }
+    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> Weights) {
+        while self.ahead < STAGES
+            && let Some(part) = share.next()
+        {
+            let Weights { rows, .. } = weights(&part);
+            let mut slab = part.first_slab;
+            while slab < part.first_slab + part.slabs && self.ahead < STAGES {
+                // SAFETY: on the first lap all stages are free.
+                unsafe { self.ask_for_weights(self.ahead, slab, rows) };
+                self.ahead += 1;
+                slab += 1;
+            }
+        }
     }
 
-    /// Fills stages with a part of a gated item.
+    /// Fills stages with a part.
     ///
     /// # Safety
-    /// As [`fill_plain`](Self::fill_plain).
+    /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill_gated(&mut self, part: &Part, arguments: &GatedArguments) {
-        let GatedArguments { scales, out, k } = arguments;
-        let column = part.column * (BN / 2);
-        let first = scales.b_block_row(part.expert, column, 2 * out.intermediate, *k);
-        let blocks = BlockScales { first, distance: out.intermediate / 128 * k.div_ceil(SLAB) };
-        let gate = part.expert * 2 * out.intermediate + column;
-        // SAFETY: the caller's contract.
-        unsafe { self.fill(part, [gate, gate + out.intermediate], scales, blocks) }
-    }
-
-    #[inline(always)]
-    unsafe fn fill(&mut self, part: &Part, rows: [u32; 2], scales: &ScaleArguments, blocks: BlockScales) {
-        let mut copies = ScaleCopies::new(scales, part.first_row, part.rows, blocks, self.lane);
+    pub unsafe fn fill(&mut self, part: &Part, weights: &Weights, scales: &ScaleArguments) {
+        let mut copies = ScaleCopies::new(scales, part.first_row, part.rows, weights.scales, self.lane);
         copies.skip(scales, part.first_slab);
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
-            let k0 = (slab * SLAB) as i32;
-            self.ring.wait_empty(self.position);
-            // SAFETY: the stage is free and takes two boxes of 128 rows and one of N; the bytes expected are theirs, whatever
-            // of them lies outside the tensors. The maps are the kernel's parameters.
+            // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes a box of N rows behind
+            // them. The map is the kernel's parameter.
             unsafe {
+                if self.ahead > 0 {
+                    self.ahead -= 1;
+                } else {
+                    self.ring.wait_empty(self.position);
+                    self.ask_for_weights(stage, slab, weights.rows);
+                }
                 if self.lane == 0 {
-                    mbarrier::arrive_expect_tx(full, STAGE_BYTES);
-                    tma::load_2d(to, self.b, full, [k0, rows[0] as i32]);
-                    tma::load_2d(to + ROWS_128, self.b, full, [k0, rows[1] as i32]);
-                    tma::load_2d(to + 2 * ROWS_128, self.a, full, [k0, part.first_row as i32]);
+                    let corner = [(slab * SLAB) as i32, part.first_row as i32];
+                    tma::load_2d(to + 2 * ROWS_128, self.a, full, corner);
                 }
                 copies.issue::<N>(scales, self.ring.scales(stage), self.lane);
                 mbarrier::arrive_after_copies(full);
             }
             self.position = self.ring.next(self.position);
             slab += 1;
+        }
+    }
+
+    /// Begins a stage: says how many bytes it takes, those of the rows included, and asks for the weights.
+    ///
+    /// # Safety
+    /// The stage is free.
+    #[inline(always)]
+    unsafe fn ask_for_weights(&self, stage: u32, slab: u32, rows: [u32; 2]) {
+        if self.lane != 0 {
+            return;
+        }
+        let (to, full, k0) = (self.ring.stage(stage), self.ring.full(stage), (slab * SLAB) as i32);
+        // SAFETY: the stage takes two boxes of 128 rows before the one of N; the bytes expected are theirs, whatever of them lies
+        // outside the tensors. The map is the kernel's parameter.
+        unsafe {
+            mbarrier::arrive_expect_tx(full, STAGE_BYTES);
+            tma::load_2d(to, self.b, full, [k0, rows[0] as i32]);
+            tma::load_2d(to + ROWS_128, self.b, full, [k0, rows[1] as i32]);
         }
     }
 }

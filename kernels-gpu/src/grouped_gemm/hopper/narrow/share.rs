@@ -37,6 +37,7 @@ pub struct Part {
 }
 
 /// What is left of a block's share.
+#[derive(Clone, Copy)]
 pub struct Share {
     schedule: *const [u32; 4],
     columns: u32,
@@ -54,11 +55,12 @@ impl Share {
     /// The share of this block. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is a schedule; its tiles times `columns` times `slabs` are below 2^31.
+    /// `schedule` is a schedule, complete and performed, whether or not this kernel has waited for its predecessor; its tiles times
+    /// `columns` times `slabs` are below 2^31.
     #[inline(always)]
     pub unsafe fn new(schedule: *const [u32; 4], columns: u32, slabs: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
-        let [tiles, ..] = unsafe { memory::load(schedule) };
+        let [tiles, ..] = unsafe { memory::load_strong(schedule) };
         // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over parts do not diverge.
         let total = warp::shfl_idx(warp::FULL_MASK, tiles * columns * slabs, 0);
         let blocks = thread::grid_dim_x().min(total);
@@ -82,7 +84,7 @@ impl Share {
         let tile = item / self.columns;
         // SAFETY: an item's tile is one of the schedule, whose entries are 16-byte aligned and not written now.
         let [expert, first_row, rows, _] =
-            unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + tile) as usize)) };
+            unsafe { memory::load_strong(self.schedule.add((FIRST_TILE + tile) as usize)) };
         Some(Part { expert, first_row, rows, column: item % self.columns, first_slab, slabs, item_start })
     }
 
@@ -140,14 +142,14 @@ impl Parts {
             let number = 2 * block as usize + is_head as usize;
             self.partials.wrapping_add(number * 2 * vectors + thread as usize)
         };
-        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. The reader's
-        // counter says that all parts are written: every writer's fence comes before its block's arrival at the counter, and
-        // the reader's after it.
+        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. Who counts the last
+        // part sees all of them: in every block the barrier orders the writes of all threads before thread 0's arrival at the
+        // counter, which releases at the scope of the GPU what it has seen; the last arrival acquires, and the next barrier hands
+        // that on to the reading threads.
         unsafe {
             let own = slot(thread::block_idx_x(), part.first_slab == 0);
             sums[0].save(own, CONSUMERS as usize);
             sums[1].save(own.add(vectors), CONSUMERS as usize);
-            memory::fence_gpu();
             sync::named(CONSUMER_BARRIER, CONSUMERS);
             if thread == 0 {
                 let counter = self.counters.add(head as usize);
@@ -161,7 +163,6 @@ impl Parts {
             if warp::shfl_idx(warp::FULL_MASK, self.is_last.read(), 0) == 0 {
                 return false;
             }
-            memory::fence_gpu();
             *sums = [A::ZERO; 2];
             let mut index = 0;
             while index < count {
