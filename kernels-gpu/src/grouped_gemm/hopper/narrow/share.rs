@@ -9,6 +9,8 @@
 //!            | whole        | head | tail  | head | ..
 //! ```
 //!
+//! Where whole items would give a block at most a slab more than that, nothing is cut.
+//!
 //! A block writes a part's sums to memory, in a slot of its own: one for the tail of an item that an earlier block began, one for
 //! the head of an item that a later block ends. The block that is last to do so, as a counter tells, adds the parts up in
 //! the order of the blocks, so that the result is the same whoever is last; nobody waits. The counter is the one of the block
@@ -65,8 +67,16 @@ impl Share {
         let total = warp::shfl_idx(warp::FULL_MASK, tiles * columns * slabs, 0);
         let blocks = thread::grid_dim_x().min(total);
         let block = thread::block_idx_x();
+        // The slabs of so many whole items that all blocks together have them all.
+        let whole = (tiles * columns).div_ceil(blocks.max(1)) * slabs;
         let start = |block: u32| {
-            if block < blocks { (total as u64 * block as u64 / blocks as u64) as u32 } else { total }
+            if whole <= total / blocks.max(1) + 1 {
+                total.min(block * whole)
+            } else if block < blocks {
+                (total as u64 * block as u64 / blocks as u64) as u32
+            } else {
+                total
+            }
         };
         Self { schedule, columns, slabs, total, blocks, next: start(block), end: start(block + 1) }
     }
