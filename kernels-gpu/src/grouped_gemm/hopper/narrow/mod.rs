@@ -97,6 +97,7 @@ macro_rules! plain {
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
             unsafe {
+                produce::prefetch_maps(a, b);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 if schedule_is_settled == 0 {
                     grid::wait();
@@ -187,6 +188,7 @@ macro_rules! gated {
             let arguments = GatedArguments { scales, out, k };
             // SAFETY: as in the plain kernels.
             unsafe {
+                produce::prefetch_maps(a, b);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 if schedule_is_settled == 0 {
                     grid::wait();

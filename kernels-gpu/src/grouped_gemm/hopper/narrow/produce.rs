@@ -16,8 +16,23 @@ use super::{BN, PlainArguments};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, ROWS_128, ScaleCopies};
+use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
+
+/// Fetches the tensor maps ahead of their first use, by a lane of the producer.
+///
+/// # Safety
+/// They are tensor maps.
+#[inline(always)]
+pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap) {
+    if thread::thread_idx_x() == CONSUMERS {
+        // SAFETY: the caller's contract.
+        unsafe {
+            tma::prefetch_map(b);
+            tma::prefetch_map(a);
+        }
+    }
+}
 
 /// Which weights a part takes.
 pub struct Weights {
