@@ -111,6 +111,7 @@ macro_rules! plain {
                     while let Some(part) = share.next() {
                         producer.fill(&part, &Weights::of_plain(&part, &arguments), &arguments.scales);
                     }
+                    producer.finish();
                     return;
                 }
                 grid::wait();
@@ -202,6 +203,7 @@ macro_rules! gated {
                     while let Some(part) = share.next() {
                         producer.fill(&part, &Weights::of_gated(&part, &arguments), &arguments.scales);
                     }
+                    producer.finish();
                     return;
                 }
                 grid::wait();

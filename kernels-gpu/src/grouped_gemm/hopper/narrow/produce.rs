@@ -9,7 +9,7 @@
 //! ```
 
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{mbarrier, thread};
+use cuda_std::{cp_async, mbarrier, thread};
 
 use super::share::{Part, Share};
 use super::{BN, PlainArguments};
@@ -135,6 +135,12 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             self.position = self.ring.next(self.position);
             slab += 1;
         }
+    }
+
+    /// Waits until the last copies of scales have landed: a thread does not exit with copies in flight.
+    #[inline(always)]
+    pub fn finish(self) {
+        cp_async::wait_all();
     }
 
     /// Begins a stage: says how many bytes it takes, those of the rows included, and asks for the weights.
