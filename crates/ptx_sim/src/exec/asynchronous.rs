@@ -175,19 +175,30 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
         (operation.issuer.rank, operation.issuer.warp) == (rank, index)
             && matches!(&operation.work, Work::Arrive { copies, .. } if copies.iter().any(covered))
     };
-    let mut done: Vec<SmallCopy> = Vec::new();
+    // Copies that an mbarrier tracks stay ordered by it as well: they are settled as it would.
+    let mut tracked_copies: Vec<SmallCopy> = Vec::new();
     for operation in &ctx.cluster.engine.operations {
         if let Work::Arrive { copies, .. } = &operation.work
             && tracked(operation)
         {
-            done.extend(copies);
+            tracked_copies.extend(copies);
         }
     }
-    if !done.is_empty()
+    if !tracked_copies.is_empty()
         && let Err(failure) = ctx.surroundings().force(tracked, false)
     {
         return ctx.failed(failure);
     }
+    for copy in tracked_copies {
+        let (rank, within) = copy.destination;
+        let settled =
+            ctx.cluster.blocks[rank].shared.for_cells(within, u32::from(copy.bytes), |cell, mask| {
+                cell.settle_copy(copy.by, mask);
+                Ok(())
+            });
+        debug_assert!(settled.is_ok());
+    }
+    let mut done: Vec<SmallCopy> = Vec::new();
     let mut list = std::mem::take(&mut ctx.warp.copies.list);
     for copy in list.iter_mut().filter(|copy| covered(copy)) {
         if let Err(flow) = advance(ctx, copy, true) {

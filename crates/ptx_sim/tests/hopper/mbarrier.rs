@@ -280,6 +280,8 @@ fn copies_that_an_mbarrier_tracks() {
     for seed in SEEDS {
         for (count, arrive) in [
             (64, "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r2];"),
+            // That the issuing thread waits as well takes nothing from those who wait for the mbarrier.
+            (64, "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r2]; cp.async.wait_all;"),
             (64, "cp.async.mbarrier.arrive.shared.b64 [%r2]; mbarrier.arrive.shared.b64 _, [%r2];"),
         ] {
             let (mut kernel, data, out) = tracked_copies(count, arrive);

@@ -100,6 +100,7 @@ macro_rules! plain {
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
             unsafe {
+                produce::prefetch_maps(a, b);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 if schedule_is_settled == 0 {
                     grid::wait();
@@ -113,6 +114,7 @@ macro_rules! plain {
                     while let Some(part) = share.next() {
                         producer.fill(&part, &Weights::of_plain(&part, &arguments), &arguments.scales);
                     }
+                    producer.finish();
                     return;
                 }
                 grid::wait();
@@ -190,6 +192,7 @@ macro_rules! gated {
             let arguments = GatedArguments { scales, out, k };
             // SAFETY: as in the plain kernels.
             unsafe {
+                produce::prefetch_maps(a, b);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 if schedule_is_settled == 0 {
                     grid::wait();
@@ -203,6 +206,7 @@ macro_rules! gated {
                     while let Some(part) = share.next() {
                         producer.fill(&part, &Weights::of_gated(&part, &arguments), &arguments.scales);
                     }
+                    producer.finish();
                     return;
                 }
                 grid::wait();

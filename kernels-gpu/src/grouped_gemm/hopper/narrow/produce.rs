@@ -9,15 +9,30 @@
 //! ```
 
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{mbarrier, thread};
+use cuda_std::{cp_async, mbarrier, thread};
 
 use super::share::{Part, Share};
 use super::{BN, PlainArguments};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, ROWS_128, ScaleCopies};
+use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
+
+/// Fetches the tensor maps ahead of their first use, by a lane of the producer.
+///
+/// # Safety
+/// They are tensor maps.
+#[inline(always)]
+pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap) {
+    if thread::thread_idx_x() == CONSUMERS {
+        // SAFETY: the caller's contract.
+        unsafe {
+            tma::prefetch_map(b);
+            tma::prefetch_map(a);
+        }
+    }
+}
 
 /// Which weights a part takes.
 pub struct Weights {
@@ -120,6 +135,12 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             self.position = self.ring.next(self.position);
             slab += 1;
         }
+    }
+
+    /// Waits until the last copies of scales have landed: a thread does not exit with copies in flight.
+    #[inline(always)]
+    pub fn finish(self) {
+        cp_async::wait_all();
     }
 
     /// Begins a stage: says how many bytes it takes, those of the rows included, and asks for the weights.

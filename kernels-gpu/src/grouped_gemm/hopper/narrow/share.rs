@@ -1,6 +1,6 @@
 //! The same share of work for every block, however many items there are, and the sums of items that were cut.
 //!
-//! All slabs of all items stand in a row, and each of `G` blocks takes `1 / G` of it. An item that falls into the shares of several
+//! All slabs of all items stand in a row, and each of `G` blocks takes as much of it. An item that falls into the shares of several
 //! blocks is summed up in parts:
 //!
 //! ```text
@@ -9,7 +9,8 @@
 //!            | whole        | head | tail  | head | ..
 //! ```
 //!
-//! Where whole items would give a block at most a slab more than that, nothing is cut.
+//! Cutting has a price: sums go through memory, at the end of the kernel with nothing left to hide it. Where it buys little, shares
+//! end with items: see [`Division`].
 //!
 //! A block writes a part's sums to memory, in a slot of its own: one for the tail of an item that an earlier block began, one for
 //! the head of an item that a later block ends. The block that is last to do so, as a counter tells, adds the parts up in
@@ -38,6 +39,54 @@ pub struct Part {
     item_start: u32,
 }
 
+/// Among how many blocks all slabs are divided, and in which units.
+///
+/// | items | blocks with a share | cut |
+/// |---|---|---|
+/// | up to `G` | `G / items` for every item, rounded down | every item into as many parts, of one slab more or less; with 1, none |
+/// | up to `2 G` | all | no: every block takes one or two whole items |
+/// | more | all | wherever a share ends |
+///
+/// The first two leave blocks without work, all the time or towards the end. The stream of weights does not suffer as long as the
+/// others take in what memory delivers; where fewer than two thirds of the blocks would be left, the last applies.
+#[derive(Clone, Copy)]
+struct Division {
+    /// Blocks that have a share.
+    blocks: u32,
+    /// Whether a unit is an item, else a slab.
+    whole: bool,
+}
+
+impl Division {
+    /// Of `items` items of `slabs` slabs among `grid` blocks.
+    #[inline(always)]
+    fn new(items: u32, slabs: u32, grid: u32) -> Self {
+        let enough = |blocks: u32| 3 * blocks >= 2 * grid;
+        if items == 0 {
+            return Self { blocks: 0, whole: false };
+        }
+        if items <= grid {
+            let blocks = items * (grid / items).min(slabs);
+            if enough(blocks) {
+                return Self { blocks, whole: false };
+            }
+        } else if items <= 2 * grid && enough(items - grid) {
+            return Self { blocks: grid, whole: true };
+        }
+        Self { blocks: grid.min(items * slabs), whole: false }
+    }
+
+    /// The unit that the share of `block` starts with, of `units`.
+    #[inline(always)]
+    fn start(&self, units: u32, block: u32) -> u32 {
+        if block >= self.blocks {
+            return units;
+        }
+        // floor(units * block / blocks), without the product that would take 64 bits.
+        units / self.blocks * block + units % self.blocks * block / self.blocks
+    }
+}
+
 /// What is left of a block's share.
 #[derive(Clone, Copy)]
 pub struct Share {
@@ -64,21 +113,13 @@ impl Share {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [tiles, ..] = unsafe { memory::load_strong(schedule) };
         // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over parts do not diverge.
-        let total = warp::shfl_idx(warp::FULL_MASK, tiles * columns * slabs, 0);
-        let blocks = thread::grid_dim_x().min(total);
+        let items = warp::shfl_idx(warp::FULL_MASK, tiles * columns, 0);
+        let division = Division::new(items, slabs, thread::grid_dim_x());
+        let (units, unit) = if division.whole { (items, slabs) } else { (items * slabs, 1) };
+        let start = |block: u32| division.start(units, block) * unit;
         let block = thread::block_idx_x();
-        // The slabs of so many whole items that all blocks together have them all.
-        let whole = (tiles * columns).div_ceil(blocks.max(1)) * slabs;
-        let start = |block: u32| {
-            if whole <= total / blocks.max(1) + 1 {
-                total.min(block * whole)
-            } else if block < blocks {
-                (total as u64 * block as u64 / blocks as u64) as u32
-            } else {
-                total
-            }
-        };
-        Self { schedule, columns, slabs, total, blocks, next: start(block), end: start(block + 1) }
+        let (next, end) = (start(block), start(block + 1));
+        Self { schedule, columns, slabs, total: items * slabs, blocks: division.blocks, next, end }
     }
 
     /// The next part.
@@ -104,7 +145,7 @@ impl Share {
         part.slabs == self.slabs
     }
 
-    /// The block whose share holds `slab`.
+    /// The block whose share holds `slab`, where a unit is a slab.
     #[inline(always)]
     fn block_of(&self, slab: u32) -> u32 {
         // The last block whose share starts at or before the slab: floor(total * b / blocks) <= slab.
