@@ -79,7 +79,7 @@ pub trait Kernel {
     const THREADS: u32;
     /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
     const CLUSTER: u32;
-    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches memory.
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one writes.
     const OVERLAP: bool;
 
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.

@@ -110,6 +110,10 @@ emit! {
     l2_evict_last, "createpolicy.fractional.L2::evict_last.L2::evict_unchanged.b64", |input| {
         memory::load_nc_hinted(input, l2::Policy::evict_last())
     };
+    memory_load_strong_v4, "ld.relaxed.gpu.global.v4.b32", |input| {
+        let [a, b, c, d] = memory::load_strong(input.cast::<[u32; 4]>());
+        a ^ b ^ c ^ d
+    };
     memory_store_v4, "st.global.v4.b32", |input| { memory::store(input.cast(), [1u32, 2, 3, 4]); 0 };
     memory_store_v2_f32, "st.global.v2.b32", |input| { memory::store(input.cast(), [1f32, 2.0]); 0 };
     memory_store_streaming_u16, "st.global.cs.u16", |input| { memory::store_streaming(input.cast(), 7u16); 0 };
