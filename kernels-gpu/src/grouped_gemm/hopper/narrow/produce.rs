@@ -8,6 +8,7 @@
 //!   producer             schedule | B B B B B B  wait | A A A A A A | B A | B A | ..
 //! ```
 
+use cuda_std::l2::Policy;
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cp_async, mbarrier, thread};
 
@@ -74,13 +75,17 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     ahead: u32,
     a: *const TensorMap,
     b: *const TensorMap,
+    /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and between two of them more
+    /// weights pass through L2 than it holds.
+    once: Policy,
     lane: u32,
 }
 
 impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES, STAGE_BYTES> {
     #[inline(always)]
     pub fn new(ring: Ring<STAGES, STAGE_BYTES, true, 1>, a: *const TensorMap, b: *const TensorMap) -> Self {
-        Self { ring, position: Position::START, ahead: 0, a, b, lane: thread::lane_id() }
+        let once = Policy::evict_first();
+        Self { ring, position: Position::START, ahead: 0, a, b, once, lane: thread::lane_id() }
     }
 
     /// Asks for the weights of the first slabs of a share, one to a stage.
@@ -157,8 +162,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         // outside the tensors. The map is the kernel's parameter.
         unsafe {
             mbarrier::arrive_expect_tx(full, STAGE_BYTES);
-            tma::load_2d(to, self.b, full, [k0, rows[0] as i32]);
-            tma::load_2d(to + ROWS_128, self.b, full, [k0, rows[1] as i32]);
+            tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
+            tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
         }
     }
 }
