@@ -66,7 +66,6 @@ struct BlockScales {
     distance: u32,
 }
 
-
 /// What a lane of the producer copies of one item's scales, slab by slab: those of rows `lane`, `lane + 32`, .. of A, and
 /// lanes 0 and 1 those of the item's blocks of B.
 struct ScaleCopies {

@@ -3,8 +3,8 @@
 //! With promotion one warpgroup folds while the other's products are made. They fall into that step by themselves: a warpgroup that
 //! waits for its products has the tensor cores to itself while the other folds.
 
-use cuda_std::shared::Shared;
 use cuda_std::math::fma;
+use cuda_std::shared::Shared;
 use cuda_std::{thread, unroll, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;

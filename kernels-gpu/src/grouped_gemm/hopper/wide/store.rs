@@ -29,7 +29,7 @@ pub unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [
     })
 }
 
-/// Scales of two adjacent columns of `n` that apply to the whole sum; 1 past the end.
+/// Scales of two adjacent columns of `n` that apply to the whole sum; past the end, any.
 ///
 /// # Safety
 /// The contract of the kernels; `column` is even, and so is `n`.
@@ -39,9 +39,9 @@ pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n
     unsafe {
         match scales.b_kind {
             B_PER_BLOCK => [1.0; 2],
-            B_PER_COLUMN if column >= n => [1.0; 2],
             B_PER_COLUMN => {
-                let at = scales.b.add(expert as usize * n as usize + column as usize);
+                // No branch for columns past the end, whose results nobody takes.
+                let at = scales.b.add(expert as usize * n as usize + column.min(n - 2) as usize);
                 [memory::load_nc(at), memory::load_nc(at.add(1))]
             }
             _ => [memory::load_nc(scales.b.add(expert as usize)); 2],
@@ -55,24 +55,34 @@ pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n
 /// The contract of the kernels; all lanes of the warp call it together.
 #[inline(always)]
 pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    let n = arguments.n;
-    // SAFETY: a tile of the schedule.
-    let a = unsafe { row_scales(&arguments.scales, tile, rows) };
-    unroll!(for group in 0..8 {
-        let first = tile.n0 + 32 * group + 2 * rows.quad_lane;
-        let mut pairs = [[[0.0f32; 2]; 4]; 2];
-        unroll!(for t in 0..4 {
+    let PlainArguments { scales, n, .. } = arguments;
+    let mut total = *total;
+    // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
+    if scales.a_kind != A_PER_GROUP {
+        // SAFETY: a tile of the schedule.
+        let a = unsafe { row_scales(scales, tile, rows) };
+        unroll!(for i in 0..128 {
+            total[i] *= a[i / 2 % 2];
+        });
+    }
+    if scales.b_kind != B_PER_BLOCK {
+        unroll!(for j in 0..32 {
             // SAFETY: a tile of the schedule; the column is even.
-            let b = unsafe { column_scales(&arguments.scales, tile.expert, first + 8 * t, n) };
-            unroll!(for h in 0..2 {
-                let at = |c: usize| total[16 * group + 4 * t + 2 * h + c] * a[h] * b[c];
-                pairs[h][t] = [at(0), at(1)];
+            let b = unsafe { column_scales(scales, tile.expert, tile.n0 + 8 * j + 2 * rows.quad_lane, *n) };
+            unroll!(for e in 0..4 {
+                total[4 * j + e] *= b[e % 2];
             });
         });
+    }
+    unroll!(for group in 0..8 {
         unroll!(for h in 0..2 {
+            let mut pairs = [[0.0f32; 2]; 4];
+            unroll!(for t in 0..4 {
+                pairs[t] = [total[16 * group + 4 * t + 2 * h], total[16 * group + 4 * t + 2 * h + 1]];
+            });
             let row = rows.row + 8 * h;
             // SAFETY: the caller's contract.
-            unsafe { store_32_columns(&pairs[h], tile, row, 32 * group, rows.quad_lane, arguments) };
+            unsafe { store_32_columns(&pairs, tile, row, 32 * group, rows.quad_lane, arguments) };
         });
     });
 }
