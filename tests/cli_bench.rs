@@ -226,7 +226,10 @@ fn report_compares_files() {
         "{}",
         run.stdout
     );
-    assert!(!fp8_moe(["report", &ours, "--part", "gemm1"]).stdout.contains("qwen3-30b"), "another part");
+    for (other, name) in [("--part", "gemm1"), ("--scheme", "per-token")] {
+        assert!(!fp8_moe(["report", &ours, other, name]).stdout.contains("qwen3-30b"), "another {other}");
+    }
+    assert!(fp8_moe(["report", &ours, "--scheme", "block"]).stdout.contains("qwen3-30b"));
 
     let slower = one_row(folder.path(), "slower.json", "fp8-moe", 110.0);
     let against = |fail: &[&str]| fp8_moe(["report", &slower, "--against", &ours].iter().chain(fail));

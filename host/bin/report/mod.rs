@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Only this part, e.g. layer
     #[arg(long, value_name = "NAME")]
     part: Option<String>,
+    /// Only this FP8 scheme, e.g. block
+    #[arg(long, value_name = "NAME")]
+    scheme: Option<String>,
     /// Say what has become slower or faster than in this file, by more than 5 %
     #[arg(long, value_name = "FILE.json")]
     against: Option<PathBuf>,
@@ -41,8 +44,11 @@ pub struct Arguments {
 /// Runs the command; exit code 1 with `--fail` when something has become slower.
 pub fn report(arguments: &Arguments) -> Result<ExitCode> {
     let mut records = arguments.files.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
-    if let Some(part) = &arguments.part {
-        records.iter_mut().for_each(|record| record.rows.retain(|row| row.part == *part));
+    let wanted = |filter: &Option<String>, name: &str| filter.as_deref().is_none_or(|filter| filter == name);
+    for record in &mut records {
+        record
+            .rows
+            .retain(|row| wanted(&arguments.part, &row.part) && wanted(&arguments.scheme, &row.scheme));
     }
     let before = arguments.against.as_ref().map(|path| Record::read(path)).transpose()?;
     let mut devices: Vec<_> = records.iter().chain(&before).map(|record| &record.device.name).collect();
