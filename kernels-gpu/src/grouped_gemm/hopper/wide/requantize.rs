@@ -11,11 +11,10 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use super::store::{column_scales, row_scales};
+use super::store::scaled;
 use crate::activation::functions::activate;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
 use crate::grouped_gemm::schedule::Tile;
 use crate::quantize::scale::{Divisor, of_group_absmax};
 
@@ -30,32 +29,9 @@ type Values = [f32; 64];
 #[inline(always)]
 pub unsafe fn activated(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &GatedArguments) -> Values {
     let GatedArguments { scales, out, .. } = arguments;
-    let mut total = *total;
-    // Passes that some launches need not make are branches of their own, and not of every column.
-    if scales.a_kind != A_PER_GROUP {
-        // SAFETY: a tile of the schedule.
-        let a = unsafe { row_scales(scales, tile, rows) };
-        unroll!(for i in 0..128 {
-            total[i] *= a[i / 2 % 2];
-        });
-    }
-    if scales.b_kind != B_PER_BLOCK {
-        unroll!(for i in 0..16 {
-            let column = tile.n0 + 8 * i + 2 * rows.quad_lane;
-            let n = 2 * out.intermediate;
-            // SAFETY: a tile of the schedule; the columns are even.
-            let (gate, up) = unsafe {
-                (
-                    column_scales(scales, tile.expert, column, n),
-                    column_scales(scales, tile.expert, out.intermediate + column, n),
-                )
-            };
-            unroll!(for e in 0..4 {
-                total[4 * i + e] *= gate[e % 2];
-                total[64 + 4 * i + e] *= up[e % 2];
-            });
-        });
-    }
+    let halves = (tile.n0, out.intermediate + tile.n0);
+    // SAFETY: a tile of the schedule.
+    let total = unsafe { scaled(total, tile, rows, scales, halves, 2 * out.intermediate) };
     let mut values = [0.0; 64];
     unroll!(for i in 0..8 {
         let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);

@@ -17,7 +17,7 @@ use crate::grouped_gemm::{F16, F32};
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-pub unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
+unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
     if scales.a_kind == A_PER_GROUP {
         return [1.0; 2];
     }
@@ -34,7 +34,7 @@ pub unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [
 /// # Safety
 /// The contract of the kernels; `column` is even, and so is `n`.
 #[inline(always)]
-pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> [f32; 2] {
+unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> [f32; 2] {
     // SAFETY: one scale per expert, or one per column of it; a column of even number and its right neighbour exist together.
     unsafe {
         match scales.b_kind {
@@ -49,13 +49,20 @@ pub unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n
     }
 }
 
-/// Writes a thread's part of a tile as far as rows and columns exist.
+/// A thread's sums times the scales that apply to the whole of them. Registers 0 to 63 are columns from `left` on, the others from
+/// `right`, of `n`.
 ///
 /// # Safety
-/// The contract of the kernels; all lanes of the warp call it together.
+/// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    let PlainArguments { scales, n, .. } = arguments;
+pub unsafe fn scaled(
+    total: &[f32; 128],
+    tile: &Tile,
+    rows: &Rows,
+    scales: &ScaleArguments,
+    (left, right): (u32, u32),
+    n: u32,
+) -> [f32; 128] {
     let mut total = *total;
     // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
     if scales.a_kind != A_PER_GROUP {
@@ -66,14 +73,33 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Pl
         });
     }
     if scales.b_kind != B_PER_BLOCK {
-        unroll!(for j in 0..32 {
-            // SAFETY: a tile of the schedule; the column is even.
-            let b = unsafe { column_scales(scales, tile.expert, tile.n0 + 8 * j + 2 * rows.quad_lane, *n) };
+        let (left, right) = (left + 2 * rows.quad_lane, right + 2 * rows.quad_lane);
+        unroll!(for j in 0..16 {
+            // SAFETY: a tile of the schedule; the columns are even.
+            let (l, r) = unsafe {
+                (
+                    column_scales(scales, tile.expert, left + 8 * j, n),
+                    column_scales(scales, tile.expert, right + 8 * j, n),
+                )
+            };
             unroll!(for e in 0..4 {
-                total[4 * j + e] *= b[e % 2];
+                total[4 * j + e] *= l[e % 2];
+                total[64 + 4 * j + e] *= r[e % 2];
             });
         });
     }
+    total
+}
+
+/// Writes a thread's part of a tile as far as rows and columns exist.
+///
+/// # Safety
+/// The contract of the kernels; all lanes of the warp call it together.
+#[inline(always)]
+pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
+    // SAFETY: a tile of the schedule.
+    let total =
+        unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
     unroll!(for group in 0..8 {
         unroll!(for h in 0..2 {
             let mut pairs = [[0.0f32; 2]; 4];
