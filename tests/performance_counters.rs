@@ -1,5 +1,6 @@
 //! What a small layer costs in numbers that no machine changes: launches, bytes through global memory, bank conflicts and
-//! tensor-core operations, as the emulated device counts them, beside the least that the work needs.
+//! tensor-core operations, as the emulated device counts them, beside the least that the work needs; and the bytes that the GEMMs
+//! have on their way to an SM.
 //!
 //! The table is committed: a fusion that comes undone, a copy that doubles or a conflict that creeps in shows in the diff of
 //! the commit that did it. `FP8_MOE_UPDATE=1 cargo test --test performance_counters` writes it anew.
@@ -12,7 +13,8 @@ use std::path::Path;
 use common::families;
 use cuda_driver::sim::{Counters, set_seed};
 use fp8_moe::bench::{Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
-use fp8_moe::{Device, MoeConfig};
+use fp8_moe::ops::grouped_gemm::heuristics::{HopperTile, PortableTile};
+use fp8_moe::{Device, Family, MoeConfig};
 
 /// The table.
 const TABLE: &str = "tests/performance_counters.txt";
@@ -56,6 +58,23 @@ fn lines(device: &Device, scheme: Scheme, tokens: usize) -> String {
     text
 }
 
+/// The lines of what the GEMMs of a device have on their way to an SM.
+fn in_flight(device: &Device) -> String {
+    let mut text =
+        format!("\n{}, bytes in flight to an SM: tiles of so many rows, fast, promoted\n", device.family());
+    let mut line = |block_m: usize, bytes: [u32; 2]| {
+        let _ = writeln!(text, "{block_m:<10} {:>8} {:>10}", bytes[0], bytes[1]);
+    };
+    if device.family() == Family::Sm90a {
+        HopperTile::ALL.iter().for_each(|tile| line(tile.block_m(), [tile.bytes_in_flight(); 2]));
+    } else {
+        for tile in PortableTile::ALL {
+            line(tile.block_m(), [false, true].map(|promoted| tile.bytes_in_flight(99 * 1024, promoted)));
+        }
+    }
+    text
+}
+
 #[test]
 fn the_counters_are_as_committed() {
     let families = families();
@@ -73,6 +92,7 @@ fn the_counters_are_as_committed() {
         "part", "launches", "loaded B", "stored B", "least B", "ratio", "FLOP", "least", "ratio", "conflicts"
     );
     for device in &families {
+        table += &in_flight(device);
         for scheme in Scheme::ALL {
             for tokens in TOKENS {
                 table += &lines(device, scheme, tokens);

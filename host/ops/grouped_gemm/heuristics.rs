@@ -100,6 +100,13 @@ impl PortableTile {
         self.stages() * ((rows + BLOCK_N as u32) * 128 + 16 + scales)
     }
 
+    /// Bytes of A and B on their way to an SM with `shared_per_block` bytes of shared memory, at most: all stages but the one that is
+    /// multiplied, of every block that it holds. A latency of 1 us at an even share of a GPU's memory rate wants some 25 KB.
+    pub fn bytes_in_flight(self, shared_per_block: u32, promoted: bool) -> u32 {
+        let blocks = self.blocks_per_multiprocessor(shared_per_block, promoted);
+        blocks * (self.stages() - 1) * (self.block_m() as u32 + BLOCK_N as u32) * 128
+    }
+
     /// Blocks that an SM holds at a time. Registers allow one block of 256 threads and three of 128.
     fn blocks_per_multiprocessor(self, shared_per_block: u32, promoted: bool) -> u32 {
         match self {
@@ -163,16 +170,33 @@ impl HopperTile {
     /// Columns of D in an item.
     pub const COLUMNS: usize = 256;
 
+    /// Stages of the ring, and bytes of A and B in each.
+    const fn ring(self) -> (u32, u32) {
+        const ROWS_128: u32 = 128 * 128;
+        let rows = self.block_m() as u32;
+        match self {
+            HopperTile::Wide => (4, 3 * ROWS_128),
+            HopperTile::Narrow64 => (5, 2 * ROWS_128 + rows * 128),
+            _ => (6, 2 * ROWS_128 + rows * 128),
+        }
+    }
+
+    /// Bytes of A and B on their way to an SM, at most: all stages but the one that is multiplied. A latency of 1 us at an even share
+    /// of an H200's memory rate wants some 36 KB.
+    pub const fn bytes_in_flight(self) -> u32 {
+        let (stages, stage) = self.ring();
+        (stages - 1) * stage
+    }
+
     /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
     /// and what the narrow kernels exchange.
     pub const fn shared_bytes(self, promoted: bool) -> u32 {
-        const ROWS_128: u32 = 128 * 128;
         const SCALES: u32 = 128 * 4 + 16;
         let rows = self.block_m() as u32;
-        let (stages, stage, scales, exchange) = match self {
-            HopperTile::Wide => (4, 3 * ROWS_128, if promoted { SCALES } else { 0 }, 0),
-            HopperTile::Narrow64 => (5, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
-            _ => (6, 2 * ROWS_128 + rows * 128, SCALES, 16 + 9 * rows * 4),
+        let (stages, stage) = self.ring();
+        let (scales, exchange) = match self {
+            HopperTile::Wide => (if promoted { SCALES } else { 0 }, 0),
+            _ => (SCALES, 16 + 9 * rows * 4),
         };
         stages * (stage + scales + 16) + exchange
     }
