@@ -42,8 +42,8 @@ def arguments() -> argparse.Namespace:
                    help="batch sizes to measure for all models and schemes before the others")
     p.add_argument("--schemes", type=several(SCHEMES), default=list(SCHEMES), help="the more important first")
     p.add_argument("--parts", type=several(PARTS), default=["layer"], help="of every case")
-    p.add_argument("--gemm-models", type=several(tuple(MODELS)), default=["mixtral-8x7b", "qwen3-235b"],
-                   help="models whose GEMMs are measured alone too")
+    p.add_argument("--gemm-models", type=several(tuple(MODELS)), default=list(MODELS),
+                   help="models whose GEMMs are measured alone too; default: all six")
     p.add_argument("--gemm-tokens", type=numbers, default=[4096], metavar="TOKENS", help="at these batch sizes")
     p.add_argument("--implementations", type=several((*OURS, *PEERS)), help="default: all there are")
     p.add_argument("--routing", default="uniform", help="uniform or zipf:S")
