@@ -201,6 +201,7 @@ pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
 pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }
+
 /// Bytes of workspace that a grouped GEMM with tiles of `block_m` rows needs on this device, whatever its shape.
 pub fn workspace_bytes(device: &Device, block_m: usize) -> usize {
     heuristics::partials_bytes(device, block_m)

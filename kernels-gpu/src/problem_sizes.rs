@@ -100,6 +100,7 @@ impl TileSchedule {
             return;
         }
         let end = first_row + rows;
+        // Most experts have one band, which takes no division.
         let bands = rows.div_ceil(BAND_ROWS.max(self.block_m));
         let height = if bands <= 1 { tiles } else { tiles.div_ceil(bands) };
         let mut tile = thread::block_idx_x();

@@ -55,8 +55,6 @@ pub fn unroll(input: TokenStream) -> TokenStream {
 }
 
 /// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see `cuda_std::wgmma`.
-///
-/// `wgmma_e4m3!(N, acc, a, b, accumulate, 0..3)`: some of the four, for products that are waited for in two groups.
 #[proc_macro]
 pub fn wgmma_e4m3(input: TokenStream) -> TokenStream {
     wgmma::product(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()

@@ -3,21 +3,18 @@
 //! `wgmma.mma_async.m64nNk32` names every accumulator register as an operand of its own (N/2 of them),
 //! so a wrapper is a list, not a loop; this macro writes the list for each N.
 
-use std::ops::Range;
-
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::{Error, Expr, LitInt, Result, Token};
 
-/// `N, accumulators, a descriptor, b descriptor, keep the old accumulators?`, and which of the four steps of K if not all, as `0..3`.
+/// `N, accumulators, a descriptor, b descriptor, keep the old accumulators?`
 pub struct Product {
     n: LitInt,
     accumulators: Expr,
     a: Expr,
     b: Expr,
     accumulate: Expr,
-    steps: Range<u32>,
 }
 
 impl Parse for Product {
@@ -32,22 +29,7 @@ impl Parse for Product {
         input.parse::<Token![,]>()?;
         let accumulate = input.parse()?;
         input.parse::<Option<Token![,]>>()?;
-        let steps = if input.is_empty() {
-            0..K_STEPS
-        } else {
-            let first: LitInt = input.parse()?;
-            input.parse::<Token![..]>()?;
-            let end: LitInt = input.parse()?;
-            let steps = first.base10_parse()?..end.base10_parse()?;
-            if steps.is_empty() || steps.end > K_STEPS {
-                return Err(Error::new(
-                    end.span(),
-                    format!("steps {steps:?}; they must be within 0..{K_STEPS}"),
-                ));
-            }
-            steps
-        };
-        Ok(Product { n, accumulators, a, b, accumulate, steps })
+        Ok(Product { n, accumulators, a, b, accumulate })
     }
 }
 
@@ -75,13 +57,13 @@ pub fn product(p: Product) -> Result<TokenStream> {
         ".reg .b32 la, lb;".into(),
         "setp.ne.b32 keep, {accumulate}, 0;".into(),
     ];
-    for step in p.steps.clone() {
+    for step in 0..K_STEPS {
         let units = step * STEP_UNITS;
         lines.push(format!("add.u32 la, {{a}}, {units};"));
         lines.push(format!("add.u32 lb, {{b}}, {units};"));
         lines.push(format!("mov.b64 da, {{{{la, {DESCRIPTOR_HIGH}}}}};"));
         lines.push(format!("mov.b64 db, {{{{lb, {DESCRIPTOR_HIGH}}}}};"));
-        let keep = if step == p.steps.start { "keep" } else { "1" };
+        let keep = if step == 0 { "keep" } else { "1" };
         lines.push(format!(
             "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, da, db, {keep}, 1, 1;"
         ));

@@ -1,6 +1,8 @@
 //! What the gated ends share: the activation of gate and up, and quantisation to e4m3 for the second projection.
 
-use super::super::scale_arguments::ScaleArguments;
+use super::BlockScales;
+use crate::grouped_gemm::SLAB;
+use crate::grouped_gemm::scale_arguments::ScaleArguments;
 
 /// Where activated and quantised values go.
 #[derive(Clone, Copy)]
@@ -24,4 +26,18 @@ pub struct GatedArguments {
     pub scales: ScaleArguments,
     pub out: Requantization,
     pub k: u32,
+}
+
+impl GatedArguments {
+    /// The first rows of the two boxes of B, gate and up, for 128 columns of the intermediate of `expert` from `column` on, 128 rows
+    /// each, and where their scales are.
+    #[inline(always)]
+    pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
+        let Self { scales, out: Requantization { intermediate, .. }, k } = self;
+        let gate = expert * 2 * intermediate + column;
+        // Of columns past the last, any scale will do.
+        let first = scales.b_block_row(expert, column.min(intermediate - 1), 2 * intermediate, *k);
+        let distance = intermediate / 128 * k.div_ceil(SLAB);
+        ([gate, gate + intermediate], BlockScales { first, distance })
+    }
 }

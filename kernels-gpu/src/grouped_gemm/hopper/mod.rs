@@ -33,6 +33,7 @@
 mod accumulator;
 mod gated;
 mod narrow;
+mod plain;
 mod ring;
 mod wide;
 

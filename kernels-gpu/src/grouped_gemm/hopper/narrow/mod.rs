@@ -31,6 +31,7 @@ mod store;
 use cuda_std::{grid, kernel, thread};
 
 use super::gated::{GatedArguments, Requantization};
+use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
 use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
 
@@ -39,20 +40,11 @@ const THREADS: u32 = CONSUMERS + 32;
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use consume::Columns;
-use produce::{Producer, Weights};
+use produce::Producer;
 use share::{Parts, Share};
 
 /// Columns of D of a plain item; a gated one has half as many of the intermediate.
 const BN: u32 = 256;
-
-/// What a plain kernel's roles need to know of a launch.
-struct PlainArguments {
-    scales: ScaleArguments,
-    out: *mut u8,
-    n: u32,
-    k: u32,
-    out_type: u32,
-}
 
 /// Bytes of a stage for N rows of A.
 const fn stage_bytes(n: u32) -> u32 {
@@ -108,11 +100,12 @@ macro_rules! plain {
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
                     let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
-                    producer.begin(share, |part| Weights::of_plain(part, &arguments));
+                    producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
                     while let Some(part) = share.next() {
-                        producer.fill(&part, &Weights::of_plain(&part, &arguments), &arguments.scales);
+                        let weights = arguments.weights(part.expert, part.column * BN);
+                        producer.fill(&part, weights, &arguments.scales);
                     }
                     producer.finish();
                     return;
@@ -200,11 +193,12 @@ macro_rules! gated {
                 let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
                     let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
-                    producer.begin(share, |part| Weights::of_gated(part, &arguments));
+                    producer.begin(share, |part| arguments.weights(part.expert, part.column * (BN / 2)));
                     grid::wait();
                     grid::launch_dependents();
                     while let Some(part) = share.next() {
-                        producer.fill(&part, &Weights::of_gated(&part, &arguments), &arguments.scales);
+                        let weights = arguments.weights(part.expert, part.column * (BN / 2));
+                        producer.fill(&part, weights, &arguments.scales);
                     }
                     producer.finish();
                     return;

@@ -13,9 +13,7 @@ use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cp_async, mbarrier, thread};
 
 use super::share::{Part, Share};
-use super::{BN, PlainArguments};
 use crate::grouped_gemm::SLAB;
-use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
@@ -32,38 +30,6 @@ pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap) {
             tma::prefetch_map(b);
             tma::prefetch_map(a);
         }
-    }
-}
-
-/// Which weights a part takes.
-pub struct Weights {
-    /// The first rows of the two boxes.
-    rows: [u32; 2],
-    scales: BlockScales,
-}
-
-impl Weights {
-    /// Those of a plain item.
-    #[inline(always)]
-    pub fn of_plain(part: &Part, arguments: &PlainArguments) -> Self {
-        let PlainArguments { scales, n, k, .. } = arguments;
-        let column = part.column * BN;
-        let first = scales.b_block_row(part.expert, column, *n, *k);
-        // The second block may not exist.
-        let distance = if column + 128 < *n { k.div_ceil(SLAB) } else { 0 };
-        let row = part.expert * n + column;
-        Self { rows: [row, row + 128], scales: BlockScales { first, distance } }
-    }
-
-    /// Those of a gated item.
-    #[inline(always)]
-    pub fn of_gated(part: &Part, arguments: &GatedArguments) -> Self {
-        let GatedArguments { scales, out, k } = arguments;
-        let column = part.column * (BN / 2);
-        let first = scales.b_block_row(part.expert, column, 2 * out.intermediate, *k);
-        let distance = out.intermediate / 128 * k.div_ceil(SLAB);
-        let gate = part.expert * 2 * out.intermediate + column;
-        Self { rows: [gate, gate + out.intermediate], scales: BlockScales { first, distance } }
     }
 }
 
@@ -88,17 +54,18 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         Self { ring, position: Position::START, ahead: 0, a, b, once, lane: thread::lane_id() }
     }
 
-    /// Asks for the weights of the first slabs of a share, one to a stage.
+    /// Asks for the weights of the first slabs of a share, one to a stage. `weights` says which rows a part takes, and where their
+    /// scales are.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together, before [`fill`](Self::fill), which then
     /// fills the stages with the parts of this share.
     #[inline(always)]
-    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> Weights) {
+    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> ([u32; 2], BlockScales)) {
         while self.ahead < STAGES
             && let Some(part) = share.next()
         {
-            let Weights { rows, .. } = weights(&part);
+            let (rows, _) = weights(&part);
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free.
@@ -114,8 +81,13 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// # Safety
     /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, part: &Part, weights: &Weights, scales: &ScaleArguments) {
-        let mut copies = ScaleCopies::new(scales, part.first_row, part.rows, weights.scales, self.lane);
+    pub unsafe fn fill(
+        &mut self,
+        part: &Part,
+        (rows, blocks): ([u32; 2], BlockScales),
+        scales: &ScaleArguments,
+    ) {
+        let mut copies = ScaleCopies::new(scales, part.first_row, part.rows, blocks, self.lane);
         copies.skip(scales, part.first_slab);
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
@@ -128,7 +100,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                     self.ahead -= 1;
                 } else {
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, weights.rows);
+                    self.ask_for_weights(stage, slab, rows);
                 }
                 if self.lane == 0 {
                     let corner = [(slab * SLAB) as i32, part.first_row as i32];

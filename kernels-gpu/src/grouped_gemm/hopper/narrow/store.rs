@@ -6,10 +6,11 @@
 use cuda_std::bf16::{Bf16, F16 as Half};
 use cuda_std::memory;
 
+use super::BN;
 use super::consume::Columns;
 use super::share::Part;
-use super::{BN, PlainArguments};
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
+use crate::grouped_gemm::hopper::plain::PlainArguments;
 use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
 };

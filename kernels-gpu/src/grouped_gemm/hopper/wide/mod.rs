@@ -26,6 +26,7 @@ use cuda_std::tma::TensorMap as Map;
 use cuda_std::{cluster, grid, kernel, thread, warp, wgmma};
 
 use super::gated::{GatedArguments, Requantization};
+use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
 use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
@@ -175,15 +176,6 @@ unsafe fn run<const PROMOTED: bool, E: End>(
     }
 }
 
-/// What the end of a plain kernel needs to know of a launch.
-struct PlainArguments {
-    scales: ScaleArguments,
-    out: *mut u8,
-    n: u32,
-    k: u32,
-    out_type: u32,
-}
-
 impl End for PlainArguments {
     const COLUMNS: u32 = 256;
 
@@ -199,12 +191,7 @@ impl End for PlainArguments {
 
     #[inline(always)]
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
-        let Self { scales, n, k, .. } = self;
-        let row = tile.expert * n + tile.n0;
-        // Of columns past the last, any scale will do.
-        let first = scales.b_block_row(tile.expert, tile.n0.min(n - 1), *n, *k);
-        let distance = if tile.n0 + 128 < *n { k.div_ceil(SLAB) } else { 0 };
-        ([row, row + 128], BlockScales { first, distance })
+        self.weights(tile.expert, tile.n0)
     }
 
     #[inline(always)]
@@ -230,13 +217,7 @@ impl End for GatedArguments {
 
     #[inline(always)]
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
-        let intermediate = self.out.intermediate;
-        let gate = tile.expert * 2 * intermediate + tile.n0;
-        // Of columns past the last, any scale will do.
-        let column = tile.n0.min(intermediate - 1);
-        let first = self.scales.b_block_row(tile.expert, column, 2 * intermediate, self.k);
-        let distance = intermediate / 128 * self.k.div_ceil(SLAB);
-        ([gate, gate + intermediate], BlockScales { first, distance })
+        self.weights(tile.expert, tile.n0)
     }
 
     #[inline(always)]

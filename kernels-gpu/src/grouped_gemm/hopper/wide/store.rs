@@ -3,8 +3,8 @@
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, unroll};
 
-use super::PlainArguments;
 use super::consume::Rows;
+use crate::grouped_gemm::hopper::plain::PlainArguments;
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
