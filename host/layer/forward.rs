@@ -289,7 +289,7 @@ impl Call<'_> {
                 Quantization::Block128 => Scheme::Group {
                     group_size: 128,
                     scales: parts.scales.reborrow(),
-                    layout: ScaleLayout::row_major(columns.div_ceil(128)),
+                    layout: ScaleLayout::group_major(self.rows()),
                 },
             },
             q: parts.quantised.reborrow(),
@@ -362,7 +362,7 @@ impl Call<'_> {
         match self.config.quantization {
             Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
             Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => grouped_scales(scales, self.config.hidden_size),
+            Quantization::Block128 => self.grouped_scales(scales),
         }
     }
 
@@ -371,8 +371,14 @@ impl Call<'_> {
         match self.config.second_scales() {
             SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
             SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => grouped_scales(scales, self.config.padded_intermediate()),
+            SecondScales::Group128 => self.grouped_scales(scales),
         }
+    }
+
+    /// Scales of the permuted rows, one for every row and 128 columns, in the layout that they are written in.
+    fn grouped_scales<'s>(&self, scales: Slice<'s, f32>) -> AScale<'s> {
+        let ScaleLayout { row_stride, group_stride } = ScaleLayout::group_major(self.rows());
+        AScale::Group { scales, row_stride, group_stride }
     }
 
     /// How GEMM 2's activations are scaled.
@@ -385,7 +391,7 @@ impl Call<'_> {
             SecondScales::Group128 => Requantization::Group {
                 group_size: 128,
                 scales,
-                layout: ScaleLayout::row_major(self.config.padded_intermediate().div_ceil(128)),
+                layout: ScaleLayout::group_major(self.rows()),
             },
         }
     }
@@ -457,10 +463,4 @@ impl Call<'_> {
         let MoeConfig { top_k, hidden_size: hidden, .. } = *self.config;
         unpermute(stream, UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() }, args)
     }
-}
-
-/// Scales of a matrix of `columns` columns, one per row and 128 columns, row-major.
-fn grouped_scales(scales: Slice<'_, f32>, columns: usize) -> AScale<'_> {
-    let ScaleLayout { row_stride, group_stride } = ScaleLayout::row_major(columns.div_ceil(128));
-    AScale::Group { scales, row_stride, group_stride }
 }
