@@ -13,17 +13,16 @@
 //! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
 //! column are in the same thread, and a row's maximum is in the four lanes of a quad.
 //!
-//! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
-//! [`schedule`](crate::grouped_gemm::schedule) draws it; [`Items`] says which a cluster takes. The right one of a pair may lie
-//! past the last column; its block multiplies all the same, for the sake of the other.
+//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand: see [`items`].
 
 mod consume;
+mod items;
 mod produce;
 mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
-use cuda_std::{cluster, grid, kernel, thread, warp, wgmma};
+use cuda_std::{grid, kernel, thread, warp, wgmma};
 
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
@@ -31,8 +30,9 @@ use super::ring::{Position, Ring};
 use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
-use crate::grouped_gemm::schedule::{Tile, WorkList};
+use crate::grouped_gemm::schedule::Tile;
 use consume::Rows;
+use items::{Item, Items};
 use produce::Producer;
 
 /// Rows of an item.
@@ -48,8 +48,8 @@ const THREADS: u32 = CONSUMERS + 128;
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 
-/// Blocks of a cluster. They have the same rows and neighbouring columns, and share what they read of A, so that less comes through
-/// L2, whose rate limits tiles of this size: 40 KiB instead of 48 for every 8.4 MFLOP.
+/// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this size: 32 or 40 KiB
+/// instead of 48 for every 8.4 MFLOP.
 const BLOCKS: u32 = 2;
 
 const STAGES: u32 = 4;
@@ -76,49 +76,6 @@ trait End {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
 }
 
-/// The items of a cluster: one of every round of `G`, where G is the number of clusters.
-///
-/// ```text
-///   round 0    items 0 ..  G       cluster c takes the c-th
-///   round 1    items G .. 2G       cluster c takes the (c + 7)-th, and so on
-/// ```
-///
-/// Without that rotation a cluster would always take the same of an expert's row tiles where their number divides G, and some clusters
-/// the short last ones alone.
-struct Items {
-    work: WorkList,
-    clusters: u32,
-    /// The first item of the round, and the cluster's among the round's.
-    round: u32,
-    place: u32,
-    own_columns: u32,
-}
-
-impl Items {
-    const ROTATION: u32 = 7;
-
-    #[inline(always)]
-    fn new(work: WorkList, own_columns: u32) -> Self {
-        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-        Self { work, clusters: blocks / BLOCKS, round: 0, place: block / BLOCKS, own_columns }
-    }
-
-    /// The block's part of the next item. All lanes of the warp call it together.
-    #[inline(always)]
-    fn next(&mut self) -> Option<Tile> {
-        let item = self.round + self.place;
-        if item >= self.work.len() {
-            return None;
-        }
-        self.round += self.clusters;
-        self.place += if self.clusters > Self::ROTATION { Self::ROTATION } else { 1 };
-        if self.place >= self.clusters {
-            self.place -= self.clusters;
-        }
-        Some(self.work.tile(item).right(self.own_columns))
-    }
-}
-
 /// The body of every kernel: the roles of the warps, and the loop over items.
 ///
 /// # Safety
@@ -140,17 +97,16 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         }
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, end.n(), BLOCKS * E::COLUMNS);
-        let mut items = Items::new(work, cluster::rank() * E::COLUMNS);
+        let mut items = Items::new(schedule, end.n(), E::COLUMNS);
         // The same in all lanes; the shuffle says so to ptxas.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
             if warp == CONSUMER_WARPS {
                 let mut producer = Producer::new(ring, a, b, end.scales(), k);
-                while let Some(tile) = items.next() {
-                    let (boxes, blocks) = end.operands(&tile);
-                    producer.fill(&tile, boxes, blocks);
+                while let Some(item) = items.next() {
+                    let (boxes, blocks) = end.operands(&item.tile);
+                    producer.fill(&item, boxes, blocks);
                 }
             }
             ring.leave();
@@ -162,7 +118,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         let mut position = Position::START;
         // The next item is looked up before this one is multiplied, which takes longer than the look-up.
         let mut next = items.next();
-        while let Some(tile) = next {
+        while let Some(Item { tile, .. }) = next {
             next = items.next();
             let total;
             (total, position) = if PROMOTED {
