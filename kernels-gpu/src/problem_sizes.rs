@@ -10,14 +10,15 @@
 //! schedule, 16 bytes to an entry:
 //!   { 6, 64, 300, 0 }                 tile count, block_m, rows over all experts, 0
 //!   { 0, 0, 0, 0 } x 64               counters, at 0, for kernels that cut a tile's sum into parts
-//!   { 0,   0, 64, 2:0 }  { 0,  64, 6, 2:1 }      expert, first row, rows in the tile, band
-//!   { 2,  70, 64, 4:0 }  { 2, 134, 64, 4:1 }  { 2, 198, 64, 4:2 }  { 2, 262, 38, 4:3 }
+//!   { 0,   0, 64,  70:0 }  { 0,  64, 6,  70:1 }      expert, first row, rows in the tile, band
+//!   { 2,  70, 64, 230:0 }  { 2, 134, 64, 230:1 }  { 2, 198, 64, 230:2 }  { 2, 262, 38, 230:3 }
 //! ```
 //!
 //! Tiles are in ascending order of their first row. There are at most `rows / block_m + min(local_experts, rows)`.
 //!
 //! A band is what a GEMM multiplies by one panel of weights before it takes the next: the tiles of an expert, in equal parts where they
-//! have more than [`BAND_ROWS`] rows. `band` holds the band's tiles, and in the lower 16 bits the tile's number in it (above, 4:1).
+//! have more than [`BAND_ROWS`] rows. `band` holds the band's rows (65535 for more, which only a tile of its own has), and in the lower
+//! 16 bits the tile's number in it (above, 230:1): from one entry follow all tiles of its band.
 
 use crate::permute::{THREADS, exclusive_scan};
 use cuda_std::{kernel, memory, sync, thread};
@@ -107,10 +108,10 @@ impl TileSchedule {
         while tile < tiles {
             let row = first_row + tile * self.block_m;
             let number = if bands <= 1 { tile } else { tile % height };
-            let in_band = height.min(tiles - (tile - number));
+            let band_rows = (height * self.block_m).min(rows - (tile - number) * self.block_m).min(0xffff);
             // SAFETY: tile < tiles of the expert.
             unsafe {
-                let entry = [expert, row, self.block_m.min(end - row), in_band << 16 | number];
+                let entry = [expert, row, self.block_m.min(end - row), band_rows << 16 | number];
                 self.write_entry(FIRST_TILE + first_tile + tile, entry);
             }
             tile += thread::grid_dim_x();

@@ -8,7 +8,8 @@ pub fn tiles(expert: usize, first: usize, rows: usize, block_m: usize) -> Vec<[u
     let height = starts.len().div_ceil(bands).max(1);
     let entry = |start: usize, band: &[usize], number: usize| {
         let tile_rows = block_m.min(rows - start);
-        [expert as u32, (first + start) as u32, tile_rows as u32, ((band.len() << 16) + number) as u32]
+        let band_rows = (band.len() * block_m).min(rows - band[0]).min(0xffff);
+        [expert as u32, (first + start) as u32, tile_rows as u32, ((band_rows << 16) + number) as u32]
     };
     starts
         .chunks(height)

@@ -189,13 +189,13 @@ impl HopperTile {
     }
 
     /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
-    /// and what the narrow kernels exchange.
+    /// and what the narrow kernels exchange, or the wide ones note of their items.
     pub const fn shared_bytes(self, promoted: bool) -> u32 {
         const SCALES: u32 = 128 * 4 + 16;
         let rows = self.block_m() as u32;
         let (stages, stage) = self.ring();
         let (scales, exchange) = match self {
-            HopperTile::Wide => (if promoted { SCALES } else { 0 }, 0),
+            HopperTile::Wide => (if promoted { SCALES } else { 0 }, stages * 16),
             _ => (SCALES, 16 + 9 * rows * 4),
         };
         stages * (stage + scales + 16) + exchange

@@ -30,7 +30,8 @@ pub const SILU: u32 = 0;
 pub const GELU: u32 = 1;
 /// `gelu_tanh(gate) * up`.
 pub const GELU_TANH: u32 = 2;
-// Every other code is swigluoai, which the host numbers 3.
+/// Clamped, as gpt-oss has it; every other code is this too.
+pub const SWIGLUOAI: u32 = 3;
 
 /// log2(e), rounded to f32, and the rest.
 const LOG2_E: f32 = core::f32::consts::LOG2_E;

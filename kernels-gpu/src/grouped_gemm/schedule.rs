@@ -16,6 +16,7 @@
 //! A band of h tiles from tile f on has h times as many items as there are column tiles, and those before it f times as many: item i
 //! belongs to the band of row tile `i / column tiles`.
 
+use core::hint::assert_unchecked;
 use cuda_std::{memory, warp};
 
 use crate::problem_sizes::FIRST_TILE;
@@ -34,15 +35,43 @@ impl Tile {
     pub const NONE: Self = Self { expert: 0, first_row: 0, rows: 0, n0: 0 };
 }
 
-/// The band that an item belongs to.
+/// The band that an item belongs to, as one entry of the schedule tells it.
 #[derive(Clone, Copy)]
 pub struct Band {
-    /// Its first row tile.
-    pub first: u32,
-    /// Its row tiles, at least 1.
-    pub height: u32,
+    expert: u32,
+    first_row: u32,
+    /// At least 1.
+    rows: u32,
+    /// Rows of all its tiles but the last, a power of two.
+    block_m: u32,
     /// The item's number in it.
     pub item: u32,
+}
+
+impl Band {
+    /// Its row tiles, at least 1.
+    #[inline(always)]
+    pub fn height(&self) -> u32 {
+        let height = (self.rows + self.block_m - 1) >> self.block_m.trailing_zeros();
+        // SAFETY: a band has rows. Without this, a division by the height ends in a trap, and with a trap in reach ptxas does not use
+        // the registers that `setmaxnreg` brings.
+        unsafe { assert_unchecked(height != 0) };
+        height
+    }
+
+    /// Rows of its last tile.
+    #[inline(always)]
+    pub fn last_rows(&self) -> u32 {
+        self.rows - (self.height() - 1) * self.block_m
+    }
+
+    /// Its row tile of that number, times the columns from `n0` on.
+    #[inline(always)]
+    pub fn tile(&self, number: u32, n0: u32) -> Tile {
+        let above = number * self.block_m;
+        let rows = self.block_m.min(self.rows - above);
+        Tile { expert: self.expert, first_row: self.first_row + above, rows, n0 }
+    }
 }
 
 /// The work items of a launch.
@@ -52,20 +81,22 @@ pub struct WorkList {
     column_tiles: u32,
     /// Columns of a tile.
     columns: u32,
+    /// Rows of a tile, a power of two.
+    block_m: u32,
 }
 
 impl WorkList {
-    /// Reads the header of the schedule. All lanes of the warp call it together.
+    /// Reads the header of the schedule, of tiles of `block_m` rows. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it.
+    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it, for tiles of `block_m` rows, a power of two.
     #[inline(always)]
-    pub unsafe fn new(schedule: *const [u32; 4], n: u32, columns: u32) -> Self {
+    pub unsafe fn new(schedule: *const [u32; 4], block_m: u32, n: u32, columns: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [row_tiles, ..] = unsafe { memory::load_nc(schedule) };
         // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not diverge.
         let row_tiles = warp::shfl_idx(warp::FULL_MASK, row_tiles, 0);
-        Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns }
+        Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns, block_m }
     }
 
     /// Number of work items.
@@ -77,30 +108,49 @@ impl WorkList {
     /// The item with the given number, below [`len`](Self::len).
     #[inline(always)]
     pub fn tile(&self, item: u32) -> Tile {
-        let Band { first, height, item } = self.band(item);
-        // SAFETY: a band's height. A check would end in a trap.
-        unsafe { core::hint::assert_unchecked(height != 0) };
-        let [expert, first_row, rows, _] = self.row_tile(first + item % height);
-        Tile { expert, first_row, rows, n0: item / height * self.columns }
+        let entry = self.entry(item);
+        // SAFETY: entries of the schedule, 16-byte aligned; no kernel writes the schedule while this one runs. The second is loaded
+        // though it follows from the first, which takes registers that the largest tile does not have.
+        unsafe {
+            let first = memory::load_nc(entry);
+            let band = self.band_of(item, first);
+            let height = band.height();
+            let tile =
+                entry.wrapping_add((band.item % height) as usize).wrapping_sub((first[3] & 0xffff) as usize);
+            let [expert, first_row, rows, _] = memory::load_nc(tile);
+            Tile { expert, first_row, rows, n0: band.item / height * self.columns }
+        }
+    }
+
+    /// Where the schedule has the entry that tells the band of the item with the given number, below [`len`](Self::len).
+    #[inline(always)]
+    fn entry(&self, item: u32) -> *const [u32; 4] {
+        self.schedule.wrapping_add((FIRST_TILE + self.near(item)) as usize)
     }
 
     /// The band of the item with the given number, below [`len`](Self::len).
+    #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub fn band(&self, item: u32) -> Band {
-        // SAFETY: there is an item, so that there are columns. A check would end in a trap, and with a trap in reach ptxas does not use
-        // the registers that `setmaxnreg` brings.
-        unsafe { core::hint::assert_unchecked(self.column_tiles != 0) };
-        let near = item / self.column_tiles;
-        let [.., band] = self.row_tile(near);
-        let first = near - (band & 0xffff);
-        Band { first, height: band >> 16, item: item - first * self.column_tiles }
+        // SAFETY: an entry of the schedule, 16-byte aligned; no kernel writes the schedule while this one runs.
+        self.band_of(item, unsafe { memory::load_nc(self.entry(item)) })
     }
 
-    /// The schedule's entry of a row tile, which exists: expert, first row, rows, band.
+    /// The band of the item with the given number, whose [`entry`](Self::entry) holds `entry`.
     #[inline(always)]
-    pub fn row_tile(&self, row_tile: u32) -> [u32; 4] {
-        // SAFETY: the tile is one of the schedule; its entry is 16-byte aligned as the schedule is, and no kernel writes the schedule
-        // while this one runs.
-        unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + row_tile) as usize)) }
+    fn band_of(&self, item: u32, entry: [u32; 4]) -> Band {
+        let [expert, first_row, _, band] = entry;
+        let (number, rows) = (band & 0xffff, band >> 16);
+        let first_item = (self.near(item) - number) * self.column_tiles;
+        let first_row = first_row - number * self.block_m;
+        Band { expert, first_row, rows, block_m: self.block_m, item: item - first_item }
+    }
+
+    /// A row tile of the item's band.
+    #[inline(always)]
+    fn near(&self, item: u32) -> u32 {
+        // SAFETY: there is an item, so that there are columns: no trap, as above.
+        unsafe { assert_unchecked(self.column_tiles != 0) };
+        item / self.column_tiles
     }
 }

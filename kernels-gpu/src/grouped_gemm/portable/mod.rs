@@ -116,7 +116,7 @@ unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, c
     // it held (all its fragments and scales are in registers by then), and read only after each thread has waited
     // for its own copies and passed the barrier that follows.
     unsafe {
-        let work = WorkList::new(arguments.schedule, arguments.n, BN);
+        let work = WorkList::new(arguments.schedule, WARPS_M * MT as u32 * 16, arguments.n, BN);
         let mut item = thread::block_idx_x();
         if item >= work.len() {
             return;

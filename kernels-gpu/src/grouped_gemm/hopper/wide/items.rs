@@ -16,11 +16,10 @@
 //! Items of clusters are numbered as [`schedule`](crate::grouped_gemm::schedule) does, a column being two columns of items: a band of h
 //! tiles has h of them, above `a c b`, `e g f`.
 
-use core::hint::assert_unchecked;
 use cuda_std::{cluster, thread};
 
-use super::BLOCKS;
-use crate::grouped_gemm::schedule::{Tile, WorkList};
+use super::{BLOCKS, BM};
+use crate::grouped_gemm::schedule::{Band, Tile, WorkList};
 
 /// What a block of a cluster does next.
 #[derive(Clone, Copy)]
@@ -62,9 +61,10 @@ impl Items {
     #[inline(always)]
     pub unsafe fn new(schedule: *const [u32; 4], n: u32, columns: u32) -> Self {
         // SAFETY: the caller's contract.
-        let work = unsafe { WorkList::new(schedule, n, BLOCKS * columns) };
+        let work = unsafe { WorkList::new(schedule, BM, n, BLOCKS * columns) };
         let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-        Self { work, clusters: blocks / BLOCKS, round: 0, place: block / BLOCKS, n, columns }
+        let (clusters, place) = (blocks / BLOCKS, block / BLOCKS);
+        Self { work, clusters, round: 0, place, n, columns }
     }
 
     /// The block's next item. All lanes of the warp call it together, and both blocks of the cluster as often.
@@ -75,12 +75,12 @@ impl Items {
             if number >= self.work.len() {
                 return None;
             }
+            let item = self.item(self.work.band(number));
             self.round += self.clusters;
             self.place += if self.clusters > Self::ROTATION { Self::ROTATION } else { 1 };
             if self.place >= self.clusters {
                 self.place -= self.clusters;
             }
-            let item = self.item(number);
             // Of an odd number of columns, a pair of rows has none in the last place.
             if !item.shares_b || item.tile.n0 < self.n {
                 return Some(item);
@@ -88,16 +88,12 @@ impl Items {
         }
     }
 
-    /// This block's part of the item of that number.
+    /// This block's part of an item.
     #[inline(always)]
-    fn item(&self, number: u32) -> Item {
-        let band = self.work.band(number);
-        let last_is_short = self.work.row_tile(band.first + band.height - 1)[2] <= 64;
-        let paired = if last_is_short && band.height % 2 == 0 { band.height - 2 } else { band.height & !1 };
-        // SAFETY: the band has an item. A check would end in a trap, and with a trap in reach ptxas does not use the registers that
-        // `setmaxnreg` brings.
-        unsafe { assert_unchecked(band.height != 0) };
-        let (columns, place) = (band.item / band.height * BLOCKS, band.item % band.height);
+    fn item(&self, band: Band) -> Item {
+        let height = band.height();
+        let paired = if height % 2 == 0 && band.last_rows() <= 64 { height - 2 } else { height & !1 };
+        let (columns, place) = (band.item / height * BLOCKS, band.item % height);
         let (rank, shares_b) = (cluster::rank(), place < paired);
         let (row_tile, column) = if shares_b {
             let (pair, right) = if place < paired / 2 { (place, 0) } else { (place - paired / 2, 1) };
@@ -105,7 +101,6 @@ impl Items {
         } else {
             (place, columns + rank)
         };
-        let [expert, first_row, rows, _] = self.work.row_tile(band.first + row_tile);
-        Item { tile: Tile { expert, first_row, rows, n0: column * self.columns }, shares_b }
+        Item { tile: band.tile(row_tile, column * self.columns), shares_b }
     }
 }

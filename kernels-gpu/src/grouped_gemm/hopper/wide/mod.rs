@@ -17,6 +17,7 @@
 
 mod consume;
 mod items;
+mod notes;
 mod produce;
 mod requantize;
 mod store;
@@ -32,7 +33,8 @@ use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 use consume::Rows;
-use items::{Item, Items};
+use items::Items;
+use notes::Notes;
 use produce::Producer;
 
 /// Rows of an item.
@@ -45,7 +47,7 @@ const BM: u32 = 128;
 const THREADS: u32 = CONSUMERS + 128;
 
 /// Registers of a thread that does not multiply, and of one that does: at the start all have 168.
-const PRODUCER_REGISTERS: u32 = 40;
+const PRODUCER_REGISTERS: u32 = 48;
 const CONSUMER_REGISTERS: u32 = 232;
 
 /// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this size: 32 or 40 KiB
@@ -97,17 +99,18 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         }
         grid::wait();
         grid::launch_dependents();
-        let mut items = Items::new(schedule, end.n(), E::COLUMNS);
         // The same in all lanes; the shuffle says so to ptxas.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
             if warp == CONSUMER_WARPS {
+                let mut items = Items::new(schedule, end.n(), E::COLUMNS);
                 let mut producer = Producer::new(ring, a, b, end.scales(), k);
                 while let Some(item) = items.next() {
                     let (boxes, blocks) = end.operands(&item.tile);
                     producer.fill(&item, boxes, blocks);
                 }
+                producer.finish();
             }
             ring.leave();
             return;
@@ -116,10 +119,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         let rows = Rows::new(ring.stage(0));
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
-        // The next item is looked up before this one is multiplied, which takes longer than the look-up.
-        let mut next = items.next();
-        while let Some(Item { tile, .. }) = next {
-            next = items.next();
+        while let Some(tile) = Notes::of(&ring).read(&ring, position) {
             let total;
             (total, position) = if PROMOTED {
                 consume::promoted(&ring, position, slabs, &rows, tile.rows)

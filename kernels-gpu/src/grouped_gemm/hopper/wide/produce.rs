@@ -12,11 +12,13 @@ use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, mbarrier, thread};
 
 use super::items::Item;
+use super::notes::Notes;
 use super::{BLOCKS, BM};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{BlockScales, ROWS_64, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::schedule::Tile;
 
 /// The mask of a cluster's blocks.
 const BOTH: u16 = (1 << BLOCKS) - 1;
@@ -79,6 +81,9 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
+                    if k0 == 0 {
+                        Notes::of(&self.ring).write(stage, tile);
+                    }
                     mbarrier::arrive_expect_tx(full, 3 * ROWS_128);
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
@@ -99,6 +104,26 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
             }
             self.position = self.ring.next(self.position);
             k0 += SLAB;
+        }
+    }
+
+    /// Tells the consumers that there are no more items.
+    ///
+    /// # Safety
+    /// All lanes of the producer warp call it together, last.
+    #[inline(always)]
+    pub unsafe fn finish(self) {
+        let full = self.ring.full(self.position.stage);
+        self.ring.wait_empty(self.position);
+        // SAFETY: the stage is free. No bytes are expected in it.
+        unsafe {
+            if self.lane == 0 {
+                Notes::of(&self.ring).write(self.position.stage, &Tile::NONE);
+                mbarrier::arrive(full);
+            }
+            if SCALED {
+                mbarrier::arrive_after_copies(full);
+            }
         }
     }
 }
