@@ -5,9 +5,11 @@ mod common;
 use common::e4m3;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{
-    Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_workspace_bytes,
+    Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,
+    quantize_workspace_bytes,
 };
-use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family};
+use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
+use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -224,21 +226,22 @@ impl Case {
         Quantized { q, scales }
     }
 
-    fn run(&self, device: &Device, poison: u8) -> Quantized {
+    /// `settled`: `x` counts as complete since before the preceding kernel.
+    fn run(&self, device: &Device, poison: u8, settled: bool) -> Quantized {
         match self.ty {
             Type::Bf16 => {
                 let x: Vec<bf16> = self.x.iter().map(|&x| bf16::from_f32(x)).collect();
-                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison)
+                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison, settled)
             }
             Type::F16 => {
                 let x: Vec<f16> = self.x.iter().map(|&x| f16::from_f32(x)).collect();
-                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison)
+                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison, settled)
             }
-            Type::F32 => self.run_on(device, (&device.upload(&self.x).unwrap()).into(), poison),
+            Type::F32 => self.run_on(device, (&device.upload(&self.x).unwrap()).into(), poison, settled),
         }
     }
 
-    fn run_on(&self, device: &Device, x: Activations<'_>, poison: u8) -> Quantized {
+    fn run_on(&self, device: &Device, x: Activations<'_>, poison: u8, settled: bool) -> Quantized {
         let stream = device.default_stream();
         let mut q: Buffer<E4m3> = poisoned(device, self.q_rows() * self.columns, poison);
         let mut scales: Buffer<f32> = poisoned(device, self.scales_len(), poison);
@@ -287,7 +290,14 @@ impl Case {
             scheme,
             q: q.as_mut_slice(),
         };
-        quantize(&stream, QuantizeShape { rows: self.rows, columns: self.columns }, args).unwrap();
+        let shape = QuantizeShape { rows: self.rows, columns: self.columns };
+        let enqueued = if settled {
+            // SAFETY: a copy from the host precedes; everything before it has ended.
+            unsafe { quantize_with_settled_input(&stream, shape, args) }
+        } else {
+            quantize(&stream, shape, args)
+        };
+        enqueued.unwrap();
         Quantized {
             q: q.to_vec(&stream).unwrap().into_iter().map(|code| code.0).collect(),
             scales: scales.to_vec(&stream).unwrap().into_iter().map(f32::to_bits).collect(),
@@ -296,7 +306,7 @@ impl Case {
 
     #[track_caller]
     fn check(&self, device: &Device, poison: u8) {
-        let (expected, actual) = (self.expected(poison), self.run(device, poison));
+        let (expected, actual) = (self.expected(poison), self.run(device, poison, false));
         let shape = format!("{:?} {:?} [{}, {}]", self.mode, self.ty, self.rows, self.columns);
         for (i, (actual, expected)) in actual.scales.iter().zip(&expected.scales).enumerate() {
             let (a, e) = (f32::from_bits(*actual), f32::from_bits(*expected));
@@ -306,6 +316,8 @@ impl Case {
             let (row, column) = (i / self.columns, i % self.columns);
             assert!(actual == expected, "{shape}: q[{row}, {column}] is {actual:#04x}, not {expected:#04x}");
         }
+        let settled = self.run(device, poison, true);
+        assert!(settled.q == actual.q && settled.scales == actual.scales, "{shape}: settled rows differ");
     }
 }
 
@@ -498,6 +510,64 @@ fn many_slots_and_invalid_destinations() {
         let x = draw_values(Type::Bf16, 5 * 300, false, &mut rng);
         let places = Places::Scatter(scatter.clone());
         Case { ty: Type::Bf16, rows: 5, columns: 300, x, row_weight: None, places, mode }.check(&device, 1);
+    }
+}
+
+/// Just written, rows are not settled: the emulated device reports the read before the wait, in every scheme.
+#[test]
+fn new_rows_are_not_settled() {
+    let device = common::device();
+    if !device.is_emulated() || device.family() != Family::Sm90a {
+        return;
+    }
+    // The tests share the default stream.
+    let stream = Stream::new(&device).unwrap();
+    let (y, mut x): (Buffer<bf16>, Buffer<bf16>) = (device.zeros(256).unwrap(), device.zeros(256).unwrap());
+    let (inverse, offsets) = (device.upload(&[0]).unwrap(), device.upload(&[0i64, 1]).unwrap());
+    let scale = device.upload(&[1.0f32]).unwrap();
+    let mut scales: Buffer<f32> = device.zeros(2).unwrap();
+    let mut q: Buffer<E4m3> = device.zeros(256).unwrap();
+    for number in 0..3 {
+        let args = Unpermute {
+            y: (&y).into(),
+            inverse: inverse.as_slice(),
+            topk_weights: None,
+            expert_offsets: offsets.as_slice(),
+            out: (&mut x).into(),
+        };
+        let shape = UnpermuteShape { tokens: 1, top_k: 1, hidden: 256, capacity: 1 };
+        unpermute(&stream, shape, args).unwrap();
+        let mut quantized = |settled| {
+            let scales = scales.as_mut_slice();
+            let args = Quantize {
+                x: (&x).into(),
+                row_weight: None,
+                destinations: Destinations::Scatter {
+                    top_k: 1,
+                    capacity: 1,
+                    inverse: inverse.as_slice(),
+                    expert_offsets: offsets.as_slice(),
+                    sorted_rows: None,
+                },
+                scheme: match number {
+                    0 => Scheme::TensorStatic { scale: scale.as_slice() },
+                    1 => Scheme::Token { scales, absmax_limit: None },
+                    _ => Scheme::Group { group_size: 128, scales, layout: ScaleLayout::row_major(2) },
+                },
+                q: q.as_mut_slice(),
+            };
+            let shape = QuantizeShape { rows: 1, columns: 256 };
+            // SAFETY: on the emulated device a wrong promise is a report.
+            if settled {
+                unsafe { quantize_with_settled_input(&stream, shape, args) }
+            } else {
+                quantize(&stream, shape, args)
+            }
+        };
+        let fault = quantized(true).unwrap_err().to_string();
+        assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
+        quantized(false).unwrap();
+        quantized(true).unwrap();
     }
 }
 

@@ -2,9 +2,10 @@
 
 mod common;
 
+use fp8_moe::ops::permute::{Permute, PermutePath, PermuteShape, permute};
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
-use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
-use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family};
+use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute, unpermute_with_settled_routing};
+use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -106,22 +107,29 @@ impl Case {
         out
     }
 
-    fn run(&self, device: &Device, poison: u8) -> Vec<f32> {
+    /// `settled`: the routing counts as complete since before the preceding kernel.
+    fn run(&self, device: &Device, poison: u8, settled: bool) -> Vec<f32> {
         if self.types.half {
             let y: Vec<f16> = self.y.iter().map(|&y| f16::from_f32(y)).collect();
             let y = self.upload(device, &y);
             if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison)
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
             } else {
-                self.run_on::<f16>(device, (&y).into(), poison).into_iter().map(f16::to_f32).collect()
+                self.run_on::<f16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(f16::to_f32)
+                    .collect()
             }
         } else {
             let y: Vec<bf16> = self.y.iter().map(|&y| bf16::from_f32(y)).collect();
             let y = self.upload(device, &y);
             if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison)
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
             } else {
-                self.run_on::<bf16>(device, (&y).into(), poison).into_iter().map(bf16::to_f32).collect()
+                self.run_on::<bf16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(bf16::to_f32)
+                    .collect()
             }
         }
     }
@@ -133,7 +141,13 @@ impl Case {
         buffer
     }
 
-    fn run_on<T: bytemuck::Pod>(&self, device: &Device, y: Activations<'_>, poison: u8) -> Vec<T>
+    fn run_on<T: bytemuck::Pod>(
+        &self,
+        device: &Device,
+        y: Activations<'_>,
+        poison: u8,
+        settled: bool,
+    ) -> Vec<T>
     where
         for<'a> ActivationsMut<'a>: From<&'a mut Buffer<T>>,
     {
@@ -150,13 +164,26 @@ impl Case {
             expert_offsets: offsets.as_slice(),
             out: (&mut out).into(),
         };
-        unpermute(&stream, self.shape, args).unwrap();
+        let enqueued = if settled {
+            // SAFETY: a copy from the host precedes; everything before it has ended.
+            unsafe { unpermute_with_settled_routing(&stream, self.shape, args) }
+        } else {
+            unpermute(&stream, self.shape, args)
+        };
+        enqueued.unwrap();
         out.to_vec(&stream).unwrap()
     }
 
     #[track_caller]
     fn check(&self, device: &Device, poison: u8) {
-        let actual = self.run(device, poison);
+        let actual = self.run(device, poison, false);
+        let settled = self.run(device, poison, true);
+        assert!(
+            bits(&settled) == bits(&actual),
+            "{:?} {:?}: a settled routing differs",
+            self.types,
+            self.shape
+        );
         let expected = self.expected();
         assert_eq!(actual.len(), expected.len());
         for (i, (actual, (expected, exact, magnitude))) in actual.into_iter().zip(expected).enumerate() {
@@ -166,6 +193,10 @@ impl Case {
             assert!((f64::from(actual) - exact).abs() <= bound, "{what} is {actual:e}, far from {exact:e}");
         }
     }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]
@@ -225,7 +256,7 @@ fn tokens_without_a_local_expert_give_zero() {
         case.inverse = vec![-1; 21];
         case.inverse[4] = i32::MIN;
         case.inverse[5] = i32::MAX;
-        assert!(case.run(&device, 0xff).iter().all(|&x| x.to_bits() == 0));
+        assert!(case.run(&device, 0xff, false).iter().all(|&x| x.to_bits() == 0));
     }
 }
 
@@ -236,7 +267,7 @@ fn nan_and_infinity_go_through() {
     let y = vec![f32::NAN, f32::INFINITY, f32::INFINITY, 1.0, 1.0, f32::NEG_INFINITY];
     let types = Types { half: false, wide: false };
     let case = Case { types, shape, valid_rows: 2, y, inverse: vec![0, 1], weights: Some(vec![0.5, 0.5]) };
-    let out = case.run(&device, 0);
+    let out = case.run(&device, 0, true);
     assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan(), "{out:?}");
 }
 
@@ -258,6 +289,55 @@ proptest! {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Case::draw(types, tokens, top_k, hidden, keep, &mut rng).check(&device, poison);
     }
+}
+
+/// Just built, a routing is not settled: the emulated device reports the read before the wait.
+#[test]
+fn a_new_routing_is_not_settled() {
+    let device = common::device();
+    if !device.is_emulated() || device.family() != Family::Sm90a {
+        return;
+    }
+    // The tests share the default stream.
+    let stream = Stream::new(&device).unwrap();
+    let ids = device.upload(&[1, 0]).unwrap();
+    let y: Buffer<bf16> = device.zeros(16).unwrap();
+    let mut out: Buffer<bf16> = device.zeros(8).unwrap();
+    let (mut inverse, mut sorted_rows) = (device.zeros(2).unwrap(), device.zeros(2).unwrap());
+    let mut offsets = device.zeros(3).unwrap();
+    let args = Permute {
+        topk_ids: ids.as_slice(),
+        expert_map: None,
+        expert_offsets: offsets.as_mut_slice(),
+        sorted_rows: sorted_rows.as_mut_slice(),
+        inverse: inverse.as_mut_slice(),
+        row_experts: None,
+        problem_sizes: None,
+        tile_schedule: None,
+        path: PermutePath::Auto,
+    };
+    let shape = PermuteShape { tokens: 1, top_k: 2, experts: 2, local_experts: 2, alignment: 1 };
+    permute(&stream, shape, args).unwrap();
+    let mut unpermuted = |settled| {
+        let args = Unpermute {
+            y: (&y).into(),
+            inverse: inverse.as_slice(),
+            topk_weights: None,
+            expert_offsets: offsets.as_slice(),
+            out: (&mut out).into(),
+        };
+        let shape = UnpermuteShape { tokens: 1, top_k: 2, hidden: 8, capacity: 2 };
+        if settled {
+            // SAFETY: on the emulated device a wrong promise is a report.
+            unsafe { unpermute_with_settled_routing(&stream, shape, args) }
+        } else {
+            unpermute(&stream, shape, args)
+        }
+    };
+    let fault = unpermuted(true).unwrap_err().to_string();
+    assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
+    unpermuted(false).unwrap();
+    unpermuted(true).unwrap();
 }
 
 #[test]
