@@ -8,8 +8,7 @@ use fp8_moe::ops::quantize::{
     Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,
     quantize_workspace_bytes,
 };
-use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
-use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family, Stream};
+use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -510,64 +509,6 @@ fn many_slots_and_invalid_destinations() {
         let x = draw_values(Type::Bf16, 5 * 300, false, &mut rng);
         let places = Places::Scatter(scatter.clone());
         Case { ty: Type::Bf16, rows: 5, columns: 300, x, row_weight: None, places, mode }.check(&device, 1);
-    }
-}
-
-/// Just written, rows are not settled: the emulated device reports the read before the wait, in every scheme.
-#[test]
-fn new_rows_are_not_settled() {
-    let device = common::device();
-    if !device.is_emulated() || device.family() != Family::Sm90a {
-        return;
-    }
-    // The tests share the default stream.
-    let stream = Stream::new(&device).unwrap();
-    let (y, mut x): (Buffer<bf16>, Buffer<bf16>) = (device.zeros(256).unwrap(), device.zeros(256).unwrap());
-    let (inverse, offsets) = (device.upload(&[0]).unwrap(), device.upload(&[0i64, 1]).unwrap());
-    let scale = device.upload(&[1.0f32]).unwrap();
-    let mut scales: Buffer<f32> = device.zeros(2).unwrap();
-    let mut q: Buffer<E4m3> = device.zeros(256).unwrap();
-    for number in 0..3 {
-        let args = Unpermute {
-            y: (&y).into(),
-            inverse: inverse.as_slice(),
-            topk_weights: None,
-            expert_offsets: offsets.as_slice(),
-            out: (&mut x).into(),
-        };
-        let shape = UnpermuteShape { tokens: 1, top_k: 1, hidden: 256, capacity: 1 };
-        unpermute(&stream, shape, args).unwrap();
-        let mut quantized = |settled| {
-            let scales = scales.as_mut_slice();
-            let args = Quantize {
-                x: (&x).into(),
-                row_weight: None,
-                destinations: Destinations::Scatter {
-                    top_k: 1,
-                    capacity: 1,
-                    inverse: inverse.as_slice(),
-                    expert_offsets: offsets.as_slice(),
-                    sorted_rows: None,
-                },
-                scheme: match number {
-                    0 => Scheme::TensorStatic { scale: scale.as_slice() },
-                    1 => Scheme::Token { scales, absmax_limit: None },
-                    _ => Scheme::Group { group_size: 128, scales, layout: ScaleLayout::row_major(2) },
-                },
-                q: q.as_mut_slice(),
-            };
-            let shape = QuantizeShape { rows: 1, columns: 256 };
-            // SAFETY: on the emulated device a wrong promise is a report.
-            if settled {
-                unsafe { quantize_with_settled_input(&stream, shape, args) }
-            } else {
-                quantize(&stream, shape, args)
-            }
-        };
-        let fault = quantized(true).unwrap_err().to_string();
-        assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
-        quantized(false).unwrap();
-        quantized(true).unwrap();
     }
 }
 

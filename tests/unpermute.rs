@@ -2,10 +2,9 @@
 
 mod common;
 
-use fp8_moe::ops::permute::{Permute, PermutePath, PermuteShape, permute};
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
 use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute, unpermute_with_settled_routing};
-use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family, Stream};
+use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -289,55 +288,6 @@ proptest! {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Case::draw(types, tokens, top_k, hidden, keep, &mut rng).check(&device, poison);
     }
-}
-
-/// Just built, a routing is not settled: the emulated device reports the read before the wait.
-#[test]
-fn a_new_routing_is_not_settled() {
-    let device = common::device();
-    if !device.is_emulated() || device.family() != Family::Sm90a {
-        return;
-    }
-    // The tests share the default stream.
-    let stream = Stream::new(&device).unwrap();
-    let ids = device.upload(&[1, 0]).unwrap();
-    let y: Buffer<bf16> = device.zeros(16).unwrap();
-    let mut out: Buffer<bf16> = device.zeros(8).unwrap();
-    let (mut inverse, mut sorted_rows) = (device.zeros(2).unwrap(), device.zeros(2).unwrap());
-    let mut offsets = device.zeros(3).unwrap();
-    let args = Permute {
-        topk_ids: ids.as_slice(),
-        expert_map: None,
-        expert_offsets: offsets.as_mut_slice(),
-        sorted_rows: sorted_rows.as_mut_slice(),
-        inverse: inverse.as_mut_slice(),
-        row_experts: None,
-        problem_sizes: None,
-        tile_schedule: None,
-        path: PermutePath::Auto,
-    };
-    let shape = PermuteShape { tokens: 1, top_k: 2, experts: 2, local_experts: 2, alignment: 1 };
-    permute(&stream, shape, args).unwrap();
-    let mut unpermuted = |settled| {
-        let args = Unpermute {
-            y: (&y).into(),
-            inverse: inverse.as_slice(),
-            topk_weights: None,
-            expert_offsets: offsets.as_slice(),
-            out: (&mut out).into(),
-        };
-        let shape = UnpermuteShape { tokens: 1, top_k: 2, hidden: 8, capacity: 2 };
-        if settled {
-            // SAFETY: on the emulated device a wrong promise is a report.
-            unsafe { unpermute_with_settled_routing(&stream, shape, args) }
-        } else {
-            unpermute(&stream, shape, args)
-        }
-    };
-    let fault = unpermuted(true).unwrap_err().to_string();
-    assert!(fault.contains("without griddepcontrol.wait"), "{fault}");
-    unpermuted(false).unwrap();
-    unpermuted(true).unwrap();
 }
 
 #[test]

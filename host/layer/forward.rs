@@ -73,6 +73,7 @@ pub(crate) struct Routed<'a> {
 }
 
 /// One forward.
+#[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub config: &'a MoeConfig,
     pub weights: &'a DeviceWeights,
