@@ -138,8 +138,8 @@ impl FirstRow {
     ) -> Self {
         let row = thread::block_idx_x();
         match source {
-            // SAFETY: the caller's contract; nobody has used the first slots yet.
             Some(source) if row < rows => {
+                // SAFETY: the caller's contract; nobody has used the first slots yet.
                 FirstRow(Some(unsafe { first_pass(source, row, columns, kept_spans, maxima) }))
             }
             _ => Self::NONE,
