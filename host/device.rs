@@ -1,25 +1,23 @@
-//! Devices: opening one, loading kernels at their first launch, launching them.
+//! Devices: opening one, launching kernels on it.
 //!
 //! [`Device::open`] goes through the CUDA driver API, behind which the door (`cuda_driver`) puts NVIDIA's driver where
 //! there is one and the emulated device `sim` where there is none. Everything after that is the same code for both.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use cuda_driver::sys::{CUlaunchAttribute, CUlaunchConfig};
 use cust::context::{Context, CurrentContext};
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
-use cust::module::Module;
-use cust::sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUstream, CUstreamCaptureMode};
+use cust::sys::{self, CUdevice_attribute, CUstream};
 
 use crate::buffer::Buffer;
 use crate::error::{Error, Result, check, check_number};
+use crate::functions::Functions;
 use crate::kernel::{Grid, Kernel};
 use crate::stream::Stream;
 
@@ -115,7 +113,7 @@ struct Inner {
     l2_bytes: u32,
     memory_bytes: u64,
     default_stream: CUstream,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    functions: Functions,
     // Declared last: released after the modules that live in it.
     context: Context,
 }
@@ -125,50 +123,6 @@ struct Inner {
 unsafe impl Send for Inner {}
 // SAFETY: as above; everything mutable is behind a lock.
 unsafe impl Sync for Inner {}
-
-/// A loaded kernel.
-struct Function {
-    raw: CUfunction,
-    /// Holds this kernel alone: the driver compiles a module as a whole, and a program uses few of the kernels.
-    _module: Module,
-    /// Dynamic shared memory the function has been allowed so far.
-    dynamic_shared: u32,
-    static_shared: u32,
-}
-
-impl Function {
-    /// Loads a kernel into the current context.
-    fn load(family: Family, name: &'static str) -> Result<Function> {
-        let ptx = crate::kernels::module(family, name).ok_or_else(|| {
-            Error::argument(name, "family", family, "must be one that this kernel is compiled for")
-        })?;
-        let module = Module::from_ptx(ptx, &[]).map_err(driver("cuModuleLoadDataEx"))?;
-        let raw = module.get_function(name).map_err(driver("cuModuleGetFunction"))?.to_raw();
-        let mut fixed = 0;
-        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: `fixed` is a valid place for one int, and the function is one of the module just loaded.
-        check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut fixed, attribute, raw) })?;
-        let static_shared = fixed as u32;
-        Ok(Function { raw, _module: module, dynamic_shared: DEFAULT_SHARED - static_shared, static_shared })
-    }
-}
-
-/// Calls `load` with what a capture forbids its thread allowed: loading is nothing that a graph records. (The driver may put
-/// it off until the function is asked for, so that belongs in here too.)
-fn while_capturing<T>(load: impl FnOnce() -> Result<T>) -> Result<T> {
-    let exchange = |mode: &mut CUstreamCaptureMode| {
-        // SAFETY: `mode` is a valid place for one mode, which is read and written.
-        check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(mode) })
-    };
-    let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-    exchange(&mut mode)?;
-    let loaded = load();
-    exchange(&mut mode)?;
-    loaded
-}
-
-/// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
-const DEFAULT_SHARED: u32 = 48 * 1024;
 
 impl Device {
     /// Opens a device, for its best kernel family.
@@ -239,7 +193,7 @@ impl Device {
             l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             memory_bytes: device.total_memory().map_err(driver("cuDeviceTotalMem"))? as u64,
             default_stream,
-            functions: Mutex::default(),
+            functions: Functions::new(family),
             context,
         };
         Ok(Device { inner: Arc::new(inner) })
@@ -356,8 +310,12 @@ impl Device {
             let rule = format!("must be a stream of {self}");
             return Err(Error::argument(K::NAME, "stream", format!("a stream of {}", stream.device()), rule));
         }
+        if stream.rehearses(K::NAME) {
+            return Ok(());
+        }
         self.make_current()?;
-        let function = self.function(K::NAME, dynamic_shared_bytes)?;
+        let function =
+            self.inner.functions.get(K::NAME, dynamic_shared_bytes, self.inner.shared_per_block)?;
         let code = kernel.with_params(|params: &mut [*mut c_void]| {
             // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
             let overlap = K::OVERLAP && self.inner.family == Family::Sm90a;
@@ -390,47 +348,23 @@ impl Device {
         })
     }
 
-    /// The kernel `name`, loaded at its first use and allowed to use `dynamic_shared` bytes.
-    fn function(&self, name: &'static str, dynamic_shared: u32) -> Result<CUfunction> {
-        let mut functions = self.functions();
-        let function = match functions.entry(name) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                entry.insert(while_capturing(|| Function::load(self.inner.family, name))?)
-            }
-        };
-        if dynamic_shared > function.dynamic_shared {
-            let most = self.inner.shared_per_block - function.static_shared;
-            if dynamic_shared > most {
-                let rule = format!("must be at most {most}");
-                return Err(Error::argument(name, "dynamic_shared_bytes", dynamic_shared, rule));
-            }
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function handle belongs to the module beside it.
-            let code = unsafe { sys::cuFuncSetAttribute(function.raw, attribute, dynamic_shared as i32) };
-            check("cuFuncSetAttribute", code)?;
-            function.dynamic_shared = dynamic_shared;
-        }
-        Ok(function.raw)
-    }
-
-    fn functions(&self) -> MutexGuard<'_, HashMap<&'static str, Function>> {
-        self.inner.functions.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// The kernels that have been loaded, by name. Each is loaded at its first launch.
+    /// The kernels that have been loaded, by name: those of the layer's forwards when a forward first needs any of them, others at
+    /// their first launch.
     pub fn loaded_kernels(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.functions().keys().copied().collect();
-        names.sort_unstable();
-        names
+        self.inner.functions.names()
     }
 
-    /// Loads all kernels now instead of each at its first launch.
+    /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for its own later.
     pub fn load_kernels(&self) -> Result<()> {
+        let all: Vec<_> =
+            crate::kernels::summaries(self.inner.family).iter().map(|kernel| kernel.name).collect();
+        self.load(&all)
+    }
+
+    /// Loads those of `kernels` that are missing, side by side.
+    pub(crate) fn load(&self, kernels: &[&'static str]) -> Result<()> {
         self.make_current()?;
-        crate::kernels::summaries(self.inner.family)
-            .iter()
-            .try_for_each(|kernel| self.function(kernel.name, 0).map(drop))
+        self.inner.functions.load(&self.inner.context, kernels)
     }
 
     /// Makes the device's context current on this thread, as every driver call needs it.

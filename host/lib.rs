@@ -18,6 +18,7 @@ pub mod checkpoint;
 mod device;
 mod error;
 mod fp8;
+mod functions;
 mod kernel;
 pub mod kernels;
 pub mod layer;

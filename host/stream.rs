@@ -4,6 +4,7 @@
 //! running them; the [`Graph`] replays them with one call.
 
 use std::fmt;
+use std::sync::Mutex;
 
 use cust::sys::{self, CUevent, CUgraph, CUgraphExec, CUgraphNodeType, CUstream, CUstreamCaptureMode};
 
@@ -15,6 +16,8 @@ pub struct Stream {
     device: Device,
     raw: CUstream,
     owned: bool,
+    /// The kernels that were launched, if it runs nothing.
+    rehearsed: Option<Mutex<Vec<&'static str>>>,
 }
 
 // SAFETY: the driver API is thread-safe; the handle lives as long as the stream, which keeps its device open.
@@ -29,7 +32,7 @@ impl Stream {
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` is a valid place for one handle, and the context is current.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, 0) })?;
-        Ok(Stream { device: device.clone(), raw, owned: true })
+        Ok(Stream { device: device.clone(), raw, owned: true, rehearsed: None })
     }
 
     /// A stream that another program owns.
@@ -41,11 +44,38 @@ impl Stream {
     }
 
     pub(crate) fn borrowed(device: Device, raw: CUstream) -> Stream {
-        Stream { device, raw, owned: false }
+        Stream { device, raw, owned: false, rehearsed: None }
+    }
+
+    /// A stream on which operations check their arguments and choose their kernels, as on any other, and run nothing: it notes the
+    /// kernels.
+    pub(crate) fn rehearsal(device: &Device) -> Stream {
+        let rehearsed = Some(Mutex::default());
+        Stream { device: device.clone(), raw: std::ptr::null_mut(), owned: false, rehearsed }
+    }
+
+    /// Notes that `kernel` is launched, and returns true, if nothing runs here.
+    pub(crate) fn rehearses(&self, kernel: &'static str) -> bool {
+        let Some(rehearsed) = &self.rehearsed else { return false };
+        rehearsed.lock().unwrap_or_else(|e| e.into_inner()).push(kernel);
+        true
+    }
+
+    /// Whether nothing runs here.
+    pub(crate) fn is_rehearsal(&self) -> bool {
+        self.rehearsed.is_some()
+    }
+
+    /// The kernels that were launched in a rehearsal, in order.
+    pub(crate) fn into_rehearsed(mut self) -> Vec<&'static str> {
+        let rehearsed = self.rehearsed.take();
+        rehearsed.map(|kernels| kernels.into_inner().unwrap_or_else(|e| e.into_inner())).unwrap_or_default()
     }
 
     /// The `CUstream`.
     pub fn raw(&self) -> CUstream {
+        // Null is the driver's default stream, on which a rehearsal must not put anything.
+        assert!(!self.is_rehearsal(), "nothing runs in a rehearsal");
         self.raw
     }
 

@@ -136,7 +136,28 @@ fn a_layer_loads_what_it_launches_and_nothing_else() {
     let captured = run.capture(1).unwrap();
     let launches = captured.replays(Part::Layer).unwrap().unwrap().launches();
     let loaded = device.loaded_kernels();
-    assert!(loaded.contains(&"permute") && loaded.len() <= launches, "{loaded:?} for {launches} launches");
+    assert!(loaded.contains(&"permute") && loaded.len() == launches, "{loaded:?} for {launches} launches");
+
+    // Of 200 tokens each expert gets 50: both GEMMs take another tile, and all else is there.
+    let routed = RoutingKind::Uniform.draw(200, 8, 2, 0).unwrap();
+    Run::new(&layers, 200, &routed, 0).unwrap().output().unwrap();
+    let (before, mut added) = (loaded, device.loaded_kernels());
+    added.retain(|kernel| !before.contains(kernel));
+    let gemms = added.iter().filter(|kernel| kernel.contains("narrow") || kernel.contains("gemm")).count();
+    // The f32 output has an unpermutation of its own.
+    assert!(added.len() == 3 && gemms == 2, "{added:?}");
+}
+
+/// Threads that need the same kernels do not get in each other's way.
+#[test]
+fn kernels_load_from_several_threads() {
+    let device = fresh(&device());
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| device.load_kernels().unwrap());
+        }
+    });
+    assert_eq!(device.loaded_kernels().len(), kernels::summaries(device.family()).len());
 }
 
 #[test]

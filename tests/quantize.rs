@@ -5,7 +5,8 @@ mod common;
 use common::e4m3;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{
-    Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_workspace_bytes,
+    Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,
+    quantize_workspace_bytes,
 };
 use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family};
 use half::{bf16, f16};
@@ -224,21 +225,22 @@ impl Case {
         Quantized { q, scales }
     }
 
-    fn run(&self, device: &Device, poison: u8) -> Quantized {
+    /// `settled`: `x` counts as complete since before the preceding kernel.
+    fn run(&self, device: &Device, poison: u8, settled: bool) -> Quantized {
         match self.ty {
             Type::Bf16 => {
                 let x: Vec<bf16> = self.x.iter().map(|&x| bf16::from_f32(x)).collect();
-                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison)
+                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison, settled)
             }
             Type::F16 => {
                 let x: Vec<f16> = self.x.iter().map(|&x| f16::from_f32(x)).collect();
-                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison)
+                self.run_on(device, (&device.upload(&x).unwrap()).into(), poison, settled)
             }
-            Type::F32 => self.run_on(device, (&device.upload(&self.x).unwrap()).into(), poison),
+            Type::F32 => self.run_on(device, (&device.upload(&self.x).unwrap()).into(), poison, settled),
         }
     }
 
-    fn run_on(&self, device: &Device, x: Activations<'_>, poison: u8) -> Quantized {
+    fn run_on(&self, device: &Device, x: Activations<'_>, poison: u8, settled: bool) -> Quantized {
         let stream = device.default_stream();
         let mut q: Buffer<E4m3> = poisoned(device, self.q_rows() * self.columns, poison);
         let mut scales: Buffer<f32> = poisoned(device, self.scales_len(), poison);
@@ -287,7 +289,14 @@ impl Case {
             scheme,
             q: q.as_mut_slice(),
         };
-        quantize(&stream, QuantizeShape { rows: self.rows, columns: self.columns }, args).unwrap();
+        let shape = QuantizeShape { rows: self.rows, columns: self.columns };
+        let enqueued = if settled {
+            // SAFETY: a copy from the host precedes; everything before it has ended.
+            unsafe { quantize_with_settled_input(&stream, shape, args) }
+        } else {
+            quantize(&stream, shape, args)
+        };
+        enqueued.unwrap();
         Quantized {
             q: q.to_vec(&stream).unwrap().into_iter().map(|code| code.0).collect(),
             scales: scales.to_vec(&stream).unwrap().into_iter().map(f32::to_bits).collect(),
@@ -296,7 +305,7 @@ impl Case {
 
     #[track_caller]
     fn check(&self, device: &Device, poison: u8) {
-        let (expected, actual) = (self.expected(poison), self.run(device, poison));
+        let (expected, actual) = (self.expected(poison), self.run(device, poison, false));
         let shape = format!("{:?} {:?} [{}, {}]", self.mode, self.ty, self.rows, self.columns);
         for (i, (actual, expected)) in actual.scales.iter().zip(&expected.scales).enumerate() {
             let (a, e) = (f32::from_bits(*actual), f32::from_bits(*expected));
@@ -306,6 +315,8 @@ impl Case {
             let (row, column) = (i / self.columns, i % self.columns);
             assert!(actual == expected, "{shape}: q[{row}, {column}] is {actual:#04x}, not {expected:#04x}");
         }
+        let settled = self.run(device, poison, true);
+        assert!(settled.q == actual.q && settled.scales == actual.scales, "{shape}: settled rows differ");
     }
 }
 

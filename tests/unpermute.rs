@@ -3,7 +3,7 @@
 mod common;
 
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
-use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
+use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute, unpermute_with_settled_routing};
 use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -106,22 +106,29 @@ impl Case {
         out
     }
 
-    fn run(&self, device: &Device, poison: u8) -> Vec<f32> {
+    /// `settled`: the routing counts as complete since before the preceding kernel.
+    fn run(&self, device: &Device, poison: u8, settled: bool) -> Vec<f32> {
         if self.types.half {
             let y: Vec<f16> = self.y.iter().map(|&y| f16::from_f32(y)).collect();
             let y = self.upload(device, &y);
             if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison)
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
             } else {
-                self.run_on::<f16>(device, (&y).into(), poison).into_iter().map(f16::to_f32).collect()
+                self.run_on::<f16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(f16::to_f32)
+                    .collect()
             }
         } else {
             let y: Vec<bf16> = self.y.iter().map(|&y| bf16::from_f32(y)).collect();
             let y = self.upload(device, &y);
             if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison)
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
             } else {
-                self.run_on::<bf16>(device, (&y).into(), poison).into_iter().map(bf16::to_f32).collect()
+                self.run_on::<bf16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(bf16::to_f32)
+                    .collect()
             }
         }
     }
@@ -133,7 +140,13 @@ impl Case {
         buffer
     }
 
-    fn run_on<T: bytemuck::Pod>(&self, device: &Device, y: Activations<'_>, poison: u8) -> Vec<T>
+    fn run_on<T: bytemuck::Pod>(
+        &self,
+        device: &Device,
+        y: Activations<'_>,
+        poison: u8,
+        settled: bool,
+    ) -> Vec<T>
     where
         for<'a> ActivationsMut<'a>: From<&'a mut Buffer<T>>,
     {
@@ -150,13 +163,26 @@ impl Case {
             expert_offsets: offsets.as_slice(),
             out: (&mut out).into(),
         };
-        unpermute(&stream, self.shape, args).unwrap();
+        let enqueued = if settled {
+            // SAFETY: a copy from the host precedes; everything before it has ended.
+            unsafe { unpermute_with_settled_routing(&stream, self.shape, args) }
+        } else {
+            unpermute(&stream, self.shape, args)
+        };
+        enqueued.unwrap();
         out.to_vec(&stream).unwrap()
     }
 
     #[track_caller]
     fn check(&self, device: &Device, poison: u8) {
-        let actual = self.run(device, poison);
+        let actual = self.run(device, poison, false);
+        let settled = self.run(device, poison, true);
+        assert!(
+            bits(&settled) == bits(&actual),
+            "{:?} {:?}: a settled routing differs",
+            self.types,
+            self.shape
+        );
         let expected = self.expected();
         assert_eq!(actual.len(), expected.len());
         for (i, (actual, (expected, exact, magnitude))) in actual.into_iter().zip(expected).enumerate() {
@@ -166,6 +192,10 @@ impl Case {
             assert!((f64::from(actual) - exact).abs() <= bound, "{what} is {actual:e}, far from {exact:e}");
         }
     }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]
@@ -225,7 +255,7 @@ fn tokens_without_a_local_expert_give_zero() {
         case.inverse = vec![-1; 21];
         case.inverse[4] = i32::MIN;
         case.inverse[5] = i32::MAX;
-        assert!(case.run(&device, 0xff).iter().all(|&x| x.to_bits() == 0));
+        assert!(case.run(&device, 0xff, false).iter().all(|&x| x.to_bits() == 0));
     }
 }
 
@@ -236,7 +266,7 @@ fn nan_and_infinity_go_through() {
     let y = vec![f32::NAN, f32::INFINITY, f32::INFINITY, 1.0, 1.0, f32::NEG_INFINITY];
     let types = Types { half: false, wide: false };
     let case = Case { types, shape, valid_rows: 2, y, inverse: vec![0, 1], weights: Some(vec![0.5, 0.5]) };
-    let out = case.run(&device, 0);
+    let out = case.run(&device, 0, true);
     assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan(), "{out:?}");
 }
 

@@ -17,12 +17,12 @@ use crate::ops::grouped_gemm::{
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
-    Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize,
+    Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
     Grouped, RouterLogits, RouterLogitsPath, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
 };
-use crate::ops::unpermute::{Unpermute, UnpermuteShape, unpermute};
+use crate::ops::unpermute::{Unpermute, UnpermuteShape, unpermute_with_settled_routing};
 use crate::stream::Stream;
 
 /// Types that a layer can write: bf16, f16, f32.
@@ -73,6 +73,7 @@ pub(crate) struct Routed<'a> {
 }
 
 /// One forward.
+#[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub config: &'a MoeConfig,
     pub weights: &'a DeviceWeights,
@@ -294,7 +295,9 @@ impl Call<'_> {
             },
             q: parts.quantised.reborrow(),
         };
-        quantize(stream, QuantizeShape { rows: self.tokens, columns }, args)
+        // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and begins
+        // when everything before it has ended: it is launched without programmatic stream serialization.
+        unsafe { quantize_with_settled_input(stream, QuantizeShape { rows: self.tokens, columns }, args) }
     }
 
     /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the activation, which is
@@ -461,6 +464,9 @@ impl Call<'_> {
             out,
         };
         let MoeConfig { top_k, hidden_size: hidden, .. } = *self.config;
-        unpermute(stream, UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() }, args)
+        let shape = UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() };
+        // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie between, whose threads all
+        // wait for their predecessors.
+        unsafe { unpermute_with_settled_routing(stream, shape, args) }
     }
 }

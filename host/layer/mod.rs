@@ -15,6 +15,7 @@
 
 mod config;
 mod forward;
+mod kernels;
 mod weights;
 mod workspace;
 
@@ -35,6 +36,7 @@ use crate::kernel::DevicePtr;
 use crate::stream::Stream;
 use forward::Call;
 pub(crate) use forward::Routed;
+use kernels::{Class, Loaded};
 use weights::DeviceWeights;
 use workspace::Layout;
 
@@ -43,6 +45,7 @@ pub struct MoeLayer {
     device: Device,
     config: MoeConfig,
     weights: DeviceWeights,
+    loaded: Loaded,
 }
 
 const OP: &str = "MoeLayer::forward";
@@ -65,16 +68,18 @@ impl MoeLayer {
         weights: &MoeWeights<'_>,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<MoeLayer> {
-        let weights = weights.upload(device, config, progress)?;
-        Ok(MoeLayer { device: device.clone(), config: config.clone(), weights })
+        Ok(Self::complete(device, config, weights.upload(device, config, progress)?))
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
         weights.validate(device, config)?;
-        let weights = weights.complete(device, config)?;
-        Ok(MoeLayer { device: device.clone(), config: config.clone(), weights })
+        Ok(Self::complete(device, config, weights.complete(device, config)?))
+    }
+
+    fn complete(device: &Device, config: &MoeConfig, weights: DeviceWeights) -> MoeLayer {
+        MoeLayer { device: device.clone(), config: config.clone(), weights, loaded: Loaded::default() }
     }
 
     /// What the layer computes.
@@ -104,6 +109,9 @@ impl MoeLayer {
     }
 
     /// Enqueues the layer on `hidden` `[T, H]`, into `out` `[T, H]` of bf16, f16 or f32.
+    ///
+    /// The first forward of a batch size's class loads the kernels that the class takes, also during a capture; on a GPU that may take
+    /// tenths of a second. [`Device::load_kernels`] does it for all beforehand.
     ///
     /// Every row of `out` is written; on a rank with some of the experts it is their part of the sum. The routing can be
     /// read with [`Workspace::routing`] afterwards.
@@ -190,8 +198,8 @@ impl MoeLayer {
         stream: &Stream,
         hidden: Slice<'_, bf16>,
         routed: Option<Routed<'_>>,
-        workspace: SliceMut<'_, u8>,
-        out: SliceMut<'_, O>,
+        mut workspace: SliceMut<'_, u8>,
+        mut out: SliceMut<'_, O>,
         observe: &dyn Fn(Step),
     ) -> Result<()> {
         let h = self.config.hidden_size;
@@ -222,6 +230,11 @@ impl MoeLayer {
             || format!("must have at least {} bytes for {tokens} tokens", layout.bytes),
         )?;
         let call = Call { config: &self.config, weights: &self.weights, tokens, observe };
+        let class = Class::of::<O>(tokens, routed.is_some(), &layout);
+        self.loaded.ensure(&self.device, class, |rehearsal| {
+            let call = Call { observe: &|_| {}, ..call };
+            call.enqueue(rehearsal, hidden, routed, &layout, workspace.reborrow(), out.reborrow())
+        })?;
         call.enqueue(stream, hidden, routed, &layout, workspace, out)
     }
 }

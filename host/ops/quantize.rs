@@ -357,6 +357,28 @@ impl Scheme<'_> {
 ///
 /// With no rows nothing is launched, and nothing is written.
 pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Result<()> {
+    enqueue(stream, shape, args, false)
+}
+
+/// As [`quantize`], for rows that were complete before the kernel that precedes this call in the stream began. With
+/// [`Destinations::Scatter`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then read while that kernel ends,
+/// also those of tokens that go nowhere; the results are the same.
+///
+/// # Safety
+/// `x`, `row_weight` and a given scale were written, and what wrote them has ended, before the kernel that directly precedes this call
+/// in the stream began, and that kernel does not write them. The first holds where that kernel was launched without programmatic
+/// stream serialization, as `permute` is; else as for
+/// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+pub unsafe fn quantize_with_settled_input(
+    stream: &Stream,
+    shape: QuantizeShape,
+    args: Quantize<'_>,
+) -> Result<()> {
+    enqueue(stream, shape, args, true)
+}
+
+/// `x_is_settled`: see [`quantize_with_settled_input`].
+fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settled: bool) -> Result<()> {
     let columns = checked_columns(OP, "columns", shape.columns)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
     args.x.check(OP, "x", shape.rows * shape.columns, stream)?;
@@ -373,20 +395,24 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
 
     let row_weight = args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr());
     let q = args.q.ptr().cast();
+    // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
+    let x_is_settled = u32::from(x_is_settled && matches!(args.destinations, Destinations::Scatter { .. }));
     // A warp looks for padding among 32 rows at a time.
     let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
     let grid = warp_rows_grid(stream, warp_rows, columns);
-    let tensor = |scale, partials, scale_out, partial_count| {
+    let tensor = |scale, partials, scale_out, partial_count, x_is_settled| {
         // SAFETY: every array was checked to have its extent on this device; the partial maxima are written before.
         unsafe {
             launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
                 row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q,
-                rows, columns, top_k, capacity, partial_count,
+                rows, columns, top_k, capacity, partial_count, x_is_settled,
             })
         }
     };
     match args.scheme {
-        Scheme::TensorStatic { scale } => tensor(scale.ptr(), DevicePtr::null(), DevicePtr::null(), 0),
+        Scheme::TensorStatic { scale } => {
+            tensor(scale.ptr(), DevicePtr::null(), DevicePtr::null(), 0, x_is_settled)
+        }
         Scheme::TensorDynamic { scale, workspace } => {
             let partials: DevicePtr<f32> = workspace.ptr().cast();
             let blocks = (stream.device().multiprocessors() * 2).min(MAX_PARTIALS);
@@ -399,7 +425,8 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
                     row_weight, inverse, valid_rows, partials, rows, columns, top_k,
                 })?;
             }
-            tensor(DevicePtr::null(), partials, scale.ptr(), absmax_grid.x * absmax_grid.y)
+            // The scale itself comes from the kernel before.
+            tensor(DevicePtr::null(), partials, scale.ptr(), absmax_grid.x * absmax_grid.y, 0)
         }
         Scheme::Token { scales, absmax_limit } => {
             let (scales, absmax_limit) = (scales.ptr(), absmax_limit.unwrap_or(f32::INFINITY));
@@ -408,7 +435,7 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
             unsafe {
                 launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, scales, absmax_limit,
-                    rows, columns, top_k, capacity, kept_spans,
+                    rows, columns, top_k, capacity, kept_spans, x_is_settled,
                 })
             }
         }
@@ -419,7 +446,7 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
             unsafe {
                 launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, scales, row_stride, group_stride,
-                    rows, columns, top_k, capacity, group_size,
+                    rows, columns, top_k, capacity, group_size, x_is_settled,
                 })
             }
         }

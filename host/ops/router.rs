@@ -37,7 +37,7 @@ pub struct RouterLogits<'a> {
 }
 
 /// The kernels of [`router_logits`]; any of them takes any size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RouterLogitsPath {
     /// By the number of tokens: up to 8, up to 512, more.
     #[default]
@@ -51,7 +51,8 @@ pub enum RouterLogitsPath {
 }
 
 impl RouterLogitsPath {
-    fn resolve(self, tokens: usize) -> Self {
+    /// What it is for so many tokens.
+    pub(crate) fn resolve(self, tokens: usize) -> Self {
         match (self, tokens) {
             (RouterLogitsPath::Auto, ..=8) => RouterLogitsPath::Few,
             (RouterLogitsPath::Auto, ..=512) => RouterLogitsPath::Tile16x8,

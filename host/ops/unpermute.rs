@@ -45,6 +45,31 @@ pub struct Unpermute<'a> {
 ///
 /// With no tokens nothing is launched, and nothing is written.
 pub fn unpermute(stream: &Stream, shape: UnpermuteShape, args: Unpermute<'_>) -> Result<()> {
+    enqueue(stream, shape, args, false)
+}
+
+/// As [`unpermute`], for a routing that was complete before the kernel that precedes this call in the stream began. Where the rows are,
+/// and their weights, is then read while that kernel ends.
+///
+/// # Safety
+/// `inverse`, `expert_offsets` and `topk_weights` were not written by the kernel that directly precedes this call in the stream, and
+/// every kernel since they were written orders itself behind its predecessor, as
+/// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule) says.
+pub unsafe fn unpermute_with_settled_routing(
+    stream: &Stream,
+    shape: UnpermuteShape,
+    args: Unpermute<'_>,
+) -> Result<()> {
+    enqueue(stream, shape, args, true)
+}
+
+/// `routing_is_settled`: see [`unpermute_with_settled_routing`].
+fn enqueue(
+    stream: &Stream,
+    shape: UnpermuteShape,
+    args: Unpermute<'_>,
+    routing_is_settled: bool,
+) -> Result<()> {
     let columns = checked_columns(OP, "hidden", shape.hidden)?;
     let tokens = checked_i32(OP, "tokens", shape.tokens)?;
     let most = i32::MAX as usize / shape.tokens.max(1);
@@ -65,10 +90,13 @@ pub fn unpermute(stream: &Stream, shape: UnpermuteShape, args: Unpermute<'_>) ->
     let inverse = args.inverse.ptr();
     let topk_weights = args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr());
     let grid = warp_rows_grid(stream, tokens, columns);
+    let routing_is_settled = routing_is_settled.into();
     macro_rules! launch {
         ($kernel:ident, $y:ident, $out:ident) => {{
             let (y, out) = ($y.ptr(), $out.ptr());
-            let kernel = kernels::$kernel { y, inverse, topk_weights, valid_rows, out, tokens, columns, top_k };
+            let kernel = kernels::$kernel {
+                y, inverse, topk_weights, valid_rows, out, tokens, columns, top_k, routing_is_settled,
+            };
             // SAFETY: every array was checked to have its extent on this device; `permute` keeps `*valid_rows` within P.
             unsafe { stream.device().launch(stream, grid, 0, &kernel) }
         }};

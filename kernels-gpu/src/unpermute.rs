@@ -10,13 +10,19 @@
 //! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does not depend on
 //! the grid. A token without a valid slot gives 0.
 //!
-//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::quantize::warp_rows). Four slots are loaded before the
-//! first is added, so that their latencies overlap.
+//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::quantize::warp_rows). It looks up to 32 slots of a token up at once,
+//! one per lane, and one step ahead: those of the next token while it adds this one's rows. Four slots are loaded before the first is
+//! added, so that their latencies overlap.
+//!
+//! # Before the predecessor has ended
+//! With `routing_is_settled` a warp looks its first slots up before it waits for the kernel before it in the stream, which may be writing
+//! `y` at that time. The caller vouches that `inverse`, `topk_weights` and `valid_rows` were complete before that kernel began. They are
+//! read past L1, which may hold those of an earlier layer. `y` and `out` are touched behind the wait.
 
 use crate::quantize::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::math::fma;
-use cuda_std::{kernel, memory, thread};
+use cuda_std::{grid, kernel, memory, thread, warp};
 
 /// Threads of a block: four tokens.
 const THREADS: u32 = 128;
@@ -31,35 +37,65 @@ struct Slots<T> {
     y: *const T,
     inverse: *const i32,
     topk_weights: *const f32,
-    valid_rows: u32,
+    valid_rows: *const i64,
+    tokens: u32,
     columns: u32,
     top_k: u32,
     vector: bool,
 }
 
+/// Up to 32 slots of a token, one in each lane.
+#[derive(Clone, Copy)]
+struct Found {
+    /// The slot's row of `y`; [`NO_ROW`](Self::NO_ROW) past the last slot, and where the slot is not valid.
+    row: u32,
+    weight: f32,
+}
+
+impl Found {
+    /// Valid rows are counted in i32.
+    const NO_ROW: u32 = u32::MAX;
+}
+
 impl<T: Element> Slots<T> {
-    /// The weight of a token's slot and its chunk of `y` at `column`: zeros where the slot is past the last or not valid.
+    /// Looks up the slots `first..first + 32` of `token`. None of a token past the last.
     ///
     /// # Safety
-    /// The token exists.
+    /// The arrays have their elements for every token, and nobody writes them from now on while the grid runs.
     #[inline(always)]
-    unsafe fn load(&self, token: u32, slot: u32, column: u32) -> (f32, Chunk) {
-        let nothing = (0.0, [0.0; CHUNK as usize]);
-        if slot >= self.top_k {
-            return nothing;
+    unsafe fn find(&self, token: u32, first: u32) -> Found {
+        let slot = first + thread::lane_id();
+        let mut found = Found { row: Found::NO_ROW, weight: 1.0 };
+        if token < self.tokens && slot < self.top_k {
+            let r = token as usize * self.top_k as usize + slot as usize;
+            // SAFETY: token and slot exist. The loads do not depend on each other: their latencies overlap.
+            unsafe {
+                let valid_rows = memory::load_strong(self.valid_rows).clamp(0, i32::MAX as i64) as u32;
+                let row = memory::load_strong(self.inverse.add(r)) as u32;
+                if !self.topk_weights.is_null() {
+                    found.weight = memory::load_strong(self.topk_weights.add(r));
+                }
+                if row < valid_rows {
+                    found.row = row;
+                }
+            }
         }
-        let r = token as usize * self.top_k as usize + slot as usize;
-        // SAFETY: `inverse` has `top_k` elements for every token.
-        let row = unsafe { memory::load_nc(self.inverse.add(r)) } as u32;
-        if row >= self.valid_rows {
-            return nothing;
+        found
+    }
+
+    /// The weight of the slot that lane `lane` has found, and its chunk of `y` at `column`: zeros where there is no such slot. The whole
+    /// warp calls it.
+    ///
+    /// # Safety
+    /// The rows below `*valid_rows` exist in `y` and are complete.
+    #[inline(always)]
+    unsafe fn load(&self, found: Found, lane: u32, column: u32) -> (f32, Chunk) {
+        let row = warp::shfl_idx(warp::FULL_MASK, found.row, lane);
+        let weight = warp::shfl_idx(warp::FULL_MASK, found.weight, lane);
+        if row == Found::NO_ROW {
+            return (0.0, [0.0; CHUNK as usize]);
         }
-        let mut weight = 1.0;
-        if !self.topk_weights.is_null() {
-            // SAFETY: as `inverse`.
-            weight = unsafe { memory::load_nc(self.topk_weights.add(r)) };
-        }
-        // SAFETY: rows below `valid_rows` exist in `y`.
+        // SAFETY: the row is below `*valid_rows`.
         let values = unsafe {
             let row = self.y.add(row as usize * self.columns as usize);
             load_chunk(row, column, self.columns, self.vector)
@@ -74,51 +110,73 @@ fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
     core::array::from_fn(|i| fma(weight, values[i], sum[i]))
 }
 
-/// Sums for every token and writes `out [tokens, columns]`.
+/// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`.
 ///
 /// # Safety
-/// `out` is writable, and the arrays of `slots` have their elements for every token.
+/// `out` is writable, and the arrays of `slots` have their elements for every token; those that name rows and weights were complete
+/// before the predecessor began, if `routing_is_settled`.
 #[inline(always)]
-unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, tokens: u32) {
+unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routing_is_settled: bool) {
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let vector = vectorised(out, slots.columns);
-    let mut token = thread::block_idx_x() * WARPS + thread::warp_id();
-    while token < tokens {
-        let mut sum = [0.0; CHUNK as usize];
-        let mut slot = 0;
-        while slot < slots.top_k {
-            // SAFETY: the token exists.
+    let stride = thread::grid_dim_x() * WARPS;
+    let (mut token, mut first) = (thread::block_idx_x() * WARPS + thread::warp_id(), 0);
+    if !routing_is_settled {
+        grid::wait();
+    }
+    // SAFETY: the caller's contract.
+    let mut next = unsafe { slots.find(token, first) };
+    grid::wait();
+    grid::launch_dependents();
+    let mut sum = [0.0; CHUNK as usize];
+    while token < slots.tokens {
+        let (found, count) = (next, u32::min(slots.top_k - first, 32));
+        let of_token = token;
+        first += 32;
+        if first >= slots.top_k {
+            (token, first) = (token + stride, 0);
+        }
+        // SAFETY: the caller's contract.
+        next = unsafe { slots.find(token, first) };
+        let mut lane = 0;
+        while lane < count {
+            const { assert!(32 % BATCH == 0) };
+            // SAFETY: lanes up to 31, behind the wait.
             let batch = unsafe {
                 [
-                    slots.load(token, slot, column),
-                    slots.load(token, slot + 1, column),
-                    slots.load(token, slot + 2, column),
-                    slots.load(token, slot + 3, column),
+                    slots.load(found, lane, column),
+                    slots.load(found, lane + 1, column),
+                    slots.load(found, lane + 2, column),
+                    slots.load(found, lane + 3, column),
                 ]
             };
             sum = accumulate(&sum, batch[0]);
             sum = accumulate(&sum, batch[1]);
             sum = accumulate(&sum, batch[2]);
             sum = accumulate(&sum, batch[3]);
-            slot += BATCH;
+            lane += BATCH;
         }
-        // SAFETY: the token's row exists in `out`, and this lane alone has its columns.
-        unsafe {
-            let row = out.add(token as usize * slots.columns as usize);
-            store_chunk(row, column, slots.columns, vector, &sum);
+        // No more slots of this token.
+        if first == 0 {
+            // SAFETY: the token's row exists in `out`, and this lane alone has its columns.
+            unsafe {
+                let row = out.add(of_token as usize * slots.columns as usize);
+                store_chunk(row, column, slots.columns, vector, &sum);
+            }
+            sum = [0.0; CHUNK as usize];
         }
-        token += thread::grid_dim_x() * WARPS;
     }
 }
 
 macro_rules! unpermute {
     ($($name:ident: $ty:ident => $out:ident),+) => {$(
         /// Sums the rows of `y [.., columns]` into `out [tokens, columns]`, by `inverse [tokens, top_k]` and
-        /// `topk_weights [tokens, top_k]` (all 1 where null); rows from `*valid_rows` on are skipped.
+        /// `topk_weights [tokens, top_k]` (all 1 where null); rows from `*valid_rows` on are skipped. `routing_is_settled`: see
+        /// [`unpermute`](self).
         ///
         /// # Safety
-        /// Null or the sizes above; `y` has `*valid_rows` rows; `valid_rows` is not null. `out` is not read.
-        #[kernel(threads = THREADS, min_blocks = 6, overlap = before)]
+        /// Null or the sizes above; `y` has `*valid_rows` rows; `valid_rows` is not null, `top_k` is at least 1. `out` is not read.
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(
             y: *const $ty,
             inverse: *const i32,
@@ -128,13 +186,12 @@ macro_rules! unpermute {
             tokens: u32,
             columns: u32,
             top_k: u32,
+            routing_is_settled: u32,
         ) {
+            let vector = vectorised(y, columns);
+            let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
             // SAFETY: the kernel's contract.
-            unsafe {
-                let valid_rows = memory::load_nc(valid_rows).clamp(0, i32::MAX as i64) as u32;
-                let vector = vectorised(y, columns);
-                unpermute(Slots { y, inverse, topk_weights, valid_rows, columns, top_k, vector }, out, tokens);
-            }
+            unsafe { unpermute(slots, out, routing_is_settled != 0) }
         }
     )+};
 }

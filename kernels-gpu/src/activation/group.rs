@@ -4,7 +4,7 @@
 
 use super::gated_rows::GatedRows;
 use crate::quantize::destinations::Destinations;
-use crate::quantize::warp_rows::{GroupScales, THREADS, quantize_warp_rows};
+use crate::quantize::warp_rows::{FirstRow, GroupScales, THREADS, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::kernel;
 
@@ -33,7 +33,7 @@ macro_rules! activation_group {
                 let source = GatedRows::new(x, intermediate, activation);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, intermediate);
-                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, q);
+                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q);
             }
         }
     )+};

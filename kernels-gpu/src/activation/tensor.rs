@@ -4,7 +4,7 @@
 
 use super::gated_rows::GatedRows;
 use crate::quantize::destinations::Destinations;
-use crate::quantize::warp_rows::{THREADS, TensorScale, quantize_warp_rows};
+use crate::quantize::warp_rows::{FirstRow, THREADS, TensorScale, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::{kernel, memory};
 
@@ -30,7 +30,7 @@ macro_rules! activation_tensor {
                 let source = GatedRows::new(x, intermediate, activation);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let scheme = TensorScale::new(memory::load_nc(scale));
-                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, q);
+                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q);
             }
         }
     )+};

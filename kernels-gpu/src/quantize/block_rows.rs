@@ -15,6 +15,9 @@
 //!   span s:   [ thread 0, values 0..4 | thread 1, values 0..4 | ... ][ thread 0, values 4..8 | thread 1, values 4..8 | ... ]
 //! ```
 //!
+//! Where the rows were complete before the preceding kernel began, a block does pass 1 of its first row before it waits for that one,
+//! which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes anywhere or not.
+//!
 //! The warps' maxima alternate between two places, so that a warp that is one row ahead cannot overwrite what a slower one
 //! still reads: it would have to be two rows ahead, and a barrier lies in between.
 
@@ -88,6 +91,62 @@ unsafe fn recall(span: u32) -> Chunk {
     [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
 }
 
+/// This thread's column in a span.
+#[inline(always)]
+fn column_of(span: u32) -> u32 {
+    span * SPAN + thread::thread_idx_x() * CHUNK
+}
+
+/// Pass 1: keeps the values of `row`, as far as there is room, and returns its largest magnitude. The whole block calls it.
+///
+/// # Safety
+/// The dynamic shared memory has room for `kept_spans` spans; `slots` as [`block_max`] asks.
+#[inline(always)]
+unsafe fn first_pass(source: impl Rows, row: u32, columns: u32, kept_spans: u32, slots: Shared<f32>) -> f32 {
+    let mut largest = 0.0;
+    for span in 0..columns.div_ceil(SPAN) {
+        let values = source.chunk(row, column_of(span));
+        largest = f32::max(largest, absmax(&values));
+        if span < kept_spans {
+            // SAFETY: there is room for `kept_spans` spans.
+            unsafe { keep(span, &values) };
+        }
+    }
+    // SAFETY: the caller's contract.
+    unsafe { block_max(largest, slots) }
+}
+
+/// The largest magnitude of the row that the block begins with, if pass 1 of it is done: see [`quantize_block_rows`].
+#[derive(Clone, Copy)]
+pub struct FirstRow(Option<f32>);
+
+impl FirstRow {
+    /// Not done yet.
+    pub const NONE: Self = FirstRow(None);
+
+    /// Does it for a matrix of `rows` rows. The whole block calls it.
+    ///
+    /// # Safety
+    /// As [`quantize_block_rows`], whose `maxima` and `kept_spans` these are.
+    #[inline(always)]
+    pub unsafe fn pass(
+        source: Option<impl Rows>,
+        rows: u32,
+        columns: u32,
+        maxima: Shared<f32>,
+        kept_spans: u32,
+    ) -> Self {
+        let row = thread::block_idx_x();
+        match source {
+            Some(source) if row < rows => {
+                // SAFETY: the caller's contract; nobody has used the first slots yet.
+                FirstRow(Some(unsafe { first_pass(source, row, columns, kept_spans, maxima) }))
+            }
+            _ => Self::NONE,
+        }
+    }
+}
+
 /// The values, those beyond `bound` brought back to it. NaN stays.
 #[inline(always)]
 fn saturate(values: &Chunk, bound: f32) -> Chunk {
@@ -95,7 +154,8 @@ fn saturate(values: &Chunk, bound: f32) -> Chunk {
 }
 
 /// Quantises the rows of `source` to the rows of `q` that `destinations` names, with one scale per row, and a row of zeros to
-/// each padding row. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate.
+/// each padding row. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate. `ahead`: what has been done of it, for the
+/// same source.
 ///
 /// # Safety
 /// `q` has every destination row, of `columns` writable bytes, and `scales` an element for each; nobody else accesses them
@@ -110,6 +170,7 @@ pub unsafe fn quantize_block_rows(
     sorted_rows: *const i32,
     capacity: u32,
     absmax_limit: f32,
+    ahead: FirstRow,
     q: *mut u8,
     scales: *mut f32,
     maxima: Shared<f32>,
@@ -118,29 +179,26 @@ pub unsafe fn quantize_block_rows(
     let thread = thread::thread_idx_x();
     let vector = vectorised(q, columns);
     let spans = columns.div_ceil(SPAN);
-    let column_of = |span: u32| span * SPAN + thread * CHUNK;
     let store = |destination: usize, column: u32, packed: PackedChunk| {
         // SAFETY: the destination row exists, by the caller's contract; this thread alone has its columns.
         unsafe { store_packed(q.add(destination * columns as usize), column, columns, vector, packed) };
     };
 
-    let mut slots = maxima;
+    let mut ahead = ahead.0;
+    // The first row, if it was begun, has used the first slots.
+    let mut slots = if ahead.is_some() { maxima.add(WARPS) } else { maxima };
     let mut row = thread::block_idx_x();
     while row < destinations.rows() {
         if destinations.any(row) {
-            let mut largest = 0.0;
-            for span in 0..spans {
-                let values = source.chunk(row, column_of(span));
-                largest = f32::max(largest, absmax(&values));
-                if span < kept_spans {
-                    // SAFETY: there is room for `kept_spans` spans.
-                    unsafe { keep(span, &values) };
+            let largest = match ahead {
+                Some(largest) => largest,
+                None => {
+                    // SAFETY: the slots alternate, so that the last barrier lies between this use and the last but one.
+                    let largest = unsafe { first_pass(source, row, columns, kept_spans, slots) };
+                    slots = Shared::from_address(2 * maxima.address() + WARPS * 4 - slots.address());
+                    largest
                 }
-            }
-            // SAFETY: the slots alternate, so that the last barrier lies between this use and the last but one.
-            let largest = unsafe { block_max(largest, slots) };
-            slots = Shared::from_address(2 * maxima.address() + WARPS * 4 - slots.address());
-
+            };
             let scale = scale::of_absmax(f32::min(largest, absmax_limit));
             let divisor = Divisor::new(scale);
             // What is over the limit saturates; bring it near, so that no quotient overflows.
@@ -162,6 +220,7 @@ pub unsafe fn quantize_block_rows(
                 });
             }
         }
+        ahead = None;
         row += thread::grid_dim_x();
     }
 

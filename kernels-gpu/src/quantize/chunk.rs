@@ -34,6 +34,12 @@ pub trait Element: Copy {
     /// The elements are readable global memory that nobody writes while the grid runs, 16-byte aligned.
     unsafe fn load(source: *const Self) -> Chunk;
 
+    /// As [`load`](Self::load), from L2, whatever an earlier kernel has left in L1: for what is read before the grid waits.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load).
+    unsafe fn load_strong(source: *const Self) -> Chunk;
+
     /// Eight elements to a 16-byte aligned address.
     ///
     /// # Safety
@@ -47,15 +53,26 @@ pub trait Element: Copy {
     fn from_f32(value: f32) -> Self;
 }
 
+/// The values of four pairs.
+#[inline(always)]
+fn of_pairs(pairs: [u32; 4], widen: impl Fn(u32) -> [f32; 2]) -> Chunk {
+    let [a, b, c, d] = pairs.map(widen);
+    [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+}
+
 macro_rules! half_element {
     ($ty:ident, $widen:ident, $narrow:ident) => {
         impl Element for $ty {
             #[inline(always)]
             unsafe fn load(source: *const Self) -> Chunk {
                 // SAFETY: the caller's contract.
-                let pairs = unsafe { memory::load_nc(source.cast::<[u32; 4]>()) };
-                let [a, b, c, d] = pairs.map(|pair| $widen(pair));
-                [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+                of_pairs(unsafe { memory::load_nc(source.cast()) }, $widen)
+            }
+
+            #[inline(always)]
+            unsafe fn load_strong(source: *const Self) -> Chunk {
+                // SAFETY: the caller's contract.
+                of_pairs(unsafe { memory::load_strong(source.cast()) }, $widen)
             }
 
             #[inline(always)]
@@ -88,6 +105,14 @@ impl Element for f32 {
         let source = source.cast::<[f32; 4]>();
         // SAFETY: the caller's contract, for both halves.
         let [low, high] = unsafe { [memory::load_nc(source), memory::load_nc(source.add(1))] };
+        [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn load_strong(source: *const Self) -> Chunk {
+        let source = source.cast::<[f32; 4]>();
+        // SAFETY: the caller's contract, for both halves.
+        let [low, high] = unsafe { [memory::load_strong(source), memory::load_strong(source.add(1))] };
         [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
     }
 

@@ -4,9 +4,9 @@
 
 use super::destinations::Destinations;
 use super::rows::DenseRows;
-use super::warp_rows::{GroupScales, THREADS, quantize_warp_rows};
+use super::warp_rows::{FirstRow, GroupScales, THREADS, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::kernel;
+use cuda_std::{grid, kernel};
 
 macro_rules! quantize_group {
     ($($name:ident: $ty:ident),+) => {$(
@@ -15,11 +15,12 @@ macro_rules! quantize_group {
         /// The scale of (destination, group) goes to `scales[destination * row_stride + group * group_stride]`. Destinations:
         /// `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where
         /// that is not null.
+        /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
         ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` its groups; `group_size` is 64 or 128.
         /// Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,
@@ -35,13 +36,18 @@ macro_rules! quantize_group {
             top_k: u32,
             capacity: u32,
             group_size: u32,
+            x_is_settled: u32,
         ) {
             // SAFETY: the kernel's contract.
             unsafe {
                 let source = DenseRows::new(x, row_weight, columns);
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
                 let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, columns);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let ahead = FirstRow::quantize(settled, rows, &scheme);
+                grid::wait();
+                grid::launch_dependents();
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q);
             }
         }
     )+};

@@ -13,6 +13,13 @@
 //!
 //! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest magnitude.
 //! Inputs are bf16, f16 or f32; any number of columns, at any alignment.
+//!
+//! # Before the predecessor has ended
+//! With `x_is_settled` the first row of every warp or block is read, and scaled as far as that goes without its destinations, before
+//! the kernel waits for the one before it in the stream, which may be writing the destinations at that time. The caller vouches that
+//! `x`, `row_weight` and a given scale were complete before that kernel began. They are read past L1, and whether a row goes anywhere
+//! or not. Destinations, padding and everything that is written stay behind the wait, and no thread signals before it has waited: what
+//! follows relies on that ([`cuda_std::grid`]).
 
 pub mod absmax;
 pub mod block_rows;

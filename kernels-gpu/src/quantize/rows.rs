@@ -1,6 +1,6 @@
 //! What is quantised: rows of values, chunk by chunk.
 
-use super::chunk::{Chunk, Element, load_chunk, vectorised};
+use super::chunk::{CHUNK, Chunk, Element, load_chunk, vectorised};
 use cuda_std::memory;
 
 /// A source of rows of f32 values.
@@ -27,7 +27,31 @@ impl<T: Element> DenseRows<T> {
     pub unsafe fn new(x: *const T, row_weight: *const f32, columns: u32) -> Self {
         DenseRows { x, row_weight, columns, vector: vectorised(x, columns) }
     }
+
+    /// The same rows, to be read before the grid waits for its predecessor. None where a chunk takes more than one access: such
+    /// matrices are rare, and not worth the code.
+    ///
+    /// # Safety
+    /// Rows and weights were written before the kernel that precedes this one in the stream began.
+    #[inline(always)]
+    pub unsafe fn settled(self) -> Option<SettledRows<T>> {
+        if self.vector { Some(SettledRows(self)) } else { None }
+    }
+
+    /// The values of a chunk of `row`, times the weight that `load` finds, if rows have weights.
+    #[inline(always)]
+    fn weighted(&self, row: u32, values: Chunk, load: impl Fn(*const f32) -> f32) -> Chunk {
+        if self.row_weight.is_null() {
+            return values;
+        }
+        let weight = load(self.row_weight.wrapping_add(row as usize));
+        values.map(|value| T::from_f32(value * weight).to_f32())
+    }
 }
+
+/// Rows that were complete before the kernel's predecessor began, read from L2: L1 may hold what stood there in an earlier layer.
+#[derive(Clone, Copy)]
+pub struct SettledRows<T>(DenseRows<T>);
 
 impl<T: Element> Rows for DenseRows<T> {
     #[inline(always)]
@@ -36,11 +60,21 @@ impl<T: Element> Rows for DenseRows<T> {
         let values = unsafe {
             load_chunk(self.x.add(row as usize * self.columns as usize), column, self.columns, self.vector)
         };
-        if self.row_weight.is_null() {
-            return values;
+        // SAFETY: the row exists, by the constructor's contract.
+        self.weighted(row, values, |weight| unsafe { memory::load_nc(weight) })
+    }
+}
+
+impl<T: Element> Rows for SettledRows<T> {
+    #[inline(always)]
+    fn chunk(&self, row: u32, column: u32) -> Chunk {
+        let DenseRows { x, columns, .. } = self.0;
+        let mut values = [0.0; CHUNK as usize];
+        if column < columns {
+            // SAFETY: the row exists, by the constructor's contract. It is whole chunks, all aligned, or there were no such rows.
+            values = unsafe { T::load_strong(x.add(row as usize * columns as usize + column as usize)) };
         }
         // SAFETY: the row exists, by the constructor's contract.
-        let weight = unsafe { memory::load_nc(self.row_weight.add(row as usize)) };
-        values.map(|value| T::from_f32(value * weight).to_f32())
+        self.0.weighted(row, values, |weight| unsafe { memory::load_strong(weight) })
     }
 }

@@ -4,9 +4,9 @@
 
 use super::destinations::Destinations;
 use super::rows::DenseRows;
-use super::warp_rows::{THREADS, TensorScale, quantize_warp_rows};
+use super::warp_rows::{FirstRow, THREADS, TensorScale, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::kernel;
+use cuda_std::{grid, kernel};
 
 macro_rules! quantize_tensor {
     ($($name:ident: $ty:ident),+) => {$(
@@ -14,11 +14,12 @@ macro_rules! quantize_tensor {
         ///
         /// The scale is `*scale`; where `scale` is null, the one for the largest of `partials [partial_count]`, which goes to
         /// `*scale_out`. Destinations: `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by
-        /// `sorted_rows [capacity]`, where that is not null.
+        /// `sorted_rows [capacity]`, where that is not null. With `x_is_settled`, for a given scale alone, the first rows are read before
+        /// the grid waits for its predecessor: see [`quantize`](super).
         ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,
@@ -34,13 +35,21 @@ macro_rules! quantize_tensor {
             top_k: u32,
             capacity: u32,
             partial_count: u32,
+            x_is_settled: u32,
         ) {
             // SAFETY: the kernel's contract.
             unsafe {
                 let source = DenseRows::new(x, row_weight, columns);
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                if x_is_settled == 0 {
+                    grid::wait();
+                }
                 let scheme = TensorScale::given_or_from_partials(scale, partials, partial_count, scale_out);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let ahead = FirstRow::quantize(settled, rows, &scheme);
+                grid::wait();
+                grid::launch_dependents();
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q);
             }
         }
     )+};

@@ -3,11 +3,11 @@
 //! `scale = max(min(absmax(row), limit) / 448, 1 / (448 * 512))`, `q[destination] = e4m3(x[row] / scale)`.
 //! Grid: one-dimensional, a block takes every `grid_dim_x`-th row; see [`block_rows`](super::block_rows).
 
-use super::block_rows::{SHARED, THREADS, quantize_block_rows};
+use super::block_rows::{FirstRow, SHARED, THREADS, quantize_block_rows};
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::{kernel, shared_array};
+use cuda_std::{grid, kernel, shared_array};
 
 macro_rules! quantize_token {
     ($($name:ident: $ty:ident),+) => {$(
@@ -15,11 +15,12 @@ macro_rules! quantize_token {
         ///
         /// The scale of a destination goes to `scales[destination]`. Destinations: `inverse [rows, top_k]` below `*valid_rows`,
         /// see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where that is not null.
+        /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
         ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` an element; dynamic shared memory for
         /// `kept_spans` times 2048 f32 values. Nothing written is read.
-        #[kernel(threads = THREADS, min_blocks = 4, overlap = before)]
+        #[kernel(threads = THREADS, min_blocks = 4, overlap = within)]
         pub unsafe fn $name(
             x: *const $ty,
             row_weight: *const f32,
@@ -34,14 +35,19 @@ macro_rules! quantize_token {
             top_k: u32,
             capacity: u32,
             kept_spans: u32,
+            x_is_settled: u32,
         ) {
             let maxima = shared_array!($name.maxima: [f32; SHARED]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
                 let source = DenseRows::new(x, row_weight, columns);
+                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let ahead = FirstRow::pass(settled, rows, columns, maxima, kept_spans);
+                grid::wait();
+                grid::launch_dependents();
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
                 quantize_block_rows(
-                    source, columns, destinations, sorted_rows, capacity, absmax_limit, q, scales, maxima, kept_spans,
+                    source, columns, destinations, sorted_rows, capacity, absmax_limit, ahead, q, scales, maxima, kept_spans,
                 );
             }
         }

@@ -11,6 +11,9 @@
 //! ```
 //!
 //! No barrier and no shared memory; the values stay in registers from load to store.
+//!
+//! Where the rows were complete before the preceding kernel began, a warp has its first row scaled before it waits for that one,
+//! which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes anywhere or not.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, WARP_COLUMNS, absmax, pack, store_packed, vectorised};
 use super::destinations::Destinations;
@@ -57,8 +60,9 @@ impl TensorScale {
         scale_out: *mut f32,
     ) -> Self {
         if !scale.is_null() {
+            // Perhaps before the grid waits for its predecessor, so past L1.
             // SAFETY: the caller's contract.
-            return TensorScale::new(unsafe { memory::load_nc(scale) });
+            return TensorScale::new(unsafe { memory::load_strong(scale) });
         }
         let mut largest = 0.0;
         let mut i = thread::lane_id();
@@ -136,11 +140,40 @@ impl Scheme for GroupScales {
     }
 }
 
+/// This lane's column, the row that its warp begins with, and the rows from there to its next.
+#[inline(always)]
+fn place() -> (u32, u32, u32) {
+    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
+    let first = thread::block_idx_x() * WARPS + thread::warp_id();
+    (column, first, thread::grid_dim_x() * WARPS)
+}
+
+/// This lane's chunk of the row that its warp begins with, scaled, if that has been done: see [`quantize_warp_rows`].
+#[derive(Clone, Copy)]
+pub struct FirstRow(Option<(PackedChunk, f32)>);
+
+impl FirstRow {
+    /// Not done yet.
+    pub const NONE: Self = FirstRow(None);
+
+    /// Does it for a matrix of `rows` rows. The whole warp calls it.
+    #[inline(always)]
+    pub fn quantize(source: Option<impl Rows>, rows: u32, scheme: &impl Scheme) -> Self {
+        let (column, first, _) = place();
+        match source {
+            Some(source) if first < rows => FirstRow(Some(scheme.quantize(&source.chunk(first, column)))),
+            _ => Self::NONE,
+        }
+    }
+}
+
 /// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row.
+/// `ahead`: what has been done of it, for the same source and scheme.
 ///
 /// # Safety
 /// `q` has every destination row, of `columns` writable bytes; nobody else accesses them while the grid runs.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
 pub unsafe fn quantize_warp_rows(
     source: impl Rows,
     columns: u32,
@@ -148,11 +181,10 @@ pub unsafe fn quantize_warp_rows(
     sorted_rows: *const i32,
     capacity: u32,
     scheme: impl Scheme,
+    ahead: FirstRow,
     q: *mut u8,
 ) {
-    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
-    let first = thread::block_idx_x() * WARPS + thread::warp_id();
-    let stride = thread::grid_dim_x() * WARPS;
+    let (column, first, stride) = place();
     let vector = vectorised(q, columns);
     let store = |destination: usize, packed: PackedChunk, scale: f32| {
         // SAFETY: the destination row exists, by the caller's contract; this lane alone has its columns.
@@ -160,12 +192,17 @@ pub unsafe fn quantize_warp_rows(
         scheme.store_scale(destination, column, scale);
     };
 
+    let mut ahead = ahead.0;
     let mut row = first;
     while row < destinations.rows() {
         if destinations.any(row) {
-            let (packed, scale) = scheme.quantize(&source.chunk(row, column));
+            let (packed, scale) = match ahead {
+                Some(done) => done,
+                None => scheme.quantize(&source.chunk(row, column)),
+            };
             destinations.for_each(row, |destination| store(destination, packed, scale));
         }
+        ahead = None;
         row += stride;
     }
 

@@ -1,0 +1,196 @@
+//! The kernels of a forward: loaded together before the first that needs them.
+//!
+//! ```text
+//!   first forward of a class:   rehearsal (which kernels?) ─▶ [ load | load | load | load | load ] ─▶ the forward
+//!   later ones:                                                                                       the forward
+//! ```
+//!
+//! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot miss one.
+
+use std::any::TypeId;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use super::workspace::Layout;
+use super::{OutputElement, Result};
+use crate::device::Device;
+use crate::ops::router::RouterLogitsPath;
+use crate::stream::Stream;
+
+/// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the kernels that differ are
+/// loaded one by one, at their first launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Class {
+    /// Rows of the GEMMs' tiles.
+    block_m: usize,
+    /// The router's kernel; none where the routing is given.
+    router: Option<RouterLogitsPath>,
+    /// The type of the output.
+    out: TypeId,
+}
+
+impl Class {
+    /// Of a forward of `tokens` tokens into elements of `O`.
+    pub fn of<O: OutputElement>(tokens: usize, is_routed: bool, layout: &Layout) -> Class {
+        let router = (!is_routed).then(|| RouterLogitsPath::default().resolve(tokens));
+        Class { block_m: layout.block_m, router, out: TypeId::of::<O>() }
+    }
+}
+
+/// The classes of forwards whose kernels have been loaded.
+#[derive(Default)]
+pub(super) struct Loaded {
+    classes: Mutex<HashSet<Class>>,
+}
+
+impl Loaded {
+    /// Loads what forwards of `class` need, where that has not been done; `forward` enqueues one. The lock is not held meanwhile: two
+    /// threads may do it at the same time, and the second finds all kernels loaded.
+    pub fn ensure(
+        &self,
+        device: &Device,
+        class: Class,
+        forward: impl FnOnce(&Stream) -> Result<()>,
+    ) -> Result<()> {
+        if self.classes.lock().unwrap_or_else(PoisonError::into_inner).contains(&class) {
+            return Ok(());
+        }
+        device.load(&rehearse(device, forward)?)?;
+        self.classes.lock().unwrap_or_else(PoisonError::into_inner).insert(class);
+        Ok(())
+    }
+}
+
+/// The kernels that `forward` launches.
+fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<&'static str>> {
+    // As ahead of a launch; the operations may ask the driver for more than that.
+    device.make_current()?;
+    let stream = Stream::rehearsal(device);
+    forward(&stream)?;
+    Ok(stream.into_rehearsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use half::{bf16, f16};
+
+    use super::super::forward::Call;
+    use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing, workspace_bytes};
+    use super::{Class, Layout, OutputElement, rehearse};
+    use crate::layer::{IntermediateScales, Routed};
+    use crate::{Device, DeviceSpec, Family};
+
+    /// Device handles of every family, which have loaded nothing.
+    fn devices() -> Vec<Device> {
+        let best = Device::open(DeviceSpec::Auto).expect("a device");
+        let older = Family::ALL.into_iter().filter(|&family| family < best.family());
+        let older: Vec<_> =
+            older.map(|family| Device::open_family(DeviceSpec::Auto, family).expect("a device")).collect();
+        [vec![best], older].concat()
+    }
+
+    /// A layer of zeros for each way to quantise.
+    fn layers(device: &Device) -> Vec<MoeLayer> {
+        let schemes = [
+            (Quantization::TensorStatic, IntermediateScales::Group128),
+            (Quantization::ChannelToken, IntermediateScales::Group128),
+            (Quantization::ChannelToken, IntermediateScales::Token),
+            (Quantization::Block128, IntermediateScales::Group128),
+        ];
+        let layer = |(quantization, intermediate_scales)| {
+            let routing = Routing::Softmax { renormalize: true };
+            let sizes = MoeConfig {
+                hidden_size: 128,
+                intermediate_size: 128,
+                experts: 2,
+                top_k: 1,
+                ..Default::default()
+            };
+            let config = MoeConfig { routing, quantization, intermediate_scales, ..sizes };
+            let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
+            let weights = MoeDeviceWeights {
+                router: Some(device.zeros(2 * 128).expect("memory")),
+                correction_bias: None,
+                w13: device.zeros(w13).expect("memory"),
+                w2: device.zeros(w2).expect("memory"),
+                w13_scale: device.zeros(w13_scale).expect("memory"),
+                w2_scale: device.zeros(w2_scale).expect("memory"),
+                input_scales: (quantization == Quantization::TensorStatic).then_some([1.0, 1.0]),
+            };
+            MoeLayer::from_device(device, &config, weights).expect("a layer")
+        };
+        schemes.map(layer).into()
+    }
+
+    /// The class of a forward and the kernels that it launches, in order.
+    fn rehearsed<O: OutputElement>(
+        layer: &MoeLayer,
+        tokens: usize,
+        is_routed: bool,
+    ) -> (Class, Vec<&'static str>) {
+        let (device, config) = (layer.device(), layer.config());
+        let hidden = device.uninit(tokens * config.hidden_size).expect("memory");
+        let mut out = device.uninit::<O>(tokens * config.hidden_size).expect("memory");
+        let mut workspace = device.uninit(workspace_bytes(device, config, tokens)).expect("memory");
+        let (ids, weights) = (device.uninit(tokens).expect("memory"), device.uninit(tokens).expect("memory"));
+        let routed = Routed { topk_ids: ids.as_slice(), topk_weights: weights.as_slice() };
+        let layout = Layout::new(device, config, tokens);
+        let call = Call { config, weights: layer.weights(), tokens, observe: &|_| {} };
+        let kernels = rehearse(device, |stream| {
+            let (hidden, routed) = (hidden.as_slice(), is_routed.then_some(routed));
+            call.enqueue(stream, hidden, routed, &layout, workspace.as_mut_slice(), out.as_mut_slice())
+        });
+        (Class::of::<O>(tokens, is_routed, &layout), kernels.expect("a rehearsal"))
+    }
+
+    #[test]
+    fn forwards_of_a_class_take_the_same_kernels() {
+        for layer in devices().iter().flat_map(layers) {
+            let mut known = HashMap::new();
+            for tokens in (1..=130).chain([200, 512, 513, 1000, 4096, 5000]) {
+                for is_routed in [false, true] {
+                    let forwards = [
+                        rehearsed::<bf16>(&layer, tokens, is_routed),
+                        rehearsed::<f16>(&layer, tokens, is_routed),
+                        rehearsed::<f32>(&layer, tokens, is_routed),
+                    ];
+                    for (class, kernels) in forwards {
+                        let first = known.entry(class).or_insert_with(|| kernels.clone());
+                        assert_eq!(*first, kernels, "{:?}, {tokens} tokens: {class:?}", layer.config());
+                    }
+                }
+            }
+            assert!(known.len() > 12, "{known:?}");
+            assert!(layer.device().loaded_kernels().is_empty(), "a rehearsal loads nothing");
+        }
+    }
+
+    /// What a forward launches is what its rehearsal said: it is there before the first operation, and no launch loads another.
+    #[test]
+    fn forwards_load_what_was_rehearsed_and_nothing_else() {
+        for device in devices() {
+            for layer in layers(&device) {
+                for tokens in [1, 150] {
+                    let (_, mut kernels) = rehearsed::<f32>(&layer, tokens, false);
+                    kernels.extend(device.loaded_kernels());
+                    kernels.sort_unstable();
+                    kernels.dedup();
+                    let stream = device.default_stream();
+                    let hidden = device.zeros::<bf16>(tokens * 128).expect("memory");
+                    let mut out = device.zeros::<f32>(tokens * 128).expect("memory");
+                    let mut workspace = layer.workspace(tokens).expect("memory");
+                    let check = || {
+                        assert_eq!(device.loaded_kernels(), kernels, "{:?}, {tokens} tokens", layer.config())
+                    };
+                    let observe = |_| check();
+                    layer
+                        .forward_observed(&stream, &hidden, &mut workspace, &mut out, &observe)
+                        .expect("a forward");
+                    check();
+                }
+            }
+        }
+    }
+}
