@@ -2,6 +2,7 @@
 //!
 //! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see [`warp_rows`](super::warp_rows).
 
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use super::warp_rows::{GroupScales, THREADS, quantize_warp_rows};
@@ -16,6 +17,8 @@ macro_rules! quantize_group {
         /// `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where
         /// that is not null.
         ///
+        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` its groups; `group_size` is 64 or 128.
         /// Nothing written is read.
@@ -27,6 +30,7 @@ macro_rules! quantize_group {
             valid_rows: *const i64,
             sorted_rows: *const i32,
             q: *mut u8,
+            cleared: *mut f32,
             scales: *mut f32,
             row_stride: u64,
             group_stride: u64,
@@ -40,8 +44,9 @@ macro_rules! quantize_group {
             unsafe {
                 let source = DenseRows::new(x, row_weight, columns);
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let cleared = Cleared::new(cleared, columns);
                 let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, columns);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q, cleared);
             }
         }
     )+};

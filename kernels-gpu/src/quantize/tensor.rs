@@ -2,6 +2,7 @@
 //!
 //! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
 
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use super::warp_rows::{THREADS, TensorScale, quantize_warp_rows};
@@ -16,6 +17,8 @@ macro_rules! quantize_tensor {
         /// `*scale_out`. Destinations: `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by
         /// `sorted_rows [capacity]`, where that is not null.
         ///
+        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
@@ -29,6 +32,7 @@ macro_rules! quantize_tensor {
             partials: *const f32,
             scale_out: *mut f32,
             q: *mut u8,
+            cleared: *mut f32,
             rows: u32,
             columns: u32,
             top_k: u32,
@@ -39,8 +43,9 @@ macro_rules! quantize_tensor {
             unsafe {
                 let source = DenseRows::new(x, row_weight, columns);
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let cleared = Cleared::new(cleared, columns);
                 let scheme = TensorScale::given_or_from_partials(scale, partials, partial_count, scale_out);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, q, cleared);
             }
         }
     )+};

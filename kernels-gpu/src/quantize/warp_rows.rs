@@ -13,6 +13,7 @@
 //! No barrier and no shared memory; the values stay in registers from load to store.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, WARP_COLUMNS, absmax, pack, store_packed, vectorised};
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::Rows;
 use super::scale::{self, Divisor};
@@ -136,10 +137,12 @@ impl Scheme for GroupScales {
     }
 }
 
-/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row.
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row; clears the
+/// same rows of `cleared`, whether they go anywhere or not.
 ///
 /// # Safety
-/// `q` has every destination row, of `columns` writable bytes; nobody else accesses them while the grid runs.
+/// `q` has every destination row, of `columns` writable bytes, and `cleared` every row; nobody else accesses them while the grid runs.
+#[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
 #[inline(always)]
 pub unsafe fn quantize_warp_rows(
     source: impl Rows,
@@ -149,6 +152,7 @@ pub unsafe fn quantize_warp_rows(
     capacity: u32,
     scheme: impl Scheme,
     q: *mut u8,
+    cleared: Cleared,
 ) {
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let first = thread::block_idx_x() * WARPS + thread::warp_id();
@@ -162,6 +166,7 @@ pub unsafe fn quantize_warp_rows(
 
     let mut row = first;
     while row < destinations.rows() {
+        cleared.chunk(row, column);
         if destinations.any(row) {
             let (packed, scale) = scheme.quantize(&source.chunk(row, column));
             destinations.for_each(row, |destination| store(destination, packed, scale));
