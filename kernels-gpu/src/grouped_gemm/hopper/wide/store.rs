@@ -132,14 +132,15 @@ unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArg
     let of_rows =
         [rows.row, rows.row + 8].map(|row| unsafe { tokens.of_row(tile.first_row + row.min(tile.rows - 1)) });
     unroll!(for h in 0..2 {
-        if let (Some(token), weight) = of_rows[h]
+        let (token, weight) = of_rows[h];
+        if let Some(token) = token
             && rows.row + 8 * h < tile.rows
         {
             let start = token as usize * *n as usize + column as usize;
             let to = out.cast::<f32>().wrapping_add(start);
             unroll!(for j in 0..32 {
+                let pair = [total[4 * j + 2 * h] * weight, total[4 * j + 2 * h + 1] * weight];
                 if column + 8 * j < *n {
-                    let pair = [total[4 * j + 2 * h] * weight, total[4 * j + 2 * h + 1] * weight];
                     // SAFETY: the token's sums exist; the column is theirs and even, so that both elements exist and are 8-byte aligned.
                     unsafe {
                         atomic::reduce_add(to.wrapping_add(8 * j).cast::<[f32; 2]>(), pair, Scope::Gpu)
