@@ -90,6 +90,34 @@ fn run_draws_the_same_tokens_for_a_seed() {
     run("0", "1");
 }
 
+/// The same tokens, within rounding.
+#[test]
+fn run_reduces_in_any_order() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let run = |reduction: &str| {
+        let out = folder.path().join("out.safetensors");
+        let arguments = [
+            layer.to_str().unwrap(),
+            "--tokens",
+            "5",
+            "--reduction",
+            reduction,
+            "--output",
+            out.to_str().unwrap(),
+        ];
+        let run = fp8_moe(["run"].into_iter().chain(arguments));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let bytes = std::fs::read(out).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        bytemuck::pod_collect_to_vec::<u8, f32>(tensors.tensor("hidden_states").unwrap().data())
+    };
+    let (ours, same) = (run("order-free"), run("deterministic"));
+    let squares = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+    let difference: Vec<f32> = ours.iter().zip(&same).map(|(a, b)| a - b).collect();
+    assert!(squares(&difference) < 2.5e-5 * squares(&same), "{difference:?}");
+}
+
 #[test]
 fn says_which_device_and_why() {
     let folder = tempdir().unwrap();

@@ -100,6 +100,10 @@ fn bench_errors_are_one_line() {
         &bench(&["--accumulation", "fast", "--scheme", "per-token,block"]),
         "accumulation = fast: must not go with scheme block, whose scales are applied every 128 of K",
     );
+    assert_one_line_error(
+        &bench(&["--reduction", "any"]),
+        "MoeConfig: reduction = any: must be deterministic or order-free",
+    );
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");
@@ -159,6 +163,25 @@ fn bench_names_fast_sums() {
         assert_eq!(run.code, 0, "{}", run.stderr);
         let row = &read_json(&file)["rows"][0];
         assert_eq!((&row["implementation"], &row["accumulation"]), (&json!(name), &json!(sums)));
+    }
+}
+
+#[test]
+fn bench_names_the_order_free_reduction() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    for (accumulation, name) in [("auto", "fp8-moe-order-free"), ("fast", "fp8-moe-fast-order-free")] {
+        let options = ["--tokens", "2", "--part", "all", "--reduction", "order-free"];
+        let options =
+            options.into_iter().chain(["--accumulation", accumulation, "--json", file.to_str().unwrap()]);
+        let run = fp8_moe(SMALL.into_iter().chain(options));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert!(run.stdout.contains("order-free reduction"), "{}", run.stdout);
+        let json = read_json(&file);
+        let rows = json["rows"].as_array().unwrap();
+        assert!(rows.iter().all(|row| row["implementation"] == name));
+        let parts: Vec<_> = rows.iter().map(|row| row["part"].as_str().unwrap()).collect();
+        assert_eq!(parts, ["layer", "permute", "quantise", "gemm1", "gemm2", "cast"]);
     }
 }
 

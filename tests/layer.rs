@@ -1,15 +1,17 @@
 //! `MoeLayer` against the f64 oracle, and against itself: ranks, graphs, poisoned workspaces, odd inputs.
 
 mod common;
+#[path = "common/layers.rs"]
+mod layers;
 #[path = "common/oracle.rs"]
 mod oracle;
 
-use common::{assert_close, cases, device, families, relative_l2, timing};
+use common::{assert_close, cases, device, relative_l2, timing};
 use fp8_moe::{Device, Error, Family, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
+use layers::{Skew, any_config, any_skew, config, drawn_device, on_device, random_routing, run_routed};
 use oracle::Layer;
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// Largest relative L2 distance to the oracle: what rounding GEMM 2's output to bf16 costs, and an approximate exponential
 /// that tips the rounding of an intermediate here and there. Hopper's tensor cores, which keep 14 bits of a sum, tip some more
@@ -24,44 +26,6 @@ fn rank_tolerance(device: &Device) -> f64 {
     if device.family() == Family::Sm90a { tolerance() } else { 1e-5 }
 }
 
-fn config(quantization: Quantization, routing: Routing, sizes: [usize; 4]) -> MoeConfig {
-    let [experts, top_k, hidden_size, intermediate_size] = sizes;
-    MoeConfig {
-        hidden_size,
-        intermediate_size,
-        experts,
-        top_k,
-        routing,
-        quantization,
-        ..MoeConfig::default()
-    }
-}
-
-/// A layer on the device with all experts of `layer`.
-fn on_device(device: &Device, layer: &Layer) -> MoeLayer {
-    MoeLayer::new(device, &layer.config, &layer.weights(&layer.config)).expect("a layer")
-}
-
-/// Runs a layer with a given routing, on a workspace filled with `poison`.
-fn run_routed(
-    stream: &Stream,
-    layer: &MoeLayer,
-    hidden: &[bf16],
-    ids: &[i32],
-    weights: &[f32],
-    poison: Option<u8>,
-) -> Result<Vec<f32>> {
-    let device = stream.device();
-    let mut workspace = layer.workspace(hidden.len() / layer.config().hidden_size)?;
-    if let Some(byte) = poison {
-        workspace.memory().fill_bytes(byte, stream)?;
-    }
-    let (hidden, ids, weights) = (device.upload(hidden)?, device.upload(ids)?, device.upload(weights)?);
-    let mut out = device.uninit::<f32>(hidden.len())?;
-    layer.forward_routed(stream, &hidden, &ids, &weights, &mut workspace, &mut out)?;
-    out.to_vec(stream)
-}
-
 /// Runs a layer with its own routing; also returns that.
 fn run(stream: &Stream, layer: &MoeLayer, hidden: &[bf16]) -> Result<(Vec<f32>, Vec<i32>, Vec<f32>)> {
     let device = stream.device();
@@ -72,77 +36,6 @@ fn run(stream: &Stream, layer: &MoeLayer, hidden: &[bf16]) -> Result<(Vec<f32>, 
     layer.forward(stream, &hidden, &mut workspace, &mut out)?;
     let (ids, weights) = workspace.routing(tokens);
     Ok((out.to_vec(stream)?, ids.to_vec(stream)?, weights.to_vec(stream)?))
-}
-
-/// How a random routing distributes tokens.
-#[derive(Clone, Copy, Debug)]
-enum Skew {
-    Uniform,
-    /// Low ids far more often than high ones.
-    Steep,
-    /// Every slot of every token on one expert.
-    One,
-    /// A third of the ids are negative or past the last expert.
-    Invalid,
-}
-
-/// Random ids and weights `[T, k]`.
-fn random_routing(config: &MoeConfig, tokens: usize, skew: Skew, seed: u64) -> (Vec<i32>, Vec<f32>) {
-    let mut source = StdRng::seed_from_u64(seed);
-    let experts = config.experts as i32;
-    let mut all: Vec<i32> = (0..experts).collect();
-    let mut ids = Vec::new();
-    for _ in 0..tokens {
-        all.shuffle(&mut source);
-        if matches!(skew, Skew::Steep) {
-            all.sort_by_cached_key(|&id| {
-                (f64::from(id + 1) * source.random_range(0.0f64..1.0) * 1000.0) as i64
-            });
-        }
-        for &drawn in &all[..config.top_k] {
-            ids.push(match skew {
-                Skew::One => experts / 2,
-                Skew::Invalid if source.random_bool(0.33) => *[-1, experts, i32::MAX, i32::MIN]
-                    .get(source.random_range(0..4usize))
-                    .expect("one of four"),
-                _ => drawn,
-            });
-        }
-    }
-    let weights = ids.iter().map(|_| source.random_range(0.05..1.0)).collect();
-    (ids, weights)
-}
-
-fn any_quantization() -> impl Strategy<Value = Quantization> {
-    prop_oneof![
-        Just(Quantization::TensorStatic),
-        Just(Quantization::ChannelToken),
-        Just(Quantization::Block128)
-    ]
-}
-
-fn any_skew() -> impl Strategy<Value = Skew> {
-    prop_oneof![Just(Skew::Uniform), Just(Skew::Steep), Just(Skew::One), Just(Skew::Invalid)]
-}
-
-prop_compose! {
-    /// Any layer: sizes with tails of every kind, up to k = E.
-    fn any_config()(
-        quantization in any_quantization(),
-        experts in 1usize..=12,
-        k in 1usize..=12,
-        hidden in 1usize..=20,
-        intermediate in 1usize..=20,
-    ) -> MoeConfig {
-        let sizes = [experts, k.min(experts), hidden * 16, intermediate * 16];
-        config(quantization, Routing::Softmax { renormalize: true }, sizes)
-    }
-}
-
-/// The tests' device with the kernels of one of its families.
-fn drawn_device(seed: u64) -> Device {
-    let families = families();
-    families[seed as usize % families.len()].clone()
 }
 
 proptest! {
@@ -158,7 +51,7 @@ proptest! {
         let layer = Layer::random(config, seed);
         let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
-        let ours = run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, None).unwrap();
+        let ours: Vec<f32> = run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, None).unwrap();
         let distance = relative_l2(&ours, &layer.forward(&hidden, &ids, &weights));
         prop_assert!(distance < tolerance(), "distance {distance}");
     }
@@ -197,7 +90,7 @@ proptest! {
         for local in [0..cut, cut..config.experts, 0..0] {
             let rank = MoeConfig { local_experts: Some(local.collect()), ..config.clone() };
             let part = MoeLayer::new(&device, &rank, &layer.weights(&rank)).unwrap();
-            let part = run_routed(&stream, &part, &hidden, &ids, &weights, Some(0xff)).unwrap();
+            let part: Vec<f32> = run_routed(&stream, &part, &hidden, &ids, &weights, Some(0xff)).unwrap();
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
         let distance = relative_l2(&sum, &whole);
@@ -216,7 +109,7 @@ proptest! {
         let clean = run_routed(&stream, &layer, &hidden, &ids, &weights, None).unwrap();
         let spoiled = seed as usize % tokens;
         hidden[spoiled * h + seed as usize % h] = bf16::NAN;
-        let ours = run_routed(&stream, &layer, &hidden, &ids, &weights, None).unwrap();
+        let ours: Vec<f32> = run_routed(&stream, &layer, &hidden, &ids, &weights, None).unwrap();
         for (token, (ours, clean)) in ours.chunks(h).zip(clean.chunks(h)).enumerate() {
             if token == spoiled {
                 prop_assert!(ours.iter().all(|x| x.is_nan()), "token {token} is the NaN one");

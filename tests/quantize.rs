@@ -282,12 +282,16 @@ impl Case {
                 Scheme::Group { group_size, scales: scales.as_mut_slice(), layout: self.layout() }
             }
         };
+        // Of any rows that the host knows, whether they go anywhere or not.
+        let clears = !matches!(self.places, Places::Valid(_));
+        let mut cleared: Buffer<f32> = poisoned(device, self.rows * self.columns, poison);
         let args = Quantize {
             x,
             row_weight: row_weight.as_ref().map(|weight| weight.as_slice()),
             destinations,
             scheme,
             q: q.as_mut_slice(),
+            cleared: clears.then(|| cleared.as_mut_slice()),
         };
         let shape = QuantizeShape { rows: self.rows, columns: self.columns };
         let enqueued = if settled {
@@ -297,6 +301,11 @@ impl Case {
             quantize(&stream, shape, args)
         };
         enqueued.unwrap();
+        assert!(
+            !clears || cleared.to_vec(&stream).unwrap().iter().all(|x| x.to_bits() == 0),
+            "{:?}",
+            self.mode
+        );
         Quantized {
             q: q.to_vec(&stream).unwrap().into_iter().map(|code| code.0).collect(),
             scales: scales.to_vec(&stream).unwrap().into_iter().map(f32::to_bits).collect(),
@@ -522,7 +531,14 @@ fn refusals_name_argument_value_and_rule() {
     let inverse: Buffer<i32> = device.zeros(4).unwrap();
     let refusal = |shape: QuantizeShape, destinations: Destinations<'_>, scheme: Scheme<'_>, q_len: usize| {
         let mut q: Buffer<E4m3> = device.zeros(q_len).unwrap();
-        let args = Quantize { x: (&x).into(), row_weight: None, destinations, scheme, q: q.as_mut_slice() };
+        let args = Quantize {
+            x: (&x).into(),
+            row_weight: None,
+            destinations,
+            scheme,
+            q: q.as_mut_slice(),
+            cleared: None,
+        };
         match quantize(&stream, shape, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),
@@ -573,4 +589,21 @@ fn refusals_name_argument_value_and_rule() {
     assert!(message.starts_with("quantize: top_k = 0: must be in 1..=1073741823"), "{message}");
     let message = refusal(shape, scatter(2, 4), given(), 127);
     assert_eq!(message, "quantize: q = 127 elements: must have at least 128 elements");
+
+    let refused = |destinations: Destinations<'_>| {
+        let (mut q, mut cleared) = (device.zeros(64).unwrap(), device.zeros(63).unwrap());
+        let cleared = Some(cleared.as_mut_slice());
+        let args = Quantize {
+            x: (&x).into(),
+            row_weight: None,
+            destinations,
+            scheme: given(),
+            q: q.as_mut_slice(),
+            cleared,
+        };
+        quantize(&stream, shape, args).unwrap_err().to_string()
+    };
+    assert_eq!(refused(identity), "quantize: cleared = 63 elements: must have at least 64 elements");
+    let valid = Destinations::Valid { expert_offsets: offsets.as_slice() };
+    assert_eq!(refused(valid), "quantize: cleared = Some: must be None where only valid rows are visited");
 }

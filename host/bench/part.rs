@@ -21,13 +21,15 @@ pub enum Part {
     Activation,
     /// The second grouped GEMM.
     Gemm2,
-    /// The weighted sum of expert outputs.
+    /// The weighted sum of expert outputs, where GEMM 2 does not add them up.
     Unpermute,
+    /// The cast of the sums, where GEMM 2 adds them up.
+    Cast,
 }
 
 impl Part {
     /// The layer, then its operations in order.
-    pub const ALL: [Part; 7] = [
+    pub const ALL: [Part; 8] = [
         Part::Layer,
         Part::Permute,
         Part::Quantise,
@@ -35,6 +37,7 @@ impl Part {
         Part::Activation,
         Part::Gemm2,
         Part::Unpermute,
+        Part::Cast,
     ];
 
     /// Its name.
@@ -47,6 +50,7 @@ impl Part {
             Part::Activation => "activation",
             Part::Gemm2 => "gemm2",
             Part::Unpermute => "unpermute",
+            Part::Cast => "cast",
         }
     }
 
@@ -59,6 +63,7 @@ impl Part {
             ("activation", Part::Activation),
             ("grouped GEMM 2", Part::Gemm2),
             ("unpermute", Part::Unpermute),
+            ("cast", Part::Cast),
         ]
         .into_iter()
         .find_map(|(prefix, part)| name.starts_with(prefix).then_some(part))

@@ -13,12 +13,19 @@
 //! | gemm2 | `2 R' H I` | `R' I` and scales in, w2 and scales of E', `R' H 2` out |
 //! | unpermute | | `R' H 2`, weights and `inverse` `R 8` in, `T H 2` out |
 //!
+//! Of an order-free reduction, whose sums are f32 (that they are set to 0 is not counted):
+//!
+//! | part | FLOPs | bytes |
+//! |---|---|---|
+//! | gemm2 | `2 R' H I` | `R' I` and scales in, w2 and scales of E', `sorted_rows` and weights `R' 8` in, `T' H 4` out |
+//! | cast | | `T H 4` in, `T H 2` out |
+//!
 //! Each byte counts once, as if caches were perfect, and nothing that a part keeps for itself counts. An intermediate
 //! whose type is the implementation's choice counts at 16 bits.
 
 use super::part::Part;
 use super::routing::Routed;
-use crate::layer::{MoeConfig, Quantization};
+use crate::layer::{MoeConfig, Quantization, Reduction};
 
 /// What a routing means for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,8 +119,15 @@ impl Work {
             Part::Quantise => (0, load.local_tokens * h * 2 + all_rows * 4 + first),
             Part::Gemm1 => (4 * rows * h * i, first + w13 + if fused { second } else { products }),
             Part::Activation => (0, products + second),
-            Part::Gemm2 => (2 * rows * h * i, second + w2 + rows * h * 2),
+            Part::Gemm2 => {
+                let out = match config.reduction {
+                    Reduction::Deterministic => rows * h * 2,
+                    Reduction::OrderFree => rows * 8 + load.local_tokens * h * 4,
+                };
+                (2 * rows * h * i, second + w2 + out)
+            }
             Part::Unpermute => (0, rows * h * 2 + all_rows * 8 + load.tokens * h * 2),
+            Part::Cast => (0, load.tokens * h * (4 + 2)),
         };
         Work { flops: flops as u64, bytes: bytes as u64 }
     }
@@ -165,6 +179,15 @@ mod tests {
         assert_work(scheme, Part::Activation, false, 0, 1024 + 264);
         assert_work(scheme, Part::Gemm2, false, 131_072, 264 + 33_792 + 2 * 256 * 2);
         assert_work(scheme, Part::Unpermute, false, 0, 1024 + 24 + 1536);
+    }
+
+    #[test]
+    fn hand_computed_order_free() {
+        let (config, load) = case(Scheme::PerToken);
+        let config = MoeConfig { reduction: Reduction::OrderFree, ..config };
+        let bytes = |part| Work::new(part, &config, &load, true).bytes;
+        assert_eq!(bytes(Part::Gemm2), 264 + 33_792 + 2 * 8 + 2 * 256 * 4);
+        assert_eq!(bytes(Part::Cast), 3 * 256 * 6);
     }
 
     #[test]

@@ -17,7 +17,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use fp8_moe::{Checkpoint, Error, IntermediateScales, Result};
+use fp8_moe::{Checkpoint, Error, IntermediateScales, Reduction, Result};
 
 use crate::run::{self, Output};
 use crate::{LayerArguments, terminal};
@@ -46,8 +46,13 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
         let hidden = run::hidden_states(&checkpoint, "io.hidden_states")?;
         // The references scale the intermediate as published checkpoints are served: per token where weights are per channel.
         let scales = IntermediateScales::Token;
-        let (prefix, layer) =
-            terminal::load_layer(&checkpoint, &device, arguments.layer.layer.as_deref(), scales)?;
+        let (prefix, layer) = terminal::load_layer(
+            &checkpoint,
+            &device,
+            arguments.layer.layer.as_deref(),
+            scales,
+            Reduction::default(),
+        )?;
         let output = run::forward(&layer, &device, &hidden)?;
         let rows = compare(&checkpoint, &prefix, &output, layer.config().top_k)?;
         for row in &rows {

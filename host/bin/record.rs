@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use fp8_moe::bench::{Rates, Timing, Work};
-use fp8_moe::{Accumulation, Device, Error, Result};
+use fp8_moe::{Accumulation, Device, Error, MoeConfig, Reduction, Result};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format.
@@ -13,10 +13,14 @@ pub const SCHEMA: &str = "fp8-moe-bench/1";
 pub const OURS: &str = "fp8-moe";
 /// Our name where sums stay in the tensor cores although the layer's default promotes them.
 pub const OURS_FAST: &str = "fp8-moe-fast";
+/// Our name where GEMM 2 adds expert outputs up in any order.
+pub const OURS_ORDER_FREE: &str = "fp8-moe-order-free";
+/// Our name where both hold.
+pub const OURS_FAST_ORDER_FREE: &str = "fp8-moe-fast-order-free";
 
 /// Whether an implementation is this program.
 pub fn is_ours(implementation: &str) -> bool {
-    [OURS, OURS_FAST].contains(&implementation)
+    [OURS, OURS_FAST, OURS_ORDER_FREE, OURS_FAST_ORDER_FREE].contains(&implementation)
 }
 
 /// Whether an implementation is what ours is compared with: another program's MoE layer, or its grouped GEMM. Dense cuBLASLt of as
@@ -25,11 +29,13 @@ pub fn is_peer(implementation: &str) -> bool {
     !is_ours(implementation) && implementation != "cublaslt"
 }
 
-/// Our name with this accumulation.
-pub fn our_name(accumulation: Accumulation) -> &'static str {
-    match accumulation {
-        Accumulation::Promoted => OURS,
-        Accumulation::Fast => OURS_FAST,
+/// Our name with these choices.
+pub fn our_name(config: &MoeConfig) -> &'static str {
+    match (config.accumulation, config.reduction) {
+        (Accumulation::Promoted, Reduction::Deterministic) => OURS,
+        (Accumulation::Fast, Reduction::Deterministic) => OURS_FAST,
+        (Accumulation::Promoted, Reduction::OrderFree) => OURS_ORDER_FREE,
+        (Accumulation::Fast, Reduction::OrderFree) => OURS_FAST_ORDER_FREE,
     }
 }
 

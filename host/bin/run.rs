@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fp8_moe::{Checkpoint, Device, Error, IntermediateScales, MoeLayer, Result};
+use fp8_moe::{Checkpoint, Device, Error, IntermediateScales, MoeLayer, Reduction, Result};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use safetensors::{Dtype, tensor::TensorView};
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Seed of the random tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
+    #[arg(long, value_name = "HOW", default_value = "deterministic")]
+    reduction: String,
     /// Write hidden_states f32 [T, H], topk_ids i64 [T, k] and topk_weights f32 [T, k] here
     #[arg(long, value_name = "OUT.safetensors")]
     output: Option<PathBuf>,
@@ -46,6 +49,7 @@ pub struct Output {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let reduction: Reduction = arguments.reduction.parse()?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint, arguments.layer.config.as_deref())?;
     let hidden = input(arguments, &checkpoint)?;
     let device = terminal::open_device(arguments.layer.device)?;
@@ -54,6 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         &device,
         arguments.layer.layer.as_deref(),
         IntermediateScales::default(),
+        reduction,
     )?;
     let started = Instant::now();
     let output = forward(&layer, &device, &hidden)?;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fp8_moe::{Checkpoint, Device, DeviceSpec, IntermediateScales, MoeConfig, MoeLayer, Result, Step};
+use fp8_moe::{
+    Checkpoint, Device, DeviceSpec, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Opens a device and says which it is; when it is the emulated one, also why.
@@ -35,10 +37,11 @@ pub fn load_layer(
     device: &Device,
     layer: Option<&str>,
     scales: IntermediateScales,
+    reduction: Reduction,
 ) -> Result<(String, MoeLayer)> {
     let prefix = checkpoint.find_layer(layer)?;
     let config = checkpoint.config();
-    let moe = MoeConfig { intermediate_scales: scales, ..config.moe.clone() };
+    let moe = MoeConfig { intermediate_scales: scales, reduction, ..config.moe.clone() };
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &config.moe));
     if let Some(shared) = checkpoint.shared_experts(&prefix) {
         eprintln!("note     {shared} is not computed: the output is that of the routed experts");

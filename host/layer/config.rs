@@ -1,9 +1,10 @@
 //! What an MoE layer computes: sizes, routing, activation, quantisation, and which experts are here.
 
-use crate::error::{Result, require};
+use crate::device::Device;
+use crate::error::{Error, Result, require};
 use crate::ops::activation::ActivationFunction;
 use crate::ops::grouped_gemm::Accumulation;
-use crate::ops::grouped_gemm::heuristics::Path;
+use crate::ops::grouped_gemm::heuristics::{Path, takes_hopper};
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,6 +62,42 @@ pub enum IntermediateScales {
     Token,
 }
 
+/// How each token's expert outputs are added up.
+///
+/// | | adds | rounds before | the same bits every time | devices |
+/// |---|---|---|---|---|
+/// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
+/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// `out[t] = cast(sum over slots j, ascending, of w[t, j] * cast16(y[t, j]))`, y being the expert outputs `[T, k, H]` in f32.
+    #[default]
+    Deterministic,
+    /// `out[t] = cast(sum over slots j, in any order, of w[t, j] * y[t, j])`, summed in f32 (and cut sums over K part by part). In
+    /// memory that is `[T, H]` instead of `[T * k, H]`. Refused where the layer would not run Hopper's kernels.
+    OrderFree,
+}
+
+impl std::fmt::Display for Reduction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reduction::Deterministic => "deterministic",
+            Reduction::OrderFree => "order-free",
+        })
+    }
+}
+
+impl std::str::FromStr for Reduction {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Reduction> {
+        let all = [Reduction::Deterministic, Reduction::OrderFree];
+        all.into_iter()
+            .find(|reduction| reduction.to_string() == text)
+            .ok_or_else(|| Error::argument(OP, "reduction", text, "must be deterministic or order-free"))
+    }
+}
+
 /// An MoE layer's sizes and choices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeConfig {
@@ -82,6 +119,8 @@ pub struct MoeConfig {
     pub intermediate_scales: IntermediateScales,
     /// How the GEMMs keep their sums.
     pub accumulation: Accumulation,
+    /// How expert outputs are added up.
+    pub reduction: Reduction,
     /// Which kernels the GEMMs use.
     pub path: Path,
     /// The experts this rank holds, in ascending order; `None` for all of them.
@@ -100,6 +139,7 @@ impl Default for MoeConfig {
             quantization: Quantization::Block128,
             intermediate_scales: IntermediateScales::default(),
             accumulation: Accumulation::Promoted,
+            reduction: Reduction::default(),
             path: Path::Auto,
             local_experts: None,
         }
@@ -166,6 +206,18 @@ impl MoeConfig {
                 format!("{local:?}"),
                 || format!("must be below {}, the number of experts", self.experts),
             )?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what the kernels of `device` cannot do, with the rule.
+    pub(crate) fn validate_for(&self, device: &Device) -> Result<()> {
+        if self.reduction == Reduction::OrderFree {
+            let is_hopper = takes_hopper(OP, device, self.path)?;
+            require(is_hopper, OP, "reduction", "OrderFree", || match self.path {
+                Path::Portable { .. } => "must be Deterministic for the portable kernels".into(),
+                _ => format!("must be Deterministic for the kernels of {}", device.family()),
+            })?;
         }
         Ok(())
     }

@@ -6,13 +6,14 @@ use super::OP;
 use crate::buffer::{Slice, SliceMut};
 use crate::error::Result;
 use crate::fp8::E4m3;
-use crate::layer::config::{MoeConfig, Quantization, Routing, SecondScales};
+use crate::layer::config::{MoeConfig, Quantization, Reduction, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
+use crate::ops::cast::{Cast, cast};
 use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
-    AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm_with_settled_schedule,
+    AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, TokenSums, grouped_gemm_with_settled_schedule,
 };
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
@@ -93,9 +94,26 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of a forward, in order.
-    pub const NAMES: [&'static str; 7] =
-        ["router", "permute", "quantise", "grouped GEMM 1", "activation", "grouped GEMM 2", "unpermute"];
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the last two.
+    pub const NAMES: [&'static str; 8] = [
+        "router",
+        "permute",
+        "quantise",
+        "grouped GEMM 1",
+        "activation",
+        "grouped GEMM 2",
+        "unpermute",
+        "cast",
+    ];
+}
+
+/// How expert outputs become the layer's output.
+enum End<'a> {
+    /// GEMM 2 writes them, and a kernel behind it adds them up.
+    Unpermute(ActivationsMut<'a>),
+    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that GEMM 2, which waits for the
+    /// second, finds them cleared. The output is cast from the sums where it is not they.
+    Add { sums: SliceMut<'a, f32>, cast_to: Option<ActivationsMut<'a>> },
 }
 
 /// The workspace, cut up.
@@ -158,6 +176,7 @@ impl Call<'_> {
             block_m: layout.block_m,
             products: cutter.take(&layout.products),
         };
+        let sums = cutter.take(&layout.sums);
         let routed = match routed {
             Some(routed) => routed,
             None => {
@@ -169,10 +188,15 @@ impl Call<'_> {
         if self.config.local_count() == 0 {
             return out.fill_bytes(0, stream);
         }
+        let mut end = match (self.config.reduction, O::erase(out)) {
+            (Reduction::Deterministic, out) => End::Unpermute(out),
+            (Reduction::OrderFree, ActivationsMut::F32(out)) => End::Add { sums: out, cast_to: None },
+            (Reduction::OrderFree, out) => End::Add { sums, cast_to: Some(out) },
+        };
         self.step(1);
         self.permute(stream, routed, &mut parts)?;
         self.step(2);
-        self.quantize(stream, hidden, routed, &mut parts)?;
+        self.quantize(stream, hidden, routed, &mut parts, &mut end)?;
         self.step(3);
         if is_gated(stream.device(), self.config) {
             self.gated_gemm(stream, &mut parts)?;
@@ -182,9 +206,19 @@ impl Call<'_> {
             self.activate(stream, &mut parts)?;
         }
         self.step(5);
-        self.second_gemm(stream, O::THROUGH_F16, &mut parts)?;
-        self.step(6);
-        self.unpermute(stream, routed, O::THROUGH_F16, &parts, O::erase(out))
+        self.second_gemm(stream, routed, O::THROUGH_F16, &mut parts, &mut end)?;
+        match end {
+            End::Unpermute(out) => {
+                self.step(6);
+                self.unpermute(stream, routed, O::THROUGH_F16, &parts, out)
+            }
+            End::Add { cast_to: None, .. } => Ok(()),
+            End::Add { sums, cast_to: Some(out) } => {
+                self.step(7);
+                let MoeConfig { hidden_size: columns, .. } = *self.config;
+                cast(stream, Cast { rows: self.tokens, columns, x: sums.as_slice(), out })
+            }
+        }
     }
 
     /// Tells which operation comes.
@@ -268,6 +302,7 @@ impl Call<'_> {
         hidden: Slice<'_, bf16>,
         routed: Routed<'_>,
         parts: &mut Parts<'_>,
+        end: &mut End<'_>,
     ) -> Result<()> {
         let columns = self.config.hidden_size;
         let args = Quantize {
@@ -294,6 +329,10 @@ impl Call<'_> {
                 },
             },
             q: parts.quantised.reborrow(),
+            cleared: match end {
+                End::Unpermute(_) => None,
+                End::Add { sums, .. } => Some(sums.reborrow()),
+            },
         };
         // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and begins
         // when everything before it has ended: it is launched without programmatic stream serialization.
@@ -322,12 +361,28 @@ impl Call<'_> {
         unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
-    /// `[P, H] = [P, I] * w2^T`.
-    fn second_gemm(&self, stream: &Stream, through_f16: bool, parts: &mut Parts<'_>) -> Result<()> {
-        let MoeConfig { hidden_size: n, quantization, accumulation, .. } = *self.config;
+    /// `[P, H] = [P, I] * w2^T`, written or added up.
+    fn second_gemm(
+        &self,
+        stream: &Stream,
+        routed: Routed<'_>,
+        through_f16: bool,
+        parts: &mut Parts<'_>,
+        end: &mut End<'_>,
+    ) -> Result<()> {
+        let MoeConfig { hidden_size: n, top_k, quantization, accumulation, .. } = *self.config;
         let shape = GemmShape { n, k: self.config.padded_intermediate(), ..self.first_gemm_shape() };
-        let out = parts.products.reborrow();
-        let out = if through_f16 { GemmOut::F16(out.cast()) } else { GemmOut::Bf16(out.cast()) };
+        let out = match end {
+            End::Unpermute(_) if through_f16 => GemmOut::F16(parts.products.reborrow().cast()),
+            End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
+            End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
+                sums: sums.reborrow(),
+                sorted_rows: parts.sorted_rows.as_slice(),
+                topk_weights: self.output_weights(routed),
+                tokens: self.tokens,
+                top_k,
+            }),
+        };
         let scale = self.weights.w2_scale.as_slice();
         let args = GroupedGemm {
             a: parts.intermediate.as_slice(),
@@ -443,6 +498,11 @@ impl Call<'_> {
         activation(stream, ActivationShape { rows: self.rows(), intermediate }, args)
     }
 
+    /// The weights of expert outputs; none where the inputs were weighed.
+    fn output_weights<'s>(&self, routed: Routed<'s>) -> Option<Slice<'s, f32>> {
+        (self.config.routing != Routing::SigmoidInput).then_some(routed.topk_weights)
+    }
+
     fn unpermute(
         &self,
         stream: &Stream,
@@ -459,7 +519,7 @@ impl Call<'_> {
                 Activations::Bf16(products.cast())
             },
             inverse: parts.inverse.as_slice(),
-            topk_weights: (self.config.routing != Routing::SigmoidInput).then_some(routed.topk_weights),
+            topk_weights: self.output_weights(routed),
             expert_offsets: parts.expert_offsets.as_slice(),
             out,
         };

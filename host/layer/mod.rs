@@ -10,6 +10,13 @@
 //!                                 out [T, H] <--unpermute, weigh, sum-- [P, H] <--GEMM 2-------+
 //! ```
 //!
+//! With [`Reduction::OrderFree`] the end is another: the quantisation sets sums f32 `[T, H]` to 0, GEMM 2 weighs what it has and adds it
+//! to them, and an output of 16 bits is cast from them; an output in f32 is the sums.
+//!
+//! ```text
+//!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
+//! ```
+//!
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be captured in a
 //! graph. How many rows an expert gets is known on the device alone.
 
@@ -21,7 +28,7 @@ mod workspace;
 
 pub use crate::ops::activation::ActivationFunction;
 pub use crate::ops::grouped_gemm::Accumulation;
-pub use config::{IntermediateScales, MoeConfig, Quantization, Routing};
+pub use config::{IntermediateScales, MoeConfig, Quantization, Reduction, Routing};
 pub use forward::{OutputElement, Step};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
 pub use workspace::Workspace;
@@ -68,12 +75,14 @@ impl MoeLayer {
         weights: &MoeWeights<'_>,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<MoeLayer> {
+        config.validate_for(device)?;
         Ok(Self::complete(device, config, weights.upload(device, config, progress)?))
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
+        config.validate_for(device)?;
         weights.validate(device, config)?;
         Ok(Self::complete(device, config, weights.complete(device, config)?))
     }

@@ -14,7 +14,8 @@
 //! intermediate_scales f32 [P, groups of it]
 //! partials          u8    what the GEMMs need for sums that are cut
 //! products          u8    [P, 2 * H], or [P, max(4 * 2I', 2 * H)] where GEMM 1 and the activation are two launches: the f32
-//!                         output of GEMM 1, then the 16-bit output of GEMM 2
+//!                         output of GEMM 1, then the 16-bit output of GEMM 2, which an order-free reduction has not
+//! sums              f32   [T, H] where the reduction is order-free (an output in f32 leaves it unused)
 //! ```
 //!
 //! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not matter.
@@ -23,7 +24,7 @@ use std::ops::Range;
 
 use crate::buffer::{Buffer, Slice, SliceMut};
 use crate::device::Device;
-use crate::layer::config::{MoeConfig, Quantization, SecondScales};
+use crate::layer::config::{MoeConfig, Quantization, Reduction, SecondScales};
 use crate::ops::gated_gemm;
 use crate::ops::grouped_gemm::{GemmShape, heuristics, workspace_bytes};
 use crate::ops::permute::PermuteShape;
@@ -48,6 +49,7 @@ pub(crate) struct Layout {
     pub intermediate_scales: Range<usize>,
     pub partials: Range<usize>,
     pub products: Range<usize>,
+    pub sums: Range<usize>,
     /// Rows of the tiles that both GEMMs walk.
     pub block_m: usize,
     /// Bytes of all parts.
@@ -72,6 +74,10 @@ impl Layout {
         let gemm = GemmShape { rows: capacity, n: 2 * intermediate, k: hidden, experts: local };
         let block_m = heuristics::block_m(device, &gemm, config.path);
         let first_products = if is_gated(device, config) { 0 } else { 4 * 2 * intermediate };
+        let (second_products, sums) = match config.reduction {
+            Reduction::Deterministic => (2 * hidden, 0),
+            Reduction::OrderFree => (0, tokens * hidden),
+        };
         let mut end = 0;
         let mut part = |elements: usize, size: usize| {
             let start = end;
@@ -91,7 +97,8 @@ impl Layout {
             intermediate: part(capacity * intermediate, 1),
             intermediate_scales: part(capacity * intermediate_scales, 4),
             partials: part(workspace_bytes(device, block_m), 1),
-            products: part(capacity * first_products.max(2 * hidden), 1),
+            products: part(capacity * first_products.max(second_products), 1),
+            sums: part(sums, 4),
             block_m,
             bytes: end,
         }

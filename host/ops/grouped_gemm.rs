@@ -17,17 +17,21 @@
 pub mod heuristics;
 mod hopper;
 mod portable;
+mod token_sums;
 
 use half::{bf16, f16};
 
 use super::problem_sizes::tile_schedule_entries;
 use crate::buffer::{Slice, SliceMut};
 use crate::device::Device;
-use crate::error::{Result, require};
+use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::kernel::DevicePtr;
 use crate::stream::Stream;
 use heuristics::{Path, Plan};
+
+use token_sums::RawTokens;
+pub use token_sums::TokenSums;
 
 const OP: &str = "grouped_gemm";
 
@@ -95,6 +99,8 @@ pub enum GemmOut<'a> {
     F16(SliceMut<'a, f16>),
     /// f32 `[P, N]`.
     F32(SliceMut<'a, f32>),
+    /// f32 `[T, N]`: added up by token, in any order.
+    TokenSums(TokenSums<'a>),
 }
 
 impl GemmOut<'_> {
@@ -104,6 +110,15 @@ impl GemmOut<'_> {
             GemmOut::Bf16(out) => (out.ptr().cast(), 0),
             GemmOut::F16(out) => (out.ptr().cast(), 1),
             GemmOut::F32(out) => (out.ptr().cast(), 2),
+            GemmOut::TokenSums(tokens) => (tokens.sums.ptr().cast(), 3),
+        }
+    }
+
+    /// Which token's sum each row goes to.
+    fn raw_tokens(&self) -> RawTokens {
+        match self {
+            GemmOut::TokenSums(tokens) => tokens.raw(),
+            _ => RawTokens::NONE,
         }
     }
 }
@@ -173,7 +188,7 @@ pub struct GroupedGemm<'a> {
     pub expert_offsets: Slice<'a, i64>,
     /// The row tiles of those offsets.
     pub schedule: Schedule<'a>,
-    /// `[P, N]`.
+    /// `[P, N]`, or sums `[T, N]`.
     pub out: GemmOut<'a>,
     /// At least [`workspace_bytes`], 16-byte aligned. Its contents do not matter.
     pub workspace: SliceMut<'a, u8>,
@@ -185,7 +200,8 @@ pub struct GroupedGemm<'a> {
     pub path: Path,
 }
 
-/// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
+/// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`. Sums by token are refused where the portable kernels
+/// would multiply.
 pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, false)
 }
@@ -221,6 +237,9 @@ impl GroupedGemm<'_> {
         )?;
         match plan {
             Plan::Nothing => Ok(()),
+            Plan::Portable { .. } if matches!(self.out, GemmOut::TokenSums(_)) => {
+                Err(Error::argument(OP, "out", "TokenSums", "must be D itself for the portable kernels"))
+            }
             Plan::Portable { tile, promoted, blocks } => self.launch_portable(stream, tile, promoted, blocks),
             Plan::Hopper { tile, promoted, blocks } => {
                 self.launch_hopper(stream, tile, promoted, blocks, schedule_is_settled)
@@ -249,6 +268,7 @@ impl GroupedGemm<'_> {
             GemmOut::Bf16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
             GemmOut::F16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
             GemmOut::F32(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
+            GemmOut::TokenSums(tokens) => tokens.check(&self.shape, stream)?,
         }
 
         check_scales(OP, &self.a_scale, &self.b_scale, &self.shape, stream)?;

@@ -4,6 +4,7 @@
 //! Every operation checks its arguments before it launches anything, and says which it refuses and why.
 
 pub mod activation;
+pub mod cast;
 pub mod gated_gemm;
 pub mod grouped_gemm;
 pub mod permute;

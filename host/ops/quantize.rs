@@ -183,6 +183,9 @@ pub struct Quantize<'a> {
     pub scheme: Scheme<'a>,
     /// e4m3 `[rows or P, columns]`.
     pub q: SliceMut<'a, E4m3>,
+    /// f32 `[rows, columns]`, set to 0 on the way, for a later operation to add to. Not with [`Destinations::Valid`], whose rows the
+    /// device alone knows.
+    pub cleared: Option<SliceMut<'a, f32>>,
 }
 
 /// Columns of a warp, and rows of a block, of the kernels whose warps are independent.
@@ -389,6 +392,11 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
     args.scheme.check(q_rows, shape.columns, stream)?;
+    if let Some(cleared) = &args.cleared {
+        let holds = !matches!(args.destinations, Destinations::Valid { .. });
+        require(holds, OP, "cleared", "Some", || "must be None where only valid rows are visited".into())?;
+        cleared.check(OP, "cleared", shape.rows * shape.columns, stream)?;
+    }
     if rows == 0 {
         return Ok(());
     }
@@ -397,6 +405,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     let q = args.q.ptr().cast();
     // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
     let x_is_settled = u32::from(x_is_settled && matches!(args.destinations, Destinations::Scatter { .. }));
+    let cleared = args.cleared.as_ref().map_or(DevicePtr::null(), |cleared| cleared.ptr());
     // A warp looks for padding among 32 rows at a time.
     let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
     let grid = warp_rows_grid(stream, warp_rows, columns);
@@ -404,7 +413,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         // SAFETY: every array was checked to have its extent on this device; the partial maxima are written before.
         unsafe {
             launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
-                row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q,
+                row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q, cleared,
                 rows, columns, top_k, capacity, partial_count, x_is_settled,
             })
         }
@@ -434,7 +443,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: every array was checked to have its extent on this device; the shared memory holds the kept spans.
             unsafe {
                 launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
-                    row_weight, inverse, valid_rows, sorted_rows, q, scales, absmax_limit,
+                    row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, absmax_limit,
                     rows, columns, top_k, capacity, kept_spans, x_is_settled,
                 })
             }
@@ -445,7 +454,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: every array was checked to have its extent on this device.
             unsafe {
                 launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
-                    row_weight, inverse, valid_rows, sorted_rows, q, scales, row_stride, group_stride,
+                    row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, row_stride, group_stride,
                     rows, columns, top_k, capacity, group_size, x_is_settled,
                 })
             }

@@ -8,6 +8,7 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod activation;
+mod cast;
 mod grouped_gemm;
 mod permute;
 mod problem_sizes;

@@ -7,6 +7,7 @@
 //! | [`or`], [`and`] | x | | | | `atom.or`, `atom.and` |
 //! | [`exchange`], [`compare_exchange`] | x | x | x | | `atom.exch`, `atom.cas` |
 //! | [`load`], [`store`] | x | x | x | x | `ld`/`st` with `.relaxed`, `.acquire`, `.release` |
+//! | [`reduce_add`] | | | | x, also two or four | `red.relaxed.add` |
 //!
 //! Pointers are generic pointers into *global* memory, or [`Shared`] pointers. Orders are those of the
 //! PTX memory model: [`Order::Relaxed`] makes the operation atomic and orders nothing else; a release by one thread
@@ -15,7 +16,7 @@
 //!
 //! An unused result makes ptxas emit `RED`, which does not wait for the old value.
 //!
-//! PTX ISA, `atom`, "Memory Consistency Model".
+//! PTX ISA, `atom`, `red`, "Memory Consistency Model".
 
 use core::arch::asm;
 
@@ -180,6 +181,63 @@ operation! {
     /// Adds `value`, integers modulo their size, `f32` rounded to nearest even: `atom.add`.
     add, AtomicAdd, (value),
     u32: reg32 ".add.u32", i32: reg32 ".add.s32", u64: reg64 ".add.u64", f32: reg32 ".add.f32"
+}
+
+/// What [`reduce_add`] adds: an `f32`, or on Hopper a vector of two or four.
+pub trait Reducible: Copy {
+    /// As the function [`reduce_add`].
+    ///
+    /// # Safety
+    /// As the function.
+    unsafe fn reduce_add(self, place: *mut Self, scope: Scope);
+}
+
+/// Adds `value` to what is at `place` in global memory and returns nothing: `red.relaxed.add.f32`, of vectors `.v2.f32` and
+/// `.v4.f32`. The elements of a vector are added one by one, each atomically, to nearest even; subnormals count as 0. What several
+/// threads add is summed in any order.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+pub unsafe fn reduce_add<V: Reducible>(place: *mut V, value: V, scope: Scope) {
+    // SAFETY: the caller's contract.
+    unsafe { value.reduce_add(place, scope) }
+}
+
+macro_rules! reducible {
+    ($($(#[$cfg:meta])* $ty:ty, $suffix:literal, $operands:literal, ($($name:ident = $from:expr),+), $self:ident;)+) => {$(
+        $(#[$cfg])*
+        impl Reducible for $ty {
+            #[inline(always)]
+            unsafe fn reduce_add($self, place: *mut Self, scope: Scope) {
+                // SAFETY: the caller vouches for the place.
+                unsafe {
+                    match scope {
+                        Scope::Block => reducible!(@red ".relaxed.cta", $suffix, $operands, place, $($name = $from),+),
+                        Scope::Gpu => reducible!(@red ".relaxed.gpu", $suffix, $operands, place, $($name = $from),+),
+                    }
+                }
+            }
+        }
+    )+};
+    (@red $semantics:literal, $suffix:literal, $operands:literal, $place:ident, $($name:ident = $from:expr),+) => {
+        asm!(
+            "cvta.to.global.u64 {address}, {pointer};",
+            concat!("red", $semantics, ".global.add", $suffix, " [{address}], ", $operands, ";"),
+            $($name = in(reg32) $from,)+
+            address = out(reg64) _,
+            pointer = in(reg64) $place,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+reducible! {
+    f32, ".f32", "{a}", (a = self), self;
+    #[cfg(target_feature = "sm_90a")]
+    [f32; 2], ".v2.f32", "{{{a}, {b}}}", (a = self[0], b = self[1]), self;
+    #[cfg(target_feature = "sm_90a")]
+    [f32; 4], ".v4.f32", "{{{a}, {b}, {c}, {d}}}", (a = self[0], b = self[1], c = self[2], d = self[3]), self;
 }
 
 operation! {

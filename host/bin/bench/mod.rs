@@ -47,10 +47,13 @@ pub struct Arguments {
     /// promoted (folded into f32 every 128 of K)
     #[arg(long, value_name = "HOW", default_value = "auto")]
     accumulation: String,
+    /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
+    #[arg(long, value_name = "HOW", default_value = "deterministic")]
+    reduction: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,
-    /// What to measure: layer, permute, quantise, gemm1, activation, gemm2, unpermute, or all
+    /// What to measure: layer, permute, quantise, gemm1, activation, gemm2, unpermute, cast, or all
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "layer")]
     part: Vec<String>,
     /// auto, cuda:N or sim
@@ -263,6 +266,7 @@ impl Bench<'_> {
             ("scheme", case.scheme.to_string()),
             ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
             ("accumulation", plan::accumulation_name(case.config.accumulation).to_owned()),
+            ("reduction", case.config.reduction.to_string()),
             ("routing", case.routing.to_string()),
             ("seed", self.arguments.seed.to_string()),
         ];
@@ -275,7 +279,7 @@ impl Bench<'_> {
     /// A row without a measurement.
     fn row(&self, case: &Case, batch: &Batch, part: Part, fused: bool) -> Row {
         let mut row = Row {
-            implementation: crate::record::our_name(case.config.accumulation).into(),
+            implementation: crate::record::our_name(&case.config).into(),
             model: case.model.clone(),
             shape: case.shape_array(),
             tp: self.arguments.tp,

@@ -5,7 +5,7 @@ use std::fmt;
 use fp8_moe::bench::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
-use fp8_moe::{Accumulation, Device, Error, MoeConfig, Result};
+use fp8_moe::{Accumulation, Device, Error, MoeConfig, Reduction, Result};
 
 use super::Arguments;
 
@@ -61,11 +61,13 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         let rule = "must not go with scheme block, whose scales are applied every 128 of K";
         return Err(Error::argument("bench", "accumulation", "fast", rule));
     }
+    let reduction: Reduction = arguments.reduction.parse()?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let config = MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), ..config };
+            let config =
+                MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), reduction, ..config };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -149,14 +151,19 @@ impl Case {
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shape { experts, top_k, hidden, intermediate } = self.shape;
+        let reduction = match self.config.reduction {
+            Reduction::Deterministic => "",
+            Reduction::OrderFree => ", order-free reduction",
+        };
         write!(
             f,
-            "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} sums, {} routing",
+            "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} sums{}, {} routing",
             self.model,
             self.tp,
             self.ep,
             self.scheme,
             accumulation_name(self.config.accumulation),
+            reduction,
             self.routing
         )
     }

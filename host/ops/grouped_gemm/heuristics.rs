@@ -221,7 +221,7 @@ pub(super) fn partials_bytes(device: &Device, block_m: usize) -> usize {
 }
 
 /// Whether `path` leads to the Hopper kernels on this device; an error if it asks for them in vain.
-pub(in crate::ops) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
+pub(crate) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
     let is_hopper = device.family() == Family::Sm90a;
     match path {
         Path::Auto => Ok(is_hopper),

@@ -1,6 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
 use super::heuristics::HopperTile;
+use super::token_sums::RawTokens;
 use super::{GemmShape, GroupedGemm};
 use crate::error::Result;
 use crate::kernel::Kernel;
@@ -27,12 +28,16 @@ impl GroupedGemm<'_> {
         let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
+        let RawTokens { sorted_rows, topk_weights, slots, top_k } = self.out.raw_tokens();
         let (n, k, schedule) = (n as u32, k as u32, self.schedule.entries.ptr());
         let partials = self.workspace.ptr().cast();
         let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
             ($kernel:ident { $($field:ident),* }) => {{
-                let kernel = $kernel { a, b, a_scale, b_scale, schedule, out, n, k, a_scale_kind, b_scale_kind, out_type, $($field),* };
+                let kernel = $kernel {
+                    a, b, a_scale, b_scale, schedule, out, n, k, a_scale_kind, b_scale_kind, out_type, sorted_rows, topk_weights,
+                    slots, top_k, $($field),*
+                };
                 debug_assert_eq!(($kernel::THREADS, $kernel::CLUSTER), (tile.threads(), tile.cluster()));
                 // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
                 // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that

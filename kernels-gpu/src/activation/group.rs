@@ -3,6 +3,7 @@
 //! `scale = max(absmax(group), 1e-10) / 448`, `q = e4m3(value / scale)`. Grid: as [`tensor`](super::tensor).
 
 use super::gated_rows::GatedRows;
+use crate::quantize::cleared::Cleared;
 use crate::quantize::destinations::Destinations;
 use crate::quantize::warp_rows::{FirstRow, GroupScales, THREADS, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
@@ -33,7 +34,7 @@ macro_rules! activation_group {
                 let source = GatedRows::new(x, intermediate, activation);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, intermediate);
-                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q);
+                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q, Cleared::NONE);
             }
         }
     )+};

@@ -3,6 +3,7 @@
 //! Grid: see [`warp_rows`](crate::quantize::warp_rows); the rows are known on the device alone, so it is sized for the device.
 
 use super::gated_rows::GatedRows;
+use crate::quantize::cleared::Cleared;
 use crate::quantize::destinations::Destinations;
 use crate::quantize::warp_rows::{FirstRow, THREADS, TensorScale, quantize_warp_rows};
 use cuda_std::bf16::{Bf16, F16};
@@ -30,7 +31,7 @@ macro_rules! activation_tensor {
                 let source = GatedRows::new(x, intermediate, activation);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let scheme = TensorScale::new(memory::load_nc(scale));
-                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q);
+                quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q, Cleared::NONE);
             }
         }
     )+};

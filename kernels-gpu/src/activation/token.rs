@@ -5,6 +5,7 @@
 
 use super::gated_rows::GatedRows;
 use crate::quantize::block_rows::{FirstRow, SHARED, THREADS, quantize_block_rows};
+use crate::quantize::cleared::Cleared;
 use crate::quantize::destinations::Destinations;
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::{kernel, shared_array};
@@ -34,7 +35,7 @@ macro_rules! activation_token {
                 let destinations = Destinations::identity(rows, valid_rows);
                 let (no_padding, no_limit) = (core::ptr::null(), f32::INFINITY);
                 quantize_block_rows(
-                    source, intermediate, destinations, no_padding, 0, no_limit, FirstRow::NONE, q, scales, maxima, kept_spans,
+                    source, intermediate, destinations, no_padding, 0, no_limit, FirstRow::NONE, q, scales, maxima, kept_spans, Cleared::NONE,
                 );
             }
         }

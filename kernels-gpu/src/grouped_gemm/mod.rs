@@ -21,3 +21,6 @@ const SLAB: u32 = 128;
 const F16: u32 = 1;
 /// `out_type` for f32.
 const F32: u32 = 2;
+/// `hopper`'s `out_type` for sums by token, in f32.
+#[cfg(target_feature = "sm_90a")]
+const TOKEN_SUMS: u32 = 3;

@@ -22,6 +22,7 @@
 //! still reads: it would have to be two rows ahead, and a barrier lies in between.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, absmax, pack, store_packed, vectorised};
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::Rows;
 use super::scale::{self, Divisor};
@@ -155,10 +156,10 @@ fn saturate(values: &Chunk, bound: f32) -> Chunk {
 
 /// Quantises the rows of `source` to the rows of `q` that `destinations` names, with one scale per row, and a row of zeros to
 /// each padding row. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate. `ahead`: what has been done of it, for the
-/// same source.
+/// same source. The same rows of `cleared` are cleared, whether they go anywhere or not.
 ///
 /// # Safety
-/// `q` has every destination row, of `columns` writable bytes, and `scales` an element for each; nobody else accesses them
+/// `q` has every destination row, of `columns` writable bytes, `scales` an element for each, and `cleared` every row; nobody else accesses them
 /// while the grid runs. `maxima` is [`SHARED`] elements of shared memory that nothing else uses, and the dynamic shared memory
 /// has room for the values of `kept_spans` spans.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
@@ -175,6 +176,7 @@ pub unsafe fn quantize_block_rows(
     scales: *mut f32,
     maxima: Shared<f32>,
     kept_spans: u32,
+    cleared: Cleared,
 ) {
     let thread = thread::thread_idx_x();
     let vector = vectorised(q, columns);
@@ -189,6 +191,9 @@ pub unsafe fn quantize_block_rows(
     let mut slots = if ahead.is_some() { maxima.add(WARPS) } else { maxima };
     let mut row = thread::block_idx_x();
     while row < destinations.rows() {
+        for span in 0..spans {
+            cleared.chunk(row, column_of(span));
+        }
         if destinations.any(row) {
             let largest = match ahead {
                 Some(largest) => largest,

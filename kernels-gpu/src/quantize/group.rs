@@ -2,6 +2,7 @@
 //!
 //! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see [`warp_rows`](super::warp_rows).
 
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use super::warp_rows::{FirstRow, GroupScales, THREADS, quantize_warp_rows};
@@ -17,6 +18,8 @@ macro_rules! quantize_group {
         /// that is not null.
         /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
         ///
+        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` its groups; `group_size` is 64 or 128.
         /// Nothing written is read.
@@ -28,6 +31,7 @@ macro_rules! quantize_group {
             valid_rows: *const i64,
             sorted_rows: *const i32,
             q: *mut u8,
+            cleared: *mut f32,
             scales: *mut f32,
             row_stride: u64,
             group_stride: u64,
@@ -47,7 +51,8 @@ macro_rules! quantize_group {
                 grid::wait();
                 grid::launch_dependents();
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q);
+                let cleared = Cleared::new(cleared, columns);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q, cleared);
             }
         }
     )+};

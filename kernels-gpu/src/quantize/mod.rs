@@ -24,6 +24,7 @@
 pub mod absmax;
 pub mod block_rows;
 pub mod chunk;
+pub mod cleared;
 pub mod destinations;
 pub mod group;
 pub mod rows;

@@ -2,6 +2,7 @@
 //!
 //! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
 
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use super::warp_rows::{FirstRow, THREADS, TensorScale, quantize_warp_rows};
@@ -17,6 +18,8 @@ macro_rules! quantize_tensor {
         /// `sorted_rows [capacity]`, where that is not null. With `x_is_settled`, for a given scale alone, the first rows are read before
         /// the grid waits for its predecessor: see [`quantize`](super).
         ///
+        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
@@ -30,6 +33,7 @@ macro_rules! quantize_tensor {
             partials: *const f32,
             scale_out: *mut f32,
             q: *mut u8,
+            cleared: *mut f32,
             rows: u32,
             columns: u32,
             top_k: u32,
@@ -49,7 +53,8 @@ macro_rules! quantize_tensor {
                 grid::wait();
                 grid::launch_dependents();
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
-                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q);
+                let cleared = Cleared::new(cleared, columns);
+                quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q, cleared);
             }
         }
     )+};

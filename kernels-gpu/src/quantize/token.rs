@@ -4,6 +4,7 @@
 //! Grid: one-dimensional, a block takes every `grid_dim_x`-th row; see [`block_rows`](super::block_rows).
 
 use super::block_rows::{FirstRow, SHARED, THREADS, quantize_block_rows};
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::DenseRows;
 use cuda_std::bf16::{Bf16, F16};
@@ -17,6 +18,8 @@ macro_rules! quantize_token {
         /// see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where that is not null.
         /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
         ///
+        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        ///
         /// # Safety
         /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` an element; dynamic shared memory for
         /// `kept_spans` times 2048 f32 values. Nothing written is read.
@@ -28,6 +31,7 @@ macro_rules! quantize_token {
             valid_rows: *const i64,
             sorted_rows: *const i32,
             q: *mut u8,
+            cleared: *mut f32,
             scales: *mut f32,
             absmax_limit: f32,
             rows: u32,
@@ -46,8 +50,9 @@ macro_rules! quantize_token {
                 grid::wait();
                 grid::launch_dependents();
                 let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let cleared = Cleared::new(cleared, columns);
                 quantize_block_rows(
-                    source, columns, destinations, sorted_rows, capacity, absmax_limit, ahead, q, scales, maxima, kept_spans,
+                    source, columns, destinations, sorted_rows, capacity, absmax_limit, ahead, q, scales, maxima, kept_spans, cleared,
                 );
             }
         }

@@ -16,6 +16,7 @@
 //! which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes anywhere or not.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, WARP_COLUMNS, absmax, pack, store_packed, vectorised};
+use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::Rows;
 use super::scale::{self, Divisor};
@@ -167,13 +168,14 @@ impl FirstRow {
     }
 }
 
-/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row.
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row; clears the
+/// same rows of `cleared`, whether they go anywhere or not.
 /// `ahead`: what has been done of it, for the same source and scheme.
 ///
 /// # Safety
-/// `q` has every destination row, of `columns` writable bytes; nobody else accesses them while the grid runs.
-#[inline(always)]
+/// `q` has every destination row, of `columns` writable bytes, and `cleared` every row; nobody else accesses them while the grid runs.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
+#[inline(always)]
 pub unsafe fn quantize_warp_rows(
     source: impl Rows,
     columns: u32,
@@ -183,6 +185,7 @@ pub unsafe fn quantize_warp_rows(
     scheme: impl Scheme,
     ahead: FirstRow,
     q: *mut u8,
+    cleared: Cleared,
 ) {
     let (column, first, stride) = place();
     let vector = vectorised(q, columns);
@@ -195,6 +198,7 @@ pub unsafe fn quantize_warp_rows(
     let mut ahead = ahead.0;
     let mut row = first;
     while row < destinations.rows() {
+        cleared.chunk(row, column);
         if destinations.any(row) {
             let (packed, scale) = match ahead {
                 Some(done) => done,

@@ -3,10 +3,10 @@
 use super::body::Body;
 use super::packed::add_half;
 use super::parts::Parts;
-use super::{Result, memory};
+use super::{Result, float, memory};
 use crate::counters::Class;
 use crate::exec::address::flag;
-use crate::exec::atomic::apply;
+use crate::exec::atomic::{apply, apply_vector};
 use crate::exec::global::{GENERIC, GLOBAL, SHARED};
 use crate::exec::{Handler, Inst};
 use crate::ptx::ast::{Kind, Operand, Type};
@@ -24,6 +24,12 @@ macro_rules! windows {
 
 fn f32_of(bits: u32) -> f32 {
     f32::from_bits(bits)
+}
+
+/// The sum in global memory, where subnormals are flushed before and after.
+fn add_flushing(old: u32, value: u32) -> u32 {
+    let sum = float::flush(f32_of(old)) + float::flush(f32_of(value));
+    float::flush(float::canonical(sum)).to_bits()
 }
 
 fn operation(name: &str, ty: Type, window: u8) -> Option<Handler> {
@@ -61,9 +67,12 @@ fn operation(name: &str, ty: Type, window: u8) -> Option<Handler> {
         };
     }
     Some(match (ty.kind, ty.bits, name) {
+        (Kind::Float, 32, "add") if window == GLOBAL => {
+            apply::<GLOBAL, u32, u32, _>(|old: u32, b: u32, _: u32| add_flushing(old, b))
+        }
         (Kind::Float, 32, "add") => {
             windows!(window, u32, u32, |old: u32, b: u32, _: u32| {
-                super::float::canonical(f32_of(old) + f32_of(b)).to_bits()
+                float::canonical(f32_of(old) + f32_of(b)).to_bits()
             })
         }
         (Kind::Float, 64, "add") => {
@@ -106,6 +115,9 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
     }
     memory::drop_cache_hints(parts);
     let policy = parts.mods.take("L2::cache_hint");
+    if let Some(elements) = parts.mods.choose(&[("v2", 2), ("v4", 4)]) {
+        return vector(body, parts, (window, flags), policy, elements);
+    }
     parts.mods.take("noftz");
     let name = parts.mods.first().ok_or("the operation is missing")?;
     let ty = parts.mods.ty()?;
@@ -131,6 +143,38 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
         _ => b,
     };
     let inst = Inst { d, a, b, c, imm, target: flags, ..parts.inst(run) };
+    body.emit(parts, Class::Atomic, inst);
+    Ok(())
+}
+
+/// `red.add` of two or four f32 in global memory.
+fn vector<'a>(
+    body: &mut Body<'_, 'a>,
+    parts: &mut Parts<'_, 'a>,
+    (window, flags): (u8, u32),
+    policy: bool,
+    elements: usize,
+) -> Result<()> {
+    let name = parts.mods.first().ok_or("the operation is missing")?;
+    let ty = parts.mods.ty()?;
+    let run = match (parts.base, name, ty.kind, ty.bits, window) {
+        ("red", "add", Kind::Float, 32, GLOBAL) => apply_vector::<GLOBAL, _>(add_flushing),
+        ("red", "add", Kind::Float, 32, GENERIC) => apply_vector::<GENERIC, _>(add_flushing),
+        _ => return Err(format!("`{}.{name}` of vectors of this type", parts.base)),
+    };
+    let operands = 2 + usize::from(policy);
+    parts.count(operands..=operands)?;
+    let (a, imm, narrow, _) = body.address(parts.operand(0)?)?;
+    if narrow {
+        return Err("global addresses have 64 bits".to_string());
+    }
+    let list = match parts.operand(1)? {
+        Operand::Vector(list) if list.len() == elements => list.clone(),
+        _ => return Err(format!("a vector of {elements} registers is expected")),
+    };
+    let slots = list.iter().map(|operand| body.source(operand, ty)).collect::<Result<Vec<_>>>()?;
+    let b = body.list(&slots) as u32;
+    let inst = Inst { d: slots[0], a, b, e: elements as u32, imm, target: flags, ..parts.inst(run) };
     body.emit(parts, Class::Atomic, inst);
     Ok(())
 }

@@ -9,6 +9,7 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod mbarrier;
+mod reduction;
 mod tile;
 mod wgmma;
 mod wrong;

@@ -5,8 +5,8 @@
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
 //! | [`narrow`] | 256 columns x 8 to 64 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
 //!
-//! Each has two ends: D in bf16, f16 or f32, or, for the first projection of a layer, an activation of gate and up with
-//! requantisation to e4m3 ([`gated`]), so that the intermediate never goes to memory in more than 8 bits.
+//! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first projection of a layer, an
+//! activation of gate and up with requantisation to e4m3 ([`gated`]), so that the intermediate never goes to memory in more than 8 bits.
 //!
 //! # A block
 //! Nine warps. Two warpgroups (warps 0 to 7) multiply; warp 8 fills a [`ring`] of stages for them, each one slab of 128 bytes
@@ -28,13 +28,16 @@
 //!   names, 128-byte swizzle; `k` is a multiple of 16, `n` of 8 (16 for the gated ends);
 //! - `schedule` is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
 //! - scales are as [`ScaleArguments`](super::scale_arguments::ScaleArguments) says, of A for all rows of the schedule;
-//! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile.
+//! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile. Where D is added up,
+//!   `out` is sums f32 for all tokens, and `sorted_rows`, `topk_weights`, `slots` and `top_k` are as [`TokenSums`](token_sums::TokenSums)
+//!   says; else these are not read.
 
 mod accumulator;
 mod gated;
 mod narrow;
 mod plain;
 mod ring;
+mod token_sums;
 mod wide;
 
 use cuda_std::cp_async;

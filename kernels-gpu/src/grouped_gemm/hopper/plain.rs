@@ -1,17 +1,19 @@
 //! What the plain kernels share: where D goes, and which weights an item takes.
 
 use super::BlockScales;
+use super::token_sums::TokenSums;
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 
 /// What a plain kernel needs to know of a launch.
 pub struct PlainArguments {
     pub scales: ScaleArguments,
-    /// D `[P, n]`, of type `out_type`.
+    /// D `[P, n]`, of type `out_type`; or the sums `[tokens, n]`.
     pub out: *mut u8,
     pub n: u32,
     pub k: u32,
     pub out_type: u32,
+    pub tokens: TokenSums,
 }
 
 impl PlainArguments {

@@ -162,6 +162,10 @@ emit! {
     atomic_add_f32, "atom.relaxed.cta.global.add.f32", |input| {
         atomic::add(input.cast::<f32>(), 2.0, Order::Relaxed, Scope::Block)
     };
+    atomic_reduce_add, "red.relaxed.gpu.global.add.f32", |input| {
+        atomic::reduce_add(input.cast::<f32>(), 2.0, Scope::Gpu);
+        0
+    };
     atomic_add_shared, "atom.relaxed.cta.shared.add.u32", |input| {
         atomic::add(shared::dynamic::<u32>(), *input, Order::Relaxed, Scope::Block)
     };
@@ -256,6 +260,7 @@ emit! {
 // mbarrier, tma, wgmma: Hopper alone
 #[cfg(target_feature = "sm_90a")]
 mod hopper {
+    use cuda_std::atomic::{self, Scope};
     use cuda_std::bf16::{Bf16, F16};
     use cuda_std::l2::Policy;
     use cuda_std::{bulk, cluster, kernel, mbarrier, tma, unroll, wgmma};
@@ -284,6 +289,14 @@ mod hopper {
             0
         };
         mbarrier_wait, "mbarrier.try_wait.parity.shared::cta.b64", |input| { mbarrier::wait(*input, 1); 0 };
+        atomic_reduce_add_two, "red.relaxed.gpu.global.add.v2.f32", |input| {
+            atomic::reduce_add(input.cast::<[f32; 2]>(), [2.0, 3.0], Scope::Gpu);
+            0
+        };
+        atomic_reduce_add_four, "red.relaxed.cta.global.add.v4.f32", |input| {
+            atomic::reduce_add(input.cast::<[f32; 4]>(), [2.0, 3.0, 4.0, 5.0], Scope::Block);
+            0
+        };
         cluster_rank, "mov.u32, %cluster_ctarank", |_input| cluster::rank();
         cluster_sync, "barrier.cluster.arrive.aligned, barrier.cluster.wait.aligned", |_input| { cluster::sync(); 0 };
         bulk_fence_shared, "fence.proxy.async.shared::cta", |_input| { bulk::fence_shared(); 0 };

@@ -33,12 +33,13 @@ use cuda_std::{grid, kernel, thread};
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
+use super::token_sums::TokenSums;
 use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
 
 /// Threads of a block: the consumers and the producer warp.
 const THREADS: u32 = CONSUMERS + 32;
-use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::{SLAB, TOKEN_SUMS};
 use consume::Columns;
 use produce::Producer;
 use share::{Parts, Share};
@@ -77,6 +78,10 @@ macro_rules! plain {
             a_scale_kind: u32,
             b_scale_kind: u32,
             out_type: u32,
+            sorted_rows: *const i32,
+            topk_weights: *const f32,
+            slots: u32,
+            top_k: u32,
             schedule_is_settled: u32,
         ) {
             let scales = ScaleArguments {
@@ -87,7 +92,8 @@ macro_rules! plain {
                 b: b_scale,
                 b_kind: b_scale_kind,
             };
-            let arguments = PlainArguments { scales, out, n, k, out_type };
+            let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
+            let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
@@ -119,7 +125,9 @@ macro_rules! plain {
                     let mut totals;
                     (totals, position) =
                         consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, part.slabs, &columns, &arguments.scales);
-                    if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
+                    // Sums by token take a part as well as the whole.
+                    let by_token = out_type == TOKEN_SUMS;
+                    if by_token || share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
                         store::store(&totals, &part, &columns, &arguments);
                     }
                 }

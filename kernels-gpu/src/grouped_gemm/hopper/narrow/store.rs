@@ -1,8 +1,9 @@
 //! The plain end: end scales, conversion to D's type, one element at a time.
 //!
 //! A lane has two columns of D that are 8 apart, of rows of A two by two; eight lanes of a warp write eight neighbours of a row.
-//! That is few bytes beside the weights.
+//! That is few bytes beside the weights. Sums by token are added to in the same way.
 
+use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{Bf16, F16 as Half};
 use cuda_std::memory;
 
@@ -14,7 +15,7 @@ use crate::grouped_gemm::hopper::plain::PlainArguments;
 use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
 };
-use crate::grouped_gemm::{F16, F32};
+use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
 /// The scale of a row that applies to the whole sum.
 ///
@@ -84,6 +85,31 @@ unsafe fn store_half<A: Accumulator>(
     let b = unsafe {
         [column_scale(scales, part.expert, first, *n), column_scale(scales, part.expert, first + 8, *n)]
     };
+    if *out_type == TOKEN_SUMS {
+        total.for_each_column(
+            #[inline(always)]
+            |j, c, low, high| {
+                let row = 8 * j as u32 + 2 * columns.quad_lane + c as u32;
+                if row >= part.rows {
+                    return;
+                }
+                let row = part.first_row + row;
+                // SAFETY: the row is the tile's, its token's sums exist, and the columns are theirs.
+                unsafe {
+                    let (Some(token), weight) = arguments.tokens.of_row(row) else { return };
+                    let to = out.cast::<f32>().add(token as usize * *n as usize + first as usize);
+                    let factor = row_scale(scales, row) * weight;
+                    if first < *n {
+                        atomic::reduce_add(to, low * factor * b[0], Scope::Gpu);
+                    }
+                    if first + 8 < *n {
+                        atomic::reduce_add(to.add(8), high * factor * b[1], Scope::Gpu);
+                    }
+                }
+            },
+        );
+        return;
+    }
     total.for_each(
         #[inline(always)]
         |j, h, c, sum| {

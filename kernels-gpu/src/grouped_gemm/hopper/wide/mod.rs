@@ -28,6 +28,7 @@ use cuda_std::{grid, kernel, thread, warp, wgmma};
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
+use super::token_sums::TokenSums;
 use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
@@ -205,9 +206,14 @@ pub unsafe fn hopper_wide_fast(
     a_scale_kind: u32,
     b_scale_kind: u32,
     out_type: u32,
+    sorted_rows: *const i32,
+    topk_weights: *const f32,
+    slots: u32,
+    top_k: u32,
 ) {
     let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let arguments = PlainArguments { scales, out, n, k, out_type };
+    let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
+    let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.
     unsafe { run::<false, _>(a, b, schedule, k, &arguments) }
 }
@@ -231,6 +237,10 @@ pub unsafe fn hopper_wide_promoted(
     a_scale_kind: u32,
     b_scale_kind: u32,
     out_type: u32,
+    sorted_rows: *const i32,
+    topk_weights: *const f32,
+    slots: u32,
+    top_k: u32,
 ) {
     let scales = ScaleArguments {
         a: a_scale,
@@ -240,7 +250,8 @@ pub unsafe fn hopper_wide_promoted(
         b: b_scale,
         b_kind: b_scale_kind,
     };
-    let arguments = PlainArguments { scales, out, n, k, out_type };
+    let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
+    let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.
     unsafe { run::<true, _>(a, b, schedule, k, &arguments) }
 }

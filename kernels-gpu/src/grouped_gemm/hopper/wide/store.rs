@@ -1,5 +1,7 @@
-//! The plain end: end scales, conversion to D's type, transposition within quads, 16-byte stores.
+//! The plain end: end scales, then conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns at a
+//! time, of which the four lanes of a quad make a sector.
 
+use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, unroll};
 
@@ -10,7 +12,7 @@ use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
 };
 use crate::grouped_gemm::schedule::Tile;
-use crate::grouped_gemm::{F16, F32};
+use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
 /// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
 ///
@@ -100,6 +102,10 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Pl
     // SAFETY: a tile of the schedule.
     let total =
         unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
+    if arguments.out_type == TOKEN_SUMS {
+        // SAFETY: a tile of the schedule.
+        return unsafe { add(&total, tile, rows, arguments) };
+    }
     unroll!(for group in 0..8 {
         unroll!(for h in 0..2 {
             let mut pairs = [[0.0f32; 2]; 4];
@@ -110,6 +116,38 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Pl
             // SAFETY: the caller's contract.
             unsafe { store_32_columns(&pairs, tile, row, 32 * group, rows.quad_lane, arguments) };
         });
+    });
+}
+
+/// Adds a thread's part of a tile to the sums of its rows' tokens, as far as rows and columns exist.
+///
+/// # Safety
+/// The contract of the kernels, for a tile of the schedule.
+#[inline(always)]
+unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
+    let PlainArguments { out, n, tokens, .. } = arguments;
+    let column = tile.n0 + 2 * rows.quad_lane;
+    // Rows past the end take the last one's token, which they do not use: so both look-ups are on their way together.
+    // SAFETY: a tile of the schedule has a row, and its rows are among the P.
+    let of_rows =
+        [rows.row, rows.row + 8].map(|row| unsafe { tokens.of_row(tile.first_row + row.min(tile.rows - 1)) });
+    unroll!(for h in 0..2 {
+        let (token, weight) = of_rows[h];
+        if let Some(token) = token
+            && rows.row + 8 * h < tile.rows
+        {
+            let start = token as usize * *n as usize + column as usize;
+            let to = out.cast::<f32>().wrapping_add(start);
+            unroll!(for j in 0..32 {
+                let pair = [total[4 * j + 2 * h] * weight, total[4 * j + 2 * h + 1] * weight];
+                if column + 8 * j < *n {
+                    // SAFETY: the token's sums exist; the column is theirs and even, so that both elements exist and are 8-byte aligned.
+                    unsafe {
+                        atomic::reduce_add(to.wrapping_add(8 * j).cast::<[f32; 2]>(), pair, Scope::Gpu)
+                    };
+                }
+            });
+        }
     });
 }
 

@@ -1,0 +1,54 @@
+//! f32 to bf16 or f16: what follows an order-free reduction, whose sums are f32.
+//!
+//! `out[r, c] = cast(x[r, c])`, to nearest even; what is too large for f16 becomes an infinity.
+
+use super::permute::checked_i32;
+use super::quantize::{ActivationsMut, checked_columns, warp_rows_grid};
+use crate::buffer::Slice;
+use crate::error::{Error, Result};
+use crate::kernels;
+use crate::stream::Stream;
+
+const OP: &str = "cast";
+
+/// Arguments of [`cast`].
+pub struct Cast<'a> {
+    /// Rows: T.
+    pub rows: usize,
+    /// Columns: H.
+    pub columns: usize,
+    /// f32 `[rows, columns]`.
+    pub x: Slice<'a, f32>,
+    /// bf16 or f16 `[rows, columns]`.
+    pub out: ActivationsMut<'a>,
+}
+
+/// Rounds every element to the type of `out`. One launch; with no rows nothing is launched.
+pub fn cast(stream: &Stream, args: Cast<'_>) -> Result<()> {
+    let columns = checked_columns(OP, "columns", args.columns)?;
+    let rows = checked_i32(OP, "rows", args.rows)?;
+    args.x.check(OP, "x", args.rows * args.columns, stream)?;
+    args.out.as_activations().check(OP, "out", args.rows * args.columns, stream)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let (x, grid) = (args.x.ptr(), warp_rows_grid(stream, rows, columns));
+    // SAFETY: both arrays were checked to have their extent on this device.
+    unsafe {
+        match &args.out {
+            ActivationsMut::Bf16(out) => stream.device().launch(
+                stream,
+                grid,
+                0,
+                &kernels::CastBf16 { x, out: out.ptr(), rows, columns },
+            ),
+            ActivationsMut::F16(out) => stream.device().launch(
+                stream,
+                grid,
+                0,
+                &kernels::CastF16 { x, out: out.ptr(), rows, columns },
+            ),
+            ActivationsMut::F32(_) => Err(Error::argument(OP, "out", "f32", "must be bf16 or f16")),
+        }
+    }
+}
