@@ -68,7 +68,7 @@ struct BlockScales {
 }
 
 /// What a lane of the producer copies of one item's scales, slab by slab: those of rows `lane`, `lane + 32`, .. of A, and
-/// lanes 0 and 1 those of the item's blocks of B.
+/// lanes 0 and 1 those of the item's blocks of B. Where rows are gathered, each of 128 threads copies those of one.
 struct ScaleCopies {
     a: *const f32,
     rows_left: i32,
@@ -86,6 +86,16 @@ impl ScaleCopies {
         }
     }
 
+    /// For a thread's one row of A, of which nothing is read if there is none, and the item's blocks of B.
+    #[inline(always)]
+    fn of_row(scales: &ScaleArguments, row: Option<u32>, blocks: BlockScales, thread: u32) -> Self {
+        Self {
+            a: scales.a_group_row(row.unwrap_or(0)),
+            rows_left: row.is_some().into(),
+            b: blocks.first.wrapping_add((thread & 1) as usize * blocks.distance as usize),
+        }
+    }
+
     /// Passes over `slabs` slabs.
     #[inline(always)]
     fn skip(&mut self, scales: &ScaleArguments, slabs: u32) {
@@ -93,12 +103,12 @@ impl ScaleCopies {
         self.b = self.b.wrapping_add(slabs as usize);
     }
 
-    /// Copies the scales of the next slab to `to`.
+    /// Copies the scales of the next slab to `to`, as one of `THREADS` threads that copy those of `ROWS` rows.
     ///
     /// # Safety
     /// The item's rows and blocks have a scale for the slab; the stage at `to` is free.
     #[inline(always)]
-    unsafe fn issue<const ROWS: u32>(&mut self, scales: &ScaleArguments, to: u32, lane: u32) {
+    unsafe fn issue<const ROWS: u32, const THREADS: u32>(&mut self, scales: &ScaleArguments, to: u32, lane: u32) {
         if scales.a_kind == A_PER_GROUP {
             let (mut row, mut source) = (0, self.a);
             while row < ROWS {
@@ -112,8 +122,8 @@ impl ScaleCopies {
                         )
                     };
                 }
-                source = source.wrapping_add(32 * scales.a_row_stride as usize);
-                row += 32;
+                source = source.wrapping_add(THREADS as usize * scales.a_row_stride as usize);
+                row += THREADS;
             }
             self.a = self.a.wrapping_add(scales.a_group_stride as usize);
         }

@@ -16,8 +16,12 @@
 //! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
 //! [`schedule`](crate::grouped_gemm::schedule) draws it; [`Items`] says which a cluster takes. The right one of a pair may lie
 //! past the last column; its block multiplies all the same, for the sake of the other.
+//!
+//! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to be gathered
+//! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
+mod gather;
 mod produce;
 mod requantize;
 mod store;
@@ -34,6 +38,7 @@ use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::{Tile, WorkList};
 use consume::Rows;
 use produce::Producer;
+use store::InPlace;
 
 /// Rows of an item.
 const BM: u32 = 128;
@@ -74,6 +79,47 @@ trait End {
     /// # Safety
     /// The contract of the kernels, for a tile of the schedule; all lanes of the warp call it together.
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
+}
+
+/// Where A is, and who fills the ring with it: the producers of `FILLERS` blocks, by TMA, or `GATHERED`.
+trait Source<const FILLERS: u32, const GATHERED: bool>: Copy {
+    /// Warps of the last warpgroup that fill the ring; the others wait for the end.
+    const WARPS: u32;
+
+    /// Fills the ring with the slabs of the block's items, B and the scales included.
+    ///
+    /// # Safety
+    /// The contract of the kernels; all threads of those warps call it together, once.
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, FILLERS, GATHERED>,
+        items: Items,
+        end: &impl End,
+        b: *const Map,
+        k: u32,
+    );
+}
+
+/// A map of A: rows are where the schedule says, and a warp is enough to ask for them.
+impl Source<BLOCKS, false> for *const Map {
+    const WARPS: u32 = 1;
+
+    #[inline(always)]
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+        mut items: Items,
+        end: &impl End,
+        b: *const Map,
+        k: u32,
+    ) {
+        let mut producer = Producer::new(ring, self, b, end.scales(), k);
+        while let Some(tile) = items.next() {
+            let (boxes, blocks) = end.operands(&tile);
+            // SAFETY: the caller's contract.
+            unsafe { producer.fill(&tile, boxes, blocks) };
+        }
+    }
 }
 
 /// The items of a cluster: one of every round of `G`, where G is the number of clusters.
@@ -119,7 +165,7 @@ impl Items {
     }
 }
 
-/// The body of every kernel: the roles of the warps, and the loop over items.
+/// The body of the kernels whose rows of A are where the schedule says.
 ///
 /// # Safety
 /// The contract of the kernels; all threads of the block call it together.
@@ -131,10 +177,32 @@ unsafe fn run<const PROMOTED: bool, E: End>(
     k: u32,
     end: &E,
 ) {
+    // SAFETY: the caller's contract.
+    unsafe { run_from::<PROMOTED, BLOCKS, false, _, _>(a, b, schedule, k, end) }
+}
+
+/// The body of every kernel: the roles of the warps, and the loop over items.
+///
+/// # Safety
+/// The contract of the kernels; all threads of the block call it together.
+#[inline(always)]
+unsafe fn run_from<
+    const PROMOTED: bool,
+    const FILLERS: u32,
+    const GATHERED: bool,
+    S: Source<FILLERS, GATHERED>,
+    E: End,
+>(
+    a: S,
+    b: *const Map,
+    schedule: *const [u32; 4],
+    k: u32,
+    end: &E,
+) {
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
     // with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
-        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::new();
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, FILLERS, GATHERED>::new();
         if PROMOTED {
             ring.fill_constant_scales(end.scales());
         }
@@ -146,12 +214,8 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if warp == CONSUMER_WARPS {
-                let mut producer = Producer::new(ring, a, b, end.scales(), k);
-                while let Some(tile) = items.next() {
-                    let (boxes, blocks) = end.operands(&tile);
-                    producer.fill(&tile, boxes, blocks);
-                }
+            if warp < CONSUMER_WARPS + S::WARPS {
+                a.fill(ring, items, end, b, k);
             }
             ring.leave();
             return;
@@ -224,7 +288,7 @@ impl End for GatedArguments {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
         // SAFETY: the caller's contract.
         unsafe {
-            let values = requantize::activated(total, tile, rows, self);
+            let values = requantize::activated(total, tile, rows, self, &InPlace);
             requantize::store(values, tile, rows, &self.out);
         }
     }

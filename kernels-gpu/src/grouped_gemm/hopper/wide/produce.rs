@@ -74,7 +74,7 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
                     tma::load_2d(to + 2 * ROWS_128, self.b, full, [k0 as i32, second as i32]);
                 }
                 if SCALED {
-                    copies.issue::<BM>(self.scales, self.ring.scales(stage), self.lane);
+                    copies.issue::<BM, 32>(self.scales, self.ring.scales(stage), self.lane);
                     mbarrier::arrive_after_copies(full);
                 }
             }
