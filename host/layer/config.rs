@@ -3,7 +3,7 @@
 use crate::error::{Result, require};
 use crate::ops::activation::ActivationFunction;
 use crate::ops::grouped_gemm::Accumulation;
-use crate::ops::grouped_gemm::heuristics::Path;
+use crate::ops::grouped_gemm::heuristics::{Gather, Path};
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,6 +84,8 @@ pub struct MoeConfig {
     pub accumulation: Accumulation,
     /// Which kernels the GEMMs use.
     pub path: Path,
+    /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
+    pub gather: Gather,
     /// The experts this rank holds, in ascending order; `None` for all of them.
     pub local_experts: Option<Vec<usize>>,
 }
@@ -101,6 +103,7 @@ impl Default for MoeConfig {
             intermediate_scales: IntermediateScales::default(),
             accumulation: Accumulation::Promoted,
             path: Path::Auto,
+            gather: Gather::Auto,
             local_experts: None,
         }
     }

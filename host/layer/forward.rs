@@ -10,7 +10,7 @@ use crate::layer::config::{MoeConfig, Quantization, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
-use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm_with_settled_schedule};
+use crate::ops::gated_gemm::{GatedGemm, GatedShape, GatheredRows, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
     AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, grouped_gemm_with_settled_schedule,
 };
@@ -109,6 +109,8 @@ struct Parts<'a> {
     intermediate_scales: SliceMut<'a, f32>,
     partials: SliceMut<'a, u8>,
     block_m: usize,
+    /// Whether GEMM 1 gathers its rows by token, so that `quantised` and `scales` are of the tokens.
+    gathers: bool,
     products: SliceMut<'a, u8>,
 }
 
@@ -155,6 +157,7 @@ impl Call<'_> {
             intermediate_scales: cutter.take(&layout.intermediate_scales),
             partials: cutter.take(&layout.partials),
             block_m: layout.block_m,
+            gathers: layout.gathers,
             products: cutter.take(&layout.products),
         };
         let routed = match routed {
@@ -272,12 +275,16 @@ impl Call<'_> {
         let args = Quantize {
             x: Activations::Bf16(hidden),
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
-            destinations: Destinations::Scatter {
-                top_k: self.config.top_k,
-                capacity: self.rows(),
-                inverse: parts.inverse.as_slice(),
-                expert_offsets: parts.expert_offsets.as_slice(),
-                sorted_rows: None,
+            destinations: if parts.gathers {
+                Destinations::Identity
+            } else {
+                Destinations::Scatter {
+                    top_k: self.config.top_k,
+                    capacity: self.rows(),
+                    inverse: parts.inverse.as_slice(),
+                    expert_offsets: parts.expert_offsets.as_slice(),
+                    sorted_rows: None,
+                }
             },
             scheme: match self.config.quantization {
                 Quantization::TensorStatic => {
@@ -399,12 +406,17 @@ impl Call<'_> {
         }
     }
 
-    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch.
+    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they are gathered.
     fn gated_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
         let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
             a_scale: self.first_a_scale(parts.scales.as_slice()),
+            rows: parts.gathers.then(|| GatheredRows {
+                sorted_rows: parts.sorted_rows.as_slice(),
+                tokens: self.tokens,
+                top_k: self.config.top_k,
+            }),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
