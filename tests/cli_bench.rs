@@ -100,6 +100,7 @@ fn bench_errors_are_one_line() {
         &bench(&["--accumulation", "fast", "--scheme", "per-token,block"]),
         "accumulation = fast: must not go with scheme block, whose scales are applied every 128 of K",
     );
+    assert_one_line_error(&bench(&["--gather", "yes"]), "gather = yes: must be auto, always or never");
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");
@@ -159,6 +160,30 @@ fn bench_names_fast_sums() {
         assert_eq!(run.code, 0, "{}", run.stderr);
         let row = &read_json(&file)["rows"][0];
         assert_eq!((&row["implementation"], &row["accumulation"]), (&json!(name), &json!(sums)));
+    }
+}
+
+#[test]
+fn bench_gathers_when_told_to() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    let row = |gather: &str| {
+        // 64 rows an expert, in tiles of 128.
+        let options = ["--tokens", "256", "--part", "quantise", "--gather", gather];
+        let run = fp8_moe(SMALL.into_iter().chain(options).chain(["--json", file.to_str().unwrap()]));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        read_json(&file)["rows"][0].clone()
+    };
+    let rows = ["auto", "always", "never"].map(row);
+    if rows[1]["gathered"] == json!(false) {
+        eprintln!("skipped: the device's kernels do not gather");
+        return;
+    }
+    assert_eq!(rows.each_ref().map(|row| row["gathered"].clone()), [true, true, false].map(|b| json!(b)));
+    if let Some(stored) = rows[1]["counted"]["global_store_bytes"].as_u64() {
+        // A token once, or for each of its two experts.
+        assert_eq!(stored, 256 * (128 + 4));
+        assert_eq!(rows[2]["counted"]["global_store_bytes"], json!(2 * stored));
     }
 }
 

@@ -95,6 +95,11 @@ impl MoeLayer {
         &self.weights
     }
 
+    /// Whether the first GEMM of a forward of `tokens` tokens gathers their rows, as [`MoeConfig::gather`] asks.
+    pub fn gathers(&self, tokens: usize) -> bool {
+        Layout::new(&self.device, &self.config, tokens).gathers
+    }
+
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
     pub fn workspace_bytes(&self, tokens: usize) -> usize {
         workspace_bytes(&self.device, &self.config, tokens)

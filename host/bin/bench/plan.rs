@@ -5,7 +5,7 @@ use std::fmt;
 use fp8_moe::bench::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
-use fp8_moe::{Accumulation, Device, Error, MoeConfig, Result};
+use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Result};
 
 use super::Arguments;
 
@@ -61,11 +61,13 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         let rule = "must not go with scheme block, whose scales are applied every 128 of K";
         return Err(Error::argument("bench", "accumulation", "fast", rule));
     }
+    let gather = gather(&arguments.gather)?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let config = MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), ..config };
+            let accumulation = accumulation.unwrap_or(config.accumulation);
+            let config = MoeConfig { accumulation, gather, ..config };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -89,6 +91,16 @@ fn accumulation(name: &str) -> Result<Option<Accumulation>> {
         "fast" => Ok(Some(Accumulation::Fast)),
         "promoted" => Ok(Some(Accumulation::Promoted)),
         _ => Err(Error::argument("bench", "accumulation", name, "must be auto, fast or promoted")),
+    }
+}
+
+/// When to gather, by the names that the command line has.
+fn gather(name: &str) -> Result<Gather> {
+    match name {
+        "auto" => Ok(Gather::Auto),
+        "always" => Ok(Gather::Always),
+        "never" => Ok(Gather::Never),
+        _ => Err(Error::argument("bench", "gather", name, "must be auto, always or never")),
     }
 }
 
