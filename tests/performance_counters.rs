@@ -21,8 +21,9 @@ const TABLE: &str = "tests/performance_counters.txt";
 const COMMITTED: &str = include_str!("performance_counters.txt");
 
 const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 512, intermediate: 256 };
-/// A decode batch, whose work is the weights' stream, and one with many rows per expert.
-const TOKENS: [usize; 2] = [4, 128];
+/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many that Hopper's kernels gather
+/// them.
+const TOKENS: [usize; 3] = [4, 128, 256];
 
 /// One line of the table.
 fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &Counters) -> String {
