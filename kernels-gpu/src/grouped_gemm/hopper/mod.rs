@@ -27,6 +27,7 @@
 //! - `a` maps A `[P, k]`, `b` maps B as `[experts * rows, k]`, both e4m3, boxes of 128 bytes of K by the rows that each entry point
 //!   names, 128-byte swizzle; `k` is a multiple of 16, `n` of 8 (16 for the gated ends);
 //! - `schedule` is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
+//! - of the kernels that gather A's rows themselves (`*_gathered`), A and its scales are as those in [`wide`] say;
 //! - scales are as [`ScaleArguments`](super::scale_arguments::ScaleArguments) says, of A for all rows of the schedule;
 //! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile.
 
@@ -108,7 +109,12 @@ impl ScaleCopies {
     /// # Safety
     /// The item's rows and blocks have a scale for the slab; the stage at `to` is free.
     #[inline(always)]
-    unsafe fn issue<const ROWS: u32, const THREADS: u32>(&mut self, scales: &ScaleArguments, to: u32, lane: u32) {
+    unsafe fn issue<const ROWS: u32, const THREADS: u32>(
+        &mut self,
+        scales: &ScaleArguments,
+        to: u32,
+        lane: u32,
+    ) {
         if scales.a_kind == A_PER_GROUP {
             let (mut row, mut source) = (0, self.a);
             while row < ROWS {

@@ -48,13 +48,8 @@ impl Position {
     pub const START: Self = Self { stage: 0, parity: 0 };
 }
 
-impl<
-    const STAGES: u32,
-    const STAGE_BYTES: u32,
-    const SCALED: bool,
-    const BLOCKS: u32,
-    const GATHERED: bool,
-> Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>
+impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32, const GATHERED: bool>
+    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>
 {
     /// Threads that arrive at a stage behind copies of their own.
     const COPIERS: u32 = if GATHERED {

@@ -107,9 +107,11 @@ impl Source<1, true> for TokenRows {
         let mut position = Position::START;
         while let Some(tile) = items.next() {
             let ([first, second], blocks) = end.operands(&tile);
-            // SAFETY: the permutation has the tile's rows.
-            let token =
-                if thread < tile.rows { unsafe { self.token(tile.first_row + thread) } } else { None };
+            let mut token = None;
+            if thread < tile.rows {
+                // SAFETY: the permutation has the tile's rows.
+                token = unsafe { self.token(tile.first_row + thread) };
+            }
             let mut copies = ScaleCopies::of_row(end.scales(), token, blocks, thread);
             // In chunks, which 32 bits can count.
             let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
