@@ -54,7 +54,8 @@ impl<'l> Run<'l> {
         let layers = layers.as_slice();
         let layer = &layers[0];
         let (device, elements) = (layer.device(), tokens * layer.config().hidden_size);
-        let stream = device.default_stream();
+        // A stream of its own: what other threads enqueue on the device's would be captured as well.
+        let stream = Stream::new(device)?;
         let pool = Pool::hidden_states(device, seed)?;
         let mut hidden = device.uninit(elements)?;
         pool.fill(hidden.as_mut_slice(), &mut ChaCha8Rng::seed_from_u64(seed), &stream)?;
@@ -125,7 +126,8 @@ impl<'l> Run<'l> {
         self.inputs.stream.synchronize()?;
         let mut whole = Vec::with_capacity(sets);
         let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
-        let stream = self.layers[0].device().default_stream();
+        // The captured graphs borrow the run, whose stream this is.
+        let stream = Stream::borrowed(self.layers[0].device().clone(), self.inputs.stream.raw());
         for set in 0..sets.min(self.layers.len()) {
             whole.push(stream.capture(|_| self.enqueue(set, &|_| {}))?);
             let cuts = Cuts::new(&stream);

@@ -194,6 +194,11 @@ impl Call<'_> {
         (self.observe)(Step { name: Step::NAMES[index], index });
     }
 
+    /// Rows that the quantisation writes: those of the tokens where GEMM 1 gathers, else the permuted ones.
+    fn quantised_rows(&self, gathers: bool) -> usize {
+        if gathers { self.tokens } else { self.rows() }
+    }
+
     /// P, rows of the permuted matrices.
     fn rows(&self) -> usize {
         permute_shape(self.config, self.tokens).capacity()
@@ -296,7 +301,7 @@ impl Call<'_> {
                 Quantization::Block128 => Scheme::Group {
                     group_size: 128,
                     scales: parts.scales.reborrow(),
-                    layout: ScaleLayout::row_major(columns.div_ceil(128)),
+                    layout: ScaleLayout::group_major(self.quantised_rows(parts.gathers)),
                 },
             },
             q: parts.quantised.reborrow(),
@@ -310,7 +315,7 @@ impl Call<'_> {
         let shape = self.first_gemm_shape();
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), self.rows()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
@@ -364,12 +369,12 @@ impl Call<'_> {
         }
     }
 
-    /// Scales of GEMM 1's activations.
-    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+    /// Scales of GEMM 1's activations, of so many rows.
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>, rows: usize) -> AScale<'s> {
         match self.config.quantization {
             Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
             Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => grouped_scales(scales, self.config.hidden_size),
+            Quantization::Block128 => grouped_scales(scales, rows),
         }
     }
 
@@ -378,7 +383,7 @@ impl Call<'_> {
         match self.config.second_scales() {
             SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
             SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => grouped_scales(scales, self.config.padded_intermediate()),
+            SecondScales::Group128 => grouped_scales(scales, self.rows()),
         }
     }
 
@@ -392,7 +397,7 @@ impl Call<'_> {
             SecondScales::Group128 => Requantization::Group {
                 group_size: 128,
                 scales,
-                layout: ScaleLayout::row_major(self.config.padded_intermediate().div_ceil(128)),
+                layout: ScaleLayout::group_major(self.rows()),
             },
         }
     }
@@ -411,7 +416,7 @@ impl Call<'_> {
         let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), self.quantised_rows(parts.gathers)),
             rows: parts.gathers.then(|| GatheredRows {
                 sorted_rows: parts.sorted_rows.as_slice(),
                 tokens: self.tokens,
@@ -471,8 +476,8 @@ impl Call<'_> {
     }
 }
 
-/// Scales of a matrix of `columns` columns, one per row and 128 columns, row-major.
-fn grouped_scales(scales: Slice<'_, f32>, columns: usize) -> AScale<'_> {
-    let ScaleLayout { row_stride, group_stride } = ScaleLayout::row_major(columns.div_ceil(128));
+/// Scales of so many rows, one for every row and 128 columns, in the layout that they are written in.
+fn grouped_scales(scales: Slice<'_, f32>, rows: usize) -> AScale<'_> {
+    let ScaleLayout { row_stride, group_stride } = ScaleLayout::group_major(rows);
     AScale::Group { scales, row_stride, group_stride }
 }

@@ -13,16 +13,17 @@
 
 use core::arch::asm;
 
+unsafe extern "C" {
+    // Not `asm!`, whose operands are integers to LLVM: a negation would be an instruction of its own there.
+    #[link_name = "llvm.fma.f32"]
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32;
+}
+
 /// `a * b + c` with one rounding.
 #[inline(always)]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {
-    let sum: f32;
     // SAFETY: arithmetic on registers.
-    unsafe {
-        asm!("fma.rn.f32 {}, {}, {}, {};", out(reg32) sum, in(reg32) a, in(reg32) b, in(reg32) c,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    sum
+    unsafe { fma_f32(a, b, c) }
 }
 
 /// 2^x, approximately.

@@ -30,15 +30,19 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// The tile of the same rows, `columns` columns further right, which may be past the last.
-    #[cfg(target_feature = "sm_90a")]
-    #[inline(always)]
-    pub fn right(self, columns: u32) -> Self {
-        Self { n0: self.n0 + columns, ..self }
-    }
-
     /// No tile at all.
     pub const NONE: Self = Self { expert: 0, first_row: 0, rows: 0, n0: 0 };
+}
+
+/// The band that an item belongs to.
+#[derive(Clone, Copy)]
+pub struct Band {
+    /// Its first row tile.
+    pub first: u32,
+    /// Its row tiles, at least 1.
+    pub height: u32,
+    /// The item's number in it.
+    pub item: u32,
 }
 
 /// The work items of a launch.
@@ -73,23 +77,28 @@ impl WorkList {
     /// The item with the given number, below [`len`](Self::len).
     #[inline(always)]
     pub fn tile(&self, item: u32) -> Tile {
-        // SAFETY: there is an item, so that there are columns. A check would end in a trap, and with a trap in reach ptxas does not use
-        // the registers that `setmaxnreg` brings; so below.
-        unsafe { core::hint::assert_unchecked(self.column_tiles != 0) };
-        let near = item / self.column_tiles;
-        let [.., band] = self.entry(near);
-        let (height, number) = (band >> 16, band & 0xffff);
-        // SAFETY: the tile is in a band of at least one.
+        let Band { first, height, item } = self.band(item);
+        // SAFETY: a band's height. A check would end in a trap.
         unsafe { core::hint::assert_unchecked(height != 0) };
-        let first = near - number;
-        let in_band = item - first * self.column_tiles;
-        let [expert, first_row, rows, _] = self.entry(first + in_band % height);
-        Tile { expert, first_row, rows, n0: in_band / height * self.columns }
+        let [expert, first_row, rows, _] = self.row_tile(first + item % height);
+        Tile { expert, first_row, rows, n0: item / height * self.columns }
     }
 
-    /// The entry of a row tile, which exists.
+    /// The band of the item with the given number, below [`len`](Self::len).
     #[inline(always)]
-    fn entry(&self, row_tile: u32) -> [u32; 4] {
+    pub fn band(&self, item: u32) -> Band {
+        // SAFETY: there is an item, so that there are columns. A check would end in a trap, and with a trap in reach ptxas does not use
+        // the registers that `setmaxnreg` brings.
+        unsafe { core::hint::assert_unchecked(self.column_tiles != 0) };
+        let near = item / self.column_tiles;
+        let [.., band] = self.row_tile(near);
+        let first = near - (band & 0xffff);
+        Band { first, height: band >> 16, item: item - first * self.column_tiles }
+    }
+
+    /// The schedule's entry of a row tile, which exists: expert, first row, rows, band.
+    #[inline(always)]
+    pub fn row_tile(&self, row_tile: u32) -> [u32; 4] {
         // SAFETY: the tile is one of the schedule; its entry is 16-byte aligned as the schedule is, and no kernel writes the schedule
         // while this one runs.
         unsafe { memory::load_nc(self.schedule.add((FIRST_TILE + row_tile) as usize)) }

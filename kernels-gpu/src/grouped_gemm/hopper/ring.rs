@@ -176,12 +176,11 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the stage once. Blocks of
         // a cluster exit together.
         unsafe {
-            if BLOCKS == 1 {
-                if lane == 0 {
-                    mbarrier::arrive(self.empty(stage));
+            if lane == 0 {
+                mbarrier::arrive(self.empty(stage));
+                if BLOCKS == 2 {
+                    mbarrier::arrive_at_neighbour(self.empty(stage));
                 }
-            } else if lane < BLOCKS {
-                mbarrier::arrive_at(self.empty(stage), lane);
             }
         }
     }

@@ -18,16 +18,18 @@
 //! nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B comes by TMA as ever. Each of the 128 threads waits for a stage to be free, copies, and arrives behind its copies
-//! (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence ([`ring`](super::super::ring)). Blocks of a
-//! cluster fill nothing for each other, and their rings are their own.
+//! B comes by TMA as ever, one half from each block of the cluster where their items share it. A is each block's own, also where both
+//! have the same rows. Each of the 128 threads waits for a stage to be free, copies, and arrives behind its copies
+//! (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{cp_async, kernel, mbarrier, memory, thread, unroll, warp};
+use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
 use super::consume::Rows;
+use super::items::{Item, Items};
+use super::produce::BOTH;
 use super::store::RowScales;
-use super::{BLOCKS, BM, End, Items, STAGE_BYTES, STAGES, Source, THREADS, requantize, run_from};
+use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, requantize, run_from};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
@@ -86,13 +88,13 @@ impl RowScales for TokenRows {
     }
 }
 
-impl Source<1, true> for TokenRows {
+impl Source<true> for TokenRows {
     const WARPS: u32 = 4;
 
     #[inline(always)]
     unsafe fn fill<const SCALED: bool>(
         self,
-        ring: Ring<STAGES, STAGE_BYTES, SCALED, 1, true>,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, true>,
         mut items: Items,
         end: &impl End,
         b: *const TensorMap,
@@ -105,7 +107,8 @@ impl Source<1, true> for TokenRows {
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
         let mut position = Position::START;
-        while let Some(tile) = items.next() {
+        let rank = cluster::rank();
+        while let Some(Item { tile, shares_b }) = items.next() {
             let ([first, second], blocks) = end.operands(&tile);
             let mut token = None;
             if thread < tile.rows {
@@ -125,13 +128,20 @@ impl Source<1, true> for TokenRows {
                 let Position { stage, .. } = position;
                 let (to, full) = (ring.stage(stage), ring.full(stage));
                 ring.wait_empty(position);
-                // SAFETY: the stage is free and takes A's 128 rows and B's two boxes, of which the bytes expected are. Tokens that
-                // exist have a row, of which the chunks before the end of K are read. The map is the kernel's parameter.
+                // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
+                // are shared; the bytes expected are those of B. Tokens that exist have a row, of which the chunks before the end of
+                // K are read. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
                         mbarrier::arrive_expect_tx(full, 2 * ROWS_128);
-                        tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
-                        tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
+                        if shares_b {
+                            let own = if rank == 0 { first } else { second };
+                            let to = to + (1 + rank) * ROWS_128;
+                            tma::load_2d_multicast(to, b, full, [k0 as i32, own as i32], BOTH);
+                        } else {
+                            tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
+                            tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
+                        }
                     }
                     if is_read {
                         let column = k0 + chunk * CHUNK;
@@ -233,7 +243,7 @@ pub unsafe fn hopper_wide_gated_fast_gathered(
     let rows = TokenRows { a, sorted_rows, tokens, top_k };
     let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
     // SAFETY: the kernel's contract.
-    unsafe { run_from::<false, 1, true, _, _>(rows, b, schedule, k, &end) }
+    unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
 }
 
 /// As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is
@@ -284,5 +294,5 @@ pub unsafe fn hopper_wide_gated_promoted_gathered(
     let rows = TokenRows { a, sorted_rows, tokens, top_k };
     let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
     // SAFETY: the kernel's contract.
-    unsafe { run_from::<true, 1, true, _, _>(rows, b, schedule, k, &end) }
+    unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
 }

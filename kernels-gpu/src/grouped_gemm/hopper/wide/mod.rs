@@ -13,21 +13,20 @@
 //! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
 //! column are in the same thread, and a row's maximum is in the four lanes of a quad.
 //!
-//! Two blocks, a cluster, take neighbouring items: the same rows, side by side. Pairs of items are numbered as
-//! [`schedule`](crate::grouped_gemm::schedule) draws it; [`Items`] says which a cluster takes. The right one of a pair may lie
-//! past the last column; its block multiplies all the same, for the sake of the other.
+//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand: see [`items`].
 //!
 //! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to be gathered
 //! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
 mod gather;
+mod items;
 mod produce;
 mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
-use cuda_std::{cluster, grid, kernel, thread, warp, wgmma};
+use cuda_std::{grid, kernel, thread, warp, wgmma};
 
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
@@ -35,8 +34,9 @@ use super::ring::{Position, Ring};
 use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
-use crate::grouped_gemm::schedule::{Tile, WorkList};
+use crate::grouped_gemm::schedule::Tile;
 use consume::Rows;
+use items::{Item, Items};
 use produce::Producer;
 use store::InPlace;
 
@@ -53,8 +53,8 @@ const THREADS: u32 = CONSUMERS + 128;
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 
-/// Blocks of a cluster. They have the same rows and neighbouring columns, and share what they read of A, so that less comes through
-/// L2, whose rate limits tiles of this size: 40 KiB instead of 48 for every 8.4 MFLOP.
+/// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this size: 32 or 40 KiB
+/// instead of 48 for every 8.4 MFLOP.
 const BLOCKS: u32 = 2;
 
 const STAGES: u32 = 4;
@@ -81,8 +81,8 @@ trait End {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
 }
 
-/// Where A is, and who fills the ring with it: the producers of `FILLERS` blocks, by TMA, or `GATHERED`.
-trait Source<const FILLERS: u32, const GATHERED: bool>: Copy {
+/// Where A is, and how the ring is filled with it: by TMA, or `GATHERED`.
+trait Source<const GATHERED: bool>: Copy {
     /// Warps of the last warpgroup that fill the ring; the others wait for the end.
     const WARPS: u32;
 
@@ -92,7 +92,7 @@ trait Source<const FILLERS: u32, const GATHERED: bool>: Copy {
     /// The contract of the kernels; all threads of those warps call it together, once.
     unsafe fn fill<const SCALED: bool>(
         self,
-        ring: Ring<STAGES, STAGE_BYTES, SCALED, FILLERS, GATHERED>,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
         items: Items,
         end: &impl End,
         b: *const Map,
@@ -101,7 +101,7 @@ trait Source<const FILLERS: u32, const GATHERED: bool>: Copy {
 }
 
 /// A map of A: rows are where the schedule says, and a warp is enough to ask for them.
-impl Source<BLOCKS, false> for *const Map {
+impl Source<false> for *const Map {
     const WARPS: u32 = 1;
 
     #[inline(always)]
@@ -114,54 +114,11 @@ impl Source<BLOCKS, false> for *const Map {
         k: u32,
     ) {
         let mut producer = Producer::new(ring, self, b, end.scales(), k);
-        while let Some(tile) = items.next() {
-            let (boxes, blocks) = end.operands(&tile);
+        while let Some(item) = items.next() {
+            let (boxes, blocks) = end.operands(&item.tile);
             // SAFETY: the caller's contract.
-            unsafe { producer.fill(&tile, boxes, blocks) };
+            unsafe { producer.fill(&item, boxes, blocks) };
         }
-    }
-}
-
-/// The items of a cluster: one of every round of `G`, where G is the number of clusters.
-///
-/// ```text
-///   round 0    items 0 ..  G       cluster c takes the c-th
-///   round 1    items G .. 2G       cluster c takes the (c + 7)-th, and so on
-/// ```
-///
-/// Without that rotation a cluster would always take the same of an expert's row tiles where their number divides G, and some clusters
-/// the short last ones alone.
-struct Items {
-    work: WorkList,
-    clusters: u32,
-    /// The first item of the round, and the cluster's among the round's.
-    round: u32,
-    place: u32,
-    own_columns: u32,
-}
-
-impl Items {
-    const ROTATION: u32 = 7;
-
-    #[inline(always)]
-    fn new(work: WorkList, own_columns: u32) -> Self {
-        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-        Self { work, clusters: blocks / BLOCKS, round: 0, place: block / BLOCKS, own_columns }
-    }
-
-    /// The block's part of the next item. All lanes of the warp call it together.
-    #[inline(always)]
-    fn next(&mut self) -> Option<Tile> {
-        let item = self.round + self.place;
-        if item >= self.work.len() {
-            return None;
-        }
-        self.round += self.clusters;
-        self.place += if self.clusters > Self::ROTATION { Self::ROTATION } else { 1 };
-        if self.place >= self.clusters {
-            self.place -= self.clusters;
-        }
-        Some(self.work.tile(item).right(self.own_columns))
     }
 }
 
@@ -178,7 +135,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
     end: &E,
 ) {
     // SAFETY: the caller's contract.
-    unsafe { run_from::<PROMOTED, BLOCKS, false, _, _>(a, b, schedule, k, end) }
+    unsafe { run_from::<PROMOTED, false, _, _>(a, b, schedule, k, end) }
 }
 
 /// The body of every kernel: the roles of the warps, and the loop over items.
@@ -186,13 +143,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
 /// # Safety
 /// The contract of the kernels; all threads of the block call it together.
 #[inline(always)]
-unsafe fn run_from<
-    const PROMOTED: bool,
-    const FILLERS: u32,
-    const GATHERED: bool,
-    S: Source<FILLERS, GATHERED>,
-    E: End,
->(
+unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERED>, E: End>(
     a: S,
     b: *const Map,
     schedule: *const [u32; 4],
@@ -202,14 +153,13 @@ unsafe fn run_from<
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
     // with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
-        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, FILLERS, GATHERED>::new();
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
         if PROMOTED {
             ring.fill_constant_scales(end.scales());
         }
         grid::wait();
         grid::launch_dependents();
-        let work = WorkList::new(schedule, end.n(), BLOCKS * E::COLUMNS);
-        let mut items = Items::new(work, cluster::rank() * E::COLUMNS);
+        let mut items = Items::new(schedule, end.n(), E::COLUMNS);
         // The same in all lanes; the shuffle says so to ptxas.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
@@ -226,7 +176,7 @@ unsafe fn run_from<
         let mut position = Position::START;
         // The next item is looked up before this one is multiplied, which takes longer than the look-up.
         let mut next = items.next();
-        while let Some(tile) = next {
+        while let Some(Item { tile, .. }) = next {
             next = items.next();
             let total;
             (total, position) = if PROMOTED {

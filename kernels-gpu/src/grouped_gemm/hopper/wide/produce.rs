@@ -1,16 +1,25 @@
 //! The producer warp: slab by slab, the boxes of A and B by TMA, and the scales that change along K by `cp.async`.
 //!
-//! The two blocks of a cluster have the same rows of A: each asks for 64 of them, and TMA delivers them to both.
+//! Of the operand that the two blocks of a cluster share, each asks for a half, and TMA delivers it to both:
+//!
+//! ```text
+//!                    A: rows 0..64   64..128     B: first box   second box
+//!   sharing A              block 0   block 1     each its own   each its own
+//!   sharing B     each its own 128 rows               block 0        block 1
+//! ```
 
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, mbarrier, thread};
 
+use super::items::Item;
 use super::{BLOCKS, BM};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{BlockScales, ROWS_64, ROWS_128, ScaleCopies};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
-use crate::grouped_gemm::schedule::Tile;
+
+/// The mask of a cluster's blocks.
+pub const BOTH: u16 = (1 << BLOCKS) - 1;
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
@@ -54,24 +63,34 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, tile: &Tile, boxes: [u32; 2], blocks: BlockScales) {
+    pub unsafe fn fill(&mut self, item: &Item, boxes: [u32; 2], blocks: BlockScales) {
+        let tile = &item.tile;
         let mut copies = ScaleCopies::new(self.scales, tile.first_row, tile.rows, blocks, self.lane);
         let mut k0 = 0;
         while k0 < self.k {
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
             self.ring.wait_empty(self.position);
-            // SAFETY: the stage is free in both blocks and takes A's 128 rows, half of them from either block, and B's two boxes; the
+            // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, one half of either from each block; the
             // bytes expected are theirs, whatever of them lies outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
-                    let [first, second] = boxes;
+                    let (a, b) = (to, to + ROWS_128);
+                    let [upper, lower] =
+                        [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
+                    let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
                     mbarrier::arrive_expect_tx(full, 3 * ROWS_128);
-                    let row = tile.first_row + self.rank * 64;
-                    let a = to + self.rank * ROWS_64;
-                    tma::load_2d_multicast(a, self.a, full, [k0 as i32, row as i32], (1 << BLOCKS) - 1);
-                    tma::load_2d(to + ROWS_128, self.b, full, [k0 as i32, first as i32]);
-                    tma::load_2d(to + 2 * ROWS_128, self.b, full, [k0 as i32, second as i32]);
+                    if item.shares_b {
+                        tma::load_2d(a, self.a, full, upper);
+                        tma::load_2d(a + ROWS_64, self.a, full, lower);
+                        let half = if self.rank == 0 { first } else { second };
+                        tma::load_2d_multicast(b + self.rank * ROWS_128, self.b, full, half, BOTH);
+                    } else {
+                        let half = if self.rank == 0 { upper } else { lower };
+                        tma::load_2d_multicast(a + self.rank * ROWS_64, self.a, full, half, BOTH);
+                        tma::load_2d(b, self.b, full, first);
+                        tma::load_2d(b + ROWS_128, self.b, full, second);
+                    }
                 }
                 if SCALED {
                     copies.issue::<BM, 32>(self.scales, self.ring.scales(stage), self.lane);
