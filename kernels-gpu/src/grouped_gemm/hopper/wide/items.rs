@@ -93,7 +93,8 @@ impl Items {
     fn item(&self, number: u32) -> Item {
         let band = self.work.band(number);
         let last_is_short = self.work.row_tile(band.first + band.height - 1)[2] <= 64;
-        let paired = if last_is_short && band.height % 2 == 0 { band.height - 2 } else { band.height & !1 };
+        let paired =
+            if last_is_short && band.height.is_multiple_of(2) { band.height - 2 } else { band.height & !1 };
         // SAFETY: the band has an item. A check would end in a trap, and with a trap in reach ptxas does not use the registers that
         // `setmaxnreg` brings.
         unsafe { assert_unchecked(band.height != 0) };
