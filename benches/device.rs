@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use fp8_moe::bench::{Layers, Load, Model, Part, RoutingKind, Run, Scheme, Work, sets_to_outgrow_cache};
+use fp8_moe::bench::{
+    Fusion, Layers, Load, Model, Part, RoutingKind, Run, Scheme, Work, sets_to_outgrow_cache,
+};
 use fp8_moe::ops::problem_sizes::{GemmDimensions, ProblemSizesOut, problem_sizes};
 use fp8_moe::{Device, DeviceSpec, Event, Result};
 
@@ -62,14 +64,15 @@ fn layer(criterion: &mut Criterion, device: &Device, scheme: Scheme, tokens: usi
     let sets = sets_to_outgrow_cache(device.l2_bytes(), Work::weight_bytes(&config, &load));
     let layers = Layers::random(device, &config, sets, &load.active, 0)?;
     let mut run = Run::new(&layers, tokens, &routed, 0)?;
+    let gather = run.layer().gathers(tokens);
     let captured = run.capture(sets)?;
     let stream = device.default_stream();
     let parts: Vec<Part> = captured.parts().collect();
-    let fused = !parts.contains(&Part::Activation);
+    let fusion = Fusion { activation: !parts.contains(&Part::Activation), gather };
     for part in parts {
         let Some(replays) = captured.replays(part)? else { continue };
         let mut group = criterion.benchmark_group(part.name());
-        group.throughput(Throughput::Bytes(Work::new(part, &config, &load, fused).bytes));
+        group.throughput(Throughput::Bytes(Work::new(part, &config, &load, fusion).bytes));
         group.bench_function(BenchmarkId::new(scheme.name(), tokens), |bencher| {
             bencher.iter_custom(|iterations| {
                 let time = elapsed(device, iterations, |index| replays.enqueue(index, &stream));

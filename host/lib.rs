@@ -33,7 +33,7 @@ pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, IntermediateScales, MoeConfig, MoeDeviceWeights,
+    Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
     MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, Routing, Step, Workspace,
 };
 pub use stream::{Event, Graph, Stream};

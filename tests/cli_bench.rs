@@ -104,6 +104,7 @@ fn bench_errors_are_one_line() {
         &bench(&["--reduction", "any"]),
         "MoeConfig: reduction = any: must be deterministic or order-free",
     );
+    assert_one_line_error(&bench(&["--gather", "yes"]), "gather = yes: must be auto, always or never");
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");
@@ -182,6 +183,30 @@ fn bench_names_the_order_free_reduction() {
         assert!(rows.iter().all(|row| row["implementation"] == name));
         let parts: Vec<_> = rows.iter().map(|row| row["part"].as_str().unwrap()).collect();
         assert_eq!(parts, ["layer", "permute", "quantise", "gemm1", "gemm2", "cast"]);
+    }
+}
+
+#[test]
+fn bench_gathers_when_told_to() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    let row = |gather: &str| {
+        // 64 rows an expert, in tiles of 128.
+        let options = ["--tokens", "256", "--part", "quantise", "--gather", gather];
+        let run = fp8_moe(SMALL.into_iter().chain(options).chain(["--json", file.to_str().unwrap()]));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        read_json(&file)["rows"][0].clone()
+    };
+    let rows = ["auto", "always", "never"].map(row);
+    if rows[1]["gathered"] == json!(false) {
+        eprintln!("skipped: the device's kernels do not gather");
+        return;
+    }
+    assert_eq!(rows.each_ref().map(|row| row["gathered"].clone()), [true, true, false].map(|b| json!(b)));
+    if let Some(stored) = rows[1]["counted"]["global_store_bytes"].as_u64() {
+        // A token once, or for each of its two experts.
+        assert_eq!(stored, 256 * (128 + 4));
+        assert_eq!(rows[2]["counted"]["global_store_bytes"], json!(2 * stored));
     }
 }
 

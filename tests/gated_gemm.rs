@@ -4,13 +4,15 @@ mod common;
 
 use common::gemm::{A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, draw_counts};
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
-use fp8_moe::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm, gated_gemm_with_settled_schedule};
+use fp8_moe::ops::gated_gemm::{
+    GatedGemm, GatedShape, GatheredRows, gated_gemm, gated_gemm_with_settled_schedule,
+};
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
-use fp8_moe::ops::grouped_gemm::{Accumulation, Schedule};
+use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, SCALE_BLOCK, Schedule, workspace_bytes};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
 use proptest::prelude::*;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// The test device, if its kernels include gated ones.
@@ -46,9 +48,76 @@ enum Out {
     GroupColumnMajor,
 }
 
+/// The rows of A, and their scales, in the order of tokens.
+struct Tokens {
+    count: usize,
+    top_k: usize,
+    a: Vec<E4m3>,
+    a_scale: Vec<f32>,
+    a_strides: (usize, usize),
+    sorted_rows: Vec<i32>,
+}
+
+impl Tokens {
+    /// Gives every row of `problem` to one of `count` tokens, whose rows become the same, or makes it padding, a row of zeros. Tokens
+    /// without a row are NaN, and so are scales that belong to none.
+    fn draw(problem: &mut Problem, count: usize, top_k: usize, rng: &mut ChaCha8Rng) -> Tokens {
+        let (k, kind, valid) = (problem.shape.k, problem.a_kind, problem.valid_rows());
+        let groups = k.div_ceil(SCALE_BLOCK);
+        let (scales, a_strides) = match kind {
+            AKind::Call => (1, (0, 0)),
+            AKind::Row => (count, (1, 0)),
+            AKind::GroupRowMajor => (count * (groups + 1), (groups + 1, 1)),
+            AKind::GroupColumnMajor => ((count + 3) * groups, (1, count + 3)),
+        };
+        let mut a_scale = vec![f32::NAN; scales];
+        if kind == AKind::Call {
+            a_scale.copy_from_slice(&problem.a_scale);
+        }
+        let per_row = match kind {
+            AKind::Call => 0,
+            AKind::Row => 1,
+            AKind::GroupRowMajor | AKind::GroupColumnMajor => groups,
+        };
+        let mut a = vec![E4m3(0x7f); count * k];
+        let none = (count * top_k) as i32;
+        // What belongs to no row: the permutation's word for it, or nonsense.
+        let mut sorted_rows: Vec<_> =
+            (0..problem.shape.rows).map(|_| [none, -1][rng.random_range(0..2usize)]).collect();
+        let mut taken = vec![false; count];
+        for (row, expanded) in sorted_rows[..valid].iter_mut().enumerate() {
+            let permuted = row * k..(row + 1) * k;
+            if rng.random_bool(0.1) {
+                problem.a[permuted].fill(E4m3(0));
+                continue;
+            }
+            let token = rng.random_range(0..count);
+            *expanded = (token * top_k + rng.random_range(0..top_k)) as i32;
+            let own = token * k..(token + 1) * k;
+            let scale = |group: usize| {
+                (
+                    row * problem.a_strides.0 + group * problem.a_strides.1,
+                    token * a_strides.0 + group * a_strides.1,
+                )
+            };
+            if std::mem::replace(&mut taken[token], true) {
+                problem.a[permuted].copy_from_slice(&a[own]);
+                (0..per_row).map(scale).for_each(|(of_row, own)| problem.a_scale[of_row] = a_scale[own]);
+            } else {
+                a[own].copy_from_slice(&problem.a[permuted]);
+                (0..per_row).map(scale).for_each(|(of_row, own)| a_scale[own] = problem.a_scale[of_row]);
+            }
+        }
+        Tokens { count, top_k, a, a_scale, a_strides, sorted_rows }
+    }
+}
+
 /// A problem whose N is gate and up, with what comes after the sums.
+#[derive(Clone, Copy)]
 struct Gated<'a> {
     problem: &'a Problem,
+    /// The rows of A to gather, instead of those of the problem.
+    tokens: Option<&'a Tokens>,
     function: ActivationFunction,
     out: Out,
 }
@@ -96,13 +165,29 @@ impl Gated<'_> {
                 layout: self.layout(),
             },
         };
-        let arguments = GatedGemm {
+        let mut arguments = GatedGemm {
             function: self.function,
             requantization,
             accumulation,
             path,
             ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
         };
+        let tokens = self.tokens.map(|tokens| {
+            let scales = device.upload(&tokens.a_scale).unwrap();
+            (tokens, device.upload(&tokens.a).unwrap(), scales, device.upload(&tokens.sorted_rows).unwrap())
+        });
+        if let Some((tokens, a, scales, sorted_rows)) = &tokens {
+            arguments.a = a.as_slice();
+            arguments.rows = Some(gathered(tokens, sorted_rows));
+            arguments.a_scale = match arguments.a_scale {
+                AScale::Call(_) => AScale::Call(scales.as_slice()),
+                AScale::Row(_) => AScale::Row(scales.as_slice()),
+                AScale::Group { .. } => {
+                    let (row_stride, group_stride) = tokens.a_strides;
+                    AScale::Group { scales: scales.as_slice(), row_stride, group_stride }
+                }
+            };
+        }
         let enqueued = if settled {
             // SAFETY: the problem's schedule was built, and waited for, before.
             unsafe { gated_gemm_with_settled_schedule(&stream, arguments) }
@@ -173,6 +258,11 @@ impl Gated<'_> {
     }
 }
 
+/// The rows to gather of a problem's tokens.
+fn gathered<'a>(tokens: &Tokens, sorted_rows: &'a Buffer<i32>) -> GatheredRows<'a> {
+    GatheredRows { sorted_rows: sorted_rows.as_slice(), tokens: tokens.count, top_k: tokens.top_k }
+}
+
 /// The arguments of a problem's gated GEMM, with one given scale.
 fn arguments<'a>(
     problem: &'a OnDevice,
@@ -185,6 +275,7 @@ fn arguments<'a>(
     GatedGemm {
         a: problem.a.as_slice(),
         a_scale,
+        rows: None,
         b: problem.b.as_slice(),
         b_scale,
         expert_offsets: problem.offsets.as_slice(),
@@ -233,11 +324,45 @@ proptest! {
         let problem = Problem::draw(&counts, spare_rows, (n, k), kinds, Values::Uniform, &mut rng);
         let accumulation = if promoted { Accumulation::Promoted } else { Accumulation::Fast };
         common::timing(seed);
-        let gated = Gated { problem: &problem, function, out };
+        let gated = Gated { problem: &problem, tokens: None, function, out };
         let run = |settled| gated.run(&device, block_m, accumulation, Path::Hopper { blocks }, settled);
         let (q, scales) = run(false);
         gated.assert_within_rounding(&q, &scales, accumulation);
         prop_assert!(run(true).0 == q, "the settled schedule's result differs");
+    }
+
+    /// Gathered rows give what their copies give, bit for bit.
+    #[test]
+    fn gathered_rows_equal_scattered_ones(
+        seed in any::<u64>(),
+        experts in 1usize..=4,
+        rows in 0usize..300,
+        spare_rows in 0usize..20,
+        skew in prop::sample::select(&[Skew::Uniform, Skew::Sparse, Skew::One][..]),
+        units in 1usize..=20,
+        k in (1usize..=34).prop_map(|k| k * 16),
+        (count, top_k) in (1usize..200, 1usize..9),
+        kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
+        function in prop::sample::select(&FUNCTIONS[..]),
+        out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
+        promoted in any::<bool>(),
+        blocks in prop::option::of(1u32..9),
+    ) {
+        let Some(device) = hopper() else { return Ok(()) };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let counts = draw_counts(skew, experts, rows, &mut rng);
+        let n = 2 * intermediate(units, kinds.1);
+        let mut problem = Problem::draw(&counts, spare_rows, (n, k), kinds, Values::Uniform, &mut rng);
+        let tokens = Tokens::draw(&mut problem, count, top_k, &mut rng);
+        let accumulation = if promoted { Accumulation::Promoted } else { Accumulation::Fast };
+        common::timing(seed);
+        let scattered = Gated { problem: &problem, tokens: None, function, out };
+        let run = |gated: Gated<'_>| gated.run(&device, 128, accumulation, Path::Hopper { blocks }, false);
+        let (q, scales) = run(Gated { tokens: Some(&tokens), ..scattered });
+        scattered.assert_within_rounding(&q, &scales, accumulation);
+        let (wanted, wanted_scales) = run(scattered);
+        let bits = |scales: &[f32]| scales.iter().map(|scale| scale.to_bits()).collect::<Vec<_>>();
+        prop_assert!(q == wanted && bits(&scales) == bits(&wanted_scales), "they differ");
     }
 }
 
@@ -249,7 +374,8 @@ fn deterministic() {
     for (k, block_m) in [(528, 8), (400, 32), (256, 64), (528, 128)] {
         let kinds = (AKind::GroupRowMajor, BKind::Block);
         let problem = Problem::draw(&[5, 0, 140, 16], 3, (512, k), kinds, Values::Uniform, &mut rng);
-        let gated = Gated { problem: &problem, function: ActivationFunction::Silu, out: Out::GroupRowMajor };
+        let (function, out) = (ActivationFunction::Silu, Out::GroupRowMajor);
+        let gated = Gated { problem: &problem, tokens: None, function, out };
         let run = |settled| {
             gated.run(&device, block_m, Accumulation::Promoted, Path::Hopper { blocks: Some(7) }, settled)
         };
@@ -288,6 +414,60 @@ fn refusals() {
     for (change, message) in CASES {
         let mut changed = arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given);
         change(&mut changed);
+        let error = gated_gemm(&stream, changed).unwrap_err().to_string();
+        assert!(error.starts_with("gated_gemm: ") && error.contains(message), "{error}: {message}");
+    }
+}
+
+/// The same where rows are gathered.
+#[test]
+fn refusals_of_gathered_rows() {
+    type Change = fn(&mut GatedGemm<'_>, &mut GatheredRows<'_>);
+    const CASES: [(Change, &str); 8] = [
+        (|g, _| g.a = g.a.slice(..48 * 6), "a = 288 elements: must have at least 336"),
+        (
+            |g, _| {
+                if let AScale::Row(scales) = g.a_scale {
+                    g.a_scale = AScale::Row(scales.slice(1..));
+                }
+            },
+            "a_scale = 6 elements: must have at least 7",
+        ),
+        (|_, r| r.tokens = 8, "a = 336 elements: must have at least 384"),
+        (|_, r| r.tokens = 0, "rows.tokens = 0: must be in 1..=715827882 with top_k 3"),
+        (|_, r| r.top_k = 0, "rows.top_k = 0: must be at least 1"),
+        (|_, r| r.top_k = 1 << 30, "rows.tokens = 7: must be in 1..=1 with top_k 1073741824"),
+        (
+            |_, r| r.sorted_rows = r.sorted_rows.slice(1..),
+            "rows.sorted_rows = 19 elements: must have at least 20",
+        ),
+        (
+            |g, _| g.schedule = Schedule { block_m: 64, ..g.schedule },
+            "schedule.block_m = 64: must be 128 where rows are gathered",
+        ),
+    ];
+    let Some(device) = hopper() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut problem =
+        Problem::draw(&[12, 8], 0, (64, 48), (AKind::Row, BKind::Channel), Values::Uniform, &mut rng);
+    let tokens = Tokens::draw(&mut problem, 7, 3, &mut rng);
+    // With room for the workspace and the schedule of other heights.
+    let on_device = OnDevice::new(&device, &problem, 8);
+    let (stream, given) = (device.default_stream(), device.upload(&[1f32]).unwrap());
+    let (a, scales) = (device.upload(&tokens.a).unwrap(), device.upload(&tokens.a_scale).unwrap());
+    let sorted_rows = device.upload(&tokens.sorted_rows).unwrap();
+    let mut workspace = device.uninit(workspace_bytes(&device, 64)).unwrap();
+    let mut q = device.zeros::<u8>(20 * 32).unwrap();
+    for (change, message) in CASES {
+        let mut changed = GatedGemm {
+            a: a.as_slice(),
+            a_scale: AScale::Row(scales.as_slice()),
+            schedule: Schedule { block_m: 128, ..on_device.schedule() },
+            ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
+        };
+        let mut rows = gathered(&tokens, &sorted_rows);
+        change(&mut changed, &mut rows);
+        changed.rows = Some(rows);
         let error = gated_gemm(&stream, changed).unwrap_err().to_string();
         assert!(error.starts_with("gated_gemm: ") && error.contains(message), "{error}: {message}");
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use common::families;
 use cuda_driver::sim::{Counters, set_seed};
-use fp8_moe::bench::{Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
+use fp8_moe::bench::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 use fp8_moe::ops::grouped_gemm::heuristics::{HopperTile, PortableTile};
 use fp8_moe::{Device, Family, MoeConfig};
 
@@ -21,12 +21,13 @@ const TABLE: &str = "tests/performance_counters.txt";
 const COMMITTED: &str = include_str!("performance_counters.txt");
 
 const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 512, intermediate: 256 };
-/// A decode batch, whose work is the weights' stream, and one with many rows per expert.
-const TOKENS: [usize; 2] = [4, 128];
+/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many that Hopper's kernels gather
+/// them.
+const TOKENS: [usize; 3] = [4, 128, 256];
 
 /// One line of the table.
-fn line(config: &MoeConfig, load: &Load, fused: bool, part: Part, counters: &Counters) -> String {
-    let work = Work::new(part, config, load, fused);
+fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &Counters) -> String {
+    let work = Work::new(part, config, load, fusion);
     let ratio = |n: u64, least: u64| {
         if least == 0 { "-".into() } else { format!("{:.2}", n as f64 / least as f64) }
     };
@@ -49,11 +50,13 @@ fn lines(device: &Device, scheme: Scheme, tokens: usize) -> String {
     let routed = RoutingKind::Uniform.draw(tokens, SHAPE.experts, SHAPE.top_k, 0).unwrap();
     let load = Load::new(&config, &routed);
     let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();
-    let counted = Run::new(&layers, tokens, &routed, 0).unwrap().count().unwrap();
-    let fused = counted.iter().all(|(part, _)| *part != Part::Activation);
+    let mut run = Run::new(&layers, tokens, &routed, 0).unwrap();
+    let gather = run.layer().gathers(tokens);
+    let counted = run.count().unwrap();
+    let fusion = Fusion { activation: counted.iter().all(|(part, _)| *part != Part::Activation), gather };
     let mut text = format!("\n{}, {scheme}, {tokens} tokens\n", device.family());
     for (part, counters) in &counted {
-        let _ = writeln!(text, "{}", line(&config, &load, fused, *part, counters));
+        let _ = writeln!(text, "{}", line(&config, &load, fusion, *part, counters));
     }
     text
 }

@@ -34,7 +34,7 @@ pub use rates::{MATRIX_SIZE, matrix_flops_per_second};
 pub use routing::{Routed, RoutingKind};
 pub use run::{Captured, Replays, Run};
 pub use timing::{Chain, Timer, Timing};
-pub use work::{Load, Rates, Work};
+pub use work::{Fusion, Load, Rates, Work};
 
 /// The name of the command, in its errors.
 const OP: &str = "bench";

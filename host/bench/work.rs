@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | layer | `6 R' H I` | `T' H 2` in, ids and weights `R 8`, w13 and w2 and their scales of E', out `T H 2` |
 //! | permute | | ids `R 4` in, `expert_offsets` `(E_loc + 1) 8`, `sorted_rows` and `inverse` `R 8` out |
-//! | quantise | | `T' H 2` and `inverse` `R 4` in, `R' H` and scales out |
-//! | gemm1 | `4 R' H I` | `R' H` and scales in, w13 and scales of E', `R' 2I 2` out, or `R' I` and scales with the activation in it |
+//! | quantise | | `T' H 2` and `inverse` `R 4` in, `R' H` and scales out; where gemm1 gathers, `T' H 2` in, `T' H` and scales out |
+//! | gemm1 | `4 R' H I` | `R' H` and scales in, or gathered `T' H`, scales and `sorted_rows` `R' 4`; w13 and scales of E', `R' 2I 2` out, or `R' I` and scales with the activation in it |
 //! | activation | | `R' 2I 2` in, `R' I` and scales out |
 //! | gemm2 | `2 R' H I` | `R' I` and scales in, w2 and scales of E', `R' H 2` out |
 //! | unpermute | | `R' H 2`, weights and `inverse` `R 8` in, `T H 2` out |
@@ -75,6 +75,15 @@ pub struct Rates {
     pub matrix_flops_per_second: f64,
 }
 
+/// What a layer fuses, as far as that changes the work of its parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fusion {
+    /// GEMM 1 applies the activation.
+    pub activation: bool,
+    /// GEMM 1 gathers its rows by token.
+    pub gather: bool,
+}
+
 /// The least to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Work {
@@ -85,8 +94,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// The work of a part. `fused`: GEMM 1 applies the activation.
-    pub fn new(part: Part, config: &MoeConfig, load: &Load, fused: bool) -> Work {
+    /// The work of a part.
+    pub fn new(part: Part, config: &MoeConfig, load: &Load, fusion: Fusion) -> Work {
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let (rows, experts) = (load.local_rows, load.active_experts());
         let all_rows = load.tokens * config.top_k;
@@ -108,7 +117,10 @@ impl Work {
         };
         let w13 = experts * (2 * i * h + 4 * w13_scales);
         let w2 = experts * (h * i + 4 * w2_scales);
-        let first = rows * h + scales(rows, h);
+        let first_rows = if fusion.gather { load.local_tokens } else { rows };
+        let first = first_rows * h + scales(first_rows, h);
+        // Which rows go where: read with the rows' copies, or with the rows.
+        let (scatter, gather) = if fusion.gather { (0, rows * 4) } else { (all_rows * 4, 0) };
         let second = rows * i + scales(rows, i);
         let products = rows * 2 * i * 2;
         let (flops, bytes) = match part {
@@ -116,8 +128,11 @@ impl Work {
                 (6 * rows * h * i, load.local_tokens * h * 2 + all_rows * 8 + w13 + w2 + load.tokens * h * 2)
             }
             Part::Permute => (0, all_rows * 4 + (config.local_count() + 1) * 8 + all_rows * 8),
-            Part::Quantise => (0, load.local_tokens * h * 2 + all_rows * 4 + first),
-            Part::Gemm1 => (4 * rows * h * i, first + w13 + if fused { second } else { products }),
+            Part::Quantise => (0, load.local_tokens * h * 2 + scatter + first),
+            Part::Gemm1 => {
+                let out = if fusion.activation { second } else { products };
+                (4 * rows * h * i, first + gather + w13 + out)
+            }
             Part::Activation => (0, products + second),
             Part::Gemm2 => {
                 let out = match config.reduction {
@@ -142,7 +157,7 @@ impl Work {
     /// Bytes of weights and their scales that the routing touches.
     pub fn weight_bytes(config: &MoeConfig, load: &Load) -> u64 {
         let none = Load { local_rows: 0, local_tokens: 0, tokens: 0, active: load.active.clone() };
-        Work::new(Part::Layer, config, &none, false).bytes
+        Work::new(Part::Layer, config, &none, Fusion::default()).bytes
     }
 }
 
@@ -162,9 +177,10 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_work(scheme: Scheme, part: Part, fused: bool, flops: u64, bytes: u64) {
+    fn assert_work(scheme: Scheme, part: Part, activation: bool, flops: u64, bytes: u64) {
         let (config, load) = case(scheme);
-        assert_eq!(Work::new(part, &config, &load, fused), Work { flops, bytes }, "{scheme} {part}");
+        let fusion = Fusion { activation, gather: false };
+        assert_eq!(Work::new(part, &config, &load, fusion), Work { flops, bytes }, "{scheme} {part}");
     }
 
     #[test]
@@ -185,9 +201,21 @@ mod tests {
     fn hand_computed_order_free() {
         let (config, load) = case(Scheme::PerToken);
         let config = MoeConfig { reduction: Reduction::OrderFree, ..config };
-        let bytes = |part| Work::new(part, &config, &load, true).bytes;
+        let bytes = |part| Work::new(part, &config, &load, Fusion { activation: true, gather: false }).bytes;
         assert_eq!(bytes(Part::Gemm2), 264 + 33_792 + 2 * 8 + 2 * 256 * 4);
         assert_eq!(bytes(Part::Cast), 3 * 256 * 6);
+    }
+
+    #[test]
+    fn hand_computed_gathered() {
+        let shape = Shape { experts: 2, top_k: 2, hidden: 256, intermediate: 128 };
+        let config = shape.config(Scheme::PerToken, 1, 1).expect("a config");
+        let routed = Routed { topk_ids: vec![0, 1, 1, 0, -1, -1], topk_weights: vec![1.0; 6] };
+        let load = Load::new(&config, &routed);
+        let fusion = Fusion { activation: true, gather: true };
+        let bytes = |part| Work::new(part, &config, &load, fusion).bytes;
+        assert_eq!(bytes(Part::Quantise), 1024 + 2 * 256 + 8);
+        assert_eq!(bytes(Part::Gemm1), 520 + 4 * 4 + 2 * 66_560 + 4 * 128 + 16);
     }
 
     #[test]

@@ -118,6 +118,9 @@ pub struct Row {
     /// How sums are kept: `fast` or `promoted`; what scales that change along K allow.
     #[serde(default)]
     pub accumulation: Option<String>,
+    /// Whether the first GEMM gathered its rows by token.
+    #[serde(default)]
+    pub gathered: Option<bool>,
     /// Times are `null` on the emulated device, and where there is an error.
     #[serde(default)]
     pub median_us: Option<f64>,
@@ -286,6 +289,7 @@ pub mod tests {
             routing: "uniform".into(),
             part: "layer".into(),
             accumulation: None,
+            gathered: None,
             median_us: Some(median_us),
             p10_us: Some(median_us),
             p90_us: Some(median_us),

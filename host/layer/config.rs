@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, require};
 use crate::ops::activation::ActivationFunction;
 use crate::ops::grouped_gemm::Accumulation;
-use crate::ops::grouped_gemm::heuristics::{Path, takes_hopper};
+use crate::ops::grouped_gemm::heuristics::{Gather, Path, takes_hopper};
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -123,6 +123,8 @@ pub struct MoeConfig {
     pub reduction: Reduction,
     /// Which kernels the GEMMs use.
     pub path: Path,
+    /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
+    pub gather: Gather,
     /// The experts this rank holds, in ascending order; `None` for all of them.
     pub local_experts: Option<Vec<usize>>,
 }
@@ -141,6 +143,7 @@ impl Default for MoeConfig {
             accumulation: Accumulation::Promoted,
             reduction: Reduction::default(),
             path: Path::Auto,
+            gather: Gather::Auto,
             local_experts: None,
         }
     }

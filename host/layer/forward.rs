@@ -11,7 +11,7 @@ use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
 use crate::ops::cast::{Cast, cast};
-use crate::ops::gated_gemm::{GatedGemm, GatedShape, gated_gemm_with_settled_schedule};
+use crate::ops::gated_gemm::{GatedGemm, GatedShape, GatheredRows, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
     AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, TokenSums, grouped_gemm_with_settled_schedule,
 };
@@ -128,6 +128,8 @@ struct Parts<'a> {
     intermediate_scales: SliceMut<'a, f32>,
     partials: SliceMut<'a, u8>,
     block_m: usize,
+    /// Whether GEMM 1 gathers its rows by token, so that `quantised` and `scales` are of the tokens.
+    gathers: bool,
     products: SliceMut<'a, u8>,
 }
 
@@ -174,6 +176,7 @@ impl Call<'_> {
             intermediate_scales: cutter.take(&layout.intermediate_scales),
             partials: cutter.take(&layout.partials),
             block_m: layout.block_m,
+            gathers: layout.gathers,
             products: cutter.take(&layout.products),
         };
         let sums = cutter.take(&layout.sums);
@@ -224,6 +227,11 @@ impl Call<'_> {
     /// Tells which operation comes.
     fn step(&self, index: usize) {
         (self.observe)(Step { name: Step::NAMES[index], index });
+    }
+
+    /// Rows that the quantisation writes: those of the tokens where GEMM 1 gathers, else the permuted ones.
+    fn quantised_rows(&self, gathers: bool) -> usize {
+        if gathers { self.tokens } else { self.rows() }
     }
 
     /// P, rows of the permuted matrices.
@@ -308,12 +316,16 @@ impl Call<'_> {
         let args = Quantize {
             x: Activations::Bf16(hidden),
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
-            destinations: Destinations::Scatter {
-                top_k: self.config.top_k,
-                capacity: self.rows(),
-                inverse: parts.inverse.as_slice(),
-                expert_offsets: parts.expert_offsets.as_slice(),
-                sorted_rows: None,
+            destinations: if parts.gathers {
+                Destinations::Identity
+            } else {
+                Destinations::Scatter {
+                    top_k: self.config.top_k,
+                    capacity: self.rows(),
+                    inverse: parts.inverse.as_slice(),
+                    expert_offsets: parts.expert_offsets.as_slice(),
+                    sorted_rows: None,
+                }
             },
             scheme: match self.config.quantization {
                 Quantization::TensorStatic => {
@@ -325,7 +337,7 @@ impl Call<'_> {
                 Quantization::Block128 => Scheme::Group {
                     group_size: 128,
                     scales: parts.scales.reborrow(),
-                    layout: ScaleLayout::group_major(self.rows()),
+                    layout: ScaleLayout::group_major(self.quantised_rows(parts.gathers)),
                 },
             },
             q: parts.quantised.reborrow(),
@@ -345,7 +357,7 @@ impl Call<'_> {
         let shape = self.first_gemm_shape();
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), self.rows()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
@@ -415,12 +427,12 @@ impl Call<'_> {
         }
     }
 
-    /// Scales of GEMM 1's activations.
-    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+    /// Scales of GEMM 1's activations, of so many rows.
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>, rows: usize) -> AScale<'s> {
         match self.config.quantization {
             Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
             Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => self.grouped_scales(scales),
+            Quantization::Block128 => grouped_scales(scales, rows),
         }
     }
 
@@ -429,14 +441,8 @@ impl Call<'_> {
         match self.config.second_scales() {
             SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
             SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => self.grouped_scales(scales),
+            SecondScales::Group128 => grouped_scales(scales, self.rows()),
         }
-    }
-
-    /// Scales of the permuted rows, one for every row and 128 columns, in the layout that they are written in.
-    fn grouped_scales<'s>(&self, scales: Slice<'s, f32>) -> AScale<'s> {
-        let ScaleLayout { row_stride, group_stride } = ScaleLayout::group_major(self.rows());
-        AScale::Group { scales, row_stride, group_stride }
     }
 
     /// How GEMM 2's activations are scaled.
@@ -463,12 +469,17 @@ impl Call<'_> {
         }
     }
 
-    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch.
+    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they are gathered.
     fn gated_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
         let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), self.quantised_rows(parts.gathers)),
+            rows: parts.gathers.then(|| GatheredRows {
+                sorted_rows: parts.sorted_rows.as_slice(),
+                tokens: self.tokens,
+                top_k: self.config.top_k,
+            }),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
@@ -529,4 +540,10 @@ impl Call<'_> {
         // wait for their predecessors.
         unsafe { unpermute_with_settled_routing(stream, shape, args) }
     }
+}
+
+/// Scales of so many rows, one for every row and 128 columns, in the layout that they are written in.
+fn grouped_scales(scales: Slice<'_, f32>, rows: usize) -> AScale<'_> {
+    let ScaleLayout { row_stride, group_stride } = ScaleLayout::group_major(rows);
+    AScale::Group { scales, row_stride, group_stride }
 }

@@ -17,6 +17,8 @@
 //!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
 //! ```
 //!
+//! For large batches the rows of the tokens, `[T, H]`, are quantised in place, and GEMM 1 gathers them.
+//!
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be captured in a
 //! graph. How many rows an expert gets is known on the device alone.
 
@@ -28,6 +30,7 @@ mod workspace;
 
 pub use crate::ops::activation::ActivationFunction;
 pub use crate::ops::grouped_gemm::Accumulation;
+pub use crate::ops::grouped_gemm::heuristics::Gather;
 pub use config::{IntermediateScales, MoeConfig, Quantization, Reduction, Routing};
 pub use forward::{OutputElement, Step};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
@@ -59,7 +62,7 @@ const OP: &str = "MoeLayer::forward";
 
 /// Bytes of workspace that a forward of up to `tokens` tokens needs.
 pub(crate) fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
-    Layout::new(device, config, tokens).bytes
+    Layout::bytes_up_to(device, config, tokens)
 }
 
 impl MoeLayer {
@@ -104,6 +107,11 @@ impl MoeLayer {
     /// The weights.
     pub(crate) fn weights(&self) -> &DeviceWeights {
         &self.weights
+    }
+
+    /// Whether the first GEMM of a forward of `tokens` tokens gathers their rows, as [`MoeConfig::gather`] asks.
+    pub fn gathers(&self, tokens: usize) -> bool {
+        Layout::new(&self.device, &self.config, tokens).gathers
     }
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.

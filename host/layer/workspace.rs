@@ -8,8 +8,8 @@
 //! sorted_rows       i32   [P]                    P = R = T * k permuted rows
 //! inverse           i32   [R]
 //! schedule          u32x4 [tiles + 1]            row tiles of the grouped GEMM
-//! quantised         e4m3  [P, H]                 input of GEMM 1
-//! scales            f32   [P, groups of it]
+//! quantised         e4m3  [P, H]                 input of GEMM 1; [T, H] where it gathers its rows
+//! scales            f32   [P, groups of it]      likewise
 //! intermediate      e4m3  [P, I']                input of GEMM 2
 //! intermediate_scales f32 [P, groups of it]
 //! partials          u8    what the GEMMs need for sums that are cut
@@ -52,6 +52,8 @@ pub(crate) struct Layout {
     pub sums: Range<usize>,
     /// Rows of the tiles that both GEMMs walk.
     pub block_m: usize,
+    /// Whether GEMM 1 gathers its rows by token.
+    pub gathers: bool,
     /// Bytes of all parts.
     pub bytes: usize,
 }
@@ -73,7 +75,11 @@ impl Layout {
         };
         let gemm = GemmShape { rows: capacity, n: 2 * intermediate, k: hidden, experts: local };
         let block_m = heuristics::block_m(device, &gemm, config.path);
-        let first_products = if is_gated(device, config) { 0 } else { 4 * 2 * intermediate };
+        let is_gated = is_gated(device, config);
+        let first_products = if is_gated { 0 } else { 4 * 2 * intermediate };
+        let experts = (local, config.experts);
+        let gathers = is_gated && heuristics::gathers(config.gather, block_m, config.top_k, experts);
+        let quantised = if gathers { tokens } else { capacity };
         let (second_products, sums) = match config.reduction {
             Reduction::Deterministic => (2 * hidden, 0),
             Reduction::OrderFree => (0, tokens * hidden),
@@ -92,15 +98,42 @@ impl Layout {
             sorted_rows: part(capacity, 4),
             inverse: part(rows, 4),
             schedule: part(tile_schedule_entries(capacity, local, block_m), 16),
-            quantised: part(capacity * hidden, 1),
-            scales: part(capacity * scales, 4),
+            quantised: part(quantised * hidden, 1),
+            scales: part(quantised * scales, 4),
             intermediate: part(capacity * intermediate, 1),
             intermediate_scales: part(capacity * intermediate_scales, 4),
             partials: part(workspace_bytes(device, block_m), 1),
             products: part(capacity * first_products.max(second_products), 1),
             sums: part(sums, 4),
             block_m,
+            gathers,
             bytes: end,
+        }
+    }
+
+    /// Bytes that suffice for any number of tokens up to `tokens`.
+    ///
+    /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less: fewer partial sums, and
+    /// gathered rows are not scattered. So the last number of tokens before each change of height counts as well.
+    pub fn bytes_up_to(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
+        let (mut most, mut last) = (0, tokens);
+        loop {
+            let layout = Layout::new(device, config, last);
+            most = most.max(layout.bytes);
+            // The first number of tokens with tiles of this height, which grow with the tokens.
+            let (mut low, mut high) = (0, last);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if Layout::new(device, config, middle).block_m < layout.block_m {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            match low {
+                0 => return most,
+                first => last = first - 1,
+            }
         }
     }
 }

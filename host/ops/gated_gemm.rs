@@ -8,6 +8,9 @@
 //!   q [P, I] = e4m3(value / scale)                  scale given, or max |value| over 128 columns / 448
 //! ```
 //!
+//! A may also lie in the order of the tokens, `[T, K]`, with the permutation beside it ([`GatheredRows`]): the kernel then gathers
+//! its rows, and nobody writes a token's row `top_k` times.
+//!
 //! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by [`activation`](super::activation::activation) without the
 //! products going to memory. Scales per token are not offered: a row's maximum is known only when all its columns are.
 
@@ -50,12 +53,26 @@ impl GatedShape {
     }
 }
 
+/// Where the rows of A are, if they are not in permuted order: permuted row p is row `sorted_rows[p] / top_k` of A, or a row of
+/// zeros where that is not one of its `tokens` rows, as in padding.
+#[derive(Clone, Copy)]
+pub struct GatheredRows<'a> {
+    /// i32 `[P]`, from [`permute`](super::permute::permute).
+    pub sorted_rows: Slice<'a, i32>,
+    /// T, rows of A.
+    pub tokens: usize,
+    /// k of the permutation.
+    pub top_k: usize,
+}
+
 /// Arguments of [`gated_gemm`]. A, B and q are 16-byte aligned.
 pub struct GatedGemm<'a> {
-    /// e4m3 `[P, K]`.
+    /// e4m3 `[P, K]`, or `[T, K]` where rows are gathered.
     pub a: Slice<'a, E4m3>,
-    /// Its scales.
+    /// Its scales: of as many rows as A has.
     pub a_scale: AScale<'a>,
+    /// Which rows of A to gather, in tiles of 128 rows; `None` for all, in order.
+    pub rows: Option<GatheredRows<'a>>,
     /// e4m3 `[E_loc, 2I, K]`.
     pub b: Slice<'a, E4m3>,
     /// Its scales, N being 2I.
@@ -136,10 +153,12 @@ impl GatedGemm<'_> {
             require(value <= i32::MAX as usize - 127, OP, name, value, || "must be below 2^31 - 127".into())?;
         }
         let shape = self.shape.gemm();
-        check_matrix(OP, &self.a, "a", elements(OP, "a", &[rows, k])?, stream)?;
+        let a_rows = self.rows.map_or(rows, |gathered| gathered.tokens);
+        check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
         check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
         check_matrix(OP, &self.q.as_slice(), "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
-        check_scales(OP, &self.a_scale, &self.b_scale, &shape, stream)?;
+        let scaled = GemmShape { rows: a_rows, ..shape };
+        check_scales(OP, &self.a_scale, &self.b_scale, &scaled, stream)?;
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
@@ -156,7 +175,30 @@ impl GatedGemm<'_> {
         check_matrix(OP, &entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)?;
         let workspace = workspace_bytes(stream.device(), block_m);
         check_matrix(OP, &self.workspace.as_slice(), "workspace", workspace, stream)?;
-        Ok(HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide))
+        let tile = HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide);
+        if let Some(gathered) = &self.rows {
+            self.check_gathered(gathered, tile, stream)?;
+        }
+        Ok(tile)
+    }
+
+    fn check_gathered(&self, gathered: &GatheredRows<'_>, tile: HopperTile, stream: &Stream) -> Result<()> {
+        let GatheredRows { sorted_rows, tokens, top_k } = *gathered;
+        require(tile.gathers(), OP, "schedule.block_m", tile.block_m(), || {
+            "must be 128 where rows are gathered".into()
+        })?;
+        require(top_k >= 1, OP, "rows.top_k", top_k, || "must be at least 1".into())?;
+        let most = i32::MAX as usize / top_k;
+        let fits = (1..=most).contains(&tokens) || self.shape.rows == 0;
+        require(fits, OP, "rows.tokens", tokens, || {
+            format!("must be in 1..={most} with top_k {top_k}: expanded rows are counted in i32")
+        })?;
+        // The last number stands for no row.
+        let chunks = tokens.saturating_mul(self.shape.k / 16);
+        require(chunks < u32::MAX as usize, OP, "rows.tokens", tokens, || {
+            format!("must keep A of {} columns below 2^36 - 16 bytes", self.shape.k)
+        })?;
+        sorted_rows.check(OP, "rows.sorted_rows", self.shape.rows, stream)
     }
 
     fn launch(
@@ -169,11 +211,10 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         use kernels::{
             HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
-            HopperWideGatedFast, HopperWideGatedPromoted,
+            HopperWideGatedFast, HopperWideGatedFastGathered, HopperWideGatedPromoted,
+            HopperWideGatedPromotedGathered,
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
-        // Each block of a cluster asks for its part of the rows.
-        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
         let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
@@ -190,7 +231,8 @@ impl GatedGemm<'_> {
         let partials = self.workspace.ptr().cast();
         let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
-            ($kernel:ident { $($field:ident),* }) => {{
+            ($a:ident, $kernel:ident { $($field:ident),* }) => {{
+                let a = $a;
                 let kernel = $kernel {
                     a, b, a_scale, b_scale, schedule, q, given_scale, q_scales, q_row_stride, q_group_stride,
                     intermediate, k, a_scale_kind, b_scale_kind, activation, $($field),*
@@ -200,19 +242,39 @@ impl GatedGemm<'_> {
                 // these end within P rows, is what the operations that make them guarantee.
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
-            ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
+            ($a:ident, $kernel:ident) => {
+                launch!($a, $kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
             };
         }
+        if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
+            let (a, sorted_rows) = (self.a.ptr().cast(), sorted_rows.ptr());
+            let (tokens, top_k) = (tokens as u32, top_k as u32);
+            return if promoted {
+                launch!(
+                    a,
+                    HopperWideGatedPromotedGathered {
+                        sorted_rows,
+                        tokens,
+                        top_k,
+                        a_scale_row_stride,
+                        a_scale_group_stride
+                    }
+                )
+            } else {
+                launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k })
+            };
+        }
+        // Each block of a cluster asks for its part of the rows.
+        let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.block_m() as u32 / tile.cluster())?;
         match (tile, promoted) {
-            (HopperTile::Narrow8, _) => launch!(HopperNarrowGated8),
-            (HopperTile::Narrow16, _) => launch!(HopperNarrowGated16),
-            (HopperTile::Narrow32, _) => launch!(HopperNarrowGated32),
-            (HopperTile::Narrow64, _) => launch!(HopperNarrowGated64),
+            (HopperTile::Narrow8, _) => launch!(a, HopperNarrowGated8),
+            (HopperTile::Narrow16, _) => launch!(a, HopperNarrowGated16),
+            (HopperTile::Narrow32, _) => launch!(a, HopperNarrowGated32),
+            (HopperTile::Narrow64, _) => launch!(a, HopperNarrowGated64),
             (HopperTile::Wide, true) => {
-                launch!(HopperWideGatedPromoted { a_scale_row_stride, a_scale_group_stride })
+                launch!(a, HopperWideGatedPromoted { a_scale_row_stride, a_scale_group_stride })
             }
-            (HopperTile::Wide, false) => launch!(HopperWideGatedFast {}),
+            (HopperTile::Wide, false) => launch!(a, HopperWideGatedFast {}),
         }
     }
 }

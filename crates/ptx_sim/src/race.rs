@@ -376,6 +376,13 @@ impl Cell {
         }
     }
 
+    /// The asynchronous copy `by` counts as made by `now` instead.
+    pub fn postpone(&mut self, by: Access, now: Access) {
+        if self.write.same_epoch(by) {
+            self.write = now.on(self.write.bytes());
+        }
+    }
+
     /// What an asynchronous copy brought for `bytes` had not been written where it came from.
     pub fn empty(&mut self, bytes: u8) {
         self.written &= !bytes;

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fp8_moe::bench::{Captured, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
+use fp8_moe::bench::{Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
 use fp8_moe::{Device, DeviceSpec, Error, Result};
 
 use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
@@ -50,6 +50,9 @@ pub struct Arguments {
     /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
     #[arg(long, value_name = "HOW", default_value = "deterministic")]
     reduction: String,
+    /// Whether the first GEMM gathers its rows by token: auto, always (where its kernels can) or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    gather: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,
@@ -277,7 +280,7 @@ impl Bench<'_> {
     }
 
     /// A row without a measurement.
-    fn row(&self, case: &Case, batch: &Batch, part: Part, fused: bool) -> Row {
+    fn row(&self, case: &Case, batch: &Batch, part: Part, fusion: Fusion) -> Row {
         let mut row = Row {
             implementation: crate::record::our_name(&case.config).into(),
             model: case.model.clone(),
@@ -289,6 +292,7 @@ impl Bench<'_> {
             routing: case.routing.to_string(),
             part: part.to_string(),
             accumulation: Some(plan::accumulation_name(case.config.accumulation).into()),
+            gathered: Some(fusion.gather),
             median_us: None,
             p10_us: None,
             p90_us: None,
@@ -300,7 +304,7 @@ impl Bench<'_> {
             error: None,
             counted: None,
         };
-        row.set_work(Work::new(part, &case.config, &batch.load, fused), self.rates.as_ref());
+        row.set_work(Work::new(part, &case.config, &batch.load, fusion), self.rates.as_ref());
         row
     }
 
@@ -316,12 +320,13 @@ impl Bench<'_> {
 
     fn count(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
         let counted = terminal::watch_bench(batch.tokens, || run.count())?;
-        let fused = counted.iter().all(|(part, _)| *part != Part::Activation);
+        let activation = counted.iter().all(|(part, _)| *part != Part::Activation);
+        let fusion = Fusion { activation, gather: run.layer().gathers(batch.tokens) };
         for (part, counters) in &counted {
             if !self.parts.contains(part) {
                 continue;
             }
-            let mut row = self.row(case, batch, *part, fused);
+            let mut row = self.row(case, batch, *part, fusion);
             row.launches = Some(counters.launches as usize);
             row.counted = Some(Counted::from(counters));
             self.keep(row)?;
@@ -330,16 +335,21 @@ impl Bench<'_> {
     }
 
     fn time(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
+        let gather = run.layer().gathers(batch.tokens);
         let captured = match run.capture(case.turns(batch, &self.device)) {
             Ok(captured) => captured,
-            Err(error) => return self.fail(self.row(case, batch, Part::Layer, false), error),
+            Err(error) => {
+                let fusion = Fusion { activation: false, gather };
+                return self.fail(self.row(case, batch, Part::Layer, fusion), error);
+            }
         };
+        let fusion = Fusion { activation: applies_activation(&captured), gather };
         for part in self.available(&captured) {
             if self.out_of_time() {
                 self.left_out += 1;
                 continue;
             }
-            let mut row = self.row(case, batch, part, is_fused(&captured));
+            let mut row = self.row(case, batch, part, fusion);
             let How::Time(timer) = &mut self.how else { return Ok(()) };
             let timing = captured.replays(part).and_then(|replays| {
                 let Some(replays) = replays else { return Ok(None) };
@@ -380,9 +390,11 @@ impl Bench<'_> {
             for batch in &case.batches {
                 let mut run = Run::new(&layers, batch.tokens, &batch.routed, self.arguments.seed)?;
                 self.dump(case, batch, &mut run)?;
+                let gather = run.layer().gathers(batch.tokens);
                 let captured = run.capture(case.turns(batch, &self.device))?;
+                let fusion = Fusion { activation: applies_activation(&captured), gather };
                 for part in self.available(&captured) {
-                    let mut row = self.row(case, batch, part, is_fused(&captured));
+                    let mut row = self.row(case, batch, part, fusion);
                     let How::Time(timer) = &mut self.how else { return Ok(()) };
                     let Some(replays) = captured.replays(part)? else { continue };
                     row.launches = Some(replays.launches());
@@ -397,6 +409,6 @@ impl Bench<'_> {
 }
 
 /// Whether the layer has no activation of its own.
-fn is_fused(captured: &Captured<'_>) -> bool {
+fn applies_activation(captured: &Captured<'_>) -> bool {
     captured.parts().all(|part| part != Part::Activation)
 }

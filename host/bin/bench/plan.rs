@@ -5,7 +5,7 @@ use std::fmt;
 use fp8_moe::bench::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
-use fp8_moe::{Accumulation, Device, Error, MoeConfig, Reduction, Result};
+use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 
 use super::Arguments;
 
@@ -62,12 +62,13 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         return Err(Error::argument("bench", "accumulation", "fast", rule));
     }
     let reduction: Reduction = arguments.reduction.parse()?;
+    let gather = gather(&arguments.gather)?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let config =
-                MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), reduction, ..config };
+            let accumulation = accumulation.unwrap_or(config.accumulation);
+            let config = MoeConfig { accumulation, reduction, gather, ..config };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -91,6 +92,16 @@ fn accumulation(name: &str) -> Result<Option<Accumulation>> {
         "fast" => Ok(Some(Accumulation::Fast)),
         "promoted" => Ok(Some(Accumulation::Promoted)),
         _ => Err(Error::argument("bench", "accumulation", name, "must be auto, fast or promoted")),
+    }
+}
+
+/// When to gather, by the names that the command line has.
+fn gather(name: &str) -> Result<Gather> {
+    match name {
+        "auto" => Ok(Gather::Auto),
+        "always" => Ok(Gather::Always),
+        "never" => Ok(Gather::Never),
+        _ => Err(Error::argument("bench", "gather", name, "must be auto, always or never")),
     }
 }
 

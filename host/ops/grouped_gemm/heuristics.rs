@@ -1,7 +1,7 @@
 //! Which kernel multiplies: the one place where the grouped GEMM chooses.
 //!
 //! Two choices are made, at two times. Before the tile schedule is built, [`block_m`] recommends the height of its
-//! tiles. When the GEMM is called, [`plan`] turns the schedule's height, the accumulation and the path into a [`Plan`]:
+//! tiles, and [`gathers`] says whether the first GEMM of a layer takes its rows from the tokens. When the GEMM is called, [`plan`] turns the schedule's height, the accumulation and the path into a [`Plan`]:
 //! which family of kernels, which of them, how many blocks. Both are functions of sizes that the host knows; the
 //! counts per expert are known on the device alone, where the schedule adapts to them.
 
@@ -27,6 +27,19 @@ pub enum Path {
         /// the result depends on it within rounding.
         blocks: Option<u32>,
     },
+}
+
+/// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation has scattered to permuted
+/// order. The result is the same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gather {
+    /// What [`gathers`] recommends.
+    #[default]
+    Auto,
+    /// Wherever there is a kernel that can.
+    Always,
+    /// Nowhere.
+    Never,
 }
 
 /// Heights of tiles that some kernel has.
@@ -167,6 +180,11 @@ impl HopperTile {
         }
     }
 
+    /// Whether its gated kernels can gather their rows of A.
+    pub const fn gathers(self) -> bool {
+        matches!(self, HopperTile::Wide)
+    }
+
     /// Columns of D in an item.
     pub const COLUMNS: usize = 256;
 
@@ -297,6 +315,26 @@ pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
     if is_hopper { hopper_block_m(shape) } else { portable_block_m(device.multiprocessors() as usize, shape) }
 }
 
+/// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens: each has `top_k` of
+/// `experts`, of which `local_experts` are here.
+///
+/// Scattered, a token is written once for each of its experts here; gathered, once. So it is gathered where that makes at least two
+/// on average, if tokens spread evenly. With fewer, scattering writes less: nothing of tokens that have no expert here. The kernels
+/// for few rows do not gather: their A is small, and few threads copy.
+pub fn gathers(
+    gather: Gather,
+    block_m: usize,
+    top_k: usize,
+    (local_experts, experts): (usize, usize),
+) -> bool {
+    let can = HopperTile::for_block_m(block_m).is_some_and(HopperTile::gathers);
+    match gather {
+        Gather::Auto => can && top_k * local_experts >= 2 * experts,
+        Gather::Always => can,
+        Gather::Never => false,
+    }
+}
+
 /// Mean number of rows of the experts that have any, if the rows are spread evenly.
 fn mean_rows(shape: &GemmShape) -> usize {
     shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
@@ -374,7 +412,9 @@ pub(in crate::ops) fn check_slabs(op: &'static str, items: usize, shape: &GemmSh
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK_M, GemmShape, HopperTile, PortableTile, hopper_block_m, portable_block_m};
+    use super::{
+        BLOCK_M, Gather, GemmShape, HopperTile, PortableTile, gathers, hopper_block_m, portable_block_m,
+    };
 
     #[test]
     fn tiles_grow_with_the_rows_per_expert() {
@@ -400,6 +440,17 @@ mod tests {
             let bytes = tile.shared_bytes(false).max(tile.shared_bytes(true));
             assert!(bytes <= 227 * 1024, "{tile:?}: {bytes}");
         }
+    }
+
+    #[test]
+    fn rows_are_gathered_where_tokens_have_several() {
+        let auto = |block_m, top_k, local| gathers(Gather::Auto, block_m, top_k, (local, 128));
+        assert_eq!([64, 128].map(|block_m| auto(block_m, 8, 128)), [false, true]);
+        assert_eq!([1, 2, 8].map(|top_k| auto(128, top_k, 128)), [false, true, true]);
+        // Of eight ranks each has one of a token's eight experts; of four, two.
+        assert_eq!([16, 32].map(|local| auto(128, 8, local)), [false, true]);
+        assert!(gathers(Gather::Always, 128, 1, (1, 128)) && !gathers(Gather::Always, 64, 8, (128, 128)));
+        assert!(!gathers(Gather::Never, 128, 8, (128, 128)));
     }
 
     #[test]

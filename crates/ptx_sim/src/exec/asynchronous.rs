@@ -222,6 +222,23 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Next
 }
 
+/// Counts a copy as made now instead of at its issue: a fence of the warp in between was none for what had not landed.
+fn postpone(ctx: &mut Ctx<'_>, copy: &mut SmallCopy) {
+    let agent = ctx.warp.agent;
+    let (by, now) = (copy.by, Access::new(agent, ctx.warp.clock.time(agent), copy.by.pc(), false));
+    if by == now {
+        return;
+    }
+    let (rank, within) = copy.destination;
+    let shared = &mut ctx.cluster.blocks[rank].shared;
+    let postponed = shared.for_cells(within, u32::from(copy.bytes), |cell, _| {
+        cell.postpone(by, now);
+        Ok(())
+    });
+    debug_assert!(postponed.is_ok());
+    copy.by = now;
+}
+
 /// `cp.async.mbarrier.arrive{.noinc} [a]`: `e` is 1 with `.noinc`.
 ///
 /// # Safety
@@ -241,7 +258,8 @@ pub(crate) unsafe fn arrive(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
             return ctx.stop(FaultKind::InvalidOperand, 1 << lane, detail);
         }
         let list = &mut ctx.warp.copies.list;
-        let copies = list.extract_if(.., |copy| usize::from(copy.lane) == lane).collect();
+        let mut copies: Vec<_> = list.extract_if(.., |copy| usize::from(copy.lane) == lane).collect();
+        copies.iter_mut().for_each(|copy| postpone(ctx, copy));
         let issuer = ctx.issuer(lane);
         let work = Work::Arrive { copies, barrier };
         if let Err(failure) = ctx.surroundings().issue(issuer, work, &clock, 0) {

@@ -111,6 +111,59 @@ fn generic_writes_need_a_proxy_fence() {
     }
 }
 
+/// Changes that make every thread bring 16 bytes of B with `cp.async`, tracked by the mbarrier, with `before` before it arrives and
+/// `after` behind its wait. The copies write through the generic proxy.
+fn gathered(before: &str, after: &str) -> (Kernel, u64) {
+    let copy = format!(
+        "LOADED: bar.warp.sync -1;
+        ld.param.u64 %rd20, [raw_b];
+        mul.wide.u32 %rd21, %r1, 16;
+        add.u64 %rd20, %rd20, %rd21;
+        shr.u32 %r30, %r1, 3;
+        xor.b32 %r31, %r1, %r30;
+        and.b32 %r31, %r31, 7;
+        shl.b32 %r31, %r31, 4;
+        mad.lo.u32 %r30, %r30, 128, %r31;
+        add.u32 %r30, %r30, %r11;
+        cp.async.cg.shared.global [%r30], [%rd20], 16;
+        {before}
+        cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r12];"
+    );
+    let b = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r11], [%rd2, {0, 0}], [%r12];";
+    let (mut kernel, out) = tile(&[
+        (".param .u64 out", ".param .u64 out, .param .u64 raw_b"),
+        ("[%r12], 1;", "[%r12], 129;"),
+        ("10240;", "8192;"),
+        (b, ""),
+        ("LOADED:\n    bar.warp.sync -1;", &copy),
+        (FENCE, &format!("{after} {FENCE}")),
+    ]);
+    let raw_b = upload(&mut kernel, &operands().1);
+    kernel.arg(raw_b);
+    (kernel, out)
+}
+
+#[test]
+fn gathered_operands_need_a_proxy_fence() {
+    let fence = "fence.proxy.async.shared::cta;";
+    for seed in SEEDS {
+        // By those who multiply, or by those who copied, when they have waited for their copies.
+        for (before, after) in [("", fence), (&*format!("cp.async.wait_all; {fence}"), "")] {
+            let (mut kernel, out) = gathered(before, after);
+            kernel.seed = seed;
+            run(&kernel, 1, 128);
+            check(&kernel, out, 16, product);
+        }
+        // A fence that comes while copies are under way is none for them.
+        for before in ["", fence] {
+            let (mut kernel, _) = gathered(before, "");
+            kernel.seed = seed;
+            let fault = expect_fault(kernel.run(1, 128), FaultKind::MissingProxyFence);
+            assert!(fault.detail.contains("cp.async"), "{fault}");
+        }
+    }
+}
+
 #[test]
 fn wgmma_without_its_fence() {
     let fault = caught(&[(FENCE, "")], FaultKind::AsyncHazard);

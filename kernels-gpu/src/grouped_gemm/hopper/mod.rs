@@ -27,6 +27,7 @@
 //! - `a` maps A `[P, k]`, `b` maps B as `[experts * rows, k]`, both e4m3, boxes of 128 bytes of K by the rows that each entry point
 //!   names, 128-byte swizzle; `k` is a multiple of 16, `n` of 8 (16 for the gated ends);
 //! - `schedule` is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
+//! - of the kernels that gather A's rows themselves (`*_gathered`), A and its scales are as those in [`wide`] say;
 //! - scales are as [`ScaleArguments`](super::scale_arguments::ScaleArguments) says, of A for all rows of the schedule;
 //! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile. Where D is added up,
 //!   `out` is sums f32 for all tokens, and `sorted_rows`, `topk_weights`, `slots` and `top_k` are as [`TokenSums`](token_sums::TokenSums)
@@ -71,7 +72,7 @@ struct BlockScales {
 }
 
 /// What a lane of the producer copies of one item's scales, slab by slab: those of rows `lane`, `lane + 32`, .. of A, and
-/// lanes 0 and 1 those of the item's blocks of B.
+/// lanes 0 and 1 those of the item's blocks of B. Where rows are gathered, each of 128 threads copies those of one.
 struct ScaleCopies {
     a: *const f32,
     rows_left: i32,
@@ -89,6 +90,16 @@ impl ScaleCopies {
         }
     }
 
+    /// For a thread's one row of A, of which nothing is read if there is none, and the item's blocks of B.
+    #[inline(always)]
+    fn of_row(scales: &ScaleArguments, row: Option<u32>, blocks: BlockScales, thread: u32) -> Self {
+        Self {
+            a: scales.a_group_row(row.unwrap_or(0)),
+            rows_left: row.is_some().into(),
+            b: blocks.first.wrapping_add((thread & 1) as usize * blocks.distance as usize),
+        }
+    }
+
     /// Passes over `slabs` slabs.
     #[inline(always)]
     fn skip(&mut self, scales: &ScaleArguments, slabs: u32) {
@@ -96,12 +107,17 @@ impl ScaleCopies {
         self.b = self.b.wrapping_add(slabs as usize);
     }
 
-    /// Copies the scales of the next slab to `to`.
+    /// Copies the scales of the next slab to `to`, as one of `THREADS` threads that copy those of `ROWS` rows.
     ///
     /// # Safety
     /// The item's rows and blocks have a scale for the slab; the stage at `to` is free.
     #[inline(always)]
-    unsafe fn issue<const ROWS: u32>(&mut self, scales: &ScaleArguments, to: u32, lane: u32) {
+    unsafe fn issue<const ROWS: u32, const THREADS: u32>(
+        &mut self,
+        scales: &ScaleArguments,
+        to: u32,
+        lane: u32,
+    ) {
         if scales.a_kind == A_PER_GROUP {
             let (mut row, mut source) = (0, self.a);
             while row < ROWS {
@@ -115,8 +131,8 @@ impl ScaleCopies {
                         )
                     };
                 }
-                source = source.wrapping_add(32 * scales.a_row_stride as usize);
-                row += 32;
+                source = source.wrapping_add(THREADS as usize * scales.a_row_stride as usize);
+                row += THREADS;
             }
             self.a = self.a.wrapping_add(scales.a_group_stride as usize);
         }

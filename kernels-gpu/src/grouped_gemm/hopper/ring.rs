@@ -14,17 +14,26 @@
 //!
 //! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when the consumers of
 //! both blocks are done with it: every consumer warp arrives at both blocks' barriers.
+//!
+//! In a gathered ring 128 threads copy operands as well, with `cp.async`, and each arrives behind its copies. These write through
+//! the generic proxy, and `wgmma` reads through the asynchronous one: a consumer fences when it has waited.
 
 use cuda_std::shared::Shared;
-use cuda_std::{cluster, mbarrier, shared, sync, thread};
+use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
 
 use super::{CONSUMER_WARPS, SCALE_ROWS, SCALE_SLOT_BYTES};
 use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
 
 /// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too. It
-/// is filled by the producers of `BLOCKS` blocks, a cluster.
+/// is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer warpgroup copy operands.
 #[derive(Clone, Copy)]
-pub struct Ring<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32> {
+pub struct Ring<
+    const STAGES: u32,
+    const STAGE_BYTES: u32,
+    const SCALED: bool,
+    const BLOCKS: u32,
+    const GATHERED: bool = false,
+> {
     base: u32,
 }
 
@@ -39,9 +48,17 @@ impl Position {
     pub const START: Self = Self { stage: 0, parity: 0 };
 }
 
-impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>
-    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>
+impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32, const GATHERED: bool>
+    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>
 {
+    /// Threads that arrive at a stage behind copies of their own.
+    const COPIERS: u32 = if GATHERED {
+        128
+    } else if SCALED {
+        32
+    } else {
+        0
+    };
     const SCALES: u32 = STAGES * STAGE_BYTES;
     const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * SCALE_SLOT_BYTES } else { 0 };
     /// Bytes of dynamic shared memory up to the end of the ring.
@@ -54,11 +71,10 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         if thread::thread_idx_x() == 0 {
             let mut stage = 0;
             while stage < STAGES {
-                // One arrival tells the bytes to expect, and each lane of the producer arrives behind its copies of scales.
-                let producers = if SCALED { 1 + 32 } else { 1 };
                 // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the barrier below.
                 unsafe {
-                    mbarrier::init(ring.full(stage), producers);
+                    // One arrival tells the bytes to expect.
+                    mbarrier::init(ring.full(stage), 1 + Self::COPIERS);
                     mbarrier::init(ring.empty(stage), BLOCKS * CONSUMER_WARPS);
                 }
                 stage += 1;
@@ -146,6 +162,10 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     pub fn wait_full(&self, position: Position) {
         // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
         unsafe { mbarrier::wait(self.full(position.stage), position.parity) }
+        if GATHERED {
+            // Here and not in the producer, which would have to wait for its copies before it could fence and arrive.
+            bulk::fence_shared();
+        }
     }
 
     /// Gives the stage back: one arrival for this warp. All its lanes call it together, done with the stage.

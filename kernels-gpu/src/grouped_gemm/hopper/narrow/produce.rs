@@ -106,7 +106,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                     let corner = [(slab * SLAB) as i32, part.first_row as i32];
                     tma::load_2d(to + 2 * ROWS_128, self.a, full, corner);
                 }
-                copies.issue::<N>(scales, self.ring.scales(stage), self.lane);
+                copies.issue::<N, 32>(scales, self.ring.scales(stage), self.lane);
                 mbarrier::arrive_after_copies(full);
             }
             self.position = self.ring.next(self.position);

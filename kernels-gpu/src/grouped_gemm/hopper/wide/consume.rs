@@ -51,8 +51,14 @@ impl Rows {
 /// # Safety
 /// The ring is filled with the slabs of one item; all consumer warps call it together.
 #[inline(always)]
-pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+pub unsafe fn fast<
+    const STAGES: u32,
+    const STAGE_BYTES: u32,
+    const SCALED: bool,
+    const BLOCKS: u32,
+    const GATHERED: bool,
+>(
+    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
     mut position: Position,
     slabs: u32,
     rows: &Rows,
@@ -91,8 +97,14 @@ pub unsafe fn fast<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool
 /// # Safety
 /// As [`fast`].
 #[inline(always)]
-pub unsafe fn promoted<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+pub unsafe fn promoted<
+    const STAGES: u32,
+    const STAGE_BYTES: u32,
+    const SCALED: bool,
+    const BLOCKS: u32,
+    const GATHERED: bool,
+>(
+    ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
     mut position: Position,
     slabs: u32,
     rows: &Rows,

@@ -92,7 +92,8 @@ impl Items {
     #[inline(always)]
     fn item(&self, band: Band) -> Item {
         let height = band.height();
-        let paired = if height % 2 == 0 && band.last_rows() <= 64 { height - 2 } else { height & !1 };
+        let paired =
+            if height.is_multiple_of(2) && band.last_rows() <= 64 { height - 2 } else { height & !1 };
         let (columns, place) = (band.item / height * BLOCKS, band.item % height);
         let (rank, shares_b) = (cluster::rank(), place < paired);
         let (row_tile, column) = if shares_b {

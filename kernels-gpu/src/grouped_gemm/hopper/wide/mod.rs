@@ -14,8 +14,12 @@
 //! column are in the same thread, and a row's maximum is in the four lanes of a quad.
 //!
 //! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand: see [`items`].
+//!
+//! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to be gathered
+//! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
+mod gather;
 mod items;
 mod notes;
 mod produce;
@@ -37,6 +41,7 @@ use consume::Rows;
 use items::Items;
 use notes::Notes;
 use produce::Producer;
+use store::InPlace;
 
 /// Rows of an item.
 const BM: u32 = 128;
@@ -79,7 +84,50 @@ trait End {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows);
 }
 
-/// The body of every kernel: the roles of the warps, and the loop over items.
+/// Where A is, and how the ring is filled with it: by TMA, or `GATHERED`.
+trait Source<const GATHERED: bool>: Copy {
+    /// Warps of the last warpgroup that fill the ring; the others wait for the end.
+    const WARPS: u32;
+
+    /// Fills the ring with the slabs of the block's items, B and the scales included.
+    ///
+    /// # Safety
+    /// The contract of the kernels; all threads of those warps call it together, once.
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
+        items: Items,
+        end: &impl End,
+        b: *const Map,
+        k: u32,
+    );
+}
+
+/// A map of A: rows are where the schedule says, and a warp is enough to ask for them.
+impl Source<false> for *const Map {
+    const WARPS: u32 = 1;
+
+    #[inline(always)]
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+        mut items: Items,
+        end: &impl End,
+        b: *const Map,
+        k: u32,
+    ) {
+        let mut producer = Producer::new(ring, self, b, end.scales(), k);
+        while let Some(item) = items.next() {
+            let (boxes, blocks) = end.operands(&item.tile);
+            // SAFETY: the caller's contract.
+            unsafe { producer.fill(&item, boxes, blocks) };
+        }
+        // SAFETY: as above.
+        unsafe { producer.finish() };
+    }
+}
+
+/// The body of the kernels whose rows of A are where the schedule says.
 ///
 /// # Safety
 /// The contract of the kernels; all threads of the block call it together.
@@ -91,10 +139,26 @@ unsafe fn run<const PROMOTED: bool, E: End>(
     k: u32,
     end: &E,
 ) {
+    // SAFETY: the caller's contract.
+    unsafe { run_from::<PROMOTED, false, _, _>(a, b, schedule, k, end) }
+}
+
+/// The body of every kernel: the roles of the warps, and the loop over items.
+///
+/// # Safety
+/// The contract of the kernels; all threads of the block call it together.
+#[inline(always)]
+unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERED>, E: End>(
+    a: S,
+    b: *const Map,
+    schedule: *const [u32; 4],
+    k: u32,
+    end: &E,
+) {
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
     // with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
-        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::new();
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
         if PROMOTED {
             ring.fill_constant_scales(end.scales());
         }
@@ -104,14 +168,8 @@ unsafe fn run<const PROMOTED: bool, E: End>(
         let warp = warp::shfl_idx(warp::FULL_MASK, thread::warp_id(), 0);
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
-            if warp == CONSUMER_WARPS {
-                let mut items = Items::new(schedule, end.n(), E::COLUMNS);
-                let mut producer = Producer::new(ring, a, b, end.scales(), k);
-                while let Some(item) = items.next() {
-                    let (boxes, blocks) = end.operands(&item.tile);
-                    producer.fill(&item, boxes, blocks);
-                }
-                producer.finish();
+            if warp < CONSUMER_WARPS + S::WARPS {
+                a.fill(ring, Items::new(schedule, end.n(), E::COLUMNS), end, b, k);
             }
             ring.leave();
             return;
@@ -181,7 +239,7 @@ impl End for GatedArguments {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
         // SAFETY: the caller's contract.
         unsafe {
-            let values = requantize::activated(total, tile, rows, self);
+            let values = requantize::activated(total, tile, rows, self, &InPlace);
             requantize::store(values, tile, rows, &self.out);
         }
     }

@@ -23,8 +23,14 @@ pub struct Notes {
 impl Notes {
     /// Those of `ring`, behind which there are 16 bytes of shared memory for every stage that nothing else uses.
     #[inline(always)]
-    pub fn of<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
-        ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+    pub fn of<
+        const STAGES: u32,
+        const STAGE_BYTES: u32,
+        const SCALED: bool,
+        const BLOCKS: u32,
+        const GATHERED: bool,
+    >(
+        ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
     ) -> Self {
         Self { first: Shared::from_address(ring.end()) }
     }
@@ -41,9 +47,15 @@ impl Notes {
 
     /// The tile of the item that begins at `position`, or `None` behind the last. All lanes of the warp call it together.
     #[inline(always)]
-    pub fn read<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32>(
+    pub fn read<
+        const STAGES: u32,
+        const STAGE_BYTES: u32,
+        const SCALED: bool,
+        const BLOCKS: u32,
+        const GATHERED: bool,
+    >(
         &self,
-        ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
+        ring: &Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
         position: Position,
     ) -> Option<Tile> {
         ring.wait_full(position);

@@ -21,7 +21,7 @@ use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 
 /// The mask of a cluster's blocks.
-const BOTH: u16 = (1 << BLOCKS) - 1;
+pub const BOTH: u16 = (1 << BLOCKS) - 1;
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
@@ -98,7 +98,7 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
                     }
                 }
                 if SCALED {
-                    copies.issue::<BM>(self.scales, self.ring.scales(stage), self.lane);
+                    copies.issue::<BM, 32>(self.scales, self.ring.scales(stage), self.lane);
                     mbarrier::arrive_after_copies(full);
                 }
             }

@@ -14,21 +14,49 @@ use crate::grouped_gemm::scale_arguments::{
 use crate::grouped_gemm::schedule::Tile;
 use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
+/// Which scale a row has, where A has one per row.
+pub trait RowScales {
+    /// The scale of the permuted row `row`.
+    ///
+    /// # Safety
+    /// `scales` has one for each row of A, and the row is one of the schedule.
+    unsafe fn load(&self, scales: *const f32, row: u32) -> f32;
+}
+
+/// A is permuted: so are its scales.
+pub struct InPlace;
+
+impl RowScales for InPlace {
+    #[inline(always)]
+    unsafe fn load(&self, scales: *const f32, row: u32) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe { memory::load_nc(scales.add(row as usize)) }
+    }
+}
+
 /// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
 ///
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
+unsafe fn row_scales(
+    scales: &ScaleArguments,
+    tile: &Tile,
+    rows: &Rows,
+    per_row: &impl RowScales,
+) -> [f32; 2] {
     if scales.a_kind == A_PER_GROUP {
         return [1.0; 2];
     }
-    let per_row = scales.a_kind == A_PER_ROW;
-    [rows.row, rows.row + 8].map(|row| {
-        let row = tile.first_row + row.min(tile.rows - 1);
-        // SAFETY: one scale, or one for every row of the schedule.
-        unsafe { memory::load_nc(scales.a.add(if per_row { row as usize } else { 0 })) }
-    })
+    if scales.a_kind == A_PER_ROW {
+        return [rows.row, rows.row + 8].map(|row| {
+            let row = tile.first_row + row.min(tile.rows - 1);
+            // SAFETY: there is a scale for every row, and the row is the tile's.
+            unsafe { per_row.load(scales.a, row) }
+        });
+    }
+    // SAFETY: one scale.
+    [unsafe { memory::load_nc(scales.a) }; 2]
 }
 
 /// Scales of two adjacent columns of `n` that apply to the whole sum; past the end, any.
@@ -62,6 +90,7 @@ pub unsafe fn scaled(
     tile: &Tile,
     rows: &Rows,
     scales: &ScaleArguments,
+    per_row: &impl RowScales,
     (left, right): (u32, u32),
     n: u32,
 ) -> [f32; 128] {
@@ -69,7 +98,7 @@ pub unsafe fn scaled(
     // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
     if scales.a_kind != A_PER_GROUP {
         // SAFETY: a tile of the schedule.
-        let a = unsafe { row_scales(scales, tile, rows) };
+        let a = unsafe { row_scales(scales, tile, rows, per_row) };
         unroll!(for i in 0..128 {
             total[i] *= a[i / 2 % 2];
         });
@@ -100,8 +129,9 @@ pub unsafe fn scaled(
 #[inline(always)]
 pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
     // SAFETY: a tile of the schedule.
-    let total =
-        unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
+    let total = unsafe {
+        scaled(total, tile, rows, &arguments.scales, &InPlace, (tile.n0, tile.n0 + 128), arguments.n)
+    };
     if arguments.out_type == TOKEN_SUMS {
         // SAFETY: a tile of the schedule.
         return unsafe { add(&total, tile, rows, arguments) };

@@ -1,0 +1,312 @@
+//! Rows of A gathered by token: what fills the ring, and the entry points, of gated kernels that need no permuted copy of A.
+//!
+//! The permutation says whose row of A the permuted row p is: `sorted_rows[p] = token * top_k + slot`. TMA of Hopper takes rows that
+//! follow each other, so that the threads of the last warpgroup copy instead, 16 bytes at a time with `cp.async`, to where TMA
+//! would have put them:
+//!
+//! ```text
+//!   thread t, of warp w = t / 32:     knows the token of row t of the tile, and copies the row's scales
+//!   its lane l, in copy i = 0 .. 8:   chunk l % 8 of row 32 w + 4 i + l / 8, whose token lane 4 i + l / 8 knows
+//!
+//!                    chunk 0   1   2   3   4   5   6   7
+//!   row 32 w + 4 i (even) l0  l1  l2  l3  l4  l5  l6  l7        a row of a stage: 128 bytes, a line of L2
+//!                  + 1    l9  l8 l11 l10 l13 l12 l15 l14        chunk c of row r lies at place c ^ (r % 8)
+//!                  + 2   l18 l19 l16 l17 ..
+//! ```
+//!
+//! Rows past the end of the tile, padding and bytes past the end of K become zeros, which costs no read. Of a tile of up to 64 rows
+//! nobody reads the rows from 64 on, and they are left alone.
+//!
+//! # Order
+//! B comes by TMA as ever, one half from each block of the cluster where their items share it. A is each block's own, also where both
+//! have the same rows. Each of the 128 threads waits for a stage to be free, copies, and arrives behind its copies
+//! (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence ([`ring`](super::super::ring)).
+
+use cuda_std::tma::{self, TensorMap};
+use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
+
+use super::consume::Rows;
+use super::items::{Item, Items};
+use super::notes::Notes;
+use super::produce::BOTH;
+use super::store::RowScales;
+use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, requantize, run_from};
+use crate::grouped_gemm::SLAB;
+use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
+use crate::grouped_gemm::hopper::ring::{Position, Ring};
+use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
+use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::schedule::Tile;
+
+/// Bytes of a copy.
+const CHUNK: u32 = 16;
+/// Chunks of a row of a stage.
+const CHUNKS: u32 = SLAB / CHUNK;
+/// Rows that a warp copies a chunk of with one instruction.
+const ROWS_AT_A_TIME: u32 = 32 / CHUNKS;
+
+/// The place of a row that does not exist.
+const NOWHERE: u32 = u32::MAX;
+
+/// A in the order of the tokens.
+#[derive(Clone, Copy)]
+struct TokenRows {
+    /// `[tokens, k]`.
+    a: *const u8,
+    /// Permuted row to expanded row.
+    sorted_rows: *const i32,
+    tokens: u32,
+    top_k: u32,
+}
+
+impl TokenRows {
+    /// The token whose row of A the permuted row `row` is; none for padding.
+    ///
+    /// # Safety
+    /// `sorted_rows` has the row.
+    #[inline(always)]
+    unsafe fn token(&self, row: u32) -> Option<u32> {
+        // SAFETY: the caller's contract; the permutation is complete, and `top_k` at least 1: a check would end in a trap.
+        let expanded = unsafe {
+            core::hint::assert_unchecked(self.top_k != 0);
+            memory::load_nc(self.sorted_rows.add(row as usize)) as u32
+        };
+        let token = expanded / self.top_k;
+        (token < self.tokens).then_some(token)
+    }
+}
+
+impl RowScales for TokenRows {
+    #[inline(always)]
+    unsafe fn load(&self, scales: *const f32, row: u32) -> f32 {
+        // SAFETY: the caller's contract; there is a token, since there are rows, and a scale for every one.
+        unsafe {
+            let token = self.token(row);
+            // No branch: it would cost registers where none is left.
+            let scale = memory::load_nc(scales.add(token.unwrap_or(0) as usize));
+            if token.is_some() { scale } else { 0.0 }
+        }
+    }
+}
+
+impl Source<true> for TokenRows {
+    const WARPS: u32 = 4;
+
+    #[inline(always)]
+    unsafe fn fill<const SCALED: bool>(
+        self,
+        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, true>,
+        mut items: Items,
+        end: &impl End,
+        b: *const TensorMap,
+        k: u32,
+    ) {
+        let thread = thread::thread_idx_x() - CONSUMERS;
+        let (warp, lane) = (thread / 32, thread % 32);
+        let (chunk, row) = (lane % CHUNKS, lane / CHUNKS);
+        // Four rows further, the place within the row changes in its highest bit.
+        let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
+        let places = [even, even ^ (4 * CHUNK)];
+        let mut position = Position::START;
+        let rank = cluster::rank();
+        while let Some(Item { tile, shares_b }) = items.next() {
+            let ([first, second], blocks) = end.operands(&tile);
+            let mut token = None;
+            if thread < tile.rows {
+                // SAFETY: the permutation has the tile's rows.
+                token = unsafe { self.token(tile.first_row + thread) };
+            }
+            let mut copies = ScaleCopies::of_row(end.scales(), token, blocks, thread);
+            // In chunks, which 32 bits can count.
+            let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
+            let mut rows = [0; 8];
+            unroll!(for i in 0..8 {
+                rows[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + row);
+            });
+            let is_read = 64 * (warp / 2) < tile.rows;
+            let mut k0 = 0;
+            while k0 < k {
+                let Position { stage, .. } = position;
+                let (to, full) = (ring.stage(stage), ring.full(stage));
+                ring.wait_empty(position);
+                // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
+                // are shared; the bytes expected are those of B. Tokens that exist have a row, of which the chunks before the end of
+                // K are read. The map is the kernel's parameter.
+                unsafe {
+                    if thread == 0 {
+                        if k0 == 0 {
+                            Notes::of(&ring).write(stage, &tile);
+                        }
+                        mbarrier::arrive_expect_tx(full, 2 * ROWS_128);
+                        if shares_b {
+                            let own = if rank == 0 { first } else { second };
+                            let to = to + (1 + rank) * ROWS_128;
+                            tma::load_2d_multicast(to, b, full, [k0 as i32, own as i32], BOTH);
+                        } else {
+                            tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
+                            tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
+                        }
+                    }
+                    if is_read {
+                        let column = k0 + chunk * CHUNK;
+                        let source = self.a.wrapping_add(column as usize);
+                        unroll!(for i in 0..8 {
+                            cp_async::copy16_zfill(
+                                to + places[i % 2] + i * ROWS_AT_A_TIME * SLAB,
+                                source.wrapping_add(rows[i] as usize * CHUNK as usize),
+                                rows[i] != NOWHERE && column < k,
+                            );
+                        });
+                    }
+                    if SCALED {
+                        copies.issue::<BM, 128>(end.scales(), ring.scales(stage), thread);
+                    }
+                    mbarrier::arrive_after_copies(full);
+                }
+                position = ring.next(position);
+                k0 += SLAB;
+            }
+        }
+        let full = ring.full(position.stage);
+        ring.wait_empty(position);
+        // SAFETY: the stage is free. No bytes are expected in it.
+        unsafe {
+            if thread == 0 {
+                Notes::of(&ring).write(position.stage, &Tile::NONE);
+                mbarrier::arrive(full);
+            }
+            mbarrier::arrive_after_copies(full);
+        }
+        // A thread does not exit with copies in flight.
+        cp_async::wait_all();
+    }
+}
+
+/// The gated end of gathered rows. An item is the same; the scales of its rows are those of their tokens.
+struct Gathered {
+    gated: GatedArguments,
+    rows: TokenRows,
+}
+
+impl End for Gathered {
+    const COLUMNS: u32 = GatedArguments::COLUMNS;
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.gated.n()
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> &ScaleArguments {
+        &self.gated.scales
+    }
+
+    #[inline(always)]
+    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+        self.gated.operands(tile)
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let values = requantize::activated(total, tile, rows, &self.gated, &self.rows);
+            requantize::store(values, tile, rows, &self.gated.out);
+        }
+    }
+}
+
+/// As [`hopper_wide_gated_fast`](super::hopper_wide_gated_fast), the rows of A gathered: those of the schedule's row p are row
+/// `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token. Scales of A per call or token.
+///
+/// # Safety
+/// The contract in the module documentation of [`hopper`](super::super), but for A: `a` is 16-byte aligned, of fewer than 2^32 chunks
+/// of 16 bytes, and its scales are those of the tokens; `sorted_rows` has an element for every row of the schedule; `top_k` is at
+/// least 1.
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
+pub unsafe fn hopper_wide_gated_fast_gathered(
+    a: *const u8,
+    b: TensorMap,
+    sorted_rows: *const i32,
+    a_scale: *const f32,
+    b_scale: *const f32,
+    schedule: *const [u32; 4],
+    q: *mut u8,
+    given_scale: *const f32,
+    q_scales: *mut f32,
+    q_row_stride: u64,
+    q_group_stride: u64,
+    tokens: u32,
+    top_k: u32,
+    intermediate: u32,
+    k: u32,
+    a_scale_kind: u32,
+    b_scale_kind: u32,
+    activation: u32,
+) {
+    let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let out = Requantization {
+        q,
+        intermediate,
+        activation,
+        given_scale,
+        scales: q_scales,
+        row_stride: q_row_stride,
+        group_stride: q_group_stride,
+    };
+    let rows = TokenRows { a, sorted_rows, tokens, top_k };
+    let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
+    // SAFETY: the kernel's contract.
+    unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
+}
+
+/// As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is
+/// a multiple of 128.
+///
+/// # Safety
+/// As [`hopper_wide_gated_fast_gathered`].
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
+pub unsafe fn hopper_wide_gated_promoted_gathered(
+    a: *const u8,
+    b: TensorMap,
+    sorted_rows: *const i32,
+    a_scale: *const f32,
+    b_scale: *const f32,
+    schedule: *const [u32; 4],
+    q: *mut u8,
+    given_scale: *const f32,
+    q_scales: *mut f32,
+    a_scale_row_stride: u64,
+    a_scale_group_stride: u64,
+    q_row_stride: u64,
+    q_group_stride: u64,
+    tokens: u32,
+    top_k: u32,
+    intermediate: u32,
+    k: u32,
+    a_scale_kind: u32,
+    b_scale_kind: u32,
+    activation: u32,
+) {
+    let scales = ScaleArguments {
+        a: a_scale,
+        a_row_stride: a_scale_row_stride,
+        a_group_stride: a_scale_group_stride,
+        a_kind: a_scale_kind,
+        b: b_scale,
+        b_kind: b_scale_kind,
+    };
+    let out = Requantization {
+        q,
+        intermediate,
+        activation,
+        given_scale,
+        scales: q_scales,
+        row_stride: q_row_stride,
+        group_stride: q_group_stride,
+    };
+    let rows = TokenRows { a, sorted_rows, tokens, top_k };
+    let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
+    // SAFETY: the kernel's contract.
+    unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
+}
