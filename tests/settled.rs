@@ -54,6 +54,7 @@ fn new_rows_are_not_settled() {
                     _ => Scheme::Group { group_size: 128, scales, layout: ScaleLayout::row_major(2) },
                 },
                 q: q.as_mut_slice(),
+                cleared: None,
             };
             let shape = QuantizeShape { rows: 1, columns: 256 };
             if settled {
