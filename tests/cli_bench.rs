@@ -100,6 +100,7 @@ fn bench_errors_are_one_line() {
         &bench(&["--accumulation", "fast", "--scheme", "per-token,block"]),
         "accumulation = fast: must not go with scheme block, whose scales are applied every 128 of K",
     );
+    assert_one_line_error(&bench(&["--prefetch", "2048"]), "prefetch = 2048: must be below 2048, in MiB");
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");

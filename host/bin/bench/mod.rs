@@ -47,6 +47,9 @@ pub struct Arguments {
     /// promoted (folded into f32 every 128 of K)
     #[arg(long, value_name = "HOW", default_value = "auto")]
     accumulation: String,
+    /// Ask L2 for so much of the weights ahead, where the routed rows are at most 64; 0 for none [default: the layer's]
+    #[arg(long, value_name = "MIB")]
+    prefetch: Option<usize>,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,

@@ -61,11 +61,16 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         let rule = "must not go with scheme block, whose scales are applied every 128 of K";
         return Err(Error::argument("bench", "accumulation", "fast", rule));
     }
+    let prefetch = arguments.prefetch.map(prefetch_bytes).transpose()?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let config = MoeConfig { accumulation: accumulation.unwrap_or(config.accumulation), ..config };
+            let config = MoeConfig {
+                accumulation: accumulation.unwrap_or(config.accumulation),
+                prefetch_bytes: prefetch.unwrap_or(config.prefetch_bytes),
+                ..config
+            };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -90,6 +95,14 @@ fn accumulation(name: &str) -> Result<Option<Accumulation>> {
         "promoted" => Ok(Some(Accumulation::Promoted)),
         _ => Err(Error::argument("bench", "accumulation", name, "must be auto, fast or promoted")),
     }
+}
+
+/// The bytes that an argument in MiB stands for.
+fn prefetch_bytes(mib: usize) -> Result<usize> {
+    if mib >= 2048 {
+        return Err(Error::argument("bench", "prefetch", mib, "must be below 2048, in MiB"));
+    }
+    Ok(mib << 20)
 }
 
 /// The name of an accumulation.
