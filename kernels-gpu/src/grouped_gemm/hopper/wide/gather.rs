@@ -124,6 +124,11 @@ impl Source<true> for TokenRows {
                 rows[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + row);
             });
             let is_read = 64 * (warp / 2) < tile.rows;
+            ring.wait_empty(position);
+            if thread == 0 {
+                // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
+                unsafe { Notes::of(&ring).write(position.stage, &tile) };
+            }
             let mut k0 = 0;
             while k0 < k {
                 let Position { stage, .. } = position;
@@ -134,9 +139,6 @@ impl Source<true> for TokenRows {
                 // K are read. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
-                        if k0 == 0 {
-                            Notes::of(&ring).write(stage, &tile);
-                        }
                         mbarrier::arrive_expect_tx(full, 2 * ROWS_128);
                         if shares_b {
                             let own = if rank == 0 { first } else { second };

@@ -52,9 +52,12 @@ const BM: u32 = 128;
 /// than 168 a thread; with twelve, a whole warpgroup gives registers back.
 const THREADS: u32 = CONSUMERS + 128;
 
-/// Registers of a thread that does not multiply, and of one that does: at the start all have 168.
-const PRODUCER_REGISTERS: u32 = 48;
+/// Registers of a thread that does not multiply, and of one that does. At the start all have 168, as many as 384 threads can have, and
+/// there are no others: a thread that wants more than the producers give back waits for ever.
+const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
+const _: () =
+    assert!((THREADS - CONSUMERS) * PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= THREADS * 168);
 
 /// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this size: 32 or 40 KiB
 /// instead of 48 for every 8.4 MFLOP.

@@ -68,6 +68,11 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
     pub unsafe fn fill(&mut self, item: &Item, boxes: [u32; 2], blocks: BlockScales) {
         let tile = &item.tile;
         let mut copies = ScaleCopies::new(self.scales, tile.first_row, tile.rows, blocks, self.lane);
+        self.ring.wait_empty(self.position);
+        if self.lane == 0 {
+            // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
+            unsafe { Notes::of(&self.ring).write(self.position.stage, tile) };
+        }
         let mut k0 = 0;
         while k0 < self.k {
             let Position { stage, .. } = self.position;
@@ -81,9 +86,6 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
-                    if k0 == 0 {
-                        Notes::of(&self.ring).write(stage, tile);
-                    }
                     mbarrier::arrive_expect_tx(full, 3 * ROWS_128);
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
