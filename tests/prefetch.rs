@@ -136,13 +136,10 @@ fn prefetches_to_the_last_byte() {
     }
 }
 
-/// What makes a good prefetch bad.
-type Change = fn(&mut Prefetch<'_>);
-
 #[test]
 fn refuses_bad_prefetches() {
     let good = PermuteShape { tokens: 4, top_k: 2, experts: 8, local_experts: 8, alignment: 1 };
-    let refusal = |device: &Device, shape: PermuteShape, change: Change| {
+    let refusal = |device: &Device, shape: PermuteShape, change: fn(&mut Prefetch<'_>)| {
         let weights = Weights::new(device, 8, 32, 16);
         let mut prefetch = weights.prefetch(1 << 20);
         change(&mut prefetch);
@@ -174,7 +171,7 @@ fn refuses_bad_prefetches() {
             continue;
         }
         let many = PermuteShape { tokens: 33, ..good };
-        let cases: [(PermuteShape, Change, &str); 5] = [
+        let cases: [(PermuteShape, fn(&mut Prefetch<'_>), &str); 5] = [
             (many, |_| (), "prefetch = Some: must be None with 66 rows: at most 64 can have it"),
             (good, |p| p.hidden = 24, "hidden = 24: must be a multiple of 16 from 16 to below 2^24"),
             (
