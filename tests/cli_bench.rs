@@ -105,7 +105,6 @@ fn bench_errors_are_one_line() {
         "MoeConfig: reduction = any: must be deterministic or order-free",
     );
     assert_one_line_error(&bench(&["--gather", "yes"]), "gather = yes: must be auto, always or never");
-    assert_one_line_error(&bench(&["--prefetch", "2048"]), "prefetch = 2048: must be below 2048, in MiB");
     assert_one_line_error(&bench(&["--part", "router"]), "part = router: must be all, or of layer, permute");
     assert_one_line_error(&bench(&["--routing", "skewed"]), "routing = skewed: must be uniform, zipf:S or a");
     assert_one_line_error(&bench(&["--tokens", "0"]), "tokens = 0: must be in 1..2^24");

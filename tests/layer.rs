@@ -120,42 +120,6 @@ proptest! {
     }
 }
 
-/// Weights that are asked for early change no bit: none, a part of w13, all of it and a part of w2.
-#[test]
-fn prefetches_change_nothing() {
-    let sizes = [6, 2, 272, 144];
-    for (seed, quantization) in
-        (0..).zip([Quantization::TensorStatic, Quantization::ChannelToken, Quantization::Block128])
-    {
-        for device in families() {
-            let stream = device.default_stream();
-            let whole =
-                Layer::random(config(quantization, Routing::Softmax { renormalize: true }, sizes), seed);
-            let hidden = oracle::hidden_states(5 * whole.config.hidden_size, seed);
-            let (ids, weights) = random_routing(&whole.config, 5, Skew::Invalid, seed);
-            for local_experts in [None, Some(vec![1, 2, 4])] {
-                let config = MoeConfig { local_experts, ..whole.config.clone() };
-                let run = |prefetch_bytes| {
-                    timing(seed);
-                    let config = MoeConfig { prefetch_bytes, ..config.clone() };
-                    let layer = MoeLayer::new(&device, &config, &whole.weights(&config)).unwrap();
-                    cuda_driver::sim::take_counters();
-                    let out = run_routed(&stream, &layer, &hidden, &ids, &weights, Some(0xff)).unwrap();
-                    (bits(&out), cuda_driver::sim::take_counters().l2_prefetch_bytes)
-                };
-                let (without, none) = run(0);
-                assert_eq!(none, 0);
-                for bytes in [400 << 10, 1 << 20, MoeConfig::default().prefetch_bytes] {
-                    let (with, asked) = run(bytes);
-                    assert!(with == without, "{quantization:?} {bytes}");
-                    let asks = device.is_emulated() && device.family() == Family::Sm90a;
-                    assert_eq!(asked > 0, asks, "{quantization:?} {bytes}");
-                }
-            }
-        }
-    }
-}
-
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }

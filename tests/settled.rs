@@ -89,7 +89,6 @@ fn a_new_routing_is_not_settled() {
         row_experts: None,
         problem_sizes: None,
         tile_schedule: None,
-        prefetch: None,
         path: PermutePath::Auto,
     };
     let shape = PermuteShape { tokens: 1, top_k: 2, experts: 2, local_experts: 2, alignment: 1 };

@@ -125,10 +125,6 @@ pub struct MoeConfig {
     pub path: Path,
     /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
     pub gather: Gather,
-    /// How many bytes of the weights to ask the L2 cache for while the routing is sorted, below 2^31; 0 for none. Only forwards of at most
-    /// 64 routed rows (`T * k`), by Hopper's kernels, ask: they would find memory idle until their first GEMM. More than L2 keeps until
-    /// then (an H200 has 50 MB) would be read twice. Outputs do not depend on it.
-    pub prefetch_bytes: usize,
     /// The experts this rank holds, in ascending order; `None` for all of them.
     pub local_experts: Option<Vec<usize>>,
 }
@@ -148,7 +144,6 @@ impl Default for MoeConfig {
             reduction: Reduction::default(),
             path: Path::Auto,
             gather: Gather::Auto,
-            prefetch_bytes: 24 << 20,
             local_experts: None,
         }
     }
@@ -203,9 +198,6 @@ impl MoeConfig {
                 "must be finite".into()
             })?;
         }
-        require(self.prefetch_bytes < 1 << 31, OP, "prefetch_bytes", self.prefetch_bytes, || {
-            "must be below 2^31".into()
-        })?;
         if let Some(local) = &self.local_experts {
             let ascending = local.windows(2).all(|pair| pair[0] < pair[1]);
             require(ascending, OP, "local_experts", format!("{local:?}"), || "must ascend".into())?;

@@ -4,7 +4,6 @@ use half::{bf16, f16};
 
 use super::OP;
 use crate::buffer::{Slice, SliceMut};
-use crate::device::Device;
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::layer::config::{MoeConfig, Quantization, Reduction, Routing, SecondScales};
@@ -16,7 +15,7 @@ use crate::ops::gated_gemm::{GatedGemm, GatedShape, GatheredRows, gated_gemm_wit
 use crate::ops::grouped_gemm::{
     AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, TokenSums, grouped_gemm_with_settled_schedule,
 };
-use crate::ops::permute::{Permute, PermutePath, Prefetch, ScaleLayout, permute};
+use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
@@ -300,23 +299,9 @@ impl Call<'_> {
                 block_m: parts.block_m,
                 entries: parts.schedule.reborrow(),
             }),
-            prefetch: self.prefetch(stream.device()),
             path: PermutePath::Auto,
         };
         permute(stream, permute_shape(self.config, self.tokens), args)
-    }
-
-    /// The weights that `permute` asks L2 for, where it can.
-    fn prefetch(&self, device: &Device) -> Option<Prefetch<'_>> {
-        let bytes = self.config.prefetch_bytes;
-        let wanted = bytes > 0 && permute_shape(self.config, self.tokens).can_prefetch(device);
-        wanted.then(|| Prefetch {
-            w13: self.weights.w13.as_slice(),
-            w2: self.weights.w2.as_slice(),
-            hidden: self.config.hidden_size,
-            intermediate: self.config.padded_intermediate(),
-            bytes,
-        })
     }
 
     fn quantize(

@@ -1,14 +1,12 @@
 //! Permutation of expanded rows into expert order, and the copy of activations along with it.
 //!
-//! [`permute`] sorts the routed ids in one launch, and may ask L2 for weights meanwhile. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
+//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
 
 use bytemuck::Pod;
 
 use super::problem_sizes::{ProblemSizesOut, Targets, TileScheduleOut};
 use crate::buffer::{Slice, SliceMut};
-use crate::device::{Device, Family};
 use crate::error::{Result, require};
-use crate::fp8::E4m3;
 use crate::kernel::DevicePtr;
 use crate::kernels;
 use crate::stream::Stream;
@@ -40,44 +38,6 @@ impl PermuteShape {
         let padding = self.local_experts.min(self.rows()) * self.alignment.saturating_sub(1);
         (self.rows() + padding).next_multiple_of(self.alignment.max(1))
     }
-
-    /// Whether [`permute`] can ask L2 for weights on the way: with at most 64 rows, on devices with Hopper's kernels.
-    pub fn can_prefetch(&self, device: &Device) -> bool {
-        device.family() == Family::Sm90a && self.rows() <= MAX_PREFETCH_ROWS
-    }
-}
-
-impl Prefetch<'_> {
-    fn check(&self, shape: &PermuteShape, stream: &Stream) -> Result<()> {
-        let family = stream.device().family();
-        require(family == Family::Sm90a, OP, "prefetch", "Some", || {
-            format!("must be None with kernels of {family}: only those of {} have it", Family::Sm90a)
-        })?;
-        require(shape.can_prefetch(stream.device()), OP, "prefetch", "Some", || {
-            format!("must be None with {} rows: at most {MAX_PREFETCH_ROWS} can have it", shape.rows())
-        })?;
-        for (name, size) in [("hidden", self.hidden), ("intermediate", self.intermediate)] {
-            let fits = size.is_multiple_of(16) && (16..1 << 24).contains(&size);
-            require(fits, OP, name, size, || "must be a multiple of 16 from 16 to below 2^24".into())?;
-        }
-        checked_i32(OP, "bytes", self.bytes)?;
-        let matrix = self.hidden * self.intermediate;
-        for (name, weights, matrices) in [("w13", &self.w13, 2), ("w2", &self.w2, 1)] {
-            weights.check(OP, name, shape.local_experts.saturating_mul(matrices * matrix), stream)?;
-            let address = weights.ptr().raw();
-            require(address.is_multiple_of(16), OP, name, format!("{address:#x}"), || {
-                "must be 16-byte aligned".into()
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Blocks that ask, besides those that sort.
-    fn blocks(&self, shape: &PermuteShape, multiprocessors: u32) -> usize {
-        let weights =
-            shape.rows().min(shape.local_experts).saturating_mul(3 * self.hidden * self.intermediate);
-        weights.min(self.bytes).div_ceil(PREFETCH_BYTES_PER_BLOCK).min(multiprocessors as usize)
-    }
 }
 
 /// How the sort is cut into blocks. The result is the same, bit for bit.
@@ -98,32 +58,6 @@ pub enum PermutePath {
         steps: usize,
     },
 }
-
-/// Weights that L2 is asked for while the rows are sorted: with few tokens a layer takes as long as its experts' weights, and memory
-/// would idle until its first GEMM begins. What is computed does not depend on it.
-///
-/// Of the experts that the ids name, each row of `w13` is asked for up to the same column: with A such experts,
-/// `bytes / (A * 2 * intermediate)` bytes of a row, rounded down to a multiple of 128, or the row. Where that is all of `w13`, the same
-/// is done with `w2` and the bytes that are left.
-#[derive(Clone, Copy)]
-pub struct Prefetch<'a> {
-    /// `[E_loc, 2 * intermediate, hidden]`.
-    pub w13: Slice<'a, E4m3>,
-    /// `[E_loc, hidden, intermediate]`.
-    pub w2: Slice<'a, E4m3>,
-    /// A multiple of 16.
-    pub hidden: usize,
-    /// A multiple of 16.
-    pub intermediate: usize,
-    /// Most bytes to ask for, below 2^31.
-    pub bytes: usize,
-}
-
-/// Most rows with a prefetch: every block makes its list of experts by comparing rows, and with more of them a layer is long enough
-/// without.
-const MAX_PREFETCH_ROWS: usize = 64;
-/// What a block asks for at least: there are no more blocks than that takes, and at most one to a multiprocessor.
-const PREFETCH_BYTES_PER_BLOCK: usize = 128 * 1024;
 
 /// Warps of a block.
 const WARPS: usize = 16;
@@ -161,8 +95,6 @@ pub struct Permute<'a> {
     pub problem_sizes: Option<ProblemSizesOut<'a>>,
     /// Tile schedule, written on the way.
     pub tile_schedule: Option<TileScheduleOut<'a>>,
-    /// Weights to ask L2 for; only where [`PermuteShape::can_prefetch`].
-    pub prefetch: Option<Prefetch<'a>>,
     /// How to cut the work.
     pub path: PermutePath,
 }
@@ -260,9 +192,6 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
     if let Some(schedule) = &args.tile_schedule {
         schedule.check(OP, capacity, local_experts, stream)?;
     }
-    if let Some(prefetch) = &args.prefetch {
-        prefetch.check(&shape, stream)?;
-    }
     let device = stream.device();
     let cut = shape.cut(args.path, device.multiprocessors(), device.shared_per_block())?;
     if rows == 0 {
@@ -275,10 +204,6 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
     let (sorted_rows, inverse) = (args.sorted_rows.ptr(), args.inverse.ptr());
     let row_experts = args.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
     let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
-    let prefetch = args.prefetch.as_ref();
-    let more_blocks = prefetch.map_or(0, |prefetch| prefetch.blocks(&shape, device.multiprocessors()));
-    let weights = |part: fn(&Prefetch<'_>) -> DevicePtr<u8>| prefetch.map_or(DevicePtr::null(), part);
-    let size = |part: fn(&Prefetch<'_>) -> usize| prefetch.map_or(0, part) as u32;
     let kernel = kernels::Permute {
         topk_ids,
         expert_map,
@@ -300,17 +225,9 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
         intermediate,
         swap_operands,
         block_m,
-        sorting_blocks: cut.blocks as u32,
-        w13: weights(|prefetch| prefetch.w13.ptr().cast()),
-        w2: weights(|prefetch| prefetch.w2.ptr().cast()),
-        weights_hidden: size(|prefetch| prefetch.hidden),
-        weights_intermediate: size(|prefetch| prefetch.intermediate),
-        prefetch_bytes: size(|prefetch| prefetch.bytes),
     };
-    let blocks = (cut.blocks + more_blocks) as u32;
-    // SAFETY: every list was checked to have its length on this device, and the numbers to fit. There are more blocks than sort only
-    // with a prefetch, which was checked to be one that these kernels can do.
-    unsafe { device.launch(stream, blocks, cut.shared_bytes as u32, &kernel) }
+    // SAFETY: every list was checked to have its length on this device, and the numbers to fit.
+    unsafe { device.launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
 }
 
 /// Where the scales of rows are: scale `g` of row `i` is element `i * row_stride + g * group_stride`.

@@ -90,21 +90,13 @@ impl TileSchedule {
         }
     }
 
-    /// Writes the share of block `block` of `blocks` of the `tiles` of an expert, whose rows are `first_row .. first_row + rows`: every
-    /// so many-th tile. So one expert with all the rows costs no block more than its share.
+    /// Writes this block's share of the `tiles` of an expert, whose rows are `first_row .. first_row + rows`: every so
+    /// many-th tile. So one expert with all the rows costs no block more than its share.
     ///
     /// # Safety
     /// `tiles` is that of `rows`; the entries exist, from `first_tile` on behind the header; `first_row + rows < 2^31`.
     #[inline(always)]
-    pub unsafe fn write_tiles(
-        self,
-        expert: u32,
-        first_tile: u32,
-        tiles: u32,
-        first_row: u32,
-        rows: u32,
-        (block, blocks): (u32, u32),
-    ) {
+    pub unsafe fn write_tiles(self, expert: u32, first_tile: u32, tiles: u32, first_row: u32, rows: u32) {
         if self.entries.is_null() {
             return;
         }
@@ -112,7 +104,7 @@ impl TileSchedule {
         // Most experts have one band, which takes no division.
         let bands = rows.div_ceil(BAND_ROWS.max(self.block_m));
         let height = if bands <= 1 { tiles } else { tiles.div_ceil(bands) };
-        let mut tile = block;
+        let mut tile = thread::block_idx_x();
         while tile < tiles {
             let row = first_row + tile * self.block_m;
             let number = if bands <= 1 { tile } else { tile % height };
@@ -122,7 +114,7 @@ impl TileSchedule {
                 let entry = [expert, row, self.block_m.min(end - row), band_rows << 16 | number];
                 self.write_entry(FIRST_TILE + first_tile + tile, entry);
             }
-            tile += blocks;
+            tile += thread::grid_dim_x();
         }
     }
 
@@ -217,8 +209,7 @@ pub unsafe fn tile_schedule(
         unsafe {
             let tiles = schedule.tiles(rows);
             let ([_, first_tile], [_, all_tiles]) = exclusive_scan([0, tiles]);
-            let share = (thread::block_idx_x(), thread::grid_dim_x());
-            schedule.write_tiles(expert, tiles_before + first_tile, tiles, first_row, rows, share);
+            schedule.write_tiles(expert, tiles_before + first_tile, tiles, first_row, rows);
             tiles_before += all_tiles;
         }
         chunk += THREADS;

@@ -53,9 +53,6 @@ pub struct Arguments {
     /// Whether the first GEMM gathers its rows by token: auto, always (where its kernels can) or never
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     gather: String,
-    /// Ask L2 for so much of the weights ahead, where the routed rows are at most 64; 0 for none [default: the layer's]
-    #[arg(long, value_name = "MIB")]
-    prefetch: Option<usize>,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,

@@ -63,18 +63,12 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     }
     let reduction: Reduction = arguments.reduction.parse()?;
     let gather = gather(&arguments.gather)?;
-    let prefetch = arguments.prefetch.map(prefetch_bytes).transpose()?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
-            let config = MoeConfig {
-                accumulation: accumulation.unwrap_or(config.accumulation),
-                reduction,
-                gather,
-                prefetch_bytes: prefetch.unwrap_or(config.prefetch_bytes),
-                ..config
-            };
+            let accumulation = accumulation.unwrap_or(config.accumulation);
+            let config = MoeConfig { accumulation, reduction, gather, ..config };
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -109,14 +103,6 @@ fn gather(name: &str) -> Result<Gather> {
         "never" => Ok(Gather::Never),
         _ => Err(Error::argument("bench", "gather", name, "must be auto, always or never")),
     }
-}
-
-/// The bytes that an argument in MiB stands for.
-fn prefetch_bytes(mib: usize) -> Result<usize> {
-    if mib >= 2048 {
-        return Err(Error::argument("bench", "prefetch", mib, "must be below 2048, in MiB"));
-    }
-    Ok(mib << 20)
 }
 
 /// The name of an accumulation.

@@ -28,11 +28,8 @@
 //! One launch does all, and no block waits for another: every block reads *all* ids, and so knows by itself how many rows
 //! of each key come before its own. That is cheap: the ids are few (128 KB for 4096 tokens with 8 experts each), they lie in
 //! L2, and counting them is one shared-memory atomic per 32 ids. See [`sort`] for the steps.
-//!
-//! Where the rows are few, the launch may have more blocks, which ask L2 for weights: see [`prefetch`].
 
 mod block_scan;
-mod prefetch;
 mod rows;
 mod sort;
 mod tables;

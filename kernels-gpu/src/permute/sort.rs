@@ -17,7 +17,6 @@
 //! A handful of rows costs one trip to memory for the ids, four barriers, and the stores. Where there are several blocks the
 //! work of each grows with all rows, but only by a shared-memory atomic per 32 ids.
 
-use super::prefetch::Prefetch;
 use super::tables::{MAX_STEPS, Ranked, Tables};
 use super::{Routing, THREADS, WARPS, exclusive_scan};
 use crate::problem_sizes::{ProblemSizes, TileSchedule};
@@ -36,8 +35,7 @@ struct Outputs {
 
 /// Sorts the rows, and writes problem sizes and tile schedule where their pointers are not null.
 ///
-/// Launch: `sorting_blocks = ceil(rows / (32 * ranking_warps * steps))` blocks, and on Hopper any number more, which do not sort but ask
-/// L2 for up to `prefetch_bytes` bytes of weights; dynamic shared memory
+/// Launch: `ceil(rows / (32 * ranking_warps * steps))` blocks; dynamic shared memory
 /// `(ceil(ranking_warps / 2) + 2) * (local_experts + 1) * 4` bytes, rounded up to a multiple of 16.
 ///
 /// # Safety
@@ -45,9 +43,7 @@ struct Outputs {
 /// `sorted_rows [capacity]`, `inverse [rows]`, `row_experts [capacity]` or null, `problem_sizes1` and
 /// `problem_sizes2` `[local_experts, 3]` or null, `schedule [FIRST_TILE + tiles]` or null, 16-byte aligned. `capacity` is
 /// at least the padded number of rows, `1 <= ranking_warps <= 16`, `1 <= steps <= 4`, `alignment >= 1`, `block_m >= 1`;
-/// without a map `experts == local_experts`. Where there are more blocks than sort: at most 64 rows; `w13 [local_experts,
-/// 2 * weights_intermediate, weights_hidden]` and `w2 [local_experts, weights_hidden, weights_intermediate]`, 16-byte aligned e4m3, both
-/// sizes multiples of 16 from 16 to below 2^24.
+/// without a map `experts == local_experts`.
 #[kernel(threads = 512, min_blocks = 2)]
 pub unsafe fn permute(
     topk_ids: *const i32,
@@ -70,27 +66,8 @@ pub unsafe fn permute(
     intermediate: u32,
     swap_operands: u32,
     block_m: u32,
-    sorting_blocks: u32,
-    w13: *const u8,
-    w2: *const u8,
-    weights_hidden: u32,
-    weights_intermediate: u32,
-    prefetch_bytes: u32,
 ) {
     let routing = Routing { topk_ids, expert_map, rows, experts, local_experts };
-    let (block, blocks) = (thread::block_idx_x(), sorting_blocks);
-    if cfg!(target_feature = "sm_90a") && block >= blocks {
-        let prefetch = Prefetch {
-            w13,
-            w2,
-            hidden: weights_hidden,
-            intermediate: weights_intermediate,
-            budget: prefetch_bytes,
-        };
-        // SAFETY: the contract is the kernel's; the condition is the same for all threads of the block.
-        unsafe { prefetch.run(routing, block - blocks, thread::grid_dim_x() - blocks) };
-        return;
-    }
     let outputs = Outputs { sorted_rows, inverse, row_experts, capacity };
     let sizes = ProblemSizes {
         sizes1: problem_sizes1,
@@ -103,6 +80,7 @@ pub unsafe fn permute(
     let tables = Tables { base: shared::dynamic(), keys: routing.keys(), pairs: ranking_warps.div_ceil(2) };
     let warp_id = thread::warp_id();
     let ranks_rows = warp_id < ranking_warps;
+    let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
     let first_of_block = block * (32 * ranking_warps * steps);
     let first_row = first_of_block + warp_id * (32 * steps) + thread::lane_id();
 
@@ -127,7 +105,7 @@ pub unsafe fn permute(
             tables.count_all(routing, first_of_block);
         }
         sync::block();
-        let tiles = scan_keys(tables, routing, alignment, expert_offsets, sizes, schedule, blocks);
+        let tiles = scan_keys(tables, routing, alignment, expert_offsets, sizes, schedule);
         if block == 0 {
             schedule.write_header(tiles, tables.base(local_experts).read());
         }
@@ -144,12 +122,12 @@ pub unsafe fn permute(
             place(2);
             place(3);
         }
-        outputs.fill_padding(tables, routing, alignment, blocks);
+        outputs.fill_padding(tables, routing, alignment);
     }
 }
 
 /// Turns counts into destinations, and writes what follows from the counts alone: in block 0 the offsets of all experts and
-/// their problem sizes, in every one of the `blocks` blocks that sort its share of the tiles. Returns the number of tiles.
+/// their problem sizes, in every block its share of the tiles. Returns the number of tiles.
 ///
 /// # Safety
 /// All threads of the block execute it together, behind a barrier after the counting; the lists are the kernel's.
@@ -161,9 +139,8 @@ unsafe fn scan_keys(
     expert_offsets: *mut i64,
     sizes: ProblemSizes,
     schedule: TileSchedule,
-    blocks: u32,
 ) -> u32 {
-    let block = thread::block_idx_x();
+    let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
     let (mut rows_before, mut tiles_before) = (0, 0);
     let mut chunk = 0;
     while chunk < tables.keys {
@@ -199,8 +176,7 @@ unsafe fn scan_keys(
                     if block == 0 {
                         sizes.write(key, padded);
                     }
-                    let share = (block, blocks);
-                    schedule.write_tiles(key, tiles_before + sums[1], tiles, start, padded, share);
+                    schedule.write_tiles(key, tiles_before + sums[1], tiles, start, padded);
                 }
             }
         }
@@ -237,7 +213,7 @@ impl Outputs {
     /// # Safety
     /// After [`scan_keys`]; the outputs have their stated lengths.
     #[inline(always)]
-    unsafe fn fill_padding(self, tables: Tables, routing: Routing, alignment: u32, blocks: u32) {
+    unsafe fn fill_padding(self, tables: Tables, routing: Routing, alignment: u32) {
         if self.capacity == routing.rows {
             return;
         }
@@ -254,7 +230,7 @@ impl Outputs {
                 destination += stride;
             }
         };
-        let block = thread::block_idx_x();
+        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
         let mut key = block * WARPS + thread::warp_id();
         while key < routing.local_experts {
             // SAFETY: key < keys, after the scan. Regions begin at multiples of the alignment, so they end at one.
