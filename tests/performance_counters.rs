@@ -14,16 +14,16 @@ use common::families;
 use cuda_driver::sim::{Counters, set_seed};
 use fp8_moe::bench::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 use fp8_moe::ops::grouped_gemm::heuristics::{HopperTile, PortableTile};
-use fp8_moe::{Device, Family, MoeConfig};
+use fp8_moe::{Device, Family, Gather, MoeConfig};
 
 /// The table.
 const TABLE: &str = "tests/performance_counters.txt";
 const COMMITTED: &str = include_str!("performance_counters.txt");
 
 const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 512, intermediate: 256 };
-/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many that Hopper's kernels gather
-/// them.
-const TOKENS: [usize; 3] = [4, 128, 256];
+/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many that Hopper's kernels can
+/// gather them; and when they do.
+const BATCHES: [(usize, Gather); 3] = [(4, Gather::Auto), (128, Gather::Auto), (256, Gather::Always)];
 
 /// One line of the table.
 fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &Counters) -> String {
@@ -45,8 +45,8 @@ fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &
 }
 
 /// The lines of one layer.
-fn lines(device: &Device, scheme: Scheme, tokens: usize) -> String {
-    let config = SHAPE.config(scheme, 1, 1).unwrap();
+fn lines(device: &Device, scheme: Scheme, (tokens, gather): (usize, Gather)) -> String {
+    let config = MoeConfig { gather, ..SHAPE.config(scheme, 1, 1).unwrap() };
     let routed = RoutingKind::Uniform.draw(tokens, SHAPE.experts, SHAPE.top_k, 0).unwrap();
     let load = Load::new(&config, &routed);
     let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();
@@ -97,8 +97,8 @@ fn the_counters_are_as_committed() {
     for device in &families {
         table += &in_flight(device);
         for scheme in Scheme::ALL {
-            for tokens in TOKENS {
-                table += &lines(device, scheme, tokens);
+            for batch in BATCHES {
+                table += &lines(device, scheme, batch);
             }
         }
     }

@@ -16,6 +16,7 @@
 //! line 214 `ld.global.u32 %r7, [%rd4];` (permute.rs:88): 4-byte load at 0x100000200400, ...`
 
 pub use ptx_sim::Counters;
+pub use ptx_sim::counters::prefetch_digest;
 pub use ptx_sim::driver::{
     LaunchRecord, last_error, last_fault, set_seed, set_workers, take_counters, take_last_error,
     take_last_fault, take_launch_log,

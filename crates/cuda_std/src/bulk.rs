@@ -4,6 +4,7 @@
 //!   load    global ──▶ shared     completes its bytes on an mbarrier                    mbarrier::wait
 //!   store   shared ──▶ global  \  belong to the open group of the thread that asks,
 //!   reduce_add  shared ─(+)▶   /  which `commit` closes                               wait, wait_read
+//!   prefetch_l2 global ──▶ L2     nobody can wait for it, and nothing depends on it
 //! ```
 //!
 //! A line is a multiple of 16 bytes, at addresses that are multiples of 16. Boxes of tensors are in [`tma`](crate::tma); their
@@ -20,7 +21,7 @@
 //!
 //! In the other direction none is needed: whoever has seen the mbarrier complete may read what a load brought.
 //!
-//! PTX ISA, "cp.async.bulk", "cp.reduce.async.bulk", "Async proxy".
+//! PTX ISA, "cp.async.bulk", "cp.reduce.async.bulk", "cp.async.bulk.prefetch", "Async proxy".
 
 use core::arch::asm;
 
@@ -77,6 +78,28 @@ pub unsafe fn load_hinted(to: u32, from: *const u8, bytes: u32, barrier: u32, po
             barrier = in(reg32) barrier,
             policy = in(reg64) policy.operand(),
             options(nostack)
+        )
+    }
+}
+
+/// Asks L2 for `bytes` bytes, which a later access then need not wait for: `cp.async.bulk.prefetch.L2.global`.
+///
+/// A hint: no thread sees that the bytes have come, and L2 may have dropped them by the time that they are read. The thread goes on at
+/// once, and may exit. One line of L2 at a time, on older GPUs as well, is [`memory::prefetch_l2`](crate::memory::prefetch_l2).
+///
+/// # Safety
+/// `from` is in global memory with `bytes` bytes, written or not; both are multiples of 16.
+#[inline(always)]
+pub unsafe fn prefetch_l2(from: *const u8, bytes: u32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cvta.to.global.u64 {address}, {from};",
+            "cp.async.bulk.prefetch.L2.global [{address}], {bytes};",
+            address = out(reg64) _,
+            from = in(reg64) from,
+            bytes = in(reg32) bytes,
+            options(nostack, preserves_flags)
         )
     }
 }

@@ -17,7 +17,7 @@
 //! | [`math`] | fused multiply-add, approximations | `fma`, `ex2`, `rcp` |
 //! | [`grid`] | programmatic dependent launch | `griddepcontrol` |
 //! | [`l2`] | how long the L2 cache keeps data | `createpolicy`, `.L2::cache_hint` |
-//! | `bulk` | copies and sums of lines, groups of stores (sm_90a) | `cp.async.bulk`, `cp.reduce.async.bulk` |
+//! | `bulk` | copies and sums of lines, groups of stores, prefetches (sm_90a) | `cp.async.bulk`, `cp.reduce.async.bulk` |
 //! | `cluster` | blocks that share shared memory (sm_90a) | `barrier.cluster`, `mapa` |
 //! | `mbarrier` | barriers that count arrivals and bytes (sm_90a) | `mbarrier` |
 //! | `tma` | tensor copies between global and shared memory (sm_90a) | `cp.async.bulk.tensor`, `cp.reduce.async.bulk.tensor` |

@@ -1,6 +1,6 @@
 //! What a launch did, in numbers that do not depend on the host machine.
 
-use std::ops::AddAssign;
+use std::ops::{AddAssign, Range};
 
 /// Classes of warp instructions, as counted in [`Counters::instructions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +82,11 @@ pub struct Counters {
     pub global_store_bytes: u64,
     /// Distinct 32-byte sectors those stores touched, counted per warp instruction.
     pub global_store_sectors: u64,
+    /// Bytes that `cp.async.bulk.prefetch.L2` asked for, boxes of tensors not counted. They move nothing that a thread sees, and are
+    /// in no other count of bytes.
+    pub l2_prefetch_bytes: u64,
+    /// Which bytes those were: the sum of [`prefetch_digest`] over the requests.
+    pub l2_prefetch_digest: u64,
     /// Passes over shared memory beyond the least possible for the access width.
     pub shared_bank_conflicts: u64,
     /// Tensor-core floating-point operations (two per multiply-add).
@@ -104,6 +109,13 @@ impl Counters {
     }
 }
 
+/// A number for a set of 16-byte units of global memory, given as a range of addresses: the wrapping sum of a hash of each unit. So the
+/// digests of disjoint ranges add up to that of their union, however it is cut and in whatever order, and other units give another.
+pub fn prefetch_digest(addresses: Range<u64>) -> u64 {
+    let hash = |unit: u64| crate::launch::Random::new(unit).next();
+    (addresses.start / 16..addresses.end / 16).fold(0, |sum, unit| sum.wrapping_add(hash(unit)))
+}
+
 impl AddAssign<&Counters> for Counters {
     fn add_assign(&mut self, other: &Counters) {
         self.launches += other.launches;
@@ -115,6 +127,8 @@ impl AddAssign<&Counters> for Counters {
         self.global_load_sectors += other.global_load_sectors;
         self.global_store_bytes += other.global_store_bytes;
         self.global_store_sectors += other.global_store_sectors;
+        self.l2_prefetch_bytes += other.l2_prefetch_bytes;
+        self.l2_prefetch_digest = self.l2_prefetch_digest.wrapping_add(other.l2_prefetch_digest);
         self.shared_bank_conflicts += other.shared_bank_conflicts;
         self.tensor_flops += other.tensor_flops;
         self.barriers += other.barriers;

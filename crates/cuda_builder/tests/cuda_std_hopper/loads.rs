@@ -1,5 +1,6 @@
 //! Loads into shared memory, and copies that arrive at an mbarrier.
 
+use ptx_sim::counters::prefetch_digest;
 use ptx_sim::{Counters, Fault, FaultKind};
 
 use super::ways::*;
@@ -35,6 +36,25 @@ fn lines() {
         (out, device.run("load_lines", (1, 1, 64), arguments))
     };
     check(run, &[RIGHT], &values.repeat(2), NO_LANDING);
+}
+
+#[test]
+fn prefetches() {
+    let values = words(64 * 64);
+    for seed in SEEDS {
+        let run = |device: &Device, way: u32| {
+            let (from, out) = (device.upload(&values), device.upload(&[7; 64]));
+            (from, out, device.run("prefetch_lines", (1, 1, 64), vec![from.into(), out.into(), way.into()]))
+        };
+        let device = Device::new(seed);
+        let (from, out, result) = run(&device, RIGHT);
+        let counters = right(&device, result);
+        assert_eq!(device.words(out, 64), Vec::from_iter(0..64));
+        assert_eq!(counters.l2_prefetch_bytes, 16 << 10);
+        assert_eq!(counters.l2_prefetch_digest, prefetch_digest(from..from + (16 << 10)));
+        let device = Device::new(seed);
+        caught(&device, run(&device, PAST_THE_END).2, FaultKind::OutOfBounds);
+    }
 }
 
 /// Words of a matrix of `width` x `height`, zero outside.

@@ -7,8 +7,8 @@ use super::integer::{U32, U64};
 use super::parts::Parts;
 use crate::counters::Class;
 use crate::engine::reduction::Reduction;
+use crate::exec::Inst;
 use crate::exec::bulk::{self, kind};
-use crate::exec::{Inst, special};
 use crate::ptx::ast::{Kind, Operand, Type};
 
 const B16: Type = Type { kind: Kind::Bits, bits: 16 };
@@ -162,7 +162,7 @@ fn reduction(parts: &mut Parts<'_, '_>, rank: u32) -> Result<u32> {
     Reduction::find(name, ty).ok_or_else(|| format!("`cp.reduce.async.bulk.{name}.{ty}` is not supported"))
 }
 
-/// `cp.async.bulk.prefetch{.tensor}.L2.global ..`: nothing happens.
+/// `cp.async.bulk.prefetch{.tensor}.L2.global [from] {, size} {, policy}`
 fn prefetch<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>, rank: u32) -> Result<()> {
     if !parts.mods.take("L2") || !parts.mods.take("global") {
         return Err("only prefetches from global memory into L2 exist".to_string());
@@ -170,8 +170,12 @@ fn prefetch<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>, rank: u32) -
     let policy = parts.mods.take("L2::cache_hint");
     let operands = 1 + usize::from(rank == 0) + usize::from(policy);
     parts.count(operands..=operands)?;
-    global(body, parts.operand(0)?, rank)?;
-    let inst = parts.inst(special::nothing);
+    let list = global(body, parts.operand(0)?, rank)?;
+    let b = if rank == 0 { body.source(parts.operand(1)?, U32)? } else { 0 };
+    if policy {
+        body.source(parts.operand(operands - 1)?, U64)?;
+    }
+    let inst = Inst { imm: body.list(&list), d: rank, b, ..parts.inst(bulk::prefetch) };
     body.emit(parts, Class::AsyncCopy, inst);
     Ok(())
 }

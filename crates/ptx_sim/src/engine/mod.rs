@@ -10,7 +10,7 @@
 //! it forces it, and when no warp can run. What it touches in shared memory was checked and marked at issue.
 
 pub(crate) mod reduction;
-mod transfer;
+pub(crate) mod transfer;
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 

@@ -79,6 +79,11 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// Whether there is memory to prefetch, which reads nothing and so need not wait.
+pub(crate) fn may_prefetch(env: &Environment<'_>, address: u64, bytes: u64) -> Result<(), Refusal> {
+    Finder { env, waited: true, last: None }.find(address, bytes, "prefetch").map(|_| ())
+}
+
 /// Bytes `at` and on of `allocation`, and whether each has been written, into `to`; calls `missing` for each that has
 /// not.
 fn load(allocation: &Allocation, at: usize, to: &mut [u8], mut missing: impl FnMut(usize)) {

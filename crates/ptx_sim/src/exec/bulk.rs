@@ -1,15 +1,18 @@
 //! Bulk copies (ISA "Data Movement and Conversion Instructions: cp.async.bulk, cp.reduce.async.bulk,
-//! cp.async.bulk.tensor, st.async"). What happens after issue is in [`crate::engine`].
+//! cp.async.bulk.tensor, cp.async.bulk.prefetch, st.async"). What happens after issue is in [`crate::engine`].
 //!
 //! ```text
 //!   list of operands, an address being slot, offset, 1 if the slot has 32-bit lanes:
 //!     load    destination, mbarrier, source or tensor map, coordinates ..
 //!     store   source, destination or tensor map, coordinates ..
+//!     prefetch  source or tensor map, coordinates ..
 //! ```
 
 use super::address::{Window, window_of};
 use super::{Ctx, Flow, Inst, lanes_of};
+use crate::counters::prefetch_digest;
 use crate::engine::reduction::Reduction;
+use crate::engine::transfer::may_prefetch;
 use crate::engine::{Failure, Global, Operation, Place, Source, Surroundings, Work};
 use crate::fault::FaultKind;
 use crate::memory::Lookup;
@@ -344,6 +347,47 @@ unsafe fn store_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), 
     let group = ctx.warp.stores.committed[lane];
     ctx.warp.stores.open.push((lane as u8, group, number));
     ctx.issue(lane, Work::Store { from, bytes, to, reduce }, &clock, group)
+}
+
+/// `cp.async.bulk.prefetch{.tensor}.L2.global`: list `imm`, rank of the tensor or 0 for a line in `d`, size of a line in `b`.
+///
+/// There is no L2 to fill, so that nothing is read: neither the wait for a predecessor nor initialisation is asked for. A line that a
+/// copy could not have is a mistake all the same.
+///
+/// # Safety
+/// As for [`super::Handler`].
+pub(crate) unsafe fn prefetch(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    for lane in lanes_of(ctx.exec) {
+        // SAFETY: by the caller's contract.
+        if let Err(flow) = unsafe { prefetch_lane(ctx, inst, lane) } {
+            return flow;
+        }
+    }
+    Flow::Next
+}
+
+/// # Safety
+/// As for [`super::Handler`].
+unsafe fn prefetch_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), Flow> {
+    let list = ctx.list(inst.imm, ADDRESS + inst.d as usize);
+    // SAFETY: the decoder lists an address and the slots of coordinates; `b` is a slot of 32-bit lanes where it is used.
+    let (address, bytes) = unsafe {
+        if inst.d > 0 {
+            // A box may hang over its tensor's edges.
+            return ctx.tile(list, inst.d, lane).map(|_| ());
+        }
+        (ctx.address_of(list, lane), ctx.read::<u32>(inst.b)[lane])
+    };
+    ctx.line(lane, address)?;
+    let bytes = u64::from(ctx.line_bytes(lane, bytes)?);
+    if let Err((kind, detail)) = may_prefetch(ctx.env, address, bytes) {
+        return Err(ctx.stop(kind, 1 << lane, detail));
+    }
+    let counters = &mut ctx.tally.counters;
+    counters.l2_prefetch_bytes += bytes;
+    let digest = prefetch_digest(address..address + bytes);
+    counters.l2_prefetch_digest = counters.l2_prefetch_digest.wrapping_add(digest);
+    Ok(())
 }
 
 /// The name that PTX has for the elements of a tensor.

@@ -3,7 +3,7 @@
 
 use super::common::Kernel;
 use super::{F32, SEEDS, U8, U32, map, noise, run, upload};
-use ptx_sim::counters::Class;
+use ptx_sim::counters::{Class, prefetch_digest};
 use ptx_sim::formats;
 
 /// One warp; lane 0 loads `bytes` bytes into `data` with the instruction, then all store what came to `out`.
@@ -65,10 +65,54 @@ fn lines() {
             kernel.arg(from).arg(out).seed = seed;
             let counters = run(&kernel, 1, 32);
             assert_eq!(bytes_at(&kernel, out, 512), &data[32..544]);
+            // What was prefetched counts by itself.
             assert_eq!(counters.global_load_bytes, 512);
+            assert_eq!(counters.l2_prefetch_bytes, 512);
+            assert_eq!(counters.l2_prefetch_digest, prefetch_digest(from + 32..from + 544));
             assert_eq!(counters.of(Class::AsyncCopy), 2);
         }
     }
+}
+
+/// Every lane prefetches `size` bytes, `stride` bytes apart; the policy %rd9 is what `hint` makes, if anything.
+pub(super) fn prefetching(stride: u64, size: u32, hint: &str) -> Kernel {
+    let (modifier, operand) = if hint.is_empty() { ("", "") } else { (".L2::cache_hint", ", %rd9") };
+    Kernel::new(&format!(
+        ".param .u64 in
+        ---
+        mov.u32 %r1, %tid.x;
+        ld.param.u64 %rd1, [in];
+        {hint}
+        mul.wide.u32 %rd3, %r1, {stride};
+        add.u64 %rd1, %rd1, %rd3;
+        mov.u32 %r2, {size};
+        cp.async.bulk.prefetch.L2.global{modifier} [%rd1], %r2{operand};
+        ret;"
+    ))
+}
+
+#[test]
+fn prefetches_of_lines() {
+    // Memory that nobody has written: a prefetch reads nothing that the program sees.
+    let hint = "createpolicy.fractional.L2::evict_last.b64 %rd9, 1.0;";
+    for (stride, size, hint) in [(96, 48, ""), (1024, 1024, hint), (16, 0, "")] {
+        let mut kernel = prefetching(stride, size, hint);
+        let from = kernel.alloc(32 << 10);
+        kernel.arg(from);
+        let counters = run(&kernel, 1, 32);
+        let lines = (0..32).map(|lane| from + stride * lane..from + stride * lane + u64::from(size));
+        let digest = lines.map(prefetch_digest).fold(0, u64::wrapping_add);
+        assert_eq!((counters.l2_prefetch_bytes, counters.l2_prefetch_digest), (32 * u64::from(size), digest));
+        assert_eq!((counters.global_load_bytes, counters.global_load_sectors), (0, 0));
+    }
+}
+
+#[test]
+fn digests_add_up() {
+    let whole = prefetch_digest(0x1000..0x2000);
+    assert_eq!(whole, prefetch_digest(0x1800..0x2000).wrapping_add(prefetch_digest(0x1000..0x1800)));
+    assert_ne!(whole, prefetch_digest(0x1010..0x2010));
+    assert_eq!(prefetch_digest(0x1000..0x1000), 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Asynchronous kernels that are wrong on purpose: each mistake must be caught, whatever the timing.
 
+use super::bulk::prefetching;
 use super::common::{Kernel, expect_fault};
 use super::tile::{TILE, check, operands, place, product, tile};
 use super::{SEEDS, U8, map, run, upload};
@@ -269,6 +270,29 @@ fn what_nobody_has_written() {
             hollow(seed, &TILE.replace(FENCE, "ld.shared.u32 %r40, [%r10+384]; wgmma.fence.sync.aligned;"));
         expect_fault(kernel.run(1, 128), FaultKind::Uninitialised);
     }
+}
+
+#[test]
+fn prefetches_of_what_is_not_there() {
+    // 32 lanes, 1024 bytes apart, of 32 KiB.
+    for (offset, size, kind, detail) in [
+        (16, 1024, FaultKind::OutOfBounds, "bulk prefetch of 1024 bytes"),
+        (0, 1040, FaultKind::OutOfBounds, "outside the allocation of 32768 bytes"),
+        (1 << 40, 16, FaultKind::OutOfBounds, "never allocated"),
+        (8, 512, FaultKind::Misaligned, "not a multiple of 16"),
+        (0, 72, FaultKind::InvalidOperand, "the size must be a multiple of 16"),
+    ] {
+        let mut kernel = prefetching(1024, size, "");
+        let from = kernel.alloc(32 << 10);
+        kernel.arg(from + offset);
+        let fault = expect_fault(kernel.run(1, 32), kind);
+        assert!(fault.detail.contains(detail), "{fault}");
+    }
+    let mut kernel = prefetching(1024, 1024, "");
+    let from = kernel.alloc(32 << 10);
+    kernel.arg(from);
+    kernel.machine.free(from).expect("is allocated");
+    expect_fault(kernel.run(1, 32), FaultKind::UseAfterFree);
 }
 
 /// One warp writes 128 bytes, and its first lane stores them in bulk.

@@ -309,6 +309,7 @@ mod hopper {
             bulk::load_hinted(*input, input.cast(), 512, *input.add(1), Policy::evict_first());
             0
         };
+        bulk_prefetch_l2, "cp.async.bulk.prefetch.L2.global", |input| { bulk::prefetch_l2(input.cast(), *input); 0 };
         bulk_store, "cp.async.bulk.global.shared::cta.bulk_group, cp.async.bulk.commit_group, \
             cp.async.bulk.wait_group.read 1, cp.async.bulk.wait_group 0", |input| {
             bulk::store(input.cast(), *input, 512);

@@ -71,6 +71,22 @@ pub unsafe fn load_lines(from: *const u32, out: *mut u32, way: u32) {
     }
 }
 
+/// Every thread asks L2 for a line of `from`, each behind the other, and writes its number to `out`; the way [`PAST_THE_END`] is one line
+/// too far on.
+///
+/// # Safety
+/// `from` has 64 lines of 256 bytes, `out` room for 64 words.
+#[kernel(threads = THREADS)]
+pub unsafe fn prefetch_lines(from: *const u32, out: *mut u32, way: u32) {
+    let thread = thread::thread_idx_x();
+    let line = if way == PAST_THE_END { thread + 1 } else { thread };
+    // SAFETY: as in `load_lines`.
+    unsafe {
+        bulk::prefetch_l2(from.cast::<u8>().wrapping_add((line * LINE) as usize), LINE);
+        *out.add(thread as usize) = thread;
+    }
+}
+
 /// Loads a box of rank 2 and one of rank 3, with hints.
 ///
 /// # Safety

@@ -22,3 +22,5 @@ pub const WAIT_FOR_READS: u32 = 8;
 pub const HOLD_FOR_COPIES: u32 = 9;
 /// Threads arrive at once, whether their copies have landed or not.
 pub const ARRIVE_AT_ONCE: u32 = 10;
+/// What is asked for ends behind the last byte that there is.
+pub const PAST_THE_END: u32 = 11;
