@@ -212,8 +212,9 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         use kernels::{
             HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
-            HopperWideGatedFast, HopperWideGatedFastGathered, HopperWideGatedPromoted,
-            HopperWideGatedPromotedGathered,
+            HopperWideGatedFast, HopperWideGatedFastGathered, HopperWideGatedFastGatheredSilu,
+            HopperWideGatedFastSilu, HopperWideGatedPromoted, HopperWideGatedPromotedGathered,
+            HopperWideGatedPromotedGatheredSilu, HopperWideGatedPromotedSilu,
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
@@ -231,6 +232,7 @@ impl GatedGemm<'_> {
         let (intermediate, k) = (intermediate as u32, k as u32);
         let (schedule, q, activation) =
             (self.schedule.entries.ptr(), self.q.ptr().cast(), self.function as u32);
+        let is_silu = self.function == ActivationFunction::Silu;
         let partials = self.workspace.ptr().cast();
         let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
@@ -252,32 +254,48 @@ impl GatedGemm<'_> {
         if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
             let (a, sorted_rows) = (self.a.ptr().cast(), sorted_rows.ptr());
             let (tokens, top_k) = (tokens as u32, top_k as u32);
-            return if promoted {
-                launch!(
+            return match (promoted, is_silu) {
+                (true, true) => launch!(
                     a,
-                    HopperWideGatedPromotedGathered {
+                    HopperWideGatedPromotedGatheredSilu {
+                        a_slab_scales,
+                        b_slab_scales,
                         sorted_rows,
                         tokens,
-                        top_k,
-                        a_slab_scales,
-                        b_slab_scales
+                        top_k
                     }
-                )
-            } else {
-                launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k })
+                ),
+                (true, false) => launch!(
+                    a,
+                    HopperWideGatedPromotedGathered {
+                        a_slab_scales,
+                        b_slab_scales,
+                        sorted_rows,
+                        tokens,
+                        top_k
+                    }
+                ),
+                (false, true) => {
+                    launch!(a, HopperWideGatedFastGatheredSilu { sorted_rows, tokens, top_k })
+                }
+                (false, false) => launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k }),
             };
         }
         // Each block of a cluster asks for its part of the rows.
         let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.block_m() as u32 / tile.cluster())?;
-        match (tile, promoted) {
-            (HopperTile::Narrow8, _) => launch!(a, HopperNarrowGated8),
-            (HopperTile::Narrow16, _) => launch!(a, HopperNarrowGated16),
-            (HopperTile::Narrow32, _) => launch!(a, HopperNarrowGated32),
-            (HopperTile::Narrow64, _) => launch!(a, HopperNarrowGated64),
-            (HopperTile::Wide, true) => {
+        match (tile, promoted, is_silu) {
+            (HopperTile::Narrow8, ..) => launch!(a, HopperNarrowGated8),
+            (HopperTile::Narrow16, ..) => launch!(a, HopperNarrowGated16),
+            (HopperTile::Narrow32, ..) => launch!(a, HopperNarrowGated32),
+            (HopperTile::Narrow64, ..) => launch!(a, HopperNarrowGated64),
+            (HopperTile::Wide, true, true) => {
+                launch!(a, HopperWideGatedPromotedSilu { a_slab_scales, b_slab_scales })
+            }
+            (HopperTile::Wide, true, false) => {
                 launch!(a, HopperWideGatedPromoted { a_slab_scales, b_slab_scales })
             }
-            (HopperTile::Wide, false) => launch!(a, HopperWideGatedFast {}),
+            (HopperTile::Wide, false, true) => launch!(a, HopperWideGatedFastSilu {}),
+            (HopperTile::Wide, false, false) => launch!(a, HopperWideGatedFast {}),
         }
     }
 }

@@ -25,6 +25,7 @@
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
+use super::gated::Gated;
 use super::items::{Item, Items};
 use super::notes::Notes;
 use super::produce::BOTH;
@@ -173,92 +174,109 @@ impl Source<true> for TokenRows {
     }
 }
 
-/// As [`hopper_wide_gated_fast`](super::hopper_wide_gated_fast), the rows of A gathered: those of the schedule's row p are row
-/// `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token. Scales of A per call or permuted row.
-///
-/// # Safety
-/// The contract in the module documentation of [`hopper`](super::super), but for A: `a` is 16-byte aligned, of fewer than 2^32 chunks
-/// of 16 bytes; `sorted_rows` has an element for every row of the schedule; `top_k` is at
-/// least 1.
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
-pub unsafe fn hopper_wide_gated_fast_gathered(
-    a: *const u8,
-    b: TensorMap,
-    sorted_rows: *const i32,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    q: *mut u8,
-    given_scale: *const f32,
-    q_scales: *mut f32,
-    q_row_stride: u64,
-    q_group_stride: u64,
-    tokens: u32,
-    top_k: u32,
-    intermediate: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    activation: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let out = Requantization {
-        q,
-        intermediate,
-        activation,
-        given_scale,
-        scales: q_scales,
-        row_stride: q_row_stride,
-        group_stride: q_group_stride,
+macro_rules! fast {
+    ($name:ident, $is_silu:literal, $activations:literal) => {
+        #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), the rows of A gathered; ", $activations, ".")]
+        ///
+        /// The schedule's row p is row `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token.
+        /// Scales of A per call or permuted row.
+        ///
+        /// # Safety
+        /// The contract in the module documentation of [`hopper`](super::super), but for A: `a` is 16-byte aligned, of fewer than 2^32
+        /// chunks of 16 bytes; `sorted_rows` has an element for every row of the schedule; `top_k` is at least 1. `activation` is one of
+        /// those.
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
+        pub unsafe fn $name(
+            a: *const u8,
+            b: TensorMap,
+            sorted_rows: *const i32,
+            a_scale: *const f32,
+            b_scale: *const f32,
+            schedule: *const [u32; 4],
+            q: *mut u8,
+            given_scale: *const f32,
+            q_scales: *mut f32,
+            q_row_stride: u64,
+            q_group_stride: u64,
+            tokens: u32,
+            top_k: u32,
+            intermediate: u32,
+            k: u32,
+            a_scale_kind: u32,
+            b_scale_kind: u32,
+            activation: u32,
+        ) {
+            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+            let out = Requantization {
+                q,
+                intermediate,
+                activation,
+                given_scale,
+                scales: q_scales,
+                row_stride: q_row_stride,
+                group_stride: q_group_stride,
+            };
+            let rows = TokenRows { a, sorted_rows, tokens, top_k };
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, k });
+            // SAFETY: the kernel's contract.
+            unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
+        }
     };
-    let rows = TokenRows { a, sorted_rows, tokens, top_k };
-    let end = GatedArguments { scales, slab_scales: SlabScales::NONE, out, k };
-    // SAFETY: the kernel's contract.
-    unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
 }
 
-/// As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is
-/// a multiple of 128.
-///
-/// # Safety
-/// As [`hopper_wide_gated_fast_gathered`].
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
-pub unsafe fn hopper_wide_gated_promoted_gathered(
-    a: *const u8,
-    b: TensorMap,
-    a_slab_scales: TensorMap,
-    b_slab_scales: TensorMap,
-    sorted_rows: *const i32,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    q: *mut u8,
-    given_scale: *const f32,
-    q_scales: *mut f32,
-    q_row_stride: u64,
-    q_group_stride: u64,
-    tokens: u32,
-    top_k: u32,
-    intermediate: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    activation: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let slab_scales =
-        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
-    let out = Requantization {
-        q,
-        intermediate,
-        activation,
-        given_scale,
-        scales: q_scales,
-        row_stride: q_row_stride,
-        group_stride: q_group_stride,
+fast!(hopper_wide_gated_fast_gathered_silu, true, "silu");
+fast!(hopper_wide_gated_fast_gathered, false, "other activations than silu");
+
+macro_rules! promoted {
+    ($name:ident, $is_silu:literal, $activations:literal) => {
+        #[doc = concat!("As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K; ", $activations, ".")]
+        ///
+        /// All scales; with block scales, `intermediate` is a multiple of 128.
+        ///
+        /// # Safety
+        /// As [`hopper_wide_gated_fast_gathered`].
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
+        pub unsafe fn $name(
+            a: *const u8,
+            b: TensorMap,
+            a_slab_scales: TensorMap,
+            b_slab_scales: TensorMap,
+            sorted_rows: *const i32,
+            a_scale: *const f32,
+            b_scale: *const f32,
+            schedule: *const [u32; 4],
+            q: *mut u8,
+            given_scale: *const f32,
+            q_scales: *mut f32,
+            q_row_stride: u64,
+            q_group_stride: u64,
+            tokens: u32,
+            top_k: u32,
+            intermediate: u32,
+            k: u32,
+            a_scale_kind: u32,
+            b_scale_kind: u32,
+            activation: u32,
+        ) {
+            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+            let slab_scales =
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+            let out = Requantization {
+                q,
+                intermediate,
+                activation,
+                given_scale,
+                scales: q_scales,
+                row_stride: q_row_stride,
+                group_stride: q_group_stride,
+            };
+            let rows = TokenRows { a, sorted_rows, tokens, top_k };
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, k });
+            // SAFETY: the kernel's contract.
+            unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
+        }
     };
-    let rows = TokenRows { a, sorted_rows, tokens, top_k };
-    let end = GatedArguments { scales, slab_scales, out, k };
-    // SAFETY: the kernel's contract.
-    unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
 }
+
+promoted!(hopper_wide_gated_promoted_gathered_silu, true, "silu");
+promoted!(hopper_wide_gated_promoted_gathered, false, "other activations than silu");

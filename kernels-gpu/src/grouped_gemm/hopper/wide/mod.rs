@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
-//! column are in the same thread, and a row's maximum is in the four lanes of a quad.
+//! column are in the same thread, and a row's maximum is in the four lanes of a quad. See [`gated`].
 //!
 //! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand: see [`items`].
 //!
@@ -19,6 +19,7 @@
 //! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
+mod gated;
 mod gather;
 mod items;
 mod notes;
@@ -29,7 +30,6 @@ mod store;
 use cuda_std::tma::TensorMap as Map;
 use cuda_std::{grid, kernel, thread, warp, wgmma};
 
-use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
 use super::slab_scales::{BlockScales, SlabScales};
@@ -220,35 +220,6 @@ impl End for PlainArguments {
     }
 }
 
-/// 128 columns of the intermediate: gate and up in one item.
-impl End for GatedArguments {
-    const COLUMNS: u32 = 128;
-
-    #[inline(always)]
-    fn n(&self) -> u32 {
-        self.out.intermediate
-    }
-
-    #[inline(always)]
-    fn slab_scales(&self) -> SlabScales {
-        self.slab_scales
-    }
-
-    #[inline(always)]
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
-        self.weights(tile.expert, tile.n0)
-    }
-
-    #[inline(always)]
-    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let values = requantize::activated(total, tile, rows, self);
-            requantize::store(values, tile, rows, &self.out);
-        }
-    }
-}
-
 /// D, the sum over all of K in the tensor cores.
 ///
 /// `a`: boxes of 64 rows; `b`: boxes of 128 rows. Scales of A per call or row, of B per expert or column.
@@ -311,86 +282,4 @@ pub unsafe fn hopper_wide_promoted(
     let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.
     unsafe { run::<true, _>(a, b, schedule, k, &arguments) }
-}
-
-/// 128 columns of the intermediate: gate and up in one item, activation, e4m3.
-///
-/// `a`: boxes of 64 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Scales of A per call or row, of B per
-/// expert or column of 2I. Out: see [`Requantization`].
-///
-/// # Safety
-/// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
-pub unsafe fn hopper_wide_gated_fast(
-    a: TensorMap,
-    b: TensorMap,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    q: *mut u8,
-    given_scale: *const f32,
-    q_scales: *mut f32,
-    q_row_stride: u64,
-    q_group_stride: u64,
-    intermediate: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    activation: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let out = Requantization {
-        q,
-        intermediate,
-        activation,
-        given_scale,
-        scales: q_scales,
-        row_stride: q_row_stride,
-        group_stride: q_group_stride,
-    };
-    // SAFETY: the kernel's contract.
-    unsafe {
-        run::<false, _>(a, b, schedule, k, &GatedArguments { scales, slab_scales: SlabScales::NONE, out, k })
-    }
-}
-
-/// As [`hopper_wide_gated_fast`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is a
-/// multiple of 128.
-///
-/// # Safety
-/// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
-pub unsafe fn hopper_wide_gated_promoted(
-    a: TensorMap,
-    b: TensorMap,
-    a_slab_scales: TensorMap,
-    b_slab_scales: TensorMap,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    q: *mut u8,
-    given_scale: *const f32,
-    q_scales: *mut f32,
-    q_row_stride: u64,
-    q_group_stride: u64,
-    intermediate: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    activation: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let slab_scales =
-        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
-    let out = Requantization {
-        q,
-        intermediate,
-        activation,
-        given_scale,
-        scales: q_scales,
-        row_stride: q_row_stride,
-        group_stride: q_group_stride,
-    };
-    // SAFETY: the kernel's contract.
-    unsafe { run::<true, _>(a, b, schedule, k, &GatedArguments { scales, slab_scales, out, k }) }
 }

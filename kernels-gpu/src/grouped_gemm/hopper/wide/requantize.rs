@@ -21,20 +21,25 @@ use crate::quantize::scale::{Divisor, of_group_absmax};
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-/// Applies end scales and the activation: the first half of the registers is gate, the second up, of the same 128 columns. Columns
+/// Applies end scales and the activation, silu or one of the others: the first half of the registers is gate, the second up, of the same 128 columns. Columns
 /// past the intermediate become 0.
 ///
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-pub unsafe fn activated(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &GatedArguments) -> Values {
+pub unsafe fn activated<const IS_SILU: bool>(
+    total: &[f32; 128],
+    tile: &Tile,
+    rows: &Rows,
+    arguments: &GatedArguments,
+) -> Values {
     let GatedArguments { scales, out, .. } = arguments;
     let halves = (tile.n0, out.intermediate + tile.n0);
     // SAFETY: a tile of the schedule.
     let total = unsafe { scaled(total, tile, rows, scales, halves, 2 * out.intermediate) };
     // One branch for all values: with one for every few, their latencies would add up.
     let mut values = match out.activation {
-        SILU => activated_by::<SILU>(&total),
+        _ if IS_SILU => activated_by::<SILU>(&total),
         GELU => activated_by::<GELU>(&total),
         GELU_TANH => activated_by::<GELU_TANH>(&total),
         _ => activated_by::<SWIGLUOAI>(&total),
