@@ -26,7 +26,8 @@ use super::{CONSUMER_WARPS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 
 /// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others. With `SCALED` each has
-/// slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer warpgroup copy operands.
+/// slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer
+/// warpgroup copy operands.
 #[derive(Clone, Copy)]
 pub struct Ring<
     const STAGES: u32,

@@ -9,8 +9,8 @@
 //!   slots of a stage     | A: N x 4 bytes, to a multiple of 128 | B: first block | 128 further: second |
 //! ```
 //!
-//! TMA asks for 16 bytes at least, and for places in shared memory that are multiples of 128; its coordinates are any. Rows past the
-//! end of a tile come along. Nobody may have written their scales: the consumers do not read them.
+//! TMA asks for 16 bytes at least, and for places in shared memory that are multiples of 128; its coordinates are any. Scales of
+//! rows past the end of a tile come along. Of the last tile they may be what nobody has written: the consumers do not read them.
 
 use cuda_std::tma::{self, TensorMap};
 

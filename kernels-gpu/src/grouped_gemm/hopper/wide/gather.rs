@@ -18,9 +18,10 @@
 //! nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B and the scales, which are those of permuted rows, come by TMA as ever, B one half from each block of the cluster where their items share it. A is each block's own, also where both
-//! have the same rows. Each of the 128 threads waits for a stage to be free, copies, and arrives behind its copies
-//! (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence ([`ring`](super::super::ring)).
+//! B and the scales, which are those of permuted rows, come by TMA as ever, B one half from each block of the cluster where their items
+//! share it. A is each block's own, also where both have the same rows. Each of the 128 threads waits for a stage to be free, copies, and
+//! arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence
+//! ([`ring`](super::super::ring)).
 
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
