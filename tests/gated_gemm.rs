@@ -2,13 +2,15 @@
 
 mod common;
 
-use common::gemm::{A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, draw_counts};
+use common::gemm::{
+    AKind, B_KINDS, BKind, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew, Values, draw_counts,
+};
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
 use fp8_moe::ops::gated_gemm::{
     GatedGemm, GatedShape, GatheredRows, gated_gemm, gated_gemm_with_settled_schedule,
 };
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
-use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, SCALE_BLOCK, Schedule, workspace_bytes};
+use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, Schedule, workspace_bytes};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
 use proptest::prelude::*;
@@ -48,37 +50,19 @@ enum Out {
     GroupColumnMajor,
 }
 
-/// The rows of A, and their scales, in the order of tokens.
+/// The rows of A in the order of tokens. Their scales are those of the problem's rows.
 struct Tokens {
     count: usize,
     top_k: usize,
     a: Vec<E4m3>,
-    a_scale: Vec<f32>,
-    a_strides: (usize, usize),
     sorted_rows: Vec<i32>,
 }
 
 impl Tokens {
     /// Gives every row of `problem` to one of `count` tokens, whose rows become the same, or makes it padding, a row of zeros. Tokens
-    /// without a row are NaN, and so are scales that belong to none.
+    /// without a row are NaN.
     fn draw(problem: &mut Problem, count: usize, top_k: usize, rng: &mut ChaCha8Rng) -> Tokens {
-        let (k, kind, valid) = (problem.shape.k, problem.a_kind, problem.valid_rows());
-        let groups = k.div_ceil(SCALE_BLOCK);
-        let (scales, a_strides) = match kind {
-            AKind::Call => (1, (0, 0)),
-            AKind::Row => (count, (1, 0)),
-            AKind::GroupRowMajor => (count * (groups + 1), (groups + 1, 1)),
-            AKind::GroupColumnMajor => ((count + 3) * groups, (1, count + 3)),
-        };
-        let mut a_scale = vec![f32::NAN; scales];
-        if kind == AKind::Call {
-            a_scale.copy_from_slice(&problem.a_scale);
-        }
-        let per_row = match kind {
-            AKind::Call => 0,
-            AKind::Row => 1,
-            AKind::GroupRowMajor | AKind::GroupColumnMajor => groups,
-        };
+        let (k, valid) = (problem.shape.k, problem.valid_rows());
         let mut a = vec![E4m3(0x7f); count * k];
         let none = (count * top_k) as i32;
         // What belongs to no row: the permutation's word for it, or nonsense.
@@ -94,21 +78,13 @@ impl Tokens {
             let token = rng.random_range(0..count);
             *expanded = (token * top_k + rng.random_range(0..top_k)) as i32;
             let own = token * k..(token + 1) * k;
-            let scale = |group: usize| {
-                (
-                    row * problem.a_strides.0 + group * problem.a_strides.1,
-                    token * a_strides.0 + group * a_strides.1,
-                )
-            };
             if std::mem::replace(&mut taken[token], true) {
                 problem.a[permuted].copy_from_slice(&a[own]);
-                (0..per_row).map(scale).for_each(|(of_row, own)| problem.a_scale[of_row] = a_scale[own]);
             } else {
                 a[own].copy_from_slice(&problem.a[permuted]);
-                (0..per_row).map(scale).for_each(|(of_row, own)| a_scale[own] = problem.a_scale[of_row]);
             }
         }
-        Tokens { count, top_k, a, a_scale, a_strides, sorted_rows }
+        Tokens { count, top_k, a, sorted_rows }
     }
 }
 
@@ -173,20 +149,11 @@ impl Gated<'_> {
             ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
         };
         let tokens = self.tokens.map(|tokens| {
-            let scales = device.upload(&tokens.a_scale).unwrap();
-            (tokens, device.upload(&tokens.a).unwrap(), scales, device.upload(&tokens.sorted_rows).unwrap())
+            (tokens, device.upload(&tokens.a).unwrap(), device.upload(&tokens.sorted_rows).unwrap())
         });
-        if let Some((tokens, a, scales, sorted_rows)) = &tokens {
+        if let Some((tokens, a, sorted_rows)) = &tokens {
             arguments.a = a.as_slice();
             arguments.rows = Some(gathered(tokens, sorted_rows));
-            arguments.a_scale = match arguments.a_scale {
-                AScale::Call(_) => AScale::Call(scales.as_slice()),
-                AScale::Row(_) => AScale::Row(scales.as_slice()),
-                AScale::Group { .. } => {
-                    let (row_stride, group_stride) = tokens.a_strides;
-                    AScale::Group { scales: scales.as_slice(), row_stride, group_stride }
-                }
-            };
         }
         let enqueued = if settled {
             // SAFETY: the problem's schedule was built, and waited for, before.
@@ -311,7 +278,7 @@ proptest! {
         units in 1usize..=20,
         k in (1usize..=34).prop_map(|k| k * 16),
         block_m in prop::sample::select(&BLOCK_M[..]),
-        kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
+        kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         function in prop::sample::select(&FUNCTIONS[..]),
         out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
         promoted in any::<bool>(),
@@ -342,7 +309,7 @@ proptest! {
         units in 1usize..=20,
         k in (1usize..=34).prop_map(|k| k * 16),
         (count, top_k) in (1usize..200, 1usize..9),
-        kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
+        kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         function in prop::sample::select(&FUNCTIONS[..]),
         out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
         promoted in any::<bool>(),
@@ -372,7 +339,7 @@ fn deterministic() {
     let Some(device) = hopper() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for (k, block_m) in [(528, 8), (400, 32), (256, 64), (528, 128)] {
-        let kinds = (AKind::GroupRowMajor, BKind::Block);
+        let kinds = (AKind::GroupColumnMajor, BKind::Block);
         let problem = Problem::draw(&[5, 0, 140, 16], 3, (512, k), kinds, Values::Uniform, &mut rng);
         let (function, out) = (ActivationFunction::Silu, Out::GroupRowMajor);
         let gated = Gated { problem: &problem, tokens: None, function, out };
@@ -391,7 +358,11 @@ fn deterministic() {
 #[test]
 fn refusals() {
     type Change = fn(&mut GatedGemm<'_>);
-    const CASES: [(Change, &str); 7] = [
+    const CASES: [(Change, &str); 8] = [
+        (
+            |g| g.a_scale = regroup(g.a_scale, 0, 1),
+            "a_scale = strides 0, 1: must be group-major (`ScaleLayout::group_major`) for the Hopper kernels",
+        ),
         (|g| g.shape.k = 24, "k = 24: must be a positive multiple of 16"),
         (|g| g.shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
         (|g| g.a = g.a.slice(16..), "a = 944 elements: must have at least 960"),
@@ -419,6 +390,14 @@ fn refusals() {
     }
 }
 
+/// The scales of rows as scales per group, of which there is one.
+fn regroup(scale: AScale<'_>, row_stride: usize, group_stride: usize) -> AScale<'_> {
+    match scale {
+        AScale::Row(scales) => AScale::Group { scales, row_stride, group_stride },
+        other => other,
+    }
+}
+
 /// The same where rows are gathered.
 #[test]
 fn refusals_of_gathered_rows() {
@@ -431,7 +410,7 @@ fn refusals_of_gathered_rows() {
                     g.a_scale = AScale::Row(scales.slice(1..));
                 }
             },
-            "a_scale = 6 elements: must have at least 7",
+            "a_scale = 19 elements: must have at least 20",
         ),
         (|_, r| r.tokens = 8, "a = 336 elements: must have at least 384"),
         (|_, r| r.tokens = 0, "rows.tokens = 0: must be in 1..=715827882 with top_k 3"),
@@ -454,14 +433,13 @@ fn refusals_of_gathered_rows() {
     // With room for the workspace and the schedule of other heights.
     let on_device = OnDevice::new(&device, &problem, 8);
     let (stream, given) = (device.default_stream(), device.upload(&[1f32]).unwrap());
-    let (a, scales) = (device.upload(&tokens.a).unwrap(), device.upload(&tokens.a_scale).unwrap());
+    let a = device.upload(&tokens.a).unwrap();
     let sorted_rows = device.upload(&tokens.sorted_rows).unwrap();
     let mut workspace = device.uninit(workspace_bytes(&device, 64)).unwrap();
     let mut q = device.zeros::<u8>(20 * 32).unwrap();
     for (change, message) in CASES {
         let mut changed = GatedGemm {
             a: a.as_slice(),
-            a_scale: AScale::Row(scales.as_slice()),
             schedule: Schedule { block_m: 128, ..on_device.schedule() },
             ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
         };

@@ -69,13 +69,13 @@ fn run_with(
     bytes.chunks(format.bytes()).map(|bits| format.bits(bits)).collect()
 }
 
-/// The paths that lead to a kernel with tiles of `block_m` rows on this device.
-fn paths(device: &Device, block_m: usize, blocks: Option<u32>) -> Vec<Path> {
+/// The paths that lead to a kernel with tiles of `block_m` rows and such scales of A on this device.
+fn paths(device: &Device, block_m: usize, a_kind: AKind, blocks: Option<u32>) -> Vec<Path> {
     let mut paths = Vec::new();
     if PortableTile::for_block_m(block_m).is_ok() {
         paths.push(Path::Portable { blocks });
     }
-    if device.family() == Family::Sm90a {
+    if device.family() == Family::Sm90a && a_kind != AKind::GroupRowMajor {
         paths.push(Path::Hopper { blocks });
     }
     paths
@@ -173,7 +173,7 @@ proptest! {
         for device in devices() {
             common::timing(seed);
             let on_device = OnDevice::new(&device, &problem, block_m);
-            for path in paths(&device, block_m, blocks) {
+            for path in paths(&device, block_m, problem.a_kind, blocks) {
                 let d = run(&on_device, format, accumulation, path);
                 assert_within_rounding(&problem, &d, format, accumulation);
                 let settled = run_with(&on_device, format, accumulation, path, true);
@@ -195,7 +195,7 @@ fn every_kernel_and_scale() {
                 for device in devices() {
                     let on_device = OnDevice::new(&device, &problem, block_m);
                     for accumulation in [Accumulation::Fast, Accumulation::Promoted] {
-                        for path in paths(&device, block_m, Some(3)) {
+                        for path in paths(&device, block_m, a_kind, Some(3)) {
                             let d = run(&on_device, Format::Bf16, accumulation, path);
                             assert_within_rounding(&problem, &d, Format::Bf16, accumulation);
                         }
@@ -418,6 +418,48 @@ fn refusals() {
         let error = grouped_gemm(&stream, far).unwrap_err().to_string();
         assert_eq!(error, "grouped_gemm: a_scale = 20 elements: must have at least 39 elements");
     }
+}
+
+/// What the Hopper kernels refuse of scales that change along K, and the portable ones take.
+#[test]
+fn refusals_of_slab_scales() {
+    let device = common::device();
+    if device.family() != Family::Sm90a {
+        eprintln!("skipped: the kernels of {} take any strides", device.family());
+        return;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(15);
+    let kinds = (AKind::Call, BKind::Block);
+    let problem = Problem::draw(&[12, 9], 0, (24, 272), kinds, Values::Uniform, &mut rng);
+    let (stream, on_device) = (device.default_stream(), OnDevice::new(&device, &problem, 16));
+    let scales = device.upload(&[0.5f32; 100]).unwrap();
+    let b_scale = device.upload(&[0.5f32; 7]).unwrap();
+    let mut workspace = on_device.workspace();
+    let mut out = device.zeros::<bf16>(21 * 24).unwrap();
+    let mut gemm = |a_scale: Option<(usize, usize, usize)>, b_start: usize, path| {
+        let slice = GemmOut::Bf16(out.as_mut_slice());
+        let mut arguments = GroupedGemm { path, ..arguments(&on_device, &mut workspace, slice) };
+        if let Some((start, row_stride, group_stride)) = a_scale {
+            arguments.a_scale = AScale::Group { scales: scales.slice(start..), row_stride, group_stride };
+        }
+        arguments.b_scale = BScale::Block(b_scale.slice(b_start..));
+        grouped_gemm(&stream, arguments).map_err(|e| e.to_string())
+    };
+    let group_major = "must be group-major (`ScaleLayout::group_major`) for the Hopper kernels: \
+         a row_stride of 1, and a group_stride that is a multiple of 4 and at least 21";
+    for (row_stride, group_stride) in [(3, 1), (1, 21), (1, 20), (2, 24)] {
+        let refused = gemm(Some((0, row_stride, group_stride)), 0, Path::Auto).unwrap_err();
+        let strides = format!("strides {row_stride}, {group_stride}");
+        assert_eq!(refused, format!("grouped_gemm: a_scale = {strides}: {group_major}"));
+        gemm(Some((0, row_stride, group_stride)), 0, Path::Portable { blocks: None }).unwrap();
+    }
+    for (a_scale, b_start, name) in [(Some((1, 1, 24)), 0, "a_scale"), (None, 1, "b_scale")] {
+        let refused = gemm(a_scale, b_start, Path::Auto).unwrap_err();
+        assert!(refused.starts_with(&format!("grouped_gemm: {name} = 0x")), "{refused}");
+        assert!(refused.ends_with("must be 16-byte aligned for the Hopper kernels"), "{refused}");
+        gemm(a_scale, b_start, Path::Portable { blocks: None }).unwrap();
+    }
+    gemm(Some((4, 1, 24)), 0, Path::Auto).unwrap();
 }
 
 fn shorten_a(scale: AScale<'_>) -> AScale<'_> {

@@ -8,7 +8,7 @@ mod layers;
 #[path = "common/oracle.rs"]
 mod oracle;
 
-use common::gemm::{A_KINDS, B_KINDS, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts};
+use common::gemm::{B_KINDS, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts};
 use common::{cases, device, families, relative_l2, timing};
 use fp8_moe::ops::cast::{Cast, cast};
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
@@ -144,7 +144,7 @@ proptest! {
         k in (1usize..=34).prop_map(|k| k * 16),
         top_k in 1usize..=9,
         block_m in prop::sample::select(&BLOCK_M[..]),
-        kinds in (prop::sample::select(&A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
+        kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         promoted in any::<bool>(),
         blocks in prop::option::of(1u32..9),
     ) {
@@ -166,7 +166,7 @@ fn every_tile_and_scale() {
     let Some(device) = hopper() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     for block_m in BLOCK_M {
-        for a_kind in A_KINDS {
+        for a_kind in HOPPER_A_KINDS {
             for b_kind in B_KINDS {
                 let kinds = (a_kind, b_kind);
                 let problem = Problem::draw(&[5, 0, 70, 1], 4, (200, 304), kinds, Values::Uniform, &mut rng);
@@ -357,7 +357,7 @@ fn layers_are_refused_without_the_kernels() {
 #[test]
 fn refusals_name_argument_value_and_rule() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let kinds = (A_KINDS[0], B_KINDS[0]);
+    let kinds = (HOPPER_A_KINDS[0], B_KINDS[0]);
     let problem = Problem::draw(&[5, 3], 0, (24, 32), kinds, Values::Uniform, &mut rng);
     let (device, stream) = (device(), device().default_stream());
     let on_device = OnDevice::new(&device, &problem, 16);

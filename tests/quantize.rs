@@ -70,6 +70,8 @@ enum Places {
     Identity,
     Valid(usize),
     Scatter(Scatter),
+    /// As `Scatter` for the scales, as `Identity` for the rows that go anywhere.
+    Scales(Scatter),
 }
 
 #[derive(Clone, Debug)]
@@ -135,13 +137,21 @@ impl Case {
         if let Places::Scatter(scatter) = &self.places { scatter.capacity } else { self.rows }
     }
 
+    /// Rows that have scales.
+    fn scale_rows(&self) -> usize {
+        match &self.places {
+            Places::Identity | Places::Valid(_) => self.rows,
+            Places::Scatter(scatter) | Places::Scales(scatter) => scatter.capacity,
+        }
+    }
+
     fn groups(&self) -> usize {
         if let Mode::Group(size, _) = self.mode { self.columns.div_ceil(size) } else { 1 }
     }
 
     fn layout(&self) -> ScaleLayout {
         match self.mode {
-            Mode::Group(_, true) => ScaleLayout { row_stride: 1, group_stride: self.q_rows() + 3 },
+            Mode::Group(_, true) => ScaleLayout { row_stride: 1, group_stride: self.scale_rows() + 3 },
             _ => ScaleLayout::row_major(self.groups()),
         }
     }
@@ -149,8 +159,8 @@ impl Case {
     fn scales_len(&self) -> usize {
         match self.mode {
             Mode::Static(_) | Mode::Dynamic => 1,
-            Mode::Token(_) => self.q_rows(),
-            Mode::Group(..) => self.q_rows() * self.groups() + 3 * self.groups(),
+            Mode::Token(_) => self.scale_rows(),
+            Mode::Group(..) => self.scale_rows() * self.groups() + 3 * self.groups(),
         }
     }
 
@@ -159,7 +169,8 @@ impl Case {
         match &self.places {
             Places::Identity => vec![row],
             Places::Valid(valid) => (row < *valid).then_some(row).into_iter().collect(),
-            Places::Scatter(scatter) => scatter.inverse[row * scatter.top_k..][..scatter.top_k]
+            Places::Scatter(scatter) | Places::Scales(scatter) => scatter.inverse[row * scatter.top_k..]
+                [..scatter.top_k]
                 .iter()
                 .map(|&destination| destination as usize)
                 .filter(|&destination| destination < scatter.valid_rows)
@@ -186,7 +197,8 @@ impl Case {
         if let (Mode::Static(_) | Mode::Dynamic, true) = (self.mode, self.rows > 0) {
             scales[0] = tensor.to_bits();
         }
-        let mut store = |row: usize, values: &[f32]| {
+        // The values to row `place`, if there is one, and their scales to `row`.
+        let mut store = |place: Option<usize>, row: usize, values: &[f32]| {
             let groups = match self.mode {
                 Mode::Group(size, _) => values.chunks(size).collect(),
                 _ => vec![values],
@@ -205,21 +217,24 @@ impl Case {
                 codes.extend(values.iter().map(|value| e4m3::encode(value / scale)));
                 scales[row * layout.row_stride + group * layout.group_stride] = scale.to_bits();
             }
-            q[row * self.columns..][..self.columns].copy_from_slice(&codes);
+            if let Some(place) = place {
+                q[place * self.columns..][..self.columns].copy_from_slice(&codes);
+            }
         };
+        let rows_stay = matches!(self.places, Places::Scales(_));
         for row in 0..self.rows {
             for destination in self.destinations(row) {
-                store(destination, &weighted(row));
+                store(Some(if rows_stay { row } else { destination }), destination, &weighted(row));
             }
         }
-        if let Places::Scatter(scatter) = &self.places
+        if let Places::Scatter(scatter) | Places::Scales(scatter) = &self.places
             && scatter.aligned
             && self.rows > 0
         {
             for row in (0..scatter.valid_rows)
                 .filter(|&row| scatter.sorted_rows[row] as usize == scatter.inverse.len())
             {
-                store(row, &vec![0.0; self.columns]);
+                store((!rows_stay).then_some(row), row, &vec![0.0; self.columns]);
             }
         }
         Quantized { q, scales }
@@ -249,7 +264,7 @@ impl Case {
         let (offsets, inverse, sorted_rows) = match &self.places {
             Places::Identity => (vec![], vec![], vec![]),
             Places::Valid(valid) => (vec![0, *valid as i64], vec![], vec![]),
-            Places::Scatter(scatter) => {
+            Places::Scatter(scatter) | Places::Scales(scatter) => {
                 (vec![0, 0, scatter.valid_rows as i64], scatter.inverse.clone(), scatter.sorted_rows.clone())
             }
         };
@@ -260,6 +275,13 @@ impl Case {
             Places::Identity => Destinations::Identity,
             Places::Valid(_) => Destinations::Valid { expert_offsets: offsets.as_slice() },
             Places::Scatter(scatter) => Destinations::Scatter {
+                top_k: scatter.top_k,
+                capacity: scatter.capacity,
+                inverse: inverse.as_slice(),
+                expert_offsets: offsets.as_slice(),
+                sorted_rows: scatter.aligned.then_some(sorted_rows.as_slice()),
+            },
+            Places::Scales(scatter) => Destinations::Scales {
                 top_k: scatter.top_k,
                 capacity: scatter.capacity,
                 inverse: inverse.as_slice(),
@@ -474,7 +496,7 @@ fn division_agrees_for_every_significand() {
 }
 
 proptest! {
-    #![proptest_config(common::cases(48))]
+    #![proptest_config(common::cases(64))]
 
     #[test]
     fn anything(
@@ -483,7 +505,7 @@ proptest! {
         columns in prop_oneof![1..70_usize, 1..700_usize, (1..90_usize).prop_map(|n| n * 8)],
         ty in prop::sample::select(&TYPES),
         mode in prop::sample::select(&MODES),
-        places in 0..4_usize,
+        places in 0..6_usize,
         top_k in 1..10_usize,
         keep in prop::sample::select(&[0.0, 0.1, 0.7, 1.0]),
         weighted: bool,
@@ -496,7 +518,8 @@ proptest! {
         let places = match places {
             0 => Places::Identity,
             1 => Places::Valid(rng.random_range(0..=rows)),
-            aligned => Places::Scatter(draw_scatter(rows, top_k, keep, aligned == 3, &mut rng)),
+            2 | 3 => Places::Scatter(draw_scatter(rows, top_k, keep, places == 3, &mut rng)),
+            _ => Places::Scales(draw_scatter(rows, top_k, keep, places == 5, &mut rng)),
         };
         let x = draw_values(ty, rows * columns, special, &mut rng);
         let row_weight = weighted.then(|| (0..rows).map(|_| rng.random()).collect());
@@ -516,8 +539,11 @@ fn many_slots_and_invalid_destinations() {
     }
     for mode in MODES {
         let x = draw_values(Type::Bf16, 5 * 300, false, &mut rng);
-        let places = Places::Scatter(scatter.clone());
-        Case { ty: Type::Bf16, rows: 5, columns: 300, x, row_weight: None, places, mode }.check(&device, 1);
+        for places in [Places::Scatter(scatter.clone()), Places::Scales(scatter.clone())] {
+            let x = x.clone();
+            Case { ty: Type::Bf16, rows: 5, columns: 300, x, row_weight: None, places, mode }
+                .check(&device, 1);
+        }
     }
 }
 
@@ -589,6 +615,21 @@ fn refusals_name_argument_value_and_rule() {
     assert!(message.starts_with("quantize: top_k = 0: must be in 1..=1073741823"), "{message}");
     let message = refusal(shape, scatter(2, 4), given(), 127);
     assert_eq!(message, "quantize: q = 127 elements: must have at least 128 elements");
+
+    let by_scales = Destinations::Scales {
+        top_k: 2,
+        capacity: 4,
+        inverse: inverse.as_slice(),
+        expert_offsets: offsets.as_slice(),
+        sorted_rows: None,
+    };
+    // Rows of q are those of the tokens, scales those of the permuted rows.
+    let message = refusal(shape, by_scales, given(), 63);
+    assert_eq!(message, "quantize: q = 63 elements: must have at least 64 elements");
+    let mut scales: Buffer<f32> = device.zeros(3).unwrap();
+    let per_row = Scheme::Token { scales: scales.as_mut_slice(), absmax_limit: None };
+    let message = refusal(shape, by_scales, per_row, 64);
+    assert_eq!(message, "quantize: scales = 3 elements: must have at least 4 elements");
 
     let refused = |destinations: Destinations<'_>| {
         let (mut q, mut cleared) = (device.zeros(64).unwrap(), device.zeros(63).unwrap());

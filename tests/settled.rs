@@ -26,7 +26,7 @@ fn new_rows_are_not_settled() {
     let scale = device.upload(&[1.0f32]).unwrap();
     let mut scales: Buffer<f32> = device.zeros(2).unwrap();
     let mut q: Buffer<E4m3> = device.zeros(256).unwrap();
-    for number in 0..3 {
+    for number in 0..6 {
         let args = Unpermute {
             y: (&y).into(),
             inverse: inverse.as_slice(),
@@ -36,19 +36,18 @@ fn new_rows_are_not_settled() {
         };
         let shape = UnpermuteShape { tokens: 1, top_k: 1, hidden: 256, capacity: 1 };
         unpermute(&stream, shape, args).unwrap();
+        let (top_k, capacity, inverse, expert_offsets) = (1, 1, inverse.as_slice(), offsets.as_slice());
         let mut quantized = |settled| {
             let scales = scales.as_mut_slice();
             let args = Quantize {
                 x: (&x).into(),
                 row_weight: None,
-                destinations: Destinations::Scatter {
-                    top_k: 1,
-                    capacity: 1,
-                    inverse: inverse.as_slice(),
-                    expert_offsets: offsets.as_slice(),
-                    sorted_rows: None,
+                destinations: if number < 3 {
+                    Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
+                } else {
+                    Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
                 },
-                scheme: match number {
+                scheme: match number % 3 {
                     0 => Scheme::TensorStatic { scale: scale.as_slice() },
                     1 => Scheme::Token { scales, absmax_limit: None },
                     _ => Scheme::Group { group_size: 128, scales, layout: ScaleLayout::row_major(2) },

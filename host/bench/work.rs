@@ -118,9 +118,11 @@ impl Work {
         let w13 = experts * (2 * i * h + 4 * w13_scales);
         let w2 = experts * (h * i + 4 * w2_scales);
         let first_rows = if fusion.gather { load.local_tokens } else { rows };
-        let first = first_rows * h + scales(first_rows, h);
-        // Which rows go where: read with the rows' copies, or with the rows.
-        let (scatter, gather) = if fusion.gather { (0, rows * 4) } else { (all_rows * 4, 0) };
+        let first = first_rows * h + scales(rows, h);
+        // Which rows go where: read for their copies or those of their scales, and where rows are gathered.
+        let is_scattered = !fusion.gather || scales(1, h) > 0;
+        let scatter = if is_scattered { all_rows * 4 } else { 0 };
+        let gather = if fusion.gather { rows * 4 } else { 0 };
         let second = rows * i + scales(rows, i);
         let products = rows * 2 * i * 2;
         let (flops, bytes) = match part {
@@ -214,8 +216,9 @@ mod tests {
         let load = Load::new(&config, &routed);
         let fusion = Fusion { activation: true, gather: true };
         let bytes = |part| Work::new(part, &config, &load, fusion).bytes;
-        assert_eq!(bytes(Part::Quantise), 1024 + 2 * 256 + 8);
-        assert_eq!(bytes(Part::Gemm1), 520 + 4 * 4 + 2 * 66_560 + 4 * 128 + 16);
+        // Six slots lead to the four rows' scales.
+        assert_eq!(bytes(Part::Quantise), 1024 + 6 * 4 + 2 * 256 + 16);
+        assert_eq!(bytes(Part::Gemm1), 528 + 4 * 4 + 2 * 66_560 + 4 * 128 + 16);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::layer::config::{MoeConfig, Quantization, Reduction, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
-use crate::layer::workspace::{Layout, is_gated, permute_shape};
+use crate::layer::workspace::{Layout, is_gated, permute_shape, scale_rows};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
 use crate::ops::cast::{Cast, cast};
 use crate::ops::gated_gemm::{GatedGemm, GatedShape, GatheredRows, gated_gemm_with_settled_schedule};
@@ -128,7 +128,7 @@ struct Parts<'a> {
     intermediate_scales: SliceMut<'a, f32>,
     partials: SliceMut<'a, u8>,
     block_m: usize,
-    /// Whether GEMM 1 gathers its rows by token, so that `quantised` and `scales` are of the tokens.
+    /// Whether GEMM 1 gathers its rows by token, so that `quantised` is of the tokens. The scales are of the permuted rows anyway.
     gathers: bool,
     products: SliceMut<'a, u8>,
 }
@@ -229,14 +229,14 @@ impl Call<'_> {
         (self.observe)(Step { name: Step::NAMES[index], index });
     }
 
-    /// Rows that the quantisation writes: those of the tokens where GEMM 1 gathers, else the permuted ones.
-    fn quantised_rows(&self, gathers: bool) -> usize {
-        if gathers { self.tokens } else { self.rows() }
-    }
-
     /// P, rows of the permuted matrices.
     fn rows(&self) -> usize {
         permute_shape(self.config, self.tokens).capacity()
+    }
+
+    /// Where the scales of rows of P are that have one per group.
+    fn scale_layout(&self) -> ScaleLayout {
+        ScaleLayout::group_major(scale_rows(self.rows()))
     }
 
     fn route(
@@ -312,19 +312,19 @@ impl Call<'_> {
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
     ) -> Result<()> {
-        let columns = self.config.hidden_size;
+        let MoeConfig { hidden_size: columns, top_k, .. } = *self.config;
+        let (capacity, layout) = (self.rows(), self.scale_layout());
+        let (inverse, expert_offsets) = (parts.inverse.as_slice(), parts.expert_offsets.as_slice());
         let args = Quantize {
             x: Activations::Bf16(hidden),
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
-            destinations: if parts.gathers {
-                Destinations::Identity
-            } else {
-                Destinations::Scatter {
-                    top_k: self.config.top_k,
-                    capacity: self.rows(),
-                    inverse: parts.inverse.as_slice(),
-                    expert_offsets: parts.expert_offsets.as_slice(),
-                    sorted_rows: None,
+            destinations: match (parts.gathers, self.config.quantization) {
+                (true, Quantization::TensorStatic) => Destinations::Identity,
+                (true, _) => {
+                    Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
+                }
+                (false, _) => {
+                    Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
                 }
             },
             scheme: match self.config.quantization {
@@ -334,11 +334,9 @@ impl Call<'_> {
                 Quantization::ChannelToken => {
                     Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None }
                 }
-                Quantization::Block128 => Scheme::Group {
-                    group_size: 128,
-                    scales: parts.scales.reborrow(),
-                    layout: ScaleLayout::group_major(self.quantised_rows(parts.gathers)),
-                },
+                Quantization::Block128 => {
+                    Scheme::Group { group_size: 128, scales: parts.scales.reborrow(), layout }
+                }
             },
             q: parts.quantised.reborrow(),
             cleared: match end {
@@ -357,7 +355,7 @@ impl Call<'_> {
         let shape = self.first_gemm_shape();
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice(), self.rows()),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
@@ -427,12 +425,12 @@ impl Call<'_> {
         }
     }
 
-    /// Scales of GEMM 1's activations, of so many rows.
-    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>, rows: usize) -> AScale<'s> {
+    /// Scales of GEMM 1's activations.
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
         match self.config.quantization {
             Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
             Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => grouped_scales(scales, rows),
+            Quantization::Block128 => self.grouped_scales(scales),
         }
     }
 
@@ -441,8 +439,14 @@ impl Call<'_> {
         match self.config.second_scales() {
             SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
             SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => grouped_scales(scales, self.rows()),
+            SecondScales::Group128 => self.grouped_scales(scales),
         }
+    }
+
+    /// Scales, one for every permuted row and 128 columns, in the layout that they are written in.
+    fn grouped_scales<'s>(&self, scales: Slice<'s, f32>) -> AScale<'s> {
+        let ScaleLayout { row_stride, group_stride } = self.scale_layout();
+        AScale::Group { scales, row_stride, group_stride }
     }
 
     /// How GEMM 2's activations are scaled.
@@ -452,11 +456,9 @@ impl Call<'_> {
                 Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
             }
             SecondScales::Token => Requantization::Token { scales },
-            SecondScales::Group128 => Requantization::Group {
-                group_size: 128,
-                scales,
-                layout: ScaleLayout::group_major(self.rows()),
-            },
+            SecondScales::Group128 => {
+                Requantization::Group { group_size: 128, scales, layout: self.scale_layout() }
+            }
         }
     }
 
@@ -474,7 +476,7 @@ impl Call<'_> {
         let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice(), self.quantised_rows(parts.gathers)),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
             rows: parts.gathers.then(|| GatheredRows {
                 sorted_rows: parts.sorted_rows.as_slice(),
                 tokens: self.tokens,
@@ -540,10 +542,4 @@ impl Call<'_> {
         // wait for their predecessors.
         unsafe { unpermute_with_settled_routing(stream, shape, args) }
     }
-}
-
-/// Scales of so many rows, one for every row and 128 columns, in the layout that they are written in.
-fn grouped_scales(scales: Slice<'_, f32>, rows: usize) -> AScale<'_> {
-    let ScaleLayout { row_stride, group_stride } = ScaleLayout::group_major(rows);
-    AScale::Group { scales, row_stride, group_stride }
 }

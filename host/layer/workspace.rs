@@ -9,9 +9,9 @@
 //! inverse           i32   [R]
 //! schedule          u32x4 [tiles + 1]            row tiles of the grouped GEMM
 //! quantised         e4m3  [P, H]                 input of GEMM 1; [T, H] where it gathers its rows
-//! scales            f32   [P, groups of it]      likewise
+//! scales            f32   [groups of it, P']     P' = P rounded up to a multiple of 4; or one for each of P rows, or none
 //! intermediate      e4m3  [P, I']                input of GEMM 2
-//! intermediate_scales f32 [P, groups of it]
+//! intermediate_scales f32 [groups of it, P']     likewise
 //! partials          u8    what the GEMMs need for sums that are cut
 //! products          u8    [P, 2 * H], or [P, max(4 * 2I', 2 * H)] where GEMM 1 and the activation are two launches: the f32
 //!                         output of GEMM 1, then the 16-bit output of GEMM 2, which an order-free reduction has not
@@ -99,9 +99,9 @@ impl Layout {
             inverse: part(rows, 4),
             schedule: part(tile_schedule_entries(capacity, local, block_m), 16),
             quantised: part(quantised * hidden, 1),
-            scales: part(quantised * scales, 4),
+            scales: part(scale_rows(capacity) * scales, 4),
             intermediate: part(capacity * intermediate, 1),
-            intermediate_scales: part(capacity * intermediate_scales, 4),
+            intermediate_scales: part(scale_rows(capacity) * intermediate_scales, 4),
             partials: part(workspace_bytes(device, block_m), 1),
             products: part(capacity * first_products.max(second_products), 1),
             sums: part(sums, 4),
@@ -141,6 +141,11 @@ impl Layout {
 /// Whether GEMM 1, activation and quantisation are one launch.
 pub(crate) fn is_gated(device: &Device, config: &MoeConfig) -> bool {
     config.second_scales() != SecondScales::Token && gated_gemm::is_supported(device, config.path)
+}
+
+/// Rows that there is room for in a group of scales of `rows` rows: a multiple of 4, as the Hopper GEMMs ask for.
+pub(crate) fn scale_rows(rows: usize) -> usize {
+    rows.next_multiple_of(4)
 }
 
 /// The permutation of a layer's rows.

@@ -9,13 +9,14 @@
 //! ```
 //!
 //! A may also lie in the order of the tokens, `[T, K]`, with the permutation beside it ([`GatheredRows`]): the kernel then gathers
-//! its rows, and nobody writes a token's row `top_k` times.
+//! its rows, and nobody writes a token's row `top_k` times. Its scales are those of the permuted rows in either case.
 //!
 //! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by [`activation`](super::activation::activation) without the
 //! products going to memory. Scales per token are not offered: a row's maximum is known only when all its columns are.
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::heuristics::{self, HopperTile, Path};
+use super::grouped_gemm::slab_scales::SlabScales;
 use super::grouped_gemm::{
     AScale, Accumulation, BScale, GemmShape, Schedule, change_along_k, check_matrix, check_scales, elements,
     workspace_bytes,
@@ -69,7 +70,8 @@ pub struct GatheredRows<'a> {
 pub struct GatedGemm<'a> {
     /// e4m3 `[P, K]`, or `[T, K]` where rows are gathered.
     pub a: Slice<'a, E4m3>,
-    /// Its scales: of as many rows as A has.
+    /// Its scales, of P rows: those of the permuted rows also where rows are gathered, padding included
+    /// ([`Destinations::Scales`](super::quantize::Destinations::Scales) leads to both).
     pub a_scale: AScale<'a>,
     /// Which rows of A to gather, in tiles of 128 rows; `None` for all, in order.
     pub rows: Option<GatheredRows<'a>>,
@@ -157,8 +159,7 @@ impl GatedGemm<'_> {
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
         check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
         check_matrix(OP, &self.q.as_slice(), "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
-        let scaled = GemmShape { rows: a_rows, ..shape };
-        check_scales(OP, &self.a_scale, &self.b_scale, &scaled, stream)?;
+        check_scales(OP, &self.a_scale, &self.b_scale, &shape, stream)?;
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
@@ -216,7 +217,9 @@ impl GatedGemm<'_> {
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
-        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
+        let SlabScales { a: a_slab_scales, b: b_slab_scales } =
+            SlabScales::new(OP, &self.a_scale, &self.b_scale, &self.shape.gemm(), tile)?;
+        let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
             Requantization::Group { scales, layout, .. } => {
@@ -243,7 +246,7 @@ impl GatedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($a:ident, $kernel:ident) => {
-                launch!($a, $kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
+                launch!($a, $kernel { a_slab_scales, b_slab_scales, partials, schedule_is_settled })
             };
         }
         if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
@@ -256,8 +259,8 @@ impl GatedGemm<'_> {
                         sorted_rows,
                         tokens,
                         top_k,
-                        a_scale_row_stride,
-                        a_scale_group_stride
+                        a_slab_scales,
+                        b_slab_scales
                     }
                 )
             } else {
@@ -272,7 +275,7 @@ impl GatedGemm<'_> {
             (HopperTile::Narrow32, _) => launch!(a, HopperNarrowGated32),
             (HopperTile::Narrow64, _) => launch!(a, HopperNarrowGated64),
             (HopperTile::Wide, true) => {
-                launch!(a, HopperWideGatedPromoted { a_scale_row_stride, a_scale_group_stride })
+                launch!(a, HopperWideGatedPromoted { a_slab_scales, b_slab_scales })
             }
             (HopperTile::Wide, false) => launch!(a, HopperWideGatedFast {}),
         }

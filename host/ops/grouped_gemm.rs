@@ -17,6 +17,7 @@
 pub mod heuristics;
 mod hopper;
 mod portable;
+pub(super) mod slab_scales;
 mod token_sums;
 
 use half::{bf16, f16};
@@ -46,6 +47,10 @@ pub enum AScale<'a> {
     /// f32 `[P]`: one per row.
     Row(Slice<'a, f32>),
     /// One per row and 128 columns: that of row r and group g is element `r * row_stride + g * group_stride`.
+    ///
+    /// The Hopper kernels bring those of a tile's rows by TMA, and take them in the layout `ScaleLayout::group_major` alone, 16-byte
+    /// aligned: with a `row_stride` of 1, and where there are several groups a `group_stride` that is at least P, and a multiple of 4.
+    /// (P rounded up will do.) The portable kernels take any strides.
     Group {
         /// The scales.
         scales: Slice<'a, f32>,
@@ -76,7 +81,7 @@ pub enum BScale<'a> {
     Expert(Slice<'a, f32>),
     /// f32 `[E_loc, N]`: one per output channel.
     Channel(Slice<'a, f32>),
-    /// f32 `[E_loc, ceil(N / 128), ceil(K / 128)]`: one per 128 x 128 block.
+    /// f32 `[E_loc, ceil(N / 128), ceil(K / 128)]`: one per 128 x 128 block; 16-byte aligned for the Hopper kernels.
     Block(Slice<'a, f32>),
 }
 
@@ -213,7 +218,7 @@ pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
 /// The kernel that wrote the schedule's tiles is not the one that directly precedes this call in the stream, and every kernel since
 /// orders itself behind its predecessor: it was launched without programmatic stream serialization, or each of its threads
 /// executes `griddepcontrol.wait` before `griddepcontrol.launch_dependents` and before it exits. The kernels of this library do.
-/// The kernel that directly precedes does not write B.
+/// The kernel that directly precedes writes neither B nor its scales.
 pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }

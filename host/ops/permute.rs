@@ -245,7 +245,8 @@ impl ScaleLayout {
         Self { row_stride: groups, group_stride: 1 }
     }
 
-    /// `[groups, rows]`, rows adjacent: what the Hopper GEMMs read fastest, since they take one group of many rows at a time.
+    /// `[groups, rows]`, rows adjacent: what the Hopper GEMMs take, which bring one group of many rows at a time. For them `rows` is a
+    /// multiple of 4, as TMA has it: that of the rows rounded up, the last of which stay unwritten.
     pub fn group_major(rows: usize) -> Self {
         Self { row_stride: 1, group_stride: rows }
     }

@@ -1,4 +1,4 @@
-//! FP8 quantisation of activations (e4m3), optionally fused with the scatter to permuted rows.
+//! FP8 quantisation of activations (e4m3), optionally fused with the scatter to permuted rows, or of their scales alone.
 //!
 //! | [`Scheme`] | scale | q |
 //! |---|---|---|
@@ -137,6 +137,20 @@ pub enum Destinations<'a> {
         /// Without it they are not written.
         sorted_rows: Option<Slice<'a, i32>>,
     },
+    /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t alone: what a GEMM takes
+    /// that gathers its rows ([`GatheredRows`](super::gated_gemm::GatheredRows)). `q` is `[T, columns]`, the scales are of P rows.
+    Scales {
+        /// k.
+        top_k: usize,
+        /// P, rows that have scales.
+        capacity: usize,
+        /// i32 `[T, k]`.
+        inverse: Slice<'a, i32>,
+        /// i64 `[E_loc + 1]`.
+        expert_offsets: Slice<'a, i64>,
+        /// i32 `[P]`, in aligned mode: the padding rows that it marks get the scale of a row of zeros. Without it they get none.
+        sorted_rows: Option<Slice<'a, i32>>,
+    },
 }
 
 /// How to scale.
@@ -155,7 +169,7 @@ pub enum Scheme<'a> {
     },
     /// One scale per row.
     Token {
-        /// f32, one per row of `q`.
+        /// f32, one per row of `q`, or per permuted row with [`Destinations::Scales`].
         scales: SliceMut<'a, f32>,
         /// Upper bound on the largest magnitude of a row; what is over it saturates.
         absmax_limit: Option<f32>,
@@ -164,7 +178,7 @@ pub enum Scheme<'a> {
     Group {
         /// Columns that share a scale: 128 or 64.
         group_size: usize,
-        /// f32, of the rows of `q`.
+        /// f32, of the rows of `q`, or of the permuted ones with [`Destinations::Scales`].
         scales: SliceMut<'a, f32>,
         /// Layout of `scales`, e.g. `ScaleLayout::row_major(columns.div_ceil(group_size))`.
         layout: ScaleLayout,
@@ -181,7 +195,7 @@ pub struct Quantize<'a> {
     pub destinations: Destinations<'a>,
     /// How to scale.
     pub scheme: Scheme<'a>,
-    /// e4m3 `[rows or P, columns]`.
+    /// e4m3 `[rows, columns]`; `[P, columns]` with [`Destinations::Scatter`].
     pub q: SliceMut<'a, E4m3>,
     /// f32 `[rows, columns]`, set to 0 on the way, for a later operation to add to. Not with [`Destinations::Valid`], whose rows the
     /// device alone knows.
@@ -279,8 +293,12 @@ struct Targets {
     inverse: DevicePtr<i32>,
     valid_rows: DevicePtr<i64>,
     sorted_rows: DevicePtr<i32>,
+    /// Whether row t of `q` is that of token t, and only scales are scattered.
+    rows_stay: bool,
     /// Rows of `q`.
     q_rows: usize,
+    /// Rows that have scales.
+    scale_rows: usize,
 }
 
 impl Destinations<'_> {
@@ -291,23 +309,27 @@ impl Destinations<'_> {
             inverse: DevicePtr::null(),
             valid_rows: DevicePtr::null(),
             sorted_rows: DevicePtr::null(),
+            rows_stay: false,
             q_rows: rows,
+            scale_rows: rows,
         };
         match self {
             Destinations::Identity => Ok(identity),
             Destinations::Valid { expert_offsets } => {
                 Ok(Targets { valid_rows: valid_rows(OP, expert_offsets, stream)?, ..identity })
             }
-            Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows } => {
-                let (top_k, q_rows) = (*top_k, *capacity);
+            Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows }
+            | Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows } => {
+                let (top_k, scale_rows) = (*top_k, *capacity);
+                let rows_stay = matches!(self, Destinations::Scales { .. });
                 let most = i32::MAX as usize / rows.max(1);
                 require((1..=most).contains(&top_k), OP, "top_k", top_k, || {
                     format!("must be in 1..={most} with {rows} rows: expanded rows are counted in i32")
                 })?;
-                let capacity = checked_i32(OP, "capacity", q_rows)?;
+                let capacity = checked_i32(OP, "capacity", scale_rows)?;
                 inverse.check(OP, "inverse", rows * top_k, stream)?;
                 if let Some(sorted_rows) = sorted_rows {
-                    sorted_rows.check(OP, "sorted_rows", q_rows, stream)?;
+                    sorted_rows.check(OP, "sorted_rows", scale_rows, stream)?;
                 }
                 Ok(Targets {
                     top_k: top_k as u32,
@@ -317,7 +339,9 @@ impl Destinations<'_> {
                     sorted_rows: sorted_rows
                         .as_ref()
                         .map_or(DevicePtr::null(), |sorted_rows| sorted_rows.ptr()),
-                    q_rows,
+                    rows_stay,
+                    q_rows: if rows_stay { rows } else { scale_rows },
+                    scale_rows,
                 })
             }
         }
@@ -325,7 +349,7 @@ impl Destinations<'_> {
 }
 
 impl Scheme<'_> {
-    fn check(&self, q_rows: usize, columns: usize, stream: &Stream) -> Result<()> {
+    fn check(&self, scale_rows: usize, columns: usize, stream: &Stream) -> Result<()> {
         match self {
             Scheme::TensorStatic { scale } => scale.check(OP, "scale", 1, stream),
             Scheme::TensorDynamic { scale, workspace } => {
@@ -347,10 +371,10 @@ impl Scheme<'_> {
                         format!("must be over 0 and at most {MOST:e}"),
                     ));
                 }
-                scales.check(OP, "scales", q_rows, stream)
+                scales.check(OP, "scales", scale_rows, stream)
             }
             Scheme::Group { group_size, scales, layout } => {
-                check_groups(OP, *group_size, scales, layout, (q_rows, columns), stream)
+                check_groups(OP, *group_size, scales, layout, (scale_rows, columns), stream)
             }
         }
     }
@@ -364,7 +388,7 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
 }
 
 /// As [`quantize`], for rows that were complete before the kernel that precedes this call in the stream began. With
-/// [`Destinations::Scatter`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then read while that kernel ends,
+/// [`Destinations::Scatter`] or [`Destinations::Scales`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then read while that kernel ends,
 /// also those of tokens that go nowhere; the results are the same.
 ///
 /// # Safety
@@ -388,10 +412,10 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     if let Some(row_weight) = &args.row_weight {
         row_weight.check(OP, "row_weight", shape.rows, stream)?;
     }
-    let Targets { top_k, capacity, inverse, valid_rows, sorted_rows, q_rows } =
+    let Targets { top_k, capacity, inverse, valid_rows, sorted_rows, rows_stay, q_rows, scale_rows } =
         args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
-    args.scheme.check(q_rows, shape.columns, stream)?;
+    args.scheme.check(scale_rows, shape.columns, stream)?;
     if let Some(cleared) = &args.cleared {
         let holds = !matches!(args.destinations, Destinations::Valid { .. });
         require(holds, OP, "cleared", "Some", || "must be None where only valid rows are visited".into())?;
@@ -404,7 +428,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     let row_weight = args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr());
     let q = args.q.ptr().cast();
     // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
-    let x_is_settled = u32::from(x_is_settled && matches!(args.destinations, Destinations::Scatter { .. }));
+    let x_is_settled = u32::from(x_is_settled && !inverse.is_null());
+    let rows_stay = u32::from(rows_stay);
     let cleared = args.cleared.as_ref().map_or(DevicePtr::null(), |cleared| cleared.ptr());
     // A warp looks for padding among 32 rows at a time.
     let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
@@ -414,7 +439,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         unsafe {
             launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
                 row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q, cleared,
-                rows, columns, top_k, capacity, partial_count, x_is_settled,
+                rows, columns, top_k, capacity, rows_stay, partial_count, x_is_settled,
             })
         }
     };
@@ -444,7 +469,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             unsafe {
                 launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, absmax_limit,
-                    rows, columns, top_k, capacity, kept_spans, x_is_settled,
+                    rows, columns, top_k, capacity, rows_stay, kept_spans, x_is_settled,
                 })
             }
         }
@@ -455,7 +480,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             unsafe {
                 launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, row_stride, group_stride,
-                    rows, columns, top_k, capacity, group_size, x_is_settled,
+                    rows, columns, top_k, capacity, rows_stay, group_size, x_is_settled,
                 })
             }
         }

@@ -27,7 +27,7 @@ pub const POISON: u8 = 0x5a;
 pub enum AKind {
     Call,
     Row,
-    /// Groups of a row side by side, with a gap after each row.
+    /// Groups of a row side by side, with a gap after each row. For the portable kernels.
     GroupRowMajor,
     /// Rows of a group side by side, with a gap after each group.
     GroupColumnMajor,
@@ -41,6 +41,8 @@ pub enum BKind {
 }
 
 pub const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, AKind::GroupColumnMajor];
+/// Those that the Hopper kernels take.
+pub const HOPPER_A_KINDS: [AKind; 3] = [AKind::Call, AKind::Row, AKind::GroupColumnMajor];
 pub const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
 
 /// Hopper's tensor cores align the terms of a step of K to the largest and cut off what is below its last bit: where one term
@@ -108,7 +110,12 @@ impl Problem {
             AKind::Call => (1, (0, 0)),
             AKind::Row => (rows, (1, 0)),
             AKind::GroupRowMajor => (rows * (groups + 1), (groups + 1, 1)),
-            AKind::GroupColumnMajor => ((rows + 3) * groups, (1, rows + 3)),
+            // With one group there is no second whose place could matter.
+            AKind::GroupColumnMajor if groups == 1 => (rows, (1, 3)),
+            AKind::GroupColumnMajor => {
+                let stride = (rows + 3).next_multiple_of(4);
+                (stride * groups, (1, stride))
+            }
         };
         let mut a_scale = vec![f32::NAN; a_len];
         if a_kind == AKind::Call {

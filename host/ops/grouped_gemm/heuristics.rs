@@ -218,12 +218,13 @@ impl HopperTile {
     /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
     /// and what the narrow kernels exchange, or the wide ones note of their items.
     pub const fn shared_bytes(self, promoted: bool) -> u32 {
-        const SCALES: u32 = 128 * 4 + 16;
         let rows = self.block_m() as u32;
         let (stages, stage) = self.ring();
+        // Of the rows, and of two blocks of B: TMA puts each at a multiple of 128.
+        let scales = (rows * 4).next_multiple_of(128) + 2 * 128;
         let (scales, exchange) = match self {
-            HopperTile::Wide => (if promoted { SCALES } else { 0 }, stages * 16),
-            _ => (SCALES, 16 + 9 * rows * 4),
+            HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16),
+            _ => (scales, 16 + 9 * rows * 4),
         };
         stages * (stage + scales + 16) + exchange
     }

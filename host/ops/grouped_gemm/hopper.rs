@@ -1,8 +1,9 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
 use super::heuristics::HopperTile;
+use super::slab_scales::SlabScales;
 use super::token_sums::RawTokens;
-use super::{GemmShape, GroupedGemm};
+use super::{GemmShape, GroupedGemm, OP};
 use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::kernels;
@@ -24,7 +25,9 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = self.shape;
         let a = tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?;
         let b = tensor_map::of_matrix(&self.b, experts * n, k, 128)?;
-        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
+        let SlabScales { a: a_slab_scales, b: b_slab_scales } =
+            SlabScales::new(OP, &self.a_scale, &self.b_scale, &self.shape, tile)?;
+        let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
         let RawTokens { sorted_rows, topk_weights, slots, top_k } = self.out.raw_tokens();
@@ -44,7 +47,7 @@ impl GroupedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_scale_row_stride, a_scale_group_stride, partials, schedule_is_settled })
+                launch!($kernel { a_slab_scales, b_slab_scales, partials, schedule_is_settled })
             };
         }
         match (tile, promoted) {
@@ -53,7 +56,7 @@ impl GroupedGemm<'_> {
             (HopperTile::Narrow32, _) => launch!(HopperNarrow32),
             (HopperTile::Narrow64, _) => launch!(HopperNarrow64),
             (HopperTile::Wide, true) => {
-                launch!(HopperWidePromoted { a_scale_row_stride, a_scale_group_stride })
+                launch!(HopperWidePromoted { a_slab_scales, b_slab_scales })
             }
             (HopperTile::Wide, false) => launch!(HopperWideFast {}),
         }

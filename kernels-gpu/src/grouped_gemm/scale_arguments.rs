@@ -34,10 +34,10 @@ pub struct ScaleArguments {
 }
 
 impl ScaleArguments {
-    /// Scales that do not change along K.
+    /// Scales of which those that change along K are found by other means.
     #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
-    pub fn along_rows(a: *const f32, a_kind: u32, b: *const f32, b_kind: u32) -> Self {
+    pub fn of_whole_sums(a: *const f32, a_kind: u32, b: *const f32, b_kind: u32) -> Self {
         Self { a, a_row_stride: 0, a_group_stride: 0, a_kind, b, b_kind }
     }
 
@@ -53,4 +53,11 @@ impl ScaleArguments {
         let block = expert as usize * n.div_ceil(BLOCK) as usize + (column / BLOCK) as usize;
         self.b.wrapping_add(block * k.div_ceil(SLAB) as usize)
     }
+}
+
+/// The number of the scale of the block of B that holds `column` of `expert`, and slab 0, among fewer than 2^31.
+#[cfg(target_feature = "sm_90a")]
+#[inline(always)]
+pub fn b_block_number(expert: u32, column: u32, n: u32, k: u32) -> u32 {
+    (expert * n.div_ceil(BLOCK) + column / BLOCK) * k.div_ceil(SLAB)
 }

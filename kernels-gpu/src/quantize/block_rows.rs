@@ -155,11 +155,11 @@ fn saturate(values: &Chunk, bound: f32) -> Chunk {
 }
 
 /// Quantises the rows of `source` to the rows of `q` that `destinations` names, with one scale per row, and a row of zeros to
-/// each padding row. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate. `ahead`: what has been done of it, for the
+/// each padding row, or leads their scales alone there. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate. `ahead`: what has been done of it, for the
 /// same source. The same rows of `cleared` are cleared, whether they go anywhere or not.
 ///
 /// # Safety
-/// `q` has every destination row, of `columns` writable bytes, `scales` an element for each, and `cleared` every row; nobody else accesses them
+/// `q` has every row that is written, of `columns` writable bytes, `scales` an element for every destination, and `cleared` every row; nobody else accesses them
 /// while the grid runs. `maxima` is [`SHARED`] elements of shared memory that nothing else uses, and the dynamic shared memory
 /// has room for the values of `kept_spans` spans.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
@@ -181,9 +181,9 @@ pub unsafe fn quantize_block_rows(
     let thread = thread::thread_idx_x();
     let vector = vectorised(q, columns);
     let spans = columns.div_ceil(SPAN);
-    let store = |destination: usize, column: u32, packed: PackedChunk| {
-        // SAFETY: the destination row exists, by the caller's contract; this thread alone has its columns.
-        unsafe { store_packed(q.add(destination * columns as usize), column, columns, vector, packed) };
+    let store = |place: usize, column: u32, packed: PackedChunk| {
+        // SAFETY: the row of q exists, by the caller's contract; this thread alone has its columns.
+        unsafe { store_packed(q.add(place * columns as usize), column, columns, vector, packed) };
     };
 
     let mut ahead = ahead.0;
@@ -216,8 +216,16 @@ pub unsafe fn quantize_block_rows(
                     source.chunk(row, column_of(span))
                 };
                 let packed = pack(&divisor.divide(&saturate(&values, bound)));
+                if destinations.rows_stay() {
+                    store(row as usize, column_of(span), packed);
+                    if span > 0 {
+                        continue;
+                    }
+                }
                 destinations.for_each(row, |destination| {
-                    store(destination, column_of(span), packed);
+                    if !destinations.rows_stay() {
+                        store(destination, column_of(span), packed);
+                    }
                     if span == 0 && thread == 0 {
                         // SAFETY: the destination's scale exists, by the caller's contract; one thread writes.
                         unsafe { scales.add(destination).write(scale) };
@@ -235,6 +243,9 @@ pub unsafe fn quantize_block_rows(
         if thread::lane_id() == 0 {
             // SAFETY: a padding row is a destination row; one lane writes.
             unsafe { scales.add(row).write(scale::of_absmax(0.0)) };
+        }
+        if destinations.rows_stay() {
+            return;
         }
         let mut column = thread::lane_id() * CHUNK;
         while column < columns {

@@ -6,6 +6,8 @@
 //!                                    row 3 -> 7, 41, 2
 //! ```
 //!
+//! Where the rows stay, those are the places of the row's scales, and its values go to its own place, once.
+//!
 //! A warp reads up to 32 slots of a token at once, one per lane, and visits the valid ones. A token without a valid slot is
 //! not read at all. In aligned mode the rows between an expert's last row and the next expert's first belong to no token:
 //! `sorted_rows` marks them with a row number past the end, and [`Padding`] finds them, 32 at a time.
@@ -19,6 +21,7 @@ pub struct Destinations {
     top_k: u32,
     rows: u32,
     valid_rows: u32,
+    rows_stay: bool,
 }
 
 impl Destinations {
@@ -46,7 +49,19 @@ impl Destinations {
             limit = unsafe { memory::load_nc(valid_rows) }.clamp(0, limit as i64) as u32;
         }
         let rows = if inverse.is_null() { rows.min(limit) } else { rows };
-        Destinations { inverse, top_k, rows, valid_rows: limit }
+        Destinations { inverse, top_k, rows, valid_rows: limit, rows_stay: false }
+    }
+
+    /// The same, for scales alone if `rows_stay` is not 0: the values of each row that goes anywhere go to its own place.
+    #[inline(always)]
+    pub fn of_scales(self, rows_stay: u32) -> Self {
+        Destinations { rows_stay: rows_stay != 0, ..self }
+    }
+
+    /// Whether the values of a row go to its own place, and only its scales to its destinations.
+    #[inline(always)]
+    pub fn rows_stay(&self) -> bool {
+        self.rows_stay
     }
 
     /// Rows to read.

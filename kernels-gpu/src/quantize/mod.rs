@@ -11,6 +11,9 @@
 //!   row 0  ----- read once, quantised in registers -----> rows 7, 41, 2          written once per valid destination
 //! ```
 //!
+//! Or the rows stay, in the order of the tokens, and their scales alone are written once per valid destination: for a GEMM that gathers
+//! its rows, whose scales come by TMA.
+//!
 //! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest magnitude.
 //! Inputs are bf16, f16 or f32; any number of columns, at any alignment.
 //!

@@ -18,10 +18,12 @@ macro_rules! quantize_tensor {
         /// `sorted_rows [capacity]`, where that is not null. With `x_is_settled`, for a given scale alone, the first rows are read before
         /// the grid waits for its predecessor: see [`quantize`](super).
         ///
+        /// With `rows_stay` row i of `q` is that of row i, and its scales alone go to the destinations and to padding rows.
+        ///
         /// `cleared [rows, columns]`, where that is not null, becomes 0.
         ///
         /// # Safety
-        /// Null or the sizes above; `q` has `columns` bytes for every destination. Nothing written is read.
+        /// Null or the sizes above; `q` has `columns` bytes for every destination, or with `rows_stay` for every row. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(
             x: *const $ty,
@@ -38,6 +40,7 @@ macro_rules! quantize_tensor {
             columns: u32,
             top_k: u32,
             capacity: u32,
+            rows_stay: u32,
             partial_count: u32,
             x_is_settled: u32,
         ) {
@@ -52,7 +55,7 @@ macro_rules! quantize_tensor {
                 let ahead = FirstRow::quantize(settled, rows, &scheme);
                 grid::wait();
                 grid::launch_dependents();
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows).of_scales(rows_stay);
                 let cleared = Cleared::new(cleared, columns);
                 quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q, cleared);
             }

@@ -18,11 +18,13 @@ macro_rules! quantize_token {
         /// see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where that is not null.
         /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
         ///
+        /// With `rows_stay` row i of `q` is that of row i, and its scales alone go to the destinations and to padding rows.
+        ///
         /// `cleared [rows, columns]`, where that is not null, becomes 0.
         ///
         /// # Safety
-        /// Null or the sizes above; `q` has `columns` bytes for every destination, `scales` an element; dynamic shared memory for
-        /// `kept_spans` times 2048 f32 values. Nothing written is read.
+        /// Null or the sizes above; `q` has `columns` bytes for every destination, or with `rows_stay` for every row, `scales` an element
+        /// for every destination; dynamic shared memory for `kept_spans` times 2048 f32 values. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 4, overlap = within)]
         pub unsafe fn $name(
             x: *const $ty,
@@ -38,6 +40,7 @@ macro_rules! quantize_token {
             columns: u32,
             top_k: u32,
             capacity: u32,
+            rows_stay: u32,
             kept_spans: u32,
             x_is_settled: u32,
         ) {
@@ -49,7 +52,7 @@ macro_rules! quantize_token {
                 let ahead = FirstRow::pass(settled, rows, columns, maxima, kept_spans);
                 grid::wait();
                 grid::launch_dependents();
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows).of_scales(rows_stay);
                 let cleared = Cleared::new(cleared, columns);
                 quantize_block_rows(
                     source, columns, destinations, sorted_rows, capacity, absmax_limit, ahead, q, scales, maxima, kept_spans, cleared,

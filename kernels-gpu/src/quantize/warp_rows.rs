@@ -168,12 +168,12 @@ impl FirstRow {
     }
 }
 
-/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row; clears the
-/// same rows of `cleared`, whether they go anywhere or not.
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row, or leads their
+/// scales alone there; clears the same rows of `cleared`, whether they go anywhere or not.
 /// `ahead`: what has been done of it, for the same source and scheme.
 ///
 /// # Safety
-/// `q` has every destination row, of `columns` writable bytes, and `cleared` every row; nobody else accesses them while the grid runs.
+/// `q` has every row that is written, of `columns` writable bytes, and `cleared` every row; nobody else accesses them while the grid runs.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
 #[inline(always)]
 pub unsafe fn quantize_warp_rows(
@@ -189,10 +189,9 @@ pub unsafe fn quantize_warp_rows(
 ) {
     let (column, first, stride) = place();
     let vector = vectorised(q, columns);
-    let store = |destination: usize, packed: PackedChunk, scale: f32| {
-        // SAFETY: the destination row exists, by the caller's contract; this lane alone has its columns.
-        unsafe { store_packed(q.add(destination * columns as usize), column, columns, vector, packed) };
-        scheme.store_scale(destination, column, scale);
+    let store = |place: usize, packed: PackedChunk| {
+        // SAFETY: the row of q exists, by the caller's contract; this lane alone has its columns.
+        unsafe { store_packed(q.add(place * columns as usize), column, columns, vector, packed) };
     };
 
     let mut ahead = ahead.0;
@@ -204,14 +203,25 @@ pub unsafe fn quantize_warp_rows(
                 Some(done) => done,
                 None => scheme.quantize(&source.chunk(row, column)),
             };
-            destinations.for_each(row, |destination| store(destination, packed, scale));
+            if destinations.rows_stay() {
+                store(row as usize, packed);
+            }
+            destinations.for_each(row, |destination| {
+                if !destinations.rows_stay() {
+                    store(destination, packed);
+                }
+                scheme.store_scale(destination, column, scale);
+            });
         }
         ahead = None;
         row += stride;
     }
 
     let (_, scale_of_zeros) = scheme.quantize(&[0.0; CHUNK as usize]);
-    destinations
-        .padding(sorted_rows, capacity)
-        .for_each(first, stride, |row| store(row, [0; 2], scale_of_zeros));
+    destinations.padding(sorted_rows, capacity).for_each(first, stride, |row| {
+        if !destinations.rows_stay() {
+            store(row, [0; 2]);
+        }
+        scheme.store_scale(row, column, scale_of_zeros);
+    });
 }

@@ -1,8 +1,8 @@
 //! What the gated ends share: the activation of gate and up, and quantisation to e4m3 for the second projection.
 
-use super::BlockScales;
+use super::slab_scales::{BlockScales, SlabScales};
 use crate::grouped_gemm::SLAB;
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::scale_arguments::{ScaleArguments, b_block_number};
 
 /// Where activated and quantised values go.
 #[derive(Clone, Copy)]
@@ -24,6 +24,7 @@ pub struct Requantization {
 /// What the ends of a gated kernel need to know of a launch.
 pub struct GatedArguments {
     pub scales: ScaleArguments,
+    pub slab_scales: SlabScales,
     pub out: Requantization,
     pub k: u32,
 }
@@ -33,10 +34,10 @@ impl GatedArguments {
     /// each, and where their scales are.
     #[inline(always)]
     pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
-        let Self { scales, out: Requantization { intermediate, .. }, k } = self;
+        let Self { out: Requantization { intermediate, .. }, k, .. } = self;
         let gate = expert * 2 * intermediate + column;
         // Of columns past the last, any scale will do.
-        let first = scales.b_block_row(expert, column.min(intermediate - 1), 2 * intermediate, *k);
+        let first = b_block_number(expert, column.min(intermediate - 1), 2 * intermediate, *k);
         let distance = intermediate / 128 * k.div_ceil(SLAB);
         ([gate, gate + intermediate], BlockScales { first, distance })
     }

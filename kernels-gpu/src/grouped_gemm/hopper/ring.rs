@@ -5,8 +5,8 @@
 //!
 //!   producer                                        consumers
 //!     wait(empty[s], parity ^ 1)                      wait(full[s], parity)
-//!     expect bytes on full[s], issue TMA copies       wgmma on stage s, read its scales
-//!     copy scales, arrive on full[s] when landed      arrive(empty[s]) once per warp, when all of that is done
+//!     expect bytes on full[s], issue TMA copies,      wgmma on stage s, read its scales
+//!     of operands and of scales                       arrive(empty[s]) once per warp, when all of that is done
 //! ```
 //!
 //! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase of parity 1, so
@@ -21,11 +21,12 @@
 use cuda_std::shared::Shared;
 use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
 
-use super::{CONSUMER_WARPS, SCALE_ROWS, SCALE_SLOT_BYTES};
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
+use super::slab_scales::{SlabScales, block_slot, slot_bytes};
+use super::{CONSUMER_WARPS, ROWS_128};
+use crate::grouped_gemm::SLAB;
 
-/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024; with `SCALED`, lanes of the producer copy scales too. It
-/// is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer warpgroup copy operands.
+/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others. With `SCALED` each has
+/// slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer warpgroup copy operands.
 #[derive(Clone, Copy)]
 pub struct Ring<
     const STAGES: u32,
@@ -54,15 +55,12 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>
 {
     /// Threads that arrive at a stage behind copies of their own.
-    const COPIERS: u32 = if GATHERED {
-        128
-    } else if SCALED {
-        32
-    } else {
-        0
-    };
+    const COPIERS: u32 = if GATHERED { 128 } else { 0 };
+    /// Rows of A in a stage.
+    pub const A_ROWS: u32 = (STAGE_BYTES - 2 * ROWS_128) / SLAB;
+    const SLOT_BYTES: u32 = slot_bytes(Self::A_ROWS);
     const SCALES: u32 = STAGES * STAGE_BYTES;
-    const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * SCALE_SLOT_BYTES } else { 0 };
+    const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * Self::SLOT_BYTES } else { 0 };
     /// Bytes of dynamic shared memory up to the end of the ring.
     pub const BYTES: u32 = Self::BARRIERS + STAGES * 2 * mbarrier::BYTES;
 
@@ -103,23 +101,39 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// Address of the scales of a stage.
     #[inline(always)]
     pub fn scales(&self, stage: u32) -> u32 {
-        self.base + Self::SCALES + stage * SCALE_SLOT_BYTES
+        self.base + Self::SCALES + stage * Self::SLOT_BYTES
+    }
+
+    /// The slot of a row's scale in a stage.
+    ///
+    /// Rows past the `rows` of the tile take the slot of the last one: what TMA has brought for them may be what nobody has written.
+    #[inline(always)]
+    pub fn row_scale(&self, stage: u32, row: u32, rows: u32) -> Shared<f32> {
+        Shared::from_address(self.scales(stage)).add(row.min(rows - 1))
+    }
+
+    /// The slots of the scales of a stage's two blocks of B.
+    #[inline(always)]
+    pub fn block_scales(&self, stage: u32) -> [Shared<f32>; 2] {
+        let slots = Shared::from_address(self.scales(stage));
+        [slots.add(block_slot(Self::A_ROWS, false)), slots.add(block_slot(Self::A_ROWS, true))]
     }
 
     /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask which there are. All
     /// threads of the block call it together, before anything is copied.
     #[inline(always)]
-    pub fn fill_constant_scales(&self, scales: &ScaleArguments) {
+    pub fn fill_constant_scales(&self, scales: &SlabScales) {
         let (thread, mut stage) = (thread::thread_idx_x(), 0);
         while stage < STAGES {
-            let slots = Shared::<f32>::from_address(self.scales(stage));
             // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them before all reads.
             unsafe {
-                if scales.a_kind != A_PER_GROUP && thread < SCALE_ROWS {
-                    slots.add(thread).write(1.0);
+                if !scales.has_a() && thread < Self::A_ROWS {
+                    self.row_scale(stage, thread, Self::A_ROWS).write(1.0);
                 }
-                if scales.b_kind != B_PER_BLOCK && thread < 2 {
-                    slots.add(SCALE_ROWS + thread).write(1.0);
+                if !scales.has_b() && thread == 0 {
+                    let [first, second] = self.block_scales(stage);
+                    first.write(1.0);
+                    second.write(1.0);
                 }
             }
             stage += 1;

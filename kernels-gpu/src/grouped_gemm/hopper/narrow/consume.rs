@@ -1,12 +1,12 @@
 //! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every slab.
 
-use cuda_std::shared::Shared;
 use cuda_std::{thread, warp, wgmma};
 
+use super::share::Part;
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK, ScaleArguments};
+use crate::grouped_gemm::hopper::slab_scales::SlabScales;
+use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
 
 /// Which columns of D and rows of A a thread holds.
 pub struct Columns {
@@ -35,23 +35,22 @@ impl Columns {
     }
 }
 
-/// The sums over `slabs` slabs, for the two halves of an item.
+/// The sums over the slabs of a part, for the two halves of an item.
 ///
 /// # Safety
-/// The ring is filled with the slabs of one part; all consumer warps call it together.
+/// The ring is filled with the slabs of the part; all consumer warps call it together.
 #[inline(always)]
 pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
     ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
     mut position: Position,
-    slabs: u32,
+    part: &Part,
     columns: &Columns,
-    scales: &ScaleArguments,
+    scales: &SlabScales,
 ) -> ([A; 2], Position) {
     let mut totals = [A::ZERO; 2];
     let mut slab = 0;
-    while slab < slabs {
+    while slab < part.slabs {
         let stage = position.stage * (STAGE_BYTES / 16);
-        let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
@@ -63,18 +62,20 @@ pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_
         }
         wgmma::commit();
         let mut blocks = [1.0; 2];
-        if scales.b_kind == B_PER_BLOCK {
+        if scales.has_b() {
             // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
-            blocks = unsafe { slots.add(SCALE_ROWS).cast::<[f32; 2]>().read() };
+            blocks = ring.block_scales(position.stage).map(|slot| unsafe { slot.read() });
         }
         wgmma::wait::<0>();
         products[0].tie();
         products[1].tie();
-        if scales.a_kind == A_PER_GROUP {
-            let rows = slots.add(2 * columns.quad_lane);
-            // SAFETY: as above; there are N slots.
+        if scales.has_a() {
+            // SAFETY: as above; the tile has a row.
             let row = #[inline(always)]
-            |j: usize, c: usize| unsafe { rows.add((8 * j + c) as u32).read() };
+            |j: usize, c: usize| unsafe {
+                let row = 2 * columns.quad_lane + (8 * j + c) as u32;
+                ring.row_scale(position.stage, row, part.rows).read()
+            };
             totals[0].fold(
                 &products[0],
                 #[inline(always)]

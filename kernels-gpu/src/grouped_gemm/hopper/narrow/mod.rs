@@ -16,7 +16,7 @@
 //! [`share`].
 //!
 //! # Before the predecessor has ended
-//! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights before it waits for the kernel
+//! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights and their scales before it waits for the kernel
 //! before it. The caller vouches that the number of tiles and the tiles were written by a kernel before that one, and that every
 //! thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why). Everything else is
 //! touched behind the wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may still
@@ -33,6 +33,7 @@ use cuda_std::{grid, kernel, thread};
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
+use super::slab_scales::SlabScales;
 use super::token_sums::TokenSums;
 use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
 
@@ -66,13 +67,13 @@ macro_rules! plain {
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,
+            a_slab_scales: TensorMap,
+            b_slab_scales: TensorMap,
             a_scale: *const f32,
             b_scale: *const f32,
             schedule: *mut [u32; 4],
             partials: *mut [f32; 4],
             out: *mut u8,
-            a_scale_row_stride: u64,
-            a_scale_group_stride: u64,
             n: u32,
             k: u32,
             a_scale_kind: u32,
@@ -84,21 +85,16 @@ macro_rules! plain {
             top_k: u32,
             schedule_is_settled: u32,
         ) {
-            let scales = ScaleArguments {
-                a: a_scale,
-                a_row_stride: a_scale_row_stride,
-                a_group_stride: a_scale_group_stride,
-                a_kind: a_scale_kind,
-                b: b_scale,
-                b_kind: b_scale_kind,
-            };
+            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+            let slab_scales =
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
             let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-            let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
+            let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
             unsafe {
-                produce::prefetch_maps(a, b);
+                produce::prefetch_maps(a, b, &slab_scales);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled == 0 {
@@ -106,15 +102,14 @@ macro_rules! plain {
                 }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
                     while let Some(part) = share.next() {
                         let weights = arguments.weights(part.expert, part.column * BN);
-                        producer.fill(&part, weights, &arguments.scales);
+                        producer.fill(&part, weights);
                     }
-                    producer.finish();
                     return;
                 }
                 grid::wait();
@@ -125,7 +120,7 @@ macro_rules! plain {
                 while let Some(part) = share.next() {
                     let mut totals;
                     (totals, position) =
-                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, part.slabs, &columns, &arguments.scales);
+                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, &part, &columns, &slab_scales);
                     // Sums by token take a part as well as the whole.
                     let by_token = out_type == TOKEN_SUMS;
                     if by_token || share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
@@ -156,6 +151,8 @@ macro_rules! gated {
         pub unsafe fn $name(
             a: TensorMap,
             b: TensorMap,
+            a_slab_scales: TensorMap,
+            b_slab_scales: TensorMap,
             a_scale: *const f32,
             b_scale: *const f32,
             schedule: *mut [u32; 4],
@@ -163,8 +160,6 @@ macro_rules! gated {
             q: *mut u8,
             given_scale: *const f32,
             q_scales: *mut f32,
-            a_scale_row_stride: u64,
-            a_scale_group_stride: u64,
             q_row_stride: u64,
             q_group_stride: u64,
             intermediate: u32,
@@ -174,14 +169,9 @@ macro_rules! gated {
             activation: u32,
             schedule_is_settled: u32,
         ) {
-            let scales = ScaleArguments {
-                a: a_scale,
-                a_row_stride: a_scale_row_stride,
-                a_group_stride: a_scale_group_stride,
-                a_kind: a_scale_kind,
-                b: b_scale,
-                b_kind: b_scale_kind,
-            };
+            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+            let slab_scales =
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
             let out = Requantization {
                 q,
                 intermediate,
@@ -191,10 +181,10 @@ macro_rules! gated {
                 row_stride: q_row_stride,
                 group_stride: q_group_stride,
             };
-            let arguments = GatedArguments { scales, out, k };
+            let arguments = GatedArguments { scales, slab_scales, out, k };
             // SAFETY: as in the plain kernels.
             unsafe {
-                produce::prefetch_maps(a, b);
+                produce::prefetch_maps(a, b, &slab_scales);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
                 produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled == 0 {
@@ -202,15 +192,14 @@ macro_rules! gated {
                 }
                 let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b);
+                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * (BN / 2)));
                     grid::wait();
                     grid::launch_dependents();
                     while let Some(part) = share.next() {
                         let weights = arguments.weights(part.expert, part.column * (BN / 2));
-                        producer.fill(&part, weights, &arguments.scales);
+                        producer.fill(&part, weights);
                     }
-                    producer.finish();
                     return;
                 }
                 grid::wait();
@@ -221,7 +210,7 @@ macro_rules! gated {
                 while let Some(part) = share.next() {
                     let mut totals;
                     (totals, position) =
-                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, part.slabs, &columns, &arguments.scales);
+                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, &part, &columns, &slab_scales);
                     if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
                         requantize::store::<_, $n>(&totals, &part, &columns, &arguments, Parts::end(ring.end()));
                     }

@@ -1,8 +1,8 @@
-//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile has rows for, and the scales
-//! that change along K. Rows of other experts that would fill the tile up stay where they are; what a stage has in their place, at first
-//! zeros, makes sums that nobody takes.
+//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile has rows for, each with the
+//! scales that change along K. Rows of other experts that would fill the tile up stay where they are; what a stage has in their place,
+//! at first zeros, makes sums that nobody takes.
 //!
-//! Weights come from no kernel. Those of the first stages are asked for before this kernel has waited for its predecessor, so that
+//! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its predecessor, so that
 //! they arrive while that one ends:
 //!
 //! ```text
@@ -13,23 +13,17 @@
 use cuda_std::l2::Policy;
 use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
+use cuda_std::{bulk, mbarrier, sync, thread};
 
 use super::THREADS;
 use super::share::{Part, Share};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
+use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
 const BOX_ROWS: u32 = 8;
-
-/// Boxes of A for a tile of so many rows.
-#[inline(always)]
-fn boxes(rows: u32) -> u32 {
-    rows.div_ceil(BOX_ROWS)
-}
 
 /// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it together, before anything is
 /// asked for.
@@ -60,14 +54,15 @@ pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
 /// Fetches the tensor maps ahead of their first use, by a lane of the producer.
 ///
 /// # Safety
-/// They are tensor maps.
+/// They are tensor maps, and so are those of the scales that there are.
 #[inline(always)]
-pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap) {
+pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap, scales: &SlabScales) {
     if thread::thread_idx_x() == CONSUMERS {
         // SAFETY: the caller's contract.
         unsafe {
             tma::prefetch_map(b);
             tma::prefetch_map(a);
+            scales.prefetch_maps();
         }
     }
 }
@@ -80,6 +75,7 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     ahead: u32,
     a: *const TensorMap,
     b: *const TensorMap,
+    scales: SlabScales,
     /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and between two of them more
     /// weights pass through L2 than it holds.
     once: Policy,
@@ -88,9 +84,14 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
 
 impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES, STAGE_BYTES> {
     #[inline(always)]
-    pub fn new(ring: Ring<STAGES, STAGE_BYTES, true, 1>, a: *const TensorMap, b: *const TensorMap) -> Self {
+    pub fn new(
+        ring: Ring<STAGES, STAGE_BYTES, true, 1>,
+        a: *const TensorMap,
+        b: *const TensorMap,
+        scales: SlabScales,
+    ) -> Self {
         let once = Policy::evict_first();
-        Self { ring, position: Position::START, ahead: 0, a, b, once, lane: thread::lane_id() }
+        Self { ring, position: Position::START, ahead: 0, a, b, scales, once, lane: thread::lane_id() }
     }
 
     /// Asks for the weights of the first slabs of a share, one to a stage. `weights` says which rows a part takes, and where their
@@ -104,11 +105,11 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         while self.ahead < STAGES
             && let Some(part) = share.next()
         {
-            let (rows, _) = weights(&part);
+            let weights = weights(&part);
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free.
-                unsafe { self.ask_for_weights(self.ahead, slab, rows, boxes(part.rows)) };
+                unsafe { self.ask_for_weights(self.ahead, slab, weights, part.rows) };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -120,14 +121,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// # Safety
     /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(
-        &mut self,
-        part: &Part,
-        (rows, blocks): ([u32; 2], BlockScales),
-        scales: &ScaleArguments,
-    ) {
-        let mut copies = ScaleCopies::new(scales, part.first_row, part.rows, blocks, self.lane);
-        copies.skip(scales, part.first_slab);
+    pub unsafe fn fill(&mut self, part: &Part, weights: ([u32; 2], BlockScales)) {
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
@@ -139,7 +133,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                     self.ahead -= 1;
                 } else {
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, rows, boxes(part.rows));
+                    self.ask_for_weights(stage, slab, weights, part.rows);
                 }
                 if self.lane == 0 {
                     let mut row = 0;
@@ -148,27 +142,26 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                         tma::load_2d(to + 2 * ROWS_128 + row * SLAB, self.a, full, corner);
                         row += BOX_ROWS;
                     }
+                    self.scales.load_a(self.ring.scales(stage), full, part.first_row, slab);
                 }
-                copies.issue::<N, 32>(scales, self.ring.scales(stage), self.lane);
-                mbarrier::arrive_after_copies(full);
             }
             self.position = self.ring.next(self.position);
             slab += 1;
         }
     }
 
-    /// Waits until the last copies of scales have landed: a thread does not exit with copies in flight.
-    #[inline(always)]
-    pub fn finish(self) {
-        cp_async::wait_all();
-    }
-
-    /// Begins a stage: says how many bytes it takes, those of the rows included, and asks for the weights.
+    /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks for the weights and theirs.
     ///
     /// # Safety
     /// The stage is free.
     #[inline(always)]
-    unsafe fn ask_for_weights(&self, stage: u32, slab: u32, rows: [u32; 2], boxes: u32) {
+    unsafe fn ask_for_weights(
+        &self,
+        stage: u32,
+        slab: u32,
+        (rows, blocks): ([u32; 2], BlockScales),
+        tile_rows: u32,
+    ) {
         if self.lane != 0 {
             return;
         }
@@ -176,9 +169,11 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs, whatever of them lies
         // outside the tensors. The map is the kernel's parameter.
         unsafe {
-            mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB));
+            let boxes = tile_rows.div_ceil(BOX_ROWS);
+            mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N));
             tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
             tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
+            self.scales.load_b(self.ring.scales(stage), full, N, blocks, slab);
         }
     }
 }

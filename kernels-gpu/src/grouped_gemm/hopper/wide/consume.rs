@@ -4,12 +4,11 @@
 //! gained nothing on an H100.
 
 use cuda_std::math::fma;
-use cuda_std::shared::Shared;
 use cuda_std::{thread, unroll, warp, wgmma};
 
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128, SCALE_ROWS};
+use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
 
 /// Which rows and columns of an item a thread holds.
 pub struct Rows {
@@ -119,12 +118,11 @@ pub unsafe fn promoted<
     let mut slab = 0;
     while slab < slabs {
         let stage = position.stage * (STAGE_BYTES / 16);
-        let slots = Shared::<f32>::from_address(ring.scales(position.stage));
         ring.wait_full(position);
         // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
         let (a, b) = unsafe {
-            let a = [slots.add(rows.row).read(), slots.add(rows.row + 8).read()];
-            (a, slots.add(SCALE_ROWS).cast::<[f32; 2]>().read())
+            let a = [rows.row, rows.row + 8].map(|row| ring.row_scale(position.stage, row, tile_rows).read());
+            (a, ring.block_scales(position.stage).map(|slot| slot.read()))
         };
         unroll!(for half in 0..2 {
             let factors = [a[0] * b[half], a[1] * b[half]];

@@ -5,7 +5,7 @@
 //! would have put them:
 //!
 //! ```text
-//!   thread t, of warp w = t / 32:     knows the token of row t of the tile, and copies the row's scales
+//!   thread t, of warp w = t / 32:     knows the token of row t of the tile
 //!   its lane l, in copy i = 0 .. 8:   chunk l % 8 of row 32 w + 4 i + l / 8, whose token lane 4 i + l / 8 knows
 //!
 //!                    chunk 0   1   2   3   4   5   6   7
@@ -18,23 +18,22 @@
 //! nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B comes by TMA as ever, one half from each block of the cluster where their items share it. A is each block's own, also where both
+//! B and the scales, which are those of permuted rows, come by TMA as ever, B one half from each block of the cluster where their items share it. A is each block's own, also where both
 //! have the same rows. Each of the 128 threads waits for a stage to be free, copies, and arrives behind its copies
 //! (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
-use super::consume::Rows;
 use super::items::{Item, Items};
 use super::notes::Notes;
 use super::produce::BOTH;
-use super::store::RowScales;
-use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, requantize, run_from};
+use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, CONSUMERS, ROWS_128, ScaleCopies};
+use crate::grouped_gemm::hopper::slab_scales::SlabScales;
+use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 
@@ -76,19 +75,6 @@ impl TokenRows {
     }
 }
 
-impl RowScales for TokenRows {
-    #[inline(always)]
-    unsafe fn load(&self, scales: *const f32, row: u32) -> f32 {
-        // SAFETY: the caller's contract; there is a token, since there are rows, and a scale for every one.
-        unsafe {
-            let token = self.token(row);
-            // No branch: it would cost registers where none is left.
-            let scale = memory::load_nc(scales.add(token.unwrap_or(0) as usize));
-            if token.is_some() { scale } else { 0.0 }
-        }
-    }
-}
-
 impl Source<true> for TokenRows {
     const WARPS: u32 = 4;
 
@@ -107,6 +93,8 @@ impl Source<true> for TokenRows {
         // Four rows further, the place within the row changes in its highest bit.
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
+        let scales = end.slab_scales();
+        let bytes = 2 * ROWS_128 + if SCALED { scales.bytes(BM) } else { 0 };
         let mut position = Position::START;
         let rank = cluster::rank();
         while let Some(Item { tile, shares_b }) = items.next() {
@@ -116,7 +104,6 @@ impl Source<true> for TokenRows {
                 // SAFETY: the permutation has the tile's rows.
                 token = unsafe { self.token(tile.first_row + thread) };
             }
-            let mut copies = ScaleCopies::of_row(end.scales(), token, blocks, thread);
             // In chunks, which 32 bits can count.
             let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
             let mut rows = [0; 8];
@@ -135,11 +122,11 @@ impl Source<true> for TokenRows {
                 let (to, full) = (ring.stage(stage), ring.full(stage));
                 ring.wait_empty(position);
                 // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
-                // are shared; the bytes expected are those of B. Tokens that exist have a row, of which the chunks before the end of
+                // are shared; the bytes expected are those of B and of the scales. Tokens that exist have a row, of which the chunks before the end of
                 // K are read. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
-                        mbarrier::arrive_expect_tx(full, 2 * ROWS_128);
+                        mbarrier::arrive_expect_tx(full, bytes);
                         if shares_b {
                             let own = if rank == 0 { first } else { second };
                             let to = to + (1 + rank) * ROWS_128;
@@ -147,6 +134,11 @@ impl Source<true> for TokenRows {
                         } else {
                             tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
                             tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
+                        }
+                        if SCALED {
+                            let (slots, slab) = (ring.scales(stage), k0 / SLAB);
+                            scales.load_a(slots, full, tile.first_row, slab);
+                            scales.load_b(slots, full, BM, blocks, slab);
                         }
                     }
                     if is_read {
@@ -159,9 +151,6 @@ impl Source<true> for TokenRows {
                                 rows[i] != NOWHERE && column < k,
                             );
                         });
-                    }
-                    if SCALED {
-                        copies.issue::<BM, 128>(end.scales(), ring.scales(stage), thread);
                     }
                     mbarrier::arrive_after_copies(full);
                 }
@@ -184,46 +173,12 @@ impl Source<true> for TokenRows {
     }
 }
 
-/// The gated end of gathered rows. An item is the same; the scales of its rows are those of their tokens.
-struct Gathered {
-    gated: GatedArguments,
-    rows: TokenRows,
-}
-
-impl End for Gathered {
-    const COLUMNS: u32 = GatedArguments::COLUMNS;
-
-    #[inline(always)]
-    fn n(&self) -> u32 {
-        self.gated.n()
-    }
-
-    #[inline(always)]
-    fn scales(&self) -> &ScaleArguments {
-        &self.gated.scales
-    }
-
-    #[inline(always)]
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
-        self.gated.operands(tile)
-    }
-
-    #[inline(always)]
-    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let values = requantize::activated(total, tile, rows, &self.gated, &self.rows);
-            requantize::store(values, tile, rows, &self.gated.out);
-        }
-    }
-}
-
 /// As [`hopper_wide_gated_fast`](super::hopper_wide_gated_fast), the rows of A gathered: those of the schedule's row p are row
-/// `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token. Scales of A per call or token.
+/// `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token. Scales of A per call or permuted row.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super::super), but for A: `a` is 16-byte aligned, of fewer than 2^32 chunks
-/// of 16 bytes, and its scales are those of the tokens; `sorted_rows` has an element for every row of the schedule; `top_k` is at
+/// of 16 bytes; `sorted_rows` has an element for every row of the schedule; `top_k` is at
 /// least 1.
 #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
 pub unsafe fn hopper_wide_gated_fast_gathered(
@@ -246,7 +201,7 @@ pub unsafe fn hopper_wide_gated_fast_gathered(
     b_scale_kind: u32,
     activation: u32,
 ) {
-    let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
     let out = Requantization {
         q,
         intermediate,
@@ -257,7 +212,7 @@ pub unsafe fn hopper_wide_gated_fast_gathered(
         group_stride: q_group_stride,
     };
     let rows = TokenRows { a, sorted_rows, tokens, top_k };
-    let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
+    let end = GatedArguments { scales, slab_scales: SlabScales::NONE, out, k };
     // SAFETY: the kernel's contract.
     unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
 }
@@ -271,6 +226,8 @@ pub unsafe fn hopper_wide_gated_fast_gathered(
 pub unsafe fn hopper_wide_gated_promoted_gathered(
     a: *const u8,
     b: TensorMap,
+    a_slab_scales: TensorMap,
+    b_slab_scales: TensorMap,
     sorted_rows: *const i32,
     a_scale: *const f32,
     b_scale: *const f32,
@@ -278,8 +235,6 @@ pub unsafe fn hopper_wide_gated_promoted_gathered(
     q: *mut u8,
     given_scale: *const f32,
     q_scales: *mut f32,
-    a_scale_row_stride: u64,
-    a_scale_group_stride: u64,
     q_row_stride: u64,
     q_group_stride: u64,
     tokens: u32,
@@ -290,14 +245,9 @@ pub unsafe fn hopper_wide_gated_promoted_gathered(
     b_scale_kind: u32,
     activation: u32,
 ) {
-    let scales = ScaleArguments {
-        a: a_scale,
-        a_row_stride: a_scale_row_stride,
-        a_group_stride: a_scale_group_stride,
-        a_kind: a_scale_kind,
-        b: b_scale,
-        b_kind: b_scale_kind,
-    };
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let slab_scales =
+        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
     let out = Requantization {
         q,
         intermediate,
@@ -308,7 +258,7 @@ pub unsafe fn hopper_wide_gated_promoted_gathered(
         group_stride: q_group_stride,
     };
     let rows = TokenRows { a, sorted_rows, tokens, top_k };
-    let end = Gathered { gated: GatedArguments { scales, out, k }, rows };
+    let end = GatedArguments { scales, slab_scales, out, k };
     // SAFETY: the kernel's contract.
     unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
 }

@@ -32,8 +32,9 @@ use cuda_std::{grid, kernel, thread, warp, wgmma};
 use super::gated::{GatedArguments, Requantization};
 use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
+use super::slab_scales::{BlockScales, SlabScales};
 use super::token_sums::TokenSums;
-use super::{BlockScales, CONSUMER_WARPS, CONSUMERS, ROWS_128};
+use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
@@ -41,7 +42,6 @@ use consume::Rows;
 use items::Items;
 use notes::Notes;
 use produce::Producer;
-use store::InPlace;
 
 /// Rows of an item.
 const BM: u32 = 128;
@@ -74,7 +74,8 @@ trait End {
     /// Columns of the output.
     fn n(&self) -> u32;
 
-    fn scales(&self) -> &ScaleArguments;
+    /// The scales that change along K, for a promoted kernel.
+    fn slab_scales(&self) -> SlabScales;
 
     /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are. Rows may lie past the
     /// end of B; scales exist if B has any per block.
@@ -119,7 +120,7 @@ impl Source<false> for *const Map {
         b: *const Map,
         k: u32,
     ) {
-        let mut producer = Producer::new(ring, self, b, end.scales(), k);
+        let mut producer = Producer::new(ring, self, b, end.slab_scales(), k);
         while let Some(item) = items.next() {
             let (boxes, blocks) = end.operands(&item.tile);
             // SAFETY: the caller's contract.
@@ -163,7 +164,7 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     unsafe {
         let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
         if PROMOTED {
-            ring.fill_constant_scales(end.scales());
+            ring.fill_constant_scales(&end.slab_scales());
         }
         grid::wait();
         grid::launch_dependents();
@@ -203,8 +204,8 @@ impl End for PlainArguments {
     }
 
     #[inline(always)]
-    fn scales(&self) -> &ScaleArguments {
-        &self.scales
+    fn slab_scales(&self) -> SlabScales {
+        self.slab_scales
     }
 
     #[inline(always)]
@@ -229,8 +230,8 @@ impl End for GatedArguments {
     }
 
     #[inline(always)]
-    fn scales(&self) -> &ScaleArguments {
-        &self.scales
+    fn slab_scales(&self) -> SlabScales {
+        self.slab_scales
     }
 
     #[inline(always)]
@@ -242,7 +243,7 @@ impl End for GatedArguments {
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
         // SAFETY: the caller's contract.
         unsafe {
-            let values = requantize::activated(total, tile, rows, self, &InPlace);
+            let values = requantize::activated(total, tile, rows, self);
             requantize::store(values, tile, rows, &self.out);
         }
     }
@@ -272,9 +273,9 @@ pub unsafe fn hopper_wide_fast(
     slots: u32,
     top_k: u32,
 ) {
-    let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
     let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-    let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
+    let arguments = PlainArguments { scales, slab_scales: SlabScales::NONE, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.
     unsafe { run::<false, _>(a, b, schedule, k, &arguments) }
 }
@@ -287,12 +288,12 @@ pub unsafe fn hopper_wide_fast(
 pub unsafe fn hopper_wide_promoted(
     a: TensorMap,
     b: TensorMap,
+    a_slab_scales: TensorMap,
+    b_slab_scales: TensorMap,
     a_scale: *const f32,
     b_scale: *const f32,
     schedule: *const [u32; 4],
     out: *mut u8,
-    a_scale_row_stride: u64,
-    a_scale_group_stride: u64,
     n: u32,
     k: u32,
     a_scale_kind: u32,
@@ -303,16 +304,11 @@ pub unsafe fn hopper_wide_promoted(
     slots: u32,
     top_k: u32,
 ) {
-    let scales = ScaleArguments {
-        a: a_scale,
-        a_row_stride: a_scale_row_stride,
-        a_group_stride: a_scale_group_stride,
-        a_kind: a_scale_kind,
-        b: b_scale,
-        b_kind: b_scale_kind,
-    };
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let slab_scales =
+        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
     let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-    let arguments = PlainArguments { scales, out, n, k, out_type, tokens };
+    let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.
     unsafe { run::<true, _>(a, b, schedule, k, &arguments) }
 }
@@ -342,7 +338,7 @@ pub unsafe fn hopper_wide_gated_fast(
     b_scale_kind: u32,
     activation: u32,
 ) {
-    let scales = ScaleArguments::along_rows(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
     let out = Requantization {
         q,
         intermediate,
@@ -353,7 +349,9 @@ pub unsafe fn hopper_wide_gated_fast(
         group_stride: q_group_stride,
     };
     // SAFETY: the kernel's contract.
-    unsafe { run::<false, _>(a, b, schedule, k, &GatedArguments { scales, out, k }) }
+    unsafe {
+        run::<false, _>(a, b, schedule, k, &GatedArguments { scales, slab_scales: SlabScales::NONE, out, k })
+    }
 }
 
 /// As [`hopper_wide_gated_fast`], the sums folded into f32 every 128 of K. All scales; with block scales, `intermediate` is a
@@ -365,14 +363,14 @@ pub unsafe fn hopper_wide_gated_fast(
 pub unsafe fn hopper_wide_gated_promoted(
     a: TensorMap,
     b: TensorMap,
+    a_slab_scales: TensorMap,
+    b_slab_scales: TensorMap,
     a_scale: *const f32,
     b_scale: *const f32,
     schedule: *const [u32; 4],
     q: *mut u8,
     given_scale: *const f32,
     q_scales: *mut f32,
-    a_scale_row_stride: u64,
-    a_scale_group_stride: u64,
     q_row_stride: u64,
     q_group_stride: u64,
     intermediate: u32,
@@ -381,14 +379,9 @@ pub unsafe fn hopper_wide_gated_promoted(
     b_scale_kind: u32,
     activation: u32,
 ) {
-    let scales = ScaleArguments {
-        a: a_scale,
-        a_row_stride: a_scale_row_stride,
-        a_group_stride: a_scale_group_stride,
-        a_kind: a_scale_kind,
-        b: b_scale,
-        b_kind: b_scale_kind,
-    };
+    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
+    let slab_scales =
+        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
     let out = Requantization {
         q,
         intermediate,
@@ -399,5 +392,5 @@ pub unsafe fn hopper_wide_gated_promoted(
         group_stride: q_group_stride,
     };
     // SAFETY: the kernel's contract.
-    unsafe { run::<true, _>(a, b, schedule, k, &GatedArguments { scales, out, k }) }
+    unsafe { run::<true, _>(a, b, schedule, k, &GatedArguments { scales, slab_scales, out, k }) }
 }

@@ -1,4 +1,4 @@
-//! The producer warp: slab by slab, the boxes of A and B by TMA, and the scales that change along K by `cp.async`.
+//! The producer warp: slab by slab, the boxes of A and B by TMA, and the scales that change along K.
 //!
 //! Of the operand that the two blocks of a cluster share, each asks for a half, and TMA delivers it to both:
 //!
@@ -16,35 +16,33 @@ use super::notes::Notes;
 use super::{BLOCKS, BM};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::{BlockScales, ROWS_64, ROWS_128, ScaleCopies};
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
+use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
 use crate::grouped_gemm::schedule::Tile;
 
 /// The mask of a cluster's blocks.
 pub const BOTH: u16 = (1 << BLOCKS) - 1;
 
 /// The producer's place in the ring, and what it copies from.
-pub struct Producer<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
+pub struct Producer<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
     ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
     /// This block's number in its cluster.
     rank: u32,
     position: Position,
     a: *const TensorMap,
     b: *const TensorMap,
-    scales: &'a ScaleArguments,
+    scales: SlabScales,
     k: u32,
     lane: u32,
 }
 
-impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
-    Producer<'a, STAGES, STAGE_BYTES, SCALED>
-{
+impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STAGES, STAGE_BYTES, SCALED> {
     #[inline(always)]
     pub fn new(
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         a: *const TensorMap,
         b: *const TensorMap,
-        scales: &'a ScaleArguments,
+        scales: SlabScales,
         k: u32,
     ) -> Self {
         Self {
@@ -67,7 +65,6 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
     #[inline(always)]
     pub unsafe fn fill(&mut self, item: &Item, boxes: [u32; 2], blocks: BlockScales) {
         let tile = &item.tile;
-        let mut copies = ScaleCopies::new(self.scales, tile.first_row, tile.rows, blocks, self.lane);
         self.ring.wait_empty(self.position);
         if self.lane == 0 {
             // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
@@ -79,14 +76,17 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
             self.ring.wait_empty(self.position);
             // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, one half of either from each block; the
-            // bytes expected are theirs, whatever of them lies outside the tensors. The maps are the kernel's parameters.
+            // bytes expected are theirs and the scales', whatever of them lies outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
                     let (a, b) = (to, to + ROWS_128);
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
-                    mbarrier::arrive_expect_tx(full, 3 * ROWS_128);
+                    mbarrier::arrive_expect_tx(
+                        full,
+                        3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 },
+                    );
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
                         tma::load_2d(a + ROWS_64, self.a, full, lower);
@@ -98,10 +98,11 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
                         tma::load_2d(b, self.b, full, first);
                         tma::load_2d(b + ROWS_128, self.b, full, second);
                     }
-                }
-                if SCALED {
-                    copies.issue::<BM, 32>(self.scales, self.ring.scales(stage), self.lane);
-                    mbarrier::arrive_after_copies(full);
+                    if SCALED {
+                        let (slots, slab) = (self.ring.scales(stage), k0 / SLAB);
+                        self.scales.load_a(slots, full, tile.first_row, slab);
+                        self.scales.load_b(slots, full, BM, blocks, slab);
+                    }
                 }
             }
             self.position = self.ring.next(self.position);
@@ -122,9 +123,6 @@ impl<'a, const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool>
             if self.lane == 0 {
                 Notes::of(&self.ring).write(self.position.stage, &Tile::NONE);
                 mbarrier::arrive(full);
-            }
-            if SCALED {
-                mbarrier::arrive_after_copies(full);
             }
         }
     }

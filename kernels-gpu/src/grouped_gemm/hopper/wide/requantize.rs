@@ -11,7 +11,7 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use super::store::{RowScales, scaled};
+use super::store::scaled;
 use crate::activation::functions::{GELU, GELU_TANH, SILU, SWIGLUOAI, activate};
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
@@ -27,17 +27,11 @@ type Values = [f32; 64];
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-pub unsafe fn activated(
-    total: &[f32; 128],
-    tile: &Tile,
-    rows: &Rows,
-    arguments: &GatedArguments,
-    per_row: &impl RowScales,
-) -> Values {
+pub unsafe fn activated(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &GatedArguments) -> Values {
     let GatedArguments { scales, out, .. } = arguments;
     let halves = (tile.n0, out.intermediate + tile.n0);
     // SAFETY: a tile of the schedule.
-    let total = unsafe { scaled(total, tile, rows, scales, per_row, halves, 2 * out.intermediate) };
+    let total = unsafe { scaled(total, tile, rows, scales, halves, 2 * out.intermediate) };
     // One branch for all values: with one for every few, their latencies would add up.
     let mut values = match out.activation {
         SILU => activated_by::<SILU>(&total),

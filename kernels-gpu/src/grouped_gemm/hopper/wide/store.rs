@@ -14,37 +14,12 @@ use crate::grouped_gemm::scale_arguments::{
 use crate::grouped_gemm::schedule::Tile;
 use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
-/// Which scale a row has, where A has one per row.
-pub trait RowScales {
-    /// The scale of the permuted row `row`.
-    ///
-    /// # Safety
-    /// `scales` has one for each row of A, and the row is one of the schedule.
-    unsafe fn load(&self, scales: *const f32, row: u32) -> f32;
-}
-
-/// A is permuted: so are its scales.
-pub struct InPlace;
-
-impl RowScales for InPlace {
-    #[inline(always)]
-    unsafe fn load(&self, scales: *const f32, row: u32) -> f32 {
-        // SAFETY: the caller's contract.
-        unsafe { memory::load_nc(scales.add(row as usize)) }
-    }
-}
-
 /// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
 ///
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-unsafe fn row_scales(
-    scales: &ScaleArguments,
-    tile: &Tile,
-    rows: &Rows,
-    per_row: &impl RowScales,
-) -> [f32; 2] {
+unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
     if scales.a_kind == A_PER_GROUP {
         return [1.0; 2];
     }
@@ -52,7 +27,7 @@ unsafe fn row_scales(
         return [rows.row, rows.row + 8].map(|row| {
             let row = tile.first_row + row.min(tile.rows - 1);
             // SAFETY: there is a scale for every row, and the row is the tile's.
-            unsafe { per_row.load(scales.a, row) }
+            unsafe { memory::load_nc(scales.a.add(row as usize)) }
         });
     }
     // SAFETY: one scale.
@@ -90,7 +65,6 @@ pub unsafe fn scaled(
     tile: &Tile,
     rows: &Rows,
     scales: &ScaleArguments,
-    per_row: &impl RowScales,
     (left, right): (u32, u32),
     n: u32,
 ) -> [f32; 128] {
@@ -98,7 +72,7 @@ pub unsafe fn scaled(
     // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
     if scales.a_kind != A_PER_GROUP {
         // SAFETY: a tile of the schedule.
-        let a = unsafe { row_scales(scales, tile, rows, per_row) };
+        let a = unsafe { row_scales(scales, tile, rows) };
         unroll!(for i in 0..128 {
             total[i] *= a[i / 2 % 2];
         });
@@ -129,9 +103,8 @@ pub unsafe fn scaled(
 #[inline(always)]
 pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
     // SAFETY: a tile of the schedule.
-    let total = unsafe {
-        scaled(total, tile, rows, &arguments.scales, &InPlace, (tile.n0, tile.n0 + 128), arguments.n)
-    };
+    let total =
+        unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
     if arguments.out_type == TOKEN_SUMS {
         // SAFETY: a tile of the schedule.
         return unsafe { add(&total, tile, rows, arguments) };
