@@ -282,7 +282,7 @@ impl GatedGemm<'_> {
             };
         }
         // Each block of a cluster asks for its part of the rows.
-        let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.block_m() as u32 / tile.cluster())?;
+        let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.a_box_rows())?;
         match (tile, promoted, is_silu) {
             (HopperTile::Narrow8, ..) => launch!(a, HopperNarrowGated8),
             (HopperTile::Narrow16, ..) => launch!(a, HopperNarrowGated16),

@@ -36,3 +36,16 @@ pub fn sync() {
         barrier_cluster_wait_aligned();
     }
 }
+
+/// The address in the cluster's window of what lies at `address` in the shared memory of block `rank` of the cluster:
+/// `mapa.shared::cluster`. A block's shared memory lies there in one piece, so that differences of addresses stay.
+#[inline(always)]
+pub fn map(address: u32, rank: u32) -> u32 {
+    let mapped: u32;
+    // SAFETY: computes an address from an address, touches no memory.
+    unsafe {
+        asm!("mapa.shared::cluster.u32 {}, {}, {};", out(reg32) mapped, in(reg32) address, in(reg32) rank,
+            options(pure, nomem, nostack, preserves_flags))
+    };
+    mapped
+}

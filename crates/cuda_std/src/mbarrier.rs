@@ -87,25 +87,14 @@ pub unsafe fn arrive_at(barrier: u32, rank: u32) {
     }
 }
 
-/// As [`arrive_at`], at the other block of a cluster of two. The number of the block is read anew, so that it takes no register in
-/// between.
+/// As [`arrive_at`], at a barrier whose address in the cluster's window is known: [`cluster::map`](crate::cluster::map).
 ///
 /// # Safety
-/// As [`arrive_at`]; the cluster has two blocks.
+/// As [`arrive_at`]; `barrier` is its address in the window.
 #[inline(always)]
-pub unsafe fn arrive_at_neighbour(barrier: u32) {
+pub unsafe fn arrive_mapped(barrier: u32) {
     // SAFETY: the caller's contract.
-    unsafe {
-        asm!(
-            "mov.u32 {remote}, %cluster_ctarank;",
-            "xor.b32 {remote}, {remote}, 1;",
-            "mapa.shared::cluster.u32 {remote}, {barrier}, {remote};",
-            "mbarrier.arrive.shared::cluster.b64 _, [{remote}];",
-            remote = out(reg32) _,
-            barrier = in(reg32) barrier,
-            options(nostack)
-        )
-    }
+    unsafe { asm!("mbarrier.arrive.shared::cluster.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
 /// Arrives once when all `cp.async` copies that this thread has issued so far have landed: `cp.async.mbarrier.arrive.noinc`. The

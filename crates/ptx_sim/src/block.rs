@@ -6,6 +6,7 @@ use crate::engine::{Engine, Place};
 use crate::exec::{Mask, Wait, lanes_of};
 use crate::mbarrier::Mbarrier;
 use crate::race::{Clock, Released};
+use crate::register_pool::RegisterPool;
 use crate::shared_memory::SharedMemory;
 use crate::warp::Warp;
 use crate::warpgroup::Warpgroup;
@@ -61,7 +62,8 @@ pub(crate) struct Block {
     /// mbarriers by address.
     pub mbarriers: HashMap<u64, Mbarrier>,
     pub warpgroups: Vec<Warpgroup>,
-    /// Stores, atomics that changed something, barrier phases: signs of progress.
+    pub registers: RegisterPool,
+    /// Stores, atomics that changed something, barrier phases, changes of registers: signs of progress.
     pub effects: u64,
 }
 
@@ -182,6 +184,7 @@ impl Cluster {
                 block.warpgroups[group as usize].generation != generation
             }
             Wait::Cluster { generation } => self.barrier.generation != generation,
+            Wait::Registers { needed } => block.registers.has(needed),
         }
     }
 
@@ -190,7 +193,10 @@ impl Cluster {
         match wait {
             Wait::Barrier { id, .. } => clock.join(&self.blocks[rank].barriers[id as usize].released),
             // These instructions run again, and learn then.
-            Wait::Mbarrier { .. } | Wait::Warpgroup { .. } | Wait::Cluster { .. } => {}
+            Wait::Mbarrier { .. }
+            | Wait::Warpgroup { .. }
+            | Wait::Cluster { .. }
+            | Wait::Registers { .. } => {}
         }
     }
 
@@ -270,6 +276,7 @@ impl Cluster {
                     self.barrier.arrived
                 )
             }
+            Wait::Registers { needed } => block.registers.describe(needed),
         }
     }
 }

@@ -141,4 +141,6 @@ pub(crate) struct Frame {
     pub required_cluster: Option<[u32; 3]>,
     /// Alignment of dynamic shared memory.
     pub dynamic_align: u32,
+    /// Registers of a thread, if `setmaxnreg` can change them.
+    pub thread_registers: Option<u32>,
 }

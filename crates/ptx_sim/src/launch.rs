@@ -9,6 +9,7 @@ use crate::counters::Counters;
 use crate::fault::Place;
 use crate::memory::Table;
 use crate::race::{Agents, WARPS};
+use crate::register_pool::RegisterPool;
 use crate::registers::RegisterFile;
 use crate::shared_memory::{FIRST, SharedMemory};
 use crate::warp::Warp;
@@ -177,6 +178,7 @@ impl Environment<'_> {
             };
             // Where nothing is unsettled there is nothing to wait for.
             warp.waited = if self.unsettled.is_empty() { !0 } else { 0 };
+            warp.thread_registers = self.frame.thread_registers;
             for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| !special.is_lane_wise())
             {
                 let value = self.uniform(special, &place);
@@ -189,6 +191,7 @@ impl Environment<'_> {
             }
             Some(warp)
         });
+        let registers = threads.next_multiple_of(32) * self.frame.thread_registers.unwrap_or(0);
         Block {
             index,
             warps: warps.collect(),
@@ -198,6 +201,7 @@ impl Environment<'_> {
             waited: self.unsettled.is_empty(),
             mbarriers: Default::default(),
             warpgroups: (0..threads.div_ceil(128)).map(|_| Default::default()).collect(),
+            registers: RegisterPool::new(registers),
             effects: 0,
         }
     }

@@ -56,6 +56,7 @@ pub mod module;
 mod overlap;
 pub mod ptx;
 mod race;
+mod register_pool;
 mod registers;
 mod scheduler;
 mod shared_memory;

@@ -243,9 +243,10 @@ impl Machine {
 
 /// What an SM of compute capability 9.0 holds (CUDA C++ Programming Guide, "Technical Specifications per Compute
 /// Capability").
-mod limits {
+pub(crate) mod limits {
     pub const SHARED_PER_SM: u32 = 228 << 10;
     pub const SHARED_PER_BLOCK: u32 = 227 << 10;
     pub const THREADS_PER_SM: u32 = 2048;
     pub const BLOCKS_PER_SM: u32 = 32;
+    pub const REGISTERS_PER_SM: u32 = 64 << 10;
 }

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::block::Cluster;
 use crate::counters::Counters;
 use crate::engine::Surroundings;
-use crate::exec::{Ctx, FULL, Mask, Stop, Wait, lanes_of};
+use crate::exec::{Ctx, FULL, Mask, Stop, Wait, lanes_of, wgmma};
 use crate::fault::{Fault, FaultKind};
 use crate::launch::{Environment, Random, Spare, Tally};
 use crate::warp::{self, State, Turn};
@@ -220,13 +220,19 @@ fn turn(
         };
         // SAFETY: `start_block` made the warp for this environment's entry.
         let outcome = unsafe { warp::run(&mut ctx, &mut budget) };
+        let unfinished = if outcome == Turn::Done { wgmma::check_exit(&ctx) } else { None };
         let Ctx { warp, fault: reason, exec, pc, .. } = ctx;
         // A turn that only looked counts as one instruction.
         let ran = (given - budget).max(1);
         left -= i64::from(ran);
         cluster.age += u64::from(ran);
         match outcome {
-            Turn::Done => spare.warps[warp.index as usize].push(warp),
+            Turn::Done => {
+                if let Some(stop) = unfinished {
+                    return Err(fault(env, cluster, (rank, warp.index), stop, (exec, pc)));
+                }
+                spare.warps[warp.index as usize].push(warp);
+            }
             Turn::Fault => {
                 let stop = reason.expect("a fault comes with its reason");
                 return Err(fault(env, cluster, (rank, warp.index), *stop, (exec, pc)));

@@ -103,6 +103,8 @@ pub(crate) struct Warp {
     pub cluster_arrivals: [Option<u32>; 32],
     /// Lanes that have executed `griddepcontrol.wait`, or need not.
     pub waited: Mask,
+    /// Registers of a thread, if `setmaxnreg` can change them.
+    pub thread_registers: Option<u32>,
 }
 
 /// How a turn of a warp ended.
@@ -147,6 +149,7 @@ impl Warp {
             products: Products::default(),
             cluster_arrivals: [None; 32],
             waited: 0,
+            thread_registers: None,
         }
     }
 

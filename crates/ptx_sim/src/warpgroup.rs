@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use crate::mma::Lanes;
+use crate::register_pool::Resizing;
 use crate::wgmma::{Descriptor, Major, MatrixA, MatrixB, Product};
 
 /// What one warp brings to a `wgmma`.
@@ -52,6 +53,7 @@ pub(crate) struct Warpgroup {
     pub queue: VecDeque<InFlight>,
     /// Number of the last one issued.
     pub issued: u32,
+    pub resizing: Resizing,
 }
 
 impl Warpgroup {

@@ -185,6 +185,15 @@ impl HopperTile {
         matches!(self, HopperTile::Wide)
     }
 
+    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on behalf of both; of a narrow one,
+    /// as few as can be, since an expert seldom has as many rows as its tile.
+    pub(in crate::ops) const fn a_box_rows(self) -> u32 {
+        match self {
+            HopperTile::Wide => 64,
+            _ => 8,
+        }
+    }
+
     /// Columns of D in an item.
     pub const COLUMNS: usize = 256;
 

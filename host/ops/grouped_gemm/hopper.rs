@@ -23,8 +23,7 @@ impl GroupedGemm<'_> {
             HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
         };
         let GemmShape { rows, n, k, experts } = self.shape;
-        // Each block of a cluster asks for its part of the rows.
-        let a = tensor_map::of_matrix(&self.a, rows, k, tile.block_m() as u32 / tile.cluster())?;
+        let a = tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?;
         let b = tensor_map::of_matrix(&self.b, experts * n, k, 128)?;
         let SlabScales { a: a_slab_scales, b: b_slab_scales } =
             SlabScales::new(OP, &self.a_scale, &self.b_scale, &self.shape, tile)?;

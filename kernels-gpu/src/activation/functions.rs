@@ -31,6 +31,7 @@ pub const GELU: u32 = 1;
 /// `gelu_tanh(gate) * up`.
 pub const GELU_TANH: u32 = 2;
 /// Clamped, as gpt-oss has it; every other code is this too.
+#[cfg(target_feature = "sm_90a")]
 pub const SWIGLUOAI: u32 = 3;
 
 /// log2(e), rounded to f32, and the rest.

@@ -38,7 +38,9 @@ impl Tile {
 /// The band that an item belongs to, as one entry of the schedule tells it.
 #[derive(Clone, Copy)]
 pub struct Band {
+    #[cfg(target_feature = "sm_90a")]
     expert: u32,
+    #[cfg(target_feature = "sm_90a")]
     first_row: u32,
     /// At least 1.
     rows: u32,
@@ -60,12 +62,14 @@ impl Band {
     }
 
     /// Rows of its last tile.
+    #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub fn last_rows(&self) -> u32 {
         self.rows - (self.height() - 1) * self.block_m
     }
 
     /// Its row tile of that number, times the columns from `n0` on.
+    #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub fn tile(&self, number: u32, n0: u32) -> Tile {
         let above = number * self.block_m;
@@ -139,11 +143,17 @@ impl WorkList {
     /// The band of the item with the given number, whose [`entry`](Self::entry) holds `entry`.
     #[inline(always)]
     fn band_of(&self, item: u32, entry: [u32; 4]) -> Band {
-        let [expert, first_row, _, band] = entry;
-        let (number, rows) = (band & 0xffff, band >> 16);
+        let (number, rows) = (entry[3] & 0xffff, entry[3] >> 16);
         let first_item = (self.near(item) - number) * self.column_tiles;
-        let first_row = first_row - number * self.block_m;
-        Band { expert, first_row, rows, block_m: self.block_m, item: item - first_item }
+        Band {
+            #[cfg(target_feature = "sm_90a")]
+            expert: entry[0],
+            #[cfg(target_feature = "sm_90a")]
+            first_row: entry[1] - number * self.block_m,
+            rows,
+            block_m: self.block_m,
+            item: item - first_item,
+        }
     }
 
     /// A row tile of the item's band.

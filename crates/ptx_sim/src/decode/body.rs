@@ -24,6 +24,8 @@ pub(crate) struct Layout {
     pub specials: Vec<(Special, u32)>,
     /// Alignment that dynamic shared memory needs.
     pub dynamic_align: u32,
+    /// The largest count of a `setmaxnreg.inc` so far.
+    pub raised_registers: Option<u32>,
 }
 
 /// A value that a slot holds in all lanes, from the start.
@@ -533,6 +535,11 @@ impl<'c, 'a> Body<'c, 'a> {
         for (i, label) in labels.iter().enumerate() {
             self.scope().pending.push((at, Some(first + i as u32), label));
         }
+    }
+
+    /// A thread may come to have so many registers.
+    pub fn raise_registers(&mut self, count: u32) {
+        self.layout.raised_registers = self.layout.raised_registers.max(Some(count));
     }
 
     /// The carry flag's slot.

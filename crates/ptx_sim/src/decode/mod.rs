@@ -37,6 +37,7 @@ use crate::memory::GlobalMemory;
 use crate::module::{Entry, Module, Param};
 use crate::ptx::ast::{Function, Operand, Source, Statement, Variable};
 use crate::ptx::lexer::error_at;
+use crate::register_pool;
 use crate::shared_memory::FIRST;
 
 use body::{Body, Layout};
@@ -180,6 +181,7 @@ fn frame(function: &Function<'_>, done: Decoded) -> Frame {
         local_bytes: layout.local.next_multiple_of(16),
         required_cluster: function.required_cluster,
         dynamic_align: layout.dynamic_align.max(16),
+        thread_registers: register_pool::at_launch(function, layout.raised_registers),
     }
 }
 

@@ -41,7 +41,8 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
 }
 
 fn set_max_registers<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
-    let direction = parts.mods.take("inc") || parts.mods.take("dec");
+    let increase = parts.mods.take("inc");
+    let direction = increase || parts.mods.take("dec");
     let known = ["sync", "aligned", "u32"].iter().all(|name| parts.mods.take(name));
     let [Operand::Int(count)] = parts.operands else {
         return Err("`setmaxnreg` takes one constant".to_string());
@@ -52,7 +53,10 @@ fn set_max_registers<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
     if !(24..=256).contains(count) || count % 8 != 0 {
         return Err(format!("{count} registers: 24 to 256 in steps of 8 are possible"));
     }
-    let inst = parts.inst(wgmma::set_max_registers);
+    if increase {
+        body.raise_registers(*count as u32);
+    }
+    let inst = Inst { imm: *count as u64, e: u32::from(increase), ..parts.inst(wgmma::set_max_registers) };
     body.emit(parts, Class::Other, inst);
     Ok(())
 }

@@ -126,6 +126,11 @@ pub(crate) enum Wait {
         /// Generation at arrival.
         generation: u32,
     },
+    /// Until the block's pool has so many registers.
+    Registers {
+        /// For all lanes of the warp.
+        needed: u32,
+    },
 }
 
 /// The state a handler works on: one warp of one block of one cluster.

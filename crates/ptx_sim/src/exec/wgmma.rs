@@ -4,11 +4,12 @@
 //! The four warps meet at a `wgmma.mma_async`, and the last one to come issues it for all. Its operands in shared memory
 //! are checked then; they are read then or later, and the accumulators written at once or when a wait demands it.
 
-use super::{Ctx, FULL, Flow, Inst, Wait};
+use super::{Ctx, FULL, Flow, Inst, Stop, Wait};
 use crate::engine::Failure;
 use crate::fault::FaultKind;
 use crate::mma::{Lanes, Operand};
 use crate::race::{Access, Clock, Hazard};
+use crate::register_pool::Mismatch;
 use crate::shared_memory::SharedMemory;
 use crate::warpgroup::{Arrival, InFlight, Misuse};
 use crate::wgmma::{Descriptor, Major, MatrixA, MatrixB, Product, accumulate_f16, accumulate_f32};
@@ -70,7 +71,7 @@ impl Ctx<'_> {
         if self.exec != self.warp.live {
             return Err(Flow::Meet);
         }
-        let detail = format!("a wgmma instruction needs 32 lanes; only {:#010x} exist", self.exec);
+        let detail = format!("an instruction of a warpgroup needs 32 lanes; only {:#010x} exist", self.exec);
         Err(self.stop(FaultKind::Divergent, 0, detail))
     }
 
@@ -436,13 +437,76 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Next
 }
 
-/// `setmaxnreg.{inc,dec}.sync.aligned.u32`: how many registers a thread has makes no difference here.
+/// `setmaxnreg.{inc,dec}.sync.aligned.u32`: the new count is in `imm`, and `e` is 1 for `.inc`.
 ///
 /// # Safety
 /// As for [`super::Handler`].
-pub(crate) unsafe fn set_max_registers(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    if ctx.exec != ctx.warp.live {
-        return Flow::Meet;
+pub(crate) unsafe fn set_max_registers(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    if let Err(flow) = ctx.all_lanes() {
+        return flow;
     }
+    if !ctx.resumed
+        && let Err(flow) = resize_together(ctx)
+    {
+        return flow;
+    }
+    let Some(has) = ctx.warp.thread_registers else { return Flow::Next };
+    let (wanted, increase) = (inst.imm as u32, inst.e != 0);
+    if wanted != has && increase != (wanted > has) {
+        let (name, side) = if increase { ("inc", "more") } else { ("dec", "fewer") };
+        let detail =
+            format!("setmaxnreg.{name} to {wanted} registers: a thread has {has} already, which are {side}");
+        return ctx.stop(FaultKind::InvalidOperand, 0, detail);
+    }
+    let block = &mut ctx.cluster.blocks[ctx.rank];
+    let registers = 32 * wanted.abs_diff(has);
+    if !increase {
+        block.registers.give_back(registers);
+    } else if !block.registers.take(registers) {
+        ctx.wait = Wait::Registers { needed: registers };
+        return Flow::Retry;
+    }
+    block.effects += 1;
+    ctx.warp.thread_registers = Some(wanted);
     Flow::Next
+}
+
+/// Notes that this warp executes a `setmaxnreg`, which all of its warpgroup must.
+fn resize_together(ctx: &mut Ctx<'_>) -> Result<(), Flow> {
+    let (group, index) = (ctx.warp.index as usize / 4, ctx.warp.index as usize % 4);
+    let (pc, now) = (ctx.pc, ctx.access(false));
+    let resizing = &mut ctx.cluster.blocks[ctx.rank].warpgroups[group].resizing;
+    let before = resizing.pc;
+    let (kind, detail) = match resizing.enter(index, pc, now, &ctx.warp.clock) {
+        Ok(true) => return ctx.others_exist(),
+        Ok(false) => return Ok(()),
+        Err(Mismatch::Other) => {
+            (FaultKind::Divergent, format!("other warps of warpgroup {group} executed another setmaxnreg"))
+        }
+        Err(Mismatch::Missing(other)) => {
+            (FaultKind::Divergent, format!("warp {} has not executed the last setmaxnreg", 4 * group + other))
+        }
+        Err(Mismatch::Unordered(other)) => {
+            let detail =
+                format!("warp {} has not synchronised with this one since the last", 4 * group + other);
+            (FaultKind::Race, detail)
+        }
+    };
+    let detail = format!("{detail}, at {}", ctx.env.place(before));
+    Err(ctx.stop(kind, 0, detail))
+}
+
+/// Why the warp in `ctx`, all of whose lanes have exited, should not have.
+pub(crate) fn check_exit(ctx: &Ctx<'_>) -> Option<Stop> {
+    let (group, index) = (ctx.warp.index as usize / 4, ctx.warp.index as usize % 4);
+    let resizing = &ctx.cluster.blocks[ctx.rank].warpgroups[group].resizing;
+    resizing.lacks(index).then(|| Stop {
+        kind: FaultKind::Divergent,
+        lanes: 0,
+        pc: None,
+        detail: format!(
+            "the warp exits without the setmaxnreg that others of warpgroup {group} executed, at {}",
+            ctx.env.place(resizing.pc)
+        ),
+    })
 }

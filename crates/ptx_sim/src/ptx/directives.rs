@@ -88,7 +88,8 @@ impl<'a> Parser<'a> {
                 ".maxntid" => function.max_threads = Some(self.triple()?),
                 ".reqntid" => function.required_threads = Some(self.triple()?),
                 ".minnctapersm" | ".maxnctapersm" => function.min_blocks = Some(self.int_u32()?),
-                ".maxnreg" | ".maxclusterrank" => {
+                ".maxnreg" => function.max_registers = Some(self.int_u32()?),
+                ".maxclusterrank" => {
                     self.int_u32()?;
                 }
                 ".reqnctapercluster" => function.required_cluster = Some(self.triple()?),

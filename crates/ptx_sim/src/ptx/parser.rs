@@ -112,6 +112,7 @@ impl<'a> Parser<'a> {
             max_threads: None,
             required_threads: None,
             min_blocks: None,
+            max_registers: None,
             required_cluster: None,
             body: None,
             line,

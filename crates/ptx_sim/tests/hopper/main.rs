@@ -10,6 +10,7 @@ mod cluster;
 mod common;
 mod mbarrier;
 mod reduction;
+mod setmaxnreg;
 mod tile;
 mod wgmma;
 mod wrong;

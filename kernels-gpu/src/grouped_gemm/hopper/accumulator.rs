@@ -33,6 +33,9 @@ pub trait Accumulator: Copy {
     /// `f(j, gate, up)` for every four registers of a `j` and the same of `up`.
     fn zip(&self, up: &Self, f: impl Fn(usize, &[f32; 4], &[f32; 4]) -> [f32; 4]) -> Self;
 
+    /// Calls `f(j, values)` for the four registers of every j: `[2 h + c]`.
+    fn for_each_tile(&self, f: impl FnMut(usize, [f32; 4]));
+
     /// Calls `f(j, c, h = 0, h = 1)` for every column.
     fn for_each_column(&self, f: impl FnMut(usize, usize, f32, f32));
 
@@ -92,6 +95,13 @@ macro_rules! accumulator {
                     values[4 * j + 3] = four[3];
                 });
                 values
+            }
+
+            #[inline(always)]
+            fn for_each_tile(&self, mut f: impl FnMut(usize, [f32; 4])) {
+                unroll!(for j in 0..$quads {
+                    f(j, [self[4 * j], self[4 * j + 1], self[4 * j + 2], self[4 * j + 3]]);
+                });
             }
 
             #[inline(always)]

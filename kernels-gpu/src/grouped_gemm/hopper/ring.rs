@@ -37,6 +37,8 @@ pub struct Ring<
     const GATHERED: bool = false,
 > {
     base: u32,
+    /// How much higher the other block's shared memory lies in the cluster's window than this block's in its own.
+    neighbour: u32,
 }
 
 /// A place in the ring.
@@ -66,7 +68,10 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// Lays the ring into dynamic shared memory and initialises its barriers. All threads of the block call it together.
     #[inline(always)]
     pub fn new() -> Self {
-        let ring = Self { base: shared::dynamic::<u8>().address() };
+        let base = shared::dynamic::<u8>().address();
+        let neighbour =
+            if BLOCKS == 2 { cluster::map(base, cluster::rank() ^ 1).wrapping_sub(base) } else { 0 };
+        let ring = Self { base, neighbour };
         if thread::thread_idx_x() == 0 {
             let mut stage = 0;
             while stage < STAGES {
@@ -194,7 +199,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
             if lane == 0 {
                 mbarrier::arrive(self.empty(stage));
                 if BLOCKS == 2 {
-                    mbarrier::arrive_at_neighbour(self.empty(stage));
+                    mbarrier::arrive_mapped(self.empty(stage).wrapping_add(self.neighbour));
                 }
             }
         }

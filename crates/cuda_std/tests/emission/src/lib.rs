@@ -280,6 +280,10 @@ mod hopper {
             mbarrier::arrive_at(*input, 1);
             0
         };
+        mbarrier_arrive_mapped, "mapa.shared::cluster.u32, mbarrier.arrive.shared::cluster.b64", |input| {
+            mbarrier::arrive_mapped(cluster::map(*input, 1));
+            0
+        };
         mbarrier_arrive_after_copies, "cp.async.mbarrier.arrive.noinc.shared::cta.b64", |input| {
             mbarrier::arrive_after_copies(*input);
             0

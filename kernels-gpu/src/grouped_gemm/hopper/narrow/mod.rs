@@ -57,7 +57,7 @@ macro_rules! plain {
     ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
-        #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows. `partials`: for every block of the grid ")]
+        /// `a`: boxes of 8 rows; `b`: boxes of 128 rows. `partials`: for every block of the grid
         #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so. ")]
         /// `schedule_is_settled`: see [`narrow`](self).
         ///
@@ -96,6 +96,7 @@ macro_rules! plain {
             unsafe {
                 produce::prefetch_maps(a, b, &slab_scales);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
+                produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled == 0 {
                     grid::wait();
                 }
@@ -140,7 +141,7 @@ macro_rules! gated {
     ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
         ///
-        #[doc = concat!("`a`: boxes of ", stringify!($n), " rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Out: see ")]
+        /// `a`: boxes of 8 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Out: see
         /// [`Requantization`]; `partials`, counters and `schedule_is_settled` as the plain kernels have them. With block scales,
         /// `intermediate` is a multiple of 128.
         ///
@@ -185,6 +186,7 @@ macro_rules! gated {
             unsafe {
                 produce::prefetch_maps(a, b, &slab_scales);
                 let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
+                produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled == 0 {
                     grid::wait();
                 }

@@ -1,4 +1,6 @@
-//! The producer warp: slab by slab, two boxes of weights and one of rows by TMA, each with the scales that change along K.
+//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile has rows for, each with the
+//! scales that change along K. Rows of other experts that would fill the tile up stay where they are; what a stage has in their place,
+//! at first zeros, makes sums that nobody takes.
 //!
 //! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its predecessor, so that
 //! they arrive while that one ends:
@@ -9,14 +11,45 @@
 //! ```
 
 use cuda_std::l2::Policy;
+use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{mbarrier, thread};
+use cuda_std::{bulk, mbarrier, sync, thread};
 
+use super::THREADS;
 use super::share::{Part, Share};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
+
+/// Rows of a box of A: as many as repeat the swizzle.
+const BOX_ROWS: u32 = 8;
+
+/// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it together, before anything is
+/// asked for.
+#[inline(always)]
+pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
+    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
+) {
+    if N == BOX_ROWS {
+        return;
+    }
+    const VECTORS: u32 = SLAB / 16;
+    let mut stage = 0;
+    while stage < STAGES {
+        let rows = Shared::<[u32; 4]>::from_address(ring.stage(stage) + 2 * ROWS_128);
+        let mut vector = thread::thread_idx_x();
+        while vector < N * VECTORS {
+            // SAFETY: one of the stage's N rows, each vector of which one thread writes, before TMA does.
+            unsafe { rows.add(vector).write([0; 4]) };
+            vector += THREADS;
+        }
+        stage += 1;
+    }
+    // TMA and `wgmma` come through the other proxy.
+    bulk::fence_shared();
+    sync::block();
+}
 
 /// Fetches the tensor maps ahead of their first use, by a lane of the producer.
 ///
@@ -76,7 +109,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free.
-                unsafe { self.ask_for_weights(self.ahead, slab, weights) };
+                unsafe { self.ask_for_weights(self.ahead, slab, weights, part.rows) };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -93,18 +126,22 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
-            // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes a box of N rows behind
+            // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes the tile's rows, up to N, behind
             // them. The map is the kernel's parameter.
             unsafe {
                 if self.ahead > 0 {
                     self.ahead -= 1;
                 } else {
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, weights);
+                    self.ask_for_weights(stage, slab, weights, part.rows);
                 }
                 if self.lane == 0 {
-                    let corner = [(slab * SLAB) as i32, part.first_row as i32];
-                    tma::load_2d(to + 2 * ROWS_128, self.a, full, corner);
+                    let mut row = 0;
+                    while row < part.rows {
+                        let corner = [(slab * SLAB) as i32, (part.first_row + row) as i32];
+                        tma::load_2d(to + 2 * ROWS_128 + row * SLAB, self.a, full, corner);
+                        row += BOX_ROWS;
+                    }
                     self.scales.load_a(self.ring.scales(stage), full, part.first_row, slab);
                 }
             }
@@ -118,15 +155,22 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// # Safety
     /// The stage is free.
     #[inline(always)]
-    unsafe fn ask_for_weights(&self, stage: u32, slab: u32, (rows, blocks): ([u32; 2], BlockScales)) {
+    unsafe fn ask_for_weights(
+        &self,
+        stage: u32,
+        slab: u32,
+        (rows, blocks): ([u32; 2], BlockScales),
+        tile_rows: u32,
+    ) {
         if self.lane != 0 {
             return;
         }
         let (to, full, k0) = (self.ring.stage(stage), self.ring.full(stage), (slab * SLAB) as i32);
-        // SAFETY: the stage takes two boxes of 128 rows before the one of N; the bytes expected are theirs, whatever of them lies
+        // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs, whatever of them lies
         // outside the tensors. The map is the kernel's parameter.
         unsafe {
-            mbarrier::arrive_expect_tx(full, STAGE_BYTES + self.scales.bytes(N));
+            let boxes = tile_rows.div_ceil(BOX_ROWS);
+            mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N));
             tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
             tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
             self.scales.load_b(self.ring.scales(stage), full, N, blocks, slab);

@@ -1,17 +1,19 @@
-//! The plain end: end scales, conversion to D's type, one element at a time.
+//! The plain end: end scales, conversion to D's type.
 //!
-//! A lane has two columns of D that are 8 apart, of rows of A two by two; eight lanes of a warp write eight neighbours of a row.
-//! That is few bytes beside the weights. Sums by token are added to in the same way.
+//! A lane has two columns of D that are 8 apart, of rows of A two by two. 16-bit elements are exchanged among the lanes, so that each has
+//! four neighbours of a row. f32 is stored one element at a time, and sums by token are added to in the same way: eight lanes of a warp
+//! have eight neighbours of a row.
 
 use cuda_std::atomic::{self, Scope};
-use cuda_std::bf16::{Bf16, F16 as Half};
-use cuda_std::memory;
+use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
+use cuda_std::{memory, thread};
 
 use super::BN;
 use super::consume::Columns;
 use super::share::Part;
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::plain::PlainArguments;
+use crate::grouped_gemm::quad::columns_of_a_row;
 use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
 };
@@ -110,6 +112,10 @@ unsafe fn store_half<A: Accumulator>(
         );
         return;
     }
+    if *out_type != F32 {
+        // SAFETY: as above.
+        return unsafe { store_16_bits(total, part, first, b, columns, arguments) };
+    }
     total.for_each(
         #[inline(always)]
         |j, h, c, sum| {
@@ -118,15 +124,68 @@ unsafe fn store_half<A: Accumulator>(
                 return;
             }
             let row = part.first_row + row;
-            let at = row as usize * *n as usize + column as usize;
             // SAFETY: the row is the tile's and the column D's.
             unsafe {
                 let value = sum * row_scale(scales, row) * b[h];
-                match *out_type {
-                    F32 => *out.cast::<f32>().add(at) = value,
-                    F16 => *out.cast::<u16>().add(at) = Half::from_f32(value).0,
-                    _ => *out.cast::<u16>().add(at) = Bf16::from_f32(value).0,
-                }
+                *out.cast::<f32>().add(row as usize * *n as usize + column as usize) = value;
+            }
+        },
+    );
+}
+
+/// As [`store_half`] for bf16 and f16; `b` are the scales of the thread's columns.
+///
+/// # Safety
+/// As [`store`]; all lanes of the warp call it together.
+#[inline(always)]
+unsafe fn store_16_bits<A: Accumulator>(
+    total: &A,
+    part: &Part,
+    first: u32,
+    b: [f32; 2],
+    columns: &Columns,
+    arguments: &PlainArguments,
+) {
+    let PlainArguments { scales, out, n, out_type, .. } = arguments;
+    let lane = thread::lane_id();
+    // Where this lane's four columns and, of every eight rows, its row are after the exchange.
+    let column = first - lane / 4 + (lane & 8) + lane / 16 * 4;
+    let row = 2 * columns.quad_lane + lane / 4 % 2;
+    let per_row = scales.a_kind == A_PER_ROW;
+    // SAFETY: a scale of the call, where there is one.
+    let call = if per_row { 1.0 } else { unsafe { row_scale(scales, 0) } };
+    let b = [b[0] * call, b[1] * call];
+    total.for_each_tile(
+        #[inline(always)]
+        |j, values| {
+            let eight = 8 * j as u32;
+            if eight >= part.rows {
+                return;
+            }
+            let mut a = [1.0; 2];
+            if per_row {
+                // Rows past the end get the last row's.
+                a = [0, 1].map(|c| {
+                    let row = (eight + 2 * columns.quad_lane + c).min(part.rows - 1);
+                    // SAFETY: one of the tile's rows.
+                    unsafe { row_scale(scales, part.first_row + row) }
+                });
+            }
+            let words = [0, 1].map(|h: usize| {
+                let (low, high) = (values[2 * h] * a[0] * b[h], values[2 * h + 1] * a[1] * b[h]);
+                if *out_type == F16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) }
+            });
+            let four = columns_of_a_row(words, lane);
+            if eight + row < part.rows && column < *n {
+                let row = part.first_row + eight + row;
+                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 4, so that the four elements exist
+                // and are 8-byte aligned as `out` is.
+                unsafe {
+                    memory::store(
+                        out.cast::<u16>().add(row as usize * *n as usize + column as usize).cast(),
+                        four,
+                    )
+                };
             }
         },
     );
