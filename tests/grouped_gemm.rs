@@ -453,13 +453,12 @@ fn refusals_of_slab_scales() {
         assert_eq!(refused, format!("grouped_gemm: a_scale = {strides}: {group_major}"));
         gemm(Some((0, row_stride, group_stride)), 0, Path::Portable { blocks: None }).unwrap();
     }
-    for (a_scale, b_start, name) in [(Some((1, 1, 24)), 0, "a_scale"), (None, 1, "b_scale")] {
-        let refused = gemm(a_scale, b_start, Path::Auto).unwrap_err();
-        assert!(refused.starts_with(&format!("grouped_gemm: {name} = 0x")), "{refused}");
-        assert!(refused.ends_with("must be 16-byte aligned for the Hopper kernels"), "{refused}");
-        gemm(a_scale, b_start, Path::Portable { blocks: None }).unwrap();
-    }
-    gemm(Some((4, 1, 24)), 0, Path::Auto).unwrap();
+    let refused = gemm(Some((1, 1, 24)), 0, Path::Auto).unwrap_err();
+    assert!(refused.starts_with("grouped_gemm: a_scale = 0x"), "{refused}");
+    assert!(refused.ends_with("must be 16-byte aligned for the Hopper kernels"), "{refused}");
+    gemm(Some((1, 1, 24)), 0, Path::Portable { blocks: None }).unwrap();
+    // Scales of B may begin anywhere.
+    gemm(Some((4, 1, 24)), 1, Path::Auto).unwrap();
 }
 
 fn shorten_a(scale: AScale<'_>) -> AScale<'_> {

@@ -16,7 +16,7 @@
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::heuristics::{self, HopperTile, Path};
-use super::grouped_gemm::slab_scales::SlabScales;
+use super::grouped_gemm::slab_scales;
 use super::grouped_gemm::{
     AScale, Accumulation, BScale, GemmShape, Schedule, change_along_k, check_matrix, check_scales, elements,
     workspace_bytes,
@@ -218,8 +218,7 @@ impl GatedGemm<'_> {
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
-        let SlabScales { a: a_slab_scales, b: b_slab_scales } =
-            SlabScales::new(OP, &self.a_scale, &self.b_scale, &self.shape.gemm(), tile)?;
+        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape.gemm(), tile)?;
         let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
@@ -248,7 +247,7 @@ impl GatedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($a:ident, $kernel:ident) => {
-                launch!($a, $kernel { a_slab_scales, b_slab_scales, partials, schedule_is_settled })
+                launch!($a, $kernel { a_slab_scales, partials, schedule_is_settled })
             };
         }
         if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
@@ -257,24 +256,11 @@ impl GatedGemm<'_> {
             return match (promoted, is_silu) {
                 (true, true) => launch!(
                     a,
-                    HopperWideGatedPromotedGatheredSilu {
-                        a_slab_scales,
-                        b_slab_scales,
-                        sorted_rows,
-                        tokens,
-                        top_k
-                    }
+                    HopperWideGatedPromotedGatheredSilu { a_slab_scales, sorted_rows, tokens, top_k }
                 ),
-                (true, false) => launch!(
-                    a,
-                    HopperWideGatedPromotedGathered {
-                        a_slab_scales,
-                        b_slab_scales,
-                        sorted_rows,
-                        tokens,
-                        top_k
-                    }
-                ),
+                (true, false) => {
+                    launch!(a, HopperWideGatedPromotedGathered { a_slab_scales, sorted_rows, tokens, top_k })
+                }
                 (false, true) => {
                     launch!(a, HopperWideGatedFastGatheredSilu { sorted_rows, tokens, top_k })
                 }
@@ -289,10 +275,10 @@ impl GatedGemm<'_> {
             (HopperTile::Narrow32, ..) => launch!(a, HopperNarrowGated32),
             (HopperTile::Narrow64, ..) => launch!(a, HopperNarrowGated64),
             (HopperTile::Wide, true, true) => {
-                launch!(a, HopperWideGatedPromotedSilu { a_slab_scales, b_slab_scales })
+                launch!(a, HopperWideGatedPromotedSilu { a_slab_scales })
             }
             (HopperTile::Wide, true, false) => {
-                launch!(a, HopperWideGatedPromoted { a_slab_scales, b_slab_scales })
+                launch!(a, HopperWideGatedPromoted { a_slab_scales })
             }
             (HopperTile::Wide, false, true) => launch!(a, HopperWideGatedFastSilu {}),
             (HopperTile::Wide, false, false) => launch!(a, HopperWideGatedFast {}),

@@ -81,7 +81,7 @@ pub enum BScale<'a> {
     Expert(Slice<'a, f32>),
     /// f32 `[E_loc, N]`: one per output channel.
     Channel(Slice<'a, f32>),
-    /// f32 `[E_loc, ceil(N / 128), ceil(K / 128)]`: one per 128 x 128 block; 16-byte aligned for the Hopper kernels.
+    /// f32 `[E_loc, ceil(N / 128), ceil(K / 128)]`: one per 128 x 128 block.
     Block(Slice<'a, f32>),
 }
 

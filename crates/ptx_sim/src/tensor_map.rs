@@ -308,8 +308,8 @@ impl TensorMap {
     /// Calls `visit` for every 16 bytes of the box at `coordinates` (elements, innermost first), in the order of the
     /// unswizzled box at shared-memory address `shared`.
     ///
-    /// Refuses a destination that is not 128-byte aligned, and a box whose rows are narrower than its swizzle: the
-    /// ISA does not say where those rows lie.
+    /// Refuses a destination that is not 128-byte aligned, a box that does not begin at a multiple of 16 bytes of a line, and one whose
+    /// rows are narrower than its swizzle: the ISA does not say where those rows lie.
     pub fn visit_box<E: From<TensorMapError>>(
         &self,
         coordinates: &[i32],
@@ -331,6 +331,10 @@ impl TensorMap {
         }
         let at = |d: usize| i64::from(coordinates.get(d).copied().unwrap_or(0));
         let size = i64::from(self.data_type.bytes());
+        if at(0) * size % 16 != 0 {
+            // The ISA does not say so, but a GPU does: `CUDA_ERROR_ILLEGAL_INSTRUCTION`.
+            refuse("the innermost coordinate, in bytes,", at(0) * size, "must be a multiple of 16")?;
+        }
         // Bytes of a row that lie inside the tensor, counted from the start of the row.
         let row_end = (self.dims[0] as i64 - at(0)) * size;
         let inside = (-at(0) * size).max(0)..row_end.min(i64::from(row_bytes));

@@ -220,8 +220,8 @@ impl HopperTile {
     pub const fn shared_bytes(self, promoted: bool) -> u32 {
         let rows = self.block_m() as u32;
         let (stages, stage) = self.ring();
-        // Of the rows, and of two blocks of B: TMA puts each at a multiple of 128.
-        let scales = (rows * 4).next_multiple_of(128) + 2 * 128;
+        // Of the rows and four more, and of two blocks of B: TMA puts them at multiples of 128.
+        let scales = ((rows + 4 + 2) * 4).next_multiple_of(128);
         let (scales, exchange) = match self {
             HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16),
             _ => (scales, 16 + 9 * rows * 4),

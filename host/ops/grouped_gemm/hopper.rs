@@ -1,7 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
 use super::heuristics::HopperTile;
-use super::slab_scales::SlabScales;
+use super::slab_scales;
 use super::token_sums::RawTokens;
 use super::{GemmShape, GroupedGemm, OP};
 use crate::error::Result;
@@ -25,8 +25,7 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = self.shape;
         let a = tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?;
         let b = tensor_map::of_matrix(&self.b, experts * n, k, 128)?;
-        let SlabScales { a: a_slab_scales, b: b_slab_scales } =
-            SlabScales::new(OP, &self.a_scale, &self.b_scale, &self.shape, tile)?;
+        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape, tile)?;
         let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
@@ -47,7 +46,7 @@ impl GroupedGemm<'_> {
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {
-                launch!($kernel { a_slab_scales, b_slab_scales, partials, schedule_is_settled })
+                launch!($kernel { a_slab_scales, partials, schedule_is_settled })
             };
         }
         match (tile, promoted) {
@@ -56,7 +55,7 @@ impl GroupedGemm<'_> {
             (HopperTile::Narrow32, _) => launch!(HopperNarrow32),
             (HopperTile::Narrow64, _) => launch!(HopperNarrow64),
             (HopperTile::Wide, true) => {
-                launch!(HopperWidePromoted { a_slab_scales, b_slab_scales })
+                launch!(HopperWidePromoted { a_slab_scales })
             }
             (HopperTile::Wide, false) => launch!(HopperWideFast {}),
         }

@@ -24,3 +24,13 @@ const F32: u32 = 2;
 /// `hopper`'s `out_type` for sums by token, in f32.
 #[cfg(target_feature = "sm_90a")]
 const TOKEN_SUMS: u32 = 3;
+
+/// `value`, about which the compiler knows nothing: what is computed from it is computed here and now, instead of once
+/// before all loops, to be held in registers ever after.
+#[inline(always)]
+fn recomputed(value: u32) -> u32 {
+    let mut value = value;
+    // SAFETY: no instruction at all. It is not `pure`, so that it stays where it is written.
+    unsafe { core::arch::asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
+    value
+}

@@ -29,8 +29,8 @@
 //! - `schedule` is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
 //! - of the kernels that gather A's rows themselves (`*_gathered`), A is as those in [`wide`] say;
 //! - scales are as [`ScaleArguments`](super::scale_arguments::ScaleArguments) says, of A for all rows of the schedule, but that those
-//!   which change along K are where `a_slab_scales` and `b_slab_scales` say: maps as [`SlabScales`](slab_scales::SlabScales) wants them, of
-//!   boxes of a tile's rows. Of either kind, what the kinds do not lead to is not read;
+//!   of A which change along K are where `a_slab_scales` says, a map as [`SlabScales`](slab_scales::SlabScales) wants it, of boxes of
+//!   four more than a tile's rows. What the kinds do not lead to is not read;
 //! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile. Where D is added up,
 //!   `out` is sums f32 for all tokens, and `sorted_rows`, `topk_weights`, `slots` and `top_k` are as [`TokenSums`](token_sums::TokenSums)
 //!   says; else these are not read.

@@ -21,7 +21,7 @@
 use cuda_std::shared::Shared;
 use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
 
-use super::slab_scales::{SlabScales, block_slot, slot_bytes};
+use super::slab_scales::{SlabScales, block_slot, first_slot, slot_bytes};
 use super::{CONSUMER_WARPS, ROWS_128};
 use crate::grouped_gemm::SLAB;
 
@@ -105,19 +105,24 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         self.base + Self::SCALES + stage * Self::SLOT_BYTES
     }
 
-    /// The slot of a row's scale in a stage.
+    /// The number of a row's slot in every stage, of a tile of `rows` rows from `first_row` on.
     ///
-    /// Rows past the `rows` of the tile take the slot of the last one: what TMA has brought for them may be what nobody has written.
+    /// Rows past the end of the tile take the slot of the last one: what TMA has brought for them may be what nobody has written.
     #[inline(always)]
-    pub fn row_scale(&self, stage: u32, row: u32, rows: u32) -> Shared<f32> {
-        Shared::from_address(self.scales(stage)).add(row.min(rows - 1))
+    pub fn row_slot(row: u32, first_row: u32, rows: u32) -> u32 {
+        first_slot(first_row) + row.min(rows - 1)
     }
 
-    /// The slots of the scales of a stage's two blocks of B.
+    /// The scale of a row in a stage, by its [`row_slot`](Self::row_slot).
     #[inline(always)]
-    pub fn block_scales(&self, stage: u32) -> [Shared<f32>; 2] {
-        let slots = Shared::from_address(self.scales(stage));
-        [slots.add(block_slot(Self::A_ROWS, false)), slots.add(block_slot(Self::A_ROWS, true))]
+    pub fn row_scale(&self, stage: u32, slot: u32) -> Shared<f32> {
+        Shared::from_address(self.scales(stage)).add(slot)
+    }
+
+    /// The scales of a stage's two blocks of B.
+    #[inline(always)]
+    pub fn block_scales(&self, stage: u32) -> Shared<[f32; 2]> {
+        Shared::from_address(self.scales(stage) + block_slot(Self::A_ROWS) * 4)
     }
 
     /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask which there are. All
@@ -128,13 +133,11 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         while stage < STAGES {
             // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them before all reads.
             unsafe {
-                if !scales.has_a() && thread < Self::A_ROWS {
-                    self.row_scale(stage, thread, Self::A_ROWS).write(1.0);
+                if !scales.has_a() && thread < block_slot(Self::A_ROWS) {
+                    self.row_scale(stage, thread).write(1.0);
                 }
                 if !scales.has_b() && thread == 0 {
-                    let [first, second] = self.block_scales(stage);
-                    first.write(1.0);
-                    second.write(1.0);
+                    self.block_scales(stage).write([1.0; 2]);
                 }
             }
             stage += 1;

@@ -1,39 +1,42 @@
-//! The scales that change along K, as TMA brings them: with the operands of a slab, on the same barrier.
+//! The scales that change along K: those of A come by TMA with the operands of a slab, those of B through the lanes of the producer warp.
 //!
 //! ```text
 //!   A, group-major                    first_row ..             B, all of them in a row
 //!     slab 0   | . . . . . . . . . . . . . . . |                 | .. | block c: slab 0, 1, 2 .. | block c + 1: .. |
-//!     slab 1   | . . . . [ a box of N rows ] . |                                     [ . . . ]      a box of 4, of which the
-//!     slab 2   | . . . . . . . . . . . . . . . |                                                    first is the one
+//!     slab 1   | . . [ . . a box     . ] . . . |                          lane 0, 1, 2 .. 31
+//!     slab 2   | . . . . . . . . . . . . . . . |
 //!
-//!   slots of a stage     | A: N x 4 bytes, to a multiple of 128 | B: first block | 128 further: second |
+//!   slots of a stage     | A: up to 3 rows before the tile's, its N | B: first block, second |
 //! ```
 //!
-//! TMA asks for 16 bytes at least, and for places in shared memory that are multiples of 128; its coordinates are any. Scales of
-//! rows past the end of a tile come along. Of the last tile they may be what nobody has written: the consumers do not read them.
+//! TMA asks for multiples of 16 bytes, begins at multiples of 16 bytes in memory and of 128 in shared memory. A tile begins at any
+//! row, so that its box begins up to three rows earlier. Rows past the end of a tile come along as well. Nobody may have written their
+//! scales: the consumers do not read them. Of B one scale a slab is wanted, too little for TMA: every lane of the producer warp loads
+//! that of another slab, and one of them stores the slab's when its turn comes, before it arrives at the barrier.
 
+use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
+use cuda_std::{memory, thread, warp};
 
 use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
 
-/// Bytes from the scale of a stage's first block of B to that of the second.
-const BLOCK_SLOT_BYTES: u32 = 128;
-/// Bytes that TMA brings of a scale of B.
-const BLOCK_BOX_BYTES: u32 = 16;
+/// Rows that come before a tile's at most, and behind it so that a box has one size.
+const EXTRA_ROWS: u32 = 4;
 
-/// The offset of the scales of B in the slots of a stage of `rows` rows of A, bytes.
-const fn block_slots(rows: u32) -> u32 {
-    (rows * 4).next_multiple_of(128)
+/// The offset of the scales of B in the slots of a stage of `rows` rows of A, in elements.
+pub const fn block_slot(rows: u32) -> u32 {
+    rows + EXTRA_ROWS
 }
 
 /// Bytes of the slots of a stage of `rows` rows of A.
 pub const fn slot_bytes(rows: u32) -> u32 {
-    block_slots(rows) + 2 * BLOCK_SLOT_BYTES
+    ((block_slot(rows) + 2) * 4).next_multiple_of(128)
 }
 
-/// The offset of the scale of an item's block of B, its first or second, in the slots of a stage of `rows` rows of A, in elements.
-pub const fn block_slot(rows: u32, second: bool) -> u32 {
-    (block_slots(rows) + if second { BLOCK_SLOT_BYTES } else { 0 }) / 4
+/// The slot of the first row of a tile that begins with `first_row`.
+#[inline(always)]
+pub fn first_slot(first_row: u32) -> u32 {
+    first_row % EXTRA_ROWS
 }
 
 /// Where the scales of an item's two blocks of B are: the number of that of the first for slab 0, and how far behind it that of the
@@ -47,11 +50,11 @@ pub struct BlockScales {
 /// Where the scales that change along K are. There are such of A, of B, of both or of neither.
 #[derive(Clone, Copy)]
 pub struct SlabScales {
-    /// f32 `[slabs, rows]`, in boxes of a tile's rows of one slab, where A has a scale per group.
+    /// f32 `[slabs, rows]`, in boxes of four more than a tile's rows of one slab, where A has a scale per group.
     pub a: *const TensorMap,
     pub a_kind: u32,
-    /// f32, one row of all scales of B, in boxes of 4, where B has a scale per block.
-    pub b: *const TensorMap,
+    /// f32, all scales of B, where B has a scale per block.
+    pub b: *const f32,
     pub b_kind: u32,
 }
 
@@ -71,27 +74,21 @@ impl SlabScales {
         self.b_kind == B_PER_BLOCK
     }
 
-    /// Bytes of a slab's scales, of a tile of `rows` rows: what the barrier of a stage expects besides the operands.
+    /// Bytes of a slab's scales of a tile of up to `rows` rows: what the barrier of a stage expects besides the operands.
     #[inline(always)]
     pub fn bytes(&self, rows: u32) -> u32 {
-        let a = if self.has_a() { rows * 4 } else { 0 };
-        a + if self.has_b() { 2 * BLOCK_BOX_BYTES } else { 0 }
+        if self.has_a() { (rows + EXTRA_ROWS) * 4 } else { 0 }
     }
 
-    /// Fetches the maps ahead of their first use, by the calling thread.
+    /// Fetches the map ahead of its first use, by the calling thread.
     ///
     /// # Safety
-    /// Those of the kinds that there are exist.
+    /// It exists, if A has scales for every slab.
     #[inline(always)]
-    pub unsafe fn prefetch_maps(&self) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            if self.has_b() {
-                tma::prefetch_map(self.b);
-            }
-            if self.has_a() {
-                tma::prefetch_map(self.a);
-            }
+    pub unsafe fn prefetch_map(&self) {
+        if self.has_a() {
+            // SAFETY: the caller's contract.
+            unsafe { tma::prefetch_map(self.a) };
         }
     }
 
@@ -103,25 +100,76 @@ impl SlabScales {
     #[inline(always)]
     pub unsafe fn load_a(&self, slots: u32, full: u32, first_row: u32, slab: u32) {
         if self.has_a() {
+            let start = first_row - first_slot(first_row);
             // SAFETY: the caller's contract; the slots begin with room for the box.
-            unsafe { tma::load_2d(slots, self.a, full, [first_row as i32, slab as i32]) };
+            unsafe { tma::load_2d(slots, self.a, full, [start as i32, slab as i32]) };
         }
     }
 
-    /// As [`load_a`](Self::load_a), for the scales of two blocks of B, to the slots of a stage of `rows` rows of A.
+    /// Stores the scales of a slab's two blocks of B to the slots at `slots` of a stage of `rows` rows of A.
     ///
     /// # Safety
-    /// As [`load_a`](Self::load_a).
+    /// The calling thread alone stores. The stage is free, and the thread arrives at its barrier afterwards.
     #[inline(always)]
-    pub unsafe fn load_b(&self, slots: u32, full: u32, rows: u32, blocks: BlockScales, slab: u32) {
+    pub unsafe fn store_b(&self, slots: u32, rows: u32, scales: [f32; 2]) {
         if self.has_b() {
-            let to = slots + block_slots(rows);
-            let first = (blocks.first + slab) as i32;
-            // SAFETY: the caller's contract; there are two slots with room for a box each.
-            unsafe {
-                tma::load_2d(to, self.b, full, [first, 0]);
-                tma::load_2d(to + BLOCK_SLOT_BYTES, self.b, full, [first + blocks.distance as i32, 0]);
-            }
+            // SAFETY: the caller's contract; behind A's slots there is room for two, 8-byte aligned.
+            unsafe { Shared::<[f32; 2]>::from_address(slots + block_slot(rows) * 4).write(scales) };
         }
+    }
+}
+
+/// The scales of an item's two blocks of B, in the lanes of a warp: those of 32 slabs at a time.
+pub struct BlockLanes {
+    /// This lane's of the first block, and how far behind it that of the second is.
+    first: *const f32,
+    distance: u32,
+    /// Slabs from the first lane's on.
+    slabs: u32,
+    loaded: [f32; 2],
+    /// How many lanes have had their turn.
+    used: u32,
+}
+
+impl BlockLanes {
+    /// Those of `slabs` slabs from `slab` on.
+    ///
+    /// # Safety
+    /// Scales that there are exist for these slabs of the blocks. All lanes of the warp call it together.
+    #[inline(always)]
+    pub unsafe fn new(scales: &SlabScales, blocks: BlockScales, slab: u32, slabs: u32) -> Self {
+        let first = scales.b.wrapping_add((blocks.first + slab + thread::lane_id()) as usize);
+        let mut lanes = Self { first, distance: blocks.distance, slabs, loaded: [1.0; 2], used: 0 };
+        // SAFETY: the caller's contract.
+        unsafe { lanes.load(scales) };
+        lanes
+    }
+
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    unsafe fn load(&mut self, scales: &SlabScales) {
+        if scales.has_b() && thread::lane_id() < self.slabs {
+            // SAFETY: the caller's contract.
+            self.loaded = unsafe {
+                [memory::load_nc(self.first), memory::load_nc(self.first.add(self.distance as usize))]
+            };
+        }
+    }
+
+    /// Those of the next slab, of which there is one.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    pub unsafe fn next(&mut self, scales: &SlabScales) -> [f32; 2] {
+        if self.used == 32 {
+            (self.used, self.slabs) = (0, self.slabs - 32);
+            self.first = self.first.wrapping_add(32);
+            // SAFETY: the caller's contract.
+            unsafe { self.load(scales) };
+        }
+        self.used += 1;
+        self.loaded.map(|scale| warp::shfl_idx(warp::FULL_MASK, scale, self.used - 1))
     }
 }

@@ -6,9 +6,10 @@ use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::memory;
 
 use super::Arguments;
-use super::multiply::{Accumulator, NT, WarpTile, recomputed, unroll};
+use super::multiply::{Accumulator, NT, WarpTile, unroll};
 use super::scales::EndScales;
 use crate::grouped_gemm::quad::transpose_in_quad;
+use crate::grouped_gemm::recomputed;
 use crate::grouped_gemm::schedule::Tile;
 use crate::grouped_gemm::{F16, F32};
 

@@ -17,6 +17,7 @@
 //!                                                                        lanes 24-31: columns 8-15, chunk 2*k32+1
 //! ```
 
+use crate::grouped_gemm::recomputed;
 use core::arch::asm;
 
 use cuda_std::{ldmatrix, mma, thread};
@@ -78,16 +79,6 @@ impl<const MT: usize, const WARPS_M: u32> WarpTile<MT, WARPS_M> {
             b_swizzle: (b_chunk ^ (lane % 8)) * 16,
         }
     }
-}
-
-/// `value`, about which the compiler knows nothing: what is computed from it is computed here and now, instead of once
-/// before all loops, to be held in registers ever after.
-#[inline(always)]
-pub(super) fn recomputed(value: u32) -> u32 {
-    let mut value = value;
-    // SAFETY: no instruction at all. It is not `pure`, so that it stays where it is written.
-    unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
-    value
 }
 
 /// The operands of one k32 step.

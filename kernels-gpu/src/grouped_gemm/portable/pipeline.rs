@@ -6,8 +6,8 @@
 use cuda_std::shared::{self, Shared};
 use cuda_std::{cp_async, thread};
 
-use super::multiply::recomputed;
 use super::{Arguments, BN, SLAB, WARPS_N, tile_rows};
+use crate::grouped_gemm::recomputed;
 use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
 use crate::grouped_gemm::schedule::{Tile, WorkList};
 

@@ -6,9 +6,10 @@
 use cuda_std::memory;
 use cuda_std::shared::Shared;
 
-use super::multiply::{NT, WarpTile, recomputed, unroll};
+use super::multiply::{NT, WarpTile, unroll};
 use super::pipeline::scales_offset;
 use super::tile_rows;
+use crate::grouped_gemm::recomputed;
 use crate::grouped_gemm::scale_arguments::{
     A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
 };

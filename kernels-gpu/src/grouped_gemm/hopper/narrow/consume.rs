@@ -7,6 +7,7 @@ use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::slab_scales::SlabScales;
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
+use crate::grouped_gemm::recomputed;
 
 /// Which columns of D and rows of A a thread holds.
 pub struct Columns {
@@ -64,17 +65,20 @@ pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_
         let mut blocks = [1.0; 2];
         if scales.has_b() {
             // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
-            blocks = ring.block_scales(position.stage).map(|slot| unsafe { slot.read() });
+            blocks = unsafe { ring.block_scales(position.stage).read() };
         }
         wgmma::wait::<0>();
         products[0].tie();
         products[1].tie();
         if scales.has_a() {
+            // Else the slots of all rows would stay in registers.
+            let rows = recomputed(part.rows);
             // SAFETY: as above; the tile has a row.
             let row = #[inline(always)]
             |j: usize, c: usize| unsafe {
                 let row = 2 * columns.quad_lane + (8 * j + c) as u32;
-                ring.row_scale(position.stage, row, part.rows).read()
+                let slot = Ring::<STAGES, STAGE_BYTES, true, 1>::row_slot(row, part.first_row, rows);
+                ring.row_scale(position.stage, slot).read()
             };
             totals[0].fold(
                 &products[0],

@@ -68,7 +68,6 @@ macro_rules! plain {
             a: TensorMap,
             b: TensorMap,
             a_slab_scales: TensorMap,
-            b_slab_scales: TensorMap,
             a_scale: *const f32,
             b_scale: *const f32,
             schedule: *mut [u32; 4],
@@ -87,7 +86,7 @@ macro_rules! plain {
         ) {
             let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
             let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
             let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
             let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
@@ -152,7 +151,6 @@ macro_rules! gated {
             a: TensorMap,
             b: TensorMap,
             a_slab_scales: TensorMap,
-            b_slab_scales: TensorMap,
             a_scale: *const f32,
             b_scale: *const f32,
             schedule: *mut [u32; 4],
@@ -171,7 +169,7 @@ macro_rules! gated {
         ) {
             let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
             let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
             let out = Requantization {
                 q,
                 intermediate,

@@ -19,7 +19,7 @@ use super::THREADS;
 use super::share::{Part, Share};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
+use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
@@ -62,7 +62,7 @@ pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap, scales: &S
         unsafe {
             tma::prefetch_map(b);
             tma::prefetch_map(a);
-            scales.prefetch_maps();
+            scales.prefetch_map();
         }
     }
 }
@@ -105,11 +105,13 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         while self.ahead < STAGES
             && let Some(part) = share.next()
         {
-            let weights = weights(&part);
+            let (rows, blocks) = weights(&part);
+            // SAFETY: blocks have a scale for every slab of the part.
+            let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab, part.slabs) };
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
-                // SAFETY: on the first lap all stages are free.
-                unsafe { self.ask_for_weights(self.ahead, slab, weights, part.rows) };
+                // SAFETY: on the first lap all stages are free; the part has the slab.
+                unsafe { self.ask_for_weights(self.ahead, slab, rows, part.rows, blocks.next(&self.scales)) };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -122,6 +124,11 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer warp call it together.
     #[inline(always)]
     pub unsafe fn fill(&mut self, part: &Part, weights: ([u32; 2], BlockScales)) {
+        let (rows, blocks) = weights;
+        let begun = self.ahead.min(part.slabs);
+        // SAFETY: blocks have a scale for every slab of the part.
+        let mut blocks =
+            unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab + begun, part.slabs - begun) };
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
@@ -132,8 +139,9 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                 if self.ahead > 0 {
                     self.ahead -= 1;
                 } else {
+                    let scales = blocks.next(&self.scales);
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, weights, part.rows);
+                    self.ask_for_weights(stage, slab, rows, part.rows, scales);
                 }
                 if self.lane == 0 {
                     let mut row = 0;
@@ -150,7 +158,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         }
     }
 
-    /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks for the weights and theirs.
+    /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks for the weights; `scales` are
+    /// those of their blocks.
     ///
     /// # Safety
     /// The stage is free.
@@ -159,8 +168,9 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         &self,
         stage: u32,
         slab: u32,
-        (rows, blocks): ([u32; 2], BlockScales),
+        rows: [u32; 2],
         tile_rows: u32,
+        scales: [f32; 2],
     ) {
         if self.lane != 0 {
             return;
@@ -169,11 +179,11 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs, whatever of them lies
         // outside the tensors. The map is the kernel's parameter.
         unsafe {
+            self.scales.store_b(self.ring.scales(stage), N, scales);
             let boxes = tile_rows.div_ceil(BOX_ROWS);
             mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N));
             tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
             tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
-            self.scales.load_b(self.ring.scales(stage), full, N, blocks, slab);
         }
     }
 }

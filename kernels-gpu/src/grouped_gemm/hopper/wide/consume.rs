@@ -9,6 +9,7 @@ use cuda_std::{thread, unroll, warp, wgmma};
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
+use crate::grouped_gemm::schedule::Tile;
 
 /// Which rows and columns of an item a thread holds.
 pub struct Rows {
@@ -107,12 +108,15 @@ pub unsafe fn promoted<
     mut position: Position,
     slabs: u32,
     rows: &Rows,
-    tile_rows: u32,
+    tile: &Tile,
 ) -> ([f32; 128], Position) {
     let mut total = <[f32; 128]>::ZERO;
-    if rows.are_past(tile_rows) {
+    if rows.are_past(tile.rows) {
         return (total, ring.pass_over(position, slabs));
     }
+    let slots = [rows.row, rows.row + 8].map(|row| {
+        Ring::<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>::row_slot(row, tile.first_row, tile.rows)
+    });
     // Products are written over each other: one variable, so that they are never in two sets of registers.
     let mut product = <[f32; 64]>::ZERO;
     let mut slab = 0;
@@ -121,8 +125,8 @@ pub unsafe fn promoted<
         ring.wait_full(position);
         // SAFETY: the slots of a scaled stage, which the barrier has shown to this thread.
         let (a, b) = unsafe {
-            let a = [rows.row, rows.row + 8].map(|row| ring.row_scale(position.stage, row, tile_rows).read());
-            (a, ring.block_scales(position.stage).map(|slot| slot.read()))
+            let a = slots.map(|slot| ring.row_scale(position.stage, slot).read());
+            (a, ring.block_scales(position.stage).read())
         };
         unroll!(for half in 0..2 {
             let factors = [a[0] * b[half], a[1] * b[half]];

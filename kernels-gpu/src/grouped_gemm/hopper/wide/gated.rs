@@ -105,7 +105,6 @@ macro_rules! promoted {
             a: TensorMap,
             b: TensorMap,
             a_slab_scales: TensorMap,
-            b_slab_scales: TensorMap,
             a_scale: *const f32,
             b_scale: *const f32,
             schedule: *const [u32; 4],
@@ -122,7 +121,7 @@ macro_rules! promoted {
         ) {
             let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
             let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
             let out = Requantization {
                 q,
                 intermediate,

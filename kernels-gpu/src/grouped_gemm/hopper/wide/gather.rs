@@ -34,7 +34,7 @@ use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::slab_scales::SlabScales;
+use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, SlabScales};
 use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
@@ -118,16 +118,24 @@ impl Source<true> for TokenRows {
                 // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
                 unsafe { Notes::of(&ring).write(position.stage, &tile) };
             }
+            // SAFETY: blocks have a scale for every slab.
+            let mut blocks = unsafe { BlockLanes::new(&scales, blocks, 0, k.div_ceil(SLAB)) };
             let mut k0 = 0;
             while k0 < k {
                 let Position { stage, .. } = position;
                 let (to, full) = (ring.stage(stage), ring.full(stage));
+                // SAFETY: as above; the item has the slab.
+                let block_scales = if SCALED { unsafe { blocks.next(&scales) } } else { [1.0; 2] };
                 ring.wait_empty(position);
                 // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
                 // are shared; the bytes expected are those of B and of the scales. Tokens that exist have a row, of which the chunks before the end of
                 // K are read. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
+                        let slots = ring.scales(stage);
+                        if SCALED {
+                            scales.store_b(slots, BM, block_scales);
+                        }
                         mbarrier::arrive_expect_tx(full, bytes);
                         if shares_b {
                             let own = if rank == 0 { first } else { second };
@@ -138,9 +146,7 @@ impl Source<true> for TokenRows {
                             tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
                         }
                         if SCALED {
-                            let (slots, slab) = (ring.scales(stage), k0 / SLAB);
-                            scales.load_a(slots, full, tile.first_row, slab);
-                            scales.load_b(slots, full, BM, blocks, slab);
+                            scales.load_a(slots, full, tile.first_row, k0 / SLAB);
                         }
                     }
                     if is_read {
@@ -241,7 +247,6 @@ macro_rules! promoted {
             a: *const u8,
             b: TensorMap,
             a_slab_scales: TensorMap,
-            b_slab_scales: TensorMap,
             sorted_rows: *const i32,
             a_scale: *const f32,
             b_scale: *const f32,
@@ -261,7 +266,7 @@ macro_rules! promoted {
         ) {
             let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
             let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
             let out = Requantization {
                 q,
                 intermediate,

@@ -185,7 +185,7 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
         while let Some(tile) = Notes::of(&ring).read(&ring, position) {
             let total;
             (total, position) = if PROMOTED {
-                consume::promoted(&ring, position, slabs, &rows, tile.rows)
+                consume::promoted(&ring, position, slabs, &rows, &tile)
             } else {
                 consume::fast(&ring, position, slabs, &rows, tile.rows)
             };
@@ -260,7 +260,6 @@ pub unsafe fn hopper_wide_promoted(
     a: TensorMap,
     b: TensorMap,
     a_slab_scales: TensorMap,
-    b_slab_scales: TensorMap,
     a_scale: *const f32,
     b_scale: *const f32,
     schedule: *const [u32; 4],
@@ -276,8 +275,7 @@ pub unsafe fn hopper_wide_promoted(
     top_k: u32,
 ) {
     let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let slab_scales =
-        SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_slab_scales, b_kind: b_scale_kind };
+    let slab_scales = SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
     let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
     let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
     // SAFETY: the kernel's contract.

@@ -16,7 +16,7 @@ use super::notes::Notes;
 use super::{BLOCKS, BM};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
+use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};
 use crate::grouped_gemm::schedule::Tile;
 
@@ -70,10 +70,14 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
             unsafe { Notes::of(&self.ring).write(self.position.stage, tile) };
         }
+        // SAFETY: blocks have a scale for every slab.
+        let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, 0, self.k.div_ceil(SLAB)) };
         let mut k0 = 0;
         while k0 < self.k {
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
+            // SAFETY: as above; the item has the slab.
+            let block_scales = if SCALED { unsafe { blocks.next(&self.scales) } } else { [1.0; 2] };
             self.ring.wait_empty(self.position);
             // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, one half of either from each block; the
             // bytes expected are theirs and the scales', whatever of them lies outside the tensors. The maps are the kernel's parameters.
@@ -83,6 +87,10 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
+                    let slots = self.ring.scales(stage);
+                    if SCALED {
+                        self.scales.store_b(slots, BM, block_scales);
+                    }
                     mbarrier::arrive_expect_tx(
                         full,
                         3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 },
@@ -99,9 +107,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
                         tma::load_2d(b + ROWS_128, self.b, full, second);
                     }
                     if SCALED {
-                        let (slots, slab) = (self.ring.scales(stage), k0 / SLAB);
-                        self.scales.load_a(slots, full, tile.first_row, slab);
-                        self.scales.load_b(slots, full, BM, blocks, slab);
+                        self.scales.load_a(slots, full, tile.first_row, k0 / SLAB);
                     }
                 }
             }
