@@ -204,9 +204,9 @@ fn bench_gathers_when_told_to() {
     }
     assert_eq!(rows.each_ref().map(|row| row["gathered"].clone()), [false, true, false].map(|b| json!(b)));
     if let Some(stored) = rows[1]["counted"]["global_store_bytes"].as_u64() {
-        // A token once, or for each of its two experts.
-        assert_eq!(stored, 256 * (128 + 4));
-        assert_eq!(rows[2]["counted"]["global_store_bytes"], json!(2 * stored));
+        // A token once, or for each of its two experts; its scale for each of them.
+        assert_eq!(stored, 256 * (128 + 2 * 4));
+        assert_eq!(rows[2]["counted"]["global_store_bytes"], json!(256 * 2 * (128 + 4)));
     }
 }
 
