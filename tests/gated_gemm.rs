@@ -10,7 +10,7 @@ use fp8_moe::ops::gated_gemm::{
     GatedGemm, GatedShape, GatheredRows, gated_gemm, gated_gemm_with_settled_schedule,
 };
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
-use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, Schedule, workspace_bytes};
+use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, SCALE_BLOCK, Schedule, workspace_bytes};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
 use proptest::prelude::*;
@@ -50,19 +50,28 @@ enum Out {
     GroupColumnMajor,
 }
 
-/// The rows of A in the order of tokens. Their scales are those of the problem's rows.
+/// The rows of A in the order of tokens, and their scales per group, if there are such; other scales are those of the problem's rows.
 struct Tokens {
     count: usize,
     top_k: usize,
     a: Vec<E4m3>,
+    a_scale: Vec<f32>,
+    a_strides: (usize, usize),
     sorted_rows: Vec<i32>,
 }
 
 impl Tokens {
     /// Gives every row of `problem` to one of `count` tokens, whose rows become the same, or makes it padding, a row of zeros. Tokens
-    /// without a row are NaN.
+    /// without a row are NaN, and so are scales that belong to none.
     fn draw(problem: &mut Problem, count: usize, top_k: usize, rng: &mut ChaCha8Rng) -> Tokens {
-        let (k, valid) = (problem.shape.k, problem.valid_rows());
+        let (k, kind, valid) = (problem.shape.k, problem.a_kind, problem.valid_rows());
+        let groups = k.div_ceil(SCALE_BLOCK);
+        let (per_row, a_strides) = match kind {
+            AKind::Call | AKind::Row => (0, (0, 0)),
+            // Any layout: row by row for a change.
+            _ => (groups, (groups + 1, 1)),
+        };
+        let mut a_scale = vec![f32::NAN; count * (groups + 1)];
         let mut a = vec![E4m3(0x7f); count * k];
         let none = (count * top_k) as i32;
         // What belongs to no row: the permutation's word for it, or nonsense.
@@ -78,13 +87,21 @@ impl Tokens {
             let token = rng.random_range(0..count);
             *expanded = (token * top_k + rng.random_range(0..top_k)) as i32;
             let own = token * k..(token + 1) * k;
+            let scale = |group: usize| {
+                (
+                    row * problem.a_strides.0 + group * problem.a_strides.1,
+                    token * a_strides.0 + group * a_strides.1,
+                )
+            };
             if std::mem::replace(&mut taken[token], true) {
                 problem.a[permuted].copy_from_slice(&a[own]);
+                (0..per_row).map(scale).for_each(|(of_row, own)| problem.a_scale[of_row] = a_scale[own]);
             } else {
                 a[own].copy_from_slice(&problem.a[permuted]);
+                (0..per_row).map(scale).for_each(|(of_row, own)| a_scale[own] = problem.a_scale[of_row]);
             }
         }
-        Tokens { count, top_k, a, sorted_rows }
+        Tokens { count, top_k, a, a_scale, a_strides, sorted_rows }
     }
 }
 
@@ -149,11 +166,16 @@ impl Gated<'_> {
             ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
         };
         let tokens = self.tokens.map(|tokens| {
-            (tokens, device.upload(&tokens.a).unwrap(), device.upload(&tokens.sorted_rows).unwrap())
+            let scales = device.upload(&tokens.a_scale).unwrap();
+            (tokens, device.upload(&tokens.a).unwrap(), scales, device.upload(&tokens.sorted_rows).unwrap())
         });
-        if let Some((tokens, a, sorted_rows)) = &tokens {
+        if let Some((tokens, a, scales, sorted_rows)) = &tokens {
             arguments.a = a.as_slice();
             arguments.rows = Some(gathered(tokens, sorted_rows));
+            if let AScale::Group { .. } = arguments.a_scale {
+                let (row_stride, group_stride) = tokens.a_strides;
+                arguments.a_scale = AScale::Group { scales: scales.as_slice(), row_stride, group_stride };
+            }
         }
         let enqueued = if settled {
             // SAFETY: the problem's schedule was built, and waited for, before.

@@ -234,6 +234,11 @@ impl Call<'_> {
         permute_shape(self.config, self.tokens).capacity()
     }
 
+    /// Where the group scales of GEMM 1's activations are: they follow the rows, unless those are gathered.
+    fn first_scale_layout(&self, gathers: bool) -> ScaleLayout {
+        if gathers { ScaleLayout::group_major(scale_rows(self.tokens)) } else { self.scale_layout() }
+    }
+
     /// Where the scales of rows of P are that have one per group.
     fn scale_layout(&self) -> ScaleLayout {
         ScaleLayout::group_major(scale_rows(self.rows()))
@@ -313,14 +318,14 @@ impl Call<'_> {
         end: &mut End<'_>,
     ) -> Result<()> {
         let MoeConfig { hidden_size: columns, top_k, .. } = *self.config;
-        let (capacity, layout) = (self.rows(), self.scale_layout());
+        let (capacity, layout) = (self.rows(), self.first_scale_layout(parts.gathers));
         let (inverse, expert_offsets) = (parts.inverse.as_slice(), parts.expert_offsets.as_slice());
         let args = Quantize {
             x: Activations::Bf16(hidden),
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
             destinations: match (parts.gathers, self.config.quantization) {
-                (true, Quantization::TensorStatic) => Destinations::Identity,
-                (true, _) => {
+                (true, Quantization::TensorStatic | Quantization::Block128) => Destinations::Identity,
+                (true, Quantization::ChannelToken) => {
                     Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
                 }
                 (false, _) => {
@@ -355,7 +360,7 @@ impl Call<'_> {
         let shape = self.first_gemm_shape();
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), false),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             expert_offsets: parts.expert_offsets.as_slice(),
@@ -426,11 +431,11 @@ impl Call<'_> {
     }
 
     /// Scales of GEMM 1's activations.
-    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>, gathers: bool) -> AScale<'s> {
         match self.config.quantization {
             Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
             Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => self.grouped_scales(scales),
+            Quantization::Block128 => grouped_scales(scales, self.first_scale_layout(gathers)),
         }
     }
 
@@ -439,14 +444,8 @@ impl Call<'_> {
         match self.config.second_scales() {
             SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
             SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => self.grouped_scales(scales),
+            SecondScales::Group128 => grouped_scales(scales, self.scale_layout()),
         }
-    }
-
-    /// Scales, one for every permuted row and 128 columns, in the layout that they are written in.
-    fn grouped_scales<'s>(&self, scales: Slice<'s, f32>) -> AScale<'s> {
-        let ScaleLayout { row_stride, group_stride } = self.scale_layout();
-        AScale::Group { scales, row_stride, group_stride }
     }
 
     /// How GEMM 2's activations are scaled.
@@ -476,7 +475,7 @@ impl Call<'_> {
         let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a_scale: self.first_a_scale(parts.scales.as_slice(), parts.gathers),
             rows: parts.gathers.then(|| GatheredRows {
                 sorted_rows: parts.sorted_rows.as_slice(),
                 tokens: self.tokens,
@@ -542,4 +541,10 @@ impl Call<'_> {
         // wait for their predecessors.
         unsafe { unpermute_with_settled_routing(stream, shape, args) }
     }
+}
+
+/// Scales of every 128 columns of rows.
+fn grouped_scales(scales: Slice<'_, f32>, layout: ScaleLayout) -> AScale<'_> {
+    let ScaleLayout { row_stride, group_stride } = layout;
+    AScale::Group { scales, row_stride, group_stride }
 }

@@ -80,6 +80,8 @@ impl Layout {
         let experts = (local, config.experts);
         let gathers = is_gated && heuristics::gathers(config.gather, block_m, config.top_k, experts);
         let quantised = if gathers { tokens } else { capacity };
+        // Scales per group come along with the rows, one per row does not.
+        let scaled = if config.quantization == Quantization::Block128 { quantised } else { capacity };
         let (second_products, sums) = match config.reduction {
             Reduction::Deterministic => (2 * hidden, 0),
             Reduction::OrderFree => (0, tokens * hidden),
@@ -99,7 +101,7 @@ impl Layout {
             inverse: part(rows, 4),
             schedule: part(tile_schedule_entries(capacity, local, block_m), 16),
             quantised: part(quantised * hidden, 1),
-            scales: part(scale_rows(capacity) * scales, 4),
+            scales: part(scale_rows(scaled) * scales, 4),
             intermediate: part(capacity * intermediate, 1),
             intermediate_scales: part(scale_rows(capacity) * intermediate_scales, 4),
             partials: part(workspace_bytes(device, block_m), 1),

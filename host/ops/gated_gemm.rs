@@ -70,8 +70,8 @@ pub struct GatheredRows<'a> {
 pub struct GatedGemm<'a> {
     /// e4m3 `[P, K]`, or `[T, K]` where rows are gathered.
     pub a: Slice<'a, E4m3>,
-    /// Its scales, of P rows: those of the permuted rows also where rows are gathered, padding included
-    /// ([`Destinations::Scales`](super::quantize::Destinations::Scales) leads to both).
+    /// Its scales. Where rows are gathered, scales per group are those of the T tokens, in any layout, since they come along with the
+    /// rows; scales per row are those of the P permuted rows ([`Destinations::Scales`](super::quantize::Destinations::Scales)).
     pub a_scale: AScale<'a>,
     /// Which rows of A to gather, in tiles of 128 rows; `None` for all, in order.
     pub rows: Option<GatheredRows<'a>>,
@@ -159,7 +159,8 @@ impl GatedGemm<'_> {
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
         check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
         check_matrix(OP, &self.q.as_slice(), "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
-        check_scales(OP, &self.a_scale, &self.b_scale, &shape, stream)?;
+        let scaled_rows = if let AScale::Group { .. } = self.a_scale { a_rows } else { rows };
+        check_scales(OP, &self.a_scale, &self.b_scale, &GemmShape { rows: scaled_rows, ..shape }, stream)?;
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
@@ -199,6 +200,12 @@ impl GatedGemm<'_> {
         require(chunks < u32::MAX as usize, OP, "rows.tokens", tokens, || {
             format!("must keep A of {} columns below 2^36 - 16 bytes", self.shape.k)
         })?;
+        if let AScale::Group { scales, .. } = self.a_scale {
+            let most = u32::MAX as usize / 2;
+            require(scales.len() <= most, OP, "a_scale", format!("{} elements", scales.len()), || {
+                format!("must have at most {most} elements where rows are gathered")
+            })?;
+        }
         sorted_rows.check(OP, "rows.sorted_rows", self.shape.rows, stream)
     }
 
@@ -218,8 +225,7 @@ impl GatedGemm<'_> {
         };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
-        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape.gemm(), tile)?;
-        let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
+        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
             Requantization::Group { scales, layout, .. } => {
@@ -246,9 +252,6 @@ impl GatedGemm<'_> {
                 // these end within P rows, is what the operations that make them guarantee.
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
-            ($a:ident, $kernel:ident) => {
-                launch!($a, $kernel { a_slab_scales, partials, schedule_is_settled })
-            };
         }
         if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
             let (a, sorted_rows) = (self.a.ptr().cast(), sorted_rows.ptr());
@@ -256,10 +259,25 @@ impl GatedGemm<'_> {
             return match (promoted, is_silu) {
                 (true, true) => launch!(
                     a,
-                    HopperWideGatedPromotedGatheredSilu { a_slab_scales, sorted_rows, tokens, top_k }
+                    HopperWideGatedPromotedGatheredSilu {
+                        a_scale_row_stride,
+                        a_scale_group_stride,
+                        sorted_rows,
+                        tokens,
+                        top_k
+                    }
                 ),
                 (true, false) => {
-                    launch!(a, HopperWideGatedPromotedGathered { a_slab_scales, sorted_rows, tokens, top_k })
+                    launch!(
+                        a,
+                        HopperWideGatedPromotedGathered {
+                            a_scale_row_stride,
+                            a_scale_group_stride,
+                            sorted_rows,
+                            tokens,
+                            top_k
+                        }
+                    )
                 }
                 (false, true) => {
                     launch!(a, HopperWideGatedFastGatheredSilu { sorted_rows, tokens, top_k })
@@ -267,13 +285,21 @@ impl GatedGemm<'_> {
                 (false, false) => launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k }),
             };
         }
-        // Each block of a cluster asks for its part of the rows.
+        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape.gemm(), tile)?;
         let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.a_box_rows())?;
         match (tile, promoted, is_silu) {
-            (HopperTile::Narrow8, ..) => launch!(a, HopperNarrowGated8),
-            (HopperTile::Narrow16, ..) => launch!(a, HopperNarrowGated16),
-            (HopperTile::Narrow32, ..) => launch!(a, HopperNarrowGated32),
-            (HopperTile::Narrow64, ..) => launch!(a, HopperNarrowGated64),
+            (HopperTile::Narrow8, ..) => {
+                launch!(a, HopperNarrowGated8 { a_slab_scales, partials, schedule_is_settled })
+            }
+            (HopperTile::Narrow16, ..) => {
+                launch!(a, HopperNarrowGated16 { a_slab_scales, partials, schedule_is_settled })
+            }
+            (HopperTile::Narrow32, ..) => {
+                launch!(a, HopperNarrowGated32 { a_slab_scales, partials, schedule_is_settled })
+            }
+            (HopperTile::Narrow64, ..) => {
+                launch!(a, HopperNarrowGated64 { a_slab_scales, partials, schedule_is_settled })
+            }
             (HopperTile::Wide, true, true) => {
                 launch!(a, HopperWideGatedPromotedSilu { a_slab_scales })
             }

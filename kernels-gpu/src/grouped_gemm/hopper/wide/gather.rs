@@ -34,7 +34,7 @@ use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from};
 use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
-use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, SlabScales};
+use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
 use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
@@ -58,6 +58,10 @@ struct TokenRows {
     sorted_rows: *const i32,
     tokens: u32,
     top_k: u32,
+    /// Where the scale of (token, slab) is, if A's scales change along K: `scales[token * row_stride + slab * group_stride]`.
+    scales: *const f32,
+    row_stride: u32,
+    group_stride: u32,
 }
 
 impl TokenRows {
@@ -96,7 +100,7 @@ impl Source<true> for TokenRows {
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
         let scales = end.slab_scales();
-        let bytes = 2 * ROWS_128 + if SCALED { scales.bytes(BM) } else { 0 };
+        let bytes = 2 * ROWS_128;
         let mut position = Position::START;
         let rank = cluster::rank();
         while let Some(Item { tile, shares_b }) = items.next() {
@@ -106,6 +110,8 @@ impl Source<true> for TokenRows {
                 // SAFETY: the permutation has the tile's rows.
                 token = unsafe { self.token(tile.first_row + thread) };
             }
+            // Counted in 32 bits, which registers are few of.
+            let mut scale = token.map_or(0, |token| token * self.row_stride);
             // In chunks, which 32 bits can count.
             let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
             let mut rows = [0; 8];
@@ -145,9 +151,14 @@ impl Source<true> for TokenRows {
                             tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
                             tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
                         }
-                        if SCALED {
-                            scales.load_a(slots, full, tile.first_row, k0 / SLAB);
-                        }
+                        if SCALED {}
+                    }
+                    if SCALED && scales.has_a() {
+                        // Of a row without a token, 0.
+                        let slot = first_slot(tile.first_row) + thread;
+                        let from = self.scales.wrapping_add(scale as usize).cast();
+                        cp_async::copy4_zfill(ring.scales(stage) + slot * 4, from, own != NOWHERE);
+                        scale += self.group_stride;
                     }
                     if is_read {
                         let column = k0 + chunk * CHUNK;
@@ -223,7 +234,15 @@ macro_rules! fast {
                 row_stride: q_row_stride,
                 group_stride: q_group_stride,
             };
-            let rows = TokenRows { a, sorted_rows, tokens, top_k };
+            let rows = TokenRows {
+                a,
+                sorted_rows,
+                tokens,
+                top_k,
+                scales: a_scale,
+                row_stride: 0,
+                group_stride: 0,
+            };
             let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, k });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
@@ -246,7 +265,6 @@ macro_rules! promoted {
         pub unsafe fn $name(
             a: *const u8,
             b: TensorMap,
-            a_slab_scales: TensorMap,
             sorted_rows: *const i32,
             a_scale: *const f32,
             b_scale: *const f32,
@@ -254,6 +272,8 @@ macro_rules! promoted {
             q: *mut u8,
             given_scale: *const f32,
             q_scales: *mut f32,
+            a_scale_row_stride: u64,
+            a_scale_group_stride: u64,
             q_row_stride: u64,
             q_group_stride: u64,
             tokens: u32,
@@ -266,7 +286,7 @@ macro_rules! promoted {
         ) {
             let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
             let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
+                SlabScales { a: core::ptr::null(), a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
             let out = Requantization {
                 q,
                 intermediate,
@@ -276,7 +296,15 @@ macro_rules! promoted {
                 row_stride: q_row_stride,
                 group_stride: q_group_stride,
             };
-            let rows = TokenRows { a, sorted_rows, tokens, top_k };
+            let rows = TokenRows {
+                a,
+                sorted_rows,
+                tokens,
+                top_k,
+                scales: a_scale,
+                row_stride: a_scale_row_stride as u32,
+                group_stride: a_scale_group_stride as u32,
+            };
             let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, k });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
