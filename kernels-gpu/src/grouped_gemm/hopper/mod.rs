@@ -9,8 +9,8 @@
 //! activation of gate and up with requantisation to e4m3 ([`gated`]), so that the intermediate never goes to memory in more than 8 bits.
 //!
 //! # A block
-//! Nine warps. Two warpgroups (warps 0 to 7) multiply; warp 8 fills a [`ring`] of stages for them, each one slab of 128 bytes
-//! of K. One lane of it asks for tiles by TMA, and for the scales that change along K ([`slab_scales`]).
+//! Nine warps, or in the wide kernels twelve. Two warpgroups (warps 0 to 7) multiply; warp 8 fills a [`ring`] of stages for them, each one
+//! slab of 128 bytes of K. One lane of it asks for tiles by TMA, and brings the scales that change along K ([`slab_scales`]).
 //! The sequence of slabs runs on across items: while one item's results are stored, the next one's slabs arrive.
 //!
 //! ```text

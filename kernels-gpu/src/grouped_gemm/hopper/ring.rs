@@ -5,8 +5,8 @@
 //!
 //!   producer                                        consumers
 //!     wait(empty[s], parity ^ 1)                      wait(full[s], parity)
-//!     expect bytes on full[s], issue TMA copies,      wgmma on stage s, read its scales
-//!     of operands and of scales                       arrive(empty[s]) once per warp, when all of that is done
+//!     store B's scales, expect bytes on full[s],      wgmma on stage s, read its scales
+//!     issue TMA copies of operands and A's scales     arrive(empty[s]) once per warp, when all of that is done
 //! ```
 //!
 //! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase of parity 1, so

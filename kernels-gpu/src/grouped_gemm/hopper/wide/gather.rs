@@ -5,7 +5,7 @@
 //! would have put them:
 //!
 //! ```text
-//!   thread t, of warp w = t / 32:     knows the token of row t of the tile
+//!   thread t, of warp w = t / 32:     knows the token of row t of the tile, and copies its scale, if A has any that change along K
 //!   its lane l, in copy i = 0 .. 8:   chunk l % 8 of row 32 w + 4 i + l / 8, whose token lane 4 i + l / 8 knows
 //!
 //!                    chunk 0   1   2   3   4   5   6   7
@@ -18,8 +18,7 @@
 //! nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B and the scales, which are those of permuted rows, come by TMA as ever, B one half from each block of the cluster where their items
-//! share it. A is each block's own, also where both have the same rows. Each of the 128 threads waits for a stage to be free, copies, and
+//! B comes by TMA as ever, one half from each block of the cluster where their items share it. A is each block's own, also where both have the same rows. Each of the 128 threads waits for a stage to be free, copies, and
 //! arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence
 //! ([`ring`](super::super::ring)).
 
