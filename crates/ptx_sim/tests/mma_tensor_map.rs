@@ -119,6 +119,10 @@ fn copies_that_no_box_can_describe() {
         message(chunks(&map, &[0, 0, 0], 64)),
         "the shared-memory address is 0x40: must be a multiple of 128"
     );
+    assert_eq!(
+        message(chunks(&map, &[8, 0, 0], 0)),
+        "the innermost coordinate, in bytes, is 8: must be a multiple of 16"
+    );
     let narrow = TensorMap::tiled(&TiledArguments { box_dims: &[64, 8, 1], ..GOOD }).unwrap();
     assert!(message(chunks(&narrow, &[0, 0, 0], 0)).contains("narrower than the 128-byte swizzle"));
 }
@@ -172,6 +176,9 @@ proptest! {
         box_dims.extend(&box_outer[..rank - 1]);
         let mut element_strides = vec![1];
         element_strides.extend(&steps[..rank - 1]);
+        // A line is begun at multiples of 16 bytes.
+        let mut corner = corner;
+        corner[0] *= (16 / size) as i32;
         let coordinates = &corner[..rank];
         let map = TensorMap::tiled(&TiledArguments {
             data_type, address: 64, dims: &dims, strides: &strides, box_dims: &box_dims,

@@ -64,15 +64,15 @@ fn element(values: &[u32], [width, height]: [i32; 2], [x, y]: [i32; 2]) -> u32 {
 
 #[test]
 fn boxes_with_hints() {
-    // The kernel's places: (-1, 2) in a matrix of 40 x 20, boxes of 32 x 16; (3, 1, 1) in 3 of them, boxes of 32 x 8 in 2.
+    // The kernel's places: (-4, 2) in a matrix of 40 x 20, boxes of 32 x 16; (4, 1, 1) in 3 of them, boxes of 32 x 8 in 2.
     let values = words(40 * 20 * 3);
     let mut expected = vec![0; 1024];
     for row in 0..16 {
         for column in 0..32 {
             let (x, y) = (column as i32, row as i32);
-            expected[word_of_box(row, column, SWIZZLED)] = element(&values, [40, 20], [x - 1, y + 2]);
+            expected[word_of_box(row, column, SWIZZLED)] = element(&values, [40, 20], [x - 4, y + 2]);
             let matrix = &values[800 * (1 + row / 8)..];
-            expected[512 + word_of_box(row, column, PLAIN)] = element(matrix, [40, 20], [x + 3, y % 8 + 1]);
+            expected[512 + word_of_box(row, column, PLAIN)] = element(matrix, [40, 20], [x + 4, y % 8 + 1]);
         }
     }
     let run = |device: &Device, way: u32| {
@@ -88,7 +88,7 @@ fn boxes_with_hints() {
 #[test]
 fn a_box_for_two_blocks() {
     let values = words(40 * 20);
-    let box_of = |i: i32| element(&values, [40, 20], [i % 32 + 1, i / 32 + 2]);
+    let box_of = |i: i32| element(&values, [40, 20], [i % 32 + 4, i / 32 + 2]);
     let expected: Vec<u32> = (0..512).map(box_of).collect();
     let run = |device: &Device, way: u32| {
         let out = device.upload(&[7; 1024]);

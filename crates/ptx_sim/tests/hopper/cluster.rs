@@ -145,7 +145,8 @@ const MULTICAST: &str = "
     mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p2, [%r5], %r11;
     @!%p2 bra EMPTY;
     mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r4], 1024;
-    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r7], [%rd1, {%r9, %r8}], [%r4], %rs1;
+    shl.b32 %r16, %r9, 4;
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r7], [%rd1, {%r16, %r8}], [%r4], %rs1;
     LOADED:
     bar.warp.sync -1;
     FULL:
@@ -178,7 +179,7 @@ const MULTICAST: &str = "
 
 fn multicast(text: &str, seed: u64) -> (Kernel, Vec<u8>, u64) {
     let mut kernel = Kernel::new(text);
-    // Boxes of 4 rows of 128 bytes from column `round`: rows are 256 bytes.
+    // Boxes of 4 rows of 128 bytes from column `16 * round`: rows are 256 bytes.
     let data = noise(8 * 256);
     let from = upload(&mut kernel, &data);
     let map = map(&mut kernel, U8, from, &[256, 8], &[128, 4], 0);
@@ -196,7 +197,7 @@ fn multicast_to_both_blocks() {
         assert_eq!(counters.global_load_bytes, 5 * 1024, "read once for both blocks");
         let value = |thread: usize| {
             (0..5).fold(0u32, |sum, round| {
-                let at = 256 * (thread / 8) + 16 * (thread % 8) + round;
+                let at = 256 * (thread / 8) + 16 * (thread % 8) + 16 * round;
                 let words = data[at..at + 16].chunks(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
                 sum.wrapping_mul(31).wrapping_add(words.fold(0, |x, w| x ^ w))
             })

@@ -101,8 +101,8 @@ pub unsafe fn load_boxes_hinted(map_2d: TensorMap, map_3d: TensorMap, out: *mut 
         if thread::thread_idx_x() == 0 {
             let (to, full) = (tile.address(), barrier.address());
             mbarrier::arrive_expect_tx(full, 2 * BYTES);
-            tma::load_2d_hinted(to, map_2d, full, [-1, 2], Policy::evict_first());
-            tma::load_3d_hinted(to + BYTES, map_3d, full, [3, 1, 1], Policy::evict_last());
+            tma::load_2d_hinted(to, map_2d, full, [-4, 2], Policy::evict_first());
+            tma::load_3d_hinted(to + BYTES, map_3d, full, [4, 1, 1], Policy::evict_last());
         }
         take(tile, barrier, out, 2 * WORDS, way);
     }
@@ -126,7 +126,7 @@ pub unsafe fn load_2d_multicast_hinted(map: TensorMap, out: *mut u32, way: u32) 
         let rank = cluster::rank();
         if rank == 0 && thread::thread_idx_x() == 0 {
             let policy = Policy::evict_first();
-            tma::load_2d_multicast_hinted(tile.address(), map, barrier.address(), [1, 2], 0b11, policy);
+            tma::load_2d_multicast_hinted(tile.address(), map, barrier.address(), [4, 2], 0b11, policy);
         }
         take(tile, barrier, out.add((rank * WORDS) as usize), WORDS, way);
     }
