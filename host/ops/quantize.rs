@@ -388,8 +388,8 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
 }
 
 /// As [`quantize`], for rows that were complete before the kernel that precedes this call in the stream began. With
-/// [`Destinations::Scatter`] or [`Destinations::Scales`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then read while that kernel ends,
-/// also those of tokens that go nowhere; the results are the same.
+/// [`Destinations::Scatter`] or [`Destinations::Scales`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then
+/// read while that kernel ends, also those of tokens that go nowhere; the results are the same.
 ///
 /// # Safety
 /// `x`, `row_weight` and a given scale were written, and what wrote them has ended, before the kernel that directly precedes this call

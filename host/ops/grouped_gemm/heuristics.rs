@@ -5,6 +5,7 @@
 //! which family of kernels, which of them, how many blocks. Both are functions of sizes that the host knows; the
 //! counts per expert are known on the device alone, where the schedule adapts to them.
 
+use super::slab_scales::EXTRA_ROWS;
 use super::{Accumulation, GemmShape, OP};
 use crate::device::{Device, Family};
 use crate::error::{Error, Result, require};
@@ -220,8 +221,8 @@ impl HopperTile {
     pub const fn shared_bytes(self, promoted: bool) -> u32 {
         let rows = self.block_m() as u32;
         let (stages, stage) = self.ring();
-        // Of the rows and four more, and of two blocks of B: TMA puts them at multiples of 128.
-        let scales = ((rows + 4 + 2) * 4).next_multiple_of(128);
+        // Of the rows of a box, and of two blocks of B: TMA puts them at multiples of 128.
+        let scales = ((rows + EXTRA_ROWS + 2) * 4).next_multiple_of(128);
         let (scales, exchange) = match self {
             HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16),
             _ => (scales, 16 + 9 * rows * 4),

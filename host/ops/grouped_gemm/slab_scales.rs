@@ -10,7 +10,7 @@ use crate::kernel::TensorMap;
 use crate::tensor_map;
 
 /// Rows that a box has besides a tile's.
-const EXTRA_ROWS: u32 = 4;
+pub(super) const EXTRA_ROWS: u32 = 4;
 
 /// The map of A's scales as `[groups, P]`, for scales that have been checked against `shape`, of which P is not 0. Refuses those that
 /// TMA cannot reach. Of scales that do not change along K there is none; a kernel does not read it then.

@@ -17,9 +17,9 @@
 //!
 //! # Before the predecessor has ended
 //! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights and their scales before it waits
-//! for the kernel before it. The caller vouches that the number of tiles and the tiles were written by a kernel before that one, and that every
-//! thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why). Everything else is
-//! touched behind the wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may still
+//! for the kernel before it. The caller vouches that the number of tiles and the tiles were written by a kernel before that one, and
+//! that every thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why). Everything
+//! else is touched behind the wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may still
 //! use (the counters lie beside the number of tiles, but are words of their own), and the output.
 
 mod consume;

@@ -2,8 +2,8 @@
 //! scales that change along K. Rows of other experts that would fill the tile up stay where they are; what a stage has in their place,
 //! at first zeros, makes sums that nobody takes.
 //!
-//! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its predecessor, so that
-//! they arrive while that one ends:
+//! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its
+//! predecessor, so that they arrive while that one ends:
 //!
 //! ```text
 //!   predecessor       ............................ | end

@@ -133,8 +133,8 @@ impl Source<true> for TokenRows {
                 let block_scales = if SCALED { unsafe { blocks.next(&scales) } } else { [1.0; 2] };
                 ring.wait_empty(position);
                 // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
-                // are shared; the bytes expected are those of B and of the scales. Tokens that exist have a row, of which the chunks before the end of
-                // K are read. The map is the kernel's parameter.
+                // are shared; the bytes expected are those of B. Tokens that exist have a row, of which the chunks before the end of K are
+                // read, and a scale for every slab where A has such. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
                         let slots = ring.scales(stage);
