@@ -4,8 +4,8 @@
 //! kernel's arguments; [`Device::launch`](crate::Device::launch) takes it. Launching is unsafe where the pointers are not
 //! checked; the operations in [`ops`](crate::ops) check them.
 
-use crate::device::Family;
-use crate::kernel::{DevicePtr, Kernel, TensorMap};
+use crate::gpu::device::Family;
+use crate::gpu::launch::{DevicePtr, Kernel, TensorMap};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 

@@ -13,30 +13,25 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod bench;
-mod buffer;
 pub mod checkpoint;
-mod device;
 mod error;
 mod fp8;
-mod functions;
-mod kernel;
+mod gpu;
 pub mod kernels;
 pub mod layer;
 pub mod ops;
-mod stream;
-mod tensor_map;
 
-pub use buffer::{Buffer, Slice, SliceMut};
 pub use checkpoint::Checkpoint;
-pub use device::{Device, DeviceSpec, Family};
 pub use error::{Error, Result};
 pub use fp8::E4m3;
-pub use kernel::{DevicePtr, Grid, Kernel, TensorMap};
+pub use gpu::buffer::{Buffer, Slice, SliceMut};
+pub use gpu::device::{Device, DeviceSpec, Family};
+pub use gpu::launch::{DevicePtr, Grid, Kernel, TensorMap};
+pub use gpu::stream::{Event, Graph, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
     MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, Routing, Step, Workspace,
 };
-pub use stream::{Event, Graph, Stream};
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -4,12 +4,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::pool::{Pool, WEIGHT_DEVIATION};
-use crate::buffer::SliceMut;
-use crate::device::Device;
 use crate::error::Result;
 use crate::fp8::E4m3;
+use crate::gpu::buffer::SliceMut;
+use crate::gpu::device::Device;
+use crate::gpu::stream::Stream;
 use crate::layer::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization};
-use crate::stream::Stream;
 
 /// Layers of one config.
 pub struct Layers {

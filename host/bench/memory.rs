@@ -1,8 +1,8 @@
 //! Device memory that a measurement needs, known before any is allocated.
 
 use super::{OP, pool};
-use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::gpu::device::Device;
 use crate::layer::{MoeConfig, MoeDeviceWeights, workspace_bytes};
 
 /// Bytes left to the driver on a GPU.

@@ -10,11 +10,11 @@ use bytemuck::Pod;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::buffer::{Buffer, SliceMut};
-use crate::device::Device;
 use crate::error::Result;
 use crate::fp8::E4m3;
-use crate::stream::Stream;
+use crate::gpu::buffer::{Buffer, SliceMut};
+use crate::gpu::device::Device;
+use crate::gpu::stream::Stream;
 
 /// Elements of a pool of weights on a GPU; on the emulated device, whose weights are few, a sixteenth.
 const ELEMENTS: usize = 64 << 20;

@@ -12,10 +12,10 @@ use super::layers::Layers;
 use super::part::Part;
 use super::pool::Pool;
 use super::routing::Routed;
-use crate::buffer::Buffer;
 use crate::error::{Error, Result};
+use crate::gpu::buffer::Buffer;
+use crate::gpu::stream::{Capture, Graph, Stream};
 use crate::layer::{MoeLayer, OutputElement, Routed as DeviceRouted, Step, Workspace};
-use crate::stream::{Capture, Graph, Stream};
 
 /// The inputs of forwards, and the memory they work in. Layers that take turns share them.
 pub struct Run<'l> {

@@ -23,9 +23,9 @@ use safetensors::Dtype;
 pub use config::ModelConfig;
 use files::{Files, Tensor};
 
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
+use crate::gpu::device::Device;
 use crate::layer::{ExpertWeights, MoeConfig, MoeLayer, MoeWeights, Progress, Quantization};
 
 /// An open checkpoint: its tensors, memory-mapped, and its config.

@@ -1,7 +1,7 @@
 //! What an MoE layer computes: sizes, routing, activation, quantisation, and which experts are here.
 
-use crate::device::Device;
 use crate::error::{Error, Result, require};
+use crate::gpu::device::Device;
 use crate::ops::activation::ActivationFunction;
 use crate::ops::grouped_gemm::Accumulation;
 use crate::ops::grouped_gemm::heuristics::{Gather, Path, takes_hopper};

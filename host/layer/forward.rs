@@ -3,9 +3,10 @@
 use half::{bf16, f16};
 
 use super::OP;
-use crate::buffer::{Slice, SliceMut};
 use crate::error::Result;
 use crate::fp8::E4m3;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::stream::Stream;
 use crate::layer::config::{MoeConfig, Quantization, Reduction, Routing, SecondScales};
 use crate::layer::weights::DeviceWeights;
 use crate::layer::workspace::{Layout, is_gated, permute_shape, scale_rows};
@@ -24,7 +25,6 @@ use crate::ops::router::{
     Grouped, RouterLogits, RouterLogitsPath, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
 };
 use crate::ops::unpermute::{Unpermute, UnpermuteShape, unpermute_with_settled_routing};
-use crate::stream::Stream;
 
 /// Types that a layer can write: bf16, f16, f32.
 pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
@@ -34,7 +34,7 @@ impl OutputElement for f16 {}
 impl OutputElement for f32 {}
 
 mod sealed {
-    use crate::buffer::SliceMut;
+    use crate::gpu::buffer::SliceMut;
     use crate::ops::quantize::ActivationsMut;
     use half::{bf16, f16};
 

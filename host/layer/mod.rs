@@ -24,7 +24,7 @@
 
 mod config;
 mod forward;
-mod kernels;
+mod warm_up;
 mod weights;
 mod workspace;
 
@@ -39,14 +39,14 @@ pub use workspace::Workspace;
 use cust::sys::CUstream;
 use half::bf16;
 
-use crate::buffer::{Slice, SliceMut};
-use crate::device::Device;
 use crate::error::{Result, require};
-use crate::kernel::DevicePtr;
-use crate::stream::Stream;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::device::Device;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use forward::Call;
 pub(crate) use forward::Routed;
-use kernels::{Class, Loaded};
+use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 use workspace::Layout;
 

@@ -22,8 +22,8 @@
 
 use std::ops::Range;
 
-use crate::buffer::{Buffer, Slice, SliceMut};
-use crate::device::Device;
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
+use crate::gpu::device::Device;
 use crate::layer::config::{MoeConfig, Quantization, Reduction, SecondScales};
 use crate::ops::gated_gemm;
 use crate::ops::grouped_gemm::{GemmShape, heuristics, workspace_bytes};

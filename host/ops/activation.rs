@@ -8,12 +8,12 @@ use super::permute::{ScaleLayout, checked_i32};
 use super::quantize::{
     Activations, block_rows_grid, check_groups, checked_columns, valid_rows, warp_rows_grid,
 };
-use crate::buffer::{Slice, SliceMut};
 use crate::error::Result;
 use crate::fp8::E4m3;
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 const OP: &str = "activation";
 

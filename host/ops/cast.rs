@@ -4,10 +4,10 @@
 
 use super::permute::checked_i32;
 use super::quantize::{ActivationsMut, checked_columns, warp_rows_grid};
-use crate::buffer::Slice;
 use crate::error::{Error, Result};
+use crate::gpu::buffer::Slice;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 const OP: &str = "cast";
 

@@ -23,14 +23,14 @@ use super::grouped_gemm::{
 };
 use super::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 use super::quantize::check_groups;
-use crate::buffer::{Slice, SliceMut};
-use crate::device::Device;
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::device::Device;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
+use crate::gpu::tensor_map;
 use crate::kernels;
-use crate::stream::Stream;
-use crate::tensor_map;
 
 const OP: &str = "gated_gemm";
 

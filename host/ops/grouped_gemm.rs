@@ -23,12 +23,12 @@ mod token_sums;
 use half::{bf16, f16};
 
 use super::problem_sizes::tile_schedule_entries;
-use crate::buffer::{Slice, SliceMut};
-use crate::device::Device;
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
-use crate::kernel::DevicePtr;
-use crate::stream::Stream;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::device::Device;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use heuristics::{Path, Plan};
 
 use token_sums::RawTokens;

@@ -5,11 +5,11 @@
 use bytemuck::Pod;
 
 use super::problem_sizes::{ProblemSizesOut, Targets, TileScheduleOut};
-use crate::buffer::{Slice, SliceMut};
 use crate::error::{Result, require};
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 /// Sizes of a permutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

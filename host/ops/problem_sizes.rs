@@ -4,11 +4,11 @@
 //! look like is drawn in `kernels-gpu/src/problem_sizes.rs`.
 
 use super::permute::checked_i32;
-use crate::buffer::{Slice, SliceMut};
 use crate::error::{Result, require};
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 /// Dimensions of the two GEMMs of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,12 +13,12 @@
 use half::{bf16, f16};
 
 use super::permute::{ScaleLayout, checked_i32};
-use crate::buffer::{Buffer, Slice, SliceMut};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
-use crate::kernel::{DevicePtr, Grid};
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
+use crate::gpu::launch::{DevicePtr, Grid};
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 const OP: &str = "quantize";
 

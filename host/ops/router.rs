@@ -12,11 +12,11 @@
 use half::bf16;
 
 use super::permute::checked_i32;
-use crate::buffer::{Slice, SliceMut};
 use crate::error::{Result, require};
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 /// Arguments of [`router_logits`].
 pub struct RouterLogits<'a> {

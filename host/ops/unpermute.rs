@@ -6,11 +6,11 @@
 
 use super::permute::checked_i32;
 use super::quantize::{Activations, ActivationsMut, checked_columns, valid_rows, warp_rows_grid};
-use crate::buffer::Slice;
 use crate::error::{Error, Result, require};
-use crate::kernel::DevicePtr;
+use crate::gpu::buffer::Slice;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 const OP: &str = "unpermute";
 

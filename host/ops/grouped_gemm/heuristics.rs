@@ -7,8 +7,8 @@
 
 use super::slab_scales::EXTRA_ROWS;
 use super::{Accumulation, GemmShape, OP};
-use crate::device::{Device, Family};
 use crate::error::{Error, Result, require};
+use crate::gpu::device::{Device, Family};
 use crate::ops::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Which kernels to use.

@@ -5,10 +5,10 @@ use super::slab_scales;
 use super::token_sums::RawTokens;
 use super::{GemmShape, GroupedGemm, OP};
 use crate::error::Result;
-use crate::kernel::Kernel;
+use crate::gpu::launch::Kernel;
+use crate::gpu::stream::Stream;
+use crate::gpu::tensor_map;
 use crate::kernels;
-use crate::stream::Stream;
-use crate::tensor_map;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_hopper(

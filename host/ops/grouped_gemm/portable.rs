@@ -3,9 +3,9 @@
 use super::GroupedGemm;
 use super::heuristics::PortableTile;
 use crate::error::Result;
-use crate::kernel::Kernel;
+use crate::gpu::launch::Kernel;
+use crate::gpu::stream::Stream;
 use crate::kernels;
-use crate::stream::Stream;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_portable(

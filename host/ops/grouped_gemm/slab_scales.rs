@@ -6,8 +6,8 @@
 use super::heuristics::HopperTile;
 use super::{AScale, GemmShape, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
-use crate::kernel::TensorMap;
-use crate::tensor_map;
+use crate::gpu::launch::TensorMap;
+use crate::gpu::tensor_map;
 
 /// Rows that a box has besides a tile's.
 pub(super) const EXTRA_ROWS: u32 = 4;

@@ -1,10 +1,10 @@
 //! The order-free reduction: D is not written but added up by token, as soon as it is there.
 
 use super::{GemmShape, OP, check_matrix, elements};
-use crate::buffer::{Slice, SliceMut};
 use crate::error::{Result, require};
-use crate::kernel::DevicePtr;
-use crate::stream::Stream;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 
 /// Sums of D's rows by token: `sums[t] += w[t, j] * D[r]` for every row r that is slot j of token t, `sorted_rows[r] = t * k + j`. D is
 /// f32 here, rounded nowhere.

@@ -15,11 +15,11 @@ use cust::device::DeviceAttribute;
 use cust::error::CudaError;
 use cust::sys::{self, CUdevice_attribute, CUstream};
 
-use crate::buffer::Buffer;
 use crate::error::{Error, Result, check, check_number};
-use crate::functions::Functions;
-use crate::kernel::{Grid, Kernel};
-use crate::stream::Stream;
+use crate::gpu::buffer::Buffer;
+use crate::gpu::kernel_cache::Functions;
+use crate::gpu::launch::{Grid, Kernel};
+use crate::gpu::stream::Stream;
 
 /// Which device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use cust::context::{Context, CurrentContext};
 use cust::module::Module;
 use cust::sys::{self, CUfunction, CUfunction_attribute, CUstreamCaptureMode};
 
-use crate::device::{Family, driver};
 use crate::error::{Error, Result, check};
+use crate::gpu::device::{Family, driver};
 
 /// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
 const DEFAULT_SHARED: u32 = 48 * 1024;

@@ -13,9 +13,9 @@ use std::sync::{Mutex, PoisonError};
 
 use super::workspace::Layout;
 use super::{OutputElement, Result};
-use crate::device::Device;
+use crate::gpu::device::Device;
+use crate::gpu::stream::Stream;
 use crate::ops::router::RouterLogitsPath;
-use crate::stream::Stream;
 
 /// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the kernels that differ are
 /// loaded one by one, at their first launch.

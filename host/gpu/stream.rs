@@ -8,8 +8,8 @@ use std::sync::Mutex;
 
 use cust::sys::{self, CUevent, CUgraph, CUgraphExec, CUgraphNodeType, CUstream, CUstreamCaptureMode};
 
-use crate::device::Device;
 use crate::error::{Error, Result, check};
+use crate::gpu::device::Device;
 
 /// An ordered queue of work on one device.
 pub struct Stream {

@@ -4,10 +4,10 @@ use std::ffi::c_void;
 
 use cuda_driver::sys::{CUtensorMap, cuTensorMapEncodeTiled};
 
-use crate::buffer::Slice;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
-use crate::kernel::{DevicePtr, TensorMap};
+use crate::gpu::buffer::Slice;
+use crate::gpu::launch::{DevicePtr, TensorMap};
 
 /// Bytes of K in a box: a row of the 128-byte swizzle.
 const BOX_BYTES: u32 = 128;

@@ -10,10 +10,10 @@ use std::ops::{Bound, RangeBounds};
 use bytemuck::Pod;
 use cust::sys;
 
-use crate::device::Device;
 use crate::error::{Error, Result, check};
-use crate::kernel::DevicePtr;
-use crate::stream::Stream;
+use crate::gpu::device::Device;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
 
 /// `len` elements of `T` in the memory of a device, freed on drop.
 pub struct Buffer<T: Pod> {
