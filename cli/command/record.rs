@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use fp8_moe::bench::{Rates, Timing, Work};
 use fp8_moe::{Accumulation, Device, Error, MoeConfig, Reduction, Result};
+use fp8_moe_cli::{Rates, Timing, Work};
 use serde::{Deserialize, Serialize};
 
 /// The version of the format.

@@ -4,12 +4,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::pool::{Pool, WEIGHT_DEVIATION};
-use crate::error::Result;
-use crate::fp8::E4m3;
-use crate::gpu::buffer::SliceMut;
-use crate::gpu::device::Device;
-use crate::gpu::stream::Stream;
-use crate::layer::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization};
+use fp8_moe::Device;
+use fp8_moe::E4m3;
+use fp8_moe::Result;
+use fp8_moe::SliceMut;
+use fp8_moe::Stream;
+use fp8_moe::internals::padded_intermediate;
+use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization};
 
 /// Layers of one config.
 pub struct Layers {
@@ -28,7 +29,7 @@ impl Layers {
     ) -> Result<Layers> {
         let mut source = ChaCha8Rng::seed_from_u64(seed);
         let stream = device.default_stream();
-        let (used, row) = (config.intermediate_size, config.padded_intermediate());
+        let (used, row) = (config.intermediate_size, padded_intermediate(config));
         let w13_pool = Pool::weights(device, seed, 1, 1)?;
         // Rows of w2 end in padding where I' is larger than I.
         let w2_pool = if used == row { None } else { Some(Pool::weights(device, seed + 1, row, used)?) };
@@ -99,7 +100,7 @@ fn scales(config: &MoeConfig, source: &mut ChaCha8Rng) -> (Vec<f32>, Vec<f32>) {
     let w13: Vec<f32> = match config.quantization {
         // One scale per half of an expert.
         Quantization::TensorStatic => (0..2 * config.local_count())
-            .flat_map(|_| std::iter::repeat_n(draw(hidden), config.padded_intermediate()))
+            .flat_map(|_| std::iter::repeat_n(draw(hidden), padded_intermediate(config)))
             .collect(),
         Quantization::ChannelToken | Quantization::Block128 => (0..w13).map(|_| draw(hidden)).collect(),
     };

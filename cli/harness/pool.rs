@@ -10,11 +10,11 @@ use bytemuck::Pod;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::Result;
-use crate::fp8::E4m3;
-use crate::gpu::buffer::{Buffer, SliceMut};
-use crate::gpu::device::Device;
-use crate::gpu::stream::Stream;
+use fp8_moe::Device;
+use fp8_moe::E4m3;
+use fp8_moe::Result;
+use fp8_moe::Stream;
+use fp8_moe::{Buffer, SliceMut};
 
 /// Elements of a pool of weights on a GPU; on the emulated device, whose weights are few, a sixteenth.
 const ELEMENTS: usize = 64 << 20;
@@ -106,7 +106,7 @@ impl Pool<half::bf16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceSpec;
+    use fp8_moe::DeviceSpec;
 
     #[test]
     fn values_are_varied_and_rows_are_padded() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fp8_moe::bench::Part;
+use fp8_moe_cli::Part;
 
 use crate::record::{Record, Row, is_ours, is_peer};
 

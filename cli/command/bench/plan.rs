@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use fp8_moe::bench::{
+use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
+use fp8_moe_cli::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
-use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 
 use super::Arguments;
 

@@ -21,9 +21,9 @@ use safetensors::tensor::TensorView;
 
 use super::routing::Routed;
 use super::run::Run;
-use crate::error::{Error, Result};
-use crate::fp8::E4m3;
-use crate::layer::Quantization;
+use fp8_moe::E4m3;
+use fp8_moe::{Error, Result};
+use fp8_moe::{Quantization, internals};
 
 /// A tensor to be written.
 struct Tensor {
@@ -43,8 +43,9 @@ pub fn dump(
     let out = run.output()?;
     let layer = run.layer();
     let stream = layer.device().default_stream();
-    let (config, weights) = (layer.config().clone(), layer.weights());
-    let (h, i, padded) = (config.hidden_size, config.intermediate_size, config.padded_intermediate());
+    let (config, weights) = (layer.config().clone(), internals::weights(layer));
+    let (h, i, padded) =
+        (config.hidden_size, config.intermediate_size, internals::padded_intermediate(&config));
     let (local, k) = (config.local_count(), config.top_k);
     let tokens = routed.topk_ids.len() / k;
 
@@ -70,11 +71,11 @@ pub fn dump(
         tensor("out", Dtype::F32, vec![tokens, h], cast_slice(&out.to_vec(&stream)?)),
     ];
     if config.quantization == Quantization::TensorStatic {
-        let [first, second] = &weights.input_scales;
+        let [first, second] = weights.input_scales;
         let scales = [first.to_vec(&stream)?, second.to_vec(&stream)?].concat();
         tensors.push(tensor("input_scales", Dtype::F32, vec![2], cast_slice(&scales)));
     }
-    if let Some(map) = config.expert_map() {
+    if let Some(map) = internals::expert_map(&config) {
         tensors.push(tensor("expert_map", Dtype::I32, vec![config.experts], cast_slice(&map)));
     }
     let failed = |error: safetensors::SafeTensorError| Error::checkpoint(path, error.to_string());

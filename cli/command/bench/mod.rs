@@ -4,7 +4,7 @@
 //!   models x schemes --> weights --> batch sizes --> inputs --> parts --> a row of the table, and of the JSON file
 //! ```
 //!
-//! How times are taken and what floors are made of is documented in `fp8_moe::bench`.
+//! How times are taken and what floors are made of is documented in `fp8_moe_cli`.
 
 mod lockstep;
 mod plan;
@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fp8_moe::bench::{Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
 use fp8_moe::{Device, DeviceSpec, Error, Result};
+use fp8_moe_cli::{Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
 
 use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
 use crate::terminal;
@@ -274,7 +274,7 @@ impl Bench<'_> {
             ("seed", self.arguments.seed.to_string()),
         ];
         let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value)).into();
-        fp8_moe::bench::dump(path, run, &batch.routed, metadata)?;
+        fp8_moe_cli::dump(path, run, &batch.routed, metadata)?;
         eprintln!("wrote    {}", path.display());
         Ok(())
     }

@@ -25,7 +25,7 @@
 
 use super::part::Part;
 use super::routing::Routed;
-use crate::layer::{MoeConfig, Quantization, Reduction};
+use fp8_moe::{MoeConfig, Quantization, Reduction};
 
 /// What a routing means for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{Scheme, Shape};
+    use crate::{Scheme, Shape};
 
     /// Two experts, top 1, H 256, I 128; token 0 and 2 to expert 1, token 1 nowhere.
     fn case(scheme: Scheme) -> (MoeConfig, Load) {
@@ -242,7 +242,7 @@ mod tests {
     fn published_floors() {
         // Weights read once at 4.3 TB/s: Mixtral 82 us, Qwen3-30B 9 us for one token.
         for (name, us) in [("mixtral-8x7b", 82.0), ("qwen3-30b", 9.0)] {
-            let shape = crate::bench::Model::named(name).expect("a model").shape;
+            let shape = crate::Model::named(name).expect("a model").shape;
             let config = shape.config(Scheme::PerToken, 1, 1).expect("a config");
             let ids = (0..shape.top_k as i32).collect();
             let load = Load::new(&config, &Routed { topk_ids: ids, topk_weights: vec![] });

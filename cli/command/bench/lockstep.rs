@@ -16,8 +16,8 @@
 use std::io::{self, BufRead, Write};
 use std::ops::ControlFlow;
 
-use fp8_moe::bench::{Replays, Timer};
 use fp8_moe::{Error, Result};
+use fp8_moe_cli::{Replays, Timer};
 
 use crate::record::Row;
 

@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::OP;
-use crate::error::{Error, Result, require};
-use crate::layer::{MoeConfig, Quantization, Routing};
+use fp8_moe::internals::require;
+use fp8_moe::{Error, Result};
+use fp8_moe::{MoeConfig, Quantization, Routing};
 
 /// Sizes of a model's MoE layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

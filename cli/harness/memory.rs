@@ -1,9 +1,9 @@
 //! Device memory that a measurement needs, known before any is allocated.
 
 use super::{OP, pool};
-use crate::error::{Error, Result};
-use crate::gpu::device::Device;
-use crate::layer::{MoeConfig, MoeDeviceWeights, workspace_bytes};
+use fp8_moe::internals::workspace_bytes;
+use fp8_moe::{Device, MoeConfig, MoeDeviceWeights};
+use fp8_moe::{Error, Result};
 
 /// Bytes left to the driver on a GPU.
 const MARGIN: u64 = 512 << 20;

@@ -8,8 +8,8 @@ use super::part::Part;
 use super::routing::RoutingKind;
 use super::run::Run;
 use super::timing::Timer;
-use crate::error::Result;
-use crate::layer::{Accumulation, IntermediateScales, MoeConfig};
+use fp8_moe::Result;
+use fp8_moe::{Accumulation, IntermediateScales, MoeConfig};
 
 /// M, N and K of the dense GEMM.
 pub const MATRIX_SIZE: usize = 8192;

@@ -1,6 +1,6 @@
 //! The `fp8-moe` command as its users see it: output, files, exit codes, one-line errors.
 
-#[path = "common/checkpoints.rs"]
+#[path = "../../tests/common/checkpoints.rs"]
 #[allow(dead_code, reason = "shared with the checkpoint tests")]
 mod checkpoints;
 #[path = "common/command.rs"]
@@ -16,7 +16,7 @@ use tempfile::tempdir;
 
 fn fixture(name: &str) -> PathBuf {
     let folder = std::env::var_os("FP8_MOE_FIXTURES")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures"), PathBuf::from);
     folder.join(format!("{name}.safetensors"))
 }
 

@@ -11,10 +11,10 @@
 use std::time::{Duration, Instant};
 
 use super::run::Replays;
-use crate::error::Result;
-use crate::gpu::buffer::Buffer;
-use crate::gpu::device::Device;
-use crate::gpu::stream::{Event, Stream};
+use fp8_moe::Buffer;
+use fp8_moe::Device;
+use fp8_moe::Result;
+use fp8_moe::{Event, Stream};
 
 /// Bytes of each of the two buffers that the copy rate is measured on; on the emulated device a 256th.
 const COPY_BYTES: usize = 512 << 20;

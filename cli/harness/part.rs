@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::OP;
-use crate::error::{Error, Result};
+use fp8_moe::{Error, Result};
 
 /// The whole layer, or an operation of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,7 +54,7 @@ impl Part {
         }
     }
 
-    /// The part that an operation of a forward is, by the beginning of its [`crate::Step`]'s name.
+    /// The part that an operation of a forward is, by the beginning of its [`fp8_moe::Step`]'s name.
     pub(crate) fn of_step(name: &str) -> Option<Part> {
         [
             ("permute", Part::Permute),
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn every_operation_of_a_routed_forward_is_a_part() {
-        let parts: Vec<_> = crate::Step::NAMES.iter().filter_map(|name| Part::of_step(name)).collect();
-        assert_eq!(crate::Step::NAMES[0], "router");
-        assert_eq!(parts.len(), crate::Step::NAMES.len() - 1, "all but the router");
+        let parts: Vec<_> = fp8_moe::Step::NAMES.iter().filter_map(|name| Part::of_step(name)).collect();
+        assert_eq!(fp8_moe::Step::NAMES[0], "router");
+        assert_eq!(parts.len(), fp8_moe::Step::NAMES.len() - 1, "all but the router");
         assert!(parts.is_sorted());
     }
 }

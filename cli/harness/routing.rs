@@ -9,7 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::{Dtype, SafeTensors};
 
 use super::OP;
-use crate::error::{Error, Result, require};
+use fp8_moe::internals::require;
+use fp8_moe::{Error, Result};
 
 /// How experts are drawn.
 #[derive(Clone, Debug, PartialEq)]

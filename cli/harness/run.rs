@@ -12,10 +12,10 @@ use super::layers::Layers;
 use super::part::Part;
 use super::pool::Pool;
 use super::routing::Routed;
-use crate::error::{Error, Result};
-use crate::gpu::buffer::Buffer;
-use crate::gpu::stream::{Capture, Graph, Stream};
-use crate::layer::{MoeLayer, OutputElement, Routed as DeviceRouted, Step, Workspace};
+use fp8_moe::Buffer;
+use fp8_moe::internals::{Capture, forward_routed_observed};
+use fp8_moe::{Error, Result};
+use fp8_moe::{Graph, MoeLayer, OutputElement, Step, Stream, Workspace};
 
 /// The inputs of forwards, and the memory they work in. Layers that take turns share them.
 pub struct Run<'l> {
@@ -41,10 +41,9 @@ impl Inputs {
         out: &mut Buffer<O>,
         observe: &dyn Fn(Step),
     ) -> Result<()> {
-        let routed =
-            DeviceRouted { topk_ids: self.topk_ids.as_slice(), topk_weights: self.topk_weights.as_slice() };
-        let (hidden, memory, out) = (self.hidden.as_slice(), workspace.memory(), out.as_mut_slice());
-        layer.enqueue(&self.stream, hidden, Some(routed), memory, out, observe)
+        let (ids, weights) = (self.topk_ids.as_slice(), self.topk_weights.as_slice());
+        let hidden = self.hidden.as_slice();
+        forward_routed_observed(layer, &self.stream, hidden, (ids, weights), workspace, out, observe)
     }
 }
 
@@ -126,8 +125,8 @@ impl<'l> Run<'l> {
         self.inputs.stream.synchronize()?;
         let mut whole = Vec::with_capacity(sets);
         let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
-        // The captured graphs borrow the run, whose stream this is.
-        let stream = Stream::borrowed(self.layers[0].device().clone(), self.inputs.stream.raw());
+        // SAFETY: it is the run's own stream, and what borrows the run cannot outlive it.
+        let stream = unsafe { Stream::from_raw(self.layers[0].device(), self.inputs.stream.raw()) };
         for set in 0..sets.min(self.layers.len()) {
             whole.push(stream.capture(|_| self.enqueue(set, &|_| {}))?);
             let cuts = Cuts::new(&stream);
