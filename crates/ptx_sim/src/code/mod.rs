@@ -1,8 +1,27 @@
-//! The decoded instructions of a module, and what a warp of each entry needs.
+//! Decoded instructions, and what a warp of each entry starts with.
+//!
+//! ```text
+//!   Inst { run, d, a, b, c, .. }      an operand is a byte offset into a warp's register file
+//!
+//!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit: [u128; 32] │ constants
+//! ```
+//!
+//! Constants and special registers that do not change live in the file as well, written once when a warp starts:
+//! an instruction need not know what kind of operand it has.
+//!
+//! What `run` is, and what it does to a warp, is not known here: `R` is a type of the execution's
+//! ([`exec`](crate::exec)).
+
+pub(crate) mod control_flow;
+mod tally;
+
+pub(crate) use tally::Tally;
 
 use crate::counters::Class;
-use crate::exec::Inst;
 use crate::fault::Place;
+
+/// No instruction: a program counter that is nowhere.
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// Where an instruction comes from and how it counts.
 #[derive(Clone, Copy, Debug)]
@@ -15,10 +34,34 @@ pub(crate) struct Origin {
     pub class: Option<Class>,
 }
 
+/// A decoded instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct Inst<R> {
+    /// What to do.
+    pub run: R,
+    /// Immediate: address offset, table index, flags; by instruction.
+    pub imm: u64,
+    /// Destination slot.
+    pub d: u32,
+    /// Source slots.
+    pub a: u32,
+    /// Source slots.
+    pub b: u32,
+    /// Source slots.
+    pub c: u32,
+    /// Further slot or small immediate, by instruction.
+    pub e: u32,
+    /// Slot of the guard predicate; the always-true predicate if unguarded.
+    pub guard: u32,
+    /// All ones if the guard is negated.
+    pub flip: u32,
+    /// Branches: the target; other instructions: further small immediate.
+    pub target: u32,
+}
+
 /// All code of a module.
-#[derive(Default)]
-pub(crate) struct Code {
-    pub insts: Vec<Inst>,
+pub(crate) struct Code<R> {
+    pub insts: Vec<Inst<R>>,
     /// Parallel to `insts`.
     pub origins: Vec<Origin>,
     /// Operand lists and branch tables.
@@ -33,7 +76,21 @@ pub(crate) struct Code {
     pub text: Vec<String>,
 }
 
-impl Code {
+impl<R> Default for Code<R> {
+    fn default() -> Code<R> {
+        Code {
+            insts: Vec::new(),
+            origins: Vec::new(),
+            lists: Vec::new(),
+            touches: Vec::new(),
+            touched: Vec::new(),
+            files: Default::default(),
+            text: Vec::new(),
+        }
+    }
+}
+
+impl<R> Code<R> {
     /// The registers that an instruction uses, as in the field of that name.
     pub fn touched(&self, pc: u32) -> &[u32] {
         let start = pc.checked_sub(1).map_or(0, |before| self.touches[before as usize]);

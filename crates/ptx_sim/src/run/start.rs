@@ -1,144 +1,15 @@
-//! What all blocks of a launch share, and the state of one worker.
+//! Makes the clusters of a launch ready to run.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
-use crate::block::{Block, Cluster};
-use crate::code::{Code, Frame, Special};
-use crate::counters::Counters;
-use crate::fault::Place;
-use crate::memory::Table;
-use crate::race::{Agents, WARPS};
-use crate::register_pool::RegisterPool;
-use crate::registers::RegisterFile;
-use crate::shared_memory::{FIRST, SharedMemory};
-use crate::warp::Warp;
-
-/// One launch, as its blocks see it.
-pub(crate) struct Environment<'a> {
-    pub code: &'a Code,
-    pub frame: &'a Frame,
-    pub kernel: &'a str,
-    /// The allocations when the launch began.
-    pub memory: Arc<Table>,
-    pub params: &'a [u8],
-    pub grid: [u32; 3],
-    pub block: [u32; 3],
-    pub cluster: [u32; 3],
-    pub static_shared: u32,
-    pub dynamic_shared: u32,
-    pub sm_count: u32,
-    pub seed: u64,
-    /// Its number among all launches of the machine, from 1.
-    pub number: u32,
-    /// Numbers of the launches whose writes threads may not touch before they wait.
-    pub unsettled: &'a [u32],
-    /// A block has signalled or exited before it waited.
-    pub early: AtomicBool,
-}
-
-/// A small, fast generator of timing decisions (splitmix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    #[inline]
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// A number below `bound`, which is not zero.
-    #[inline]
-    pub fn below(&mut self, bound: u32) -> u32 {
-        ((u64::from(self.next() as u32) * u64::from(bound)) >> 32) as u32
-    }
-
-    #[inline]
-    pub fn coin(&mut self) -> bool {
-        self.next() >> 63 != 0
-    }
-}
-
-/// Counters of one worker.
-pub(crate) struct Tally {
-    /// Executions of each instruction.
-    pub executed: Vec<u64>,
-    pub counters: Counters,
-}
-
-impl Tally {
-    pub fn new(code: &Code) -> Tally {
-        Tally { executed: vec![0; code.insts.len()], counters: Counters::default() }
-    }
-
-    /// The counters, with instructions counted by class.
-    pub fn finish(mut self, code: &Code) -> Counters {
-        for (count, origin) in self.executed.iter().zip(&code.origins) {
-            if let Some(class) = origin.class {
-                self.counters.instructions[class as usize] += count;
-            }
-        }
-        self.counters
-    }
-}
-
-/// Index of a linear number in a box, x fastest.
-fn unravel(n: u32, shape: [u32; 3]) -> [u32; 3] {
-    [n % shape[0], n / shape[0] % shape[1], n / shape[0] / shape[1]]
-}
-
-fn volume(shape: [u32; 3]) -> u32 {
-    shape[0] * shape[1] * shape[2]
-}
+use crate::code::Special;
+use crate::state::block::{Block, Cluster};
+use crate::state::environment::{Environment, unravel};
+use crate::state::race::WARPS;
+use crate::state::register_pool::RegisterPool;
+use crate::state::registers::RegisterFile;
+use crate::state::shared_memory::{FIRST, SharedMemory};
+use crate::state::warp::Warp;
 
 impl Environment<'_> {
-    /// Where an instruction comes from.
-    pub fn place(&self, pc: u32) -> Place {
-        self.code.place(pc)
-    }
-
-    /// Threads in a block.
-    pub fn threads(&self) -> u32 {
-        volume(self.block)
-    }
-
-    /// Blocks in a cluster.
-    pub fn cluster_blocks(&self) -> u32 {
-        volume(self.cluster)
-    }
-
-    /// Who has which place in the clocks of a cluster.
-    pub fn agents(&self) -> Agents {
-        Agents::new(self.cluster_blocks(), self.threads().div_ceil(32))
-    }
-
-    /// Clusters in the grid.
-    pub fn clusters(&self) -> u64 {
-        (0..3).map(|d| u64::from(self.grid[d] / self.cluster[d])).product()
-    }
-
-    /// Offset of dynamic shared memory in a block's window.
-    pub fn dynamic_offset(&self) -> u32 {
-        (FIRST + self.static_shared).next_multiple_of(self.frame.dynamic_align.max(16))
-    }
-
-    /// Bytes of shared memory of a block, without the reserved ones.
-    pub fn shared_bytes(&self) -> u32 {
-        self.dynamic_offset() - FIRST + self.dynamic_shared
-    }
-
-    /// The thread of a lane.
-    pub fn thread(&self, warp: u32, lane: u32) -> [u32; 3] {
-        unravel(warp * 32 + lane, self.block)
-    }
-
     /// Makes cluster number `number` ready to run, out of the remains of finished ones where there are any.
     pub fn start_cluster(&self, number: u64, poison: u8, spare: &mut Spare) -> Cluster {
         let shape = [0, 1, 2].map(|d| self.grid[d] / self.cluster[d]);

@@ -1,6 +1,6 @@
 //! What `cp.reduce.async.bulk` does to an element in global memory (ISA "cp.reduce.async.bulk").
 
-use crate::decode::add_half;
+use crate::formats::{add_half, widen};
 
 /// A reduction: combines an element of `bits` bits, zero-extended, with what memory holds.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,7 @@ fn f32_of(bits: u64) -> f32 {
 }
 
 fn wide(bits: u64, bf16: bool) -> f32 {
-    let bits = bits as u16;
-    f32::from_bits(if bf16 { crate::formats::bf16_to_f32(bits) } else { crate::formats::f16_to_f32(bits) })
+    widen(bits as u16, bf16)
 }
 
 macro_rules! reductions {

@@ -9,8 +9,8 @@
 
 use std::collections::VecDeque;
 
+use super::register_pool::Resizing;
 use crate::mma::Lanes;
-use crate::register_pool::Resizing;
 use crate::wgmma::{Descriptor, Major, MatrixA, MatrixB, Product};
 
 /// What one warp brings to a `wgmma`.

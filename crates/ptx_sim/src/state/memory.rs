@@ -17,12 +17,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
-use crate::overlap::UNIT;
-
 /// First address of global memory.
 pub const FIRST: u64 = 0x1000_0000_0000;
 /// First address past global memory.
 pub const LAST: u64 = 0x7000_0000_0000;
+/// Bytes that count as written together, where the last writer is kept.
+pub(crate) const UNIT: u64 = 16;
 /// Logarithm of the granule size.
 const GRANULE: u32 = 21;
 /// Bytes between the end of an allocation and the end of its last granule, at least.

@@ -1,4 +1,4 @@
-//! Shared memory of a block: bytes, and a cell of bookkeeping for every four (see [`crate::race`]).
+//! Shared memory of a block: bytes, and a cell of bookkeeping for every four (see [`super::race`]).
 //!
 //! ```text
 //!   0          FIRST = 1024                static variables        dynamic
@@ -7,7 +7,7 @@
 //!
 //! As on the real thing, the first kilobyte is the system's: address zero is not a variable's.
 
-use crate::race::{Access, Cell, Clock, Hazard};
+use super::race::{Access, Cell, Clock, Hazard};
 
 /// First address of a block's variables in its shared window.
 pub(crate) const FIRST: u32 = 1024;

@@ -11,18 +11,11 @@
 //! ```
 //!
 //! A launch without programmatic stream serialization begins when everything before it has ended; so does one behind a copy or a
-//! fill. Who wrote last is kept for every [`UNIT`] bytes of global memory, as the number of the launch. Not checked is a
+//! fill. Who wrote last is kept for every [`UNIT`](super::memory::UNIT) bytes of global memory, as the number of the launch. Not checked is a
 //! write that overtakes a read of the predecessor.
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use crate::exec::{Ctx, Flow, Inst, lanes_of};
-use crate::fault::FaultKind;
-use crate::launch::Environment;
-use crate::memory::Lookup;
-
-/// Bytes of global memory that count as written together.
-pub(crate) const UNIT: u64 = 16;
+use super::environment::Environment;
+use super::memory::Lookup;
 
 /// The launches of a stream, as far as the next one depends on them.
 #[derive(Clone, Debug, Default)]
@@ -64,45 +57,4 @@ pub(crate) fn refusal(env: &Environment<'_>, address: u64, bytes: u64, what: &st
     Some(format!(
         "{bytes}-byte {what} at {address:#x}, which {before} before wrote, without griddepcontrol.wait"
     ))
-}
-
-impl Ctx<'_> {
-    /// Ends the launch if executing lanes that have not waited touch what is unsettled.
-    #[cold]
-    pub(crate) fn check_settled(
-        &mut self,
-        addresses: &[u64; 32],
-        bytes: u32,
-        what: &str,
-    ) -> Result<(), Flow> {
-        for lane in lanes_of(self.exec & !self.warp.waited) {
-            if let Some(detail) = refusal(self.env, addresses[lane], bytes.into(), what) {
-                return Err(self.stop(FaultKind::MissingGridWait, 1 << lane, detail));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// `griddepcontrol.wait`: what is unsettled has long been written here.
-///
-/// # Safety
-/// As for [`crate::exec::Handler`].
-pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    ctx.tally.counters.grid_dependency_controls += 1;
-    ctx.warp.waited |= ctx.exec;
-    ctx.cluster.blocks[ctx.rank].waited = true;
-    Flow::Next
-}
-
-/// `griddepcontrol.launch_dependents`: a block signals when the first of its threads does.
-///
-/// # Safety
-/// As for [`crate::exec::Handler`].
-pub(crate) unsafe fn launch_dependents(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
-    ctx.tally.counters.grid_dependency_controls += 1;
-    if ctx.exec & !ctx.warp.waited != 0 {
-        ctx.env.early.store(true, Relaxed);
-    }
-    Flow::Next
 }

@@ -14,13 +14,17 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use crate::block::Cluster;
+use super::start::Spare;
+use super::warp::{self, Turn};
+use crate::code::Tally;
 use crate::counters::Counters;
 use crate::engine::Surroundings;
-use crate::exec::{Ctx, FULL, Mask, Stop, Wait, lanes_of, wgmma};
+use crate::exec::{Code, Ctx, FULL, Mask, Stop, Wait, lanes_of, wgmma};
 use crate::fault::{Fault, FaultKind};
-use crate::launch::{Environment, Random, Spare, Tally};
-use crate::warp::{self, State, Turn};
+use crate::random::Random;
+use crate::state::block::Cluster;
+use crate::state::environment::Environment;
+use crate::state::warp::State;
 
 /// Clusters a worker keeps active to begin with.
 const WINDOW: usize = 3;
@@ -35,6 +39,7 @@ const TIMEOUTS: u32 = 64;
 /// What the workers of a launch share.
 struct Grid<'a> {
     env: &'a Environment<'a>,
+    code: &'a Code,
     /// Next cluster to start.
     next: AtomicU64,
     /// Clusters that may be resident at once.
@@ -49,9 +54,15 @@ struct Grid<'a> {
 }
 
 /// Runs every cluster; `resident` may be active at once.
-pub(crate) fn run(env: &Environment<'_>, workers: usize, resident: u64) -> Result<Counters, Fault> {
+pub(crate) fn run(
+    env: &Environment<'_>,
+    code: &Code,
+    workers: usize,
+    resident: u64,
+) -> Result<Counters, Fault> {
     let grid = Grid {
         env,
+        code,
         next: AtomicU64::new(0),
         resident: resident.max(1),
         active: AtomicU64::new(0),
@@ -90,9 +101,9 @@ struct Active {
 }
 
 fn work(grid: &Grid<'_>, worker: usize) -> Counters {
-    let env = grid.env;
+    let (env, code) = (grid.env, grid.code);
     let mut random = Random::new(env.seed ^ (worker as u64).wrapping_mul(0x2545_f491_4f6c_dd1d));
-    let mut tally = Tally::new(env.code);
+    let mut tally = Tally::new(code);
     let mut spare = Spare::new();
     let mut active: Vec<Active> = Vec::new();
     let mut window = WINDOW;
@@ -116,7 +127,7 @@ fn work(grid: &Grid<'_>, worker: usize) -> Counters {
         }
         let chosen = random.below(active.len() as u32) as usize;
         let before = active[chosen].cluster.age;
-        let outcome = turn(env, &mut active[chosen].cluster, &mut tally, &mut random, &mut spare);
+        let outcome = turn(env, code, &mut active[chosen].cluster, &mut tally, &mut random, &mut spare);
         let ran = active[chosen].cluster.age - before;
         let effects = active[chosen].cluster.effects();
         grid.effects.fetch_add(effects - active[chosen].effects, Relaxed);
@@ -148,11 +159,11 @@ fn work(grid: &Grid<'_>, worker: usize) -> Counters {
         if idle > STUCK && window > active.len() {
             grid.stopped.store(true, Relaxed);
             let mut first = grid.fault.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| stuck(env, &active));
+            first.get_or_insert_with(|| stuck(env, code, &active));
             break;
         }
     }
-    tally.finish(env.code)
+    tally.finish(code)
 }
 
 /// Takes the next cluster, if one may become resident now.
@@ -175,6 +186,7 @@ fn claim(grid: &Grid<'_>) -> Option<u64> {
 /// Gives a cluster a turn. `true` if it has finished.
 fn turn(
     env: &Environment<'_>,
+    code: &Code,
     cluster: &mut Cluster,
     tally: &mut Tally,
     random: &mut Random,
@@ -189,14 +201,14 @@ fn turn(
             None => around.finish_any(),
         };
         let progress = progress.map_err(|(issuer, stop)| {
-            fault(env, cluster, (issuer.rank, issuer.warp), *stop, (0, issuer.pc))
+            fault(env, code, cluster, (issuer.rank, issuer.warp), *stop, (0, issuer.pc))
         })?;
         let Some((rank, warp)) = chosen else {
             if !progress && cluster.blocks.iter().all(|b| b.live == 0) {
                 return Ok(true);
             }
             if !progress && !time_out(cluster) {
-                return Err(deadlock(env, cluster));
+                return Err(deadlock(env, code, cluster));
             }
             continue;
         };
@@ -209,6 +221,7 @@ fn turn(
             pc: 0,
             resumed: false,
             wait: Wait::Barrier { id: 0, generation: 0 },
+            code,
             env,
             cluster,
             rank,
@@ -229,13 +242,13 @@ fn turn(
         match outcome {
             Turn::Done => {
                 if let Some(stop) = unfinished {
-                    return Err(fault(env, cluster, (rank, warp.index), stop, (exec, pc)));
+                    return Err(fault(env, code, cluster, (rank, warp.index), stop, (exec, pc)));
                 }
                 spare.warps[warp.index as usize].push(warp);
             }
             Turn::Fault => {
                 let stop = reason.expect("a fault comes with its reason");
-                return Err(fault(env, cluster, (rank, warp.index), *stop, (exec, pc)));
+                return Err(fault(env, code, cluster, (rank, warp.index), *stop, (exec, pc)));
             }
             Turn::Spent | Turn::Blocked => {
                 let slot = warp.index as usize;
@@ -249,6 +262,7 @@ fn turn(
 /// Dresses up why warp `warp` of the block of rank `rank` stopped: at instruction `pc`, executed by `exec`.
 fn fault(
     env: &Environment<'_>,
+    code: &Code,
     cluster: &Cluster,
     (rank, warp): (usize, u32),
     stop: Stop,
@@ -262,7 +276,7 @@ fn fault(
         block: cluster.blocks[rank].index,
         thread: Some(env.thread(warp, lane)),
         lanes: Some((warp, lanes)),
-        place: env.place(stop.pc.unwrap_or(pc)),
+        place: code.place(stop.pc.unwrap_or(pc)),
         detail: stop.detail,
     }
 }
@@ -308,7 +322,7 @@ fn choose(cluster: &Cluster, random: &mut Random) -> Option<(usize, usize)> {
 }
 
 /// What the warps of a block wait for, warps that wait alike named together.
-fn waits(env: &Environment<'_>, cluster: &Cluster, rank: usize) -> Vec<(String, String)> {
+fn waits(code: &Code, cluster: &Cluster, rank: usize) -> Vec<(String, String)> {
     let mut list: Vec<(String, String)> = Vec::new();
     let block = &cluster.blocks[rank];
     for warp in block.warps.iter().flatten() {
@@ -319,7 +333,7 @@ fn waits(env: &Environment<'_>, cluster: &Cluster, rank: usize) -> Vec<(String, 
                 State::Meet => ("the other lanes of its warp".to_string(), split.pc),
                 State::Ready => ("nothing (it spins)".to_string(), split.pc),
             };
-            let place = env.place(pc).to_string();
+            let place = code.place(pc).to_string();
             let what = format!("{wait}, at {place}");
             let all = split.mask == warp.live;
             let lanes = if all { String::new() } else { format!(" lanes {:#x}", split.mask) };
@@ -333,15 +347,15 @@ fn waits(env: &Environment<'_>, cluster: &Cluster, rank: usize) -> Vec<(String, 
     list
 }
 
-fn deadlock(env: &Environment<'_>, cluster: &Cluster) -> Fault {
+fn deadlock(env: &Environment<'_>, code: &Code, cluster: &Cluster) -> Fault {
     let rank = cluster.blocks.iter().position(|b| b.live != 0).expect("a thread is left");
     let block = &cluster.blocks[rank];
-    let waits = waits(env, cluster, rank);
+    let waits = waits(code, cluster, rank);
     let detail: Vec<_> = waits.iter().map(|(who, what)| format!("warp {who} waits for {what}")).collect();
     let warp = block.warps.iter().flatten().next();
     let place = warp.and_then(|w| w.splits.first()).map(|s| match s.state {
-        State::Blocked(_) => env.place(s.pc.saturating_sub(1)),
-        _ => env.place(s.pc),
+        State::Blocked(_) => code.place(s.pc.saturating_sub(1)),
+        _ => code.place(s.pc),
     });
     let first = warp.map(|w| (w.index, w.splits.first().map_or(0, |s| s.mask)));
     Fault {
@@ -355,8 +369,8 @@ fn deadlock(env: &Environment<'_>, cluster: &Cluster) -> Fault {
     }
 }
 
-fn stuck(env: &Environment<'_>, active: &[Active]) -> Fault {
-    let mut fault = deadlock(env, &active[0].cluster);
+fn stuck(env: &Environment<'_>, code: &Code, active: &[Active]) -> Fault {
+    let mut fault = deadlock(env, code, &active[0].cluster);
     fault.detail = format!("blocks spin and nothing changes any more: {}", fault.detail);
     fault
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use crate::engine::{Engine, Place};
-use crate::exec::{Mask, Wait, lanes_of};
-use crate::mbarrier::Mbarrier;
-use crate::race::{Clock, Released};
-use crate::register_pool::RegisterPool;
-use crate::shared_memory::SharedMemory;
-use crate::warp::Warp;
-use crate::warpgroup::Warpgroup;
+use super::lanes::{Mask, lanes_of};
+use super::mbarrier::Mbarrier;
+use super::operations::{Engine, Place};
+use super::race::{Clock, Released};
+use super::register_pool::RegisterPool;
+use super::shared_memory::SharedMemory;
+use super::wait::Wait;
+use super::warp::Warp;
+use super::warpgroup::Warpgroup;
 
 /// Barriers of a block.
 pub(crate) const BARRIERS: usize = 16;

@@ -11,7 +11,7 @@
 //! The state is kept beside shared memory, not in it; nobody but mbarrier operations may touch the object's bytes.
 //! A state token holds the phase (from bit 20 on) and the pending count before the arrival.
 
-use crate::race::{Access, Clock};
+use super::race::{Access, Clock};
 
 /// The largest pending count (ISA "Size and alignment of mbarrier object").
 pub(crate) const MAX_COUNT: u32 = (1 << 20) - 1;
