@@ -224,7 +224,7 @@ impl HopperTile {
         // Of the rows of a box, and of two blocks of B: TMA puts them at multiples of 128.
         let scales = ((rows + EXTRA_ROWS + 2) * 4).next_multiple_of(128);
         let (scales, exchange) = match self {
-            HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16),
+            HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16 + 4096),
             _ => (scales, 16 + 9 * rows * 4),
         };
         stages * (stage + scales + 16) + exchange

@@ -34,6 +34,17 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
     }
 
     #[inline(always)]
+    fn scales(&self) -> &ScaleArguments {
+        &self.0.scales
+    }
+
+    #[inline(always)]
+    fn columns(&self, tile: &Tile) -> ([u32; 2], u32) {
+        let intermediate = self.0.out.intermediate;
+        ([tile.n0, intermediate + tile.n0], 2 * intermediate)
+    }
+
+    #[inline(always)]
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
         // SAFETY: the caller's contract.
         unsafe {

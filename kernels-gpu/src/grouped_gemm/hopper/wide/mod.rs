@@ -19,6 +19,7 @@
 //! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
+mod end_scales;
 mod gated;
 mod gather;
 mod items;
@@ -39,6 +40,7 @@ use crate::grouped_gemm::SLAB;
 use crate::grouped_gemm::scale_arguments::ScaleArguments;
 use crate::grouped_gemm::schedule::Tile;
 use consume::Rows;
+use end_scales::{EndScales, Shelf};
 use items::Items;
 use notes::Notes;
 use produce::Producer;
@@ -81,7 +83,13 @@ trait End {
     /// end of B; scales exist if B has any per block.
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales);
 
-    /// Takes a thread's sums of an item.
+    /// The scales, of which those of whole sums are applied before [`finish`](Self::finish).
+    fn scales(&self) -> &ScaleArguments;
+
+    /// The first of an item's columns 0 to 127 and of the others, and how many columns B has in all.
+    fn columns(&self, tile: &Tile) -> ([u32; 2], u32);
+
+    /// Takes a thread's sums of an item, scaled.
     ///
     /// # Safety
     /// The contract of the kernels, for a tile of the schedule; all lanes of the warp call it together.
@@ -180,15 +188,18 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
         }
         wgmma::raise_registers::<CONSUMER_REGISTERS>();
         let rows = Rows::new(ring.stage(0));
+        let mut shelf = Shelf::new(ring.end(), warp / 4);
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
         while let Some(tile) = Notes::of(&ring).read(&ring, position) {
+            let scales = EndScales::ask(end, &tile, &rows);
             let total;
             (total, position) = if PROMOTED {
                 consume::promoted(&ring, position, slabs, &rows, &tile)
             } else {
                 consume::fast(&ring, position, slabs, &rows, tile.rows)
             };
+            let total = scales.apply(&total, &mut shelf, end.scales(), &rows);
             end.finish(&total, &tile, &rows);
         }
         ring.leave();
@@ -211,6 +222,16 @@ impl End for PlainArguments {
     #[inline(always)]
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
         self.weights(tile.expert, tile.n0)
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> &ScaleArguments {
+        &self.scales
+    }
+
+    #[inline(always)]
+    fn columns(&self, tile: &Tile) -> ([u32; 2], u32) {
+        ([tile.n0, tile.n0 + 128], self.n)
     }
 
     #[inline(always)]

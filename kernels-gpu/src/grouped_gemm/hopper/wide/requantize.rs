@@ -11,7 +11,6 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use super::store::scaled;
 use crate::activation::functions::{GELU, GELU_TANH, SILU, SWIGLUOAI, activate};
 use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
 use crate::grouped_gemm::quad::transpose_in_quad;
@@ -21,28 +20,22 @@ use crate::quantize::scale::{Divisor, of_group_absmax};
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-/// Applies end scales and the activation, silu or one of the others: the first half of the registers is gate, the second up, of the same 128 columns. Columns
-/// past the intermediate become 0.
-///
-/// # Safety
-/// The contract of the kernels, for a tile of the schedule.
+/// Applies the activation, silu or one of the others. The first half of the registers is gate, the second up, of the same 128
+/// columns. Columns past the intermediate become 0.
 #[inline(always)]
-pub unsafe fn activated<const IS_SILU: bool>(
+pub fn activated<const IS_SILU: bool>(
     total: &[f32; 128],
     tile: &Tile,
     rows: &Rows,
     arguments: &GatedArguments,
 ) -> Values {
-    let GatedArguments { scales, out, .. } = arguments;
-    let halves = (tile.n0, out.intermediate + tile.n0);
-    // SAFETY: a tile of the schedule.
-    let total = unsafe { scaled(total, tile, rows, scales, halves, 2 * out.intermediate) };
+    let GatedArguments { out, .. } = arguments;
     // One branch for all values: with one for every few, their latencies would add up.
     let mut values = match out.activation {
-        _ if IS_SILU => activated_by::<SILU>(&total),
-        GELU => activated_by::<GELU>(&total),
-        GELU_TANH => activated_by::<GELU_TANH>(&total),
-        _ => activated_by::<SWIGLUOAI>(&total),
+        _ if IS_SILU => activated_by::<SILU>(total),
+        GELU => activated_by::<GELU>(total),
+        GELU_TANH => activated_by::<GELU_TANH>(total),
+        _ => activated_by::<SWIGLUOAI>(total),
     };
     if tile.n0 + 128 > out.intermediate {
         unroll!(for i in 0..64 {

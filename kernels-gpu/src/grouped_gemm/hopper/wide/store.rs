@@ -1,4 +1,4 @@
-//! The plain end: end scales, then conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns at a
+//! The plain end: conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns at a
 //! time, of which the four lanes of a quad make a sector.
 
 use cuda_std::atomic::{self, Scope};
@@ -8,93 +8,8 @@ use cuda_std::{memory, unroll};
 use super::consume::Rows;
 use crate::grouped_gemm::hopper::plain::PlainArguments;
 use crate::grouped_gemm::quad::transpose_in_quad;
-use crate::grouped_gemm::scale_arguments::{
-    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
-};
 use crate::grouped_gemm::schedule::Tile;
 use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
-
-/// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
-///
-/// # Safety
-/// The contract of the kernels, for a tile of the schedule.
-#[inline(always)]
-unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
-    if scales.a_kind == A_PER_GROUP {
-        return [1.0; 2];
-    }
-    if scales.a_kind == A_PER_ROW {
-        return [rows.row, rows.row + 8].map(|row| {
-            let row = tile.first_row + row.min(tile.rows - 1);
-            // SAFETY: there is a scale for every row, and the row is the tile's.
-            unsafe { memory::load_nc(scales.a.add(row as usize)) }
-        });
-    }
-    // SAFETY: one scale.
-    [unsafe { memory::load_nc(scales.a) }; 2]
-}
-
-/// Scales of two adjacent columns of `n` that apply to the whole sum; past the end, any.
-///
-/// # Safety
-/// The contract of the kernels; `column` is even, and so is `n`.
-#[inline(always)]
-unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> [f32; 2] {
-    // SAFETY: one scale per expert, or one per column of it; a column of even number and its right neighbour exist together.
-    unsafe {
-        match scales.b_kind {
-            B_PER_BLOCK => [1.0; 2],
-            B_PER_COLUMN => {
-                // No branch for columns past the end, whose results nobody takes.
-                let at = scales.b.add(expert as usize * n as usize + column.min(n - 2) as usize);
-                [memory::load_nc(at), memory::load_nc(at.add(1))]
-            }
-            _ => [memory::load_nc(scales.b.add(expert as usize)); 2],
-        }
-    }
-}
-
-/// A thread's sums times the scales that apply to the whole of them. Registers 0 to 63 are columns from `left` on, the others from
-/// `right`, of `n`.
-///
-/// # Safety
-/// The contract of the kernels, for a tile of the schedule.
-#[inline(always)]
-pub unsafe fn scaled(
-    total: &[f32; 128],
-    tile: &Tile,
-    rows: &Rows,
-    scales: &ScaleArguments,
-    (left, right): (u32, u32),
-    n: u32,
-) -> [f32; 128] {
-    let mut total = *total;
-    // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
-    if scales.a_kind != A_PER_GROUP {
-        // SAFETY: a tile of the schedule.
-        let a = unsafe { row_scales(scales, tile, rows) };
-        unroll!(for i in 0..128 {
-            total[i] *= a[i / 2 % 2];
-        });
-    }
-    if scales.b_kind != B_PER_BLOCK {
-        let (left, right) = (left + 2 * rows.quad_lane, right + 2 * rows.quad_lane);
-        unroll!(for j in 0..16 {
-            // SAFETY: a tile of the schedule; the columns are even.
-            let (l, r) = unsafe {
-                (
-                    column_scales(scales, tile.expert, left + 8 * j, n),
-                    column_scales(scales, tile.expert, right + 8 * j, n),
-                )
-            };
-            unroll!(for e in 0..4 {
-                total[4 * j + e] *= l[e % 2];
-                total[64 + 4 * j + e] *= r[e % 2];
-            });
-        });
-    }
-    total
-}
 
 /// Writes a thread's part of a tile as far as rows and columns exist.
 ///
@@ -102,12 +17,9 @@ pub unsafe fn scaled(
 /// The contract of the kernels; all lanes of the warp call it together.
 #[inline(always)]
 pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    // SAFETY: a tile of the schedule.
-    let total =
-        unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
     if arguments.out_type == TOKEN_SUMS {
         // SAFETY: a tile of the schedule.
-        return unsafe { add(&total, tile, rows, arguments) };
+        return unsafe { add(total, tile, rows, arguments) };
     }
     unroll!(for group in 0..8 {
         unroll!(for h in 0..2 {
