@@ -38,8 +38,11 @@ fn build() -> Result<(), Error> {
         println!("cargo::warning={line}");
     }
 
-    let mut source = launchers::generate(&built)?;
-    source.push_str(&launchers::table(&built));
-    let path = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("kernels.rs");
-    fs::write(&path, source).map_err(|source| Error::Io { what: "write", path, source })
+    for (name, source) in
+        [("launchers.rs", launchers::generate(&built)?), ("summaries.rs", launchers::table(&built)?)]
+    {
+        let path = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(name);
+        fs::write(&path, source).map_err(|source| Error::Io { what: "write", path, source })?;
+    }
+    Ok(())
 }

@@ -1,15 +1,20 @@
-//! The compiled kernels: a typed launcher for each, the PTX of each family, and what each kernel uses.
+//! The compiled kernels: the PTX of each family, what each kernel uses, and what the host calls them by.
 //!
-//! The build script generates the launchers from the `#[kernel]` functions of `kernels-gpu`. A launcher's fields are the
-//! kernel's arguments; [`Device::launch`](crate::Device::launch) takes it. Launching is unsafe where the pointers are not
-//! checked; the operations in [`ops`](crate::ops) check them.
+//! `launchers` is generated from `kernels-gpu`: a constant for each kernel, its arguments as a struct, and the numbers, kinds
+//! and functions that the device side gives the host. None of them is written again here.
 
 use crate::gpu::device::Family;
-use crate::gpu::launch::{DevicePtr, Kernel, TensorMap};
 
-include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+/// What is generated of the device crate's records; see `cuda_builder::launchers`.
+pub(crate) mod launchers {
+    use crate::gpu::launch::{Arguments, DevicePtr, Kernel, TensorMap};
 
-/// What one kernel uses, as its source declares and as `ptxas` found at build time.
+    include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
+}
+
+include!(concat!(env!("OUT_DIR"), "/summaries.rs"));
+
+/// What one kernel uses, as its source declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSummary {
     /// The entry's name in the PTX.
@@ -18,8 +23,6 @@ pub struct KernelSummary {
     pub threads: u32,
     /// Blocks that fit on one SM at a time.
     pub min_blocks: u32,
-    /// Registers per thread; none if the build had no `ptxas`.
-    pub registers: Option<u32>,
     /// Bytes of static shared memory per block.
     pub static_shared: u32,
     /// Where its entry begins and ends in the family's PTX.

@@ -26,7 +26,7 @@ pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use gpu::buffer::{Buffer, Slice, SliceMut};
 pub use gpu::device::{Device, DeviceSpec, Family};
-pub use gpu::launch::{DevicePtr, Grid, Kernel, TensorMap};
+pub use gpu::launch::DevicePtr;
 pub use gpu::stream::{Event, Graph, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,

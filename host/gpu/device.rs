@@ -18,7 +18,7 @@ use cust::sys::{self, CUdevice_attribute, CUstream};
 use crate::error::{Error, Result, check, check_number};
 use crate::gpu::buffer::Buffer;
 use crate::gpu::kernel_cache::Functions;
-use crate::gpu::launch::{Grid, Kernel};
+use crate::gpu::launch::{Arguments, Grid, Kernel};
 use crate::gpu::stream::Stream;
 
 /// Which device to open.
@@ -295,12 +295,12 @@ impl Device {
     /// # Safety
     /// The kernel's arguments must satisfy what its documentation asks of them: device addresses of enough memory, of
     /// this device, that stay valid until the stream has run the kernel.
-    pub unsafe fn launch<K: Kernel>(
+    pub(crate) unsafe fn launch<A: Arguments>(
         &self,
         stream: &Stream,
+        kernel: &Kernel<A>,
         grid: impl Into<Grid>,
-        dynamic_shared_bytes: u32,
-        kernel: &K,
+        arguments: &A,
     ) -> Result<()> {
         let grid = grid.into();
         if grid.x == 0 || grid.y == 0 || grid.z == 0 {
@@ -308,28 +308,29 @@ impl Device {
         }
         if !self.same_as(stream.device()) {
             let rule = format!("must be a stream of {self}");
-            return Err(Error::argument(K::NAME, "stream", format!("a stream of {}", stream.device()), rule));
+            let value = format!("a stream of {}", stream.device());
+            return Err(Error::argument(kernel.name, "stream", value, rule));
         }
-        if stream.rehearses(K::NAME) {
+        if stream.rehearses(kernel.name) {
             return Ok(());
         }
         self.make_current()?;
         let function =
-            self.inner.functions.get(K::NAME, dynamic_shared_bytes, self.inner.shared_per_block)?;
-        let code = kernel.with_params(|params: &mut [*mut c_void]| {
+            self.inner.functions.get(kernel.name, kernel.shared_bytes, self.inner.shared_per_block)?;
+        let code = arguments.with_params(|params: &mut [*mut c_void]| {
             // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
-            let overlap = K::OVERLAP && self.inner.family == Family::Sm90a;
+            let overlap = kernel.overlap && self.inner.family == Family::Sm90a;
             let mut attributes = [CUlaunchAttribute::programmatic_stream_serialization(true)];
             let config = CUlaunchConfig {
                 grid_dim: [grid.x, grid.y, grid.z],
-                block_dim: [K::THREADS, 1, 1],
-                shared_mem_bytes: dynamic_shared_bytes,
+                block_dim: [kernel.threads, 1, 1],
+                shared_mem_bytes: kernel.shared_bytes,
                 stream: stream.raw().cast(),
                 attrs: attributes.as_mut_ptr(),
                 num_attrs: overlap.into(),
             };
             // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by
-            // the generated launchers); what the values mean to the kernel is the caller's contract. As many attributes as
+            // the generated structs); what the values mean to the kernel is the caller's contract. As many attributes as
             // `config` says lie there.
             unsafe {
                 cuda_driver::sys::cuLaunchKernelEx(
@@ -342,7 +343,7 @@ impl Device {
         });
         check_number("cuLaunchKernelEx", code.0).map_err(|e| match e {
             Error::Driver { call, code, meaning } => {
-                Error::Driver { call, code, meaning: format!("{}: {meaning}", K::NAME) }
+                Error::Driver { call, code, meaning: format!("{}: {meaning}", kernel.name) }
             }
             other => other,
         })

@@ -5,7 +5,7 @@
 //! | `device` | opening a device, its properties, launching a kernel |
 //! | `buffer` | device memory: owned, and borrowed by slices |
 //! | `stream` | streams, events, captured graphs |
-//! | `launch` | what a generated launcher is made of: addresses, grids, the trait that marshals arguments |
+//! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `kernel_cache` | the kernels that a device has loaded |
 //! | `tensor_map` | descriptors for TMA |
 //!

@@ -8,9 +8,10 @@ use crate::error::{Error, Result};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::Slice;
 use crate::gpu::launch::{DevicePtr, TensorMap};
+use crate::kernels::launchers;
 
 /// Bytes of K in a box: a row of the 128-byte swizzle.
-const BOX_BYTES: u32 = 128;
+const BOX_BYTES: u32 = launchers::SLAB;
 
 // cuda.h: CUtensorMapDataType, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill.
 const DATA_TYPE_UINT8: u32 = 0;

@@ -8,8 +8,8 @@
 //!   q [P, I] = e4m3(value / scale)                  scale given, or max |value| over 128 columns / 448
 //! ```
 //!
-//! A may also lie in the order of the tokens, `[T, K]`, with the permutation beside it ([`GatheredRows`]): the kernel then gathers
-//! its rows, and nobody writes a token's row `top_k` times. Its scales are those of the permuted rows in either case.
+//! A may also lie in the order of the tokens, `[T, K]`, with the permutation beside it ([`GatheredRows`]). The kernel then gathers
+//! its rows, and no kernel writes a token's row `top_k` times.
 //!
 //! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by [`activation`](super::activation::activation) without the
 //! products going to memory. Scales per token are not offered: a row's maximum is known only when all its columns are.
@@ -18,8 +18,8 @@ use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::heuristics::{self, HopperTile, Path};
 use super::grouped_gemm::slab_scales;
 use super::grouped_gemm::{
-    AScale, Accumulation, BScale, GemmShape, Schedule, change_along_k, check_matrix, check_scales, elements,
-    workspace_bytes,
+    AScale, Accumulation, BScale, GemmShape, SCALE_BLOCK, Schedule, change_along_k, check_matrix,
+    check_scales, elements, raw_scales, workspace_bytes,
 };
 use super::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 use super::quantize::check_groups;
@@ -30,7 +30,7 @@ use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
-use crate::kernels;
+use crate::kernels::launchers;
 
 const OP: &str = "gated_gemm";
 
@@ -135,8 +135,8 @@ impl GatedGemm<'_> {
         }
         let row_tiles =
             tile_schedule_entries(shape.rows, shape.experts, tile.block_m()) - TILE_SCHEDULE_HEADER;
-        let items = row_tiles
-            .saturating_mul(self.shape.intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize));
+        let columns = self.shape.intermediate.div_ceil(launchers::GATED_COLUMNS as usize);
+        let items = row_tiles.saturating_mul(columns.next_multiple_of(tile.cluster() as usize));
         heuristics::check_slabs(OP, items, &shape)?;
         let blocks = heuristics::hopper_blocks(OP, device, tile, items, path)?;
         self.launch(stream, tile, promoted, blocks, schedule_is_settled)
@@ -145,7 +145,7 @@ impl GatedGemm<'_> {
     fn check(&self, stream: &Stream) -> Result<HopperTile> {
         let GatedShape { rows, intermediate, k, experts } = self.shape;
         require(k >= 16 && k.is_multiple_of(16), OP, "k", k, || "must be a positive multiple of 16".into())?;
-        let multiple = if matches!(self.b_scale, BScale::Block(_)) { 128 } else { 16 };
+        let multiple = if matches!(self.b_scale, BScale::Block(_)) { SCALE_BLOCK } else { 16 };
         let fits = intermediate > 0 && intermediate.is_multiple_of(multiple);
         require(fits, OP, "intermediate", intermediate, || {
             format!("must be a positive multiple of {multiple}")
@@ -164,7 +164,10 @@ impl GatedGemm<'_> {
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
-                require(*group_size == 128, OP, "group_size", *group_size, || "must be 128".into())?;
+                let columns = launchers::GATED_COLUMNS as usize;
+                require(*group_size == columns, OP, "group_size", *group_size, || {
+                    format!("must be {columns}")
+                })?;
                 check_groups(OP, *group_size, scales, layout, (rows, intermediate), stream)?;
             }
             Requantization::Token { .. } => {
@@ -217,97 +220,77 @@ impl GatedGemm<'_> {
         blocks: u32,
         schedule_is_settled: bool,
     ) -> Result<()> {
-        use kernels::{
-            HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
-            HopperWideGatedFast, HopperWideGatedFastGathered, HopperWideGatedFastGatheredSilu,
-            HopperWideGatedFastSilu, HopperWideGatedPromoted, HopperWideGatedPromotedGathered,
-            HopperWideGatedPromotedGatheredSilu, HopperWideGatedPromotedSilu,
-        };
         let GatedShape { rows, intermediate, k, experts } = self.shape;
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
-        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
-        let (b_scale, b_scale_kind) = self.b_scale.raw();
-        let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
-            Requantization::Group { scales, layout, .. } => {
-                (DevicePtr::null(), scales.ptr(), layout.row_stride as u64, layout.group_stride as u64)
-            }
-            Requantization::TensorStatic { scale } => (scale.ptr(), DevicePtr::null(), 0, 0),
-            Requantization::Token { scales } => (DevicePtr::null(), scales.ptr(), 0, 0),
-        };
+        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, launchers::B_BOX_ROWS)?;
+        let scales = raw_scales(&self.a_scale, &self.b_scale);
+        let schedule = self.schedule.entries.ptr();
+        let out = self.requantization();
         let (intermediate, k) = (intermediate as u32, k as u32);
-        let (schedule, q, activation) =
-            (self.schedule.entries.ptr(), self.q.ptr().cast(), self.function as u32);
         let is_silu = self.function == ActivationFunction::Silu;
-        let partials = self.workspace.ptr().cast();
-        let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
-        macro_rules! launch {
-            ($a:ident, $kernel:ident { $($field:ident),* }) => {{
-                let a = $a;
-                let kernel = $kernel {
-                    a, b, a_scale, b_scale, schedule, q, given_scale, q_scales, q_row_stride, q_group_stride,
-                    intermediate, k, a_scale_kind, b_scale_kind, activation, $($field),*
-                };
-                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
-                // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that
-                // these end within P rows, is what the operations that make them guarantee.
-                unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
-            }};
-        }
         if let Some(GatheredRows { sorted_rows, tokens, top_k }) = self.rows {
-            let (a, sorted_rows) = (self.a.ptr().cast(), sorted_rows.ptr());
-            let (tokens, top_k) = (tokens as u32, top_k as u32);
-            return match (promoted, is_silu) {
-                (true, true) => launch!(
-                    a,
-                    HopperWideGatedPromotedGatheredSilu {
-                        a_scale_row_stride,
-                        a_scale_group_stride,
-                        sorted_rows,
-                        tokens,
-                        top_k
-                    }
-                ),
-                (true, false) => {
-                    launch!(
-                        a,
-                        HopperWideGatedPromotedGathered {
-                            a_scale_row_stride,
-                            a_scale_group_stride,
-                            sorted_rows,
-                            tokens,
-                            top_k
-                        }
-                    )
-                }
-                (false, true) => {
-                    launch!(a, HopperWideGatedFastGatheredSilu { sorted_rows, tokens, top_k })
-                }
-                (false, false) => launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k }),
+            let a = launchers::TokenRows {
+                a: self.a.ptr().cast(),
+                sorted_rows: sorted_rows.ptr(),
+                tokens: tokens as u32,
+                top_k: top_k as u32,
+                scale_strides: self.a_scale.strides(),
             };
+            let arguments = launchers::HopperGathered { a, b, intermediate, k, scales, schedule, out };
+            let kernel = match (promoted, is_silu) {
+                (true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU,
+                (true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED,
+                (false, true) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED_SILU,
+                (false, false) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED,
+            };
+            // SAFETY: as below; A has the tokens' rows, and `sorted_rows` an element for each of the P.
+            return unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) };
         }
-        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape.gemm(), tile)?;
-        let a = tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.a_box_rows())?;
-        match (tile, promoted, is_silu) {
-            (HopperTile::Narrow8, ..) => {
-                launch!(a, HopperNarrowGated8 { a_slab_scales, partials, schedule_is_settled })
+        let arguments = launchers::HopperGated {
+            a: tensor_map::of_matrix(&self.a, rows, self.shape.k, tile.numbers().a_box_rows)?,
+            b,
+            a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &self.shape.gemm(), tile)?,
+            scales,
+            schedule,
+            partials: self.workspace.ptr().cast(),
+            out,
+            intermediate,
+            k,
+            schedule_is_settled,
+        };
+        let kernel = match (tile, promoted, is_silu) {
+            (HopperTile::Narrow8, ..) => launchers::HOPPER_NARROW_GATED_8,
+            (HopperTile::Narrow16, ..) => launchers::HOPPER_NARROW_GATED_16,
+            (HopperTile::Narrow32, ..) => launchers::HOPPER_NARROW_GATED_32,
+            (HopperTile::Narrow64, ..) => launchers::HOPPER_NARROW_GATED_64,
+            (HopperTile::Wide, true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_SILU,
+            (HopperTile::Wide, true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED,
+            (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,
+            (HopperTile::Wide, false, false) => launchers::HOPPER_WIDE_GATED_FAST,
+        };
+        // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel asks for,
+        // and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that these end within P
+        // rows, is what the operations that make them guarantee.
+        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+    }
+
+    /// Where the results go, as the kernels take it.
+    fn requantization(&self) -> launchers::Requantization {
+        let (given_scale, scales, strides) = match &self.requantization {
+            Requantization::Group { scales, layout, .. } => (DevicePtr::null(), scales.ptr(), layout.raw()),
+            Requantization::TensorStatic { scale } => {
+                (scale.ptr(), DevicePtr::null(), launchers::Strides { row: 0, group: 0 })
             }
-            (HopperTile::Narrow16, ..) => {
-                launch!(a, HopperNarrowGated16 { a_slab_scales, partials, schedule_is_settled })
+            // Refused by `check`.
+            Requantization::Token { scales } => {
+                (DevicePtr::null(), scales.ptr(), launchers::Strides { row: 1, group: 0 })
             }
-            (HopperTile::Narrow32, ..) => {
-                launch!(a, HopperNarrowGated32 { a_slab_scales, partials, schedule_is_settled })
-            }
-            (HopperTile::Narrow64, ..) => {
-                launch!(a, HopperNarrowGated64 { a_slab_scales, partials, schedule_is_settled })
-            }
-            (HopperTile::Wide, true, true) => {
-                launch!(a, HopperWideGatedPromotedSilu { a_slab_scales })
-            }
-            (HopperTile::Wide, true, false) => {
-                launch!(a, HopperWideGatedPromoted { a_slab_scales })
-            }
-            (HopperTile::Wide, false, true) => launch!(a, HopperWideGatedFastSilu {}),
-            (HopperTile::Wide, false, false) => launch!(a, HopperWideGatedFast {}),
+        };
+        launchers::Requantization {
+            q: self.q.ptr().cast(),
+            given_scale,
+            scales,
+            strides,
+            function: self.function,
         }
     }
 }

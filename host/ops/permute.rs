@@ -4,12 +4,12 @@
 
 use bytemuck::Pod;
 
-use super::problem_sizes::{ProblemSizesOut, Targets, TileScheduleOut};
-use crate::error::{Result, require};
+use super::problem_sizes::{ProblemSizesOut, TileScheduleOut, raw_schedule, raw_sizes};
+use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 
 /// Sizes of a permutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,10 @@ pub enum PermutePath {
     },
 }
 
-/// Warps of a block.
-const WARPS: usize = 16;
+/// Most warps of a block that have rows.
+const WARPS: usize = launchers::PERMUTE_MOST_WARPS as usize;
 /// Most rows of a thread.
-const MAX_STEPS: usize = 4;
+const MAX_STEPS: usize = launchers::PERMUTE_MOST_STEPS as usize;
 /// Shared memory of the sort besides its tables: static arrays, and what the driver keeps.
 const RESERVED_SHARED: u32 = 8 * 1024;
 
@@ -158,14 +158,15 @@ impl PermuteShape {
                 (warps, steps)
             }
         };
-        let keys = self.local_experts + 1;
-        // A word of counters for two warps, and two words more, to a key; all in units of 16 bytes.
-        let words = shared_per_block.saturating_sub(RESERVED_SHARED) as usize / 16 * 4;
-        require(keys <= words / 3, OP, "local_experts", self.local_experts, || {
-            format!("must be at most {} on this device", words / 3 - 1)
-        })?;
-        let warps = warps.min(2 * (words / keys - 2));
-        let shared_bytes = ((warps.div_ceil(2) + 2) * keys * size_of::<u32>()).next_multiple_of(16);
+        // As many warps as shared memory holds the counters of.
+        let room = shared_per_block.saturating_sub(RESERVED_SHARED) as usize;
+        let fits = |warps: usize, experts: usize| launchers::permute_table_bytes(warps, experts) <= room;
+        let Some(warps) = (1..=warps).rev().find(|&warps| fits(warps, self.local_experts)) else {
+            let most = (0..self.local_experts).rev().find(|&experts| fits(1, experts)).unwrap_or(0);
+            let rule = format!("must be at most {most} on this device");
+            return Err(Error::argument(OP, "local_experts", self.local_experts, rule));
+        };
+        let shared_bytes = launchers::permute_table_bytes(warps, self.local_experts);
         Ok(Cut { warps, steps, blocks: rows.div_ceil(32 * warps * steps), shared_bytes })
     }
 }
@@ -198,36 +199,30 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
         return Ok(());
     }
 
-    let targets = Targets::new(args.problem_sizes.as_ref(), args.tile_schedule.as_ref());
-    let (topk_ids, expert_offsets) = (args.topk_ids.ptr(), args.expert_offsets.ptr());
-    let expert_map = args.expert_map.map_or(DevicePtr::null(), |map| map.ptr());
-    let (sorted_rows, inverse) = (args.sorted_rows.ptr(), args.inverse.ptr());
-    let row_experts = args.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
-    let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
-    let kernel = kernels::Permute {
-        topk_ids,
-        expert_map,
-        expert_offsets,
-        sorted_rows,
-        inverse,
-        row_experts,
-        problem_sizes1: sizes1,
-        problem_sizes2: sizes2,
-        schedule,
-        rows: rows as u32,
-        experts: shape.experts as u32,
-        local_experts: local_experts as u32,
-        capacity: capacity as u32,
+    let arguments = launchers::Permute {
+        routing: launchers::Routing {
+            topk_ids: args.topk_ids.ptr(),
+            expert_map: args.expert_map.map_or(DevicePtr::null(), |map| map.ptr()),
+            rows: rows as u32,
+            experts: shape.experts as u32,
+            local_experts: local_experts as u32,
+        },
+        expert_offsets: args.expert_offsets.ptr(),
+        outputs: launchers::PermutedRows {
+            sorted_rows: args.sorted_rows.ptr(),
+            inverse: args.inverse.ptr(),
+            row_experts: args.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr()),
+            capacity: capacity as u32,
+        },
+        sizes: raw_sizes(args.problem_sizes.as_ref()),
+        schedule: raw_schedule(args.tile_schedule.as_ref()),
         alignment: shape.alignment as u32,
         ranking_warps: cut.warps as u32,
         steps: cut.steps as u32,
-        hidden,
-        intermediate,
-        swap_operands,
-        block_m,
     };
+    let kernel = launchers::PERMUTE.with_shared(cut.shared_bytes as u32);
     // SAFETY: every list was checked to have its length on this device, and the numbers to fit.
-    unsafe { device.launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
+    unsafe { device.launch(stream, &kernel, cut.blocks as u32, &arguments) }
 }
 
 /// Where the scales of rows are: scale `g` of row `i` is element `i * row_stride + g * group_stride`.
@@ -249,6 +244,11 @@ impl ScaleLayout {
     /// multiple of 4, as TMA has it: that of the rows rounded up, the last of which stay unwritten.
     pub fn group_major(rows: usize) -> Self {
         Self { row_stride: 1, group_stride: rows }
+    }
+
+    /// As kernels take it.
+    pub(super) fn raw(&self) -> launchers::Strides {
+        launchers::Strides { row: self.row_stride as u64, group: self.group_stride as u64 }
     }
 
     /// Elements up to the last scale of `rows` rows.
@@ -319,7 +319,7 @@ pub fn permute_rows<T: Pod>(stream: &Stream, shape: PermuteShape, args: PermuteR
     if rows == 0 {
         return Ok(());
     }
-    let kernel = kernels::PermuteRows {
+    let arguments = launchers::PermuteRows {
         activations: args.activations.ptr().cast(),
         scales: from.0,
         sorted_rows: args.sorted_rows.ptr(),
@@ -328,15 +328,13 @@ pub fn permute_rows<T: Pod>(stream: &Stream, shape: PermuteShape, args: PermuteR
         permuted_scales: to.0,
         row_bytes: row_bytes as u32,
         scale_groups: groups,
-        scale_row_stride: from.1.row_stride as u64,
-        scale_group_stride: from.1.group_stride as u64,
-        permuted_scale_row_stride: to.1.row_stride as u64,
-        permuted_scale_group_stride: to.1.group_stride as u64,
+        scale_strides: from.1.raw(),
+        permuted_scale_strides: to.1.raw(),
         rows: rows as u32,
         top_k: shape.top_k as u32,
         local_experts: shape.local_experts as u32,
     };
-    let blocks = (capacity as u32).div_ceil(8);
+    let blocks = (capacity as u32).div_ceil(launchers::PERMUTE_ROWS_PER_BLOCK);
     // SAFETY: every array was checked to have its extent on this device; sorted_rows and expert_offsets are `permute`'s.
-    unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::PERMUTE_ROWS, blocks, &arguments) }
 }

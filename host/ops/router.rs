@@ -16,7 +16,7 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers::{self, LogitsTile};
 
 /// Arguments of [`router_logits`].
 pub struct RouterLogits<'a> {
@@ -76,40 +76,34 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     args.gate.check(OP, "gate", args.experts * args.hidden, stream)?;
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
-    let (most_tokens, most_experts) = match path {
-        RouterLogitsPath::Few => (8 * GRID_Y, usize::MAX),
-        RouterLogitsPath::Tile16x8 => (usize::MAX, 8 * GRID_Y),
-        RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (usize::MAX, 64 * GRID_Y),
+    let (kernel, tile, experts_along_x) = match path {
+        RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW, true),
+        RouterLogitsPath::Tile16x8 => (launchers::ROUTER_LOGITS_16X8, launchers::LOGITS_16X8, false),
+        RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
+            (launchers::ROUTER_LOGITS_64X64, launchers::LOGITS_64X64, false)
+        }
     };
-    require(args.tokens <= most_tokens, OP, "tokens", tokens, || format!("must be at most {most_tokens}"))?;
-    require(args.experts <= most_experts, OP, "experts", experts, || {
-        format!("must be at most {most_experts}")
-    })?;
+    let LogitsTile { tokens: tile_tokens, experts: tile_experts } = tile;
+    let (along_y, tile_y) =
+        if experts_along_x { (args.tokens, tile_tokens) } else { (args.experts, tile_experts) };
+    let name = if experts_along_x { "tokens" } else { "experts" };
+    let most = tile_y as usize * GRID_Y;
+    require(along_y <= most, OP, name, along_y, || format!("must be at most {most}"))?;
     if tokens == 0 {
         return Ok(());
     }
-    let (hidden_states, gate, logits) = (args.hidden_states.ptr(), args.gate.ptr(), args.logits.ptr());
-    let device = stream.device();
+    let blocks = (tokens.div_ceil(tile_tokens), experts.div_ceil(tile_experts));
+    let grid = if experts_along_x { (blocks.1, blocks.0) } else { blocks };
+    let arguments = launchers::RouterLogits {
+        hidden_states: args.hidden_states.ptr(),
+        gate: args.gate.ptr(),
+        logits: args.logits.ptr(),
+        tokens,
+        experts,
+        hidden,
+    };
     // SAFETY: the three matrices were checked to have their sizes on this device.
-    unsafe {
-        match path {
-            RouterLogitsPath::Few => {
-                let kernel =
-                    kernels::RouterLogitsFew { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (experts, tokens.div_ceil(8)), 256, &kernel)
-            }
-            RouterLogitsPath::Tile16x8 => {
-                let kernel =
-                    kernels::RouterLogits16x8 { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (tokens.div_ceil(16), experts.div_ceil(8)), 7 * 512, &kernel)
-            }
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
-                let kernel =
-                    kernels::RouterLogits64x64 { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (tokens.div_ceil(64), experts.div_ceil(64)), 16384, &kernel)
-            }
-        }
-    }
+    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }
 
 /// What all top-k operations read and write.
@@ -128,9 +122,6 @@ pub struct TopK<'a> {
     pub topk_weights: SliceMut<'a, f32>,
 }
 
-/// Tokens of a block of the top-k kernels.
-const TOKENS_PER_BLOCK: u32 = 4;
-
 impl TopK<'_> {
     fn check(&self, op: &'static str, stream: &Stream) -> Result<()> {
         checked_i32(op, "tokens", self.tokens)?;
@@ -145,18 +136,27 @@ impl TopK<'_> {
     }
 
     fn blocks(&self) -> u32 {
-        (self.tokens as u32).div_ceil(TOKENS_PER_BLOCK)
+        (self.tokens as u32).div_ceil(launchers::TOP_K_TOKENS_PER_BLOCK)
+    }
+
+    fn raw(&self) -> launchers::TopK {
+        launchers::TopK {
+            logits: self.logits.ptr(),
+            topk_ids: self.topk_ids.ptr(),
+            topk_weights: self.topk_weights.ptr(),
+            tokens: self.tokens as u32,
+            experts: self.experts as u32,
+            top_k: self.top_k as u32,
+        }
     }
 
     /// Shared memory for `words` words to a token.
     fn shared_bytes(&self, op: &'static str, words: usize, stream: &Stream) -> Result<u32> {
-        let bytes = words * size_of::<u32>() * TOKENS_PER_BLOCK as usize;
+        let bytes = launchers::top_k_shared_bytes(words);
         let most = stream.device().shared_per_block() as usize;
         require(bytes <= most, op, "experts", self.experts, || {
-            format!(
-                "must be at most {} with their groups on this device",
-                most / (4 * TOKENS_PER_BLOCK as usize)
-            )
+            let most = most / launchers::top_k_shared_bytes(1);
+            format!("must be at most {most} with their groups on this device")
         })?;
         Ok(bytes as u32)
     }
@@ -169,17 +169,10 @@ pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Resu
     const OP: &str = "softmax_top_k";
     args.check(OP, stream)?;
     let shared_bytes = args.shared_bytes(OP, args.experts, stream)?;
-    let kernel = kernels::SoftmaxTopK {
-        logits: args.logits.ptr(),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
-        top_k: args.top_k as u32,
-        renormalize: renormalize.into(),
-    };
+    let kernel = launchers::SOFTMAX_TOP_K.with_shared(shared_bytes);
+    let arguments = launchers::SoftmaxTopK { of: args.raw(), renormalize };
     // SAFETY: lengths, device and k were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+    unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
 /// How [`grouped_top_k`] scores, selects and weights.
@@ -222,22 +215,18 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
         bias.check(OP, "correction_bias", args.experts, stream)?;
     }
     let shared_bytes = args.shared_bytes(OP, args.experts + groups, stream)?;
-    let kernel = kernels::GroupedTopK {
-        logits: args.logits.ptr(),
+    let kernel = launchers::GROUPED_TOP_K.with_shared(shared_bytes);
+    let arguments = launchers::GroupedTopK {
+        of: args.raw(),
         correction_bias: grouped.correction_bias.map_or(DevicePtr::null(), |bias| bias.ptr()),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
         groups: groups as u32,
         topk_group: topk_group as u32,
-        top_k: args.top_k as u32,
-        softmax_scores: (!grouped.sigmoid).into(),
-        renormalize: grouped.renormalize.into(),
+        softmax_scores: !grouped.sigmoid,
+        renormalize: grouped.renormalize,
         routed_scaling_factor: factor,
     };
     // SAFETY: lengths, device and all counts were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+    unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
 /// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for its output. NaN is
@@ -245,14 +234,6 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
 pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     const OP: &str = "sigmoid_top_k";
     args.check(OP, stream)?;
-    let kernel = kernels::SigmoidTopK {
-        logits: args.logits.ptr(),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
-        top_k: args.top_k as u32,
-    };
     // SAFETY: lengths, device and k were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::SIGMOID_TOP_K, args.blocks(), &args.raw()) }
 }

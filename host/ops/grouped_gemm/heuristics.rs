@@ -1,14 +1,16 @@
 //! Which kernel multiplies: the one place where the grouped GEMM chooses.
 //!
-//! Two choices are made, at two times. Before the tile schedule is built, [`block_m`] recommends the height of its
-//! tiles, and [`gathers`] says whether the first GEMM of a layer takes its rows from the tokens. When the GEMM is called, [`plan`] turns the schedule's height, the accumulation and the path into a [`Plan`]:
-//! which family of kernels, which of them, how many blocks. Both are functions of sizes that the host knows; the
-//! counts per expert are known on the device alone, where the schedule adapts to them.
+//! Two choices are made, at two times. Before the tile schedule is built, [`block_m`] recommends the height of its tiles, and
+//! [`gathers`] says whether the first GEMM of a layer takes its rows from the tokens. When the GEMM is called, [`plan`] turns the
+//! schedule's height, the accumulation and the path into a [`Plan`]: which family of kernels, which of them, how many blocks.
+//! Both are functions of sizes that the host knows; the counts per expert are known on the device alone, where the schedule
+//! adapts to them.
 
-use super::slab_scales::EXTRA_ROWS;
 use super::{Accumulation, GemmShape, OP};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::{Device, Family};
+use crate::gpu::launch::Kernel;
+use crate::kernels::launchers::{self, GemmTile, PortableGemm};
 use crate::ops::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Which kernels to use.
@@ -44,7 +46,10 @@ pub enum Gather {
 }
 
 /// Heights of tiles that some kernel has.
-pub const BLOCK_M: [usize; 5] = [8, 16, 32, 64, 128];
+pub const BLOCK_M: [usize; 5] = {
+    let [a, b, c, d, e] = HopperTile::ALL;
+    [a.block_m(), b.block_m(), c.block_m(), d.block_m(), e.block_m()]
+};
 
 /// Refuses a height of tiles that no kernel has.
 pub(in crate::ops) fn check_block_m(op: &'static str, block_m: usize) -> Result<()> {
@@ -64,9 +69,6 @@ pub enum PortableTile {
     Rows128,
 }
 
-/// Columns of D in a work item of the portable kernels.
-const BLOCK_N: usize = 128;
-
 impl PortableTile {
     /// All of them, by height.
     pub const ALL: [PortableTile; 3] = [PortableTile::Rows16, PortableTile::Rows64, PortableTile::Rows128];
@@ -79,52 +81,43 @@ impl PortableTile {
         })
     }
 
+    /// The numbers of its kernels.
+    pub(crate) const fn numbers(self) -> GemmTile {
+        match self {
+            PortableTile::Rows16 => launchers::PORTABLE_16,
+            PortableTile::Rows64 => launchers::PORTABLE_64,
+            PortableTile::Rows128 => launchers::PORTABLE_128,
+        }
+    }
+
+    /// Its kernel.
+    pub(super) const fn kernel(self, promoted: bool) -> Kernel<PortableGemm> {
+        match (self, promoted) {
+            (PortableTile::Rows16, false) => launchers::GROUPED_GEMM_FAST_16,
+            (PortableTile::Rows64, false) => launchers::GROUPED_GEMM_FAST_64,
+            (PortableTile::Rows128, false) => launchers::GROUPED_GEMM_FAST_128,
+            (PortableTile::Rows16, true) => launchers::GROUPED_GEMM_PROMOTED_16,
+            (PortableTile::Rows64, true) => launchers::GROUPED_GEMM_PROMOTED_64,
+            (PortableTile::Rows128, true) => launchers::GROUPED_GEMM_PROMOTED_128,
+        }
+    }
+
     /// Most rows.
     pub const fn block_m(self) -> usize {
-        match self {
-            PortableTile::Rows16 => 16,
-            PortableTile::Rows64 => 64,
-            PortableTile::Rows128 => 128,
-        }
+        self.numbers().rows as usize
     }
 
-    /// Threads of a block.
-    pub const fn threads(self) -> u32 {
-        match self {
-            PortableTile::Rows16 => 128,
-            PortableTile::Rows64 | PortableTile::Rows128 => 256,
-        }
-    }
-
-    /// Stages of the pipeline.
-    const fn stages(self) -> u32 {
-        match self {
-            PortableTile::Rows16 => 5,
-            PortableTile::Rows64 => 4,
-            PortableTile::Rows128 => 3,
-        }
-    }
-
-    /// Dynamic shared memory of a block: a stage is 128 bytes of K of every row of A and B, the tile's 16 bytes, and in the
-    /// promoted kernels the scales (drawn in `kernels-gpu/src/grouped_gemm/mod.rs`). At most 99 KiB, which every GPU with
-    /// FP8 tensor cores has.
-    pub const fn shared_bytes(self, promoted: bool) -> u32 {
-        let rows = self.block_m() as u32;
-        let scales = if promoted { rows * 4 + 16 } else { 0 };
-        self.stages() * ((rows + BLOCK_N as u32) * 128 + 16 + scales)
-    }
-
-    /// Bytes of A and B on their way to an SM with `shared_per_block` bytes of shared memory, at most: all stages but the one that is
-    /// multiplied, of every block that it holds. A latency of 1 us at an even share of a GPU's memory rate wants some 25 KB.
+    /// Bytes of A and B on their way to an SM with `shared_per_block` bytes of shared memory, at most: all stages but the one that
+    /// is multiplied, of every block that it holds. A latency of 1 us at an even share of a GPU's memory rate wants some 25 KB.
     pub fn bytes_in_flight(self, shared_per_block: u32, promoted: bool) -> u32 {
-        let blocks = self.blocks_per_multiprocessor(shared_per_block, promoted);
-        blocks * (self.stages() - 1) * (self.block_m() as u32 + BLOCK_N as u32) * 128
+        let GemmTile { stages, operand_bytes, .. } = self.numbers();
+        self.blocks_per_multiprocessor(shared_per_block, promoted) * (stages - 1) * operand_bytes
     }
 
     /// Blocks that an SM holds at a time. Registers allow one block of 256 threads and three of 128.
     fn blocks_per_multiprocessor(self, shared_per_block: u32, promoted: bool) -> u32 {
         match self {
-            PortableTile::Rows16 => (shared_per_block / self.shared_bytes(promoted)).clamp(1, 2),
+            PortableTile::Rows16 => (shared_per_block / self.kernel(promoted).shared_bytes).clamp(1, 2),
             PortableTile::Rows64 | PortableTile::Rows128 => 1,
         }
     }
@@ -160,24 +153,27 @@ impl HopperTile {
         Self::ALL.into_iter().find(|tile| tile.block_m() == block_m)
     }
 
-    /// Most rows.
-    pub const fn block_m(self) -> usize {
-        BLOCK_M[self as usize]
+    /// The numbers of its kernels.
+    pub(crate) const fn numbers(self) -> GemmTile {
+        match self {
+            HopperTile::Narrow8 => launchers::NARROW_8,
+            HopperTile::Narrow16 => launchers::NARROW_16,
+            HopperTile::Narrow32 => launchers::NARROW_32,
+            HopperTile::Narrow64 => launchers::NARROW_64,
+            HopperTile::Wide => launchers::WIDE,
+        }
     }
 
-    /// Threads of a block: two warpgroups that multiply and a producer warp, of the wide kernels a producer warpgroup.
-    pub const fn threads(self) -> u32 {
-        match self {
-            HopperTile::Wide => 384,
-            _ => 288,
-        }
+    /// Most rows.
+    pub const fn block_m(self) -> usize {
+        self.numbers().rows as usize
     }
 
     /// Blocks that share their rows of A, side by side: a cluster.
     pub const fn cluster(self) -> u32 {
         match self {
-            HopperTile::Wide => 2,
-            _ => 1,
+            HopperTile::Wide => launchers::HOPPER_WIDE_FAST.cluster,
+            _ => launchers::HOPPER_NARROW_8.cluster,
         }
     }
 
@@ -186,56 +182,16 @@ impl HopperTile {
         matches!(self, HopperTile::Wide)
     }
 
-    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on behalf of both; of a narrow one,
-    /// as few as can be, since an expert seldom has as many rows as its tile.
-    pub(in crate::ops) const fn a_box_rows(self) -> u32 {
-        match self {
-            HopperTile::Wide => 64,
-            _ => 8,
-        }
-    }
-
     /// Columns of D in an item.
-    pub const COLUMNS: usize = 256;
-
-    /// Stages of the ring, and bytes of A and B in each.
-    const fn ring(self) -> (u32, u32) {
-        const ROWS_128: u32 = 128 * 128;
-        let rows = self.block_m() as u32;
-        match self {
-            HopperTile::Wide => (4, 3 * ROWS_128),
-            HopperTile::Narrow64 => (5, 2 * ROWS_128 + rows * 128),
-            _ => (6, 2 * ROWS_128 + rows * 128),
-        }
+    pub(crate) const fn columns(self) -> usize {
+        self.numbers().columns as usize
     }
 
-    /// Bytes of A and B on their way to an SM, at most: all stages but the one that is multiplied. A latency of 1 us at an even share
-    /// of an H200's memory rate wants some 36 KB.
+    /// Bytes of A and B on their way to an SM, at most: all stages but the one that is multiplied. A latency of 1 us at an even
+    /// share of an H200's memory rate wants some 36 KB.
     pub const fn bytes_in_flight(self) -> u32 {
-        let (stages, stage) = self.ring();
-        (stages - 1) * stage
-    }
-
-    /// Dynamic shared memory of a block: the ring of stages with scales and barriers (`kernels-gpu/src/grouped_gemm/hopper/ring.rs`),
-    /// and what the narrow kernels exchange, or the wide ones note of their items.
-    pub const fn shared_bytes(self, promoted: bool) -> u32 {
-        let rows = self.block_m() as u32;
-        let (stages, stage) = self.ring();
-        // Of the rows of a box, and of two blocks of B: TMA puts them at multiples of 128.
-        let scales = ((rows + EXTRA_ROWS + 2) * 4).next_multiple_of(128);
-        let (scales, exchange) = match self {
-            HopperTile::Wide => (if promoted { scales } else { 0 }, stages * 16),
-            _ => (scales, 16 + 9 * rows * 4),
-        };
-        stages * (stage + scales + 16) + exchange
-    }
-
-    /// Bytes of the partial sums of a block: two slots of 256 columns by the tile's rows, f32. None where items are not cut.
-    const fn partials_bytes(self) -> usize {
-        match self {
-            HopperTile::Wide => 0,
-            _ => 2 * 256 * self.block_m() * 4,
-        }
+        let GemmTile { stages, operand_bytes, .. } = self.numbers();
+        (stages - 1) * operand_bytes
     }
 }
 
@@ -243,7 +199,7 @@ impl HopperTile {
 pub(super) fn partials_bytes(device: &Device, block_m: usize) -> usize {
     match HopperTile::for_block_m(block_m) {
         Some(tile) if device.family() == Family::Sm90a => {
-            device.multiprocessors() as usize * tile.partials_bytes()
+            device.multiprocessors() as usize * tile.numbers().partial_bytes as usize
         }
         _ => 0,
     }
@@ -364,11 +320,12 @@ fn hopper_block_m(shape: &GemmShape) -> usize {
 fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
     let mean = mean_rows(shape);
     let active = shape.experts.min(shape.rows).max(1);
-    let items = |block_m: usize| active * mean.div_ceil(block_m) * shape.n.div_ceil(BLOCK_N);
+    let wide = PortableTile::Rows128.numbers();
+    let items = active * mean.div_ceil(wide.rows as usize) * shape.n.div_ceil(wide.columns as usize);
     match mean {
         0..=24 => 16,
         25..=96 => 64,
-        _ if items(128) < multiprocessors => 64,
+        _ if items < multiprocessors => 64,
         _ => 128,
     }
 }
@@ -391,14 +348,14 @@ pub fn plan(
     if takes_hopper(OP, device, path)?
         && let Some(tile) = HopperTile::for_block_m(block_m)
     {
-        let pairs = shape.n.div_ceil(HopperTile::COLUMNS * tile.cluster() as usize);
+        let pairs = shape.n.div_ceil(tile.columns() * tile.cluster() as usize);
         let items = row_tiles.saturating_mul(pairs * tile.cluster() as usize);
         check_slabs(OP, items, shape)?;
         let blocks = hopper_blocks(OP, device, tile, items, path)?;
         return Ok(Plan::Hopper { tile, promoted, blocks });
     }
     let tile = PortableTile::for_block_m(block_m)?;
-    let items = row_tiles.saturating_mul(shape.n.div_ceil(BLOCK_N));
+    let items = row_tiles.saturating_mul(shape.n.div_ceil(tile.numbers().columns as usize));
     let value = || format!("{} rows in tiles of {block_m} x {} columns", shape.rows, shape.n);
     require(items < 1 << 31, OP, "schedule", value(), || "must have below 2^31 tiles of 128 columns".into())?;
     let blocks = match path {
@@ -416,15 +373,17 @@ pub fn plan(
 
 /// Refuses a problem whose slabs the Hopper kernels could not count.
 pub(in crate::ops) fn check_slabs(op: &'static str, items: usize, shape: &GemmShape) -> Result<()> {
-    let slabs = items.saturating_mul(shape.k.div_ceil(128));
-    let value = || format!("{items} items of {} slabs", shape.k.div_ceil(128));
+    let slabs_of_item = shape.k.div_ceil(launchers::SLAB as usize);
+    let slabs = items.saturating_mul(slabs_of_item);
+    let value = || format!("{items} items of {slabs_of_item} slabs");
     require(slabs < 1 << 31, op, "schedule", value(), || "must have below 2^31 slabs of 128 of K".into())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        BLOCK_M, Gather, GemmShape, HopperTile, PortableTile, gathers, hopper_block_m, portable_block_m,
+    use super::{Gather, GemmShape, PortableTile, gathers, hopper_block_m, portable_block_m};
+    use crate::kernels::launchers::{
+        HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32, HOPPER_NARROW_64, HOPPER_WIDE_PROMOTED,
     };
 
     #[test]
@@ -445,11 +404,12 @@ mod tests {
     #[test]
     fn shared_memory_fits_every_gpu() {
         for tile in PortableTile::ALL {
-            assert!(tile.shared_bytes(true) <= 99 * 1024, "{tile:?}");
+            assert!(tile.kernel(true).shared_bytes <= 99 * 1024, "{tile:?}");
         }
-        for tile in HopperTile::ALL {
-            let bytes = tile.shared_bytes(false).max(tile.shared_bytes(true));
-            assert!(bytes <= 227 * 1024, "{tile:?}: {bytes}");
+        let promoted =
+            [HOPPER_WIDE_PROMOTED, HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32, HOPPER_NARROW_64];
+        for kernel in promoted {
+            assert!(kernel.shared_bytes <= 227 * 1024, "{}: {}", kernel.name, kernel.shared_bytes);
         }
     }
 
@@ -469,6 +429,5 @@ mod tests {
         let height =
             |tokens: usize| hopper_block_m(&GemmShape { rows: tokens * 2, n: 28672, k: 4096, experts: 8 });
         assert_eq!([1, 8, 32, 64, 128, 256, 4096].map(height), [8, 8, 16, 32, 64, 128, 128]);
-        assert!(HopperTile::ALL.iter().zip(BLOCK_M).all(|(tile, rows)| tile.block_m() == rows));
     }
 }

@@ -1,11 +1,10 @@
 //! Launches the portable kernels (`kernels-gpu/src/grouped_gemm/portable`).
 
-use super::GroupedGemm;
 use super::heuristics::PortableTile;
+use super::{GroupedGemm, raw_scales};
 use crate::error::Result;
-use crate::gpu::launch::Kernel;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_portable(
@@ -15,45 +14,21 @@ impl GroupedGemm<'_> {
         promoted: bool,
         blocks: u32,
     ) -> Result<()> {
-        use kernels::{
-            GroupedGemmFast16, GroupedGemmFast64, GroupedGemmFast128, GroupedGemmPromoted16,
-            GroupedGemmPromoted64, GroupedGemmPromoted128,
-        };
-        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
-        let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
-        // Every entry point takes the same arguments.
-        macro_rules! launch {
-            ($kernel:ident) => {{
-                let kernel = $kernel {
-                    a: self.a.ptr().cast(),
-                    b: self.b.ptr().cast(),
-                    a_scale,
-                    b_scale,
-                    schedule: self.schedule.entries.ptr(),
-                    out,
-                    a_scale_row_stride,
-                    a_scale_group_stride,
-                    n: self.shape.n as u32,
-                    k: self.shape.k as u32,
-                    a_scale_kind,
-                    b_scale_kind,
-                    out_type,
-                };
-                debug_assert_eq!($kernel::THREADS, tile.threads());
-                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the
-                // kernel asks for; that the schedule belongs to `expert_offsets`, and that these end within P rows, is
-                // what the operations that make them guarantee.
-                unsafe { stream.device().launch(stream, blocks, tile.shared_bytes(promoted), &kernel) }
-            }};
-        }
-        match (tile, promoted) {
-            (PortableTile::Rows16, false) => launch!(GroupedGemmFast16),
-            (PortableTile::Rows64, false) => launch!(GroupedGemmFast64),
-            (PortableTile::Rows128, false) => launch!(GroupedGemmFast128),
-            (PortableTile::Rows16, true) => launch!(GroupedGemmPromoted16),
-            (PortableTile::Rows64, true) => launch!(GroupedGemmPromoted64),
-            (PortableTile::Rows128, true) => launch!(GroupedGemmPromoted128),
-        }
+        let arguments = launchers::PortableGemm {
+            a: self.a.ptr().cast(),
+            b: self.b.ptr().cast(),
+            scales: raw_scales(&self.a_scale, &self.b_scale),
+            a_scale_strides: self.a_scale.strides(),
+            schedule: self.schedule.entries.ptr(),
+            out,
+            n: self.shape.n as u32,
+            k: self.shape.k as u32,
+            out_type,
+        };
+        // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel asks for;
+        // that the schedule belongs to `expert_offsets`, and that these end within P rows, is what the operations that make
+        // them guarantee.
+        unsafe { stream.device().launch(stream, &tile.kernel(promoted), blocks, &arguments) }
     }
 }

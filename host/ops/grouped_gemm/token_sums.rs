@@ -5,6 +5,7 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::kernels::launchers;
 
 /// Sums of D's rows by token: `sums[t] += w[t, j] * D[r]` for every row r that is slot j of token t, `sorted_rows[r] = t * k + j`. D is
 /// f32 here, rounded nowhere.
@@ -24,23 +25,18 @@ pub struct TokenSums<'a> {
     pub top_k: usize,
 }
 
-/// [`TokenSums`] as the kernels take them, besides the sums; nulls where D is written.
-#[derive(Clone, Copy)]
-pub(super) struct RawTokens {
-    pub sorted_rows: DevicePtr<i32>,
-    pub topk_weights: DevicePtr<f32>,
-    pub slots: u32,
-    pub top_k: u32,
-}
-
-impl RawTokens {
-    pub const NONE: RawTokens =
-        RawTokens { sorted_rows: DevicePtr::null(), topk_weights: DevicePtr::null(), slots: 1, top_k: 1 };
-}
+/// What kernels take where D is written.
+pub(super) const NONE: launchers::TokenSums = launchers::TokenSums {
+    sorted_rows: DevicePtr::null(),
+    topk_weights: DevicePtr::null(),
+    slots: 1,
+    top_k: 1,
+};
 
 impl TokenSums<'_> {
-    pub(super) fn raw(&self) -> RawTokens {
-        RawTokens {
+    /// As the kernels take them, besides the sums.
+    pub(super) fn raw(&self) -> launchers::TokenSums {
+        launchers::TokenSums {
             sorted_rows: self.sorted_rows.ptr(),
             topk_weights: self.topk_weights.map_or(DevicePtr::null(), |weights| weights.ptr()),
             slots: (self.tokens * self.top_k) as u32,
