@@ -68,7 +68,10 @@ const PTX_SIM: Rooms = Rooms {
             ],
         ),
         ("run", &["code", "counters", "engine", "exec", "fault", "random", "state"]),
-        ("machine", &["counters", "decode", "fault", "mma", "code", "limits", "module", "ptx", "run", "state"]),
+        (
+            "machine",
+            &["counters", "decode", "fault", "mma", "code", "limits", "module", "ptx", "run", "state"],
+        ),
         ("driver", &["counters", "fault", "machine", "mma", "module", "state", "tensor_map"]),
     ],
     tangled: &["driver"],

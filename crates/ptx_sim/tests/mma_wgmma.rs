@@ -271,7 +271,13 @@ fn overwrite_negate_and_mixed_types() {
     let a = MatrixA::fetch(Descriptor::decode(a), Major::K, shared.reader()).unwrap();
     let b = MatrixB::fetch(Descriptor::decode(b), Major::K, 24, shared.reader()).unwrap();
     for (negate, accumulate) in [(false, false), (true, false), (true, true)] {
-        check(Product { a: Operand::E4m3, b: Operand::E5m2, negate, accumulate, model: None }, &a, &b, &left, &right);
+        check(
+            Product { a: Operand::E4m3, b: Operand::E5m2, negate, accumulate, model: None },
+            &a,
+            &b,
+            &left,
+            &right,
+        );
     }
 }
 
