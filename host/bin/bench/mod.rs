@@ -95,6 +95,9 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 pub fn bench(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let parts = plan::parts(&arguments.part)?;
+    for path in [&arguments.json, &arguments.plot, &arguments.dump] {
+        terminal::try_output(path.as_deref())?;
+    }
     let device = terminal::open_device(arguments.device)?;
     let open = started.elapsed();
     let cases = plan::cases(arguments, device.is_emulated())?;
