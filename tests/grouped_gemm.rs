@@ -240,7 +240,7 @@ fn acceptance(most_tiles_of_16: impl Fn(usize) -> (usize, usize)) {
                     let on_device = OnDevice::new(&device, &problem, block_m);
                     let d = run(&on_device, Format::Bf16, Accumulation::Fast, Path::Auto);
                     let d: Vec<f32> = d.iter().map(|&bits| Format::Bf16.decode(bits) as f32).collect();
-                    common::assert_close(&d, &expected, 5e-4, 1e-2);
+                    common::checks::assert_close(&d, &expected, 5e-4, 1e-2);
                 }
             }
         }

@@ -2,12 +2,12 @@
 
 mod common;
 
-use common::checks::out_of_bounds;
+use common::checks::{assert_close, out_of_bounds, relative_l2};
 use common::layers::{
     Poison, Skew, any_config, any_skew, config, drawn_device, on_device, random_routing, run_own, run_routed,
 };
 use common::oracle::{self, Layer};
-use common::{assert_close, cases, device, families, relative_l2, timing};
+use common::{cases, device, families, timing};
 use fp8_moe::{Device, Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::checks::out_of_bounds;
+use common::checks::{out_of_bounds, relative_l2};
 use common::gemm::{B_KINDS, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts};
 use common::layers::{Poison, Skew, any_config, any_skew, config, on_device, random_routing, run_routed};
 use common::oracle::{self, Layer};
-use common::{cases, device, families, relative_l2, timing};
+use common::{cases, device, families, timing};
 use fp8_moe::ops::cast::{Cast, cast};
 use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
 use fp8_moe::ops::grouped_gemm::{Accumulation, GemmOut, GroupedGemm, TokenSums, grouped_gemm};

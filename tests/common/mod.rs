@@ -17,8 +17,6 @@ use std::sync::OnceLock;
 use fp8_moe::{Device, DeviceSpec, Family};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-pub use checks::{assert_close, relative_l2};
-
 /// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the emulated
 /// one. A process has one driver, so a GPU machine runs the same executable twice.
 pub fn devices() -> Vec<Device> {
