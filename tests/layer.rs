@@ -8,7 +8,7 @@ use common::layers::{
 };
 use common::oracle::{self, Layer};
 use common::{cases, device, families, timing};
-use fp8_moe::{Device, Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
+use fp8_moe::{Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
 

@@ -24,7 +24,7 @@ use crate::setup::{self, cuda_tools};
 const LIMIT: u64 = 64 << 20;
 
 /// The crates through which a package talks to a device.
-const DRIVER_CRATES: [&str; 2] = ["cuda_driver", "cust"];
+const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
@@ -157,6 +157,7 @@ mod tests {
             device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
         };
         assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
         assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
         assert_eq!(package("xtask", "clap"), None);
         let for_tests =
