@@ -23,8 +23,8 @@ use crate::setup::{self, cuda_tools};
 /// What the folder may hold, in bytes.
 const LIMIT: u64 = 64 << 20;
 
-/// The packages whose tests run on a device.
-const PACKAGES: [&str; 2] = ["fp8-moe", "cuda_driver"];
+/// The crates through which a package talks to a device.
+const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
@@ -80,8 +80,8 @@ fn test_executables() -> Result<Vec<(String, PathBuf)>> {
     heading("build the tests");
     let mut command = cargo();
     command.args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"]);
-    for package in PACKAGES {
-        command.args(["--package", package]);
+    for package in device_packages()? {
+        command.args(["--package", &package]);
     }
     let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
     if !built.status.success() {
@@ -91,6 +91,22 @@ fn test_executables() -> Result<Vec<(String, PathBuf)>> {
     let mut executables = messages.lines().filter_map(test_executable).collect::<Vec<_>>();
     executables.sort();
     Ok(executables)
+}
+
+/// The workspace's packages whose tests talk to a device.
+fn device_packages() -> Result<Vec<String>> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("cargo's metadata is not JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+    Ok(packages.iter().filter_map(device_package).collect())
+}
+
+/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not for its tests alone.
+fn device_package(package: &Value) -> Option<String> {
+    let name = package["name"].as_str()?;
+    let used = package["dependencies"].as_array()?.iter().filter(|dependency| dependency["kind"].is_null());
+    let names = used.filter_map(|dependency| dependency["name"].as_str());
+    names.chain([name]).any(|name| DRIVER_CRATES.contains(&name)).then(|| name.to_owned())
 }
 
 /// The test in one of cargo's messages: `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
@@ -134,6 +150,20 @@ fn size(directory: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_what_talks_to_a_device() {
+        let package = |name: &str, dependency: &str| {
+            device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
+        };
+        assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
+        assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
+        assert_eq!(package("xtask", "clap"), None);
+        let for_tests =
+            serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "cust", "kind": "dev"}]});
+        assert_eq!(device_package(&for_tests), None);
+    }
 
     #[test]
     fn reads_cargos_messages() {
