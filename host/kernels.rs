@@ -1,6 +1,7 @@
 //! The compiled kernels: the PTX of each family, what each kernel uses, and what the host calls them by.
 //!
-//! `launchers` is generated from `kernels-gpu`: a constant for each kernel, its arguments as a struct, and the numbers, kinds
+//! All of it is compiled and generated from `kernels-gpu` and committed in `host/kernels`; `build.rs` says when it is compiled
+//! instead. `launchers` has a constant for each kernel, its arguments as a struct, and the numbers, kinds
 //! and functions that the device side gives the host. None of them is written again here.
 
 use crate::gpu::device::Family;
@@ -9,10 +10,10 @@ use crate::gpu::device::Family;
 pub(crate) mod launchers {
     use crate::gpu::launch::{Arguments, DevicePtr, Kernel, TensorMap};
 
-    include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
+    include!(concat!(env!("FP8_MOE_KERNELS"), "/launchers.rs"));
 }
 
-include!(concat!(env!("OUT_DIR"), "/summaries.rs"));
+include!(concat!(env!("FP8_MOE_KERNELS"), "/summaries.rs"));
 
 /// What one kernel uses, as its source declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,8 @@ pub struct KernelSummary {
 /// The PTX of `family`: what the entries share, then the entry of every kernel.
 pub fn ptx(family: Family) -> &'static str {
     match family {
-        Family::Sm89 => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_89.ptx")),
-        Family::Sm90a => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_90a.ptx")),
+        Family::Sm89 => include_str!(concat!(env!("FP8_MOE_KERNELS"), "/kernels-gpu.sm_89.ptx")),
+        Family::Sm90a => include_str!(concat!(env!("FP8_MOE_KERNELS"), "/kernels-gpu.sm_90a.ptx")),
     }
 }
 

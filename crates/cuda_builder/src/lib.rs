@@ -41,6 +41,7 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 pub use error::Error;
 pub use ptx::KernelInfo;
@@ -178,6 +179,35 @@ impl CudaBuilder {
         let Records { kernels, arguments, items } = records;
         Ok(Built { arch: self.arch, ptx_path, kernels, arguments, items, remarks, ptxas })
     }
+}
+
+/// Compiles the crate in `crate_dir` for every family, side by side, and writes into `folder` what a library embeds:
+///
+/// ```text
+/// <crate>.sm_89.ptx  <crate>.sm_90a.ptx    the PTX
+/// launchers.rs                             what launchers::generate returns
+/// summaries.rs                             what launchers::table returns
+/// ```
+///
+/// The same sources give the same bytes, wherever they and the toolchain lie. No `ptxas` is run. What is compiled on the way goes
+/// into the target folder `target_dir`.
+pub fn package(crate_dir: &Path, folder: &Path, target_dir: &Path) -> Result<(), Error> {
+    let build = |arch| {
+        let builder = CudaBuilder::new(crate_dir).arch(arch).target_dir(target_dir);
+        builder.ptx_dir(folder).without_ptxas().build()
+    };
+    let builds = thread::scope(|scope| {
+        let builds = Arch::ALL.map(|arch| scope.spawn(move || build(arch)));
+        builds.map(|build| build.join().expect("the builder does not panic"))
+    });
+    let builds = builds.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let generated =
+        [("launchers.rs", launchers::generate(&builds)?), ("summaries.rs", launchers::table(&builds)?)];
+    for (name, source) in generated {
+        let path = folder.join(name);
+        fs::write(&path, source).map_err(|source| Error::io("write", &path, source))?;
+    }
+    Ok(())
 }
 
 /// What a build produced.

@@ -251,7 +251,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     unsafe fn issue_scales(&mut self, stage: u32, arguments: &PortableGemm) {
         let (thread, rows) = (thread::thread_idx_x(), tile_rows(MT, WARPS_M));
         let slots = stage + scales_offset(MT, WARPS_M);
-        if arguments.scales.a_kind.raw() == A_PER_GROUP {
+        if let A_PER_GROUP = arguments.scales.a_kind.raw() {
             if thread < rows {
                 // SAFETY: the scale exists if the row does, and every row of a schedule does.
                 unsafe {
@@ -260,7 +260,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
             }
             self.a_scale = self.a_scale.wrapping_add(arguments.a_scale_strides.group as usize);
         }
-        if arguments.scales.b_kind.raw() == B_PER_BLOCK {
+        if let B_PER_BLOCK = arguments.scales.b_kind.raw() {
             // The last warp, which has no scale of A to copy unless the tile is as high as the block has threads.
             if thread == Self::THREADS - 1 {
                 // SAFETY: the item's block of B and this slab have a scale: `ceil(K / 128)` of them in a row.
