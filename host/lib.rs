@@ -9,7 +9,7 @@
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
 //! | [`mod@bench`] | what measures them: named shapes, random layers, graph replays, floors |
-//! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
+//! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through [`cust`] |
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod bench;
@@ -22,11 +22,14 @@ pub mod layer;
 pub mod ops;
 
 pub use checkpoint::Checkpoint;
+pub use cust;
 pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use gpu::buffer::{Buffer, Slice, SliceMut};
-pub use gpu::device::{Device, DeviceSpec, Family};
-pub use gpu::launch::{DevicePtr, Grid, Kernel, TensorMap};
+pub use gpu::device::Device;
+pub use gpu::family::Family;
+pub use gpu::launch::{DevicePtr, Grid, Kernel, KernelSource, TensorMap};
+pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Graph, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,

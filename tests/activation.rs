@@ -7,7 +7,7 @@ use common::e4m3;
 use fp8_moe::ops::activation::{Activation, ActivationFunction, ActivationShape, Requantization, activation};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::Activations;
-use fp8_moe::{Buffer, Device, DeviceSpec, E4m3, Error, Family};
+use fp8_moe::{Buffer, Device, E4m3, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -302,8 +302,8 @@ fn many_and_long_rows() {
 
 /// The kernels of the older family, which newer GPUs run as well.
 fn portable() -> Device {
-    common::device();
-    Device::open_family(DeviceSpec::Auto, Family::Sm89).unwrap()
+    let spec = common::device().to_string().parse().unwrap();
+    Device::open_family(spec, Family::Sm89).unwrap()
 }
 
 #[test]

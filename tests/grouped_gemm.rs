@@ -285,9 +285,9 @@ fn counters() {
     for device in devices().into_iter().filter(Device::is_emulated) {
         for block_m in [16, 64, 128] {
             let on_device = OnDevice::new(&device, &problem, block_m);
-            cuda_driver::sim::take_counters();
+            cust::sim::take_counters();
             run(&on_device, Format::Bf16, Accumulation::Promoted, Path::Portable { blocks: Some(3) });
-            let counters = cuda_driver::sim::take_counters();
+            let counters = cust::sim::take_counters();
             assert_eq!((counters.launches, counters.blocks), (1, 3));
             assert_eq!(counters.shared_bank_conflicts, 0, "tiles of {block_m}");
             assert_eq!(counters.tensor_flops, 2 * (m * n * k) as u64, "tiles of {block_m}");

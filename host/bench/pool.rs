@@ -106,11 +106,10 @@ impl Pool<half::bf16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceSpec;
 
     #[test]
     fn values_are_varied_and_rows_are_padded() {
-        let device = Device::open(DeviceSpec::Auto).expect("a device");
+        let device = Device::for_test(None);
         let stream = device.default_stream();
         let mut source = ChaCha8Rng::seed_from_u64(1);
         let pool = Pool::weights(&device, 0, 48, 40).expect("a pool");

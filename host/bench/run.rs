@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use cuda_driver::sim::{Counters, take_counters};
+use cust::sim::{Counters, take_counters};
 use half::bf16;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -127,7 +127,7 @@ impl<'l> Run<'l> {
         let mut whole = Vec::with_capacity(sets);
         let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
         // The captured graphs borrow the run, whose stream this is.
-        let stream = Stream::borrowed(self.layers[0].device().clone(), self.inputs.stream.raw());
+        let stream = self.inputs.stream.another();
         for set in 0..sets.min(self.layers.len()) {
             whole.push(stream.capture(|_| self.enqueue(set, &|_| {}))?);
             let cuts = Cuts::new(&stream);

@@ -8,9 +8,9 @@ use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 
 use bytemuck::Pod;
-use cust::sys;
+use cust::DeviceMemory;
 
-use crate::error::{Error, Result, check};
+use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
@@ -20,21 +20,19 @@ pub struct Buffer<T: Pod> {
     device: Device,
     ptr: DevicePtr<T>,
     len: usize,
+    /// None where there are no elements.
+    _memory: Option<DeviceMemory>,
 }
 
 impl<T: Pod> Buffer<T> {
     /// Memory with undefined contents. An empty buffer has the null pointer.
     pub(crate) fn uninit(device: &Device, len: usize) -> Result<Buffer<T>> {
-        let mut address = 0;
-        if len > 0 {
-            let bytes = len
-                .checked_mul(size_of::<T>())
-                .ok_or_else(|| Error::argument("alloc", "len", len, "bytes must fit in 64 bits"))?;
-            device.make_current()?;
-            // SAFETY: `address` is a valid place for the result, and the device's context is current.
-            check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, bytes) })?;
-        }
-        Ok(Buffer { device: device.clone(), ptr: DevicePtr::from_raw(address), len })
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| Error::argument("alloc", "len", len, "bytes must fit in 64 bits"))?;
+        let memory = (bytes > 0).then(|| DeviceMemory::uninitialized(device.context(), bytes)).transpose()?;
+        let ptr = DevicePtr::from_raw(memory.as_ref().map_or(0, DeviceMemory::address));
+        Ok(Buffer { device: device.clone(), ptr, len, _memory: memory })
     }
 
     /// A copy of `data`, complete on return.
@@ -97,16 +95,6 @@ impl<T: Pod> Buffer<T> {
     /// Sets every byte to `byte`, in `stream`'s order.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.as_mut_slice().fill_bytes(byte, stream)
-    }
-}
-
-impl<T: Pod> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if !self.ptr.is_null() && self.device.make_current().is_ok() {
-            // SAFETY: the address came from cuMemAlloc, is freed once, and the driver itself waits for kernels that
-            // still use it. A failure (a context already lost to a fault) leaves nothing to be done.
-            unsafe { sys::cuMemFree_v2(self.ptr.raw()) };
-        }
     }
 }
 
@@ -206,14 +194,10 @@ impl<'a, T: Pod> Slice<'a, T> {
         self.check_device("to_vec", "source", stream)?;
         let mut host = vec![T::zeroed(); self.len];
         if self.len > 0 {
-            stream.make_current()?;
             let bytes = self.len * size_of::<T>();
             // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the slice's
             // invariant, and the stream is waited for below, before `host` can move.
-            let code = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), self.ptr.raw(), bytes, stream.raw())
-            };
-            check("cuMemcpyDtoHAsync", code)?;
+            unsafe { stream.raw_stream().copy_to_host(host.as_mut_ptr().cast(), self.ptr.raw(), bytes) }?;
         }
         stream.synchronize()?;
         Ok(host)
@@ -346,14 +330,10 @@ impl<'a, T: Pod> SliceMut<'a, T> {
             return Err(Error::argument("copy_from", "data", format!("{} elements", data.len()), rule));
         }
         if self.len > 0 {
-            stream.make_current()?;
             let bytes = size_of_val(data);
             // SAFETY: `data` is `bytes` bytes long, the device range lies inside an allocation by the slice's
             // invariant, and the stream is waited for below, while `data` is still borrowed.
-            let code = unsafe {
-                sys::cuMemcpyHtoDAsync_v2(self.ptr.raw(), data.as_ptr().cast(), bytes, stream.raw())
-            };
-            check("cuMemcpyHtoDAsync", code)?;
+            unsafe { stream.raw_stream().copy_from_host(self.ptr.raw(), data.as_ptr().cast(), bytes) }?;
         }
         stream.synchronize()
     }
@@ -375,13 +355,9 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         if self.len == 0 {
             return Ok(());
         }
-        stream.make_current()?;
+        let bytes = self.len * size_of::<T>();
         // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no other slice.
-        let code = unsafe {
-            let bytes = self.len * size_of::<T>();
-            sys::cuMemcpyDtoDAsync_v2(self.ptr.raw(), source.ptr.raw(), bytes, stream.raw())
-        };
-        check("cuMemcpyDtoDAsync", code)
+        Ok(unsafe { stream.raw_stream().copy(self.ptr.raw(), source.ptr.raw(), bytes) }?)
     }
 
     /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
@@ -390,11 +366,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         if self.len == 0 || stream.is_rehearsal() {
             return Ok(());
         }
-        stream.make_current()?;
         // SAFETY: the range lies inside an allocation by the slice's invariant.
-        let code =
-            unsafe { sys::cuMemsetD8Async(self.ptr.raw(), byte, self.len * size_of::<T>(), stream.raw()) };
-        check("cuMemsetD8Async", code)
+        Ok(unsafe { stream.raw_stream().fill(self.ptr.raw(), byte, self.len * size_of::<T>()) }?)
     }
 
     /// Refuses the argument `name` of `op` when it lies on another device than `stream`.

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use super::workspace::Layout;
 use super::{OutputElement, Result};
 use crate::gpu::device::Device;
+use crate::gpu::launch::KernelText;
 use crate::gpu::stream::Stream;
 use crate::ops::router::RouterLogitsPath;
 
@@ -62,9 +63,7 @@ impl Loaded {
 }
 
 /// The kernels that `forward` launches.
-fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<&'static str>> {
-    // As ahead of a launch; the operations may ask the driver for more than that.
-    device.make_current()?;
+fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<KernelText>> {
     let stream = Stream::rehearsal(device);
     forward(&stream)?;
     Ok(stream.into_rehearsed())
@@ -80,14 +79,13 @@ mod tests {
     use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing, workspace_bytes};
     use super::{Class, Layout, OutputElement, rehearse};
     use crate::layer::{IntermediateScales, Routed};
-    use crate::{Device, DeviceSpec, Family};
+    use crate::{Device, Family};
 
     /// Device handles of every family, which have loaded nothing.
     fn devices() -> Vec<Device> {
-        let best = Device::open(DeviceSpec::Auto).expect("a device");
+        let best = Device::for_test(None);
         let older = Family::ALL.into_iter().filter(|&family| family < best.family());
-        let older: Vec<_> =
-            older.map(|family| Device::open_family(DeviceSpec::Auto, family).expect("a device")).collect();
+        let older: Vec<_> = older.map(|family| Device::for_test(Some(family))).collect();
         [vec![best], older].concat()
     }
 
@@ -142,7 +140,8 @@ mod tests {
             let (hidden, routed) = (hidden.as_slice(), is_routed.then_some(routed));
             call.enqueue(stream, hidden, routed, &layout, workspace.as_mut_slice(), out.as_mut_slice())
         });
-        (Class::of::<O>(tokens, is_routed, &layout), kernels.expect("a rehearsal"))
+        let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();
+        (Class::of::<O>(tokens, is_routed, &layout), kernels)
     }
 
     #[test]

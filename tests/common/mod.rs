@@ -59,7 +59,7 @@ pub fn cases(default: u32) -> Config {
 
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
 pub fn timing(seed: u64) {
-    cuda_driver::sim::set_seed(seed);
+    cust::sim::set_seed(seed);
 }
 
 /// `|a - b| / |b|` in the Euclidean norm; 0 for two empty or zero vectors, NaN when there is a NaN.

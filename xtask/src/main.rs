@@ -9,6 +9,7 @@ mod gate;
 mod occupancy;
 mod process;
 mod setup;
+mod symbols;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,8 @@
 use super::slab_scales::EXTRA_ROWS;
 use super::{Accumulation, GemmShape, OP};
 use crate::error::{Error, Result, require};
-use crate::gpu::device::{Device, Family};
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
 use crate::ops::problem_sizes::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Which kernels to use.
