@@ -103,7 +103,7 @@ impl From<CudaError> for Error {
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
-pub(crate) fn require(
+pub fn require(
     holds: bool,
     op: &'static str,
     name: &str,

@@ -58,7 +58,7 @@ impl Device {
     }
 
     fn open_as(spec: DeviceSpec, family: Option<Family>) -> Result<Device> {
-        let refuse = |reason: String| Error::Device { spec: spec.to_string(), reason };
+        let refuse = |reason: String| spec.refuse(reason);
         let choice = spec.choose()?;
         let (driver, count) = (choice.driver, choice.driver.device_count()?);
         if let Some(ordinal) = choice.ordinal.filter(|&ordinal| ordinal >= count) {

@@ -13,12 +13,13 @@ const VARIABLE: &str = "FP8_MOE_DEVICE";
 /// Which device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceSpec {
-    /// The first usable GPU, else the emulated device.
+    /// What the environment variable `FP8_MOE_DEVICE` says (`sim`, `cuda`, `cuda:N`), else the first GPU that can run the kernels;
+    /// an error when there is none. It is never the emulated device unless the variable asks for it.
     #[default]
     Auto,
     /// The GPU with this ordinal; an error when there is no driver or no such GPU.
     Cuda(u32),
-    /// The emulated device.
+    /// The emulated device; an error when the library was built without its feature `sim`.
     Sim,
 }
 
@@ -56,10 +57,25 @@ pub(super) struct Choice {
     pub reason: String,
 }
 
+/// How to get the emulated device, for those who have no GPU.
+const HINT: &str = if cfg!(feature = "sim") {
+    "the emulated device is there as `sim` (DeviceSpec::Sim, FP8_MOE_DEVICE=sim)"
+} else {
+    "the feature `sim` of fp8-moe has an emulated device, for DeviceSpec::Sim or FP8_MOE_DEVICE=sim"
+};
+
 impl DeviceSpec {
+    /// The error of a device that cannot be had. Who left the choice to the library is told of the emulated device.
+    pub(super) fn refuse(self, mut reason: String) -> Error {
+        if self == DeviceSpec::Auto {
+            reason = format!("{reason}; {HINT}");
+        }
+        Error::Device { spec: self.to_string(), reason }
+    }
+
     /// Chooses the driver, and loads it.
     pub(super) fn choose(self) -> Result<Choice> {
-        let refuse = |reason: String| Error::Device { spec: self.to_string(), reason };
+        let refuse = |reason: String| self.refuse(reason);
         let cuda = |ordinal, reason: &str| {
             let driver = Driver::cuda().map_err(|error| refuse(error.to_string()))?;
             Ok(Choice { driver, ordinal, reason: reason.into() })
@@ -68,12 +84,7 @@ impl DeviceSpec {
             DeviceSpec::Cuda(ordinal) => cuda(Some(ordinal), "the program asked for it"),
             DeviceSpec::Sim => sim("the program asked for it").map_err(refuse),
             DeviceSpec::Auto => match std::env::var(VARIABLE).as_deref() {
-                Ok("" | "auto") | Err(std::env::VarError::NotPresent) => {
-                    cuda(None, "there is one").or_else(|error| match error {
-                        Error::Device { reason, .. } => sim(&reason).map_err(refuse),
-                        other => Err(other),
-                    })
-                }
+                Ok("" | "auto") | Err(std::env::VarError::NotPresent) => cuda(None, "there is one"),
                 Ok(text) => {
                     let spec = text.parse::<DeviceSpec>().map_err(|_| {
                         refuse(format!("{VARIABLE}={text}: must be auto, cuda, cuda:N or sim"))
@@ -96,5 +107,5 @@ fn sim(reason: &str) -> Result<Choice, String> {
 /// There is no emulated device in this program.
 #[cfg(not(feature = "sim"))]
 fn sim(_reason: &str) -> Result<Choice, String> {
-    Err("this program has no emulated device: it was built without the feature `sim` of fp8-moe".into())
+    Err("this program was built without the feature `sim` of fp8-moe, which has the emulated device".into())
 }

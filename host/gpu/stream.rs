@@ -43,12 +43,6 @@ impl Stream {
         unsafe { Self::from_raw(device, device.shared().default_stream.as_raw()) }
     }
 
-    /// Another handle of the stream, which must be dropped before it.
-    pub(crate) fn another(&self) -> Stream {
-        // SAFETY: the caller keeps `self`.
-        unsafe { Self::from_raw(&self.device, self.raw.as_raw()) }
-    }
-
     /// A stream on which operations check their arguments and choose their kernels, as on any other, and run nothing: it notes the
     /// kernels.
     pub(crate) fn rehearsal(device: &Device) -> Stream {
@@ -112,7 +106,7 @@ impl Stream {
 }
 
 /// A stream that records instead of running, until `end` or drop.
-pub(crate) struct Capture<'a> {
+pub struct Capture<'a> {
     stream: &'a Stream,
 }
 

@@ -24,7 +24,7 @@ use crate::setup::{self, cuda_tools};
 const LIMIT: u64 = 64 << 20;
 
 /// The packages whose tests run on a device.
-const PACKAGES: [&str; 2] = ["fp8-moe", "fp8-moe-cust"];
+const PACKAGES: [&str; 3] = ["fp8-moe", "fp8-moe-cli", "fp8-moe-cust"];
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 

@@ -2,9 +2,9 @@
 //! Instructions").
 
 use super::body::Body;
-use super::integer::U32;
 use super::memory::drop_cache_hints;
 use super::parts::Parts;
+use super::types::U32;
 use super::{Result, bulk, mbarrier};
 use crate::counters::Class;
 use crate::exec::address::flag;

@@ -1,0 +1,102 @@
+//! What the subcommands show while they work: progress bars on loading and on long simulations, the device in use.
+
+use std::time::Duration;
+
+use fp8_moe::{
+    Checkpoint, Device, DeviceSpec, Error, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no GPU can be used, it is
+/// the emulated one, and the reason is said.
+pub fn open_device(spec: DeviceSpec) -> Result<Device> {
+    let device = match Device::open(spec) {
+        Err(Error::Device { reason, .. }) if spec == DeviceSpec::Auto && !is_asked_for() => {
+            let why = reason.split_once("; ").map_or(reason.as_str(), |(why, _)| why);
+            eprintln!("note     {why}: the emulated device stands in");
+            Device::open(DeviceSpec::Sim)?
+        }
+        opened => opened?,
+    };
+    eprintln!("device   {}", describe(&device));
+    Ok(device)
+}
+
+/// Whether the environment says which device is meant.
+fn is_asked_for() -> bool {
+    std::env::var_os("FP8_MOE_DEVICE").is_some_and(|device| !device.is_empty() && device != "auto")
+}
+
+/// One line about a device.
+pub fn describe(device: &Device) -> String {
+    if device.is_emulated() {
+        format!("{device}, the emulated device: {} (PTX of {})", device.name(), device.family())
+    } else {
+        format!("{device}, {} (PTX of {})", device.name(), device.family())
+    }
+}
+
+/// One line about a layer.
+pub fn describe_layer(prefix: &str, model_type: &str, config: &MoeConfig) -> String {
+    let MoeConfig { experts, top_k, hidden_size, intermediate_size, quantization, .. } = config;
+    format!(
+        "{prefix} of {model_type}: {experts} experts, top {top_k}, hidden {hidden_size}, intermediate {intermediate_size}; {quantization}"
+    )
+}
+
+/// Finds and loads a layer, showing a bar; returns its prefix too.
+pub fn load_layer(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    layer: Option<&str>,
+    scales: IntermediateScales,
+    reduction: Reduction,
+) -> Result<(String, MoeLayer)> {
+    let prefix = checkpoint.find_layer(layer)?;
+    let config = checkpoint.config();
+    let moe = MoeConfig { intermediate_scales: scales, reduction, ..config.moe.clone() };
+    eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &config.moe));
+    if let Some(shared) = checkpoint.shared_experts(&prefix) {
+        eprintln!("note     {shared} is not computed: the output is that of the routed experts");
+    }
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")
+            .expect("a valid template"),
+    );
+    let layer = checkpoint.load_layer_with(device, &prefix, &moe, &|progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    Ok((prefix, layer?))
+}
+
+/// Runs `forward` with a bar that shows how far it is, where somebody watches.
+pub fn watch<T>(
+    device: &Device,
+    tokens: usize,
+    forward: impl FnOnce(&dyn Fn(Step)) -> Result<T>,
+) -> Result<T> {
+    let what = if device.is_emulated() { "simulating" } else { "running" };
+    let style =
+        ProgressStyle::with_template("{prefix} [{bar:40}] {msg} {elapsed}").expect("a valid template");
+    let bar = ProgressBar::new(Step::NAMES.len() as u64)
+        .with_style(style)
+        .with_prefix(format!("{what} {tokens} tokens"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = forward(&|step| {
+        bar.set_position(step.index as u64);
+        bar.set_message(step.name);
+    });
+    bar.finish_and_clear();
+    result
+}
+
+/// Runs a forward that is measured, with a sign of life where somebody watches.
+pub fn watch_bench<T>(tokens: usize, forward: impl FnOnce() -> Result<T>) -> Result<T> {
+    let bar = ProgressBar::new_spinner().with_message(format!("simulating {tokens} tokens"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = forward();
+    bar.finish_and_clear();
+    result
+}
