@@ -3,7 +3,7 @@
 use half::bf16;
 
 pub use crate::error::require;
-pub use crate::gpu::stream::Capture;
+pub use crate::gpu::graph::{Capture, Recorder};
 pub use crate::layer::workspace_bytes;
 
 use crate::error::Result;

@@ -28,9 +28,10 @@ pub use fp8::E4m3;
 pub use gpu::buffer::{Buffer, Slice, SliceMut};
 pub use gpu::device::Device;
 pub use gpu::family::Family;
+pub use gpu::graph::Graph;
 pub use gpu::launch::{DevicePtr, Grid, Kernel, KernelSource, TensorMap};
 pub use gpu::spec::DeviceSpec;
-pub use gpu::stream::{Event, Graph, Stream};
+pub use gpu::stream::{Event, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
     MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, Routing, Step, Workspace,

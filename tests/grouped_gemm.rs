@@ -321,8 +321,7 @@ fn replays_in_a_graph() {
                 grouped_gemm(stream, arguments(&on_device, &mut workspace, slice))
             })
             .unwrap();
-        // SAFETY: every buffer that the captured call was given is alive until `to_vec` has waited.
-        unsafe { graph.launch(&stream) }.unwrap();
+        graph.launch(&stream).unwrap();
         let replayed: Vec<u32> = out.to_vec(&stream).unwrap().into_iter().map(u32::from).collect();
         assert_eq!(replayed, eager);
     }

@@ -1,4 +1,4 @@
-//! Devices: opening one, launching kernels on it.
+//! Devices: opening one, and what it says of itself.
 //!
 //! A device is a context of a CUDA driver, NVIDIA's or the emulated one's, and what the layer needs to know of it. Everything behind
 //! [`Device::open`] is the same code for both.
@@ -7,18 +7,14 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
 
-use bytemuck::Pod;
 use cust::device::DeviceAttribute;
-use cust::launch::LaunchConfig;
-use cust::{Context, Driver};
+use cust::{Context, Driver, Function};
 
 use crate::error::{Error, Result};
-use crate::gpu::buffer::Buffer;
 use crate::gpu::family::Family;
-use crate::gpu::launch::{Grid, Kernel, KernelSource, KernelText};
+use crate::gpu::launch::KernelText;
 use crate::gpu::shared::Shared;
 use crate::gpu::spec::DeviceSpec;
-use crate::gpu::stream::Stream;
 
 /// The oldest CUDA whose driver takes the kernels' PTX (8.4).
 const OLDEST_CUDA: (u32, u32) = (12, 4);
@@ -205,80 +201,15 @@ impl Device {
         Arc::ptr_eq(&self.inner.shared, &other.inner.shared)
     }
 
-    /// The stream that is there from the start. An ordinary stream (not CUDA's legacy null stream), so it can be
-    /// captured.
-    pub fn default_stream(&self) -> Stream {
-        Stream::default_of(self)
-    }
-
-    /// A buffer with a copy of `data`.
-    pub fn upload<T: Pod>(&self, data: &[T]) -> Result<Buffer<T>> {
-        Buffer::upload(self, data)
-    }
-
-    /// A buffer of `len` zeros.
-    pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
-        let stream = self.default_stream();
-        let mut buffer = Buffer::uninit(self, len)?;
-        buffer.fill_bytes(0, &stream)?;
-        stream.synchronize()?;
-        Ok(buffer)
-    }
-
-    /// A buffer of `len` elements with undefined contents.
-    pub fn uninit<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
-        Buffer::uninit(self, len)
-    }
-
-    /// Enqueues a kernel. The block size is the kernel's own; a grid with no blocks enqueues nothing.
-    ///
-    /// # Safety
-    /// The kernel's arguments must satisfy what its documentation asks of them: device addresses of enough memory, of
-    /// this device, that stay valid until the stream has run the kernel.
-    pub unsafe fn launch<K: Kernel + KernelSource>(
-        &self,
-        stream: &Stream,
-        grid: impl Into<Grid>,
-        dynamic_shared_bytes: u32,
-        kernel: &K,
-    ) -> Result<()> {
-        let grid = grid.into();
-        if grid.x == 0 || grid.y == 0 || grid.z == 0 {
-            return Ok(());
-        }
-        if !self.same_as(stream.device()) {
-            let rule = format!("must be a stream of {self}");
-            return Err(Error::argument(K::NAME, "stream", format!("a stream of {}", stream.device()), rule));
-        }
-        let text = KernelText::of::<K>();
-        if stream.rehearses(text) {
-            return Ok(());
-        }
-        let most = self.inner.shared_per_block;
-        let function = self.inner.shared.kernels.get(self.inner.family, text, dynamic_shared_bytes, most)?;
-        let config = LaunchConfig {
-            grid: [grid.x, grid.y, grid.z],
-            block: [K::THREADS, 1, 1],
-            dynamic_shared: dynamic_shared_bytes,
-            // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
-            overlap: K::OVERLAP && self.inner.family == Family::Sm90a,
-        };
-        // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by the generated
-        // launchers); what the values mean to the kernel is the caller's contract.
-        let launched =
-            kernel.with_params(|params| unsafe { stream.raw_stream().launch(&function, config, params) });
-        launched.map_err(|error| match error.into() {
-            Error::Driver { call, code, meaning } => {
-                Error::Driver { call, code, meaning: format!("{}: {meaning}", K::NAME) }
-            }
-            other => other,
-        })
-    }
-
     /// The kernels that have been loaded, by name: those of the layer's forwards when a forward first needs any of them, others at
     /// their first launch.
     pub fn loaded_kernels(&self) -> Vec<&'static str> {
         self.inner.shared.kernels.names(self.inner.family)
+    }
+
+    /// The kernel `text` with `dynamic_shared` bytes allowed, loaded if it was not.
+    pub(crate) fn function(&self, text: KernelText, dynamic_shared: u32) -> Result<Function> {
+        self.inner.shared.kernels.get(self.inner.family, text, dynamic_shared, self.inner.shared_per_block)
     }
 
     /// Loads those of `kernels` that are missing, side by side.

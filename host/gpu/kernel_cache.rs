@@ -56,6 +56,11 @@ impl KernelCache {
         KernelCache { context: context.clone(), loaded: Mutex::default() }
     }
 
+    /// Leaves the modules loaded when the cache is dropped.
+    pub fn stay_loaded(&mut self) {
+        std::mem::forget(std::mem::take(self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner)));
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Loaded>> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,81 +1,98 @@
-//! Streams, events and captured graphs.
+//! Streams and events.
 //!
-//! A stream runs what is enqueued on it in order. [`Stream::capture`] records the operations of a closure instead of
-//! running them; the [`Graph`] replays them with one call.
+//! A stream runs what is enqueued on it in order. Of two streams, one waits for the other where they use the same memory (`order`).
 
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cust::GraphExec;
+use cust::CudaResult;
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
+use crate::gpu::order::{Access, Allocation, Queue};
 
 /// An ordered queue of work on one device.
+///
+/// Dropping it does not wait: its work goes on.
 pub struct Stream {
-    raw: cust::Stream,
-    /// The kernels that were launched, if it runs nothing.
-    rehearsed: Option<Mutex<Vec<KernelText>>>,
+    queue: Arc<Queue>,
+    mode: Mode,
     device: Device,
+}
+
+/// What becomes of operations.
+enum Mode {
+    /// They run, or are captured here.
+    Run,
+    /// Another program captures them: what they use, and when, is its business.
+    Foreign,
+    /// Nothing runs: their kernels are noted.
+    Rehearse(Mutex<Vec<KernelText>>),
 }
 
 impl Stream {
     /// A new stream.
     pub fn new(device: &Device) -> Result<Stream> {
-        Ok(Stream { raw: cust::Stream::new(device.context())?, rehearsed: None, device: device.clone() })
+        let raw = cust::Stream::new(device.context())?;
+        Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
     }
 
     /// A stream that another program owns: a `CUstream`. Null is the legacy default stream of the device's context.
     ///
+    /// If the stream is being captured by that program now, what is enqueued through this handle becomes part of its graph, and is not
+    /// ordered with other streams.
+    ///
     /// # Safety
-    /// `raw` must be a stream of `device`'s context, and outlive the result.
+    /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be `CU_STREAM_PER_THREAD`, which is another
+    ///   stream in every thread.
+    /// - A capture by another program must not begin or end on it while the handle is there. What is captured through a handle must
+    ///   stay alive as long as the graph, and whoever launches the graph must order it with other uses of the same memory.
     pub unsafe fn from_raw(device: &Device, raw: *mut c_void) -> Stream {
         // SAFETY: the caller's contract.
-        let raw = unsafe { cust::Stream::from_raw(device.context(), raw) };
-        Stream { raw, rehearsed: None, device: device.clone() }
-    }
-
-    /// The stream that is there from the start.
-    pub(crate) fn default_of(device: &Device) -> Stream {
-        // SAFETY: the stream lives as long as the context's `Shared`, which the device holds.
-        unsafe { Self::from_raw(device, device.shared().default_stream.as_raw()) }
+        let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
+        let (queue, mode) = match stream.is_capturing() {
+            Ok(true) => (Queue::new(stream), Mode::Foreign),
+            _ => (device.shared().foreign_queue(stream), Mode::Run),
+        };
+        Stream { queue, mode, device: device.clone() }
     }
 
     /// A stream on which operations check their arguments and choose their kernels, as on any other, and run nothing: it notes the
     /// kernels.
     pub(crate) fn rehearsal(device: &Device) -> Stream {
-        Stream { rehearsed: Some(Mutex::default()), ..Self::default_of(device) }
+        Self::default_of(device, Mode::Rehearse(Mutex::default()))
+    }
+
+    fn default_of(device: &Device, mode: Mode) -> Stream {
+        let queue = device.shared().default_queue.clone();
+        // It has a handle of its context's, and so has never ended.
+        queue.open();
+        Stream { queue, mode, device: device.clone() }
     }
 
     /// Notes that `kernel` is launched, and returns true, if nothing runs here.
     pub(crate) fn rehearses(&self, kernel: KernelText) -> bool {
-        let Some(rehearsed) = &self.rehearsed else { return false };
-        rehearsed.lock().unwrap_or_else(|e| e.into_inner()).push(kernel);
+        let Mode::Rehearse(kernels) = &self.mode else { return false };
+        kernels.lock().unwrap_or_else(PoisonError::into_inner).push(kernel);
         true
     }
 
     /// Whether nothing runs here.
     pub(crate) fn is_rehearsal(&self) -> bool {
-        self.rehearsed.is_some()
+        matches!(self.mode, Mode::Rehearse(_))
     }
 
     /// The kernels that were launched in a rehearsal, in order.
-    pub(crate) fn into_rehearsed(mut self) -> Vec<KernelText> {
-        let rehearsed = self.rehearsed.take();
-        rehearsed.map(|kernels| kernels.into_inner().unwrap_or_else(|e| e.into_inner())).unwrap_or_default()
+    pub(crate) fn rehearsed(&self) -> Vec<KernelText> {
+        let Mode::Rehearse(kernels) = &self.mode else { return Vec::new() };
+        kernels.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The `CUstream`.
     pub fn raw(&self) -> *mut c_void {
-        self.raw_stream().as_raw()
-    }
-
-    pub(crate) fn raw_stream(&self) -> &cust::Stream {
-        // A rehearsal must not put anything on the default stream.
-        assert!(!self.is_rehearsal(), "nothing runs in a rehearsal");
-        &self.raw
+        self.queue.raw().as_raw()
     }
 
     /// The device it runs on.
@@ -83,60 +100,80 @@ impl Stream {
         &self.device
     }
 
+    /// Whether another program captures what is enqueued.
+    pub(crate) fn is_foreign_capture(&self) -> bool {
+        matches!(self.mode, Mode::Foreign)
+    }
+
+    /// The stream as others wait for it.
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Says that an operation is about to be enqueued that uses `memory`; none is memory of another program.
+    pub(crate) fn uses(&self, memory: Option<&Arc<Allocation>>, access: Access) -> Result<()> {
+        match (memory, &self.mode) {
+            (Some(memory), Mode::Run) => Ok(self.queue.uses(memory, access)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Enqueues `work`, whose uses of memory have been said; nothing in a rehearsal.
+    pub(crate) fn enqueue(&self, work: impl FnOnce(&cust::Stream) -> CudaResult<()>) -> CudaResult<()> {
+        if self.is_rehearsal() {
+            return Ok(());
+        }
+        self.queue.enqueue(&self.device.shared().gate, work)
+    }
+
+    /// Refuses `op`, which a graph cannot hold, on a stream that is being captured.
+    pub(crate) fn refuse_capture(&self, op: &'static str) -> Result<()> {
+        if !self.queue.is_capturing() {
+            return Ok(());
+        }
+        let rule = "must not be one that is being captured";
+        Err(Error::argument(op, "stream", format!("{self:?}"), rule))
+    }
+
     /// Waits for everything enqueued so far; a fault of a kernel among it is this call's error.
-    pub fn synchronize(&self) -> Result<()> {
-        Ok(self.raw.synchronize()?)
-    }
-
-    /// Makes everything enqueued from now on wait for `event`.
-    pub fn wait_event(&self, event: &Event) -> Result<()> {
-        Ok(self.raw.wait_event(&event.raw)?)
-    }
-
-    /// Records what `work` enqueues on this stream, without running it.
     ///
-    /// `work` must not synchronise or allocate; the operations of this library do neither.
-    pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
-        let capture = Capture::begin(self)?;
-        let recorded = work(self);
-        // Capture ends even when `work` failed, and then its error is the one that matters.
-        let graph = capture.end();
-        recorded.and(graph)
+    /// # Errors
+    /// If a kernel has faulted, or if the stream is being captured.
+    pub fn synchronize(&self) -> Result<()> {
+        self.refuse_capture("synchronize")?;
+        Ok(self.queue.synchronize()?)
+    }
+
+    /// Makes everything enqueued from now on wait for `event`. Memory of buffers needs no such thing: operations on several streams
+    /// that use the same are ordered.
+    ///
+    /// # Errors
+    /// If the stream is being captured.
+    pub fn wait_event(&self, event: &Event) -> Result<()> {
+        self.refuse_capture("wait_event")?;
+        Ok(self.queue.raw().wait_event(&event.raw)?)
     }
 }
 
-/// A stream that records instead of running, until `end` or drop.
-pub struct Capture<'a> {
-    stream: &'a Stream,
-}
-
-impl<'a> Capture<'a> {
-    /// Begins to record what is enqueued on `stream`.
-    pub fn begin(stream: &'a Stream) -> Result<Capture<'a>> {
-        stream.raw.begin_capture()?;
-        Ok(Capture { stream })
-    }
-
-    /// Makes a graph of what was recorded.
-    pub fn end(self) -> Result<Graph> {
-        let stream = self.stream;
-        std::mem::forget(self);
-        let template = stream.raw.end_capture()?;
-        let kernels = template.kernels()?;
-        Ok(Graph { exec: template.instantiate()?, kernels, device: stream.device.clone() })
+impl Device {
+    /// The stream that is there from the start. An ordinary stream, not CUDA's legacy null stream.
+    pub fn default_stream(&self) -> Stream {
+        Stream::default_of(self, Mode::Run)
     }
 }
 
-impl Drop for Capture<'_> {
+impl Drop for Stream {
     fn drop(&mut self) {
-        // What was recorded is dropped; an error of the capture is not this drop's to report.
-        let _ = self.stream.raw.end_capture();
+        // What another program captures has no end that this library could wait for.
+        if !self.is_foreign_capture() {
+            self.queue.close();
+        }
     }
 }
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stream {:?} of {}", self.raw.as_raw(), self.device)
+        write!(f, "stream {:?} of {}", self.raw(), self.device)
     }
 }
 
@@ -159,12 +196,16 @@ impl Event {
     }
 
     /// Marks the end of everything enqueued on `stream` so far.
+    ///
+    /// # Errors
+    /// If the stream is another device's, or is being captured.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
         }
-        Ok(self.raw.record(stream.raw_stream())?)
+        stream.refuse_capture("record")?;
+        Ok(self.raw.record(stream.queue.raw())?)
     }
 
     /// Waits until the stream has passed the event.
@@ -175,34 +216,5 @@ impl Event {
     /// Milliseconds from `start` to this event, both passed.
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         Ok(self.raw.elapsed_ms(&start.raw)?)
-    }
-}
-
-/// Captured work, ready to be replayed.
-#[derive(Debug)]
-pub struct Graph {
-    exec: GraphExec,
-    kernels: usize,
-    device: Device,
-}
-
-impl Graph {
-    /// Kernels that one replay launches.
-    pub fn kernels(&self) -> usize {
-        self.kernels
-    }
-
-    /// Enqueues the captured work.
-    ///
-    /// # Safety
-    /// The memory that the captured operations were given must still be allocated, and stay so until the stream has
-    /// run them; nothing else may write it meanwhile.
-    pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
-        if !self.device.same_as(stream.device()) {
-            let rule = format!("must be a stream of {}", self.device);
-            return Err(Error::argument("graph launch", "stream", format!("{stream:?}"), rule));
-        }
-        // SAFETY: the memory is the caller's contract.
-        Ok(unsafe { self.exec.launch(stream.raw_stream()) }?)
     }
 }

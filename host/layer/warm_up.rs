@@ -66,7 +66,7 @@ impl Loaded {
 fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<KernelText>> {
     let stream = Stream::rehearsal(device);
     forward(&stream)?;
-    Ok(stream.into_rehearsed())
+    Ok(stream.rehearsed())
 }
 
 #[cfg(test)]
