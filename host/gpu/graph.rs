@@ -98,19 +98,20 @@ impl Graph {
         self.kernels
     }
 
-    /// Enqueues the captured work. Into a stream that is being captured it goes as a part of that graph.
+    /// Enqueues the captured work.
     ///
     /// The memory that it uses stays allocated as long as the graph. A replay reads what buffers hold when it runs, and overwrites
     /// what the operations wrote when they were captured, also while somebody borrows those buffers: the order is that of the calls,
     /// on whatever streams. Memory of other programs, from [`Slice::from_raw`](crate::Slice::from_raw), is their business.
     ///
     /// # Errors
-    /// If the stream is another device's.
+    /// If the stream is another device's, or is being captured: a graph is no part of another.
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("graph launch", "stream", format!("{stream:?}"), rule));
         }
+        stream.refuse_capture("graph launch")?;
         let Some(exec) = self.exec.as_ref().filter(|_| !stream.is_rehearsal()) else { return Ok(()) };
         // SAFETY: the graph holds its memory, or has it from `from_raw`, whose contract covers its replays. The stream waits for other
         // uses of the memory, and later ones will wait for it (in a capture by another program that is the contract of the stream's

@@ -248,10 +248,6 @@ impl Queue {
         launches: &Launches,
         graph: impl FnOnce(&cust::Stream) -> CudaResult<()>,
     ) -> CudaResult<()> {
-        if let Some(captured) = &mut lock(&self.state).captured {
-            held.iter().for_each(|held| Held::add(captured, &held.allocation, held.access));
-            return graph(&self.raw);
-        }
         lock(&launches.uses).wait(self, Access::Write)?;
         held.iter().try_for_each(|held| held.allocation.wait(self, held.access))?;
         graph(&self.raw)?;
