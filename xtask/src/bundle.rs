@@ -26,6 +26,9 @@ const LIMIT: u64 = 64 << 20;
 /// The crates through which a package talks to a device.
 const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
 
+/// The one test of the emulator that a GPU answers: what its tensor cores compute.
+const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
+
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
 /// Builds in release and fills `bundle/`.
@@ -78,19 +81,26 @@ pub fn run(sanitizer: bool) -> Result<()> {
 /// Builds the tests in release; names and paths of their executables.
 fn test_executables() -> Result<Vec<(String, PathBuf)>> {
     heading("build the tests");
+    let packages = device_packages()?;
+    let mut executables =
+        build(&packages.iter().flat_map(|package| ["--package", package]).collect::<Vec<_>>())?;
+    executables.extend(build(&EMULATOR_TEST)?);
+    executables.sort();
+    Ok(executables)
+}
+
+/// Builds the tests that cargo's `selection` names.
+fn build(selection: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo();
-    command.args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"]);
-    for package in device_packages()? {
-        command.args(["--package", &package]);
-    }
+    command
+        .args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(selection);
     let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
     if !built.status.success() {
         bail!("the tests do not build");
     }
     let messages = String::from_utf8(built.stdout).context("cargo's messages are not UTF-8")?;
-    let mut executables = messages.lines().filter_map(test_executable).collect::<Vec<_>>();
-    executables.sort();
-    Ok(executables)
+    Ok(messages.lines().filter_map(test_executable).collect())
 }
 
 /// The workspace's packages whose tests talk to a device.

@@ -1,7 +1,7 @@
 //! The device under test, through the driver API: NVIDIA's driver, or the emulated one.
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use super::cases::Tile;

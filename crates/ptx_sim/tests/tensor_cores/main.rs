@@ -31,7 +31,9 @@ fn expected(instruction: Instruction, types: (Type, Type), capability: (i32, i32
         }
         (Instruction::Mma, 8) if fp8 => Some(Candidate::mma_sim(Grouping::Halves, Exponents::Fields, 13, 13)),
         (Instruction::Mma, 9) if fp8 => {
-            Some(Candidate::mma_sim(Grouping::Halves, Exponents::Operands, 25, 23))
+            // Converted to f16, where e4m3 has no subnormals and e5m2 has its own.
+            let exponents = if types.0 == Type::E4m3 { Exponents::Operands } else { Exponents::Fields };
+            Some(Candidate::mma_sim(Grouping::Halves, exponents, 25, 23))
         }
         _ => None,
     }
