@@ -147,19 +147,8 @@ impl Device {
             let mut arguments =
                 addresses.each_mut().map(|address| std::ptr::from_mut(address).cast::<c_void>());
             let (grid, list) = (tiles.len() as c_uint, arguments.as_mut_ptr());
-            let launched = (t.cuLaunchKernel)(
-                function,
-                grid,
-                1,
-                1,
-                128,
-                1,
-                1,
-                0,
-                null_mut(),
-                list,
-                null::<c_void>() as _,
-            );
+            let launched =
+                (t.cuLaunchKernel)(function, grid, 1, 1, 128, 1, 1, 0, null_mut(), list, null_mut());
             check("cuLaunchKernel", launched);
             check("cuCtxSynchronize", (t.cuCtxSynchronize)());
             check("cuMemcpyDtoH", (t.cuMemcpyDtoH_v2)(d.as_mut_ptr().cast(), addresses[3], d.len()));

@@ -20,7 +20,7 @@ use std::io::Write as _;
 use cases::tiles;
 use device::device;
 use kernels::{Instruction, module};
-use model::{Candidate, Exponents, Grouping, Observation, Type, is_equal, search};
+use model::{Candidate, Cut, Exponents, Grouping, Observation, Type, is_equal, search};
 
 /// The model that the emulator has for an instruction on a GPU of this capability; `None`: it knows exact sums only.
 fn expected(instruction: Instruction, types: (Type, Type), capability: (i32, i32)) -> Option<Candidate> {
@@ -81,10 +81,12 @@ fn compare(instruction: Instruction, types: (Type, Type)) {
         let _ = writeln!(text, "  misses {missed}: {candidate}");
     }
     let wanted = expected(instruction, types, device().capability);
-    for candidate in [wanted, Some(Candidate::Exact)].into_iter().flatten() {
+    // What the candidates that matter miss, where it is not known yet which of them it is.
+    let told = if found.fits.is_empty() { vec![wanted, Some(Candidate::Exact)] } else { vec![wanted] };
+    for candidate in told.into_iter().flatten() {
         let wrong: Vec<_> = seen.iter().filter(|o| !is_equal(candidate.predict(o), o.got)).collect();
         let _ = writeln!(text, "  {candidate}: {} wrong", wrong.len());
-        for o in wrong.iter().take(6) {
+        for o in wrong.iter().take(if found.fits.is_empty() { 8 } else { 2 }) {
             let _ = write!(text, "    c {:e} ({:#010x}), products", o.c, o.c.to_bits());
             for (k, (a, b)) in o.a.iter().zip(&o.b).enumerate().filter(|(_, (a, b))| **a != 0 && **b != 0) {
                 let _ = write!(text, " {k}:{a:02x}*{b:02x}");
@@ -165,6 +167,11 @@ fn the_search_tells_models_apart() {
                 Candidate::Cutting { grouping: g, fraction: f, mantissa: m, .. },
                 Candidate::Cutting { grouping, fraction, mantissa, .. },
             ) => (g, f, m) != (grouping, fraction, mantissa),
+            // Thirty bits and one rounding are all but exact.
+            (
+                Candidate::Cutting { fraction: 28.., mantissa: 23, round: Cut::Nearest, .. },
+                Candidate::Exact,
+            ) => false,
             (other, truth) => other != truth,
         };
         let confused: Vec<_> = fits.iter().filter(differ).map(Candidate::to_string).collect();
