@@ -71,6 +71,7 @@ struct LayerArguments {
 }
 
 fn main() -> ExitCode {
+    terminal::end_with_the_reader();
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::check(&arguments),

@@ -106,14 +106,20 @@ impl Graph {
     ///
     /// # Errors
     /// If the stream is another device's, or is being captured: a graph is no part of another.
-    pub fn launch(&self, stream: &Stream) -> Result<()> {
+    ///
+    /// # Safety
+    /// A graph writes memory that nobody lends it. That memory must not hold lists of a
+    /// `Permutation` that is used after the launch: with layers, no other thread may be
+    /// enqueueing a forward in the workspace that the graph uses. The lists of a permutation that was made before the capture, and is
+    /// used in it, must hold what they held then.
+    pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("graph launch", "stream", format!("{stream:?}"), rule));
         }
         stream.refuse_capture("graph launch")?;
         let Some(exec) = self.exec.as_ref().filter(|_| !stream.is_rehearsal()) else { return Ok(()) };
-        // SAFETY: the graph holds its memory, or has it from `from_raw`, whose contract covers its replays. The stream waits for other
+        // SAFETY: lists of permutations are the caller's contract. The graph holds its memory, or has it from `from_raw`, whose contract covers its replays. The stream waits for other
         // uses of the memory, and later ones will wait for it (in a capture by another program that is the contract of the stream's
         // `from_raw`). The gate admits one thread at a time: none that launches the graph too, and none that is about to use its
         // memory.

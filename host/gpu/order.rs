@@ -97,6 +97,11 @@ impl Queue {
         &self.raw
     }
 
+    /// A number that no other queue has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// One handle more. If it had ended, another program's stream may be a new one under an old name: it waits for the end. False
     /// if that cannot be.
     pub fn open(&self) -> bool {

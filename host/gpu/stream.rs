@@ -135,6 +135,16 @@ impl Stream {
         Err(Error::argument(op, "stream", format!("{self:?}"), rule))
     }
 
+    /// A number of the capture that records what is enqueued here, or of captures that go together; none where it runs, or is
+    /// rehearsed.
+    pub(crate) fn capture_id(&self) -> Option<u64> {
+        match self.mode {
+            Mode::Run => self.queue.is_capturing().then(|| self.queue.id()),
+            Mode::Foreign => Some(self.queue.id()),
+            Mode::Rehearse(_) => None,
+        }
+    }
+
     /// Waits for everything enqueued so far; a fault of a kernel among it is this call's error.
     ///
     /// # Errors

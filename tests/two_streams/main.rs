@@ -117,20 +117,27 @@ fn graphs_keep_and_order_what_they_use() {
     assert_eq!(y.to_vec(&a).unwrap(), [0; 8], "nothing has run, and the scratch memory is the graph's");
     for stream in [&a, &b, &a] {
         x.fill_bytes(3, &b).unwrap();
-        copy.launch(stream).unwrap();
+        // SAFETY: no permutation uses the memory that the graph writes.
+        unsafe { copy.launch(stream) }.unwrap();
         assert_eq!(y.to_vec(&b).unwrap(), [3; 8]);
-        fill.launch(&a).unwrap();
-        copy.launch(&b).unwrap();
+        // SAFETY: no permutation uses the memory that the graph writes.
+        unsafe { fill.launch(&a) }.unwrap();
+        // SAFETY: no permutation uses the memory that the graph writes.
+        unsafe { copy.launch(&b) }.unwrap();
         y.fill_bytes(9, &a).unwrap();
-        copy.launch(&b).unwrap();
+        // SAFETY: no permutation uses the memory that the graph writes.
+        unsafe { copy.launch(&b) }.unwrap();
         assert_eq!(y.to_vec(stream).unwrap(), [5; 8]);
     }
     // The buffer is gone, and its memory is the graphs'.
-    fill.launch(&a).unwrap();
+    // SAFETY: no permutation uses the memory that the graph writes.
+    unsafe { fill.launch(&a) }.unwrap();
     drop(x);
-    copy.launch(&b).unwrap();
+    // SAFETY: no permutation uses the memory that the graph writes.
+    unsafe { copy.launch(&b) }.unwrap();
     assert_eq!(y.to_vec(&a).unwrap(), [5; 8]);
-    copy.launch(&b).unwrap();
+    // SAFETY: no permutation uses the memory that the graph writes.
+    unsafe { copy.launch(&b) }.unwrap();
     drop((copy, fill));
     drop(y);
     assert_sound();
@@ -149,7 +156,8 @@ fn captures_refuse_what_a_graph_cannot_hold() {
             capturing.synchronize(),
             capturing.wait_event(&event),
             event.record(capturing),
-            other.launch(capturing),
+            // SAFETY: no permutation uses the memory that the graph writes.
+            unsafe { other.launch(capturing) },
         ] {
             let text = refused.unwrap_err().to_string();
             assert!(text.ends_with("must not be one that is being captured"), "{text}");
@@ -159,7 +167,8 @@ fn captures_refuse_what_a_graph_cannot_hold() {
         x.fill_bytes(4, capturing)
     });
     assert_eq!(x.to_vec(&stream).unwrap(), [3; 8]);
-    graph.unwrap().launch(&stream).unwrap();
+    // SAFETY: no permutation uses the memory that the graph writes.
+    unsafe { graph.unwrap().launch(&stream) }.unwrap();
     assert_eq!(x.to_vec(&stream).unwrap(), [4; 8]);
     assert_sound();
 }
@@ -275,7 +284,8 @@ impl Program {
             }
             Act::Launch { graph, stream } => {
                 let Some((graph, read, written, byte)) = self.graphs.get(graph) else { return };
-                graph.launch(&self.streams[stream]).unwrap();
+                // SAFETY: no permutation uses the memory that the graph writes.
+                unsafe { graph.launch(&self.streams[stream]) }.unwrap();
                 self.contents[*written] = self.contents[*read];
                 self.contents[*written][BYTES / 2..].fill(*byte);
             }
@@ -372,7 +382,8 @@ fn graphs_and_operations_on_several_threads() {
                 let stream = Stream::new(device).unwrap();
                 for _ in 0..50 {
                     part.fill_bytes(3, &stream).unwrap();
-                    graph.launch(&stream).unwrap();
+                    // SAFETY: no permutation uses the memory that the graph writes.
+                    unsafe { graph.launch(&stream) }.unwrap();
                 }
                 stream.synchronize().unwrap();
             });
