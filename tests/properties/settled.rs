@@ -1,8 +1,7 @@
 //! What an operation reads before it waits for its predecessor must not be what that one wrote: wrong promises are reported.
 
-mod common;
-
-use common::gemm::Lists;
+use crate::common;
+use crate::common::gemm::Lists;
 use fp8_moe::ops::permute::{Permute, PermutePath, PermuteShape, ScaleLayout, permute};
 use fp8_moe::ops::quantize::{
     Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,

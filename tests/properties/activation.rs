@@ -1,15 +1,14 @@
 //! `activation` against its definition in f64: the scales to the documented error of the functions, the codes exactly wherever
 //! that error cannot reach a rounding boundary.
 
-mod common;
-
-use common::activation::{FUNCTIONS, factor, gate as activation_of};
-use common::e4m3;
-use common::gemm::Lists;
+use crate::common;
+use crate::common::activation::{FUNCTIONS, factor, gate as activation_of};
+use crate::common::gemm::Lists;
+use crate::common::{e4m3, portable};
 use fp8_moe::ops::activation::{Activation, ActivationFunction, ActivationShape, Requantization, activation};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::Activations;
-use fp8_moe::{Buffer, Device, E4m3, Error, Family};
+use fp8_moe::{Buffer, Device, E4m3, Error};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -257,12 +256,6 @@ fn many_and_long_rows() {
         Case::draw(kind, (9000, 8901, 8), false, &mut rng).check(&device, 0);
         Case::draw(kind, (2, 2, 16384 + 16), false, &mut rng).check(&device, 0);
     }
-}
-
-/// The kernels of the older family, which newer GPUs run as well.
-fn portable() -> Device {
-    let spec = common::device().to_string().parse().unwrap();
-    Device::open_family(spec, Family::Sm89).unwrap()
 }
 
 #[test]

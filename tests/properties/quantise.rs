@@ -1,14 +1,143 @@
-//! What quantise refuses, before any launch.
+//! `quantize` of anything: every scheme, element type and destination, in shapes with tails; what it refuses.
 
-mod common;
-
-use common::gemm::Lists;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{
     Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_workspace_bytes,
 };
 use fp8_moe::{Buffer, E4m3, Error};
 use half::bf16;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::common;
+use crate::common::gemm::Lists;
+use crate::common::quantise::{Case, MODES, Mode, Places, TYPES, Type, dense, draw_scatter, draw_values};
+use crate::common::{e4m3, portable};
+
+#[test]
+fn long_rows() {
+    let device = common::device();
+    // Past what the per-row kernels keep in shared memory.
+    for columns in [16384 + 8, 20001] {
+        dense(Type::Bf16, Mode::Token(None), 2, columns, 3).check(&device, 0xff);
+        dense(Type::F32, Mode::Token(Some(0.2)), 1, columns, 4).check(&device, 0xff);
+    }
+}
+
+#[test]
+fn division_is_ieee_where_it_decides() {
+    let device = common::device();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    // Values within a few units of scale times every e4m3 value and midpoint: the quotient's last bit decides.
+    let marks: Vec<f32> = (0..0x7e)
+        .flat_map(|c| {
+            let (low, high) = (e4m3::decode(c), e4m3::decode(c + 1));
+            [low, (low + high) / 2.0]
+        })
+        .collect();
+    for round in 0..24 {
+        let absmax = (1.0 + rng.random::<f32>()) * 2f32.powi(rng.random_range(-9..20));
+        let mode = [Mode::Token(None), Mode::Group(128, false), Mode::Token(Some(absmax / 3.0))][round % 3];
+        let scale = match mode {
+            Mode::Token(Some(limit)) => e4m3::scale(limit),
+            Mode::Token(None) => e4m3::scale(absmax),
+            _ => e4m3::group_scale(absmax),
+        };
+        let mut x = vec![];
+        for mark in &marks {
+            for ulps in -3..=3 {
+                let near = mark * scale;
+                let bits = (near.to_bits() as i32 + ulps).max(0) as u32;
+                x.push(f32::from_bits(bits).min(absmax) * if rng.random() { 1.0 } else { -1.0 });
+            }
+        }
+        let columns = 128;
+        x.resize(x.len().next_multiple_of(columns), -0.0);
+        for row in x.chunks_mut(columns) {
+            row[rng.random_range(0..columns)] = absmax;
+        }
+        let rows = x.len() / columns;
+        let case = Case { ty: Type::F32, rows, columns, x, row_weight: None, places: Places::Identity, mode };
+        case.check(&device, 0xff);
+    }
+}
+
+#[test]
+fn older_family() {
+    let device = portable();
+    for (i, mode) in MODES.into_iter().enumerate() {
+        dense(TYPES[i % 3], mode, 5, 1024, 6).check(&device, 0xff);
+        dense(TYPES[(i + 1) % 3], mode, 5, 77, 7).check(&device, 0xff);
+    }
+}
+
+#[test]
+fn no_rows() {
+    let device = common::device();
+    for mode in MODES {
+        for places in [Places::Identity, Places::Valid(0), {
+            let mut rng = ChaCha8Rng::seed_from_u64(0);
+            Places::Scatter(draw_scatter(0, 2, 1.0, false, &mut rng))
+        }] {
+            let case =
+                Case { ty: Type::Bf16, rows: 0, columns: 40, x: vec![], row_weight: None, places, mode };
+            case.check(&device, 0xee);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(common::cases(64))]
+
+    #[test]
+    fn anything(
+        seed: u64,
+        rows in 1..40_usize,
+        columns in prop_oneof![1..70_usize, 1..700_usize, (1..90_usize).prop_map(|n| n * 8)],
+        ty in prop::sample::select(&TYPES),
+        mode in prop::sample::select(&MODES),
+        places in 0..6_usize,
+        top_k in 1..10_usize,
+        keep in prop::sample::select(&[0.0, 0.1, 0.7, 1.0]),
+        weighted: bool,
+        special: bool,
+        poison: u8,
+    ) {
+        common::timing(seed);
+        let device = common::device();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let places = match places {
+            0 => Places::Identity,
+            1 => Places::Valid(rng.random_range(0..=rows)),
+            2 | 3 => Places::Scatter(draw_scatter(rows, top_k, keep, places == 3, &mut rng)),
+            _ => Places::Scales(draw_scatter(rows, top_k, keep, places == 5, &mut rng)),
+        };
+        let x = draw_values(ty, rows * columns, special, &mut rng);
+        let row_weight = weighted.then(|| (0..rows).map(|_| rng.random()).collect());
+        Case { ty, rows, columns, x, row_weight, places, mode }.check(&device, poison);
+    }
+}
+
+#[test]
+fn many_slots_and_invalid_destinations() {
+    let device = common::device();
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    // More slots than a warp has lanes; and destinations below 0, which are as invalid as those past the last.
+    let mut scatter = draw_scatter(5, 45, 0.4, true, &mut rng);
+    let valid_rows = scatter.valid_rows as i32;
+    for destination in scatter.inverse.iter_mut().filter(|destination| **destination >= valid_rows) {
+        *destination = [-1, i32::MIN, i32::MAX, valid_rows][rng.random_range(0..4)];
+    }
+    for mode in MODES {
+        let x = draw_values(Type::Bf16, 5 * 300, false, &mut rng);
+        for places in [Places::Scatter(scatter.clone()), Places::Scales(scatter.clone())] {
+            let x = x.clone();
+            Case { ty: Type::Bf16, rows: 5, columns: 300, x, row_weight: None, places, mode }
+                .check(&device, 1);
+        }
+    }
+}
 
 #[test]
 fn refusals_name_argument_value_and_rule() {

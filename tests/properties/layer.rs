@@ -1,13 +1,11 @@
 //! `MoeLayer` against the f64 oracle, and against itself: ranks, graphs, poisoned workspaces, odd inputs.
 
-mod common;
-
-use common::checks::{assert_close, out_of_bounds, relative_l2};
-use common::layers::{
+use crate::common::checks::{assert_close, out_of_bounds, relative_l2};
+use crate::common::layers::{
     Poison, Skew, any_config, any_skew, config, drawn_device, on_device, random_routing, run_own, run_routed,
 };
-use common::oracle::{self, Layer};
-use common::{cases, device, families, timing};
+use crate::common::oracle::{self, Layer};
+use crate::common::{cases, device, families, timing};
 use fp8_moe::{Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;

@@ -1,15 +1,15 @@
 //! The order-free reduction: GEMM 2's sums by token against the definition in f64, the cast behind them, and layers that end so against
 //! the oracle and against the deterministic layer.
 
-mod common;
-
-use common::checks::{out_of_bounds, relative_l2};
-use common::gemm::{
+use crate::common::checks::{out_of_bounds, relative_l2};
+use crate::common::gemm::{
     B_KINDS, HOPPER_A_KINDS, Lists, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts,
 };
-use common::layers::{Poison, Skew, any_config, any_skew, config, on_device, random_routing, run_routed};
-use common::oracle::{self, Layer};
-use common::{cases, device, families, timing};
+use crate::common::layers::{
+    Poison, Skew, any_config, any_skew, config, on_device, random_routing, run_routed,
+};
+use crate::common::oracle::{self, Layer};
+use crate::common::{cases, device, families, timing};
 use fp8_moe::ops::cast::{Cast, cast};
 use fp8_moe::ops::grouped_gemm::{
     Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, TokenSums, grouped_gemm,

@@ -1,10 +1,8 @@
 //! `problem_sizes`, and the tile schedules of permutations, against their definitions.
 
-mod common;
-#[path = "common/schedule.rs"]
-mod schedule;
-
-use common::gemm::Lists;
+use crate::common;
+use crate::common::gemm::Lists;
+use crate::common::schedule;
 use fp8_moe::ops::permutation::{Permutation, PermutationLists};
 use fp8_moe::ops::problem_sizes::{
     GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes,
