@@ -1,13 +1,17 @@
 //! The compiled kernels: the PTX of each family, what each kernel uses, and what the host calls them by.
 //!
 //! All of it is compiled and generated from `kernels-gpu` and committed in `host/kernels`; `build.rs` says when it is compiled
-//! instead. `launchers` has a constant for each kernel, its arguments as a struct, and the numbers, kinds
-//! and functions that the device side gives the host. None of them is written again here.
+//! instead. `launchers` has a constant for each kernel, its arguments as a struct, and the numbers, kinds and functions that
+//! the device side gives the host. None of them is written again here.
 
-use crate::gpu::device::Family;
+use crate::Result;
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
+use crate::gpu::launch::KernelText;
 
 /// What is generated of the device crate's records; see `cuda_builder::launchers`.
 pub(crate) mod launchers {
+    use super::module;
     use crate::gpu::launch::{Arguments, DevicePtr, Kernel, TensorMap};
 
     include!(concat!(env!("FP8_MOE_KERNELS"), "/launchers.rs"));
@@ -52,5 +56,13 @@ pub fn summaries(family: Family) -> &'static [KernelSummary] {
     match family {
         Family::Sm89 => SM_89,
         Family::Sm90a => SM_90A,
+    }
+}
+
+impl Device {
+    /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for its own later.
+    pub fn load_kernels(&self) -> Result<()> {
+        let texts = summaries(self.family()).iter().map(|kernel| KernelText { name: kernel.name, module });
+        self.load(&texts.collect::<Vec<_>>())
     }
 }

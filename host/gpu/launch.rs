@@ -4,6 +4,8 @@ use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::gpu::family::Family;
+
 /// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument takes.
 #[repr(transparent)]
 pub struct DevicePtr<T> {
@@ -71,10 +73,19 @@ impl<T> fmt::Debug for DevicePtr<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A kernel that takes the arguments `A`. The generated launchers alone make one.
-pub struct Kernel<A> {
+/// A kernel's name and its text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelText {
     /// The entry's name in the PTX.
     pub name: &'static str,
+    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel. The file that includes the
+    /// launchers says it, so that this layer does not know which kernels there are.
+    pub module: fn(Family, &str) -> Option<String>,
+}
+
+/// A kernel that takes the arguments `A`. The generated launchers alone make one.
+pub(crate) struct Kernel<A> {
+    pub text: KernelText,
     /// Threads per block, as the kernel declares them.
     pub threads: u32,
     /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
@@ -88,14 +99,16 @@ pub struct Kernel<A> {
 }
 
 impl<A> Kernel<A> {
-    pub(crate) const fn new(
+    pub const fn new(
         name: &'static str,
         threads: u32,
         cluster: u32,
         overlap: bool,
         shared_bytes: u32,
+        module: fn(Family, &str) -> Option<String>,
     ) -> Self {
-        Kernel { name, threads, cluster, overlap, shared_bytes, arguments: PhantomData }
+        let text = KernelText { name, module };
+        Kernel { text, threads, cluster, overlap, shared_bytes, arguments: PhantomData }
     }
 
     /// The kernel with so many bytes of dynamic shared memory, where they depend on its arguments.
@@ -112,7 +125,7 @@ impl<A> Clone for Kernel<A> {
 impl<A> Copy for Kernel<A> {}
 
 /// Arguments of a kernel. Implemented by the generated structs alone.
-pub trait Arguments {
+pub(crate) trait Arguments {
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
 }

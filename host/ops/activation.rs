@@ -4,20 +4,20 @@
 //! scales are those of [`quantize`](super::quantize). The error of the activation functions is documented in
 //! `kernels-gpu/src/activation/functions.rs`: a few units in the last place of f32.
 
-use super::permute::{ScaleLayout, checked_i32};
-use super::quantize::{
-    Activations, block_rows_grid, check_groups, checked_columns, group_scales_out, valid_rows, warp_rows_grid,
-};
+use super::permutation::Permutation;
+use super::quantize::{Activations, check_groups, group_scales_out};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
+use crate::plan::checked_i32;
+use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
+
+pub use crate::config::ActivationFunction;
 
 const OP: &str = "activation";
-
-pub use crate::kernels::launchers::ActivationFunction;
 
 /// Sizes of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub struct ActivationShape {
 }
 
 /// How to scale the activated values.
+#[derive(Debug)]
 pub enum Requantization<'a> {
     /// One scale, given: `q = value * (1 / scale)`.
     TensorStatic {
@@ -52,11 +53,12 @@ pub enum Requantization<'a> {
 }
 
 /// Arguments of [`activation`].
+#[derive(Debug)]
 pub struct Activation<'a> {
     /// bf16, f16 or f32 `[P, 2I]`.
     pub x: Activations<'a>,
-    /// i64 `[E_loc + 1]`, from `permute`: rows from its last element on are neither read nor written. Without it, all are.
-    pub expert_offsets: Option<Slice<'a, i64>>,
+    /// Rows from its last offset on are neither read nor written. Without it, all are.
+    pub permutation: Option<&'a Permutation<'a>>,
     /// What joins gate and up.
     pub function: ActivationFunction,
     /// How to scale.
@@ -68,12 +70,19 @@ pub struct Activation<'a> {
 /// Joins gate and up of every valid row, and quantises the result.
 ///
 /// With no rows nothing is launched, and nothing is written.
+///
+/// # Errors
+/// Arrays that are too short or on another device; a permutation of another number of rows.
 pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>) -> Result<()> {
     let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
     args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
-    let valid_rows = match &args.expert_offsets {
-        Some(expert_offsets) => valid_rows(OP, expert_offsets, stream)?,
+    let valid_rows = match args.permutation {
+        Some(permutation) => {
+            permutation.check_size(OP, "rows", shape.rows, (permutation.rows(), "rows"))?;
+            permutation.check(OP, stream)?;
+            permutation.valid_rows()
+        }
         None => DevicePtr::null(),
     };
     args.q.check(OP, "q", shape.rows * shape.intermediate, stream)?;
@@ -96,8 +105,10 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
         intermediate,
         function: args.function,
     };
-    let (device, grid) = (stream.device(), warp_rows_grid(stream, rows, intermediate));
-    // SAFETY: every array was checked to have its extent on this device, and the shared memory holds the kept spans.
+    let device = stream.device();
+    let grid = warp_rows_grid(device, rows, intermediate);
+    // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last offset is; no two scales
+    // have one place, and the shared memory holds the kept spans.
     unsafe {
         match args.requantization {
             Requantization::TensorStatic { scale } => {
@@ -115,7 +126,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
                     launchers::ACTIVATION_TOKEN_F16,
                     launchers::ACTIVATION_TOKEN_F32,
                 );
-                let (blocks, shared, kept_spans) = block_rows_grid(stream, rows, intermediate);
+                let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, intermediate);
                 let arguments = launchers::ActivateToken { common, scales: scales.ptr(), kept_spans };
                 device.launch(stream, &kernel.with_shared(shared), blocks, &arguments)
             }

@@ -11,14 +11,17 @@
 
 use half::bf16;
 
-use super::permute::checked_i32;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels::launchers::{self, LogitsTile};
+use crate::kernels::launchers;
+use crate::plan::checked_i32;
+
+pub use crate::plan::router::RouterLogitsPath;
 
 /// Arguments of [`router_logits`].
+#[derive(Debug)]
 pub struct RouterLogits<'a> {
     /// T.
     pub tokens: usize,
@@ -36,35 +39,6 @@ pub struct RouterLogits<'a> {
     pub path: RouterLogitsPath,
 }
 
-/// The kernels of [`router_logits`]; any of them takes any size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum RouterLogitsPath {
-    /// By the number of tokens: up to 8, up to 512, more.
-    #[default]
-    Auto,
-    /// A block for an expert and 8 tokens, on the CUDA cores.
-    Few,
-    /// A block for 16 tokens and 8 experts, on the tensor cores.
-    Tile16x8,
-    /// A block for 64 tokens and 64 experts, on the tensor cores.
-    Tile64x64,
-}
-
-impl RouterLogitsPath {
-    /// What it is for so many tokens.
-    pub(crate) fn resolve(self, tokens: usize) -> Self {
-        match (self, tokens) {
-            (RouterLogitsPath::Auto, ..=8) => RouterLogitsPath::Few,
-            (RouterLogitsPath::Auto, ..=512) => RouterLogitsPath::Tile16x8,
-            (RouterLogitsPath::Auto, _) => RouterLogitsPath::Tile64x64,
-            (path, _) => path,
-        }
-    }
-}
-
-/// Blocks along y that a grid may have.
-const GRID_Y: usize = 65535;
-
 /// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
 pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     const OP: &str = "router_logits";
@@ -76,24 +50,11 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     args.gate.check(OP, "gate", args.experts * args.hidden, stream)?;
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
-    let (kernel, tile, experts_along_x) = match path {
-        RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW, true),
-        RouterLogitsPath::Tile16x8 => (launchers::ROUTER_LOGITS_16X8, launchers::LOGITS_16X8, false),
-        RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
-            (launchers::ROUTER_LOGITS_64X64, launchers::LOGITS_64X64, false)
-        }
-    };
-    let LogitsTile { tokens: tile_tokens, experts: tile_experts } = tile;
-    let (along_y, tile_y) =
-        if experts_along_x { (args.tokens, tile_tokens) } else { (args.experts, tile_experts) };
-    let name = if experts_along_x { "tokens" } else { "experts" };
-    let most = tile_y as usize * GRID_Y;
-    require(along_y <= most, OP, name, along_y, || format!("must be at most {most}"))?;
+    path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());
     }
-    let blocks = (tokens.div_ceil(tile_tokens), experts.div_ceil(tile_experts));
-    let grid = if experts_along_x { (blocks.1, blocks.0) } else { blocks };
+    let (kernel, grid) = path.launch(tokens, experts);
     let arguments = launchers::RouterLogits {
         hidden_states: args.hidden_states.ptr(),
         gate: args.gate.ptr(),
@@ -102,11 +63,12 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
         experts,
         hidden,
     };
-    // SAFETY: the three matrices were checked to have their sizes on this device.
+    // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all tokens and experts.
     unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }
 
 /// What all top-k operations read and write.
+#[derive(Debug)]
 pub struct TopK<'a> {
     /// T.
     pub tokens: usize,
@@ -139,6 +101,7 @@ impl TopK<'_> {
         (self.tokens as u32).div_ceil(launchers::TOP_K_TOKENS_PER_BLOCK)
     }
 
+    /// As kernels take it.
     fn raw(&self) -> launchers::TopK {
         launchers::TopK {
             logits: self.logits.ptr(),
@@ -176,6 +139,7 @@ pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Resu
 }
 
 /// How [`grouped_top_k`] scores, selects and weights.
+#[derive(Debug)]
 pub struct Grouped<'a> {
     /// Scores are sigmoids of the logits; else their softmax.
     pub sigmoid: bool,

@@ -25,18 +25,12 @@ use cuda_std::code::Flag;
 use cuda_std::{arguments, host, kernel, memory, sync, thread};
 
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
-pub(crate) const COUNTERS: u32 = 256;
+#[host]
+pub(crate) const SCHEDULE_COUNTERS: u32 = 256;
 
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
 #[host]
-pub(crate) const FIRST_TILE: u32 = 1 + COUNTERS / 4;
-
-/// Entries that a schedule may need, whatever the routing, for up to `rows` rows in tiles of `block_m`.
-#[host]
-pub(crate) const fn schedule_entries(rows: usize, local_experts: usize, block_m: usize) -> usize {
-    let partly_filled = if local_experts < rows { local_experts } else { rows };
-    FIRST_TILE as usize + rows / block_m + partly_filled
-}
+pub(crate) const FIRST_TILE: u32 = 1 + SCHEDULE_COUNTERS / 4;
 
 /// Most rows of a band. At K = 7168 their A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
 const BAND_ROWS: u32 = 2048;

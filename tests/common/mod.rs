@@ -6,10 +6,15 @@ pub mod bounds;
 pub mod checks;
 pub mod e4m3;
 pub mod gemm;
+pub mod grouped;
 pub mod layers;
 pub mod oracle;
+pub mod permute;
+pub mod quantise;
 pub mod routing;
+pub mod schedule;
 pub mod tensor_core;
+pub mod unpermute;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -47,6 +52,11 @@ pub fn families() -> Vec<Device> {
     };
     let older = || Family::ALL.into_iter().filter(|&family| family < device().family()).map(open);
     FAMILIES.get_or_init(|| std::iter::once(device()).chain(older()).collect()).clone()
+}
+
+/// The kernels of the oldest family, which newer GPUs run as well.
+pub fn portable() -> Device {
+    families().pop().expect("the device itself at least")
 }
 
 /// The first of [`devices`].
@@ -95,5 +105,5 @@ pub fn size() -> Size {
 
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
 pub fn timing(seed: u64) {
-    cuda_driver::sim::set_seed(seed);
+    cust::sim::set_seed(seed);
 }

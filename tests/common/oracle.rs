@@ -169,6 +169,12 @@ impl Layer {
         }
     }
 
+    /// Makes outputs `factor` times as large.
+    pub fn scale_outputs(&mut self, factor: f32) {
+        let scales = self.experts.iter_mut().flat_map(|expert| &mut expert.down.scale);
+        scales.for_each(|scale| *scale *= factor);
+    }
+
     /// The weights as the rank of `config` takes them.
     pub fn weights(&self, config: &MoeConfig) -> MoeWeights<'_> {
         let expert = |n: usize| {

@@ -6,4 +6,14 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod activation;
+mod gated_gemm;
+mod grouped_gemm;
+mod layer;
+mod order_free;
+mod permute;
+mod problem_sizes;
+mod quantise;
 mod router;
+mod settled;
+mod unpermute;

@@ -24,7 +24,10 @@ use crate::setup::{self, cuda_tools};
 const LIMIT: u64 = 64 << 20;
 
 /// The crates through which a package talks to a device.
-const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
+const DRIVER_CRATES: [&str; 2] = ["fp8-moe-cust", "fp8-moe"];
+
+/// The one test of the emulator that a GPU answers: what its tensor cores compute.
+const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
@@ -78,19 +81,26 @@ pub fn run(sanitizer: bool) -> Result<()> {
 /// Builds the tests in release; names and paths of their executables.
 fn test_executables() -> Result<Vec<(String, PathBuf)>> {
     heading("build the tests");
+    let packages = device_packages()?;
+    let mut executables =
+        build(&packages.iter().flat_map(|package| ["--package", package]).collect::<Vec<_>>())?;
+    executables.extend(build(&EMULATOR_TEST)?);
+    executables.sort();
+    Ok(executables)
+}
+
+/// Builds the tests that cargo's `selection` names.
+fn build(selection: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo();
-    command.args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"]);
-    for package in device_packages()? {
-        command.args(["--package", &package]);
-    }
+    command
+        .args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(selection);
     let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
     if !built.status.success() {
         bail!("the tests do not build");
     }
     let messages = String::from_utf8(built.stdout).context("cargo's messages are not UTF-8")?;
-    let mut executables = messages.lines().filter_map(test_executable).collect::<Vec<_>>();
-    executables.sort();
-    Ok(executables)
+    Ok(messages.lines().filter_map(test_executable).collect())
 }
 
 /// The workspace's packages whose tests talk to a device.
@@ -156,12 +166,11 @@ mod tests {
         let package = |name: &str, dependency: &str| {
             device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
         };
-        assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe", "fp8-moe-cust"), Some("fp8-moe".to_owned()));
         assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
-        assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
+        assert_eq!(package("fp8-moe-cust", "ptx_sim"), Some("fp8-moe-cust".to_owned()));
         assert_eq!(package("xtask", "clap"), None);
-        let for_tests =
-            serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "cust", "kind": "dev"}]});
+        let for_tests = serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "fp8-moe-cust", "kind": "dev"}]});
         assert_eq!(device_package(&for_tests), None);
     }
 

@@ -67,19 +67,18 @@ check() {
     fi
 }
 
-# check_tests NAME PROGRAM: a line for each of its modules if it has a folder of them, so that a fault, after which a process can
-# do nothing more on a GPU, ends one module; else one line.
+# check_tests NAME PROGRAM: a line for each module of a folder of tests, so that a fault, after which a process can do nothing more
+# on a GPU, ends one module; a line for any other program.
 check_tests() {
-    local name=$1 program=$2 module options=(--test-threads "${TEST_THREADS:-4}" --show-output)
+    local name=$1 program=$2 module modules= options=(--test-threads "${TEST_THREADS:-4}" --show-output)
     [ "$emulated" = 1 ] || options+=(--include-ignored)
     case $name in
-        grid | properties | unsound)
-            for module in $("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u); do
-                check "$name::$module" "$program" "$module::" "${options[@]}"
-            done
-            ;;
-        *) check "$name" "$program" "${options[@]}" ;;
+        grid | properties | unsound) modules=$("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u) ;;
     esac
+    for module in $modules; do
+        check "$name::$module" "$program" "$module::" "${options[@]}"
+    done
+    [ -n "$modules" ] || check "$name" "$program" "${options[@]}"
 }
 
 started=$EPOCHREALTIME

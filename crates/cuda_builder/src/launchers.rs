@@ -11,8 +11,9 @@
 //! ```
 //!
 //! A kernel that takes one struct is called with that struct; one that takes anything else, with a struct that is named after
-//! it. The generated file expects in scope where it is included: `Arguments`, `DevicePtr`, `Kernel`, `TensorMap` (128 bytes,
-//! aligned to 64) if a kernel takes one by value, and the crate `half` if a kernel has 16-bit floating-point arguments.
+//! it. The generated file expects in scope where it is included: `Arguments`, `DevicePtr`, `Kernel`, `module`, which is passed to
+//! every `Kernel`, `TensorMap` (128 bytes, aligned to 64) if a kernel takes one by value, and the crate `half` if a kernel has
+//! 16-bit floating-point arguments.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -163,7 +164,8 @@ fn entry(source: &mut String, kernel: &KernelInfo, arguments: &str) {
     let _ = writeln!(
         source,
         "#[doc = \" Kernel `{name}`: {threads} threads per block, at least {min_blocks} blocks per SM.\"]\n\
-         pub const {}: Kernel<{arguments}> = Kernel::new(\"{name}\", {threads}, {cluster}, {overlap}, {dynamic_shared});",
+         pub const {}: Kernel<{arguments}> = Kernel::new(\"{name}\", {threads}, {cluster}, {overlap}, {dynamic_shared}, \
+         module);",
         name.to_uppercase()
     );
 }
@@ -244,7 +246,7 @@ mod tests {
             "pub const COLUMNS: u32 = 256;",
             "pub enum How {",
             "pub struct Clear {",
-            "pub const CLEAR: Kernel<Clear> = Kernel::new(\"clear\", 32, 1, false, 0);",
+            "pub const CLEAR: Kernel<Clear> = Kernel::new(\"clear\", 32, 1, false, 0, module);",
             "pub const HALVE_ROWS: Kernel<Scale> =",
         ] {
             assert!(source.contains(wanted), "{wanted} is missing in\n{source}");

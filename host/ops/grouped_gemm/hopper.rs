@@ -1,36 +1,38 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
-use super::heuristics::HopperTile;
 use super::slab_scales;
 use super::{GemmShape, GroupedGemm, OP, raw_scales};
 use crate::error::Result;
+use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
 use crate::kernels::launchers;
+use crate::plan::tiles::HopperTile;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_hopper(
         &self,
         stream: &Stream,
         tile: HopperTile,
-        promoted: bool,
         blocks: u32,
+        schedule: DevicePtr<[u32; 4]>,
         schedule_is_settled: bool,
     ) -> Result<()> {
-        let GemmShape { rows, n, k, experts } = self.shape;
+        let (shape, promoted) = (self.plan.shape(), self.plan.promoted());
+        let GemmShape { rows, n, k, experts } = shape;
         let (out, out_type) = self.out.raw();
         let arguments = launchers::HopperGemm {
-            a: tensor_map::of_matrix(&self.a, rows, k, tile.numbers().a_box_rows)?,
+            a: tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?,
             b: tensor_map::of_matrix(&self.b, experts * n, k, launchers::B_BOX_ROWS)?,
-            a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &self.shape, tile)?,
-            scales: raw_scales(&self.a_scale, &self.b_scale),
-            schedule: self.schedule.entries.ptr(),
-            partials: self.workspace.ptr().cast(),
-            out,
+            a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
+            scales: raw_scales(&self.a_scale, &self.b_scale),
+            schedule,
+            partials: self.workspace.ptr().cast(),
+            out,
+            tokens: self.out.raw_tokens(&self.permutation),
             out_type,
-            tokens: self.out.raw_tokens(),
             schedule_is_settled,
         };
         let kernel = match (tile, promoted) {
@@ -41,9 +43,10 @@ impl GroupedGemm<'_> {
             (HopperTile::Wide, true) => launchers::HOPPER_WIDE_PROMOTED,
             (HopperTile::Wide, false) => launchers::HOPPER_WIDE_FAST,
         };
-        // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel asks for,
-        // and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that these end within P
-        // rows, is what the operations that make them guarantee.
+        // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the kernel's, and the maps were
+        // made of the matrices. The permutation has the plan's sizes, so that the tiles of its schedule, built for this height,
+        // are inside the P rows and E_loc experts; it is borrowed exclusively, as are the partial sums. An element of
+        // `sorted_rows` that is no slot is skipped.
         unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
     }
 }
