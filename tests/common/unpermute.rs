@@ -1,4 +1,5 @@
-//! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum in f64.
+//! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum
+//! in f64.
 
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
 use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
@@ -141,7 +142,8 @@ impl Case {
         }
     }
 
-    /// `y` on the device; rows that are not valid stay uninitialised, which the emulated device reports if they are read.
+    /// `y` on the device; rows that are not valid stay uninitialised, which the emulated device reports if
+    /// they are read.
     pub fn upload<T: bytemuck::Pod>(&self, device: &Device, y: &[T]) -> Buffer<T> {
         let mut buffer = device.uninit(self.shape.capacity * self.shape.hidden).unwrap();
         buffer.slice_mut(..y.len()).copy_from(y, &device.default_stream()).unwrap();
