@@ -106,5 +106,5 @@ pub fn size() -> Size {
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this
 /// thread.
 pub fn timing(seed: u64) {
-    cuda_driver::sim::set_seed(seed);
+    cust::sim::set_seed(seed);
 }

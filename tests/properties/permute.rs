@@ -151,9 +151,9 @@ fn one_launch_with_four_barriers() {
     for (tokens, blocks) in [(1, 1), (64, 1), (65, 2), (512, 8), (4096, 64)] {
         let shape = PermuteShape { tokens, top_k: 8, experts: 256, local_experts: 256, alignment: 1 };
         let ids = draw_ids(Skew::Distinct, tokens, 8, 256, rng);
-        cuda_driver::sim::take_counters();
+        cust::sim::take_counters();
         check(&device, shape, &ids, None, PermutePath::Auto, 0);
-        let counters = cuda_driver::sim::take_counters();
+        let counters = cust::sim::take_counters();
         assert_eq!((counters.launches, counters.blocks), (1, blocks), "{tokens} tokens");
         // Four barriers of 16 warps, whatever the size; and every block reads each id once, besides its own.
         assert_eq!(counters.barriers, blocks * 4 * 16, "{tokens} tokens");
@@ -168,13 +168,13 @@ fn no_tokens_launch_nothing() {
     let device = common::device();
     let shape = PermuteShape { tokens: 0, top_k: 2, experts: 4, local_experts: 4, alignment: 128 };
     if device.is_emulated() {
-        cuda_driver::sim::take_counters();
+        cust::sim::take_counters();
     }
     let (result, offsets) = attempt(shape, shape, false, PermutePath::Auto);
     result.unwrap();
     assert!(offsets.iter().all(|&offset| offset == -1), "{offsets:?}");
     if device.is_emulated() {
-        assert_eq!(cuda_driver::sim::take_counters().launches, 0);
+        assert_eq!(cust::sim::take_counters().launches, 0);
     }
 }
 

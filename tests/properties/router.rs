@@ -248,13 +248,13 @@ fn non_finite_logits_pick_distinct_experts() {
 fn no_tokens_launch_nothing() {
     let device = common::device();
     if device.is_emulated() {
-        cuda_driver::sim::take_counters();
+        cust::sim::take_counters();
     }
     assert!(run_logits(&device, [0, 4, 16], &[], &[bf16::ONE; 64], RouterLogitsPath::Auto).is_empty());
     run_top_k(&device, [0, 4, 2], &[], |stream, args| softmax_top_k(stream, args, true));
     run_top_k(&device, [0, 4, 2], &[], sigmoid_top_k);
     if device.is_emulated() {
-        assert_eq!(cuda_driver::sim::take_counters().launches, 0);
+        assert_eq!(cust::sim::take_counters().launches, 0);
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a test may set and ask of the emulated device. All of it belongs to the calling thread; on a GPU it
-//! has no effect, and there is nothing to tell.
+//! What a test may set and ask of the emulated device that is linked into the program. All of it belongs to the calling thread;
+//! on a GPU it has no effect, and there is nothing to tell.
 //!
 //! Environment variables set the device up, for the whole process:
 //!
@@ -21,10 +21,3 @@ pub use ptx_sim::driver::{
     LaunchRecord, last_error, last_fault, set_seed, set_workers, take_counters, take_last_error,
     take_last_fault, take_launch_log,
 };
-
-use crate::{Backend, backend};
-
-/// Whether this process uses the emulated device; chooses now if that has not happened.
-pub fn is_active() -> bool {
-    backend() == Ok(Backend::Sim)
-}
