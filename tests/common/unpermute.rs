@@ -78,7 +78,7 @@ impl Case {
         order.shuffle(rng);
         let mut valid_rows = order.iter().filter(|_| rng.random_bool(keep)).count();
         // Padding moves some destinations up; their old places are valid rows that no token asks for.
-        let padding = rng.random_range(0..5);
+        let padding = if rows == 0 { 0 } else { rng.random_range(0..5) };
         for destination in &mut order {
             if *destination as usize >= valid_rows / 2 {
                 *destination += padding;

@@ -376,7 +376,7 @@ fn refusals_name_argument_value_and_rule() {
         });
         let plan = on_device.plan(Accumulation::Fast, path);
         let mut workspace = on_device.workspace(plan.workspace_bytes());
-        let sorted_rows = sorted_rows.then(|| device.upload(&[8i32; 8]).unwrap());
+        let sorted_rows = sorted_rows.then(|| device.upload(&[-1i32; 8]).unwrap());
         let mut lists = Lists { tokens, top_k: 2, sorted_rows, ..on_device.lists() };
         let permutation = lists.permutation(&stream);
         refusal(grouped_gemm(&stream, gemm(&on_device, &plan, permutation, &mut workspace, out)))
