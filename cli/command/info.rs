@@ -1,6 +1,6 @@
 //! `fp8-moe info`: devices, driver, kernels.
 
-use fp8_moe::{Device, DeviceSpec, Family, Result, kernels};
+use fp8_moe::{DeviceSpec, Family, Result, kernels};
 
 use crate::terminal;
 
@@ -14,7 +14,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn info(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(arguments.device)?;
+    let device = terminal::open_device(arguments.device)?;
     let (driver_major, driver_minor) = device.driver_version()?;
     println!("device    {}", terminal::describe(&device));
     println!("name      {}", device.name());
@@ -36,12 +36,11 @@ pub fn info(arguments: &Arguments) -> Result<()> {
             kernels::ptx(family).len() / 1024,
             if used { ", all loaded" } else { "" }
         );
-        println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "registers", "static shared");
+        println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "blocks", "static shared");
         for kernel in summaries {
-            let registers = kernel.registers.map_or("-".into(), |n| n.to_string());
             println!(
-                "          {:<36} {:>8} {registers:>10} {:>14}",
-                kernel.name, kernel.threads, kernel.static_shared
+                "          {:<36} {:>8} {:>10} {:>14}",
+                kernel.name, kernel.threads, kernel.min_blocks, kernel.static_shared
             );
         }
     }

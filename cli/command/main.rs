@@ -48,7 +48,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the layer of a fixture and compare it with the outputs stored in it; exits 1 out of tolerance
     Check(check::Arguments),
-    /// Print devices, driver, and every kernel's registers and shared memory
+    /// Print devices, driver, and every kernel's block and shared memory
     Info(info::Arguments),
     /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
     Bench(bench::Arguments),
@@ -71,6 +71,7 @@ struct LayerArguments {
 }
 
 fn main() -> ExitCode {
+    terminal::end_with_the_reader();
     let result = match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::check(&arguments),

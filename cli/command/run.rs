@@ -51,7 +51,8 @@ pub struct Output {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let reduction: Reduction = arguments.reduction.parse()?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint, arguments.layer.config.as_deref())?;
-    let hidden = input(arguments, &checkpoint)?;
+    let input = input(arguments, &checkpoint)?;
+    terminal::try_output(arguments.output.as_deref())?;
     let device = terminal::open_device(arguments.layer.device)?;
     let (_, layer) = terminal::load_layer(
         &checkpoint,
@@ -60,9 +61,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         IntermediateScales::default(),
         reduction,
     )?;
+    let width = layer.config().hidden_size;
+    let hidden = match input {
+        Input::States(states) => states,
+        Input::Random { tokens } => {
+            require_memory(&layer, &device, tokens)?;
+            random(tokens * width, arguments.seed)
+        }
+    };
     let started = Instant::now();
     let output = forward(&layer, &device, &hidden)?;
-    let (tokens, seconds) = (hidden.len() / layer.config().hidden_size, started.elapsed().as_secs_f64());
+    let (tokens, seconds) = (hidden.len() / width, started.elapsed().as_secs_f64());
     eprintln!("done     {tokens} tokens in {seconds:.3} s");
     match &arguments.output {
         Some(path) => {
@@ -86,7 +95,7 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
         layer.forward_observed(&stream, &hidden, &mut workspace, &mut out, observe)?;
         stream.synchronize()
     })?;
-    let (topk_ids, topk_weights) = workspace.routing(tokens);
+    let (topk_ids, topk_weights) = workspace.routing(tokens)?;
     Ok(Output {
         topk_ids: topk_ids.to_vec(&stream)?.into_iter().map(i64::from).collect(),
         topk_weights: topk_weights.to_vec(&stream)?,
@@ -95,27 +104,52 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
 }
 
 /// The hidden states that the arguments ask for.
-fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Vec<bf16>> {
+enum Input {
+    /// `[T, H]`, read from a file.
+    States(Vec<bf16>),
+    /// To be drawn.
+    Random { tokens: usize },
+}
+
+/// Reads the hidden states, or checks how many are to be drawn: `T * k` rows must be countable in i32.
+fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
     const IN_CHECKPOINT: &str = "io.hidden_states";
     match &arguments.input {
-        Some(name) if checkpoint.has(name) => hidden_states(checkpoint, name),
+        Some(name) if checkpoint.has(name) => hidden_states(checkpoint, name).map(Input::States),
         Some(file) if Path::new(file).exists() => {
             let width = checkpoint.config().moe.hidden_size;
             let (shape, data) = fp8_moe::checkpoint::read_floats(Path::new(file), "hidden_states")?;
-            to_bf16(Path::new(file), "hidden_states", &shape, data, width)
+            to_bf16(Path::new(file), "hidden_states", &shape, data, width).map(Input::States)
         }
         Some(neither) => Err(Error::checkpoint(
             checkpoint.path(),
             format!("--input {neither}: neither a tensor of the checkpoint nor a file"),
         )),
         None if arguments.tokens.is_none() && checkpoint.has(IN_CHECKPOINT) => {
-            hidden_states(checkpoint, IN_CHECKPOINT)
+            hidden_states(checkpoint, IN_CHECKPOINT).map(Input::States)
         }
         None => {
-            let tokens = arguments.tokens.unwrap_or(16);
-            Ok(random(tokens * checkpoint.config().moe.hidden_size, arguments.seed))
+            let (tokens, top_k) = (arguments.tokens.unwrap_or(16), checkpoint.config().moe.top_k);
+            let most = i32::MAX as usize / top_k.max(1);
+            if tokens > most {
+                let rule = format!("must be at most {most} with top_k {top_k}: rows are counted in i32");
+                return Err(Error::argument("run", "--tokens", tokens, rule));
+            }
+            Ok(Input::Random { tokens })
         }
     }
+}
+
+/// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in f32.
+fn require_memory(layer: &MoeLayer, device: &Device, tokens: usize) -> Result<()> {
+    let needed = layer.workspace_bytes(tokens)? as u64 + (tokens * layer.config().hidden_size * 6) as u64;
+    let free = device.free_memory_bytes()?;
+    if needed > free {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let rule = format!("takes {:.1} GiB; {device} has {:.1} GiB free", gib(needed), gib(free));
+        return Err(Error::argument("run", "--tokens", tokens, rule));
+    }
+    Ok(())
 }
 
 /// The tensor `name` of a checkpoint as hidden states.

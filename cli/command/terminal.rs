@@ -1,23 +1,57 @@
 //! What the subcommands show while they work: progress bars on loading and on long simulations, the device in use.
+//! And what they try before they work: that somebody reads, that outputs can be written.
 
+use std::fs::{self, File};
+use std::path::Path;
 use std::time::Duration;
 
 use fp8_moe::{
-    Checkpoint, Device, DeviceSpec, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
+    Checkpoint, Device, DeviceSpec, Error, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Opens a device and says which it is; when it is the emulated one, also why.
+/// Lets the program end without a word when the reader of its output goes away (`fp8-moe info | head`), as other
+/// Unix commands do. Rust ignores SIGPIPE otherwise, and printing then panics.
+pub fn end_with_the_reader() {
+    #[cfg(unix)]
+    // SAFETY: the default action is no handler of ours, and no other thread runs yet that could set one.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Refuses an output path that cannot be written, before the work for it begins. Where there was no file, none stays.
+pub fn try_output(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let existed = path.exists();
+    File::options().write(true).create(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
+    if existed { Ok(()) } else { fs::remove_file(path).map_err(|e| Error::io(path, e)) }
+}
+
+/// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no GPU can be used, it is
+/// the emulated one, and the reason is said.
 pub fn open_device(spec: DeviceSpec) -> Result<Device> {
-    let device = Device::open(spec)?;
+    let device = match Device::open(spec) {
+        Err(Error::Device { reason, .. }) if spec == DeviceSpec::Auto && !is_asked_for() => {
+            let why = reason.split_once("; ").map_or(reason.as_str(), |(why, _)| why);
+            eprintln!("note     {why}: the emulated device stands in");
+            Device::open(DeviceSpec::Sim)?
+        }
+        opened => opened?,
+    };
     eprintln!("device   {}", describe(&device));
     Ok(device)
+}
+
+/// Whether the environment says which device is meant.
+fn is_asked_for() -> bool {
+    std::env::var_os("FP8_MOE_DEVICE").is_some_and(|device| !device.is_empty() && device != "auto")
 }
 
 /// One line about a device.
 pub fn describe(device: &Device) -> String {
     if device.is_emulated() {
-        format!("{device}, the emulated device: {} (PTX of {})", device.driver_reason(), device.family())
+        format!("{device}, the emulated device: {} (PTX of {})", device.name(), device.family())
     } else {
         format!("{device}, {} (PTX of {})", device.name(), device.family())
     }

@@ -164,6 +164,85 @@ fn errors_are_one_line() {
 }
 
 #[test]
+fn too_many_tokens_are_refused() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    // Products with the hidden size that wrap around to little, that do not, and that memory has no room for.
+    for tokens in ["72057594037927936", "18014398509481985", "1000000000000"] {
+        let run = fp8_moe(["run", layer.to_str().unwrap(), "--tokens", tokens]);
+        let rule = "must be at most 1073741823 with top_k 2: rows are counted in i32";
+        assert_one_line_error(&run, &format!("run: --tokens = {tokens}: {rule}"));
+    }
+    let run = fp8_moe(["run", layer.to_str().unwrap(), "--tokens", "1073741823"]);
+    assert_one_line_error(&run, "run: --tokens = 1073741823: takes ");
+}
+
+#[test]
+fn output_paths_are_tried_first() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let (absent, directory) = (folder.path().join("absent/out"), folder.path());
+    for path in [absent.to_str().unwrap(), directory.to_str().unwrap()] {
+        for arguments in [
+            &["run", layer.to_str().unwrap(), "--tokens", "2", "--output", path][..],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--json", path],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--plot", path],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--dump", path],
+            &["report", "absent.json", "--plot", path],
+        ] {
+            let run = fp8_moe(arguments);
+            assert_one_line_error(&run, &format!("{path}: "));
+            assert!(run.stdout.is_empty() && !run.stderr.contains("device "), "{}{}", run.stdout, run.stderr);
+        }
+    }
+    // Trying leaves no file behind, and what stands there as it is.
+    let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+    std::fs::write(&old, "kept").unwrap();
+    for path in [&new, &old] {
+        let run = fp8_moe(["run", "/nonexistent", "--output", path.to_str().unwrap()]);
+        assert_eq!(run.code, 2);
+        let run = fp8_moe(["report", "absent.json", "--plot", path.to_str().unwrap()]);
+        assert_eq!(run.code, 2);
+    }
+    assert!(!new.exists());
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "kept");
+}
+
+/// `fp8-moe info | head`: no panic, whether output, errors or both go to the reader that has gone.
+#[cfg(unix)]
+#[test]
+fn readers_may_go_away() {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+
+    let folder = tempdir().unwrap();
+    let (layer, fixture) = (mixtral().write(folder.path()), fixture("mixtral_static_tensor"));
+    let (layer, fixture) = (layer.to_str().unwrap(), fixture.to_str().unwrap());
+    let record = folder.path().join("record.json");
+    let record = record.to_str().unwrap();
+    let bench = ["bench", "--shape", "2,1,128,128", "--tokens", "1", "--json", record];
+    assert_eq!(fp8_moe(bench).code, 0);
+    for arguments in [
+        &["info"][..],
+        &["--help"],
+        &["check", fixture],
+        &["run", layer, "--tokens", "1"],
+        &["report", record],
+        &bench,
+    ] {
+        let gone = || Stdio::from(std::io::pipe().unwrap().1);
+        for errors_too in [false, true] {
+            let mut command = command::command();
+            command.args(arguments).stdout(gone()).stderr(if errors_too { gone() } else { Stdio::piped() });
+            let output = command.output().unwrap();
+            let words = String::from_utf8(output.stderr).unwrap();
+            assert!(!words.contains("panicked"), "{arguments:?}: {words}");
+            assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{arguments:?}: {words}");
+        }
+    }
+}
+
+#[test]
 fn a_checkpoint_is_not_a_fixture() {
     let folder = tempdir().unwrap();
     let file = mixtral().write(folder.path());
@@ -187,7 +266,7 @@ fn info_lists_kernels_of_every_family() {
     let run = fp8_moe(["info"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     for expected in
-        ["device ", "driver ", "kernels   sm_89: ", "kernels   sm_90a: ", "grouped_gemm_", "registers"]
+        ["device ", "driver ", "kernels   sm_89: ", "kernels   sm_90a: ", "grouped_gemm_", "static shared"]
     {
         assert!(run.stdout.contains(expected), "no {expected:?} in {}", run.stdout);
     }

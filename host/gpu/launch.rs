@@ -1,8 +1,10 @@
-//! What the generated launchers are made of: device addresses, grids and the trait that marshals arguments.
+//! What the generated launchers are made of: device addresses, kernels, the trait that marshals arguments, grids.
 
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
+
+use crate::gpu::family::Family;
 
 /// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument takes.
 #[repr(transparent)]
@@ -71,17 +73,59 @@ impl<T> fmt::Debug for DevicePtr<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A kernel with its arguments, ready to launch. Implemented by the generated launchers alone.
-pub trait Kernel {
+/// A kernel's name and its text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelText {
     /// The entry's name in the PTX.
-    const NAME: &'static str;
-    /// Threads per block, as the kernel declares them.
-    const THREADS: u32;
-    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
-    const CLUSTER: u32;
-    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one writes.
-    const OVERLAP: bool;
+    pub name: &'static str,
+    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel. The file that includes the
+    /// launchers says it, so that this layer does not know which kernels there are.
+    pub module: fn(Family, &str) -> Option<String>,
+}
 
+/// A kernel that takes the arguments `A`. The generated launchers alone make one.
+pub(crate) struct Kernel<A> {
+    pub text: KernelText,
+    /// Threads per block, as the kernel declares them.
+    pub threads: u32,
+    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
+    pub cluster: u32,
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one
+    /// writes.
+    pub overlap: bool,
+    /// Bytes of dynamic shared memory per block: what the kernel declares, or what [`with_shared`](Self::with_shared) says.
+    pub shared_bytes: u32,
+    arguments: PhantomData<fn(&A)>,
+}
+
+impl<A> Kernel<A> {
+    pub const fn new(
+        name: &'static str,
+        threads: u32,
+        cluster: u32,
+        overlap: bool,
+        shared_bytes: u32,
+        module: fn(Family, &str) -> Option<String>,
+    ) -> Self {
+        let text = KernelText { name, module };
+        Kernel { text, threads, cluster, overlap, shared_bytes, arguments: PhantomData }
+    }
+
+    /// The kernel with so many bytes of dynamic shared memory, where they depend on its arguments.
+    pub const fn with_shared(self, shared_bytes: u32) -> Self {
+        Kernel { shared_bytes, ..self }
+    }
+}
+
+impl<A> Clone for Kernel<A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A> Copy for Kernel<A> {}
+
+/// Arguments of a kernel. Implemented by the generated structs alone.
+pub(crate) trait Arguments {
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
 }

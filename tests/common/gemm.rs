@@ -2,12 +2,18 @@
 
 use std::sync::OnceLock;
 
-use fp8_moe::ops::grouped_gemm::{AScale, BScale, GemmShape, SCALE_BLOCK, Schedule, workspace_bytes};
-use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule, tile_schedule_entries};
-use fp8_moe::{Buffer, Device, E4m3, Family};
+use fp8_moe::ops::grouped_gemm::{
+    AScale, Accumulation, BScale, GemmOptions, GemmPlan, GemmShape, Path, SCALE_BLOCK,
+};
+use fp8_moe::ops::permutation::{Permutation, PermutationLists};
+use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule_entries};
+use fp8_moe::{Buffer, Device, E4m3, Family, Stream};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+
+use super::e4m3;
+use super::tensor_core::{self, Sum};
 
 /// The devices, each with the kernels of every family that it can run.
 pub fn devices() -> Vec<Device> {
@@ -44,10 +50,6 @@ pub const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, 
 /// Those that the Hopper kernels take.
 pub const HOPPER_A_KINDS: [AKind; 3] = [AKind::Call, AKind::Row, AKind::GroupColumnMajor];
 pub const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
-
-/// Hopper's tensor cores align the terms of a step of K to the largest and cut off what is below its last bit: where one term
-/// dominates, each of the 32 of a step may lose a whole bit. (Seen on an H100: 8 are too few.)
-const CUT_TERMS: f64 = 32.0;
 
 /// What the operands are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,35 +144,40 @@ impl Problem {
         self.offsets[self.shape.experts] as usize
     }
 
-    /// D in f64 by the definition, and for each element what the error of any order of summation is in proportion to: the sum
-    /// of magnitudes, and [`CUT_TERMS`] of the largest.
-    pub fn expected(&self) -> Vec<(f64, f64)> {
+    /// K over which tensor cores keep a sum: all of it, or what has one scale or is folded into f32.
+    fn slab(&self, accumulation: Accumulation) -> usize {
+        let scales_change = matches!(self.a_kind, AKind::GroupRowMajor | AKind::GroupColumnMajor)
+            || self.b_kind == BKind::Block;
+        if scales_change || accumulation == Accumulation::Promoted { SCALE_BLOCK } else { self.shape.k }
+    }
+
+    /// D in f64 by the definition, and for each element the largest error that tensor cores may make of it.
+    pub fn expected(&self, accumulation: Accumulation) -> Vec<(f64, f64)> {
         let GemmShape { n, k, experts, .. } = self.shape;
-        let decoded = |matrix: &[E4m3]| matrix.iter().map(|x| f64::from(x.to_f32())).collect::<Vec<_>>();
-        let (a, b) = (decoded(&self.a[..self.valid_rows() * k]), decoded(&self.b));
-        let groups = k.div_ceil(SCALE_BLOCK);
+        let units = |matrix: &[E4m3]| matrix.iter().map(|x| e4m3::units(x.0)).collect::<Vec<_>>();
+        let (a, b) = (units(&self.a[..self.valid_rows() * k]), units(&self.b));
+        let (groups, slab) = (k.div_ceil(SCALE_BLOCK), self.slab(accumulation));
+        let scale = |row: usize, expert: usize, column: usize, group: usize| {
+            let sa = self.a_scale[row * self.a_strides.0 + group * self.a_strides.1];
+            let blocks = n.div_ceil(SCALE_BLOCK);
+            let sb = self.b_scale[match self.b_kind {
+                BKind::Expert => expert,
+                BKind::Channel => expert * n + column,
+                BKind::Block => (expert * blocks + column / SCALE_BLOCK) * groups + group,
+            }];
+            f64::from(sa) * f64::from(sb)
+        };
         let element = |row: usize, expert: usize, column: usize| {
-            let (mut sum, mut magnitude, mut largest) = (0.0, 0.0, 0f64);
-            for group in 0..groups {
-                let sa = f64::from(self.a_scale[row * self.a_strides.0 + group * self.a_strides.1]);
-                let sb = f64::from(
-                    self.b_scale[match self.b_kind {
-                        BKind::Expert => expert,
-                        BKind::Channel => expert * n + column,
-                        BKind::Block => {
-                            (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * groups + group
-                        }
-                    }],
-                );
-                let slab = group * SCALE_BLOCK..k.min((group + 1) * SCALE_BLOCK);
-                let (a, b) = (&a[row * k..][slab.clone()], &b[(expert * n + column) * k..][slab]);
-                for (a, b) in a.iter().zip(b) {
-                    sum += sa * sb * a * b;
-                    magnitude += (sa * sb * a * b).abs();
-                    largest = largest.max((sa * sb * a * b).abs());
-                }
+            let (a, b) = (&a[row * k..][..k], &b[(expert * n + column) * k..][..k]);
+            let (mut sum, mut magnitude) = (Sum::default(), 0.0);
+            for (part, (a, b)) in a.chunks(slab).zip(b.chunks(slab)).enumerate() {
+                let scale = scale(row, expert, column, part * slab / SCALE_BLOCK);
+                let part = tensor_core::analyse(a, b, None);
+                sum.add(&part, scale);
+                magnitude += (scale * part.value).abs();
             }
-            (sum, magnitude + CUT_TERMS * largest)
+            // Scales and sums of slabs are multiplied and added in f32.
+            (sum.value, sum.worst + 2f64.powi(-22) * magnitude)
         };
         let owner: Vec<usize> =
             (0..experts).flat_map(|e| vec![e; (self.offsets[e + 1] - self.offsets[e]) as usize]).collect();
@@ -187,8 +194,7 @@ pub struct OnDevice {
     pub device: Device,
     pub shape: GemmShape,
     pub block_m: usize,
-    pub offsets: Buffer<i64>,
-    pub entries: Buffer<[u32; 4]>,
+    pub offsets: Vec<i64>,
     pub a: Buffer<E4m3>,
     pub b: Buffer<E4m3>,
     pub a_kind: AKind,
@@ -198,20 +204,60 @@ pub struct OnDevice {
     pub b_scale: Buffer<f32>,
 }
 
+/// Memory of a permutation that a test makes from lists of its own.
+pub struct Lists {
+    pub tokens: usize,
+    pub top_k: usize,
+    pub rows: usize,
+    pub offsets: Buffer<i64>,
+    pub sorted_rows: Option<Buffer<i32>>,
+    pub inverse: Option<Buffer<i32>>,
+    /// Height of the tiles, and memory of the schedule.
+    pub schedule: Option<(usize, Buffer<[u32; 4]>)>,
+}
+
+impl Lists {
+    /// Of `rows` permuted rows, each of which is a token's only one; no schedule.
+    pub fn of_offsets(device: &Device, offsets: &[i64], rows: usize) -> Lists {
+        let offsets = device.upload(offsets).unwrap();
+        Lists { tokens: rows, top_k: 1, rows, offsets, sorted_rows: None, inverse: None, schedule: None }
+    }
+
+    /// With memory for a schedule of such tiles.
+    pub fn with_schedule(self, block_m: usize) -> Lists {
+        let entries = tile_schedule_entries(self.rows, self.offsets.len() - 1, block_m);
+        let entries = self.offsets.device().uninit(entries).unwrap();
+        Lists { schedule: Some((block_m, entries)), ..self }
+    }
+
+    pub fn borrow(&mut self) -> PermutationLists<'_> {
+        PermutationLists {
+            tokens: self.tokens,
+            top_k: self.top_k,
+            rows: self.rows,
+            expert_offsets: self.offsets.as_mut_slice(),
+            sorted_rows: self.sorted_rows.as_mut().map(|list| list.as_mut_slice()),
+            inverse: self.inverse.as_mut().map(|list| list.as_mut_slice()),
+            tile_schedule: self.schedule.as_mut().map(|(block_m, entries)| TileScheduleOut {
+                block_m: *block_m,
+                entries: entries.as_mut_slice(),
+            }),
+        }
+    }
+
+    #[track_caller]
+    pub fn permutation(&mut self, stream: &Stream) -> Permutation<'_> {
+        Permutation::from_lists(stream, self.borrow()).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
 impl OnDevice {
     pub fn new(device: &Device, problem: &Problem, block_m: usize) -> OnDevice {
-        let GemmShape { rows, experts, .. } = problem.shape;
-        let stream = device.default_stream();
-        let offsets = device.upload(&problem.offsets).unwrap();
-        let mut entries = device.uninit(tile_schedule_entries(rows, experts, block_m)).unwrap();
-        let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
-        tile_schedule(&stream, offsets.as_slice(), experts, rows, out).unwrap();
         OnDevice {
             device: device.clone(),
             shape: problem.shape,
             block_m,
-            offsets,
-            entries,
+            offsets: problem.offsets.clone(),
             a: device.upload(&problem.a).unwrap(),
             b: device.upload(&problem.b).unwrap(),
             a_kind: problem.a_kind,
@@ -220,6 +266,23 @@ impl OnDevice {
             b_kind: problem.b_kind,
             b_scale: device.upload(&problem.b_scale).unwrap(),
         }
+    }
+
+    /// The problem's rows, and memory for their schedule.
+    pub fn lists(&self) -> Lists {
+        Lists::of_offsets(&self.device, &self.offsets, self.shape.rows).with_schedule(self.block_m)
+    }
+
+    /// What decides the problem's kernel.
+    pub fn options(&self, accumulation: Accumulation, path: Path) -> GemmOptions {
+        let groups = matches!(self.a_kind, AKind::GroupRowMajor | AKind::GroupColumnMajor);
+        GemmOptions { accumulation, slab_scales: groups || self.b_kind == BKind::Block, path }
+    }
+
+    #[track_caller]
+    pub fn plan(&self, accumulation: Accumulation, path: Path) -> GemmPlan {
+        let options = self.options(accumulation, path);
+        GemmPlan::new(&self.device, self.shape, self.block_m, options).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// Scales of A and B, as the operations take them.
@@ -241,16 +304,10 @@ impl OnDevice {
         (a_scale, b_scale)
     }
 
-    /// The tile schedule.
-    pub fn schedule(&self) -> Schedule<'_> {
-        Schedule { block_m: self.block_m, entries: self.entries.as_slice() }
-    }
-
     /// A workspace of random-looking bytes.
-    pub fn workspace(&self) -> Buffer<u8> {
-        let stream = self.device.default_stream();
-        let mut workspace = self.device.uninit(workspace_bytes(&self.device, self.block_m)).unwrap();
-        workspace.fill_bytes(POISON, &stream).unwrap();
+    pub fn workspace(&self, bytes: usize) -> Buffer<u8> {
+        let mut workspace = self.device.uninit(bytes).unwrap();
+        workspace.fill_bytes(POISON, &self.device.default_stream()).unwrap();
         workspace
     }
 }

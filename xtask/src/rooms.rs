@@ -68,8 +68,11 @@ const PTX_SIM: Rooms = Rooms {
             ],
         ),
         ("run", &["code", "counters", "engine", "exec", "fault", "random", "state"]),
-        ("machine", &["counters", "decode", "fault", "code", "limits", "module", "ptx", "run", "state"]),
-        ("driver", &["counters", "fault", "machine", "module", "state", "tensor_map"]),
+        (
+            "machine",
+            &["counters", "decode", "fault", "mma", "code", "limits", "module", "ptx", "run", "state"],
+        ),
+        ("driver", &["counters", "fault", "machine", "mma", "module", "state", "tensor_map"]),
     ],
     tangled: &["driver"],
 };

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use fp8_moe::{Error, Result};
 
 use crate::record::Record;
+use crate::terminal;
 
 /// Arguments of `fp8-moe report`.
 #[derive(clap::Args)]
@@ -43,6 +44,7 @@ pub struct Arguments {
 
 /// Runs the command; exit code 1 with `--fail` when something has become slower.
 pub fn report(arguments: &Arguments) -> Result<ExitCode> {
+    terminal::try_output(arguments.plot.as_deref())?;
     let mut records = arguments.files.iter().map(|path| Record::read(path)).collect::<Result<Vec<_>>>()?;
     let wanted = |filter: &Option<String>, name: &str| filter.as_deref().is_none_or(|filter| filter == name);
     for record in &mut records {

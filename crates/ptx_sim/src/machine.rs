@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::code::Frame;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind, LoadError, Place};
+use crate::mma::TensorCores;
 use crate::module::{Entry, Module};
 use crate::run::scheduler;
 use crate::state::environment::Environment;
@@ -25,6 +26,8 @@ pub struct MachineConfig {
     pub memory_bytes: u64,
     /// Threads used by one launch.
     pub workers: usize,
+    /// Which sums tensor cores form.
+    pub tensor_cores: TensorCores,
 }
 
 impl Default for MachineConfig {
@@ -35,6 +38,7 @@ impl Default for MachineConfig {
             capability: (9, 0),
             memory_bytes: 141_000_000_000,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            tensor_cores: TensorCores::default(),
         }
     }
 }
@@ -171,6 +175,8 @@ impl Machine {
             static_shared: entry.static_shared,
             dynamic_shared: launch.dynamic_shared,
             sm_count: self.config.sm_count,
+            capability: self.config.capability,
+            tensor_cores: self.config.tensor_cores,
             seed: launch.seed,
             number: self.launches.fetch_add(1, Relaxed) + 1,
             unsettled: chain.unsettled(programmatic),

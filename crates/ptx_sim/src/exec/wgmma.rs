@@ -212,9 +212,11 @@ fn issue(ctx: &mut Ctx<'_>, inst: &Inst, group: usize) -> Result<(), Flow> {
     }
     let has = |flag: u32| inst.e & flag != 0;
     let major = |flag: u32| if has(flag) { Major::Mn } else { Major::K };
+    let [a, b] = [kind::A, kind::B].map(|at| kind::TYPES[(inst.e >> at & 7) as usize]);
     let product = Product {
-        a: kind::TYPES[(inst.e >> kind::A & 7) as usize],
-        b: kind::TYPES[(inst.e >> kind::B & 7) as usize],
+        a,
+        b,
+        model: env.tensor_cores.wgmma((a, b)),
         negate: has(kind::NEGATE),
         accumulate: first.accumulate,
     };

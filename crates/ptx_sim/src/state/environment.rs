@@ -7,6 +7,7 @@ use super::memory::Table;
 use super::race::Agents;
 use super::shared_memory::FIRST;
 use crate::code::Frame;
+use crate::mma::TensorCores;
 
 /// One launch, as its blocks see it.
 pub(crate) struct Environment<'a> {
@@ -21,6 +22,9 @@ pub(crate) struct Environment<'a> {
     pub static_shared: u32,
     pub dynamic_shared: u32,
     pub sm_count: u32,
+    /// Compute capability of the GPU.
+    pub capability: (u32, u32),
+    pub tensor_cores: TensorCores,
     pub seed: u64,
     /// Its number among all launches of the machine, from 1.
     pub number: u32,

@@ -13,11 +13,9 @@ use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, unroll};
 
 use super::consume::Rows;
-use super::{End, STAGES};
+use super::{End, STAGES, notes};
+use crate::abi::{AScaleKind, BScaleKind, Scales};
 use crate::grouped_gemm::hopper::CONSUMER_BARRIER;
-use crate::grouped_gemm::scale_arguments::{
-    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
-};
 use crate::grouped_gemm::schedule::Tile;
 
 /// Columns of B in an item, gate and up together.
@@ -39,7 +37,7 @@ impl Shelf {
     /// The calling consumer's, behind the notes, which begin at `end` of the ring.
     #[inline(always)]
     pub fn new(end: u32, warpgroup: u32) -> Self {
-        let first = end + STAGES * 16 + warpgroup * (2 * COLUMNS * 4);
+        let first = end + STAGES * notes::BYTES + warpgroup * (2 * COLUMNS * 4);
         Self { first: Shared::from_address(first), place: 0, warpgroup }
     }
 }
@@ -59,24 +57,28 @@ impl EndScales {
     /// The contract of the kernels, for a tile of the schedule.
     #[inline(always)]
     pub unsafe fn ask(end: &impl End, tile: &Tile, rows: &Rows) -> Self {
-        let ScaleArguments { a, a_kind, b, b_kind, .. } = *end.scales();
+        let Scales { a, b, a_kind, b_kind } = *end.scales();
         let mut asked = Self { rows: [1.0; 2], columns: [1.0; 2] };
         // SAFETY: there is a scale for every row of the schedule and for every column of every expert, or one of the call and one an
         // expert.
         unsafe {
-            if a_kind != A_PER_GROUP {
+            if a_kind.is_not(AScaleKind::Group) {
                 asked.rows = [rows.row, rows.row + 8].map(|row| {
                     let row = tile.first_row + row.min(tile.rows - 1);
-                    memory::load_nc(a.add(if a_kind == A_PER_ROW { row as usize } else { 0 }))
+                    memory::load_nc(a.add(if a_kind.is(AScaleKind::Row) { row as usize } else { 0 }))
                 });
             }
-            if b_kind != B_PER_BLOCK {
+            if b_kind.is_not(BScaleKind::Block) {
                 let (first, n) = end.columns(tile);
                 let thread = thread::thread_idx_x() % 128;
                 asked.columns = first.map(|first| {
                     let column = (first + thread).min(n - 1);
                     let number = tile.expert as usize * n as usize + column as usize;
-                    memory::load_nc(b.add(if b_kind == B_PER_COLUMN { number } else { tile.expert as usize }))
+                    memory::load_nc(b.add(if b_kind.is(BScaleKind::Channel) {
+                        number
+                    } else {
+                        tile.expert as usize
+                    }))
                 });
             }
         }
@@ -85,21 +87,15 @@ impl EndScales {
 
     /// A thread's sums times the scales. All threads of the warpgroup call it together.
     #[inline(always)]
-    pub fn apply(
-        self,
-        total: &[f32; 128],
-        shelf: &mut Shelf,
-        scales: &ScaleArguments,
-        rows: &Rows,
-    ) -> [f32; 128] {
+    pub fn apply(self, total: &[f32; 128], shelf: &mut Shelf, scales: &Scales, rows: &Rows) -> [f32; 128] {
         let mut total = *total;
         // Passes that some launches need not make are branches of their own.
-        if scales.a_kind != A_PER_GROUP {
+        if scales.a_kind.is_not(AScaleKind::Group) {
             unroll!(for i in 0..128 {
                 total[i] *= self.rows[i / 2 % 2];
             });
         }
-        if scales.b_kind != B_PER_BLOCK {
+        if scales.b_kind.is_not(BScaleKind::Block) {
             let thread = thread::thread_idx_x() % 128;
             let columns = shelf.first.add(shelf.place);
             // SAFETY: the warpgroup's own memory; its threads have read what lay here before the last barrier.

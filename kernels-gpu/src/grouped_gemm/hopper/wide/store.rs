@@ -6,18 +6,18 @@ use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use crate::grouped_gemm::hopper::plain::PlainArguments;
+use crate::abi::OutType;
+use crate::grouped_gemm::hopper::HopperGemm;
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::schedule::Tile;
-use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
 /// Writes a thread's part of a tile as far as rows and columns exist.
 ///
 /// # Safety
 /// The contract of the kernels; all lanes of the warp call it together.
 #[inline(always)]
-pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    if arguments.out_type == TOKEN_SUMS {
+pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
+    if arguments.out_type.is(OutType::TokenSums) {
         // SAFETY: a tile of the schedule.
         return unsafe { add(total, tile, rows, arguments) };
     }
@@ -39,8 +39,8 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Pl
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    let PlainArguments { out, n, tokens, .. } = arguments;
+unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
+    let HopperGemm { out, n, tokens, .. } = arguments;
     let column = tile.n0 + 2 * rows.quad_lane;
     // Rows past the end take the last one's token, which they do not use: so both look-ups are on their way together.
     // SAFETY: a tile of the schedule has a row, and its rows are among the P.
@@ -77,11 +77,11 @@ unsafe fn store_32_columns(
     row: u32,
     column: u32,
     quad_lane: u32,
-    arguments: &PlainArguments,
+    arguments: &HopperGemm,
 ) {
     let exists = row < tile.rows;
     let start = (tile.first_row + row) as usize * arguments.n as usize;
-    if arguments.out_type == F32 {
+    if arguments.out_type.is(OutType::F32) {
         unroll!(for t in 0..4 {
             let column = tile.n0 + column + 8 * t + 2 * quad_lane;
             if exists && column < arguments.n {
@@ -91,7 +91,7 @@ unsafe fn store_32_columns(
         });
         return;
     }
-    let words = if arguments.out_type == F16 {
+    let words = if arguments.out_type.is(OutType::F16) {
         pairs.map(|[low, high]| f16x2_from_f32(low, high))
     } else {
         pairs.map(|[low, high]| bf16x2_from_f32(low, high))
