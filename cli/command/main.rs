@@ -30,7 +30,7 @@ Examples:
       compare with the files of other programs
 
 Devices:
-  auto     the first usable GPU, else sim (or what the environment variable FP8_MOE_DEVICE says)
+  auto     what the environment variable FP8_MOE_DEVICE says, else the first usable GPU, else sim, with a note
   cuda:N   GPU number N
   sim      an emulated GPU: it executes the same PTX on the CPU, and checks every memory access";
 

@@ -24,7 +24,25 @@ struct Rooms {
     tangled: &'static [&'static str],
 }
 
-const CRATES: [Rooms; 1] = [PTX_SIM];
+const CRATES: [Rooms; 2] = [HOST, PTX_SIM];
+
+/// `host`: the device layer knows neither kernels nor operations, a plan knows no operation, operations know no layer.
+const HOST: Rooms = Rooms {
+    source: "host",
+    arrows: &[
+        ("fp8", &[]),
+        ("error", &[]),
+        ("config", &["error"]),
+        ("gpu", &["error", "fp8"]),
+        ("kernels", &["error", "gpu"]),
+        ("plan", &["config", "error", "gpu"]),
+        ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
+        ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
+        ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
+        ("internals", &["config", "error", "fp8", "gpu", "layer", "plan"]),
+    ],
+    tangled: &[],
+};
 
 /// `crates/ptx_sim`: text, syntax tree, decoded instructions, execution over the state of a machine, launches, driver.
 const PTX_SIM: Rooms = Rooms {
