@@ -30,7 +30,8 @@ pub use gpu::launch::{DevicePtr, Grid, Kernel, TensorMap};
 pub use gpu::stream::{Event, Graph, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
-    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, Routing, Step, Workspace,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, RouterWeights, Routing, Step,
+    Workspace,
 };
 
 /// The README's example compiles.

@@ -50,7 +50,7 @@ pub struct Output {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let reduction: Reduction = arguments.reduction.parse()?;
-    let checkpoint = Checkpoint::open(&arguments.checkpoint, arguments.layer.config.as_deref())?;
+    let checkpoint = arguments.layer.open(&arguments.checkpoint)?;
     let hidden = input(arguments, &checkpoint)?;
     let device = terminal::open_device(arguments.layer.device)?;
     let (_, layer) = terminal::load_layer(
