@@ -6,11 +6,9 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use fp8_moe::bench::{
-    Fusion, Layers, Load, Model, Part, RoutingKind, Run, Scheme, Work, sets_to_outgrow_cache,
-};
 use fp8_moe::ops::problem_sizes::{GemmDimensions, ProblemSizesOut, problem_sizes};
 use fp8_moe::{Device, DeviceSpec, Event, Result};
+use fp8_moe_cli::{Fusion, Layers, Load, Model, Part, RoutingKind, Run, Scheme, Work, sets_to_outgrow_cache};
 
 /// The model, and the batch sizes.
 const MODEL: &str = "qwen3-30b";

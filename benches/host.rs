@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use fp8_moe::bench::{Layers, RoutingKind, Run, Scheme, Shape};
 use fp8_moe::{Checkpoint, Device, DeviceSpec, MoeConfig, Result};
+use fp8_moe_cli::{Layers, RoutingKind, Run, Scheme, Shape};
 use half::bf16;
 
 /// A layer that the emulated device runs in milliseconds.

@@ -130,7 +130,7 @@ pub(crate) fn check(call: &'static str, code: CUresult) -> Result<()> {
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
-pub(crate) fn require(
+pub fn require(
     holds: bool,
     op: &'static str,
     name: &str,

@@ -8,15 +8,15 @@
 //! |---|---|
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
-//! | [`mod@bench`] | what measures them: named shapes, random layers, graph replays, floors |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through `cust` |
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
-pub mod bench;
 pub mod checkpoint;
 mod error;
 mod fp8;
 mod gpu;
+#[doc(hidden)]
+pub mod internals;
 pub mod kernels;
 pub mod layer;
 pub mod ops;

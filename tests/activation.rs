@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::activation::{FUNCTIONS, factor, gate as activation_of};
 use common::e4m3;
 use fp8_moe::ops::activation::{Activation, ActivationFunction, ActivationShape, Requantization, activation};
 use fp8_moe::ops::permute::ScaleLayout;
@@ -13,48 +14,11 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const FUNCTIONS: [ActivationFunction; 4] = [
-    ActivationFunction::Silu,
-    ActivationFunction::Gelu,
-    ActivationFunction::GeluTanh,
-    ActivationFunction::SwigluOai,
-];
-
 /// Relative error of a value that is allowed: the documented bounds for gates of up to 12, and the product with up.
 const TOLERANCE: f64 = 1.0 / (1 << 19) as f64;
 
-/// Phi(x), the normal distribution, to about 1e-14 relative.
-fn normal(x: f64) -> f64 {
-    let z = x.abs() / 2f64.sqrt();
-    // erfc(z): by the series with terms of one sign below 2, by its continued fraction from there.
-    let erfc = if z < 2.0 {
-        let (mut term, mut sum) = (z, z);
-        for n in 1..80 {
-            term *= 2.0 * z * z / f64::from(2 * n + 1);
-            sum += term;
-        }
-        1.0 - 2.0 / std::f64::consts::PI.sqrt() * (-z * z).exp() * sum
-    } else {
-        let fraction = (1..200).rev().fold(z, |rest, n| z + f64::from(n) / 2.0 / rest);
-        (-z * z).exp() / std::f64::consts::PI.sqrt() / fraction
-    };
-    if x < 0.0 { erfc / 2.0 } else { 1.0 - erfc / 2.0 }
-}
-
 fn define(function: ActivationFunction, gate: f64, up: f64) -> f64 {
-    let logistic = |y: f64| 1.0 / (1.0 + (-y).exp());
-    match function {
-        ActivationFunction::Silu => gate * logistic(gate) * up,
-        ActivationFunction::Gelu => gate * normal(gate) * up,
-        ActivationFunction::GeluTanh => {
-            let u = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
-            gate * logistic(2.0 * u) * up
-        }
-        ActivationFunction::SwigluOai => {
-            let gate = if gate > 7.0 { 7.0 } else { gate };
-            (up.clamp(-7.0, 7.0) + 1.0) * gate * logistic(1.702 * gate)
-        }
-    }
+    activation_of(function, gate).0 * factor(function, up)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -258,14 +222,7 @@ fn functions_to_their_documented_error() {
             if value < 2e-10 {
                 continue;
             }
-            let gate64 = f64::from(gate);
-            // The argument of the exponential, as far as its error grows with it.
-            let exponent = match function {
-                ActivationFunction::Silu => 0.5 * gate64,
-                ActivationFunction::Gelu => 0.0,
-                ActivationFunction::GeluTanh => 1.595_769_1 * (gate64 + 0.044715 * gate64.powi(3)),
-                ActivationFunction::SwigluOai => 1.702 * gate64,
-            };
+            let (_, exponent) = activation_of(function, gate.into());
             let bound = (8.0 + 2.0 * exponent.abs()) * 2f64.powi(-23);
             let error = (f64::from(scale) * 448.0 / value - 1.0).abs();
             largest = largest.max(error / bound);

@@ -3,8 +3,8 @@
 mod common;
 
 use common::device;
-use fp8_moe::bench::{Layers, Part, Routed, RoutingKind, Run, Scheme, Shape, Timer, dump};
 use fp8_moe::{Device, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+use fp8_moe_cli::{Layers, Part, Routed, RoutingKind, Run, Scheme, Shape, Timer, dump};
 use half::bf16;
 use safetensors::SafeTensors;
 

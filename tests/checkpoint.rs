@@ -1,14 +1,16 @@
 //! Checkpoints: what is recognised, and what is said about those that are broken.
 
 #[path = "common/checkpoints.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod checkpoints;
 mod common;
 
 use std::path::Path;
 
-use checkpoints::{Draft, bf16s, e4m3s, f32s, mixtral, qwen3};
+use checkpoints::{Draft, bf16s, e4m3s, f32s, fixtures, mixtral, qwen3};
 use common::device;
 use fp8_moe::{Checkpoint, Error, MoeConfig, Result};
+use half::{bf16, f16};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -348,4 +350,38 @@ fn progress_reaches_the_total() {
     let total = 4 * 3 * 64 * 48;
     assert!(seen.iter().all(|p| p.total == total));
     assert_eq!(seen.iter().map(|p| p.done).max(), Some(total));
+}
+
+/// c33: outputs of experts beyond the range of f16, and a layer's output within it.
+#[test]
+fn f16_outputs_do_not_overflow() {
+    let folder = tempdir().unwrap();
+    let mut draft = Draft::read(&fixtures().join("models/jamba_channel.safetensors"));
+    // Softmax weights that are not renormalised: made small by a router of zeros.
+    draft.tensor("router.weight").bytes.fill(0);
+    for (name, tensor) in &mut draft.tensors {
+        if name.contains(".down_proj.weight_scale") {
+            let larger = |b: &[u8]| bf16::from_f32(bf16::from_le_bytes([b[0], b[1]]).to_f32() * 2e5);
+            tensor.bytes = tensor.bytes.chunks(2).flat_map(|b| larger(b).to_le_bytes()).collect();
+        }
+    }
+    let checkpoint = Checkpoint::open(draft.write(folder.path()), None).unwrap();
+    let device = common::device();
+    let stream = device.default_stream();
+    let layer = checkpoint.load_layer(&device, None).unwrap();
+    let hidden = checkpoint.floats("io.hidden_states").unwrap().data;
+    let hidden: Vec<_> = hidden.into_iter().map(bf16::from_f32).collect();
+    let mut workspace = layer.workspace(9).unwrap();
+    let on_device = device.upload(&hidden).unwrap();
+    let mut wide = device.uninit::<f32>(hidden.len()).unwrap();
+    layer.forward(&stream, &on_device, &mut workspace, &mut wide).unwrap();
+    let wide = wide.to_vec(&stream).unwrap();
+    let largest = wide.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    // Two experts of weight 1/8 each.
+    assert!(largest < 65504.0 && largest > 2.0 / 8.0 * 65504.0, "{largest}");
+    let mut narrow = device.uninit::<f16>(hidden.len()).unwrap();
+    layer.forward(&stream, &on_device, &mut workspace, &mut narrow).unwrap();
+    for (narrow, wide) in narrow.to_vec(&stream).unwrap().into_iter().zip(wide) {
+        assert_eq!(narrow, f16::from_f32(wide), "rounded once more, from the same sum");
+    }
 }

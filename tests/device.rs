@@ -3,8 +3,8 @@
 mod common;
 
 use common::{device, families};
-use fp8_moe::bench::{Layers, Part, RoutingKind, Run, Scheme, Shape};
 use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream, kernels};
+use fp8_moe_cli::{Layers, Part, RoutingKind, Run, Scheme, Shape};
 
 #[test]
 fn buffers_keep_what_they_are_given() {

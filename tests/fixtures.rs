@@ -7,7 +7,8 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{device, families, relative_l2};
+use common::checks::relative_l2;
+use common::{device, families};
 use fp8_moe::{Checkpoint, Device, Quantization, Routing};
 use half::bf16;
 

@@ -2,6 +2,8 @@
 
 mod common;
 
+use common::activation;
+use common::bounds::{self, Estimate};
 use common::gemm::{
     AKind, B_KINDS, BKind, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew, Values, draw_counts,
 };
@@ -25,21 +27,6 @@ fn hopper() -> Option<Device> {
     }
     eprintln!("skipped: the kernels of {} include no gated GEMM", device.family());
     None
-}
-
-fn activate(function: ActivationFunction, gate: f64, up: f64) -> f64 {
-    match function {
-        ActivationFunction::Silu => gate / (1.0 + (-gate).exp()) * up,
-        ActivationFunction::GeluTanh => {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
-            0.5 * gate * (1.0 + inner.tanh()) * up
-        }
-        ActivationFunction::SwigluOai => {
-            let gate = gate.min(7.0);
-            (up.clamp(-7.0, 7.0) + 1.0) * gate / (1.0 + (-1.702 * gate).exp())
-        }
-        ActivationFunction::Gelu => panic!("compared by the activation's own test"),
-    }
 }
 
 /// How the result is scaled.
@@ -195,22 +182,21 @@ impl Gated<'_> {
     /// Half an e4m3 step at the value, and what the sums and the activation may be off.
     #[track_caller]
     fn assert_within_rounding(&self, q: &[E4m3], scales: &[f32], accumulation: Accumulation) {
-        let accumulator = match accumulation {
-            Accumulation::Fast => 2f64.powi(-12),
-            Accumulation::Promoted => 2f64.powi(-13),
-        };
         let (i, n) = (self.intermediate(), self.problem.shape.n);
-        let sums = self.problem.expected();
+        let sums = self.problem.expected(accumulation);
         let layout = self.layout();
         for (row, (sums, q)) in sums.chunks(n).zip(q.chunks(i)).enumerate() {
             for (group, q) in q.chunks(128).enumerate() {
                 let at = |c: usize| {
                     let (gate, up) = (sums[group * 128 + c], sums[i + group * 128 + c]);
-                    let value = activate(self.function, gate.0, up.0);
-                    // The activations' slopes are at most about 1.2 in gate, and 7 in swigluoai's bounded factors.
-                    let slack =
-                        accumulator * (1.2 * gate.1 * (up.0.abs() + 1.0) + up.1 * (gate.0.abs() + 1.0));
-                    (value, slack + 1e-5 * value.abs())
+                    let estimate = |(value, worst): (f64, f64)| Estimate { value, worst, rms: 0.0 };
+                    let activated = bounds::gated(
+                        estimate(gate),
+                        estimate(up),
+                        |gate| activation::gate(self.function, gate),
+                        |up| activation::factor(self.function, up),
+                    );
+                    (activated.value, activated.worst + 2f64.powi(-20) * activated.value.abs())
                 };
                 let values: Vec<_> = (0..q.len()).map(at).collect();
                 let (largest, slack) =
@@ -284,9 +270,6 @@ fn intermediate(units: usize, b_kind: BKind) -> usize {
     if b_kind == BKind::Block { units.div_ceil(8) * 128 } else { units * 16 }
 }
 
-const FUNCTIONS: [ActivationFunction; 3] =
-    [ActivationFunction::Silu, ActivationFunction::GeluTanh, ActivationFunction::SwigluOai];
-
 proptest! {
     #![proptest_config(common::cases(16))]
 
@@ -301,7 +284,7 @@ proptest! {
         k in (1usize..=34).prop_map(|k| k * 16),
         block_m in prop::sample::select(&BLOCK_M[..]),
         kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
-        function in prop::sample::select(&FUNCTIONS[..]),
+        function in prop::sample::select(&activation::FUNCTIONS[..]),
         out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
         promoted in any::<bool>(),
         blocks in prop::option::of(1u32..9),
@@ -332,7 +315,7 @@ proptest! {
         k in (1usize..=34).prop_map(|k| k * 16),
         (count, top_k) in (1usize..200, 1usize..9),
         kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
-        function in prop::sample::select(&FUNCTIONS[..]),
+        function in prop::sample::select(&activation::FUNCTIONS[..]),
         out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
         promoted in any::<bool>(),
         blocks in prop::option::of(1u32..9),

@@ -12,9 +12,9 @@ use std::path::Path;
 
 use common::families;
 use cuda_driver::sim::{Counters, set_seed};
-use fp8_moe::bench::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 use fp8_moe::ops::grouped_gemm::heuristics::{HopperTile, PortableTile};
 use fp8_moe::{Device, Family, Gather, MoeConfig};
+use fp8_moe_cli::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 
 /// The table.
 const TABLE: &str = "tests/performance_counters.txt";

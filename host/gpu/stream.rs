@@ -115,7 +115,7 @@ impl Stream {
 }
 
 /// A stream that records instead of running, until `end` or drop.
-pub(crate) struct Capture<'a> {
+pub struct Capture<'a> {
     stream: &'a Stream,
 }
 

@@ -52,7 +52,7 @@ mod sealed {
     }
 
     impl Sealed for f16 {
-        const THROUGH_F16: bool = true;
+        const THROUGH_F16: bool = false;
         fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
             ActivationsMut::F16(slice)
         }

@@ -62,7 +62,7 @@ pub struct MoeLayer {
 const OP: &str = "MoeLayer::forward";
 
 /// Bytes of workspace that a forward of up to `tokens` tokens needs.
-pub(crate) fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
+pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
     Layout::bytes_up_to(device, config, tokens)
 }
 

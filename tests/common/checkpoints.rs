@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
+/// The folder of the fixtures, seen from any package's tests.
+pub fn fixtures() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = [here.join("tests/fixtures"), here.join("../tests/fixtures")];
+    let own = own.into_iter().find(|folder| folder.exists()).unwrap_or_default();
+    std::env::var_os("FP8_MOE_FIXTURES").map_or(own, PathBuf::from)
+}
+
 /// A tensor to be written.
 #[derive(Clone)]
 pub struct Tensor {

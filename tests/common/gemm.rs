@@ -2,12 +2,17 @@
 
 use std::sync::OnceLock;
 
-use fp8_moe::ops::grouped_gemm::{AScale, BScale, GemmShape, SCALE_BLOCK, Schedule, workspace_bytes};
+use fp8_moe::ops::grouped_gemm::{
+    AScale, Accumulation, BScale, GemmShape, SCALE_BLOCK, Schedule, workspace_bytes,
+};
 use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule, tile_schedule_entries};
 use fp8_moe::{Buffer, Device, E4m3, Family};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+
+use super::e4m3;
+use super::tensor_core::{self, Sum};
 
 /// The devices, each with the kernels of every family that it can run.
 pub fn devices() -> Vec<Device> {
@@ -44,10 +49,6 @@ pub const A_KINDS: [AKind; 4] = [AKind::Call, AKind::Row, AKind::GroupRowMajor, 
 /// Those that the Hopper kernels take.
 pub const HOPPER_A_KINDS: [AKind; 3] = [AKind::Call, AKind::Row, AKind::GroupColumnMajor];
 pub const B_KINDS: [BKind; 3] = [BKind::Expert, BKind::Channel, BKind::Block];
-
-/// Hopper's tensor cores align the terms of a step of K to the largest and cut off what is below its last bit: where one term
-/// dominates, each of the 32 of a step may lose a whole bit. (Seen on an H100: 8 are too few.)
-const CUT_TERMS: f64 = 32.0;
 
 /// What the operands are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,35 +143,40 @@ impl Problem {
         self.offsets[self.shape.experts] as usize
     }
 
-    /// D in f64 by the definition, and for each element what the error of any order of summation is in proportion to: the sum
-    /// of magnitudes, and [`CUT_TERMS`] of the largest.
-    pub fn expected(&self) -> Vec<(f64, f64)> {
+    /// K over which tensor cores keep a sum: all of it, or what has one scale or is folded into f32.
+    fn slab(&self, accumulation: Accumulation) -> usize {
+        let scales_change = matches!(self.a_kind, AKind::GroupRowMajor | AKind::GroupColumnMajor)
+            || self.b_kind == BKind::Block;
+        if scales_change || accumulation == Accumulation::Promoted { SCALE_BLOCK } else { self.shape.k }
+    }
+
+    /// D in f64 by the definition, and for each element the largest error that tensor cores may make of it.
+    pub fn expected(&self, accumulation: Accumulation) -> Vec<(f64, f64)> {
         let GemmShape { n, k, experts, .. } = self.shape;
-        let decoded = |matrix: &[E4m3]| matrix.iter().map(|x| f64::from(x.to_f32())).collect::<Vec<_>>();
-        let (a, b) = (decoded(&self.a[..self.valid_rows() * k]), decoded(&self.b));
-        let groups = k.div_ceil(SCALE_BLOCK);
+        let units = |matrix: &[E4m3]| matrix.iter().map(|x| e4m3::units(x.0)).collect::<Vec<_>>();
+        let (a, b) = (units(&self.a[..self.valid_rows() * k]), units(&self.b));
+        let (groups, slab) = (k.div_ceil(SCALE_BLOCK), self.slab(accumulation));
+        let scale = |row: usize, expert: usize, column: usize, group: usize| {
+            let sa = self.a_scale[row * self.a_strides.0 + group * self.a_strides.1];
+            let blocks = n.div_ceil(SCALE_BLOCK);
+            let sb = self.b_scale[match self.b_kind {
+                BKind::Expert => expert,
+                BKind::Channel => expert * n + column,
+                BKind::Block => (expert * blocks + column / SCALE_BLOCK) * groups + group,
+            }];
+            f64::from(sa) * f64::from(sb)
+        };
         let element = |row: usize, expert: usize, column: usize| {
-            let (mut sum, mut magnitude, mut largest) = (0.0, 0.0, 0f64);
-            for group in 0..groups {
-                let sa = f64::from(self.a_scale[row * self.a_strides.0 + group * self.a_strides.1]);
-                let sb = f64::from(
-                    self.b_scale[match self.b_kind {
-                        BKind::Expert => expert,
-                        BKind::Channel => expert * n + column,
-                        BKind::Block => {
-                            (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * groups + group
-                        }
-                    }],
-                );
-                let slab = group * SCALE_BLOCK..k.min((group + 1) * SCALE_BLOCK);
-                let (a, b) = (&a[row * k..][slab.clone()], &b[(expert * n + column) * k..][slab]);
-                for (a, b) in a.iter().zip(b) {
-                    sum += sa * sb * a * b;
-                    magnitude += (sa * sb * a * b).abs();
-                    largest = largest.max((sa * sb * a * b).abs());
-                }
+            let (a, b) = (&a[row * k..][..k], &b[(expert * n + column) * k..][..k]);
+            let (mut sum, mut magnitude) = (Sum::default(), 0.0);
+            for (part, (a, b)) in a.chunks(slab).zip(b.chunks(slab)).enumerate() {
+                let scale = scale(row, expert, column, part * slab / SCALE_BLOCK);
+                let part = tensor_core::analyse(a, b, None);
+                sum.add(&part, scale);
+                magnitude += (scale * part.value).abs();
             }
-            (sum, magnitude + CUT_TERMS * largest)
+            // Scales and sums of slabs are multiplied and added in f32.
+            (sum.value, sum.worst + 2f64.powi(-22) * magnitude)
         };
         let owner: Vec<usize> =
             (0..experts).flat_map(|e| vec![e; (self.offsets[e + 1] - self.offsets[e]) as usize]).collect();

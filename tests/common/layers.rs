@@ -1,12 +1,16 @@
 //! Random layers with random routings, and how they run.
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
 
-use fp8_moe::{Device, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, Stream};
+use fp8_moe::ops::grouped_gemm::Accumulation;
+use fp8_moe::{
+    Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, SliceMut,
+    Stream,
+};
 use half::bf16;
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::common::families;
+use super::activation::FUNCTIONS;
+use super::families;
 use super::oracle::Layer;
 
 pub fn config(quantization: Quantization, routing: Routing, sizes: [usize; 4]) -> MoeConfig {
@@ -27,6 +31,44 @@ pub fn on_device(device: &Device, layer: &Layer) -> MoeLayer {
     MoeLayer::new(device, &layer.config, &layer.weights(&layer.config)).expect("a layer")
 }
 
+/// What a workspace holds before a forward.
+#[derive(Clone, Copy, Debug)]
+pub enum Poison {
+    /// Whatever fresh memory holds; on the emulated device, reading it is a fault.
+    Fresh,
+    /// One byte all over; 0xff makes every float a NaN.
+    Byte(u8),
+    /// Random bytes.
+    Random(u64),
+}
+
+impl Poison {
+    /// Fills `memory`.
+    pub fn fill(self, mut memory: SliceMut<'_, u8>, stream: &Stream) -> Result<()> {
+        match self {
+            Poison::Fresh => Ok(()),
+            Poison::Byte(byte) => memory.fill_bytes(byte, stream),
+            Poison::Random(seed) => {
+                let mut bytes = vec![0; memory.len()];
+                StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+                memory.copy_from(&bytes, stream)
+            }
+        }
+    }
+}
+
+/// Runs a layer with its own routing: the output, ids and weights.
+pub fn run_own(stream: &Stream, layer: &MoeLayer, hidden: &[bf16]) -> Result<(Vec<f32>, Vec<i32>, Vec<f32>)> {
+    let device = stream.device();
+    let tokens = hidden.len() / layer.config().hidden_size;
+    let mut workspace = layer.workspace(tokens)?;
+    let hidden = device.upload(hidden)?;
+    let mut out = device.uninit::<f32>(hidden.len())?;
+    layer.forward(stream, &hidden, &mut workspace, &mut out)?;
+    let (ids, weights) = workspace.routing(tokens);
+    Ok((out.to_vec(stream)?, ids.to_vec(stream)?, weights.to_vec(stream)?))
+}
+
 /// Runs a layer with a given routing, on a workspace filled with `poison`.
 pub fn run_routed<O: OutputElement>(
     stream: &Stream,
@@ -34,13 +76,11 @@ pub fn run_routed<O: OutputElement>(
     hidden: &[bf16],
     ids: &[i32],
     weights: &[f32],
-    poison: Option<u8>,
+    poison: Poison,
 ) -> Result<Vec<O>> {
     let device = stream.device();
     let mut workspace = layer.workspace(hidden.len() / layer.config().hidden_size)?;
-    if let Some(byte) = poison {
-        workspace.memory().fill_bytes(byte, stream)?;
-    }
+    poison.fill(workspace.memory(), stream)?;
     let (hidden, ids, weights) = (device.upload(hidden)?, device.upload(ids)?, device.upload(weights)?);
     let mut out = device.uninit::<O>(hidden.len())?;
     layer.forward_routed(stream, &hidden, &ids, &weights, &mut workspace, &mut out)?;
@@ -99,16 +139,24 @@ pub fn any_skew() -> impl Strategy<Value = Skew> {
 }
 
 prop_compose! {
-    /// Any layer: sizes with tails of every kind, up to k = E.
+    /// Any layer: sizes with tails of every kind, up to k = E, every activation.
     pub fn any_config()(
         quantization in any_quantization(),
         experts in 1usize..=12,
         k in 1usize..=12,
         hidden in 1usize..=20,
         intermediate in 1usize..=20,
+        activation in prop::sample::select(&FUNCTIONS),
+        promoted in prop::bool::weighted(0.7),
+        token_scales in prop::bool::weighted(0.3),
     ) -> MoeConfig {
         let sizes = [experts, k.min(experts), hidden * 16, intermediate * 16];
-        config(quantization, Routing::Softmax { renormalize: true }, sizes)
+        MoeConfig {
+            activation,
+            accumulation: if promoted { Accumulation::Promoted } else { Accumulation::Fast },
+            intermediate_scales: if token_scales { IntermediateScales::Token } else { IntermediateScales::Group128 },
+            ..config(quantization, Routing::Softmax { renormalize: true }, sizes)
+        }
     }
 }
 

@@ -1,9 +1,17 @@
 //! What the tests share: the devices to run on, how many random cases to draw, distances between results.
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 
+pub mod activation;
+pub mod bounds;
+pub mod checks;
 pub mod e4m3;
 pub mod gemm;
+pub mod layers;
+pub mod oracle;
+pub mod routing;
+pub mod tensor_core;
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use fp8_moe::{Device, DeviceSpec, Family};
@@ -46,39 +54,46 @@ pub fn device() -> Device {
     devices().remove(0)
 }
 
-/// Random cases per property: `default`, or `FP8_MOE_CASES` when it is set.
+/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300 on a GPU. Failures are
+/// kept beside the tests where the sources are.
 pub fn cases(default: u32) -> Config {
+    let default = if device().is_emulated() { default } else { 300 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let has_sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").is_dir();
+    let persistence = if has_sources {
+        FileFailurePersistence::SourceParallel("regressions")
+    } else {
+        FileFailurePersistence::Off
+    };
     Config {
         cases,
         max_shrink_iters: 64,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        failure_persistence: Some(Box::new(persistence)),
         ..Config::default()
+    }
+}
+
+/// The size at which a row of an acceptance grid runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// As small as the emulated device needs it, with the row's tails, few and many.
+    Small,
+    /// As the specification has it.
+    Full,
+}
+
+/// `FP8_MOE_GRID` (`small` or `full`), else full on a GPU and small on the emulated device.
+pub fn size() -> Size {
+    match std::env::var("FP8_MOE_GRID").as_deref() {
+        Ok("full") => Size::Full,
+        Ok("small") => Size::Small,
+        Ok(other) => panic!("FP8_MOE_GRID = {other}: must be small or full"),
+        Err(_) if device().is_emulated() => Size::Small,
+        Err(_) => Size::Full,
     }
 }
 
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
 pub fn timing(seed: u64) {
     cuda_driver::sim::set_seed(seed);
-}
-
-/// `|a - b| / |b|` in the Euclidean norm; 0 for two empty or zero vectors, NaN when there is a NaN.
-pub fn relative_l2(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len(), "lengths");
-    let (mut difference, mut norm) = (0.0, 0.0);
-    for (&a, &b) in a.iter().zip(b) {
-        difference += (f64::from(a) - f64::from(b)).powi(2);
-        norm += f64::from(b).powi(2);
-    }
-    if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
-}
-
-/// Asserts `|a - b| <= atol + rtol * |b|` everywhere, NaN equal to NaN.
-#[track_caller]
-pub fn assert_close(a: &[f32], b: &[f32], atol: f32, rtol: f32) {
-    assert_eq!(a.len(), b.len(), "lengths");
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        let close = (a.is_nan() && b.is_nan()) || a == b || (a - b).abs() <= atol + rtol * b.abs();
-        assert!(close, "element {i}: {a} is not {b} within {atol} + {rtol} relative");
-    }
 }

@@ -1,13 +1,19 @@
 //! The layer in f64, written from the definition of each step, not from the kernels: the oracle of the layer's tests.
 //!
-//! Quantised like the layer (weights and activations in e4m3, scales in f32), but every sum and every nonlinearity in
-//! f64, and nothing rounded to 16 bits on the way.
+//! Quantised like the layer (weights and activations in e4m3, scales in f32), but every sum and every nonlinearity in f64, and
+//! nothing rounded to 16 bits on the way. [`Layer::forward`] also says how far from that a device may be, element by element:
+//! `bounds.rs` derives it. [`Layer::dequantised`] leaves the intermediate as it is, and [`Layer::emulated`] sums as tensor cores do.
 
-use fp8_moe::{
-    ActivationFunction, E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing,
-};
+use fp8_moe::ops::grouped_gemm::Accumulation;
+use fp8_moe::{E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing};
 use half::bf16;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+use rayon::prelude::*;
+
+use super::activation;
+use super::bounds::{self, Estimate, Outputs, Quantised, Scales};
+use super::e4m3;
+use super::tensor_core::{self, Sum};
 
 /// A layer's weights, owned, of all experts.
 pub struct Layer {
@@ -33,14 +39,14 @@ struct Matrix {
 
 /// `n` hidden states, near the standard normal distribution.
 pub fn hidden_states(n: usize, seed: u64) -> Vec<bf16> {
-    let mut source = StdRng::seed_from_u64(seed);
-    let mut normal = || (0..12).map(|_| source.random::<f32>()).sum::<f32>() - 6.0;
-    (0..n).map(|_| bf16::from_f32(normal())).collect()
-}
-
-/// The values of all 256 e4m3 bytes.
-fn decode_table() -> [f64; 256] {
-    std::array::from_fn(|byte| f64::from(E4m3(byte as u8).to_f32()))
+    const PART: usize = 1 << 16;
+    let mut states = vec![bf16::ZERO; n];
+    states.par_chunks_mut(PART).enumerate().for_each(|(part, states)| {
+        let mut source = StdRng::seed_from_u64(seed.wrapping_add((part as u64) << 32));
+        let mut normal = || (0..12).map(|_| source.random::<f32>()).sum::<f32>() - 6.0;
+        states.fill_with(|| bf16::from_f32(normal()));
+    });
+    states
 }
 
 impl Matrix {
@@ -69,62 +75,69 @@ impl Matrix {
         f64::from(self.scale[index])
     }
 
-    /// `self * x` for a quantised row `x` with one scale per 128 columns.
-    fn product(&self, quantization: Quantization, x: &Quantised, table: &[f64; 256]) -> Vec<f64> {
-        let dot = |(row, weights): (usize, &[E4m3])| {
-            let groups = weights.chunks(128).zip(x.bytes.chunks(128)).enumerate();
-            let partial = groups.map(|(group, (weights, x_bytes))| {
-                let pairs = weights.iter().zip(x_bytes);
-                let sum: f64 = pairs.map(|(w, x)| table[w.0 as usize] * table[x.0 as usize]).sum();
-                sum * self.scale(quantization, row, group * 128) * f64::from(x.scales[group])
+    /// `self * x` of numbers that are not quantised.
+    fn times(&self, quantization: Quantization, x: &[f64]) -> Vec<f64> {
+        let element = |(n, row): (usize, &[E4m3])| {
+            let groups = row.chunks(128).zip(x.chunks(128)).enumerate();
+            let parts = groups.map(|(group, (row, x))| {
+                let sum: f64 = row.iter().zip(x).map(|(w, x)| f64::from(e4m3::units(w.0)) * x).sum();
+                sum * e4m3::UNIT * self.scale(quantization, n, group * 128)
             });
-            partial.sum()
+            parts.sum()
         };
-        self.data.chunks(self.columns).enumerate().map(dot).collect()
+        self.data.par_chunks(self.columns).enumerate().map(element).collect()
+    }
+
+    /// The rows in units of e4m3.
+    fn units(&self) -> Vec<i32> {
+        self.data.par_iter().map(|code| e4m3::units(code.0)).collect()
+    }
+
+    /// `self * x` with bounds, sums kept for `slab` of K.
+    fn product(&self, quantization: Quantization, x: &Quantised, slab: usize) -> Vec<Estimate> {
+        let units = self.units();
+        let element = |(n, row): (usize, &[i32])| {
+            let (mut sum, mut magnitude) = (Sum::default(), 0.0);
+            for (part, (row, x_units)) in row.chunks(slab).zip(x.units.chunks(slab)).enumerate() {
+                let column = part * slab;
+                let scale = self.scale(quantization, n, column) * x.scales[column / 128].0;
+                let part = tensor_core::analyse(row, x_units, None);
+                sum.add(&part, scale);
+                magnitude += (scale * part.value).abs();
+            }
+            // Scales and sums of slabs are multiplied and added in f32.
+            let own = 2f64.powi(-22) * magnitude;
+            Estimate { value: sum.value, worst: sum.worst + own, rms: sum.rms() + own / 2.0 }
+        };
+        units.par_chunks(self.columns).enumerate().map(element).collect()
+    }
+
+    /// `self * x`, sums of `slab` of K by `dot`.
+    fn plain(
+        &self,
+        quantization: Quantization,
+        x: &Quantised,
+        slab: usize,
+        dot: impl Fn(&[i32], &[i32]) -> f64 + Sync,
+    ) -> Vec<f64> {
+        let units = self.units();
+        let element = |(n, row): (usize, &[i32])| {
+            let parts = row.chunks(slab).zip(x.units.chunks(slab)).enumerate();
+            let scaled = parts.map(|(part, (row, x_units))| {
+                let column = part * slab;
+                self.scale(quantization, n, column) * x.scales[column / 128].0 * dot(row, x_units)
+            });
+            scaled.sum()
+        };
+        units.par_chunks(self.columns).enumerate().map(element).collect()
     }
 }
 
-/// A row in e4m3, with a scale for every 128 columns (equal ones where the scheme has one scale).
-struct Quantised {
-    bytes: Vec<E4m3>,
-    scales: Vec<f32>,
-}
-
-fn absmax(values: &[f32]) -> f32 {
-    values.iter().filter(|x| !x.is_nan()).fold(0.0, |max, x| max.max(x.abs()))
-}
-
-impl Quantised {
-    fn new(quantization: Quantization, row: &[f32], static_scale: Option<f32>) -> Quantised {
-        let groups = row.len().div_ceil(128);
-        let by_scale = |x: &f32, s: f32| E4m3::from_f32(x / s);
-        match quantization {
-            Quantization::TensorStatic => {
-                let scale = static_scale.expect("the static scheme has input scales");
-                let bytes = row.iter().map(|x| E4m3::from_f32(x * (1.0 / scale))).collect();
-                Quantised { bytes, scales: vec![scale; groups] }
-            }
-            Quantization::ChannelToken => {
-                let scale = (absmax(row) / 448.0).max(1.0 / (448.0 * 512.0));
-                Quantised {
-                    bytes: row.iter().map(|x| by_scale(x, scale)).collect(),
-                    scales: vec![scale; groups],
-                }
-            }
-            Quantization::Block128 => {
-                let scales: Vec<f32> = row.chunks(128).map(|g| absmax(g).max(1e-10) / 448.0).collect();
-                let bytes = row.iter().enumerate().map(|(i, x)| by_scale(x, scales[i / 128])).collect();
-                Quantised { bytes, scales }
-            }
-        }
-    }
-}
-
-fn activate(activation: ActivationFunction, gate: f64) -> f64 {
-    match activation {
-        ActivationFunction::Silu => gate / (1.0 + (-gate).exp()),
-        other => panic!("the oracle has no {other:?}"),
-    }
+/// One slot of a token: its expert, its row in the type of the hidden states, its weight at the end.
+struct Slot<'a> {
+    expert: &'a Expert,
+    x: Quantised,
+    weight: f64,
 }
 
 impl Layer {
@@ -136,16 +149,22 @@ impl Layer {
         let unit = 1.0 / (h as f32).sqrt();
         let router = (0..e * h).map(|_| bf16::from_f32(unit * source.random_range(-3.0..3.0))).collect();
         let bias = (0..e).map(|_| source.random_range(-0.2..0.2)).collect();
-        let experts = (0..e).map(|_| Expert {
-            gate: Matrix::random(q, i, h, &mut source),
-            up: Matrix::random(q, i, h, &mut source),
-            down: Matrix::random(q, h, i, &mut source),
+        let seeds: Vec<u64> = (0..e).map(|_| source.random()).collect();
+        let experts = seeds.into_par_iter().map(|seed| {
+            let source = &mut StdRng::seed_from_u64(seed);
+            Expert {
+                gate: Matrix::random(q, i, h, source),
+                up: Matrix::random(q, i, h, source),
+                down: Matrix::random(q, h, i, source),
+            }
         });
         Layer {
             experts: experts.collect(),
             router,
             bias: matches!(config.routing, Routing::Grouped { .. }).then_some(bias),
-            input_scales: (q == Quantization::TensorStatic).then_some([4.0 / 448.0, 6.0 / 448.0]),
+            // Intermediates reach 20 and more: with odd seeds they saturate.
+            input_scales: (q == Quantization::TensorStatic)
+                .then_some([4.0 / 448.0, [32.0 / 448.0, 6.0 / 448.0][seed as usize % 2]]),
             config,
         }
     }
@@ -171,41 +190,112 @@ impl Layer {
         }
     }
 
-    /// The layer on `hidden [T, H]` with the given routing `[T, k]`; ids outside `0..E` contribute nothing.
-    pub fn forward(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<f32> {
-        let MoeConfig { hidden_size: h, top_k, quantization, routing, activation, .. } = self.config;
-        let table = decode_table();
-        let [scale1, scale2] = self.input_scales.map_or([None; 2], |s| s.map(Some));
-        let second = match (quantization, self.config.intermediate_scales) {
-            (Quantization::ChannelToken, IntermediateScales::Group128) => Quantization::Block128,
-            _ => quantization,
-        };
-        let weight_on_input = routing == Routing::SigmoidInput;
-        let mut out = Vec::with_capacity(hidden.len());
-        for (token, row) in hidden.chunks(h).enumerate() {
-            let mut sum = vec![0.0f64; h];
-            for slot in token * top_k..(token + 1) * top_k {
-                let Some(expert) = usize::try_from(ids[slot]).ok().and_then(|id| self.experts.get(id)) else {
-                    continue;
-                };
-                let (before, after) =
-                    if weight_on_input { (weights[slot], 1.0) } else { (1.0, weights[slot]) };
-                // The models multiply in the type of their hidden states.
-                let row: Vec<f32> =
-                    row.iter().map(|x| bf16::from_f32(x.to_f32() * before).to_f32()).collect();
-                let x = Quantised::new(quantization, &row, scale1);
-                let gate = expert.gate.product(quantization, &x, &table);
-                let up = expert.up.product(quantization, &x, &table);
-                let middle: Vec<f32> =
-                    gate.iter().zip(&up).map(|(&g, &u)| (activate(activation, g) * u) as f32).collect();
-                let x = Quantised::new(second, &middle, scale2);
-                for (sum, y) in sum.iter_mut().zip(expert.down.product(quantization, &x, &table)) {
-                    *sum += f64::from(after) * y;
-                }
+    /// Scales of the inputs of GEMM 1 and of GEMM 2.
+    fn activation_scales(&self) -> [Scales; 2] {
+        match (self.config.quantization, self.config.intermediate_scales) {
+            (Quantization::TensorStatic, _) => {
+                self.input_scales.expect("the static scheme has input scales").map(Scales::Given)
             }
-            out.extend(sum.iter().map(|&x| x as f32));
+            (Quantization::ChannelToken, IntermediateScales::Token) => [Scales::Row; 2],
+            (Quantization::ChannelToken, IntermediateScales::Group128) => [Scales::Row, Scales::Group],
+            (Quantization::Block128, _) => [Scales::Group; 2],
         }
-        out
+    }
+
+    /// K over which tensor cores keep a sum, whose operands have scales like these.
+    fn slab(&self, scales: Scales, k: usize) -> usize {
+        let scales_change =
+            matches!(scales, Scales::Group) || self.config.quantization == Quantization::Block128;
+        if scales_change || self.config.accumulation == Accumulation::Promoted { 128 } else { k }
+    }
+
+    /// The slots of a token that go to an expert; ids outside `0..E` do not.
+    fn slots<'a>(&'a self, row: &[bf16], ids: &'a [i32], weights: &'a [f32]) -> Vec<Slot<'a>> {
+        let weight_on_input = self.config.routing == Routing::SigmoidInput;
+        let slots = ids.iter().zip(weights).filter_map(|(&id, &weight)| {
+            let expert = self.experts.get(usize::try_from(id).ok()?)?;
+            let (before, after) = if weight_on_input { (weight, 1.0) } else { (1.0, weight) };
+            // The models multiply in the type of their hidden states.
+            let row: Vec<f32> = row.iter().map(|x| bf16::from_f32(x.to_f32() * before).to_f32()).collect();
+            let x = Quantised::exact(&row, self.activation_scales()[0]);
+            Some(Slot { expert, x, weight: after.into() })
+        });
+        slots.collect()
+    }
+
+    /// The layer on `hidden [T, H]` with the given routing `[T, k]`, and how far from it a device may be; ids outside `0..E`
+    /// contribute nothing.
+    pub fn forward(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<Outputs> {
+        let MoeConfig { hidden_size: h, top_k: k, quantization, activation: function, .. } = self.config;
+        let [first, second] = self.activation_scales();
+        let (slab1, slab2) = (self.slab(first, h), self.slab(second, self.config.intermediate_size));
+        let tokens = hidden.par_chunks(h).zip(ids.par_chunks(k)).zip(weights.par_chunks(k));
+        let token = |((row, ids), weights)| {
+            let mut outputs = Outputs::new(h);
+            for Slot { expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights) {
+                let gates = gate.product(quantization, &x, slab1);
+                let ups = up.product(quantization, &x, slab1);
+                let act = |x| activation::gate(function, x);
+                let middle: Vec<Estimate> = gates
+                    .into_iter()
+                    .zip(ups)
+                    .map(|(gate, up)| bounds::gated(gate, up, act, |x| activation::factor(function, x)))
+                    .collect();
+                let middle = Quantised::of(&middle, second);
+                let scale = |row, column| down.scale(quantization, row, column);
+                outputs.add_product(weight, &down.units(), &middle, scale, slab2);
+            }
+            outputs
+        };
+        tokens.map(token).collect()
+    }
+
+    /// The layer with sums by `dot`, of operands in units of e4m3 and in the unit of their products; with or without
+    /// quantisation of the intermediate.
+    fn plain(
+        &self,
+        hidden: &[bf16],
+        (ids, weights): (&[i32], &[f32]),
+        quantised: bool,
+        dot: impl Fn(&[i32], &[i32]) -> f64 + Copy + Sync,
+    ) -> Vec<f64> {
+        let MoeConfig { hidden_size: h, top_k: k, quantization, activation: function, .. } = self.config;
+        let [first, second] = self.activation_scales();
+        let (slab1, slab2) = (self.slab(first, h), self.slab(second, self.config.intermediate_size));
+        let tokens = hidden.par_chunks(h).zip(ids.par_chunks(k)).zip(weights.par_chunks(k));
+        let token = |((row, ids), weights)| {
+            let mut out = vec![0.0; h];
+            for Slot { expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights) {
+                let gates = gate.plain(quantization, &x, slab1, dot);
+                let ups = up.plain(quantization, &x, slab1, dot);
+                let pairs = gates.into_iter().zip(ups);
+                let middle: Vec<f64> = pairs
+                    .map(|(g, u)| activation::gate(function, g).0 * activation::factor(function, u))
+                    .collect();
+                let products = if quantised {
+                    let middle: Vec<f32> = middle.into_iter().map(|x| x as f32).collect();
+                    down.plain(quantization, &Quantised::exact(&middle, second), slab2, dot)
+                } else {
+                    down.times(quantization, &middle)
+                };
+                out.iter_mut().zip(products).for_each(|(out, y)| *out += weight * y);
+            }
+            out
+        };
+        tokens.flat_map_iter(token).collect()
+    }
+
+    /// The layer on dequantised inputs and weights, the intermediate in f64.
+    pub fn dequantised(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<f64> {
+        self.plain(hidden, (ids, weights), false, |a, b| {
+            let sum: i64 = a.iter().zip(b).map(|(&a, &b)| i64::from(a) * i64::from(b)).sum();
+            sum as f64 * tensor_core::PRODUCT_UNIT
+        })
+    }
+
+    /// The layer as tensor cores compute it that cut what lies below the last bits of a sum, nothing else rounded.
+    pub fn emulated(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<f64> {
+        self.plain(hidden, (ids, weights), true, |a, b| tensor_core::truncated(a, b, 0.0))
     }
 
     /// Router logits `[T, E]`.

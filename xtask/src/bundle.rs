@@ -23,8 +23,11 @@ use crate::setup::{self, cuda_tools};
 /// What the folder may hold, in bytes.
 const LIMIT: u64 = 64 << 20;
 
-/// The packages whose tests run on a device.
-const PACKAGES: [&str; 2] = ["fp8-moe", "cuda_driver"];
+/// The crates through which a package talks to a device.
+const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
+
+/// The one test of the emulator that a GPU answers: what its tensor cores compute.
+const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
@@ -44,12 +47,14 @@ pub fn run(sanitizer: bool) -> Result<()> {
                 .with_context(|| format!("could not empty {}", directory.display()))?;
         }
     }
-    for directory in [bundle.join("fixtures"), packed.join("tests")] {
+    for directory in [bundle.join("fixtures/models"), packed.join("tests")] {
         fs::create_dir_all(&directory)
             .with_context(|| format!("could not create {}", directory.display()))?;
     }
     strip(&target_dir().join("release/fp8-moe"), &bundle.join("fp8-moe"))?;
-    copy_all(&root().join("tests/fixtures"), &bundle.join("fixtures"))?;
+    for folder in ["fixtures", "fixtures/models"] {
+        copy_all(&root().join("tests").join(folder), &bundle.join(folder))?;
+    }
     for (name, executable) in &executables {
         strip(executable, &packed.join("tests").join(name))?;
     }
@@ -78,19 +83,42 @@ pub fn run(sanitizer: bool) -> Result<()> {
 /// Builds the tests in release; names and paths of their executables.
 fn test_executables() -> Result<Vec<(String, PathBuf)>> {
     heading("build the tests");
+    let packages = device_packages()?;
+    let mut executables =
+        build(&packages.iter().flat_map(|package| ["--package", package]).collect::<Vec<_>>())?;
+    executables.extend(build(&EMULATOR_TEST)?);
+    executables.sort();
+    Ok(executables)
+}
+
+/// Builds the tests that cargo's `selection` names.
+fn build(selection: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo();
-    command.args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"]);
-    for package in PACKAGES {
-        command.args(["--package", package]);
-    }
+    command
+        .args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(selection);
     let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
     if !built.status.success() {
         bail!("the tests do not build");
     }
     let messages = String::from_utf8(built.stdout).context("cargo's messages are not UTF-8")?;
-    let mut executables = messages.lines().filter_map(test_executable).collect::<Vec<_>>();
-    executables.sort();
-    Ok(executables)
+    Ok(messages.lines().filter_map(test_executable).collect())
+}
+
+/// The workspace's packages whose tests talk to a device.
+fn device_packages() -> Result<Vec<String>> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata).context("cargo's metadata is not JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+    Ok(packages.iter().filter_map(device_package).collect())
+}
+
+/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not for its tests alone.
+fn device_package(package: &Value) -> Option<String> {
+    let name = package["name"].as_str()?;
+    let used = package["dependencies"].as_array()?.iter().filter(|dependency| dependency["kind"].is_null());
+    let names = used.filter_map(|dependency| dependency["name"].as_str());
+    names.chain([name]).any(|name| DRIVER_CRATES.contains(&name)).then(|| name.to_owned())
 }
 
 /// The test in one of cargo's messages: `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
@@ -134,6 +162,20 @@ fn size(directory: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_what_talks_to_a_device() {
+        let package = |name: &str, dependency: &str| {
+            device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
+        };
+        assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
+        assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
+        assert_eq!(package("xtask", "clap"), None);
+        let for_tests =
+            serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "cust", "kind": "dev"}]});
+        assert_eq!(device_package(&for_tests), None);
+    }
 
     #[test]
     fn reads_cargos_messages() {

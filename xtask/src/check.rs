@@ -9,7 +9,7 @@ use anyhow::Result;
 use cuda_builder::Arch;
 
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{gate, setup};
+use crate::{gate, rooms, setup};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -19,6 +19,7 @@ const DEVICE_CRATES: [&str; 4] =
 pub fn run() -> Result<()> {
     setup::run()?;
     format()?;
+    rooms::run()?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     for arch in Arch::ALL {
         for directory in DEVICE_CRATES {

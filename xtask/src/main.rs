@@ -8,6 +8,7 @@ mod demo;
 mod gate;
 mod occupancy;
 mod process;
+mod rooms;
 mod setup;
 
 use std::process::ExitCode;

@@ -71,7 +71,7 @@ fn main() {
         ("wgmma m64n16k32 e4m3", Operand::E4m3, 16),
         ("wgmma m64n128k16 bf16", Operand::Bf16, 128),
     ] {
-        let product = Product { a: operand, b: operand, negate: false, accumulate: true };
+        let product = Product { a: operand, b: operand, negate: false, accumulate: true, model: None };
         let mut d = vec![[[0; 32]; 4]; n / 2];
         report(name, 64 * n * 32 / operand.bytes(), || {
             let a = MatrixA::fetch(black_box(descriptor), Major::K, read).expect("inside");

@@ -112,7 +112,7 @@ impl Counters {
 /// A number for a set of 16-byte units of global memory, given as a range of addresses: the wrapping sum of a hash of each unit. So the
 /// digests of disjoint ranges add up to that of their union, however it is cut and in whatever order, and other units give another.
 pub fn prefetch_digest(addresses: Range<u64>) -> u64 {
-    let hash = |unit: u64| crate::launch::Random::new(unit).next();
+    let hash = |unit: u64| crate::random::Random::new(unit).next();
     (addresses.start / 16..addresses.end / 16).fold(0, |sum, unit| sum.wrapping_add(hash(unit)))
 }
 

@@ -1,9 +1,29 @@
 //! A CUDA device without a GPU: executes PTX on the CPU.
 //!
 //! ```text
-//!   PTX text ──ptx──▶ syntax tree ──decode──▶ instructions with register slots ──exec──▶ warps of 32 lanes
+//!   PTX text ──ptx──▶ syntax tree ──decode──▶ instructions with register slots ──run──▶ warps of 32 lanes
 //!                                                                                   │
 //!             Machine: global memory, SMs ──▶ blocks on worker threads ──▶ warps ───┘
+//! ```
+//!
+//! # Rooms
+//!
+//! A room may use the rooms above it, as far as the table in `xtask/src/rooms.rs` allows, and none below it.
+//!
+//! ```text
+//!   formats  approx                      numbers: bit formats, approximate functions
+//!   fault  counters  random  limits      what is reported; draws of timing; sizes of an SM
+//!   mma  wgmma  ldmatrix  tensor_map     tensor cores and TMA: layouts and arithmetic, without a machine
+//!   ptx                                  text ──▶ syntax tree
+//!   code                                 decoded instructions: operands as register slots. Knows no warps
+//!   state                                what a running machine holds: memory, clusters, blocks, warps. Knows no instructions
+//!   engine                               the copy engine: what becomes of asynchronous operations
+//!   exec                                 handlers: what instructions do to a warp. Know no decoder
+//!   module                               entries, code and variables of a loaded text
+//!   decode                               syntax tree ──▶ code, with the handler of each instruction
+//!   run                                  clusters on worker threads, warps in turns, instructions one by one
+//!   machine                              loads and launches
+//!   driver                               the CUDA driver API over machines
 //! ```
 //!
 //! A [`Machine`] is one simulated GPU. [`Machine::load`] turns PTX text into a [`Module`] (an unknown instruction
@@ -36,9 +56,7 @@
 )]
 
 pub mod approx;
-mod block;
 mod code;
-mod control_flow;
 pub mod counters;
 mod decode;
 pub mod driver;
@@ -46,28 +64,21 @@ mod engine;
 mod exec;
 pub mod fault;
 pub mod formats;
-mod launch;
 pub mod ldmatrix;
+mod limits;
 pub mod machine;
-mod mbarrier;
-pub mod memory;
 pub mod mma;
 pub mod module;
-mod overlap;
 pub mod ptx;
-mod race;
-mod register_pool;
-mod registers;
-mod scheduler;
-mod shared_memory;
+mod random;
+mod run;
+mod state;
 pub mod tensor_map;
-mod warp;
-mod warpgroup;
 pub mod wgmma;
 
 pub use counters::Counters;
 pub use fault::{Fault, FaultKind, LoadError};
 pub use machine::{Launch, Machine, MachineConfig};
-pub use memory::MemoryError;
 pub use module::{Entry, Module, Param};
-pub use overlap::Chain;
+pub use state::memory::MemoryError;
+pub use state::overlap::Chain;

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use crate::code::Frame;
 use crate::counters::Counters;
 use crate::fault::{Fault, FaultKind, LoadError, Place};
-use crate::launch::Environment;
-use crate::memory::{GlobalMemory, MemoryError};
+use crate::mma::TensorCores;
 use crate::module::{Entry, Module};
-use crate::overlap::Chain;
-use crate::shared_memory::FIRST;
-use crate::{decode, ptx, scheduler};
+use crate::run::scheduler;
+use crate::state::environment::Environment;
+use crate::state::memory::{GlobalMemory, MemoryError};
+use crate::state::overlap::Chain;
+use crate::state::shared_memory::FIRST;
+use crate::{decode, limits, ptx};
 
 /// What GPU to simulate, and with how many threads.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct MachineConfig {
     pub memory_bytes: u64,
     /// Threads used by one launch.
     pub workers: usize,
+    /// Which sums tensor cores form.
+    pub tensor_cores: TensorCores,
 }
 
 impl Default for MachineConfig {
@@ -34,6 +38,7 @@ impl Default for MachineConfig {
             capability: (9, 0),
             memory_bytes: 141_000_000_000,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            tensor_cores: TensorCores::default(),
         }
     }
 }
@@ -160,7 +165,6 @@ impl Machine {
         };
         self.check(launch, entry, frame, cluster).map_err(&invalid)?;
         let env = Environment {
-            code: &module.code,
             frame,
             kernel: &entry.name,
             memory: self.memory.table(),
@@ -171,6 +175,8 @@ impl Machine {
             static_shared: entry.static_shared,
             dynamic_shared: launch.dynamic_shared,
             sm_count: self.config.sm_count,
+            capability: self.config.capability,
+            tensor_cores: self.config.tensor_cores,
             seed: launch.seed,
             number: self.launches.fetch_add(1, Relaxed) + 1,
             unsettled: chain.unsettled(programmatic),
@@ -180,7 +186,8 @@ impl Machine {
             .min(limits::THREADS_PER_SM / env.threads().next_multiple_of(32))
             .min(limits::BLOCKS_PER_SM);
         let resident = u64::from(self.config.sm_count * per_sm.max(1)) / u64::from(env.cluster_blocks());
-        let result = scheduler::run(&env, launch.workers.unwrap_or(self.config.workers), resident);
+        let result =
+            scheduler::run(&env, &module.code, launch.workers.unwrap_or(self.config.workers), resident);
         let (number, early) = (env.number, env.early.into_inner());
         chain.ran(number, programmatic, early);
         result
@@ -239,14 +246,4 @@ impl Machine {
         }
         Ok(())
     }
-}
-
-/// What an SM of compute capability 9.0 holds (CUDA C++ Programming Guide, "Technical Specifications per Compute
-/// Capability").
-pub(crate) mod limits {
-    pub const SHARED_PER_SM: u32 = 228 << 10;
-    pub const SHARED_PER_BLOCK: u32 = 227 << 10;
-    pub const THREADS_PER_SM: u32 = 2048;
-    pub const BLOCKS_PER_SM: u32 = 32;
-    pub const REGISTERS_PER_SM: u32 = 64 << 10;
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::code::{Code, Frame};
-use crate::memory::GlobalMemory;
+use crate::code::Frame;
+use crate::exec::Code;
+use crate::state::memory::GlobalMemory;
 
 /// One kernel parameter's place in the packed parameter block.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -176,7 +176,7 @@ fn check(product: Product, a: &MatrixA, b: &MatrixB, left: &Matrix, right: &Matr
 }
 
 fn product(operand: Operand) -> Product {
-    Product { a: operand, b: operand, negate: false, accumulate: true }
+    Product { a: operand, b: operand, negate: false, accumulate: true, model: None }
 }
 
 #[test]
@@ -271,7 +271,13 @@ fn overwrite_negate_and_mixed_types() {
     let a = MatrixA::fetch(Descriptor::decode(a), Major::K, shared.reader()).unwrap();
     let b = MatrixB::fetch(Descriptor::decode(b), Major::K, 24, shared.reader()).unwrap();
     for (negate, accumulate) in [(false, false), (true, false), (true, true)] {
-        check(Product { a: Operand::E4m3, b: Operand::E5m2, negate, accumulate }, &a, &b, &left, &right);
+        check(
+            Product { a: Operand::E4m3, b: Operand::E5m2, negate, accumulate, model: None },
+            &a,
+            &b,
+            &left,
+            &right,
+        );
     }
 }
 

@@ -1,7 +1,6 @@
 //! `atom` and `red` (ISA "Parallel Synchronization and Communication Instructions: atom, red").
 
 use super::body::Body;
-use super::packed::add_half;
 use super::parts::Parts;
 use super::{Result, float, memory};
 use crate::counters::Class;
@@ -9,6 +8,7 @@ use crate::exec::address::flag;
 use crate::exec::atomic::{apply, apply_vector};
 use crate::exec::global::{GENERIC, GLOBAL, SHARED};
 use crate::exec::{Handler, Inst};
+use crate::formats::add_half;
 use crate::ptx::ast::{Kind, Operand, Type};
 
 /// The same operation in each window an atomic can reach.

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 
 use super::variables::{Symbol, special, timer};
 use super::{CARRY, Context, Decoded, Result, SCRATCH, TRUE};
-use crate::code::{Origin, Special};
-use crate::control_flow::{Edge, meeting_points};
+use crate::code::control_flow::{Edge, meeting_points};
+use crate::code::{NONE, Origin, Special};
 use crate::counters::Class;
-use crate::exec::{Inst, special as run};
+use crate::exec::{Inst, Run, special as run};
 use crate::ptx::ast::{Function, Kind, Operand, Space, Type, Variable};
-use crate::warp::NONE;
 
 /// Where things of a function lie; handed on from function to function.
 #[derive(Clone, Debug, Default)]
@@ -556,7 +555,7 @@ impl Body<'_, '_> {
         let code = &mut self.context.code;
         let line = code.origins.last().map_or(1, |o| o.line);
         code.insts.push(Inst {
-            run: run::fell_off,
+            run: Run(run::fell_off),
             imm: 0,
             d: 0,
             a: 0,

@@ -3,13 +3,13 @@
 
 use super::Result;
 use super::body::Body;
-use super::integer::{U32, U64};
 use super::parts::Parts;
+use super::types::{U32, U64};
 use crate::counters::Class;
-use crate::engine::reduction::Reduction;
 use crate::exec::Inst;
 use crate::exec::bulk::{self, kind};
 use crate::ptx::ast::{Kind, Operand, Type};
+use crate::state::reduction::Reduction;
 
 const B16: Type = Type { kind: Kind::Bits, bits: 16 };
 

@@ -1,8 +1,8 @@
 //! `setp`, `set`, `selp`, `slct` (ISA "Comparison and Selection Instructions").
 
 use super::body::Body;
-use super::integer::{PRED, S32};
 use super::parts::Parts;
+use super::types::{PRED, S32};
 use super::{Result, SCRATCH, packed};
 use crate::counters::Class;
 use crate::exec::lanes::{combine, compare, select, ternary};

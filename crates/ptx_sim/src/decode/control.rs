@@ -2,12 +2,11 @@
 
 use super::Result;
 use super::body::Body;
-use super::integer::U32;
 use super::parts::Parts;
+use super::types::U32;
 use super::variables::Symbol;
 use crate::counters::Class;
-use crate::exec::{Inst, special};
-use crate::overlap;
+use crate::exec::{Inst, grid, special};
 use crate::ptx::ast::Operand;
 
 pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
@@ -44,9 +43,9 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
         }
         "griddepcontrol" => {
             let inst = if parts.mods.take("wait") {
-                parts.inst(overlap::wait)
+                parts.inst(grid::wait)
             } else if parts.mods.take("launch_dependents") {
-                parts.inst(overlap::launch_dependents)
+                parts.inst(grid::launch_dependents)
             } else {
                 return Err("`.wait` or `.launch_dependents` is missing".to_string());
             };

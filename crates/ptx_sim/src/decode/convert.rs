@@ -442,7 +442,7 @@ fn pack<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     }
     let (to, from) = (parts.mods.ty()?, parts.mods.ty()?);
     let chained = parts.mods.take("b32");
-    if from != super::integer::S32 || !matches!(to.bits, 8 | 16) || chained != (to.bits == 8) {
+    if from != super::types::S32 || !matches!(to.bits, 8 | 16) || chained != (to.bits == 8) {
         return Err("`cvt.pack` of these types".to_string());
     }
     let run = flagged(|a: i32, b: i32, c: u32, flags| {
@@ -454,8 +454,8 @@ fn pack<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     });
     parts.count(if chained { 4..=4 } else { 3..=3 })?;
     let [a, b] = [body.source(parts.operand(1)?, from)?, body.source(parts.operand(2)?, from)?];
-    let c = if chained { body.source(parts.operand(3)?, super::integer::U32)? } else { a };
-    let d = body.destination(parts.operand(0)?, super::integer::U32)?;
+    let c = if chained { body.source(parts.operand(3)?, super::types::U32)? } else { a };
+    let d = body.destination(parts.operand(0)?, super::types::U32)?;
     let imm = u64::from(to.bits) | if to.kind == Kind::Signed { 64 } else { 0 };
     let inst = Inst { d, a, b, c, imm, ..parts.inst(run) };
     body.emit(parts, Class::Convert, inst);

@@ -5,9 +5,9 @@
 
 use super::Result;
 use super::body::Body;
-use super::integer::PRED;
 use super::packed;
 use super::parts::Parts;
+use super::types::PRED;
 use crate::approx;
 use crate::counters::Class;
 use crate::exec::lanes::{binary, compare, flagged, ternary, unary};

@@ -3,16 +3,12 @@
 use super::arithmetic::per_type;
 use super::body::Body;
 use super::parts::Parts;
+use super::types::{PRED, S32, U32};
 use super::{Result, TRUE};
 use crate::counters::Class::Integer;
 use crate::exec::lanes::{binary, flagged, logic, quaternary, ternary, unary};
 use crate::exec::{Handler, Inst};
-use crate::ptx::ast::{Kind, Operand, Type};
-
-pub(super) const U32: Type = Type { kind: Kind::Unsigned, bits: 32 };
-pub(super) const S32: Type = Type { kind: Kind::Signed, bits: 32 };
-pub(super) const U64: Type = Type { kind: Kind::Unsigned, bits: 64 };
-pub(super) const PRED: Type = Type { kind: Kind::Pred, bits: 1 };
+use crate::ptx::ast::{Kind, Operand};
 
 pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     match parts.base {

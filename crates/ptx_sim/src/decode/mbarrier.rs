@@ -2,8 +2,8 @@
 
 use super::Result;
 use super::body::Body;
-use super::integer::{PRED, U32, U64};
 use super::parts::Parts;
+use super::types::{PRED, U32, U64};
 use crate::counters::Class;
 use crate::exec::address::flag;
 use crate::exec::mbarrier::{self, kind};

@@ -2,8 +2,8 @@
 //! discard, applypriority, createpolicy").
 
 use super::body::Body;
-use super::integer::U64;
 use super::parts::Parts;
+use super::types::U64;
 use super::variables::Symbol;
 use super::{Result, load_class};
 use crate::counters::Class;

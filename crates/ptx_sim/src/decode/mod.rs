@@ -17,6 +17,7 @@ mod control;
 mod convert;
 mod float;
 mod integer;
+mod launch_registers;
 mod mbarrier;
 mod memory;
 mod moves;
@@ -24,24 +25,24 @@ mod packed;
 mod parts;
 mod sync;
 mod tensor;
+mod types;
 mod variables;
 mod wgmma;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::code::{Code, Frame};
+use crate::code::Frame;
 use crate::counters::Class;
+use crate::exec::Code;
 use crate::fault::LoadError;
-use crate::memory::GlobalMemory;
 use crate::module::{Entry, Module, Param};
 use crate::ptx::ast::{Function, Operand, Source, Statement, Variable};
 use crate::ptx::lexer::error_at;
-use crate::register_pool;
-use crate::shared_memory::FIRST;
+use crate::state::memory::GlobalMemory;
+use crate::state::shared_memory::FIRST;
 
 use body::{Body, Layout};
-pub(crate) use packed::add_half;
 use parts::Parts;
 use variables::Globals;
 
@@ -181,7 +182,7 @@ fn frame(function: &Function<'_>, done: Decoded) -> Frame {
         local_bytes: layout.local.next_multiple_of(16),
         required_cluster: function.required_cluster,
         dynamic_align: layout.dynamic_align.max(16),
-        thread_registers: register_pool::at_launch(function, layout.raised_registers),
+        thread_registers: launch_registers::at_launch(function, layout.raised_registers),
     }
 }
 

@@ -2,8 +2,8 @@
 //! cvta, isspacep, mapa, getctarank").
 
 use super::body::Body;
-use super::integer::{PRED, U32, U64};
 use super::parts::Parts;
+use super::types::{PRED, U32, U64};
 use super::variables::timer;
 use super::{Result, TRUE};
 use crate::counters::Class;

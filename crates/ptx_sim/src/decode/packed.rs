@@ -10,9 +10,7 @@ use crate::approx;
 use crate::counters::Class;
 use crate::exec::Inst;
 use crate::exec::lanes::{compare, flagged};
-use crate::formats::{
-    Rounding, add_to_odd, bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn, f64_to_bf16, f64_to_f16,
-};
+use crate::formats::{Rounding, add_to_odd, f64_to_bf16, f64_to_f16, widen};
 use crate::ptx::ast::{Kind, Type};
 
 const FTZ: u64 = 1 << 8;
@@ -48,11 +46,6 @@ fn type_flags(ty: Type) -> u64 {
         Kind::Bf16x2 => BF16 | PAIR,
         _ => 0,
     }
-}
-
-/// The value of a 16-bit number.
-pub(super) fn widen(bits: u16, bf16: bool) -> f32 {
-    f32::from_bits(if bf16 { bf16_to_f32(bits) } else { f16_to_f32(bits) })
 }
 
 fn narrow(value: f64, flags: u64) -> u16 {
@@ -207,18 +200,4 @@ pub(super) fn comparison(name: &str, bf16: bool) -> Option<crate::exec::Handler>
         "nan" => of!(|a: f32, b: f32| a.is_nan() || b.is_nan()),
         _ => return None,
     })
-}
-
-/// Rounds an f32 to 16 bits, for atomic additions.
-pub(crate) fn add_half(a: u16, b: u16, bf16: bool) -> u16 {
-    let sum = widen(a, bf16) + widen(b, bf16);
-    // A sum of two 16-bit numbers rounds to f32 and then to 16 bits as it would at once: 24 >= 2 * 11 + 2.
-    let bits = sum.to_bits();
-    if sum.is_nan() {
-        0x7fff
-    } else if bf16 {
-        f32_to_bf16_rn(bits)
-    } else {
-        f32_to_f16_rn(bits)
-    }
 }

@@ -3,7 +3,7 @@
 use super::body::Body;
 use super::{Result, TRUE};
 use crate::counters::Class;
-use crate::exec::{Handler, Inst};
+use crate::exec::{Handler, Inst, Run};
 use crate::ptx::ast::{Instruction, Operand, Type};
 
 /// The modifiers of an instruction; each must be taken by somebody.
@@ -113,7 +113,7 @@ impl<'i, 'a> Parts<'i, 'a> {
     /// An instruction without operands yet.
     pub fn inst(&self, run: Handler) -> Inst {
         let (guard, flip) = (self.guard, self.flip);
-        Inst { run, imm: 0, d: 0, a: 0, b: 0, c: 0, e: 0, guard, flip, target: 0 }
+        Inst { run: Run(run), imm: 0, d: 0, a: 0, b: 0, c: 0, e: 0, guard, flip, target: 0 }
     }
 
     /// Emits `d = f(sources ..)` where destination and sources have the given types.

@@ -2,8 +2,8 @@
 //! Communication Instructions").
 
 use super::body::Body;
-use super::integer::{PRED, U32};
 use super::parts::Parts;
+use super::types::{PRED, U32};
 use super::{Result, SCRATCH};
 use crate::counters::Class;
 use crate::exec::Inst;

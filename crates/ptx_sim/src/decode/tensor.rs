@@ -2,14 +2,14 @@
 //! Instructions").
 
 use super::body::Body;
-use super::integer::U32;
 use super::memory::drop_cache_hints;
 use super::parts::Parts;
+use super::types::U32;
 use super::{Result, bulk, mbarrier};
 use crate::counters::Class;
 use crate::exec::address::flag;
 use crate::exec::asynchronous::{self, IGNORABLE, SIZED};
-use crate::exec::tensor::{load_matrix, move_matrix, multiply, store_matrix};
+use crate::exec::tensor::{Sums, load_matrix, move_matrix, multiply, store_matrix};
 use crate::exec::{Handler, Inst};
 use crate::mma;
 use crate::ptx::ast::{Kind, Operand, Type};
@@ -153,25 +153,30 @@ fn multiply_accumulate<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -
     }
     use mma::Operand::{E4m3, E5m2};
     let [shape, d, a, b, c] = names;
+    // Sums that truncate are those of FP8.
+    macro_rules! fp8 {
+        ($a:expr, $b:expr) => {
+            (multiply(|sums: &Sums, a: &_, b: &_, c: &_| sums.m16n8k32(($a, $b), a, b, c)), [4, 2, 4], 32)
+        };
+    }
+    macro_rules! exact {
+        ($f:path, $registers:expr, $k:expr) => {
+            (multiply(|_: &Sums, a: &_, b: &_, c: &_| $f(a, b, c)), $registers, $k)
+        };
+    }
     let (run, registers_of, k): (Handler, [usize; 3], u32) = match (shape, d, a, b, c) {
-        ("m16n8k32", "f32", "e4m3", "e4m3", "f32") => (multiply(mma::m16n8k32_e4m3), [4, 2, 4], 32),
-        ("m16n8k32", "f32", "e4m3", "e5m2", "f32") => {
-            (multiply(|a: &_, b: &_, c: &_| mma::m16n8k32(E4m3, E5m2, a, b, c)), [4, 2, 4], 32)
-        }
-        ("m16n8k32", "f32", "e5m2", "e4m3", "f32") => {
-            (multiply(|a: &_, b: &_, c: &_| mma::m16n8k32(E5m2, E4m3, a, b, c)), [4, 2, 4], 32)
-        }
-        ("m16n8k32", "f32", "e5m2", "e5m2", "f32") => {
-            (multiply(|a: &_, b: &_, c: &_| mma::m16n8k32(E5m2, E5m2, a, b, c)), [4, 2, 4], 32)
-        }
-        ("m16n8k16", "f32", "f16", "f16", "f32") => (multiply(mma::m16n8k16_f16), [4, 2, 4], 16),
-        ("m16n8k16", "f32", "bf16", "bf16", "f32") => (multiply(mma::m16n8k16_bf16), [4, 2, 4], 16),
-        ("m16n8k16", "f16", "f16", "f16", "f16") => (multiply(mma::m16n8k16_f16_f16), [4, 2, 2], 16),
-        ("m16n8k8", "f32", "f16", "f16", "f32") => (multiply(mma::m16n8k8_f16), [2, 1, 4], 8),
-        ("m16n8k8", "f32", "bf16", "bf16", "f32") => (multiply(mma::m16n8k8_bf16), [2, 1, 4], 8),
-        ("m16n8k8", "f16", "f16", "f16", "f16") => (multiply(mma::m16n8k8_f16_f16), [2, 1, 2], 8),
-        ("m16n8k8", "f32", "tf32", "tf32", "f32") => (multiply(mma::m16n8k8_tf32), [4, 2, 4], 8),
-        ("m16n8k4", "f32", "tf32", "tf32", "f32") => (multiply(mma::m16n8k4_tf32), [2, 1, 4], 4),
+        ("m16n8k32", "f32", "e4m3", "e4m3", "f32") => fp8!(E4m3, E4m3),
+        ("m16n8k32", "f32", "e4m3", "e5m2", "f32") => fp8!(E4m3, E5m2),
+        ("m16n8k32", "f32", "e5m2", "e4m3", "f32") => fp8!(E5m2, E4m3),
+        ("m16n8k32", "f32", "e5m2", "e5m2", "f32") => fp8!(E5m2, E5m2),
+        ("m16n8k16", "f32", "f16", "f16", "f32") => exact!(mma::m16n8k16_f16, [4, 2, 4], 16),
+        ("m16n8k16", "f32", "bf16", "bf16", "f32") => exact!(mma::m16n8k16_bf16, [4, 2, 4], 16),
+        ("m16n8k16", "f16", "f16", "f16", "f16") => exact!(mma::m16n8k16_f16_f16, [4, 2, 2], 16),
+        ("m16n8k8", "f32", "f16", "f16", "f32") => exact!(mma::m16n8k8_f16, [2, 1, 4], 8),
+        ("m16n8k8", "f32", "bf16", "bf16", "f32") => exact!(mma::m16n8k8_bf16, [2, 1, 4], 8),
+        ("m16n8k8", "f16", "f16", "f16", "f16") => exact!(mma::m16n8k8_f16_f16, [2, 1, 2], 8),
+        ("m16n8k8", "f32", "tf32", "tf32", "f32") => exact!(mma::m16n8k8_tf32, [4, 2, 4], 8),
+        ("m16n8k4", "f32", "tf32", "tf32", "f32") => exact!(mma::m16n8k4_tf32, [2, 1, 4], 4),
         _ => return Err(format!("`mma` of shape {shape} and types {d}, {a}, {b}, {c}")),
     };
     parts.count(4..=4)?;

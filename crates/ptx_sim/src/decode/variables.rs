@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::code::Special;
-use crate::memory::GlobalMemory;
 use crate::ptx::ast::{Init, Source, Space, Variable};
+use crate::state::memory::GlobalMemory;
 
 /// A variable, by where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

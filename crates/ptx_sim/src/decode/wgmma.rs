@@ -2,9 +2,9 @@
 
 use super::Result;
 use super::body::Body;
-use super::integer::{PRED, U64};
 use super::parts::Parts;
 use super::tensor::registers;
+use super::types::{PRED, U64};
 use crate::counters::Class;
 use crate::exec::Inst;
 use crate::exec::wgmma::{self, kind};

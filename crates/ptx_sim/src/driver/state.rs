@@ -13,6 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, RwLock};
 use super::abi::*;
 use super::control;
 use super::profile::Profile;
+use crate::mma::TensorCores;
 use crate::{Machine, MachineConfig, MemoryError};
 
 /// Why a driver function fails: the code for the caller, the text for [`control::last_error`].
@@ -92,11 +93,19 @@ pub(super) fn initialize() -> Outcome {
     }
     let profile =
         Profile::from_environment().map_err(|text| Failure { code: CUDA_ERROR_INVALID_DEVICE, text })?;
+    let sums = match std::env::var("FP8_MOE_SIM_SUMS") {
+        Ok(name) => TensorCores::parse(&name).ok_or_else(|| Failure {
+            code: CUDA_ERROR_INVALID_VALUE,
+            text: format!("FP8_MOE_SIM_SUMS is `{name}`: must be `exact` or `hardware`"),
+        })?,
+        Err(_) => TensorCores::default(),
+    };
     DEVICE.get_or_init(|| {
         let machine = Machine::new(MachineConfig {
             sm_count: profile.sm_count,
             capability: profile.capability,
             memory_bytes: profile.memory_bytes,
+            tensor_cores: sums,
             ..MachineConfig::default()
         });
         Device { machine, profile }

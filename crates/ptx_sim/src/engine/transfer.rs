@@ -4,16 +4,15 @@
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use super::Global;
-use super::reduction::Reduction;
 use crate::counters::Counters;
-use crate::exec::atomic::Atomic;
-use crate::exec::global::Element;
 use crate::fault::FaultKind;
-use crate::launch::Environment;
-use crate::mbarrier::Hollow;
-use crate::memory::{Allocation, Lookup};
-use crate::overlap;
+use crate::state::element::{Atomic, Element};
+use crate::state::environment::Environment;
+use crate::state::mbarrier::Hollow;
+use crate::state::memory::{Allocation, Lookup};
+use crate::state::operations::Global;
+use crate::state::overlap;
+use crate::state::reduction::Reduction;
 use crate::tensor_map::TensorMapError;
 
 /// Why a transfer is impossible.

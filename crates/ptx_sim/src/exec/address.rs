@@ -10,7 +10,7 @@
 
 use super::{Ctx, Flow, Inst, Mask, lanes_of};
 use crate::fault::FaultKind;
-use crate::race::{Clock, Released};
+use crate::state::race::{Clock, Released};
 
 /// Start of the window of kernel parameters.
 pub(crate) const PARAM: u64 = 0x7c00_0000_0000;

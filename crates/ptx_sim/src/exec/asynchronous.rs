@@ -11,30 +11,10 @@ use super::address::addresses;
 use super::global::{locate, sectors};
 use super::shared::block_of;
 use super::{Ctx, Flow, Inst, Mask, lanes_of};
-use crate::engine::{Operation, SmallCopy, SmallProgress, Work, land_small, read_small};
+use crate::engine::{land_small, read_small};
 use crate::fault::FaultKind;
-use crate::race::Access;
-
-/// Asynchronous copies of a warp.
-pub(crate) struct Copies {
-    list: Vec<SmallCopy>,
-    /// Groups each lane has committed.
-    committed: [u32; 32],
-}
-
-impl Default for Copies {
-    fn default() -> Self {
-        Copies { list: Vec::new(), committed: [0; 32] }
-    }
-}
-
-impl Copies {
-    /// As a warp starts.
-    pub fn clear(&mut self) {
-        self.list.clear();
-        self.committed = [0; 32];
-    }
-}
+use crate::state::operations::{Operation, SmallCopy, SmallProgress, Work};
+use crate::state::race::Access;
 
 /// The source-size operand in `c` is given; in `inst.imm2` terms, bit 0 of `inst.d`.
 pub(crate) const SIZED: u32 = 1;

@@ -5,39 +5,14 @@
 //! floating-point sums show it.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use super::address::{SHARED, Window, addresses, by_window, flag};
-use super::global::{Element, locate, note_writes, sectors, uninitialised};
+use super::global::{locate, note_writes, sectors, uninitialised};
 use super::lanes::{Body, handler, instance};
 use super::shared::{bank_conflicts, block_of};
 use super::{Ctx, Flow, Handler, Inst, slot_list};
 use crate::fault::FaultKind;
-
-/// A value that memory can change atomically.
-pub(crate) trait Atomic: Element {
-    /// # Safety
-    /// `at` is aligned and inside an allocation.
-    unsafe fn exchange_if(at: *mut u8, old: Self, new: Self) -> Result<(), Self>;
-}
-
-macro_rules! atomic {
-    ($($ty:ty, $atomic:ty;)*) => {$(
-        impl Atomic for $ty {
-            #[inline(always)]
-            unsafe fn exchange_if(at: *mut u8, old: $ty, new: $ty) -> Result<(), $ty> {
-                // SAFETY: aligned and in bounds by the caller's contract; shared only as atomics.
-                unsafe { &*at.cast::<$atomic>() }.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ())
-            }
-        }
-    )*};
-}
-
-atomic! {
-    u16, AtomicU16;
-    u32, AtomicU32;
-    u64, AtomicU64;
-}
+use crate::state::element::{Atomic, Element};
 
 /// The executing lanes, beginning at `first`.
 fn lanes_from(exec: u32, first: u32) -> impl Iterator<Item = usize> {

@@ -2,8 +2,8 @@
 //! membar, fence").
 
 use super::{Ctx, Flow, Inst, Mask, Wait, lanes_of};
-use crate::block::BARRIERS;
 use crate::fault::FaultKind;
+use crate::state::block::BARRIERS;
 
 /// Fields of `inst.imm` for barrier instructions.
 pub(crate) mod kind {

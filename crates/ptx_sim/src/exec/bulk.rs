@@ -11,12 +11,13 @@
 use super::address::{Window, window_of};
 use super::{Ctx, Flow, Inst, lanes_of};
 use crate::counters::prefetch_digest;
-use crate::engine::reduction::Reduction;
 use crate::engine::transfer::may_prefetch;
-use crate::engine::{Failure, Global, Operation, Place, Source, Surroundings, Work};
+use crate::engine::{Failure, Surroundings};
 use crate::fault::FaultKind;
-use crate::memory::Lookup;
-use crate::race::{Access, Clock};
+use crate::state::memory::Lookup;
+use crate::state::operations::{Global, Operation, Place, Source, Work};
+use crate::state::race::{Access, Clock};
+use crate::state::reduction::Reduction;
 use crate::tensor_map::{DataType, TensorMap};
 
 /// Fields of `inst.e` of a load.
@@ -29,24 +30,6 @@ pub(crate) mod kind {
 
 /// Words of an address in the list of operands.
 pub(crate) const ADDRESS: usize = 3;
-
-/// Bulk stores of a warp.
-#[derive(Default)]
-pub(crate) struct BulkGroups {
-    /// Groups each lane has committed.
-    committed: [u32; 32],
-    /// Stores issued.
-    issued: u32,
-    /// Lane, group and number of those not waited for.
-    open: Vec<(u8, u32, u32)>,
-}
-
-impl BulkGroups {
-    /// As a warp starts.
-    pub fn clear(&mut self) {
-        *self = BulkGroups::default();
-    }
-}
 
 impl<'a> Ctx<'a> {
     /// What operations of the engine work with.

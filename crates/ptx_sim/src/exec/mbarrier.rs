@@ -1,5 +1,5 @@
 //! mbarrier operations (ISA "Parallel Synchronization and Communication Instructions: mbarrier"); the counting is in
-//! [`crate::mbarrier`].
+//! [`crate::state::mbarrier`].
 //!
 //! `try_wait` suspends its lanes until the phase of one of them completes, and then says how things are. When nothing
 //! else can happen any more, it times out. Under odd seeds it may time out at any time, as on the GPU; under even ones
@@ -8,10 +8,10 @@
 use super::address::{SHARED, addresses, window_of};
 use super::shared::block_of;
 use super::{Ctx, Flow, Inst, Mask, Wait, lanes_of};
-use crate::engine::{Issuer, Place};
 use crate::fault::FaultKind;
-use crate::mbarrier::{MAX_COUNT, Mbarrier};
-use crate::race::Clock;
+use crate::state::mbarrier::{MAX_COUNT, Mbarrier};
+use crate::state::operations::{Issuer, Place};
+use crate::state::race::Clock;
 
 /// Fields of `inst.e`.
 pub(crate) mod kind {
@@ -63,7 +63,7 @@ impl Ctx<'_> {
             let by = self.env.agents().describe(mbarrier.made.agent());
             let detail = format!(
                 "the mbarrier at {address:#x} was initialised by {by} without order between them, at {}",
-                self.env.place(mbarrier.made.pc())
+                self.place(mbarrier.made.pc())
             );
             return Err(self.stop(FaultKind::Race, 1 << lane, detail));
         }

@@ -2,14 +2,10 @@
 //!
 //! ```text
 //!   Inst { run, d, a, b, c, .. }      run: fn(&mut Ctx, &Inst) -> Flow
-//!
-//!   a warp's register file, 64-byte aligned; an operand is a byte offset into it
-//!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit: [u128; 32] │ constants
 //! ```
 //!
-//! Constants and special registers that do not change live in the file as well, written once when a warp starts:
-//! an instruction need not know what kind of operand it has. Every handler exists twice, compiled for the
-//! baseline CPU and for AVX2 + FMA, and the decoder takes the one the host can run (see [`lanes`]).
+//! Every handler exists twice, compiled for the baseline CPU and for AVX2 + FMA, and [`lanes`] gives the decoder the
+//! one that the host can run. Handlers know the state of the machine and not who decoded them.
 
 pub(crate) mod address;
 pub(crate) mod asynchronous;
@@ -18,6 +14,7 @@ pub(crate) mod barrier;
 pub(crate) mod bulk;
 pub(crate) mod cluster;
 pub(crate) mod global;
+pub(crate) mod grid;
 pub(crate) mod lanes;
 pub(crate) mod mbarrier;
 pub(crate) mod parameter;
@@ -27,48 +24,32 @@ pub(crate) mod special;
 pub(crate) mod tensor;
 pub(crate) mod wgmma;
 
-use crate::block::Cluster;
-use crate::fault::FaultKind;
-use crate::launch::{Environment, Random, Tally};
-use crate::warp::Warp;
+use crate::code;
+use crate::code::Tally;
+use crate::fault::{FaultKind, Place};
+use crate::random::Random;
+use crate::state::block::Cluster;
+use crate::state::environment::Environment;
+pub(crate) use crate::state::lanes::{FULL, Mask, lanes_of};
+pub(crate) use crate::state::wait::{Stop, Wait};
+use crate::state::warp::Warp;
 
-/// Lanes of a warp, one bit each.
-pub(crate) type Mask = u32;
+/// A decoded instruction with what it does.
+pub(crate) type Inst = code::Inst<Run>;
 
-/// Every lane.
-pub(crate) const FULL: Mask = !0;
+/// The code of a module with what it does.
+pub(crate) type Code = code::Code<Run>;
+
+/// What an instruction does.
+#[derive(Clone, Copy)]
+pub(crate) struct Run(pub Handler);
 
 /// Carries out one instruction for the lanes in `ctx.exec`, which is never empty.
 ///
 /// # Safety
 /// The instruction's operands are slots of the widths the handler was made for, inside the register file of
-/// `ctx.warp`; lists and tables it names are those of `ctx.env.code`. The decoder guarantees both.
+/// `ctx.warp`; lists and tables it names are those of `ctx.code`. The decoder guarantees both.
 pub(crate) type Handler = unsafe fn(&mut Ctx<'_>, &Inst) -> Flow;
-
-/// A decoded instruction.
-#[derive(Clone, Copy)]
-pub(crate) struct Inst {
-    /// What to do.
-    pub run: Handler,
-    /// Immediate: address offset, table index, flags; by instruction.
-    pub imm: u64,
-    /// Destination slot.
-    pub d: u32,
-    /// Source slots.
-    pub a: u32,
-    /// Source slots.
-    pub b: u32,
-    /// Source slots.
-    pub c: u32,
-    /// Further slot or small immediate, by instruction.
-    pub e: u32,
-    /// Slot of the guard predicate; the always-true predicate if unguarded.
-    pub guard: u32,
-    /// All ones if the guard is negated.
-    pub flip: u32,
-    /// Branches: the target; other instructions: further small immediate.
-    pub target: u32,
-}
 
 /// What follows an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,42 +78,6 @@ pub(crate) enum Flow {
     Fault,
 }
 
-/// Why a split does not run. Evaluated by [`crate::block::Cluster::is_over`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// Until the barrier leaves this generation.
-    Barrier {
-        /// Number of the barrier.
-        id: u8,
-        /// Generation at arrival.
-        generation: u32,
-    },
-    /// Until an mbarrier of the block leaves this phase, or the wait times out.
-    Mbarrier {
-        /// Address of the mbarrier.
-        address: u32,
-        /// Phase that was current.
-        phase: u64,
-    },
-    /// Until the warps of a warpgroup have met.
-    Warpgroup {
-        /// Number in the block.
-        group: u8,
-        /// Meetings before.
-        generation: u32,
-    },
-    /// Until the cluster's barrier leaves this generation.
-    Cluster {
-        /// Generation at arrival.
-        generation: u32,
-    },
-    /// Until the block's pool has so many registers.
-    Registers {
-        /// For all lanes of the warp.
-        needed: u32,
-    },
-}
-
 /// The state a handler works on: one warp of one block of one cluster.
 pub(crate) struct Ctx<'a> {
     /// Register file of the warp.
@@ -145,6 +90,8 @@ pub(crate) struct Ctx<'a> {
     pub resumed: bool,
     /// What to wait for, with [`Flow::Wait`] and [`Flow::Retry`].
     pub wait: Wait,
+    /// The instructions of the module.
+    pub code: &'a Code,
     /// The launch.
     pub env: &'a Environment<'a>,
     /// The blocks of this cluster.
@@ -161,17 +108,6 @@ pub(crate) struct Ctx<'a> {
     pub targets: [u32; 32],
     /// Why the launch ends, with [`Flow::Fault`].
     pub fault: Option<Box<Stop>>,
-}
-
-/// A fault before it is dressed up with names and places.
-#[derive(Debug)]
-pub(crate) struct Stop {
-    pub kind: FaultKind,
-    /// Lanes at fault.
-    pub lanes: Mask,
-    /// Instruction, if another than the current one.
-    pub pc: Option<u32>,
-    pub detail: String,
 }
 
 impl Ctx<'_> {
@@ -225,6 +161,11 @@ impl Ctx<'_> {
         *to = *to & !self.exec | value & self.exec;
     }
 
+    /// Where an instruction comes from.
+    pub fn place(&self, pc: u32) -> Place {
+        self.code.place(pc)
+    }
+
     /// Ends the launch, blaming `lanes`.
     #[cold]
     pub fn stop(&mut self, kind: FaultKind, lanes: Mask, detail: impl Into<String>) -> Flow {
@@ -237,21 +178,8 @@ impl<'a> Ctx<'a> {
     /// The slots of a list operand.
     #[inline(always)]
     pub fn list(&self, first: u64, len: usize) -> &'a [u32] {
-        &self.env.code.lists[first as usize..first as usize + len]
+        &self.code.lists[first as usize..first as usize + len]
     }
-}
-
-/// Lanes of a mask, lowest first.
-#[inline(always)]
-pub(crate) fn lanes_of(mut mask: Mask) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        if mask == 0 {
-            return None;
-        }
-        let lane = mask.trailing_zeros() as usize;
-        mask &= mask - 1;
-        Some(lane)
-    })
 }
 
 /// The slots of a vector operand: `d` alone, or `e` of them in list `b`.

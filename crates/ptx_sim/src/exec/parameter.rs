@@ -1,8 +1,8 @@
 //! Loads and stores of local memory (with it the parameters of device functions) and of kernel parameters.
 
-use super::global::Element;
 use super::{Ctx, Flow, Inst, lanes_of, slot_list};
 use crate::fault::FaultKind;
+use crate::state::element::Element;
 
 impl Ctx<'_> {
     /// Place of a lane's local address in the warp's local memory.

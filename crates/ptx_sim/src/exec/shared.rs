@@ -1,11 +1,11 @@
 //! Loads and stores of shared memory.
 
 use super::address::SHARED;
-use super::global::Element;
 use super::{Ctx, Flow, Inst, Mask, lanes_of, slot_list};
 use crate::exec::address::flag;
 use crate::fault::FaultKind;
-use crate::race::{Access, Hazard};
+use crate::state::element::Element;
+use crate::state::race::{Access, Hazard};
 
 /// Which block's shared memory an address in the shared window means, and where in it.
 ///
@@ -106,7 +106,7 @@ impl Ctx<'_> {
         let end = self.cluster.blocks[self.rank].shared.end();
         let detail = format!(
             "{bytes}-byte shared {what} at {address:#x}; the block has shared memory from {:#x} to {end:#x}",
-            crate::shared_memory::FIRST
+            crate::state::shared_memory::FIRST
         );
         self.stop(FaultKind::OutOfBounds, 1 << lane, detail)
     }
@@ -124,23 +124,23 @@ impl Ctx<'_> {
                 let detail = format!(
                     "{here}, which an asynchronous copy of {} writes and nobody has waited for, started at {}",
                     self.agent(by),
-                    self.env.place(by.pc())
+                    self.place(by.pc())
                 );
                 self.stop(FaultKind::AsyncHazard, 1 << lane, detail)
             }
             Hazard::Mbarrier(by) => {
-                let place = self.env.place(by.pc());
+                let place = self.place(by.pc());
                 let detail = format!("{here}, where an mbarrier is, initialised at {place}");
                 self.stop(FaultKind::InvalidOperand, 1 << lane, detail)
             }
             Hazard::Race(by, wrote) => {
                 let verb = if wrote { "written" } else { "read" };
-                let (agent, place) = (self.agent(by), self.env.place(by.pc()));
+                let (agent, place) = (self.agent(by), self.place(by.pc()));
                 let detail = format!("{here} was {verb} by {agent} without order between them, at {place}");
                 self.stop(FaultKind::Race, 1 << lane, detail)
             }
             Hazard::Proxy(by) => {
-                let (agent, place) = (self.agent(by), self.env.place(by.pc()));
+                let (agent, place) = (self.agent(by), self.place(by.pc()));
                 let detail = format!(
                     "{here} through the asynchronous proxy was written by {agent} through the generic proxy, at {place}; there is no fence.proxy.async between them"
                 );

@@ -9,7 +9,7 @@ use super::shared::{bank_conflicts, block_of};
 use super::{Ctx, FULL, Flow, Handler, Inst, slot_list};
 use crate::fault::FaultKind;
 use crate::ldmatrix::{Rows, address_lane, collect, collect_transposed, distribute, distribute_transposed};
-use crate::mma::Lanes;
+use crate::mma::{self, Lanes, Operand, TensorCores};
 
 impl Ctx<'_> {
     /// Whether all 32 lanes are here, as warp-wide matrix instructions demand.
@@ -131,11 +131,33 @@ pub(crate) unsafe fn move_matrix(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Next
 }
 
+/// Which sums `mma.sync` forms, and on which GPU.
+pub(crate) struct Sums {
+    tensor_cores: TensorCores,
+    capability: (u32, u32),
+}
+
+impl Sums {
+    /// `mma.sync.m16n8k32` on FP8.
+    pub fn m16n8k32(
+        &self,
+        types: (Operand, Operand),
+        a: &[Lanes; 4],
+        b: &[Lanes; 2],
+        c: &[Lanes; 4],
+    ) -> [Lanes; 4] {
+        match self.tensor_cores.mma(types, self.capability) {
+            Some(model) => mma::m16n8k32_truncated(model, types, a, b, c),
+            None => mma::m16n8k32(types.0, types.1, a, b, c),
+        }
+    }
+}
+
 struct Multiply<const NA: usize, const NB: usize, const NC: usize, F>(PhantomData<F>);
 
 impl<const NA: usize, const NB: usize, const NC: usize, F> Body for Multiply<NA, NB, NC, F>
 where
-    F: Fn(&[Lanes; NA], &[Lanes; NB], &[Lanes; NC]) -> [Lanes; NC] + Copy,
+    F: Fn(&Sums, &[Lanes; NA], &[Lanes; NB], &[Lanes; NC]) -> [Lanes; NC] + Copy,
 {
     #[inline(always)]
     unsafe fn run(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
@@ -144,12 +166,13 @@ where
         }
         let f: F = instance();
         let slots = ctx.list(inst.imm, NC + NA + NB + NC);
+        let sums = Sums { tensor_cores: ctx.env.tensor_cores, capability: ctx.env.capability };
         // SAFETY: the decoder lists slots of 32-bit lanes.
         unsafe {
             let a = std::array::from_fn(|i| ctx.read::<u32>(slots[NC + i]));
             let b = std::array::from_fn(|i| ctx.read::<u32>(slots[NC + NA + i]));
             let c = std::array::from_fn(|i| ctx.read::<u32>(slots[NC + NA + NB + i]));
-            for (slot, lanes) in slots.iter().zip(f(&a, &b, &c)) {
+            for (slot, lanes) in slots.iter().zip(f(&sums, &a, &b, &c)) {
                 ctx.write(*slot, &lanes);
             }
         }
@@ -161,7 +184,7 @@ where
 /// `mma.sync`: list `imm` holds the slots of D, A, B and C; `b` is the number of floating-point operations.
 pub(crate) fn multiply<const NA: usize, const NB: usize, const NC: usize, F>(_: F) -> Handler
 where
-    F: Fn(&[Lanes; NA], &[Lanes; NB], &[Lanes; NC]) -> [Lanes; NC] + Copy,
+    F: Fn(&Sums, &[Lanes; NA], &[Lanes; NB], &[Lanes; NC]) -> [Lanes; NC] + Copy,
 {
     handler::<Multiply<NA, NB, NC, F>>()
 }

@@ -1,5 +1,5 @@
 //! `wgmma`, `setmaxnreg` (ISA "Asynchronous warpgroup level matrix instructions", "setmaxnreg"). Layouts and arithmetic
-//! are in [`crate::wgmma`], the state of warpgroups in [`crate::warpgroup`].
+//! are in [`crate::wgmma`], the state of warpgroups in [`crate::state::warpgroup`].
 //!
 //! The four warps meet at a `wgmma.mma_async`, and the last one to come issues it for all. Its operands in shared memory
 //! are checked then; they are read then or later, and the accumulators written at once or when a wait demands it.
@@ -8,10 +8,10 @@ use super::{Ctx, FULL, Flow, Inst, Stop, Wait};
 use crate::engine::Failure;
 use crate::fault::FaultKind;
 use crate::mma::{Lanes, Operand};
-use crate::race::{Access, Clock, Hazard};
-use crate::register_pool::Mismatch;
-use crate::shared_memory::SharedMemory;
-use crate::warpgroup::{Arrival, InFlight, Misuse};
+use crate::state::race::{Access, Clock, Hazard};
+use crate::state::register_pool::Mismatch;
+use crate::state::shared_memory::SharedMemory;
+use crate::state::warpgroup::{Arrival, InFlight, Misuse};
 use crate::wgmma::{Descriptor, Major, MatrixA, MatrixB, Product, accumulate_f16, accumulate_f32};
 
 /// Fields of `inst.e`; see [`multiply`].
@@ -44,7 +44,7 @@ const RESERVED: u64 = 3 << 14 | 3 << 30 | 7 << 46 | 0x3ff << 52;
 
 /// An instruction is about to use registers: are they in the hands of a `wgmma`? `false` if so; the launch ends.
 pub(crate) fn check_registers(ctx: &mut Ctx<'_>) -> bool {
-    let code = ctx.env.code;
+    let code = ctx.code;
     for touched in code.touched(ctx.pc) {
         let writes = touched & 1 != 0;
         let Err(misuse) = ctx.warp.products.touch(touched & !1, writes) else { continue };
@@ -127,9 +127,10 @@ pub(crate) unsafe fn multiply(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
             return ctx.stop(FaultKind::AsyncHazard, 0, detail);
         }
         let pc = ctx.pc;
+        let code = ctx.code;
         let warpgroup = &mut ctx.cluster.blocks[ctx.rank].warpgroups[group];
         if warpgroup.here() > 0 && warpgroup.pc != pc {
-            let detail = format!("other warps of warpgroup {group} are at {}", ctx.env.place(warpgroup.pc));
+            let detail = format!("other warps of warpgroup {group} are at {}", code.place(warpgroup.pc));
             return ctx.stop(FaultKind::Divergent, 0, detail);
         }
         warpgroup.pc = pc;
@@ -211,9 +212,11 @@ fn issue(ctx: &mut Ctx<'_>, inst: &Inst, group: usize) -> Result<(), Flow> {
     }
     let has = |flag: u32| inst.e & flag != 0;
     let major = |flag: u32| if has(flag) { Major::Mn } else { Major::K };
+    let [a, b] = [kind::A, kind::B].map(|at| kind::TYPES[(inst.e >> at & 7) as usize]);
     let product = Product {
-        a: kind::TYPES[(inst.e >> kind::A & 7) as usize],
-        b: kind::TYPES[(inst.e >> kind::B & 7) as usize],
+        a,
+        b,
+        model: env.tensor_cores.wgmma((a, b)),
         negate: has(kind::NEGATE),
         accumulate: first.accumulate,
     };
@@ -349,7 +352,7 @@ fn finish(ctx: &mut Ctx<'_>, group: usize, number: u32) {
             },
         };
         let columns = operation.n as usize / 8;
-        let lists = &ctx.env.code.lists[operation.slots as usize..];
+        let lists = &ctx.code.lists[operation.slots as usize..];
         // SAFETY: the decoder listed the accumulators' slots, 32-bit lanes each, in the register file of the entry, which
         // all its warps have.
         unsafe {
@@ -492,7 +495,7 @@ fn resize_together(ctx: &mut Ctx<'_>) -> Result<(), Flow> {
             (FaultKind::Race, detail)
         }
     };
-    let detail = format!("{detail}, at {}", ctx.env.place(before));
+    let detail = format!("{detail}, at {}", ctx.place(before));
     Err(ctx.stop(kind, 0, detail))
 }
 
@@ -506,7 +509,7 @@ pub(crate) fn check_exit(ctx: &Ctx<'_>) -> Option<Stop> {
         pc: None,
         detail: format!(
             "the warp exits without the setmaxnreg that others of warpgroup {group} executed, at {}",
-            ctx.env.place(resizing.pc)
+            ctx.place(resizing.pc)
         ),
     })
 }

@@ -75,3 +75,22 @@ pub const fn f64_to_f16(bits: u64, rounding: Rounding) -> u16 {
 pub const fn f64_to_bf16(bits: u64, rounding: Rounding) -> u16 {
     encode_f64(Format::BF16, bits, rounding, Clamp { relu: false, satfinite: false }) as u16
 }
+
+/// The value of an `f16` or `bf16` number.
+pub(crate) fn widen(bits: u16, bf16: bool) -> f32 {
+    f32::from_bits(if bf16 { bf16_to_f32(bits) } else { f16_to_f32(bits) })
+}
+
+/// The sum of two `f16` or `bf16` numbers, rounded to nearest: atomic additions.
+pub(crate) fn add_half(a: u16, b: u16, bf16: bool) -> u16 {
+    let sum = widen(a, bf16) + widen(b, bf16);
+    // A sum of two 16-bit numbers rounds to f32 and then to 16 bits as it would at once: 24 >= 2 * 11 + 2.
+    let bits = sum.to_bits();
+    if sum.is_nan() {
+        0x7fff
+    } else if bf16 {
+        f32_to_bf16_rn(bits)
+    } else {
+        f32_to_f16_rn(bits)
+    }
+}

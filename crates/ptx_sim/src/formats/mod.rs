@@ -31,6 +31,7 @@ pub use fp8::{
     e5m2x2_to_f16x2, f16x2_to_e4m3x2, f16x2_to_e5m2x2, f32_to_e4m3_satfinite, f32_to_e5m2_satfinite,
     f32x2_to_e4m3x2, f32x2_to_e5m2x2,
 };
+pub(crate) use half::{add_half, widen};
 pub use half::{
     bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_bf16_rn, f32_to_bf16x2, f32_to_f16, f32_to_f16_rn,
     f32_to_f16x2, f64_to_bf16, f64_to_f16,

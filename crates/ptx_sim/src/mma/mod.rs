@@ -18,19 +18,21 @@
 //! partial sum is a multiple of 2^-18 below 2^35) and otherwise rounds each partial sum to 53 bits. The sum
 //! plus `c` is rounded once, to nearest even, to the accumulator type. NaN results are canonical.
 //!
-//! Tensor cores do less than that: they align the products of a step and the accumulator to the largest
-//! exponent, cut off what lies below a fixed number of fraction bits, and truncate the result. [`Truncation`]
-//! models it, with the parameters that others measured; it is never the default.
+//! Tensor cores do less than that on FP8: they align the products of a step and the accumulator to the largest
+//! exponent, cut off what lies below a fixed number of fraction bits, and truncate the result. [`Truncation`] models it,
+//! with the parameters that others measured, where [`TensorCores::Hardware`] asks for it; the default is the definition.
 
 mod element;
 mod tile;
+mod truncated;
 mod truncation;
 
 pub use element::{Core, Operand};
-pub use truncation::Truncation;
+pub use truncation::{TensorCores, Truncation};
 
 use element::{Bf16, E4m3, E5m2, F16, Tf32};
 use tile::panels;
+use truncated::Rule;
 
 pub(crate) use element::core_of;
 pub(crate) use tile::{Fragment, Mode};
@@ -44,18 +46,43 @@ pub type Accumulators = [Lanes; 4];
 /// Fragment of 16x8 packed `f16` accumulators: rows 0..8, rows 8..16; columns 2t and 2t + 1 in one lane.
 pub type HalfAccumulators = [Lanes; 2];
 
-/// Multiplies the 16-row fragments of A of `W` warps with 8-column panels of B, both as core matrices in fragment
-/// order, for one step of 32 bytes of K; see [`tile`].
+/// Sums of [`multiply_panels`] as a GPU truncates them.
 ///
 /// # Panics
-/// If the types cannot be multiplied with each other, or `d` has another length than warps times panels.
-pub(crate) fn multiply_panels<const W: usize, F: Fragment>(
-    types: (Operand, Operand),
+/// As [`multiply_panels`], and if a type is not an 8-bit type.
+fn multiply_truncated<const W: usize, F: Fragment>(
+    rule: Rule,
     mode: Mode,
     a: &[Core],
     b: &[Core],
     d: &mut [F],
 ) {
+    match rule.types {
+        (Operand::E4m3, Operand::E4m3) => truncated::panels::<E4m3, E4m3, F, W, 32>(mode, rule, a, b, d),
+        (Operand::E4m3, Operand::E5m2) => truncated::panels::<E4m3, E5m2, F, W, 32>(mode, rule, a, b, d),
+        (Operand::E5m2, Operand::E4m3) => truncated::panels::<E5m2, E4m3, F, W, 32>(mode, rule, a, b, d),
+        (Operand::E5m2, Operand::E5m2) => truncated::panels::<E5m2, E5m2, F, W, 32>(mode, rule, a, b, d),
+        (a, b) => panic!("no truncating sums of {a:?} and {b:?}"),
+    }
+}
+
+/// Multiplies the 16-row fragments of A of `W` warps with 8-column panels of B, both as core matrices in fragment
+/// order, for one step of 32 bytes of K; see [`tile`]. Sums are exact without a `model`.
+///
+/// # Panics
+/// If the types cannot be multiplied with each other, or not with a model, or `d` has another length than warps times
+/// panels.
+pub(crate) fn multiply_panels<const W: usize, F: Fragment>(
+    types: (Operand, Operand),
+    model: Option<Truncation>,
+    mode: Mode,
+    a: &[Core],
+    b: &[Core],
+    d: &mut [F],
+) {
+    if let Some(model) = model {
+        return multiply_truncated::<W, F>(Rule { types, model }, mode, a, b, d);
+    }
     match types {
         (Operand::E4m3, Operand::E4m3) => panels::<E4m3, E4m3, F, W, 32>(mode, a, b, d),
         (Operand::E4m3, Operand::E5m2) => panels::<E4m3, E5m2, F, W, 32>(mode, a, b, d),
@@ -83,9 +110,15 @@ const ADD: Mode = Mode { negate: false, accumulate: true };
 
 /// One warp's `mma` with 32 bytes of K.
 #[inline]
-fn full<F: Fragment + Copy>(types: (Operand, Operand), a: &[Lanes; 4], b: &[Lanes; 2], c: &F) -> F {
+fn full<F: Fragment + Copy>(
+    types: (Operand, Operand),
+    model: Option<Truncation>,
+    a: &[Lanes; 4],
+    b: &[Lanes; 2],
+    c: &F,
+) -> F {
     let mut d = [*c];
-    multiply_panels::<1, F>(types, ADD, &cores(a), &cores(b), &mut d);
+    multiply_panels::<1, F>(types, model, ADD, &cores(a), &cores(b), &mut d);
     d[0]
 }
 
@@ -109,7 +142,7 @@ fn half<F: Fragment + Copy>(types: (Operand, Operand), a: &[Lanes; 2], b: &[Lane
 
 /// `mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32`.
 pub fn m16n8k32_e4m3(a: &[Lanes; 4], b: &[Lanes; 2], c: &Accumulators) -> Accumulators {
-    full((Operand::E4m3, Operand::E4m3), a, b, c)
+    full((Operand::E4m3, Operand::E4m3), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k32.row.col.f32.{e4m3,e5m2}.{e4m3,e5m2}.f32`.
@@ -123,7 +156,21 @@ pub fn m16n8k32(
     b: &[Lanes; 2],
     c: &Accumulators,
 ) -> Accumulators {
-    full((a_type, b_type), a, b, c)
+    full((a_type, b_type), None, a, b, c)
+}
+
+/// [`m16n8k32`] with the sums of a model.
+///
+/// # Panics
+/// If a type is not an 8-bit type.
+pub fn m16n8k32_truncated(
+    model: Truncation,
+    types: (Operand, Operand),
+    a: &[Lanes; 4],
+    b: &[Lanes; 2],
+    c: &Accumulators,
+) -> Accumulators {
+    full(types, Some(model), a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k32.row.col.f16.{e4m3,e5m2}.{e4m3,e5m2}.f16`.
@@ -137,7 +184,7 @@ pub fn m16n8k32_f16(
     b: &[Lanes; 2],
     c: &HalfAccumulators,
 ) -> HalfAccumulators {
-    full((a_type, b_type), a, b, c)
+    full((a_type, b_type), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k16.row.col.f32.{e4m3,e5m2}.{e4m3,e5m2}.f32`.
@@ -156,17 +203,17 @@ pub fn m16n8k16_fp8(
 
 /// `mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32`.
 pub fn m16n8k16_f16(a: &[Lanes; 4], b: &[Lanes; 2], c: &Accumulators) -> Accumulators {
-    full((Operand::F16, Operand::F16), a, b, c)
+    full((Operand::F16, Operand::F16), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`.
 pub fn m16n8k16_bf16(a: &[Lanes; 4], b: &[Lanes; 2], c: &Accumulators) -> Accumulators {
-    full((Operand::Bf16, Operand::Bf16), a, b, c)
+    full((Operand::Bf16, Operand::Bf16), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16`.
 pub fn m16n8k16_f16_f16(a: &[Lanes; 4], b: &[Lanes; 2], c: &HalfAccumulators) -> HalfAccumulators {
-    full((Operand::F16, Operand::F16), a, b, c)
+    full((Operand::F16, Operand::F16), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32`.
@@ -186,7 +233,7 @@ pub fn m16n8k8_f16_f16(a: &[Lanes; 2], b: &[Lanes; 1], c: &HalfAccumulators) -> 
 
 /// `mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32`.
 pub fn m16n8k8_tf32(a: &[Lanes; 4], b: &[Lanes; 2], c: &Accumulators) -> Accumulators {
-    full((Operand::Tf32, Operand::Tf32), a, b, c)
+    full((Operand::Tf32, Operand::Tf32), None, a, b, c)
 }
 
 /// `mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32`.

@@ -14,6 +14,7 @@
 //! multiply-add is fused makes no difference, and the compiled variants agree to the bit.
 
 use super::element::{Core, Element, decode};
+use super::truncated::Sum;
 use super::{Accumulators, HalfAccumulators};
 use crate::formats::{Rounding, add_to_odd, f16_to_f32, f64_to_f16};
 
@@ -80,7 +81,7 @@ fn multiply<const K: usize, const FUSED: bool>(a: &TileA<K>, b: &TileB<K>) -> Su
 }
 
 /// A 16x8 fragment of accumulators in the registers of a warp.
-pub(crate) trait Fragment {
+pub(crate) trait Fragment: Sum {
     /// Adds `sums` to the accumulators and rounds each once.
     fn add(&mut self, sums: &Sums);
     /// Sets the accumulators to zero.

@@ -12,7 +12,8 @@
 //!
 //! Execution is in two parts, so that an emulator can choose when each happens: *fetch* copies the operands out of
 //! shared memory, chunk by chunk through the descriptors (or takes A from registers), and *accumulate* multiplies
-//! what was fetched. The arithmetic is that of [`mma`](crate::mma): exact products, one rounding.
+//! what was fetched. The arithmetic is that of [`mma`](crate::mma): exact products, one rounding, or
+//! the sums of a model.
 
 mod descriptor;
 mod swizzle;
@@ -21,7 +22,9 @@ pub use descriptor::{Descriptor, Major};
 pub use swizzle::Swizzle;
 
 use crate::ldmatrix;
-use crate::mma::{Accumulators, Core, HalfAccumulators, Lanes, Mode, Operand, core_of, multiply_panels};
+use crate::mma::{
+    Accumulators, Core, HalfAccumulators, Lanes, Mode, Operand, Truncation, core_of, multiply_panels,
+};
 
 /// 64 rows of A for one step of K: core matrices of warp `w` are `4 * w..`, in the order of the registers of an A
 /// fragment of `mma` (row block fastest, then k).
@@ -127,6 +130,8 @@ pub struct Product {
     pub negate: bool,
     /// `scale-d`: whether D is added to; otherwise it is overwritten.
     pub accumulate: bool,
+    /// How FP8 sums are truncated; exact sums without.
+    pub model: Option<Truncation>,
 }
 
 impl Product {
@@ -145,7 +150,7 @@ impl Product {
 /// # Panics
 /// If `d` is not `N / 2` fragments long, or the types cannot be multiplied with each other.
 pub fn accumulate_f32(product: Product, a: &MatrixA, b: &MatrixB, d: &mut [Accumulators]) {
-    multiply_panels::<4, _>(product.types(), product.mode(), &a.cores, &b.cores, d);
+    multiply_panels::<4, _>(product.types(), product.model, product.mode(), &a.cores, &b.cores, d);
 }
 
 /// `wgmma.mma_async.sync.aligned.m64nNk*.f16`: `d[warp * N / 8 + panel]` is registers
@@ -154,5 +159,5 @@ pub fn accumulate_f32(product: Product, a: &MatrixA, b: &MatrixB, d: &mut [Accum
 /// # Panics
 /// If `d` is not `N / 2` fragments long, or the types cannot be multiplied with each other.
 pub fn accumulate_f16(product: Product, a: &MatrixA, b: &MatrixB, d: &mut [HalfAccumulators]) {
-    multiply_panels::<4, _>(product.types(), product.mode(), &a.cores, &b.cores, d);
+    multiply_panels::<4, _>(product.types(), product.model, product.mode(), &a.cores, &b.cores, d);
 }

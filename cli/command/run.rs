@@ -1,0 +1,210 @@
+//! `fp8-moe run`: one MoE layer on given or random hidden states.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fp8_moe::{Checkpoint, Device, Error, IntermediateScales, MoeLayer, Reduction, Result};
+use half::bf16;
+use rand::{Rng, SeedableRng};
+use safetensors::{Dtype, tensor::TensorView};
+
+use crate::LayerArguments;
+use crate::terminal;
+
+/// Arguments of `fp8-moe run`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A safetensors file, or a folder of them
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    layer: LayerArguments,
+    /// The hidden states [T, H]: a tensor of the checkpoint, or a safetensors file with a tensor `hidden_states`
+    /// [default: the tensor io.hidden_states if there is one, else random]
+    #[arg(long, value_name = "TENSOR|FILE", conflicts_with_all = ["tokens", "seed"])]
+    input: Option<String>,
+    /// Draw this many tokens at random, from the standard normal distribution
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// Seed of the random tokens
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
+    #[arg(long, value_name = "HOW", default_value = "deterministic")]
+    reduction: String,
+    /// Write hidden_states f32 [T, H], topk_ids i64 [T, k] and topk_weights f32 [T, k] here
+    #[arg(long, value_name = "OUT.safetensors")]
+    output: Option<PathBuf>,
+}
+
+/// What a layer made of some tokens.
+pub struct Output {
+    /// f32 `[T, H]`.
+    pub hidden_states: Vec<f32>,
+    /// `[T, k]`.
+    pub topk_ids: Vec<i64>,
+    /// `[T, k]`.
+    pub topk_weights: Vec<f32>,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let reduction: Reduction = arguments.reduction.parse()?;
+    let checkpoint = arguments.layer.open(&arguments.checkpoint)?;
+    let input = input(arguments, &checkpoint)?;
+    terminal::try_output(arguments.output.as_deref())?;
+    let device = terminal::open_device(arguments.layer.device)?;
+    let (_, layer) = terminal::load_layer(
+        &checkpoint,
+        &device,
+        arguments.layer.layer.as_deref(),
+        IntermediateScales::default(),
+        reduction,
+    )?;
+    let width = layer.config().hidden_size;
+    let hidden = match input {
+        Input::States(states) => states,
+        Input::Random { tokens } => {
+            require_memory(&layer, &device, tokens)?;
+            random(tokens * width, arguments.seed)
+        }
+    };
+    let started = Instant::now();
+    let output = forward(&layer, &device, &hidden)?;
+    let (tokens, seconds) = (hidden.len() / width, started.elapsed().as_secs_f64());
+    eprintln!("done     {tokens} tokens in {seconds:.3} s");
+    match &arguments.output {
+        Some(path) => {
+            write(path, &layer, &output)?;
+            eprintln!("wrote    {}", path.display());
+        }
+        None => summarize(&layer, &output),
+    }
+    Ok(())
+}
+
+/// Runs a layer on hidden states `[T, H]` and reads everything back.
+pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Output> {
+    let config = layer.config();
+    let tokens = hidden.len() / config.hidden_size;
+    let stream = device.default_stream();
+    let hidden = device.upload(hidden)?;
+    let mut workspace = layer.workspace(tokens)?;
+    let mut out = device.uninit::<f32>(tokens * config.hidden_size)?;
+    terminal::watch(device, tokens, |observe| {
+        layer.forward_observed(&stream, &hidden, &mut workspace, &mut out, observe)?;
+        stream.synchronize()
+    })?;
+    let (topk_ids, topk_weights) = workspace.routing(tokens);
+    Ok(Output {
+        topk_ids: topk_ids.to_vec(&stream)?.into_iter().map(i64::from).collect(),
+        topk_weights: topk_weights.to_vec(&stream)?,
+        hidden_states: out.to_vec(&stream)?,
+    })
+}
+
+/// The hidden states that the arguments ask for.
+enum Input {
+    /// `[T, H]`, read from a file.
+    States(Vec<bf16>),
+    /// To be drawn.
+    Random { tokens: usize },
+}
+
+/// Reads the hidden states, or checks how many are to be drawn: `T * k` rows must be countable in i32.
+fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
+    const IN_CHECKPOINT: &str = "io.hidden_states";
+    match &arguments.input {
+        Some(name) if checkpoint.has(name) => hidden_states(checkpoint, name).map(Input::States),
+        Some(file) if Path::new(file).exists() => {
+            let width = checkpoint.config().moe.hidden_size;
+            let (shape, data) = fp8_moe::checkpoint::read_floats(Path::new(file), "hidden_states")?;
+            to_bf16(Path::new(file), "hidden_states", &shape, data, width).map(Input::States)
+        }
+        Some(neither) => Err(Error::checkpoint(
+            checkpoint.path(),
+            format!("--input {neither}: neither a tensor of the checkpoint nor a file"),
+        )),
+        None if arguments.tokens.is_none() && checkpoint.has(IN_CHECKPOINT) => {
+            hidden_states(checkpoint, IN_CHECKPOINT).map(Input::States)
+        }
+        None => {
+            let (tokens, top_k) = (arguments.tokens.unwrap_or(16), checkpoint.config().moe.top_k);
+            let most = i32::MAX as usize / top_k.max(1);
+            if tokens > most {
+                let rule = format!("must be at most {most} with top_k {top_k}: rows are counted in i32");
+                return Err(Error::argument("run", "--tokens", tokens, rule));
+            }
+            Ok(Input::Random { tokens })
+        }
+    }
+}
+
+/// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in f32.
+fn require_memory(layer: &MoeLayer, device: &Device, tokens: usize) -> Result<()> {
+    let needed = layer.workspace_bytes(tokens) as u64 + (tokens * layer.config().hidden_size * 6) as u64;
+    let free = device.free_memory_bytes()?;
+    if needed > free {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let rule = format!("takes {:.1} GiB; {device} has {:.1} GiB free", gib(needed), gib(free));
+        return Err(Error::argument("run", "--tokens", tokens, rule));
+    }
+    Ok(())
+}
+
+/// The tensor `name` of a checkpoint as hidden states.
+pub fn hidden_states(checkpoint: &Checkpoint, name: &str) -> Result<Vec<bf16>> {
+    let values = checkpoint.floats(name)?;
+    to_bf16(checkpoint.path(), name, &values.shape, values.data, checkpoint.config().moe.hidden_size)
+}
+
+fn to_bf16(file: &Path, name: &str, shape: &[usize], data: Vec<f32>, width: usize) -> Result<Vec<bf16>> {
+    if shape.len() != 2 || shape[1] != width {
+        return Err(Error::checkpoint(
+            file,
+            format!("{name}: has shape {shape:?}; [T, {width}] is expected"),
+        ));
+    }
+    Ok(data.into_iter().map(bf16::from_f32).collect())
+}
+
+/// Standard normal numbers, by the Box-Muller transform.
+fn random(len: usize, seed: u64) -> Vec<bf16> {
+    let mut source = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let mut normal = || {
+        let (u, v): (f32, f32) = (source.random(), source.random());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+    };
+    (0..len).map(|_| bf16::from_f32(normal())).collect()
+}
+
+/// Writes the output as safetensors.
+fn write(path: &Path, layer: &MoeLayer, output: &Output) -> Result<()> {
+    let config = layer.config();
+    let tokens = output.hidden_states.len() / config.hidden_size;
+    let view = |dtype, columns, bytes| {
+        TensorView::new(dtype, vec![tokens, columns], bytes)
+            .map_err(|e| Error::checkpoint(path, e.to_string()))
+    };
+    let tensors = [
+        ("hidden_states", view(Dtype::F32, config.hidden_size, bytemuck::cast_slice(&output.hidden_states))?),
+        ("topk_ids", view(Dtype::I64, config.top_k, bytemuck::cast_slice(&output.topk_ids))?),
+        ("topk_weights", view(Dtype::F32, config.top_k, bytemuck::cast_slice(&output.topk_weights))?),
+    ];
+    let bytes = safetensors::serialize(tensors, None).map_err(|e| Error::checkpoint(path, e.to_string()))?;
+    std::fs::write(path, bytes).map_err(|e| Error::io(path, e))
+}
+
+/// Shows the first tokens' routing and outputs.
+fn summarize(layer: &MoeLayer, output: &Output) {
+    let config = layer.config();
+    let rows = output.hidden_states.chunks(config.hidden_size);
+    let routing = output.topk_ids.chunks(config.top_k).zip(output.topk_weights.chunks(config.top_k));
+    for (token, (row, (ids, weights))) in rows.zip(routing).enumerate().take(4) {
+        let routing: Vec<_> =
+            ids.iter().zip(weights).map(|(id, weight)| format!("{id} ({weight:.3})")).collect();
+        let first: Vec<_> = row.iter().take(4).map(|x| format!("{x:+.4}")).collect();
+        println!("token {token}: experts {}; hidden states {} ...", routing.join(", "), first.join(" "));
+    }
+    println!("nothing written; --output OUT.safetensors writes all of it");
+}

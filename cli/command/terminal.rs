@@ -1,0 +1,110 @@
+//! What the subcommands show while they work: progress bars on loading and on long simulations, the device in use.
+//! And what they try before they work: that somebody reads, that outputs can be written.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Duration;
+
+use fp8_moe::{
+    Checkpoint, Device, DeviceSpec, Error, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Lets the program end without a word when the reader of its output goes away (`fp8-moe info | head`), as other
+/// Unix commands do. Rust ignores SIGPIPE otherwise, and printing then panics.
+pub fn end_with_the_reader() {
+    #[cfg(unix)]
+    // SAFETY: the default action is no handler of ours, and no other thread runs yet that could set one.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// Refuses an output path that cannot be written, before the work for it begins. Where there was no file, none stays.
+pub fn try_output(path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let existed = path.exists();
+    File::options().write(true).create(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
+    if existed { Ok(()) } else { fs::remove_file(path).map_err(|e| Error::io(path, e)) }
+}
+
+/// Opens a device and says which it is; when it is the emulated one, also why.
+pub fn open_device(spec: DeviceSpec) -> Result<Device> {
+    let device = Device::open(spec)?;
+    eprintln!("device   {}", describe(&device));
+    Ok(device)
+}
+
+/// One line about a device.
+pub fn describe(device: &Device) -> String {
+    if device.is_emulated() {
+        format!("{device}, the emulated device: {} (PTX of {})", device.driver_reason(), device.family())
+    } else {
+        format!("{device}, {} (PTX of {})", device.name(), device.family())
+    }
+}
+
+/// One line about a layer.
+pub fn describe_layer(prefix: &str, model_type: &str, config: &MoeConfig) -> String {
+    let MoeConfig { experts, top_k, hidden_size, intermediate_size, quantization, .. } = config;
+    format!(
+        "{prefix} of {model_type}: {experts} experts, top {top_k}, hidden {hidden_size}, intermediate {intermediate_size}; {quantization}"
+    )
+}
+
+/// Finds and loads a layer, showing a bar; returns its prefix too.
+pub fn load_layer(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    layer: Option<&str>,
+    scales: IntermediateScales,
+    reduction: Reduction,
+) -> Result<(String, MoeLayer)> {
+    let prefix = checkpoint.find_layer(layer)?;
+    let config = checkpoint.config();
+    let moe = MoeConfig { intermediate_scales: scales, reduction, ..checkpoint.layer_config(&prefix)? };
+    eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &moe));
+    if let Some(shared) = checkpoint.shared_experts(&prefix) {
+        eprintln!("note     {shared} is not computed: the output is that of the routed experts");
+    }
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")
+            .expect("a valid template"),
+    );
+    let layer = checkpoint.load_layer_with(device, &prefix, &moe, &|progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    Ok((prefix, layer?))
+}
+
+/// Runs `forward` with a bar that shows how far it is, where somebody watches.
+pub fn watch<T>(
+    device: &Device,
+    tokens: usize,
+    forward: impl FnOnce(&dyn Fn(Step)) -> Result<T>,
+) -> Result<T> {
+    let what = if device.is_emulated() { "simulating" } else { "running" };
+    let style =
+        ProgressStyle::with_template("{prefix} [{bar:40}] {msg} {elapsed}").expect("a valid template");
+    let bar = ProgressBar::new(Step::NAMES.len() as u64)
+        .with_style(style)
+        .with_prefix(format!("{what} {tokens} tokens"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = forward(&|step| {
+        bar.set_position(step.index as u64);
+        bar.set_message(step.name);
+    });
+    bar.finish_and_clear();
+    result
+}
+
+/// Runs a forward that is measured, with a sign of life where somebody watches.
+pub fn watch_bench<T>(tokens: usize, forward: impl FnOnce() -> Result<T>) -> Result<T> {
+    let bar = ProgressBar::new_spinner().with_message(format!("simulating {tokens} tokens"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = forward();
+    bar.finish_and_clear();
+    result
+}

@@ -1,0 +1,249 @@
+//! Forwards of random layers on random inputs, counted on the emulated device or captured as graphs.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+
+use cuda_driver::sim::{Counters, take_counters};
+use half::bf16;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::layers::Layers;
+use super::part::Part;
+use super::pool::Pool;
+use super::routing::Routed;
+use fp8_moe::Buffer;
+use fp8_moe::internals::{Capture, forward_routed_observed};
+use fp8_moe::{Error, Result};
+use fp8_moe::{Graph, MoeLayer, OutputElement, Step, Stream, Workspace};
+
+/// The inputs of forwards, and the memory they work in. Layers that take turns share them.
+pub struct Run<'l> {
+    layers: &'l [MoeLayer],
+    inputs: Inputs,
+    workspace: Workspace,
+    out: Buffer<bf16>,
+}
+
+struct Inputs {
+    stream: Stream,
+    hidden: Buffer<bf16>,
+    topk_ids: Buffer<i32>,
+    topk_weights: Buffer<f32>,
+}
+
+impl Inputs {
+    /// Enqueues a forward of `layer`, telling `observe` of every operation.
+    fn forward<O: OutputElement>(
+        &self,
+        layer: &MoeLayer,
+        workspace: &mut Workspace,
+        out: &mut Buffer<O>,
+        observe: &dyn Fn(Step),
+    ) -> Result<()> {
+        let (ids, weights) = (self.topk_ids.as_slice(), self.topk_weights.as_slice());
+        let hidden = self.hidden.as_slice();
+        forward_routed_observed(layer, &self.stream, hidden, (ids, weights), workspace, out, observe)
+    }
+}
+
+impl<'l> Run<'l> {
+    /// Random hidden states for the routing `routed`, which is that of `tokens` tokens.
+    pub fn new(layers: &'l Layers, tokens: usize, routed: &Routed, seed: u64) -> Result<Run<'l>> {
+        let layers = layers.as_slice();
+        let layer = &layers[0];
+        let (device, elements) = (layer.device(), tokens * layer.config().hidden_size);
+        // A stream of its own: what other threads enqueue on the device's would be captured as well.
+        let stream = Stream::new(device)?;
+        let pool = Pool::hidden_states(device, seed)?;
+        let mut hidden = device.uninit(elements)?;
+        pool.fill(hidden.as_mut_slice(), &mut ChaCha8Rng::seed_from_u64(seed), &stream)?;
+        stream.synchronize()?;
+        let topk_ids = device.upload(&routed.topk_ids)?;
+        let topk_weights = device.upload(&routed.topk_weights)?;
+        Ok(Run {
+            layers,
+            inputs: Inputs { stream, hidden, topk_ids, topk_weights },
+            workspace: layer.workspace(tokens)?,
+            out: device.uninit(elements)?,
+        })
+    }
+
+    /// The first of the layers that take turns.
+    pub fn layer(&self) -> &MoeLayer {
+        &self.layers[0]
+    }
+
+    /// The hidden states, bf16 `[T, H]`.
+    pub fn hidden(&self) -> &Buffer<bf16> {
+        &self.inputs.hidden
+    }
+
+    /// The output of the first layer, f32 `[T, H]`.
+    pub fn output(&mut self) -> Result<Buffer<f32>> {
+        let layer = &self.layers[0];
+        let mut out = layer.device().uninit(self.out.len())?;
+        self.inputs.forward(layer, &mut self.workspace, &mut out, &|_| {})?;
+        self.inputs.stream.synchronize()?;
+        Ok(out)
+    }
+
+    /// Enqueues a forward of layer `set`, telling `observe` of every operation.
+    fn enqueue(&mut self, set: usize, observe: &dyn Fn(Step)) -> Result<()> {
+        self.inputs.forward(&self.layers[set], &mut self.workspace, &mut self.out, observe)
+    }
+
+    /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its operations in
+    /// order. On a GPU all counts are zero.
+    pub fn count(&mut self) -> Result<Vec<(Part, Counters)>> {
+        let counted = RefCell::new(vec![(Part::Layer, Counters::default())]);
+        let settle = || {
+            let counters = take_counters();
+            let mut counted = counted.borrow_mut();
+            let last = counted.len() - 1;
+            if last > 0 {
+                counted[0].1 += &counters;
+            }
+            counted[last].1 += counters;
+        };
+        take_counters();
+        self.enqueue(0, &|step| {
+            settle();
+            if let Some(part) = Part::of_step(step.name) {
+                counted.borrow_mut().push((part, Counters::default()));
+            }
+        })?;
+        settle();
+        self.inputs.stream.synchronize()?;
+        Ok(counted.into_inner())
+    }
+
+    /// Captures graphs of the first `sets` layers, or of all there are, whole and by operation. Runs the first layer once
+    /// before.
+    pub fn capture(&mut self, sets: usize) -> Result<Captured<'_>> {
+        self.enqueue(0, &|_| {})?;
+        self.inputs.stream.synchronize()?;
+        let mut whole = Vec::with_capacity(sets);
+        let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
+        // SAFETY: it is the run's own stream, and what borrows the run cannot outlive it.
+        let stream = unsafe { Stream::from_raw(self.layers[0].device(), self.inputs.stream.raw()) };
+        for set in 0..sets.min(self.layers.len()) {
+            whole.push(stream.capture(|_| self.enqueue(set, &|_| {}))?);
+            let cuts = Cuts::new(&stream);
+            self.enqueue(set, &|step| cuts.step(step))?;
+            for (part, graph) in cuts.finish()? {
+                match parts.iter_mut().find(|(known, _)| *known == part) {
+                    Some((_, graphs)) => graphs.push(graph),
+                    None => parts.push((part, vec![graph])),
+                }
+            }
+        }
+        parts.insert(0, (Part::Layer, whole));
+        Ok(Captured { graphs: parts, stream, memory: PhantomData })
+    }
+}
+
+/// Captures a forward operation by operation. One that is no part of its own goes with the one before.
+struct Cuts<'s> {
+    stream: &'s Stream,
+    open: RefCell<Option<(Part, Capture<'s>)>>,
+    closed: RefCell<Result<Vec<(Part, Graph)>>>,
+}
+
+impl<'s> Cuts<'s> {
+    fn new(stream: &'s Stream) -> Cuts<'s> {
+        Cuts { stream, open: RefCell::new(None), closed: RefCell::new(Ok(Vec::new())) }
+    }
+
+    /// Called before `step` is enqueued.
+    fn step(&self, step: Step) {
+        let Some(part) = Part::of_step(step.name) else { return };
+        self.close();
+        match Capture::begin(self.stream) {
+            Ok(capture) => *self.open.borrow_mut() = Some((part, capture)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn close(&self) {
+        let Some((part, capture)) = self.open.borrow_mut().take() else { return };
+        match capture.end() {
+            Ok(graph) => {
+                if let Ok(graphs) = self.closed.borrow_mut().as_mut() {
+                    graphs.push((part, graph));
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Keeps the first error.
+    fn fail(&self, error: Error) {
+        let mut closed = self.closed.borrow_mut();
+        if closed.is_ok() {
+            *closed = Err(error);
+        }
+    }
+
+    fn finish(self) -> Result<Vec<(Part, Graph)>> {
+        self.close();
+        self.closed.into_inner()
+    }
+}
+
+/// The graphs of a run, which stays borrowed and thereby allocated.
+pub struct Captured<'r> {
+    /// By part, the layer first; one graph per layer.
+    graphs: Vec<(Part, Vec<Graph>)>,
+    stream: Stream,
+    memory: PhantomData<&'r mut ()>,
+}
+
+/// Graphs of one part, to be replayed in turn.
+#[derive(Clone, Copy)]
+pub struct Replays<'c> {
+    graphs: &'c [Graph],
+}
+
+impl Captured<'_> {
+    /// The layer and its parts, in order.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        self.graphs.iter().map(|(part, _)| *part)
+    }
+
+    /// The replays of `part`, after running once what comes before it, so that its inputs are there. `None` where the layer
+    /// has no such operation.
+    pub fn replays(&self, part: Part) -> Result<Option<Replays<'_>>> {
+        let Some((_, graphs)) = self.graphs.iter().find(|(known, _)| *known == part) else { return Ok(None) };
+        for (_, graphs) in self.graphs[1..].iter().take_while(|(before, _)| *before != part) {
+            Replays { graphs }.enqueue(0, &self.stream)?;
+        }
+        self.stream.synchronize()?;
+        Ok(Some(Replays { graphs }))
+    }
+}
+
+impl Replays<'_> {
+    /// Graphs that take turns.
+    pub fn len(&self) -> usize {
+        self.graphs.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.graphs.is_empty()
+    }
+
+    /// Kernels that one replay launches.
+    pub fn launches(&self) -> usize {
+        self.graphs[0].kernels()
+    }
+
+    /// Enqueues replay number `index`.
+    pub fn enqueue(&self, index: usize, stream: &Stream) -> Result<()> {
+        let graph = &self.graphs[index % self.graphs.len()];
+        // SAFETY: the captured memory belongs to the layers and the run, both borrowed for as long as `self`; memory that is
+        // freed after that waits for the stream. Only the graphs of the run write it, one after the other in one stream.
+        unsafe { graph.launch(stream) }
+    }
+}

@@ -1,0 +1,285 @@
+//! The `fp8-moe` command as its users see it: output, files, exit codes, one-line errors.
+
+#[path = "../../tests/common/checkpoints.rs"]
+#[allow(dead_code, reason = "shared with the checkpoint tests")]
+mod checkpoints;
+#[path = "common/command.rs"]
+mod command;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use checkpoints::mixtral;
+use command::{assert_one_line_error, fp8_moe};
+use safetensors::SafeTensors;
+use tempfile::tempdir;
+
+fn fixture(name: &str) -> PathBuf {
+    let folder = std::env::var_os("FP8_MOE_FIXTURES")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures"), PathBuf::from);
+    folder.join(format!("{name}.safetensors"))
+}
+
+#[test]
+fn check_matches_every_fixture() {
+    for name in ["mixtral_static_tensor", "qwen3_moe_block", "llama4_channel_token", "deepseek_v3_block"] {
+        let run = fp8_moe([OsStr::new("check"), fixture(name).as_os_str()]);
+        assert_eq!(run.code, 0, "{name}: {}{}", run.stdout, run.stderr);
+        assert!(run.stdout.contains("top-k ids that agree"), "{}", run.stdout);
+        assert!(run.stdout.contains("relative L2 distance to "), "{}", run.stdout);
+        assert!(run.stdout.lines().last().unwrap().starts_with("match"), "{}", run.stdout);
+        let has_shared = ["llama4_channel_token", "deepseek_v3_block"].contains(&name);
+        assert_eq!(run.stderr.contains("is not computed"), has_shared, "{}", run.stderr);
+    }
+}
+
+/// A copy of a fixture in which the tensor `name` has its first bytes changed.
+fn spoil(folder: &Path, fixture_name: &str, name: &str) -> PathBuf {
+    let mut bytes = std::fs::read(fixture(fixture_name)).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let start = header + 8 + metadata.info(name).expect("the tensor").data_offsets.0;
+    bytes[start..start + 64].fill(0x42);
+    let file = folder.join("spoiled.safetensors");
+    std::fs::write(&file, bytes).unwrap();
+    file
+}
+
+#[test]
+fn check_exits_1_out_of_tolerance() {
+    let folder = tempdir().unwrap();
+    for tensor in ["io.output_w8a8", "io.output", "io.topk_weights"] {
+        let file = spoil(folder.path(), "mixtral_static_tensor", tensor);
+        let run = fp8_moe([OsStr::new("check"), file.as_os_str()]);
+        assert_eq!(run.code, 1, "{tensor}: {}{}", run.stdout, run.stderr);
+        assert!(run.stdout.contains("OUT OF TOLERANCE"), "{}", run.stdout);
+        assert!(run.stderr.ends_with("error: 1 of 1 fixtures out of tolerance\n"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn run_writes_what_check_compares() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out.safetensors");
+    let layer = fixture("qwen3_moe_block");
+    let arguments = ["run".as_ref(), layer.as_os_str(), "--input".as_ref(), "io.hidden_states".as_ref()];
+    let run = fp8_moe(arguments.into_iter().chain(["--output".as_ref(), out.as_os_str()]));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let (bytes, reference) = (std::fs::read(&out).unwrap(), std::fs::read(&layer).unwrap());
+    let (ours, reference) =
+        (SafeTensors::deserialize(&bytes).unwrap(), SafeTensors::deserialize(&reference).unwrap());
+    assert_eq!(ours.tensor("hidden_states").unwrap().shape(), [33, 256]);
+    assert_eq!(ours.tensor("hidden_states").unwrap().dtype(), safetensors::Dtype::F32);
+    assert_eq!(ours.tensor("topk_ids").unwrap().data(), reference.tensor("io.topk_ids").unwrap().data());
+    assert_eq!(ours.tensor("topk_weights").unwrap().shape(), [33, 4]);
+}
+
+#[test]
+fn run_draws_the_same_tokens_for_a_seed() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let run = |tokens: &str, seed: &str| {
+        let out = folder.path().join("out.safetensors");
+        let arguments =
+            [layer.to_str().unwrap(), "--tokens", tokens, "--seed", seed, "--output", out.to_str().unwrap()];
+        let run = fp8_moe(["run"].into_iter().chain(arguments));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        std::fs::read(out).unwrap()
+    };
+    assert_eq!(run("5", "1"), run("5", "1"));
+    assert_ne!(run("5", "1"), run("5", "2"));
+    run("0", "1");
+}
+
+/// The same tokens, within rounding.
+#[test]
+fn run_reduces_in_any_order() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let run = |reduction: &str| {
+        let out = folder.path().join("out.safetensors");
+        let arguments = [
+            layer.to_str().unwrap(),
+            "--tokens",
+            "5",
+            "--reduction",
+            reduction,
+            "--output",
+            out.to_str().unwrap(),
+        ];
+        let run = fp8_moe(["run"].into_iter().chain(arguments));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let bytes = std::fs::read(out).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        bytemuck::pod_collect_to_vec::<u8, f32>(tensors.tensor("hidden_states").unwrap().data())
+    };
+    let (ours, same) = (run("order-free"), run("deterministic"));
+    let squares = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+    let difference: Vec<f32> = ours.iter().zip(&same).map(|(a, b)| a - b).collect();
+    assert!(squares(&difference) < 2.5e-5 * squares(&same), "{difference:?}");
+}
+
+#[test]
+fn says_which_device_and_why() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let run = fp8_moe(["run", layer.to_str().unwrap(), "--tokens", "2"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let device =
+        run.stderr.lines().find(|line| line.starts_with("device ")).expect("a line about the device");
+    if !device.contains("cuda:") {
+        assert!(device.contains("sim, the emulated device: "), "{device}");
+    }
+    assert!(run.stdout.contains("token 0: experts "), "{}", run.stdout);
+}
+
+#[test]
+fn errors_are_one_line() {
+    let folder = tempdir().unwrap();
+    let sound = mixtral().write(folder.path());
+    let sound = sound.to_str().unwrap();
+    let run = |arguments: &[&str]| fp8_moe(["run"].iter().chain(arguments));
+    assert_one_line_error(&run(&["/nonexistent.safetensors"]), "/nonexistent.safetensors: No such file");
+    assert_one_line_error(&run(&[sound, "--layer", "7"]), "has no MoE layer 7; it has model.layers.0");
+    assert_one_line_error(
+        &run(&[sound, "--input", "io.absent"]),
+        "neither a tensor of the checkpoint nor a file",
+    );
+    let gate = "model.layers.0.block_sparse_moe.gate.weight";
+    assert_eq!(run(&[sound, "--input", gate]).code, 0, "any [T, 64] tensor will do");
+    let scale = "model.layers.0.block_sparse_moe.experts.0.w1.weight_scale";
+    assert_one_line_error(&run(&[sound, "--input", scale]), "has shape [1]; [T, 64] is expected");
+    assert_one_line_error(&run(&[sound, "--config", "/nonexistent.json"]), "/nonexistent.json: No such file");
+
+    let text = folder.path().join("text.safetensors");
+    std::fs::write(&text, "this is no safetensors file at all").unwrap();
+    assert_one_line_error(&run(&[text.to_str().unwrap()]), "is not a safetensors file");
+    let mut odd = mixtral();
+    odd.config["hidden_size"] = 72.into();
+    let odd = odd.write(folder.path());
+    assert_one_line_error(
+        &run(&[odd.to_str().unwrap()]),
+        "config: hidden_size = 72: must be a positive multiple of 16",
+    );
+    assert_one_line_error(&fp8_moe(["check", odd.to_str().unwrap()]), "hidden_size = 72");
+}
+
+#[test]
+fn too_many_tokens_are_refused() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    // Products with the hidden size that wrap around to little, that do not, and that memory has no room for.
+    for tokens in ["72057594037927936", "18014398509481985", "1000000000000"] {
+        let run = fp8_moe(["run", layer.to_str().unwrap(), "--tokens", tokens]);
+        let rule = "must be at most 1073741823 with top_k 2: rows are counted in i32";
+        assert_one_line_error(&run, &format!("run: --tokens = {tokens}: {rule}"));
+    }
+    let run = fp8_moe(["run", layer.to_str().unwrap(), "--tokens", "1073741823"]);
+    assert_one_line_error(&run, "run: --tokens = 1073741823: takes ");
+}
+
+#[test]
+fn output_paths_are_tried_first() {
+    let folder = tempdir().unwrap();
+    let layer = mixtral().write(folder.path());
+    let (absent, directory) = (folder.path().join("absent/out"), folder.path());
+    for path in [absent.to_str().unwrap(), directory.to_str().unwrap()] {
+        for arguments in [
+            &["run", layer.to_str().unwrap(), "--tokens", "2", "--output", path][..],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--json", path],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--plot", path],
+            &["bench", "--shape", "2,1,128,128", "--tokens", "1", "--dump", path],
+            &["report", "absent.json", "--plot", path],
+        ] {
+            let run = fp8_moe(arguments);
+            assert_one_line_error(&run, &format!("{path}: "));
+            assert!(run.stdout.is_empty() && !run.stderr.contains("device "), "{}{}", run.stdout, run.stderr);
+        }
+    }
+    // Trying leaves no file behind, and what stands there as it is.
+    let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+    std::fs::write(&old, "kept").unwrap();
+    for path in [&new, &old] {
+        let run = fp8_moe(["run", "/nonexistent", "--output", path.to_str().unwrap()]);
+        assert_eq!(run.code, 2);
+        let run = fp8_moe(["report", "absent.json", "--plot", path.to_str().unwrap()]);
+        assert_eq!(run.code, 2);
+    }
+    assert!(!new.exists());
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "kept");
+}
+
+/// `fp8-moe info | head`: no panic, whether output, errors or both go to the reader that has gone.
+#[cfg(unix)]
+#[test]
+fn readers_may_go_away() {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+
+    let folder = tempdir().unwrap();
+    let (layer, fixture) = (mixtral().write(folder.path()), fixture("mixtral_static_tensor"));
+    let (layer, fixture) = (layer.to_str().unwrap(), fixture.to_str().unwrap());
+    let record = folder.path().join("record.json");
+    let record = record.to_str().unwrap();
+    let bench = ["bench", "--shape", "2,1,128,128", "--tokens", "1", "--json", record];
+    assert_eq!(fp8_moe(bench).code, 0);
+    for arguments in [
+        &["info"][..],
+        &["--help"],
+        &["check", fixture],
+        &["run", layer, "--tokens", "1"],
+        &["report", record],
+        &bench,
+    ] {
+        let gone = || Stdio::from(std::io::pipe().unwrap().1);
+        for errors_too in [false, true] {
+            let mut command = command::command();
+            command.args(arguments).stdout(gone()).stderr(if errors_too { gone() } else { Stdio::piped() });
+            let output = command.output().unwrap();
+            let words = String::from_utf8(output.stderr).unwrap();
+            assert!(!words.contains("panicked"), "{arguments:?}: {words}");
+            assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{arguments:?}: {words}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_not_a_fixture() {
+    let folder = tempdir().unwrap();
+    let file = mixtral().write(folder.path());
+    let run = fp8_moe(["check", file.to_str().unwrap()]);
+    assert_one_line_error(&run, "there is no tensor io.hidden_states");
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    let folder = tempdir().unwrap();
+    let file = mixtral().write(folder.path());
+    let run = |device: &str| fp8_moe(["run", file.to_str().unwrap(), "--tokens", "1", "--device", device]);
+    assert_one_line_error(&run("cuda:99"), "device cuda:99: ");
+    let unknown = run("tpu");
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.contains("must be auto, sim or cuda:N"), "{}", unknown.stderr);
+}
+
+#[test]
+fn info_lists_kernels_of_every_family() {
+    let run = fp8_moe(["info"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for expected in
+        ["device ", "driver ", "kernels   sm_89: ", "kernels   sm_90a: ", "grouped_gemm_", "registers"]
+    {
+        assert!(run.stdout.contains(expected), "no {expected:?} in {}", run.stdout);
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let help = fp8_moe(["--help"]);
+    assert_eq!(help.code, 0);
+    for expected in ["Examples:", "fp8-moe check", "Devices:", "sim      an emulated GPU"] {
+        assert!(help.stdout.contains(expected), "{}", help.stdout);
+    }
+    for command in ["run", "check", "info", "bench", "report"] {
+        assert_eq!(fp8_moe([command, "--help"]).code, 0);
+    }
+}
