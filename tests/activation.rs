@@ -5,6 +5,7 @@ mod common;
 
 use common::activation::{FUNCTIONS, factor, gate as activation_of};
 use common::e4m3;
+use common::gemm::Lists;
 use fp8_moe::ops::activation::{Activation, ActivationFunction, ActivationShape, Requantization, activation};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::Activations;
@@ -113,7 +114,8 @@ impl Case {
         let mut q: Buffer<E4m3> = poisoned(device, self.rows * self.intermediate, poison);
         let groups = self.intermediate.div_ceil(self.group_size());
         let mut scales: Buffer<f32> = poisoned(device, (self.rows * groups).max(1), poison);
-        let offsets = device.upload(&[0, 0, self.valid_rows as i64]).unwrap();
+        let mut lists = Lists::of_offsets(device, &[0, 0, self.valid_rows as i64], self.rows);
+        let permutation = lists.permutation(&stream);
         let given = device.upload(&[if let Mode::Static(scale) = self.mode { scale } else { 0.0 }]).unwrap();
         let requantization = match self.mode {
             Mode::Static(_) => Requantization::TensorStatic { scale: given.as_slice() },
@@ -124,7 +126,7 @@ impl Case {
         };
         let args = Activation {
             x,
-            expert_offsets: (self.valid_rows < self.rows).then_some(offsets.as_slice()),
+            permutation: (self.valid_rows < self.rows).then_some(&permutation),
             function: self.function,
             requantization,
             q: q.as_mut_slice(),
@@ -344,7 +346,7 @@ fn refusals_name_argument_value_and_rule() {
     let mut refusal = |rows, intermediate, x: Activations<'_>| {
         let requantization = Requantization::TensorStatic { scale: scale.as_slice() };
         let function = ActivationFunction::Silu;
-        let args = Activation { x, expert_offsets: None, function, requantization, q: q.as_mut_slice() };
+        let args = Activation { x, permutation: None, function, requantization, q: q.as_mut_slice() };
         match activation(&stream, ActivationShape { rows, intermediate }, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),

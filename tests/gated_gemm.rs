@@ -9,13 +9,15 @@ use common::gemm::{
 };
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
 use fp8_moe::ops::gated_gemm::{
-    GatedGemm, GatedShape, GatheredRows, gated_gemm, gated_gemm_with_settled_schedule,
+    GatedGemm, GatedPlan, GatedShape, gated_gemm, gated_gemm_with_settled_schedule,
 };
-use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
-use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, SCALE_BLOCK, Schedule, workspace_bytes};
+use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, BScale, GemmOptions, Path, SCALE_BLOCK};
+use fp8_moe::ops::permutation::Permutation;
 use fp8_moe::ops::permute::ScaleLayout;
+use fp8_moe::plan::BLOCK_M;
 use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
 use proptest::prelude::*;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -65,14 +67,16 @@ impl Tokens {
         let mut sorted_rows: Vec<_> =
             (0..problem.shape.rows).map(|_| [none, -1][rng.random_range(0..2usize)]).collect();
         let mut taken = vec![false; count];
+        let mut slots: Vec<usize> = (0..count * top_k).collect();
+        slots.shuffle(rng);
         for (row, expanded) in sorted_rows[..valid].iter_mut().enumerate() {
             let permuted = row * k..(row + 1) * k;
-            if rng.random_bool(0.1) {
+            let Some(slot) = slots.pop().filter(|_| rng.random_bool(0.9)) else {
                 problem.a[permuted].fill(E4m3(0));
                 continue;
-            }
-            let token = rng.random_range(0..count);
-            *expanded = (token * top_k + rng.random_range(0..top_k)) as i32;
+            };
+            let token = slot / top_k;
+            *expanded = slot as i32;
             let own = token * k..(token + 1) * k;
             let scale = |group: usize| {
                 (
@@ -127,6 +131,13 @@ impl Gated<'_> {
     ) -> (Vec<E4m3>, Vec<f32>) {
         let stream = device.default_stream();
         let on_device = OnDevice::new(device, self.problem, block_m);
+        let plan = plan(&on_device, self.tokens.is_some(), accumulation, path);
+        let mut lists = on_device.lists();
+        if let Some(tokens) = self.tokens {
+            (lists.tokens, lists.top_k) = (tokens.count, tokens.top_k);
+            lists.sorted_rows = Some(device.upload(&tokens.sorted_rows).unwrap());
+        }
+        let permutation = lists.permutation(&stream);
         let (rows, i) = (self.problem.shape.rows, self.intermediate());
         let poisoned = |bytes: usize| {
             let mut buffer = device.uninit::<u8>(bytes).unwrap();
@@ -135,7 +146,7 @@ impl Gated<'_> {
         };
         let mut q = poisoned(rows * i);
         let mut scales = poisoned(rows * i.div_ceil(128) * 4);
-        let mut workspace = on_device.workspace();
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
         let given = device.upload(&[if let Out::Given(scale) = self.out { scale } else { 0.0 }]).unwrap();
         let requantization = match self.out {
             Out::Given(_) => Requantization::TensorStatic { scale: given.as_slice() },
@@ -148,24 +159,20 @@ impl Gated<'_> {
         let mut arguments = GatedGemm {
             function: self.function,
             requantization,
-            accumulation,
-            path,
-            ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
+            ..arguments(&on_device, &plan, permutation, &mut workspace, q.as_mut_slice().cast(), &given)
         };
         let tokens = self.tokens.map(|tokens| {
-            let scales = device.upload(&tokens.a_scale).unwrap();
-            (tokens, device.upload(&tokens.a).unwrap(), scales, device.upload(&tokens.sorted_rows).unwrap())
+            (tokens, device.upload(&tokens.a).unwrap(), device.upload(&tokens.a_scale).unwrap())
         });
-        if let Some((tokens, a, scales, sorted_rows)) = &tokens {
+        if let Some((tokens, a, scales)) = &tokens {
             arguments.a = a.as_slice();
-            arguments.rows = Some(gathered(tokens, sorted_rows));
             if let AScale::Group { .. } = arguments.a_scale {
                 let (row_stride, group_stride) = tokens.a_strides;
                 arguments.a_scale = AScale::Group { scales: scales.as_slice(), row_stride, group_stride };
             }
         }
         let enqueued = if settled {
-            // SAFETY: the problem's schedule was built, and waited for, before.
+            // SAFETY: the kernel that built the schedule is followed by a fill of `q`, which begins when it has ended.
             unsafe { gated_gemm_with_settled_schedule(&stream, arguments) }
         } else {
             gated_gemm(&stream, arguments)
@@ -233,35 +240,40 @@ impl Gated<'_> {
     }
 }
 
-/// The rows to gather of a problem's tokens.
-fn gathered<'a>(tokens: &Tokens, sorted_rows: &'a Buffer<i32>) -> GatheredRows<'a> {
-    GatheredRows { sorted_rows: sorted_rows.as_slice(), tokens: tokens.count, top_k: tokens.top_k }
+/// The plan of a problem's gated GEMM.
+#[track_caller]
+fn plan(problem: &OnDevice, gathers: bool, accumulation: Accumulation, path: Path) -> GatedPlan {
+    let options = problem.options(accumulation, path);
+    GatedPlan::new(&problem.device, gated_shape(problem), problem.block_m, options, gathers)
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn gated_shape(problem: &OnDevice) -> GatedShape {
+    let shape = problem.shape;
+    GatedShape { rows: shape.rows, intermediate: shape.n / 2, k: shape.k, experts: shape.experts }
 }
 
 /// The arguments of a problem's gated GEMM, with one given scale.
 fn arguments<'a>(
     problem: &'a OnDevice,
+    plan: &'a GatedPlan,
+    permutation: Permutation<'a>,
     workspace: &'a mut Buffer<u8>,
     q: SliceMut<'a, E4m3>,
     given: &'a Buffer<f32>,
 ) -> GatedGemm<'a> {
     let (a_scale, b_scale) = problem.scales();
-    let shape = problem.shape;
     GatedGemm {
         a: problem.a.as_slice(),
         a_scale,
-        rows: None,
         b: problem.b.as_slice(),
         b_scale,
-        expert_offsets: problem.offsets.as_slice(),
-        schedule: problem.schedule(),
+        permutation,
         function: ActivationFunction::Silu,
         requantization: Requantization::TensorStatic { scale: given.as_slice() },
         q,
         workspace: workspace.as_mut_slice(),
-        shape: GatedShape { rows: shape.rows, intermediate: shape.n / 2, k: shape.k, experts: shape.experts },
-        accumulation: Accumulation::Fast,
-        path: Path::Auto,
+        plan,
     }
 }
 
@@ -359,24 +371,49 @@ fn deterministic() {
     }
 }
 
+/// What a plan refuses, and in which words.
+#[test]
+fn refusals_of_plans() {
+    type Change = fn(&mut GatedShape, &mut usize, &mut Path, &mut bool);
+    const CASES: [(Change, &str); 5] = [
+        (|shape, _, _, _| shape.k = 24, "k = 24: must be a positive multiple of 16"),
+        (|shape, _, _, _| shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
+        (|_, block_m, _, _| *block_m = 5, "block_m = 5: must be 8, 16, 32, 64 or 128"),
+        (
+            |_, _, path, _| *path = Path::Portable { blocks: None },
+            "path = Portable { blocks: None }: must lead to the Hopper kernels: others have no gated GEMM",
+        ),
+        (|_, _, _, gathers| *gathers = true, "block_m = 16: must be 128 where rows are gathered"),
+    ];
+    let Some(device) = hopper() else { return };
+    for (change, message) in CASES {
+        let mut shape = GatedShape { rows: 20, intermediate: 32, k: 48, experts: 2 };
+        let (mut block_m, mut path, mut gathers) = (16, Path::Auto, false);
+        change(&mut shape, &mut block_m, &mut path, &mut gathers);
+        let options = GemmOptions { path, ..GemmOptions::default() };
+        let error = GatedPlan::new(&device, shape, block_m, options, gathers).unwrap_err();
+        assert_eq!(error.to_string(), format!("gated_gemm: {message}"));
+    }
+}
+
 /// What is refused before anything is launched, and in which words.
 #[test]
 fn refusals() {
     type Change = fn(&mut GatedGemm<'_>);
-    const CASES: [(Change, &str); 8] = [
+    const CASES: [(Change, &str); 4] = [
         (
             |g| g.a_scale = regroup(g.a_scale, 0, 1),
             "a_scale = strides 0, 1: must be group-major (`ScaleLayout::group_major`) for the Hopper kernels",
         ),
-        (|g| g.shape.k = 24, "k = 24: must be a positive multiple of 16"),
-        (|g| g.shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
         (|g| g.a = g.a.slice(16..), "a = 944 elements: must have at least 960"),
         (|g| g.q = SliceMut::empty(g.a.device()), "q = 0 elements: must have at least 640"),
-        (|g| g.shape.experts = 3, "b = 6144 elements: must have at least 9216"),
-        (|g| g.path = Path::Portable { blocks: None }, "must lead to the Hopper kernels"),
         (
-            |g| g.schedule = Schedule { block_m: 5, ..g.schedule },
-            "schedule.block_m = 5: must be 8, 16, 32, 64 or 128",
+            |g| {
+                if let BScale::Channel(scales) = g.b_scale {
+                    g.b_scale = BScale::Block(scales);
+                }
+            },
+            "intermediate = 32: must be a positive multiple of 128 with block scales",
         ),
     ];
     let Some(device) = hopper() else { return };
@@ -384,11 +421,16 @@ fn refusals() {
     let problem =
         Problem::draw(&[12, 8], 0, (64, 48), (AKind::Row, BKind::Channel), Values::Uniform, &mut rng);
     let on_device = OnDevice::new(&device, &problem, 16);
+    let options = GemmOptions { slab_scales: true, ..GemmOptions::default() };
+    let plan = GatedPlan::new(&device, gated_shape(&on_device), 16, options, false).unwrap();
     let (stream, given) = (device.default_stream(), device.upload(&[1f32]).unwrap());
-    let mut workspace = on_device.workspace();
+    let mut lists = on_device.lists();
+    let mut permutation = lists.permutation(&stream);
+    let mut workspace = on_device.workspace(plan.workspace_bytes());
     let mut q = device.zeros::<u8>(20 * 32).unwrap();
     for (change, message) in CASES {
-        let mut changed = arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given);
+        let (q, permutation) = (q.as_mut_slice().cast(), permutation.reborrow());
+        let mut changed = arguments(&on_device, &plan, permutation, &mut workspace, q, &given);
         change(&mut changed);
         let error = gated_gemm(&stream, changed).unwrap_err().to_string();
         assert!(error.starts_with("gated_gemm: ") && error.contains(message), "{error}: {message}");
@@ -406,52 +448,35 @@ fn regroup(scale: AScale<'_>, row_stride: usize, group_stride: usize) -> AScale<
 /// The same where rows are gathered.
 #[test]
 fn refusals_of_gathered_rows() {
-    type Change = fn(&mut GatedGemm<'_>, &mut GatheredRows<'_>);
-    const CASES: [(Change, &str); 8] = [
-        (|g, _| g.a = g.a.slice(..48 * 6), "a = 288 elements: must have at least 336"),
-        (
-            |g, _| {
-                if let AScale::Row(scales) = g.a_scale {
-                    g.a_scale = AScale::Row(scales.slice(1..));
-                }
-            },
-            "a_scale = 19 elements: must have at least 20",
-        ),
-        (|_, r| r.tokens = 8, "a = 336 elements: must have at least 384"),
-        (|_, r| r.tokens = 0, "rows.tokens = 0: must be in 1..=715827882 with top_k 3"),
-        (|_, r| r.top_k = 0, "rows.top_k = 0: must be at least 1"),
-        (|_, r| r.top_k = 1 << 30, "rows.tokens = 7: must be in 1..=1 with top_k 1073741824"),
-        (
-            |_, r| r.sorted_rows = r.sorted_rows.slice(1..),
-            "rows.sorted_rows = 19 elements: must have at least 20",
-        ),
-        (
-            |g, _| g.schedule = Schedule { block_m: 64, ..g.schedule },
-            "schedule.block_m = 64: must be 128 where rows are gathered",
-        ),
-    ];
     let Some(device) = hopper() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut problem =
         Problem::draw(&[12, 8], 0, (64, 48), (AKind::Row, BKind::Channel), Values::Uniform, &mut rng);
     let tokens = Tokens::draw(&mut problem, 7, 3, &mut rng);
-    // With room for the workspace and the schedule of other heights.
-    let on_device = OnDevice::new(&device, &problem, 8);
+    let on_device = OnDevice::new(&device, &problem, 128);
+    let plan = plan(&on_device, true, Accumulation::Fast, Path::Auto);
     let (stream, given) = (device.default_stream(), device.upload(&[1f32]).unwrap());
     let a = device.upload(&tokens.a).unwrap();
-    let sorted_rows = device.upload(&tokens.sorted_rows).unwrap();
-    let mut workspace = device.uninit(workspace_bytes(&device, 64)).unwrap();
+    let mut workspace = on_device.workspace(plan.workspace_bytes());
     let mut q = device.zeros::<u8>(20 * 32).unwrap();
-    for (change, message) in CASES {
-        let mut changed = GatedGemm {
-            a: a.as_slice(),
-            schedule: Schedule { block_m: 128, ..on_device.schedule() },
-            ..arguments(&on_device, &mut workspace, q.as_mut_slice().cast(), &given)
-        };
-        let mut rows = gathered(&tokens, &sorted_rows);
-        change(&mut changed, &mut rows);
-        changed.rows = Some(rows);
-        let error = gated_gemm(&stream, changed).unwrap_err().to_string();
-        assert!(error.starts_with("gated_gemm: ") && error.contains(message), "{error}: {message}");
+    let mut refused = |count: usize, sorted_rows: bool, a_len: usize, scales: usize| {
+        let mut lists = on_device.lists();
+        (lists.tokens, lists.top_k) = (count, 3);
+        // Rows of no token, whatever the number of tokens.
+        let rows: Vec<i32> = tokens.sorted_rows.iter().map(|&r| if r < 21 { r } else { -1 }).collect();
+        lists.sorted_rows = sorted_rows.then(|| device.upload(&rows).unwrap());
+        let (q, permutation) = (q.as_mut_slice().cast(), lists.permutation(&stream));
+        let mut changed = arguments(&on_device, &plan, permutation, &mut workspace, q, &given);
+        changed.a = a.slice(..a_len);
+        changed.a_scale = AScale::Row(on_device.a_scale.slice(..scales));
+        gated_gemm(&stream, changed).unwrap_err().to_string()
+    };
+    for (count, sorted_rows, a_len, scales, message) in [
+        (7, true, 48 * 6, 20, "a = 288 elements: must have at least 336 elements"),
+        (7, true, 48 * 7, 19, "a_scale = 19 elements: must have at least 20 elements"),
+        (8, true, 48 * 7, 20, "a = 336 elements: must have at least 384 elements"),
+        (7, false, 48 * 7, 20, "permutation = without `sorted_rows`: must have `sorted_rows` for this"),
+    ] {
+        assert_eq!(refused(count, sorted_rows, a_len, scales), format!("gated_gemm: {message}"));
     }
 }

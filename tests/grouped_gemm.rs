@@ -5,11 +5,12 @@ mod common;
 use common::gemm::{
     A_KINDS, AKind, B_KINDS, BKind, OnDevice, POISON, Problem, Skew, Values, devices, draw_counts,
 };
-use fp8_moe::ops::grouped_gemm::heuristics::{self, BLOCK_M, Path, PortableTile};
 use fp8_moe::ops::grouped_gemm::{
-    AScale, Accumulation, BScale, GemmOut, GroupedGemm, grouped_gemm, grouped_gemm_with_settled_schedule,
+    AScale, Accumulation, BScale, GemmOptions, GemmOut, GemmPlan, GemmShape, GroupedGemm, Path, grouped_gemm,
+    grouped_gemm_with_settled_schedule,
 };
-use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule};
+use fp8_moe::ops::permutation::Permutation;
+use fp8_moe::plan::{BLOCK_M, PortableTile, block_m};
 use fp8_moe::{Buffer, Device, Error, Family, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -17,20 +18,23 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// The arguments of a problem's GEMM.
-fn arguments<'a>(problem: &'a OnDevice, workspace: &'a mut Buffer<u8>, out: GemmOut<'a>) -> GroupedGemm<'a> {
+fn arguments<'a>(
+    problem: &'a OnDevice,
+    plan: &'a GemmPlan,
+    permutation: Permutation<'a>,
+    workspace: &'a mut Buffer<u8>,
+    out: GemmOut<'a>,
+) -> GroupedGemm<'a> {
     let (a_scale, b_scale) = problem.scales();
     GroupedGemm {
         a: problem.a.as_slice(),
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
-        expert_offsets: problem.offsets.as_slice(),
-        schedule: problem.schedule(),
+        permutation,
         out,
         workspace: workspace.as_mut_slice(),
-        shape: problem.shape,
-        accumulation: Accumulation::Fast,
-        path: Path::Auto,
+        plan,
     }
 }
 
@@ -48,6 +52,8 @@ fn run_with(
     settled: bool,
 ) -> Vec<u32> {
     let stream = problem.device.default_stream();
+    let (plan, mut lists) = (problem.plan(accumulation, path), problem.lists());
+    let permutation = lists.permutation(&stream);
     let mut out = problem.device.uninit::<u8>(problem.shape.rows * problem.shape.n * format.bytes()).unwrap();
     out.fill_bytes(POISON, &stream).unwrap();
     let slice = out.as_mut_slice();
@@ -56,10 +62,10 @@ fn run_with(
         Format::F16 => GemmOut::F16(slice.cast()),
         Format::F32 => GemmOut::F32(slice.cast()),
     };
-    let mut workspace = problem.workspace();
-    let arguments = GroupedGemm { accumulation, path, ..arguments(problem, &mut workspace, slice) };
+    let mut workspace = problem.workspace(plan.workspace_bytes());
+    let arguments = arguments(problem, &plan, permutation, &mut workspace, slice);
     let enqueued = if settled {
-        // SAFETY: the problem's schedule was built, and waited for, before.
+        // SAFETY: the kernel that built the schedule is followed by a fill of `out`, which begins when it has ended.
         unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
     } else {
         grouped_gemm(&stream, arguments)
@@ -236,7 +242,7 @@ fn acceptance(most_tiles_of_16: impl Fn(usize) -> (usize, usize)) {
                 let expected: Vec<f32> =
                     problem.expected(Accumulation::Fast).iter().map(|&(value, _)| value as f32).collect();
                 for device in devices() {
-                    let block_m = heuristics::block_m(&device, &problem.shape, Path::Auto);
+                    let block_m = block_m(&device, &problem.shape, Path::Auto);
                     let on_device = OnDevice::new(&device, &problem, block_m);
                     let d = run(&on_device, Format::Bf16, Accumulation::Fast, Path::Auto);
                     let d: Vec<f32> = d.iter().map(|&bits| Format::Bf16.decode(bits) as f32).collect();
@@ -282,8 +288,14 @@ fn counters() {
     for device in devices().into_iter().filter(Device::is_emulated) {
         for block_m in [16, 64, 128] {
             let on_device = OnDevice::new(&device, &problem, block_m);
+            let stream = device.default_stream();
+            let plan = on_device.plan(Accumulation::Promoted, Path::Portable { blocks: Some(3) });
+            let (mut lists, mut workspace) = (on_device.lists(), on_device.workspace(0));
+            let permutation = lists.permutation(&stream);
+            let mut out = device.uninit::<bf16>(m * n).unwrap();
             cuda_driver::sim::take_counters();
-            run(&on_device, Format::Bf16, Accumulation::Promoted, Path::Portable { blocks: Some(3) });
+            let slice = GemmOut::Bf16(out.as_mut_slice());
+            grouped_gemm(&stream, arguments(&on_device, &plan, permutation, &mut workspace, slice)).unwrap();
             let counters = cuda_driver::sim::take_counters();
             assert_eq!((counters.launches, counters.blocks), (1, 3));
             assert_eq!(counters.shared_bank_conflicts, 0, "tiles of {block_m}");
@@ -310,12 +322,15 @@ fn replays_in_a_graph() {
         let stream = Stream::new(&device).unwrap();
         let mut out = device.uninit::<u16>(eager.len()).unwrap();
         out.fill_bytes(POISON, &stream).unwrap();
-        let mut workspace = on_device.workspace();
+        let (plan, mut lists) = (on_device.plan(Accumulation::Fast, Path::Auto), on_device.lists());
+        let mut permutation = lists.permutation(&stream);
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
         device.default_stream().synchronize().unwrap();
         let graph = stream
             .capture(|stream| {
                 let slice = GemmOut::Bf16(out.as_mut_slice().cast());
-                grouped_gemm(stream, arguments(&on_device, &mut workspace, slice))
+                let permutation = permutation.reborrow();
+                grouped_gemm(stream, arguments(&on_device, &plan, permutation, &mut workspace, slice))
             })
             .unwrap();
         // SAFETY: every buffer that the captured call was given is alive until `to_vec` has waited.
@@ -338,15 +353,14 @@ fn a_new_schedule_is_not_settled() {
     let stream = Stream::new(&device).unwrap();
     for seed in 0..4 {
         common::timing(seed);
-        let mut on_device = OnDevice::new(&device, &problem, 8);
-        let mut workspace = on_device.workspace();
+        let on_device = OnDevice::new(&device, &problem, 8);
+        let (plan, mut lists) = (on_device.plan(Accumulation::Fast, Path::Auto), on_device.lists());
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
         let mut out = device.zeros::<bf16>(8 * 256).unwrap();
-        let mut entries = device.uninit(on_device.entries.len()).unwrap();
-        let schedule = TileScheduleOut { block_m: 8, entries: entries.as_mut_slice() };
-        tile_schedule(&stream, on_device.offsets.as_slice(), 2, 8, schedule).unwrap();
-        on_device.entries = entries;
+        let mut permutation = lists.permutation(&stream);
         let mut gemm = |settled| {
-            let arguments = arguments(&on_device, &mut workspace, GemmOut::Bf16(out.as_mut_slice()));
+            let (slice, permutation) = (GemmOut::Bf16(out.as_mut_slice()), permutation.reborrow());
+            let arguments = arguments(&on_device, &plan, permutation, &mut workspace, slice);
             if settled {
                 // SAFETY: on the emulated device a wrong promise is a report.
                 unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
@@ -361,33 +375,47 @@ fn a_new_schedule_is_not_settled() {
     }
 }
 
+/// What a plan refuses, and in which words.
+#[test]
+fn refusals_of_plans() {
+    type Change = fn(&mut GemmShape, &mut usize, &mut GemmOptions);
+    const CASES: [(Change, &str); 7] = [
+        (|shape, _, _| shape.k = 24, "k = 24: must be a positive multiple of 16"),
+        (|shape, _, _| shape.k = 0, "k = 0: must be a positive multiple of 16"),
+        (|shape, _, _| shape.n = 12, "n = 12: must be a positive multiple of 8"),
+        (|shape, _, _| shape.n = 0, "n = 0: must be a positive multiple of 8"),
+        (|shape, _, _| shape.rows = 1 << 31, "rows = 2147483648: must be below 2^31 - 127"),
+        (|_, block_m, _| *block_m = 48, "block_m = 48: must be 8, 16, 32, 64 or 128"),
+        (
+            |_, _, options| options.path = Path::Portable { blocks: Some(0) },
+            "path.blocks = 0: must be at least 1",
+        ),
+    ];
+    for device in devices() {
+        for (change, message) in CASES {
+            let mut shape = GemmShape { rows: 20, n: 24, k: 48, experts: 2 };
+            let (mut block_m, mut options) = (16, GemmOptions::default());
+            change(&mut shape, &mut block_m, &mut options);
+            let error = GemmPlan::new(&device, shape, block_m, options).unwrap_err();
+            assert_eq!(error.to_string(), format!("grouped_gemm: {message}"));
+        }
+    }
+}
+
 /// What is refused before anything is launched, and in which words.
 #[test]
 fn refusals() {
     type Change = fn(&mut GroupedGemm<'_>);
-    const CASES: [(Change, &str); 16] = [
-        (|g| g.shape.k = 24, "k = 24: must be a positive multiple of 16"),
-        (|g| g.shape.k = 0, "k = 0: must be a positive multiple of 16"),
-        (|g| g.shape.n = 12, "n = 12: must be a positive multiple of 8"),
-        (|g| g.shape.n = 0, "n = 0: must be a positive multiple of 8"),
-        (|g| g.shape.rows = 1 << 31, "rows = 2147483648: must be below 2^31 - 127"),
+    const CASES: [(Change, &str); 6] = [
         (|g| g.a = g.a.slice(16..), "a = 944 elements: must have at least 960 elements"),
         (|g| g.a = g.a.slice(8..), "a = 952 elements: must have at least 960 elements"),
-        (|g| (g.a, g.shape.rows) = (g.a.slice(8..), 19), "must be 16-byte aligned"),
         (|g| g.b = g.b.slice(48..), "b = 2256 elements: must have at least 2304 elements"),
-        (|g| g.shape.rows = 21, "a = 960 elements: must have at least 1008 elements"),
         (|g| g.a_scale = shorten_a(g.a_scale), "a_scale = 19 elements: must have at least 20 elements"),
         (|g| g.b_scale = shorten_b(g.b_scale), "b_scale = 47 elements: must have at least 48 elements"),
         (
-            |g| g.expert_offsets = g.expert_offsets.slice(1..),
-            "expert_offsets = 2 elements: must have at least 3",
+            |g| g.b_scale = blocks(g.b_scale),
+            "slab_scales = false: must be true in the plan for scales per group",
         ),
-        (|g| g.schedule.block_m = 48, "schedule.block_m = 48: must be 8, 16, 32, 64 or 128"),
-        (
-            |g| g.schedule.entries = g.schedule.entries.slice(1..),
-            "schedule = 67 elements: must have at least 68",
-        ),
-        (|g| g.path = Path::Portable { blocks: Some(0) }, "path.blocks = 0: must be at least 1"),
     ];
     let mut rng = ChaCha8Rng::seed_from_u64(12);
     let kinds = (AKind::Row, BKind::Channel);
@@ -395,25 +423,50 @@ fn refusals() {
     for device in devices() {
         let stream = device.default_stream();
         let on_device = OnDevice::new(&device, &problem, 16);
+        let (plan, mut lists) = (on_device.plan(Accumulation::Fast, Path::Auto), on_device.lists());
+        let mut permutation = lists.permutation(&stream);
         let mut out = device.zeros::<bf16>(20 * 24).unwrap();
-        let mut workspace = on_device.workspace();
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
         for (change, message) in CASES {
-            let mut changed = arguments(&on_device, &mut workspace, GemmOut::Bf16(out.as_mut_slice()));
+            let (slice, permutation) = (GemmOut::Bf16(out.as_mut_slice()), permutation.reborrow());
+            let mut changed = arguments(&on_device, &plan, permutation, &mut workspace, slice);
             change(&mut changed);
             let error = grouped_gemm(&stream, changed).unwrap_err();
             assert!(matches!(error, Error::Argument { op: "grouped_gemm", .. }), "{error:?}");
             assert!(error.to_string().contains(message), "{error}: {message}");
         }
         let short = GemmOut::Bf16(out.slice_mut(..20 * 24 - 1));
-        let error =
-            grouped_gemm(&stream, arguments(&on_device, &mut workspace, short)).unwrap_err().to_string();
+        let short = arguments(&on_device, &plan, permutation.reborrow(), &mut workspace, short);
+        let error = grouped_gemm(&stream, short).unwrap_err().to_string();
         assert_eq!(error, "grouped_gemm: out = 479 elements: must have at least 480 elements");
 
+        let odd = device.zeros::<u8>(20 * 48 + 8).unwrap();
+        let slice = GemmOut::Bf16(out.as_mut_slice());
+        let odd = GroupedGemm {
+            a: odd.slice(8..).cast(),
+            ..arguments(&on_device, &plan, permutation.reborrow(), &mut workspace, slice)
+        };
+        let error = grouped_gemm(&stream, odd).unwrap_err().to_string();
+        assert!(error.ends_with("must be 16-byte aligned"), "{error}");
+
+        let options = GemmOptions { slab_scales: true, ..GemmOptions::default() };
+        let slabs = GemmPlan::new(&device, problem.shape, 16, options).unwrap();
         let far = AScale::Group { scales: on_device.a_scale.as_slice(), row_stride: 2, group_stride: 1 };
         let slice = GemmOut::Bf16(out.as_mut_slice());
-        let far = GroupedGemm { a_scale: far, ..arguments(&on_device, &mut workspace, slice) };
+        let far = GroupedGemm {
+            a_scale: far,
+            ..arguments(&on_device, &slabs, permutation.reborrow(), &mut workspace, slice)
+        };
         let error = grouped_gemm(&stream, far).unwrap_err().to_string();
         assert_eq!(error, "grouped_gemm: a_scale = 20 elements: must have at least 39 elements");
+    }
+}
+
+/// Scales of channels as if they were of blocks.
+fn blocks(scale: BScale<'_>) -> BScale<'_> {
+    match scale {
+        BScale::Channel(scales) => BScale::Block(scales),
+        other => other,
     }
 }
 
@@ -431,11 +484,15 @@ fn refusals_of_slab_scales() {
     let (stream, on_device) = (device.default_stream(), OnDevice::new(&device, &problem, 16));
     let scales = device.upload(&[0.5f32; 100]).unwrap();
     let b_scale = device.upload(&[0.5f32; 7]).unwrap();
-    let mut workspace = on_device.workspace();
+    let mut lists = on_device.lists();
+    let mut permutation = lists.permutation(&stream);
     let mut out = device.zeros::<bf16>(21 * 24).unwrap();
     let mut gemm = |a_scale: Option<(usize, usize, usize)>, b_start: usize, path| {
         let slice = GemmOut::Bf16(out.as_mut_slice());
-        let mut arguments = GroupedGemm { path, ..arguments(&on_device, &mut workspace, slice) };
+        let plan = on_device.plan(Accumulation::Fast, path);
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
+        let permutation = permutation.reborrow();
+        let mut arguments = arguments(&on_device, &plan, permutation, &mut workspace, slice);
         if let Some((start, row_stride, group_stride)) = a_scale {
             arguments.a_scale = AScale::Group { scales: scales.slice(start..), row_stride, group_stride };
         }

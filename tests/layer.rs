@@ -181,7 +181,7 @@ fn gathered_equals_scattered() {
         let run = |gather| {
             let config = MoeConfig { gather, local_experts: local_experts.clone(), ..layer.config.clone() };
             let layer = MoeLayer::new(&device, &config, &layer.weights(&config)).unwrap();
-            assert_eq!(layer.gathers(tokens), gather == Gather::Always, "{config:?}");
+            assert_eq!(layer.gathers(tokens).unwrap(), gather == Gather::Always, "{config:?}");
             run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap()
         };
         let (gathered, scattered) = (run(Gather::Always), run(Gather::Never));
@@ -197,7 +197,7 @@ fn workspaces_suffice_for_fewer_tokens() {
         let layer =
             Layer::random(config(Quantization::Block128, Routing::Softmax { renormalize: true }, sizes), 3);
         let layer = on_device(&device, &layer);
-        let bytes: Vec<_> = (0..300).map(|tokens| layer.workspace_bytes(tokens)).collect();
+        let bytes: Vec<_> = (0..300).map(|tokens| layer.workspace_bytes(tokens).unwrap()).collect();
         assert!(bytes.is_sorted(), "{device}: {bytes:?}");
         // The number of tokens whose own needs are below those of one less.
         let (stream, tokens) = (device.default_stream(), 100);
@@ -260,7 +260,7 @@ fn raw_pointers_do_the_same() {
     let hidden = oracle::hidden_states(9 * 128, 6);
     let (expected, ..) = run_own(&stream, &layer, &hidden).unwrap();
     let hidden = device.upload(&hidden).unwrap();
-    let bytes = layer.workspace_bytes(9);
+    let bytes = layer.workspace_bytes(9).unwrap();
     let workspace = device.uninit::<u8>(bytes).unwrap();
     let out = device.uninit::<f32>(9 * 128).unwrap();
     // SAFETY: the buffers are as long as the call says, alive until `to_vec` below has waited, and used by nothing else.

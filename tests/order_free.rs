@@ -4,14 +4,19 @@
 mod common;
 
 use common::checks::{out_of_bounds, relative_l2};
-use common::gemm::{B_KINDS, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts};
+use common::gemm::{
+    B_KINDS, HOPPER_A_KINDS, Lists, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts,
+};
 use common::layers::{Poison, Skew, any_config, any_skew, config, on_device, random_routing, run_routed};
 use common::oracle::{self, Layer};
 use common::{cases, device, families, timing};
 use fp8_moe::ops::cast::{Cast, cast};
-use fp8_moe::ops::grouped_gemm::heuristics::{BLOCK_M, Path};
-use fp8_moe::ops::grouped_gemm::{Accumulation, GemmOut, GroupedGemm, TokenSums, grouped_gemm};
+use fp8_moe::ops::grouped_gemm::{
+    Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, TokenSums, grouped_gemm,
+};
+use fp8_moe::ops::permutation::Permutation;
 use fp8_moe::ops::quantize::ActivationsMut;
+use fp8_moe::plan::BLOCK_M;
 use fp8_moe::{
     Buffer, Device, Error, Family, MoeConfig, MoeLayer, Quantization, Reduction, Result, Routing, Stream,
 };
@@ -78,38 +83,43 @@ impl Tokens {
     fn run(&self, problem: &OnDevice, accumulation: Accumulation, blocks: Option<u32>) -> Vec<f32> {
         let (device, stream) = (&problem.device, problem.device.default_stream());
         let mut sums = device.upload(&self.before).unwrap();
-        let sorted_rows = device.upload(&self.sorted_rows).unwrap();
         let weights = self.weights.as_ref().map(|weights| device.upload(weights).unwrap());
-        let mut workspace = problem.workspace();
-        let out = TokenSums {
+        let mut lists = self.lists(problem);
+        let permutation = lists.permutation(&stream);
+        let plan = problem.plan(accumulation, Path::Hopper { blocks });
+        let mut workspace = problem.workspace(plan.workspace_bytes());
+        let out = GemmOut::TokenSums(TokenSums {
             sums: sums.as_mut_slice(),
-            sorted_rows: sorted_rows.as_slice(),
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
-            tokens: self.tokens,
-            top_k: self.top_k,
-        };
-        let path = Path::Hopper { blocks };
-        let out = GemmOut::TokenSums(out);
-        grouped_gemm(&stream, GroupedGemm { accumulation, path, ..gemm(problem, &mut workspace, out) })
-            .unwrap();
+        });
+        grouped_gemm(&stream, gemm(problem, &plan, permutation, &mut workspace, out)).unwrap();
         sums.to_vec(&stream).unwrap()
+    }
+
+    /// The rows of the problem, with the slot of each.
+    fn lists(&self, problem: &OnDevice) -> Lists {
+        let sorted_rows = Some(problem.device.upload(&self.sorted_rows).unwrap());
+        Lists { tokens: self.tokens, top_k: self.top_k, sorted_rows, ..problem.lists() }
     }
 }
 
-fn gemm<'a>(problem: &'a OnDevice, workspace: &'a mut Buffer<u8>, out: GemmOut<'a>) -> GroupedGemm<'a> {
+fn gemm<'a>(
+    problem: &'a OnDevice,
+    plan: &'a GemmPlan,
+    permutation: Permutation<'a>,
+    workspace: &'a mut Buffer<u8>,
+    out: GemmOut<'a>,
+) -> GroupedGemm<'a> {
     let (a_scale, b_scale) = problem.scales();
     GroupedGemm {
         a: problem.a.as_slice(),
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
-        expert_offsets: problem.offsets.as_slice(),
-        schedule: problem.schedule(),
+        permutation,
         out,
         workspace: workspace.as_mut_slice(),
-        shape: problem.shape,
-        accumulation: Accumulation::Fast,
-        path: Path::Auto,
+        plan,
     }
 }
 
@@ -352,31 +362,29 @@ fn refusals_name_argument_value_and_rule() {
     let (device, stream) = (device(), device().default_stream());
     let on_device = OnDevice::new(&device, &problem, 16);
     let mut sums = device.zeros::<f32>(4 * 24).unwrap();
-    let sorted_rows = device.zeros::<i32>(8).unwrap();
     let weights = device.zeros::<f32>(8).unwrap();
-    let mut workspace = on_device.workspace();
-    let mut refused = |[len, rows, slots]: [usize; 3], tokens, top_k, path| {
+    let mut refused = |[len, slots]: [usize; 2], tokens, sorted_rows: bool, path| {
         let out = GemmOut::TokenSums(TokenSums {
             sums: sums.slice_mut(..len),
-            sorted_rows: sorted_rows.slice(..rows),
             topk_weights: Some(weights.slice(..slots)),
-            tokens,
-            top_k,
         });
-        refusal(grouped_gemm(&stream, GroupedGemm { path, ..gemm(&on_device, &mut workspace, out) }))
+        let plan = on_device.plan(Accumulation::Fast, path);
+        let mut workspace = on_device.workspace(plan.workspace_bytes());
+        let sorted_rows = sorted_rows.then(|| device.upload(&[8i32; 8]).unwrap());
+        let mut lists = Lists { tokens, top_k: 2, sorted_rows, ..on_device.lists() };
+        let permutation = lists.permutation(&stream);
+        refusal(grouped_gemm(&stream, gemm(&on_device, &plan, permutation, &mut workspace, out)))
     };
-    let all = [4 * 24, 8, 8];
-    for (lengths, tokens, top_k, message) in [
-        (all, 0, 2, "out.tokens = 0: must be in 1..2^31"),
-        (all, 4, 0, "out.top_k = 0: must be in 1..=536870911 with 4 tokens: slots are counted in i32"),
-        (all, 5, 1, "out.sums = 96 elements: must have at least 120 elements"),
-        ([96, 7, 8], 4, 2, "out.sorted_rows = 7 elements: must have at least 8 elements"),
-        ([96, 8, 7], 4, 2, "out.topk_weights = 7 elements: must have at least 8 elements"),
+    let all = [4 * 24, 8];
+    for (lengths, tokens, sorted_rows, message) in [
+        (all, 5, true, "out.sums = 96 elements: must have at least 120 elements"),
+        ([96, 7], 4, true, "out.topk_weights = 7 elements: must have at least 8 elements"),
+        (all, 4, false, "permutation = without `sorted_rows`: must have `sorted_rows` for this"),
     ] {
-        assert_eq!(refused(lengths, tokens, top_k, Path::Auto), format!("grouped_gemm: {message}"));
+        assert_eq!(refused(lengths, tokens, sorted_rows, Path::Auto), format!("grouped_gemm: {message}"));
     }
     assert_eq!(
-        refused(all, 4, 2, Path::Portable { blocks: None }),
+        refused(all, 4, true, Path::Portable { blocks: None }),
         "grouped_gemm: out = TokenSums: must be D itself for the portable kernels"
     );
     let mut out = device.zeros::<f32>(8).unwrap();

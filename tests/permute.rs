@@ -4,6 +4,7 @@ mod common;
 #[path = "common/schedule.rs"]
 mod schedule;
 
+use common::gemm::Lists;
 use fp8_moe::ops::permute::{
     Permute, PermutePath, PermuteRows, PermuteScales, PermuteShape, ScaleLayout, permute, permute_rows,
 };
@@ -183,18 +184,20 @@ fn run_slice(
         tile_schedule: Some(TileScheduleOut { block_m: BLOCK_M, entries: schedule.as_mut_slice() }),
         path,
     };
-    permute(&stream, shape, args).unwrap();
-    let mut schedule = schedule.to_vec(&stream).unwrap();
+    let permutation = permute(&stream, shape, args).unwrap();
+    let list = |list: Option<Slice<'_, i32>>| list.expect("asked for").to_vec(&stream).unwrap();
+    let [sizes1, sizes2] = permutation.problem_sizes().expect("asked for").map(|sizes| list(Some(sizes)));
+    let mut schedule = permutation.tile_schedule().expect("asked for").to_vec(&stream).unwrap();
     let counters = schedule.drain(1..TILE_SCHEDULE_HEADER).collect::<Vec<_>>();
     assert!(counters.iter().all(|counters| *counters == [0; 4]), "{counters:?}");
     schedule.truncate(1 + schedule[0][0] as usize);
     Permuted {
-        expert_offsets: expert_offsets.to_vec(&stream).unwrap(),
-        sorted_rows: sorted_rows.to_vec(&stream).unwrap(),
-        inverse: inverse.to_vec(&stream).unwrap(),
-        row_experts: row_experts.to_vec(&stream).unwrap(),
-        sizes1: sizes1.to_vec(&stream).unwrap(),
-        sizes2: sizes2.to_vec(&stream).unwrap(),
+        expert_offsets: permutation.expert_offsets().to_vec(&stream).unwrap(),
+        sorted_rows: list(permutation.sorted_rows()),
+        inverse: list(permutation.inverse()),
+        row_experts: list(permutation.row_experts()),
+        sizes1,
+        sizes2,
         schedule,
     }
 }
@@ -429,8 +432,14 @@ fn check_rows<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
     let permuted_layout =
         if column_major_scales { ScaleLayout { row_stride: 1, group_stride: capacity } } else { layout };
 
-    let sorted_rows = device.upload(&expected.sorted_rows).unwrap();
-    let expert_offsets = device.upload(&expected.expert_offsets).unwrap();
+    let mut lists = Lists {
+        tokens: shape.tokens,
+        top_k: shape.top_k,
+        sorted_rows: Some(device.upload(&expected.sorted_rows).unwrap()),
+        inverse: Some(device.upload(&expected.inverse).unwrap()),
+        ..Lists::of_offsets(device, &expected.expert_offsets, capacity)
+    };
+    let permutation = lists.permutation(&stream);
     let source = device.upload(&activations).unwrap();
     let source_scales = device.upload(&scales).unwrap();
     let mut permuted = poisoned::<T>(device, capacity * columns, 0xee);
@@ -445,11 +454,10 @@ fn check_rows<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
             permuted: permuted_scales.as_mut_slice(),
             permuted_layout,
         }),
-        sorted_rows: sorted_rows.as_slice(),
-        expert_offsets: expert_offsets.as_slice(),
+        permutation: &permutation,
         permuted: permuted.as_mut_slice(),
     };
-    permute_rows(&stream, shape, args).unwrap();
+    permute_rows(&stream, args).unwrap();
 
     let permuted = permuted.to_vec(&stream).unwrap();
     let permuted_scales = permuted_scales.to_vec(&stream).unwrap();
@@ -533,7 +541,7 @@ fn attempt(
         tile_schedule: None,
         path,
     };
-    let result = permute(&stream, shape, args);
+    let result = permute(&stream, shape, args).map(|_| ());
     (result, offsets.to_vec(&stream).unwrap())
 }
 

@@ -1,11 +1,13 @@
-//! `problem_sizes` and `tile_schedule` against their definitions.
+//! `problem_sizes`, and the tile schedules of permutations, against their definitions.
 
 mod common;
 #[path = "common/schedule.rs"]
 mod schedule;
 
+use common::gemm::Lists;
+use fp8_moe::ops::permutation::{Permutation, PermutationLists};
 use fp8_moe::ops::problem_sizes::{
-    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes, tile_schedule,
+    GemmDimensions, ProblemSizesOut, TILE_SCHEDULE_HEADER, TileScheduleOut, problem_sizes,
     tile_schedule_entries,
 };
 use fp8_moe::{Device, Error};
@@ -41,10 +43,9 @@ fn check_schedule(device: &Device, counts: &[usize], block_m: usize) {
     let offsets = offsets(counts);
     let rows = offsets[counts.len()] as usize;
     let capacity = tile_schedule_entries(rows, counts.len(), block_m);
-    let expert_offsets = device.upload(&offsets).unwrap();
-    let mut entries = device.uninit::<[u32; 4]>(capacity).unwrap();
-    let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
-    tile_schedule(&stream, expert_offsets.as_slice(), counts.len(), rows, out).unwrap();
+    let mut lists = Lists::of_offsets(device, &offsets, rows).with_schedule(block_m);
+    let permutation = lists.permutation(&stream);
+    let entries = permutation.tile_schedule().expect("a schedule");
 
     let mut expected = vec![[0; 4]; TILE_SCHEDULE_HEADER];
     for (expert, &count) in counts.iter().enumerate() {
@@ -111,21 +112,37 @@ fn edge_shapes() {
 fn refuses_bad_arguments() {
     let device = common::device();
     let stream = device.default_stream();
-    let offsets = device.upload(&[0i64, 3, 5]).unwrap();
-    let schedule = |experts, rows, block_m, entries: usize| {
+    let schedule = |offsets: &[i64], rows, block_m, entries: usize| {
+        let mut offsets = device.upload(offsets).unwrap();
         let mut entries = device.zeros::<[u32; 4]>(entries).unwrap();
-        let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
-        let error = tile_schedule(&stream, offsets.as_slice(), experts, rows, out).unwrap_err();
+        let lists = PermutationLists {
+            tokens: rows,
+            top_k: 1,
+            rows,
+            expert_offsets: offsets.as_mut_slice(),
+            sorted_rows: None,
+            inverse: None,
+            tile_schedule: Some(TileScheduleOut { block_m, entries: entries.as_mut_slice() }),
+        };
+        let error = Permutation::from_lists(&stream, lists).unwrap_err();
         assert!(matches!(error, Error::Argument { .. }), "{error}");
         error.to_string()
     };
-    assert_eq!(schedule(2, 5, 0, 8), "tile_schedule: block_m = 0: must be at least 1");
-    assert_eq!(
-        schedule(3, 5, 8, 8),
-        "tile_schedule: expert_offsets = 3 elements: must have at least 4 elements"
-    );
-    assert_eq!(schedule(2, 5, 2, 68), "tile_schedule: entries = 68 elements: must have at least 69 elements");
+    let offsets = [0, 3, 5];
+    assert_eq!(schedule(&offsets, 5, 0, 8), "Permutation: block_m = 0: must be at least 1");
+    let short = "Permutation: entries = 68 elements: must have at least 69 elements";
+    assert_eq!(schedule(&offsets, 5, 2, 68), short);
+    let rule = "offsets ascend from 0 to at most the rows";
+    for (offsets, at) in [
+        ([1, 3, 5], format!("expert_offsets[0] = 1: must be in 0..=0: {rule}")),
+        ([0, 5, 3], format!("expert_offsets[2] = 3: must be in 5..=5: {rule}")),
+        ([0, 3, 6], format!("expert_offsets[2] = 6: must be in 3..=5: {rule}")),
+        ([0, -1, 5], format!("expert_offsets[1] = -1: must be in 0..=5: {rule}")),
+    ] {
+        assert_eq!(schedule(&offsets, 5, 2, 69), format!("Permutation: {at}"));
+    }
 
+    let offsets = device.upload(&offsets).unwrap();
     let mut sizes1 = device.zeros::<i32>(6).unwrap();
     let mut sizes2 = device.zeros::<i32>(5).unwrap();
     let dimensions = GemmDimensions { hidden: 16, intermediate: 1 << 30, swap_operands: false };

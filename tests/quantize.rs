@@ -3,6 +3,7 @@
 mod common;
 
 use common::e4m3;
+use common::gemm::Lists;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{
     Activations, Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,
@@ -261,33 +262,23 @@ impl Case {
         let mut scales: Buffer<f32> = poisoned(device, self.scales_len(), poison);
         let mut workspace: Buffer<u8> = poisoned(device, quantize_workspace_bytes(), poison);
         let row_weight = self.row_weight.as_ref().map(|weight| device.upload(weight).unwrap());
-        let (offsets, inverse, sorted_rows) = match &self.places {
-            Places::Identity => (vec![], vec![], vec![]),
-            Places::Valid(valid) => (vec![0, *valid as i64], vec![], vec![]),
-            Places::Scatter(scatter) | Places::Scales(scatter) => {
-                (vec![0, 0, scatter.valid_rows as i64], scatter.inverse.clone(), scatter.sorted_rows.clone())
-            }
+        let mut lists = match &self.places {
+            Places::Identity => Lists::of_offsets(device, &[0], 0),
+            Places::Valid(valid) => Lists::of_offsets(device, &[0, *valid as i64], self.rows),
+            Places::Scatter(scatter) | Places::Scales(scatter) => Lists {
+                tokens: self.rows,
+                top_k: scatter.top_k,
+                sorted_rows: Some(device.upload(&scatter.sorted_rows).unwrap()),
+                inverse: Some(device.upload(&scatter.inverse).unwrap()),
+                ..Lists::of_offsets(device, &[0, 0, scatter.valid_rows as i64], scatter.capacity)
+            },
         };
-        let offsets = device.upload(&offsets).unwrap();
-        let inverse = device.upload(&inverse).unwrap();
-        let sorted_rows = device.upload(&sorted_rows).unwrap();
+        let permutation = &lists.permutation(&stream);
         let destinations = match &self.places {
             Places::Identity => Destinations::Identity,
-            Places::Valid(_) => Destinations::Valid { expert_offsets: offsets.as_slice() },
-            Places::Scatter(scatter) => Destinations::Scatter {
-                top_k: scatter.top_k,
-                capacity: scatter.capacity,
-                inverse: inverse.as_slice(),
-                expert_offsets: offsets.as_slice(),
-                sorted_rows: scatter.aligned.then_some(sorted_rows.as_slice()),
-            },
-            Places::Scales(scatter) => Destinations::Scales {
-                top_k: scatter.top_k,
-                capacity: scatter.capacity,
-                inverse: inverse.as_slice(),
-                expert_offsets: offsets.as_slice(),
-                sorted_rows: scatter.aligned.then_some(sorted_rows.as_slice()),
-            },
+            Places::Valid(_) => Destinations::Valid { permutation },
+            Places::Scatter(scatter) => Destinations::Scatter { permutation, fill_padding: scatter.aligned },
+            Places::Scales(scatter) => Destinations::Scales { permutation, fill_padding: scatter.aligned },
         };
         if let Mode::Static(scale) = self.mode
             && self.rows > 0

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::gemm::Lists;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{
     Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_workspace_bytes,
@@ -15,8 +16,6 @@ fn refusals_name_argument_value_and_rule() {
     let stream = device.default_stream();
     let x: Buffer<bf16> = device.zeros(64).unwrap();
     let scale: Buffer<f32> = device.zeros(1).unwrap();
-    let offsets: Buffer<i64> = device.zeros(2).unwrap();
-    let inverse: Buffer<i32> = device.zeros(4).unwrap();
     let refusal = |shape: QuantizeShape, destinations: Destinations<'_>, scheme: Scheme<'_>, q_len: usize| {
         let mut q: Buffer<E4m3> = device.zeros(q_len).unwrap();
         let args = Quantize {
@@ -64,27 +63,21 @@ fn refusals_name_argument_value_and_rule() {
     let scheme = Scheme::TensorDynamic { scale: scales.as_mut_slice(), workspace: workspace.as_mut_slice() };
     let rule = format!("must have at least {} elements", quantize_workspace_bytes());
     assert_eq!(refusal(shape, identity, scheme, 64), format!("quantize: workspace = 8 elements: {rule}"));
-    let scatter = |top_k, capacity| Destinations::Scatter {
-        top_k,
-        capacity,
-        inverse: inverse.as_slice(),
-        expert_offsets: offsets.as_slice(),
-        sorted_rows: None,
+    let lists = |tokens, top_k, capacity| {
+        let inverse = Some(device.upload(&vec![-1; tokens * top_k]).unwrap());
+        Lists { tokens, top_k, inverse, ..Lists::of_offsets(&device, &[0, 0], capacity) }
     };
-    let message = refusal(shape, scatter(3, 6), given(), 192);
-    assert_eq!(message, "quantize: inverse = 4 elements: must have at least 6 elements");
-    let message = refusal(shape, scatter(0, 6), given(), 192);
-    assert!(message.starts_with("quantize: top_k = 0: must be in 1..=1073741823"), "{message}");
-    let message = refusal(shape, scatter(2, 4), given(), 127);
+    let (mut other, mut lists) = (lists(3, 2, 6), lists(2, 2, 4));
+    let (other, permutation) = (&other.permutation(&stream), &lists.permutation(&stream));
+    let scatter = |permutation| Destinations::Scatter { permutation, fill_padding: false };
+    let message = refusal(shape, scatter(other), given(), 192);
+    assert_eq!(message, "quantize: rows = 2: must be 3, the tokens of the permutation");
+    let message = refusal(shape, scatter(permutation), given(), 127);
     assert_eq!(message, "quantize: q = 127 elements: must have at least 128 elements");
+    let message = refusal(shape, Destinations::Scatter { permutation, fill_padding: true }, given(), 128);
+    assert_eq!(message, "quantize: permutation = without `sorted_rows`: must have `sorted_rows` for this");
 
-    let by_scales = Destinations::Scales {
-        top_k: 2,
-        capacity: 4,
-        inverse: inverse.as_slice(),
-        expert_offsets: offsets.as_slice(),
-        sorted_rows: None,
-    };
+    let by_scales = Destinations::Scales { permutation, fill_padding: false };
     // Rows of q are those of the tokens, scales those of the permuted rows.
     let message = refusal(shape, by_scales, given(), 63);
     assert_eq!(message, "quantize: q = 63 elements: must have at least 64 elements");
@@ -107,6 +100,7 @@ fn refusals_name_argument_value_and_rule() {
         quantize(&stream, shape, args).unwrap_err().to_string()
     };
     assert_eq!(refused(identity), "quantize: cleared = 63 elements: must have at least 64 elements");
-    let valid = Destinations::Valid { expert_offsets: offsets.as_slice() };
+    let mut two_rows = Lists::of_offsets(&device, &[0, 2], 2);
+    let valid = Destinations::Valid { permutation: &two_rows.permutation(&stream) };
     assert_eq!(refused(valid), "quantize: cleared = Some: must be None where only valid rows are visited");
 }

@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::gemm::Lists;
 use fp8_moe::ops::permute::{Permute, PermutePath, PermuteShape, ScaleLayout, permute};
 use fp8_moe::ops::quantize::{
     Destinations, Quantize, QuantizeShape, Scheme, quantize, quantize_with_settled_input,
 };
-use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute, unpermute_with_settled_routing};
+use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
 use fp8_moe::{Buffer, Device, E4m3, Family, Stream};
 use half::bf16;
 
@@ -22,30 +23,25 @@ fn emulated() -> Option<(Device, Stream)> {
 fn new_rows_are_not_settled() {
     let Some((device, stream)) = emulated() else { return };
     let (y, mut x): (Buffer<bf16>, Buffer<bf16>) = (device.zeros(256).unwrap(), device.zeros(256).unwrap());
-    let (inverse, offsets) = (device.upload(&[0]).unwrap(), device.upload(&[0i64, 1]).unwrap());
+    let inverse = Some(device.upload(&[0]).unwrap());
+    let mut lists = Lists { inverse, ..Lists::of_offsets(&device, &[0, 1], 1) };
+    let permutation = &lists.permutation(&stream);
     let scale = device.upload(&[1.0f32]).unwrap();
     let mut scales: Buffer<f32> = device.zeros(2).unwrap();
     let mut q: Buffer<E4m3> = device.zeros(256).unwrap();
     for number in 0..6 {
-        let args = Unpermute {
-            y: (&y).into(),
-            inverse: inverse.as_slice(),
-            topk_weights: None,
-            expert_offsets: offsets.as_slice(),
-            out: (&mut x).into(),
-        };
-        let shape = UnpermuteShape { tokens: 1, top_k: 1, hidden: 256, capacity: 1 };
-        unpermute(&stream, shape, args).unwrap();
-        let (top_k, capacity, inverse, expert_offsets) = (1, 1, inverse.as_slice(), offsets.as_slice());
+        let args =
+            Unpermute { y: (&y).into(), permutation, topk_weights: None, hidden: 256, out: (&mut x).into() };
+        unpermute(&stream, args).unwrap();
         let mut quantized = |settled| {
             let scales = scales.as_mut_slice();
             let args = Quantize {
                 x: (&x).into(),
                 row_weight: None,
                 destinations: if number < 3 {
-                    Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
+                    Destinations::Scatter { permutation, fill_padding: false }
                 } else {
-                    Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
+                    Destinations::Scales { permutation, fill_padding: false }
                 },
                 scheme: match number % 3 {
                     0 => Scheme::TensorStatic { scale: scale.as_slice() },
@@ -91,21 +87,20 @@ fn a_new_routing_is_not_settled() {
         path: PermutePath::Auto,
     };
     let shape = PermuteShape { tokens: 1, top_k: 2, experts: 2, local_experts: 2, alignment: 1 };
-    permute(&stream, shape, args).unwrap();
+    let permutation = permute(&stream, shape, args).unwrap();
     let mut unpermuted = |settled| {
         let args = Unpermute {
             y: (&y).into(),
-            inverse: inverse.as_slice(),
+            permutation: &permutation,
             topk_weights: None,
-            expert_offsets: offsets.as_slice(),
+            hidden: 8,
             out: (&mut out).into(),
         };
-        let shape = UnpermuteShape { tokens: 1, top_k: 2, hidden: 8, capacity: 2 };
         if settled {
             // SAFETY: on the emulated device a wrong promise is a report.
-            unsafe { unpermute_with_settled_routing(&stream, shape, args) }
+            unsafe { unpermute_with_settled_routing(&stream, args) }
         } else {
-            unpermute(&stream, shape, args)
+            unpermute(&stream, args)
         }
     };
     let fault = unpermuted(true).unwrap_err().to_string();

@@ -2,8 +2,9 @@
 
 mod common;
 
+use common::gemm::Lists;
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
-use fp8_moe::ops::unpermute::{Unpermute, UnpermuteShape, unpermute, unpermute_with_settled_routing};
+use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
 use fp8_moe::{Buffer, Device, DeviceSpec, Error, Family};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -44,10 +45,19 @@ impl Types {
     }
 }
 
+/// Sizes of a reduction: T, k, H, and the rows of `y`.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    tokens: usize,
+    top_k: usize,
+    hidden: usize,
+    capacity: usize,
+}
+
 #[derive(Clone, Debug)]
 struct Case {
     types: Types,
-    shape: UnpermuteShape,
+    shape: Shape,
     valid_rows: usize,
     /// Valid rows alone: what lies behind them is never initialised.
     y: Vec<f32>,
@@ -79,13 +89,13 @@ impl Case {
         let capacity = rows + padding as usize;
         let y = (0..valid_rows * hidden).map(|_| types.round_y(rng.random_range(-2.0..2.0))).collect();
         let weights = rng.random_bool(0.8).then(|| (0..rows).map(|_| rng.random()).collect());
-        let shape = UnpermuteShape { tokens, top_k, hidden, capacity };
+        let shape = Shape { tokens, top_k, hidden, capacity };
         Case { types, shape, valid_rows, y, inverse: order, weights }
     }
 
     /// The result, and the sum in f64 with the sum of magnitudes.
     fn expected(&self) -> Vec<(f32, f64, f64)> {
-        let UnpermuteShape { tokens, top_k, hidden, .. } = self.shape;
+        let Shape { tokens, top_k, hidden, .. } = self.shape;
         let mut out = vec![];
         for token in 0..tokens {
             for column in 0..hidden {
@@ -153,21 +163,26 @@ impl Case {
         let stream = device.default_stream();
         let mut out: Buffer<T> = device.uninit(self.shape.tokens * self.shape.hidden).unwrap();
         out.fill_bytes(poison, &stream).unwrap();
-        let inverse = device.upload(&self.inverse).unwrap();
+        let mut lists = Lists {
+            tokens: self.shape.tokens,
+            top_k: self.shape.top_k,
+            inverse: Some(device.upload(&self.inverse).unwrap()),
+            ..Lists::of_offsets(device, &[0, self.valid_rows as i64], self.shape.capacity)
+        };
+        let permutation = lists.permutation(&stream);
         let weights = self.weights.as_ref().map(|weights| device.upload(weights).unwrap());
-        let offsets = device.upload(&[0, self.valid_rows as i64]).unwrap();
         let args = Unpermute {
             y,
-            inverse: inverse.as_slice(),
+            permutation: &permutation,
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
-            expert_offsets: offsets.as_slice(),
+            hidden: self.shape.hidden,
             out: (&mut out).into(),
         };
         let enqueued = if settled {
             // SAFETY: a copy from the host precedes; everything before it has ended.
-            unsafe { unpermute_with_settled_routing(&stream, self.shape, args) }
+            unsafe { unpermute_with_settled_routing(&stream, args) }
         } else {
-            unpermute(&stream, self.shape, args)
+            unpermute(&stream, args)
         };
         enqueued.unwrap();
         out.to_vec(&stream).unwrap()
@@ -262,7 +277,7 @@ fn tokens_without_a_local_expert_give_zero() {
 #[test]
 fn nan_and_infinity_go_through() {
     let device = common::device();
-    let shape = UnpermuteShape { tokens: 1, top_k: 2, hidden: 3, capacity: 2 };
+    let shape = Shape { tokens: 1, top_k: 2, hidden: 3, capacity: 2 };
     let y = vec![f32::NAN, f32::INFINITY, f32::INFINITY, 1.0, 1.0, f32::NEG_INFINITY];
     let types = Types { half: false, wide: false };
     let case = Case { types, shape, valid_rows: 2, y, inverse: vec![0, 1], weights: Some(vec![0.5, 0.5]) };
@@ -295,34 +310,34 @@ fn refusals_name_argument_value_and_rule() {
     let device = common::device();
     let stream = device.default_stream();
     let y: Buffer<bf16> = device.zeros(32).unwrap();
-    let inverse: Buffer<i32> = device.zeros(4).unwrap();
-    let offsets: Buffer<i64> = device.zeros(2).unwrap();
-    let none: Buffer<i64> = device.zeros(0).unwrap();
-    let refusal = |shape: UnpermuteShape, expert_offsets: &Buffer<i64>, out: ActivationsMut<'_>| {
-        let args = Unpermute {
-            y: (&y).into(),
-            inverse: inverse.as_slice(),
-            topk_weights: None,
-            expert_offsets: expert_offsets.as_slice(),
-            out,
+    let offsets = [0, 2];
+    let refusal = |shape: Shape, inverse: bool, out: ActivationsMut<'_>| {
+        let mut lists = Lists {
+            tokens: shape.tokens,
+            top_k: shape.top_k,
+            inverse: inverse.then(|| device.upload(&vec![-1; shape.tokens * shape.top_k]).unwrap()),
+            ..Lists::of_offsets(&device, &offsets, shape.capacity)
         };
-        match unpermute(&stream, shape, args) {
+        let permutation = lists.permutation(&stream);
+        let (permutation, hidden) = (&permutation, shape.hidden);
+        let args = Unpermute { y: (&y).into(), permutation, topk_weights: None, hidden, out };
+        match unpermute(&stream, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
     };
-    let shape = UnpermuteShape { tokens: 2, top_k: 2, hidden: 8, capacity: 4 };
+    let shape = Shape { tokens: 2, top_k: 2, hidden: 8, capacity: 4 };
     let mut out: Buffer<bf16> = device.zeros(16).unwrap();
     let mut narrow: Buffer<f16> = device.zeros(16).unwrap();
-    let message = refusal(UnpermuteShape { hidden: 0, ..shape }, &offsets, (&mut out).into());
+    let message = refusal(Shape { hidden: 0, ..shape }, true, (&mut out).into());
     assert_eq!(message, "unpermute: hidden = 0: must be in 1..=16776960");
-    let message = refusal(UnpermuteShape { capacity: 5, ..shape }, &offsets, (&mut out).into());
+    let message = refusal(Shape { capacity: 5, ..shape }, true, (&mut out).into());
     assert_eq!(message, "unpermute: y = 32 elements: must have at least 40 elements");
-    let message = refusal(UnpermuteShape { top_k: 3, ..shape }, &offsets, (&mut out).into());
-    assert_eq!(message, "unpermute: inverse = 4 elements: must have at least 6 elements");
-    let message = refusal(shape, &none, (&mut out).into());
-    assert_eq!(message, "unpermute: expert_offsets = 0 elements: must have at least 1 elements");
-    let message = refusal(shape, &offsets, (&mut narrow).into());
+    let message = refusal(Shape { tokens: 3, ..shape }, true, (&mut out).into());
+    assert_eq!(message, "unpermute: out = 16 elements: must have at least 24 elements");
+    let message = refusal(shape, false, (&mut out).into());
+    assert_eq!(message, "unpermute: permutation = without `inverse`: must have `inverse` for this");
+    let message = refusal(shape, true, (&mut narrow).into());
     let rule = "must be bf16 from bf16, f16 from f16, or f32 from either";
     assert_eq!(message, format!("unpermute: out = f16 from bf16: {rule}"));
 }

@@ -95,7 +95,7 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
         layer.forward_observed(&stream, &hidden, &mut workspace, &mut out, observe)?;
         stream.synchronize()
     })?;
-    let (topk_ids, topk_weights) = workspace.routing(tokens);
+    let (topk_ids, topk_weights) = workspace.routing(tokens)?;
     Ok(Output {
         topk_ids: topk_ids.to_vec(&stream)?.into_iter().map(i64::from).collect(),
         topk_weights: topk_weights.to_vec(&stream)?,

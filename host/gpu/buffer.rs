@@ -116,6 +116,25 @@ impl<T: Pod> fmt::Debug for Buffer<T> {
     }
 }
 
+impl<T> fmt::Debug for Slice<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
+    }
+}
+
+impl<T> fmt::Debug for SliceMut<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SliceMut<{}>[{}] at {:?} on {}",
+            std::any::type_name::<T>(),
+            self.len,
+            self.ptr,
+            self.device
+        )
+    }
+}
+
 /// Borrowed device memory that an operation reads.
 pub struct Slice<'a, T> {
     device: &'a Device,

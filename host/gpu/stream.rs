@@ -6,7 +6,10 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use cust::sys::{self, CUevent, CUgraph, CUgraphExec, CUgraphNodeType, CUstream, CUstreamCaptureMode};
+use cust::sys::{
+    self, CUevent, CUgraph, CUgraphExec, CUgraphNodeType, CUstream, CUstreamCaptureMode,
+    CUstreamCaptureStatus,
+};
 
 use crate::error::{Error, Result, check};
 use crate::gpu::device::Device;
@@ -86,6 +89,24 @@ impl Stream {
 
     pub(crate) fn make_current(&self) -> Result<()> {
         self.device.make_current()
+    }
+
+    /// The driver's number of the capture that records what is enqueued here; none where it runs, or is rehearsed.
+    pub(crate) fn capture_id(&self) -> Result<Option<u64>> {
+        if self.is_rehearsal() {
+            return Ok(None);
+        }
+        self.make_current()?;
+        let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let mut id = 0;
+        // SAFETY: both are valid places for their values, and the driver takes null for what is not asked for.
+        let code = unsafe {
+            let (graph, dependencies, count) =
+                (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+            sys::cuStreamGetCaptureInfo_v2(self.raw, &mut status, &mut id, graph, dependencies, count)
+        };
+        check("cuStreamGetCaptureInfo", code)?;
+        Ok((status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE).then_some(id))
     }
 
     /// Waits for everything enqueued so far; a fault of a kernel among it is this call's error.
@@ -299,7 +320,8 @@ impl Graph {
     ///
     /// # Safety
     /// The memory that the captured operations were given must still be allocated, and stay so until the stream has
-    /// run them; nothing else may write it meanwhile.
+    /// run them; nothing else may write it meanwhile. The lists of a [`Permutation`](crate::ops::permutation::Permutation) that
+    /// was made before the capture hold what they held then.
     pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);

@@ -20,11 +20,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::config::{MoeConfig, Quantization};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, SliceMut};
 use crate::gpu::device::Device;
-use crate::layer::config::{MoeConfig, Quantization};
 
 const OP: &str = "MoeLayer::new";
 

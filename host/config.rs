@@ -1,10 +1,65 @@
-//! What an MoE layer computes: sizes, routing, activation, quantisation, and which experts are here.
+//! What an MoE layer computes: sizes, routing, activation, quantisation, which experts are here, and which kernels may run.
+//!
+//! Plain data that every level above the device layer reads: the plan, the operations and the layer.
 
 use crate::error::{Error, Result, require};
-use crate::gpu::device::Device;
-use crate::ops::activation::ActivationFunction;
-use crate::ops::grouped_gemm::Accumulation;
-use crate::ops::grouped_gemm::heuristics::{Gather, Path, takes_hopper};
+
+/// What joins gate and up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ActivationFunction {
+    /// `up * gate / (1 + e^-gate)`.
+    #[default]
+    Silu = 0,
+    /// `up * gate * Phi(gate)`, Phi the normal distribution: the gelu defined by erf.
+    Gelu = 1,
+    /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
+    GeluTanh = 2,
+    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
+    SwigluOai = 3,
+}
+
+/// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accumulation {
+    /// In the tensor core's accumulator, which on some GPUs has fewer bits than f32 (about 14 on Hopper).
+    #[default]
+    Fast,
+    /// As `Fast`, but folded into f32 registers every 128 of K.
+    Promoted,
+}
+
+/// Which kernels the GEMMs use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Path {
+    /// The best there are for the device and the shape.
+    #[default]
+    Auto,
+    /// The kernels that every family has: `cp.async` and `mma.sync`.
+    Portable {
+        /// Blocks of the grid; as many as the device holds at a time, if `None`. The result does not depend on it.
+        blocks: Option<u32>,
+    },
+    /// The kernels of Hopper: TMA and `wgmma`. An error on other GPUs.
+    Hopper {
+        /// Blocks of the grid, at most one to a multiprocessor; that many, if `None`. Where sums are cut (tiles of up to 64 rows)
+        /// the result depends on it within rounding.
+        blocks: Option<u32>,
+    },
+}
+
+/// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation has scattered to
+/// permuted order. The result is the same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gather {
+    /// Where it is faster, by the plan's estimate.
+    #[default]
+    Auto,
+    /// Wherever there is a kernel that can.
+    Always,
+    /// Nowhere.
+    Never,
+}
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,9 +204,9 @@ impl Default for MoeConfig {
     }
 }
 
-/// Scales of the activations before the second projection.
+/// Scales of the activations before a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SecondScales {
+pub(crate) enum RowScales {
     /// One, given.
     Tensor,
     /// One per row.
@@ -213,18 +268,6 @@ impl MoeConfig {
         Ok(())
     }
 
-    /// Refuses what the kernels of `device` cannot do, with the rule.
-    pub(crate) fn validate_for(&self, device: &Device) -> Result<()> {
-        if self.reduction == Reduction::OrderFree {
-            let is_hopper = takes_hopper(OP, device, self.path)?;
-            require(is_hopper, OP, "reduction", "OrderFree", || match self.path {
-                Path::Portable { .. } => "must be Deterministic for the portable kernels".into(),
-                _ => format!("must be Deterministic for the kernels of {}", device.family()),
-            })?;
-        }
-        Ok(())
-    }
-
     /// E_loc, the experts this rank holds.
     pub fn local_count(&self) -> usize {
         self.local_experts.as_ref().map_or(self.experts, Vec::len)
@@ -256,12 +299,21 @@ impl MoeConfig {
         Some(map)
     }
 
+    /// Scales of the activations before the first projection.
+    pub(crate) fn first_scales(&self) -> RowScales {
+        match self.quantization {
+            Quantization::TensorStatic => RowScales::Tensor,
+            Quantization::ChannelToken => RowScales::Token,
+            Quantization::Block128 => RowScales::Group128,
+        }
+    }
+
     /// Scales of the activations before the second projection.
-    pub(crate) fn second_scales(&self) -> SecondScales {
+    pub(crate) fn second_scales(&self) -> RowScales {
         match (self.quantization, self.intermediate_scales) {
-            (Quantization::TensorStatic, _) => SecondScales::Tensor,
-            (Quantization::ChannelToken, IntermediateScales::Token) => SecondScales::Token,
-            _ => SecondScales::Group128,
+            (Quantization::TensorStatic, _) => RowScales::Tensor,
+            (Quantization::ChannelToken, IntermediateScales::Token) => RowScales::Token,
+            _ => RowScales::Group128,
         }
     }
 
