@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::foreign;
 use crate::error::{Error, Result};
 
 /// The text of a file.
@@ -20,7 +21,13 @@ pub(crate) fn parse(file: &Path, what: &str, text: &str) -> Result<Value> {
     };
     match without_special_numbers(text).map(|text| serde_json::from_str(&text)) {
         Some(Ok(value)) => Ok(value),
-        _ => Err(Error::checkpoint(file, format!("{what} is not JSON: {first}"))),
+        _ => Err(Error::checkpoint(
+            file,
+            match foreign::format(text.as_bytes()) {
+                Some(format) => format!("{what} is not JSON: it is {format}"),
+                None => format!("{what} is not JSON: {first}"),
+            },
+        )),
     }
 }
 
