@@ -84,7 +84,7 @@ impl MoeLayer {
         source: &dyn ExpertSource,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<MoeLayer> {
-        config.validate_for(device)?;
+        plan::check_device(device, config)?;
         Ok(Self::complete(device, config, weights.upload_from(device, config, source, progress)?))
     }
 
