@@ -3,7 +3,7 @@
 use half::bf16;
 
 pub use crate::error::require;
-pub use crate::gpu::stream::Capture;
+pub use crate::gpu::graph::{Capture, Recorder};
 
 use crate::error::Result;
 use crate::fp8::E4m3;

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use common::families;
-use cuda_driver::sim::{Counters, set_seed};
+use cust::sim::{Counters, set_seed};
 use fp8_moe::plan::{HopperTile, PortableTile};
 use fp8_moe::{Device, Family, Gather, MoeConfig};
 use fp8_moe_cli::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};

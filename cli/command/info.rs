@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use fp8_moe::checkpoint::{Inspection, LayerSummary};
-use fp8_moe::{Checkpoint, Device, DeviceSpec, Family, Result, kernels};
+use fp8_moe::{Checkpoint, DeviceSpec, Family, Result, kernels};
 
 use crate::terminal;
 
@@ -71,7 +71,7 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 fn device_info(spec: DeviceSpec) -> Result<()> {
-    let device = Device::open(spec)?;
+    let device = terminal::open_device(spec)?;
     let (driver_major, driver_minor) = device.driver_version()?;
     println!("device    {}", terminal::describe(&device));
     println!("name      {}", device.name());

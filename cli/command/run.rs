@@ -142,7 +142,7 @@ fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
 
 /// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in f32.
 fn require_memory(layer: &MoeLayer, device: &Device, tokens: usize) -> Result<()> {
-    let needed = layer.workspace_bytes(tokens) as u64 + (tokens * layer.config().hidden_size * 6) as u64;
+    let needed = layer.workspace_bytes(tokens)? as u64 + (tokens * layer.config().hidden_size * 6) as u64;
     let free = device.free_memory_bytes()?;
     if needed > free {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);

@@ -35,7 +35,8 @@ pub(crate) use weights::ExpertSource;
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
 
-use cust::sys::CUstream;
+use std::ffi::c_void;
+
 use half::bf16;
 
 use crate::error::{Result, require};
@@ -193,7 +194,7 @@ impl MoeLayer {
     /// As [`MoeLayer::forward`] for programs that manage device memory and streams themselves (cudarc, candle, their own).
     ///
     /// # Safety
-    /// - `stream` is a stream of the primary context of the layer's device, or null for its legacy default stream;
+    /// - `stream` is a `CUstream` of the context of the layer's device, or null for its legacy default stream;
     /// - `hidden` is the address of `tokens * H` bf16, `out` of `tokens * H` elements of `O`, `workspace` of
     ///   `workspace_bytes` bytes, all in this device's memory, at multiples of 16 bytes (256 for `workspace`), none
     ///   overlapping another;
@@ -201,7 +202,7 @@ impl MoeLayer {
     ///   what is enqueued here.
     pub unsafe fn forward_raw<O: OutputElement>(
         &self,
-        stream: CUstream,
+        stream: *mut c_void,
         tokens: usize,
         hidden: u64,
         workspace: u64,

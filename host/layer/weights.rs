@@ -273,7 +273,7 @@ impl MoeWeights<'_> {
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
         let jobs: Vec<_> = ids.iter().enumerate().zip(parts).collect();
-        let scales = jobs.into_par_iter().map(|((index, &number), (w13, w2))| {
+        let scales = jobs.into_par_iter().map(|((index, &number), (w13, w2))| -> Result<_> {
             let expert = source.expert(index)?;
             expert.validate(config, number)?;
             layout.upload_expert(&expert, w13, w2)?;

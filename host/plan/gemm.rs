@@ -12,7 +12,8 @@ use super::permutation::tile_rows;
 use super::tiles::{BLOCK_N, HopperTile, PortableTile, check_block_m};
 use crate::config::{Accumulation, Gather, Path};
 use crate::error::{Error, Result, require};
-use crate::gpu::device::{Device, Family};
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
 
 const OP: &str = "grouped_gemm";
 const GATED: &str = "gated_gemm";

@@ -213,8 +213,8 @@ pub(crate) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Re
 #[cfg(test)]
 mod tests {
     use super::{PermuteShape, Plan, expected_rows};
+    use crate::Device;
     use crate::config::MoeConfig;
-    use crate::{Device, DeviceSpec};
 
     fn rank(tokens: usize, local_experts: usize) -> PermuteShape {
         PermuteShape { tokens, top_k: 8, experts: 128, local_experts, alignment: 1 }
@@ -231,7 +231,7 @@ mod tests {
     /// Tiles are chosen by the rows of an expert, which do not depend on how many ranks there are; memory is not.
     #[test]
     fn ranks_choose_the_tiles_of_the_whole_layer() {
-        let device = Device::open(DeviceSpec::Auto).expect("a device");
+        let device = Device::for_test(None);
         let config = MoeConfig {
             hidden_size: 256,
             intermediate_size: 256,

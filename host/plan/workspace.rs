@@ -73,7 +73,7 @@ impl Layout {
             Reduction::OrderFree => (0, hidden),
         };
         let mut end = 0usize;
-        let mut part = |rows: usize, columns: usize, size: usize| {
+        let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {
             let start = end;
             let bytes = elements(OP, "tokens", &[rows, columns, size])?;
             let next = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| start.checked_add(bytes));

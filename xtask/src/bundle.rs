@@ -1,4 +1,5 @@
-//! `cargo xtask bundle`: the program and its tests in one folder, for a GPU machine without Rust and without network.
+//! `cargo xtask bundle`: the program and its tests in one folder, for a GPU machine without Rust and without
+//! network.
 //!
 //! ```text
 //! bundle/
@@ -24,7 +25,7 @@ use crate::setup::{self, cuda_tools};
 const LIMIT: u64 = 64 << 20;
 
 /// The crates through which a package talks to a device.
-const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
+const DRIVER_CRATES: [&str; 2] = ["fp8-moe-cust", "fp8-moe"];
 
 /// The one test of the emulator that a GPU answers: what its tensor cores compute.
 const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
@@ -113,7 +114,8 @@ fn device_packages() -> Result<Vec<String>> {
     Ok(packages.iter().filter_map(device_package).collect())
 }
 
-/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not for its tests alone.
+/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not
+/// for its tests alone.
 fn device_package(package: &Value) -> Option<String> {
     let name = package["name"].as_str()?;
     let used = package["dependencies"].as_array()?.iter().filter(|dependency| dependency["kind"].is_null());
@@ -121,7 +123,8 @@ fn device_package(package: &Value) -> Option<String> {
     names.chain([name]).any(|name| DRIVER_CRATES.contains(&name)).then(|| name.to_owned())
 }
 
-/// The test in one of cargo's messages: `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
+/// The test in one of cargo's messages:
+/// `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
 fn test_executable(message: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(message).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
@@ -168,12 +171,11 @@ mod tests {
         let package = |name: &str, dependency: &str| {
             device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
         };
-        assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe", "fp8-moe-cust"), Some("fp8-moe".to_owned()));
         assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
-        assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
+        assert_eq!(package("fp8-moe-cust", "ptx_sim"), Some("fp8-moe-cust".to_owned()));
         assert_eq!(package("xtask", "clap"), None);
-        let for_tests =
-            serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "cust", "kind": "dev"}]});
+        let for_tests = serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "fp8-moe-cust", "kind": "dev"}]});
         assert_eq!(device_package(&for_tests), None);
     }
 

@@ -38,5 +38,5 @@ pub(in crate::ops) fn of_a(
     }
     // Nobody asks for a second line where there is one.
     let stride = if groups == 1 { rows.next_multiple_of(4) } else { group_stride };
-    tensor_map::of_lines(scales.ptr(), (groups, rows), stride, tile.block_m() as u32 + EXTRA_ROWS)
+    tensor_map::of_lines(&scales, (groups, rows), stride, tile.block_m() as u32 + EXTRA_ROWS)
 }
