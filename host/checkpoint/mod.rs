@@ -212,8 +212,9 @@ impl Checkpoint {
     /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales as f32.
     pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'_>> {
         let reader = self.reader(prefix, config)?;
+        let rest = reader.rest()?;
         let experts = config.local_ids().into_par_iter().map(|n| reader.expert(n));
-        Ok(MoeWeights { experts: experts.collect::<Result<_>>()?, ..reader.rest()? })
+        Ok(MoeWeights { experts: experts.collect::<Result<_>>()?, ..rest })
     }
 
     fn reader(&self, prefix: &str, config: &MoeConfig) -> Result<LayerReader<'_>> {

@@ -175,7 +175,7 @@ impl Schemes {
                 Targets::Any(patterns) => any(patterns, module)?,
             };
             if matches {
-                return scheme.clone();
+                return scheme.clone().map_err(|what| format!("config: {what}"));
             }
         }
         Err(format!("config: quantization_config: no group has targets that match {module}"))
@@ -211,7 +211,10 @@ impl Reader {
             (None, None) => return Err(format!("quant_method is missing: must be {METHODS}")),
         };
         let (rules, ignored) = match method {
-            "fp8" => (vec![(Targets::All, self.fp8(json))], "modules_to_not_convert"),
+            "fp8" => {
+                let scheme = self.fp8(json).map_err(|what| format!("{}: {what}", self.section));
+                (vec![(Targets::All, scheme)], "modules_to_not_convert")
+            }
             "compressed-tensors" => (self.compressed_tensors(json)?, "ignore"),
             "modelopt" | "modelopt_fp8" => {
                 let inner = modelopt.unwrap_or(json);
