@@ -93,6 +93,11 @@ pub fn size() -> Size {
     }
 }
 
+/// For tests that make kernels fault on purpose: the context, which all tests of a process share, survives what this thread does.
+pub fn forgive_faults() {
+    cuda_driver::sim::forgive_faults(true);
+}
+
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
 pub fn timing(seed: u64) {
     cuda_driver::sim::set_seed(seed);
