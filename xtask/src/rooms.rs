@@ -1,10 +1,12 @@
 //! Who may know whom: the rooms of a crate, and that imports point one way.
 //!
-//! A room is a file or a folder right below a crate's root. [`Rooms::arrows`] lists the rooms in order, and for each the
-//! rooms that it may use, all of them above it: so the arrows have no circles. Read are the paths that begin with
-//! `crate`, `super` or `self`, in imports and elsewhere; what the root re-exports counts as its room's.
+//! A room is a file or a folder right below a crate's root. [`Rooms::arrows`] lists the rooms in order, and
+//! for each the rooms that it may use, all of them above it: so the arrows have no circles. Read are the
+//! paths that begin with `crate`, `super` or `self`, in imports and elsewhere; what the root re-exports
+//! counts as its room's.
 //!
-//! Files of one room must not form circles either. A folder's `mod.rs` stands for the folder, and is left out of that.
+//! Files of one room must not form circles either. A folder's `mod.rs` stands for the folder, and is left out
+//! of that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +28,8 @@ struct Rooms {
 
 const CRATES: [Rooms; 1] = [PTX_SIM];
 
-/// `crates/ptx_sim`: text, syntax tree, decoded instructions, execution over the state of a machine, launches, driver.
+/// `crates/ptx_sim`: text, syntax tree, decoded instructions, execution over the state of a machine,
+/// launches, driver.
 const PTX_SIM: Rooms = Rooms {
     source: "crates/ptx_sim/src",
     arrows: &[
