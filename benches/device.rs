@@ -62,11 +62,10 @@ fn layer(criterion: &mut Criterion, device: &Device, scheme: Scheme, tokens: usi
     let sets = sets_to_outgrow_cache(device.l2_bytes(), Work::weight_bytes(&config, &load));
     let layers = Layers::random(device, &config, sets, &load.active, 0)?;
     let mut run = Run::new(&layers, tokens, &routed, 0)?;
-    let gather = run.layer().gathers(tokens);
+    let fusion = Fusion::of(run.layer(), tokens)?;
     let captured = run.capture(sets)?;
     let stream = device.default_stream();
     let parts: Vec<Part> = captured.parts().collect();
-    let fusion = Fusion { activation: !parts.contains(&Part::Activation), gather };
     for part in parts {
         let Some(replays) = captured.replays(part)? else { continue };
         let mut group = criterion.benchmark_group(part.name());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use fp8_moe::{Checkpoint, Device, DeviceSpec, MoeConfig, Result};
+use fp8_moe::{Checkpoint, Device, DeviceSpec, MoeConfig, Result, Stream};
 use fp8_moe_cli::{Layers, RoutingKind, Run, Scheme, Shape};
 use half::bf16;
 
@@ -68,21 +68,21 @@ fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let stream = device.default_stream();
     let mut group = criterion.benchmark_group("host side of a forward");
     for tokens in [0, TOKENS] {
-        let mut enqueue = || {
+        let mut enqueue = |stream: &Stream| {
             let (hidden, out) =
                 (hidden.slice(..tokens * SMALL.hidden), out.slice_mut(..tokens * SMALL.hidden));
             let (ids, weights) = (ids.slice(..tokens * SMALL.top_k), weights.slice(..tokens * SMALL.top_k));
-            layer.forward_routed(&stream, hidden, ids, weights, &mut workspace, out)
+            layer.forward_routed(stream, hidden, ids, weights, &mut workspace, out)
         };
-        enqueue()?;
+        enqueue(&stream)?;
         stream.synchronize()?;
         group.bench_function(format!("{tokens} tokens"), |bencher| {
             bencher.iter_custom(|iterations| {
                 let mut time = Duration::ZERO;
                 for _ in 0..iterations {
-                    let graph = stream.capture(|_| {
+                    let graph = stream.capture(|stream| {
                         let began = std::time::Instant::now();
-                        let result = enqueue();
+                        let result = enqueue(stream);
                         time += began.elapsed();
                         result
                     });

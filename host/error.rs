@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use cust::sys::CUresult;
+use cust::CudaError;
 
 /// What any call of this library may fail with.
 #[derive(Debug, thiserror::Error)]
@@ -86,47 +86,20 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Error {
         Error::Io { path: path.into(), source }
     }
-
-    /// The error that stands for the driver's answer `code` to `call`.
-    ///
-    /// The codes a faulting kernel leaves behind become [`Error::Fault`], with the emulated device's report when it is
-    /// the one that faulted.
-    pub(crate) fn from_driver(call: &'static str, code: u32) -> Error {
-        use CUresult as C;
-        let faults = [
-            C::CUDA_ERROR_ILLEGAL_ADDRESS,
-            C::CUDA_ERROR_LAUNCH_FAILED,
-            C::CUDA_ERROR_LAUNCH_TIMEOUT,
-            C::CUDA_ERROR_MISALIGNED_ADDRESS,
-            C::CUDA_ERROR_ILLEGAL_INSTRUCTION,
-            C::CUDA_ERROR_INVALID_ADDRESS_SPACE,
-            C::CUDA_ERROR_INVALID_PC,
-            C::CUDA_ERROR_HARDWARE_STACK_ERROR,
-            C::CUDA_ERROR_ASSERT,
-        ];
-        let meaning = cuda_driver::sys::error_text(cuda_driver::sys::CUresult(code));
-        if faults.into_iter().any(|fault| fault as u32 == code) {
-            let report = cuda_driver::sim::last_fault();
-            return Error::Fault(report.unwrap_or_else(|| {
-                format!("a kernel faulted, seen by {call}: {meaning} (CUDA error {code})")
-            }));
-        }
-        Error::driver(call, code, meaning)
-    }
-
-    /// An [`Error::Driver`]. The emulated device also says which of its rules was broken, after the function's name.
-    pub(crate) fn driver(call: &'static str, code: u32, mut meaning: String) -> Error {
-        if let Some(detail) = cuda_driver::sim::take_last_error() {
-            meaning.push_str(": ");
-            meaning.push_str(detail.split_once(": ").map_or(detail.as_str(), |(_, rule)| rule));
-        }
-        Error::Driver { call, code, meaning }
-    }
 }
 
-/// `Ok` for `CUDA_SUCCESS`, else the error for `code`.
-pub(crate) fn check(call: &'static str, code: CUresult) -> Result<()> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Error::from_driver(call, code as u32)) }
+/// A fault of a kernel is an [`Error::Fault`], with the emulated device's report when it is the one that faulted.
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Error {
+        let CudaError { call, code, meaning, fault, .. } = &error;
+        match fault {
+            Some(report) => Error::Fault(report.clone()),
+            None if error.is_fault() => {
+                Error::Fault(format!("a kernel faulted, seen by {call}: {meaning} (CUDA error {})", code.0))
+            }
+            None => Error::Driver { call, code: code.0, meaning: meaning.clone() },
+        }
+    }
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
@@ -138,9 +111,4 @@ pub fn require(
     rule: impl FnOnce() -> String,
 ) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::argument(op, name, value, rule())) }
-}
-
-/// As [`check`], for functions that `cust` lacks: their result code as a number.
-pub(crate) fn check_number(call: &'static str, code: u32) -> Result<()> {
-    if code == 0 { Ok(()) } else { Err(Error::from_driver(call, code)) }
 }

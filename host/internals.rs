@@ -3,14 +3,15 @@
 use half::bf16;
 
 pub use crate::error::require;
-pub use crate::gpu::stream::Capture;
-pub use crate::layer::workspace_bytes;
+pub use crate::gpu::graph::{Capture, Recorder};
 
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice};
+use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::{MoeConfig, MoeLayer, OutputElement, Routed, Step, Workspace};
+use crate::plan::Plan;
 
 /// The weights of a layer, as they lie on the device: [`MoeDeviceWeights`](crate::MoeDeviceWeights) says how.
 pub struct Weights<'a> {
@@ -36,6 +37,16 @@ pub fn weights(layer: &MoeLayer) -> Weights<'_> {
         w2_scale: &weights.w2_scale,
         input_scales: &weights.input_scales,
     }
+}
+
+/// Bytes of workspace that a forward of up to `tokens` tokens needs.
+pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
+    Plan::workspace_bytes(device, config, tokens)
+}
+
+/// Whether GEMM 1 and the activation of a forward of `tokens` tokens are one launch.
+pub fn is_gated(layer: &MoeLayer, tokens: usize) -> Result<bool> {
+    Ok(layer.plan(tokens)?.is_gated())
 }
 
 /// I as the layer's matrices have it: padded to what the kernels take.

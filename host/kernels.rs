@@ -4,8 +4,10 @@
 //! kernel's arguments; [`Device::launch`](crate::Device::launch) takes it. Launching is unsafe where the pointers are not
 //! checked; the operations in [`ops`](crate::ops) check them.
 
-use crate::gpu::device::Family;
-use crate::gpu::launch::{DevicePtr, Kernel, TensorMap};
+use crate::Result;
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
+use crate::gpu::launch::{DevicePtr, Kernel, KernelSource, KernelText, TensorMap};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -48,5 +50,17 @@ pub fn summaries(family: Family) -> &'static [KernelSummary] {
     match family {
         Family::Sm89 => SM_89,
         Family::Sm90a => SM_90A,
+    }
+}
+
+impl<K: Kernel> KernelSource for K {
+    const MODULE: fn(Family, &str) -> Option<String> = module;
+}
+
+impl Device {
+    /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for its own later.
+    pub fn load_kernels(&self) -> Result<()> {
+        let texts = summaries(self.family()).iter().map(|kernel| KernelText { name: kernel.name, module });
+        self.load(&texts.collect::<Vec<_>>())
     }
 }

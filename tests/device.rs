@@ -3,6 +3,7 @@
 mod common;
 
 use common::{device, families};
+use cust::{Context, Driver};
 use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream, kernels};
 use fp8_moe_cli::{Layers, Part, RoutingKind, Run, Scheme, Shape};
 
@@ -85,7 +86,7 @@ fn graphs_replay_and_do_not_run_while_captured() {
     let graph = stream.capture(|stream| buffer.fill_bytes(9, stream)).unwrap();
     assert_eq!(buffer.to_vec(&stream).unwrap(), [1; 100]);
     for _ in 0..2 {
-        // SAFETY: the buffer is alive, and nothing else uses it.
+        // SAFETY: no permutation uses the memory that the graph writes.
         unsafe { graph.launch(&stream) }.unwrap();
         assert_eq!(buffer.to_vec(&stream).unwrap(), [9; 100]);
         buffer.fill_bytes(0, &stream).unwrap();
@@ -103,10 +104,12 @@ fn a_failed_capture_leaves_the_stream_usable() {
     assert_eq!(buffer.to_vec(&stream).unwrap(), [2; 4]);
 }
 
-/// Another handle of a device, which has loaded no kernel yet.
+/// A device of the same kind in a context of its own, into which no kernel has been loaded.
 fn fresh(device: &Device) -> Device {
-    let spec = device.to_string().parse().unwrap();
-    Device::open_family(spec, device.family()).unwrap()
+    let driver = if device.is_emulated() { Driver::sim() } else { Driver::cuda() }.unwrap();
+    let ordinal = device.to_string().rsplit_once(':').map_or(0, |(_, ordinal)| ordinal.parse().unwrap());
+    let context = Context::create(cust::Device::get(driver, ordinal).unwrap()).unwrap();
+    Device::in_context(context, Some(device.family())).unwrap()
 }
 
 #[test]
@@ -176,7 +179,7 @@ fn kernels_load_while_their_stream_is_captured() {
     assert!(device.loaded_kernels().is_empty());
     let graph = stream.capture(forward).unwrap();
     assert!(!device.loaded_kernels().is_empty());
-    // SAFETY: everything that the captured forward was given is alive, and nothing else uses it.
+    // SAFETY: no permutation uses the memory that the graph writes.
     unsafe { graph.launch(&stream) }.unwrap();
     assert_eq!(out.to_vec(&stream).unwrap(), [0.0; 128]);
 }
@@ -198,17 +201,37 @@ fn names_of_devices() {
 }
 
 #[test]
-fn one_driver_per_process() {
-    if !device().is_emulated() {
-        eprintln!("skipped on cuda: asks for a GPU where there is none");
-        return;
+fn a_gpu_and_the_emulated_device_live_side_by_side() {
+    let sim = Device::open(DeviceSpec::Sim).unwrap();
+    assert!(sim.is_emulated() && sim.to_string() == "sim");
+    match Device::open(DeviceSpec::Cuda(0)) {
+        Ok(gpu) => {
+            assert!(!gpu.same_as(&sim));
+            let (on_gpu, on_sim) = (gpu.upload(&[1, 2]).unwrap(), sim.upload(&[3, 4]).unwrap());
+            assert_eq!(on_gpu.to_vec(&gpu.default_stream()).unwrap(), [1, 2]);
+            assert_eq!(on_sim.to_vec(&sim.default_stream()).unwrap(), [3, 4]);
+            assert!(on_sim.to_vec(&gpu.default_stream()).is_err());
+        }
+        Err(error) => assert!(error.to_string().starts_with("device cuda:0: "), "{error}"),
     }
-    let error = Device::open(DeviceSpec::Cuda(0)).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "device cuda:0: device cuda requested, but this process already uses sim: one per process"
-    );
-    assert_eq!(device().to_string(), "sim");
+}
+
+/// Kernels are loaded once for a context, however many devices it has.
+#[test]
+fn devices_of_one_context_share_kernels() {
+    let first = fresh(&device());
+    let driver = if first.is_emulated() { Driver::sim() } else { Driver::cuda() }.unwrap();
+    first.load_kernels().unwrap();
+    let context = Context::create(cust::Device::get(driver, 0).unwrap()).unwrap();
+    let [a, b] = [(); 2].map(|()| Device::in_context(context.clone(), None).unwrap());
+    assert!(a.same_as(&b) && !a.same_as(&first) && b.loaded_kernels().is_empty());
+    a.load_kernels().unwrap();
+    assert_eq!(b.loaded_kernels(), a.loaded_kernels());
+    let buffer = a.upload(&[5u8; 3]).unwrap();
+    assert_eq!(buffer.to_vec(&Stream::new(&b).unwrap()).unwrap(), [5; 3]);
+    // SAFETY: the context is of that driver, and lives longer than the device.
+    let borrowed = unsafe { Context::from_raw(driver, context.as_raw()) }.unwrap();
+    assert!(Device::in_context(borrowed, None).unwrap().same_as(&a));
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn run(device: &Device, checkpoint: &Checkpoint, ranks: usize) -> (Vec<f32>, Vec
         layer.forward(&stream, &hidden, &mut workspace, &mut out).unwrap_or_else(|e| panic!("{e}"));
         let out = out.to_vec(&stream).unwrap();
         sum.iter_mut().zip(out).for_each(|(sum, part)| *sum += part);
-        ids = workspace.routing(tokens).0.to_vec(&stream).unwrap();
+        ids = workspace.routing(tokens).unwrap().0.to_vec(&stream).unwrap();
     }
     (sum, ids)
 }

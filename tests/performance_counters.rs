@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use common::families;
-use cuda_driver::sim::{Counters, set_seed};
-use fp8_moe::ops::grouped_gemm::heuristics::{HopperTile, PortableTile};
+use cust::sim::{Counters, set_seed};
+use fp8_moe::plan::{HopperTile, PortableTile};
 use fp8_moe::{Device, Family, Gather, MoeConfig};
 use fp8_moe_cli::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 
@@ -51,9 +51,8 @@ fn lines(device: &Device, scheme: Scheme, (tokens, gather): (usize, Gather)) -> 
     let load = Load::new(&config, &routed);
     let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();
     let mut run = Run::new(&layers, tokens, &routed, 0).unwrap();
-    let gather = run.layer().gathers(tokens);
+    let fusion = Fusion::of(run.layer(), tokens).unwrap();
     let counted = run.count().unwrap();
-    let fusion = Fusion { activation: counted.iter().all(|(part, _)| *part != Part::Activation), gather };
     let mut text = format!("\n{}, {scheme}, {tokens} tokens\n", device.family());
     for (part, counters) in &counted {
         let _ = writeln!(text, "{}", line(&config, &load, fusion, *part, counters));

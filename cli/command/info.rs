@@ -1,6 +1,6 @@
 //! `fp8-moe info`: devices, driver, kernels.
 
-use fp8_moe::{Device, DeviceSpec, Family, Result, kernels};
+use fp8_moe::{DeviceSpec, Family, Result, kernels};
 
 use crate::terminal;
 
@@ -14,7 +14,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn info(arguments: &Arguments) -> Result<()> {
-    let device = Device::open(arguments.device)?;
+    let device = terminal::open_device(arguments.device)?;
     let (driver_major, driver_minor) = device.driver_version()?;
     println!("device    {}", terminal::describe(&device));
     println!("name      {}", device.name());

@@ -161,8 +161,8 @@ pub struct Counted {
     pub tensor_flops: u64,
 }
 
-impl From<&cuda_driver::sim::Counters> for Counted {
-    fn from(counters: &cuda_driver::sim::Counters) -> Counted {
+impl From<&cust::sim::Counters> for Counted {
+    fn from(counters: &cust::sim::Counters) -> Counted {
         Counted {
             launches: counters.launches,
             blocks: counters.blocks,

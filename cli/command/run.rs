@@ -95,7 +95,7 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
         layer.forward_observed(&stream, &hidden, &mut workspace, &mut out, observe)?;
         stream.synchronize()
     })?;
-    let (topk_ids, topk_weights) = workspace.routing(tokens);
+    let (topk_ids, topk_weights) = workspace.routing(tokens)?;
     Ok(Output {
         topk_ids: topk_ids.to_vec(&stream)?.into_iter().map(i64::from).collect(),
         topk_weights: topk_weights.to_vec(&stream)?,
@@ -142,7 +142,7 @@ fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
 
 /// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in f32.
 fn require_memory(layer: &MoeLayer, device: &Device, tokens: usize) -> Result<()> {
-    let needed = layer.workspace_bytes(tokens) as u64 + (tokens * layer.config().hidden_size * 6) as u64;
+    let needed = layer.workspace_bytes(tokens)? as u64 + (tokens * layer.config().hidden_size * 6) as u64;
     let free = device.free_memory_bytes()?;
     if needed > free {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);

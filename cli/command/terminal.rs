@@ -28,17 +28,30 @@ pub fn try_output(path: Option<&Path>) -> Result<()> {
     if existed { Ok(()) } else { fs::remove_file(path).map_err(|e| Error::io(path, e)) }
 }
 
-/// Opens a device and says which it is; when it is the emulated one, also why.
+/// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no GPU can be used, it is
+/// the emulated one, and the reason is said.
 pub fn open_device(spec: DeviceSpec) -> Result<Device> {
-    let device = Device::open(spec)?;
+    let device = match Device::open(spec) {
+        Err(Error::Device { reason, .. }) if spec == DeviceSpec::Auto && !is_asked_for() => {
+            let why = reason.split_once("; ").map_or(reason.as_str(), |(why, _)| why);
+            eprintln!("note     {why}: the emulated device stands in");
+            Device::open(DeviceSpec::Sim)?
+        }
+        opened => opened?,
+    };
     eprintln!("device   {}", describe(&device));
     Ok(device)
+}
+
+/// Whether the environment says which device is meant.
+fn is_asked_for() -> bool {
+    std::env::var_os("FP8_MOE_DEVICE").is_some_and(|device| !device.is_empty() && device != "auto")
 }
 
 /// One line about a device.
 pub fn describe(device: &Device) -> String {
     if device.is_emulated() {
-        format!("{device}, the emulated device: {} (PTX of {})", device.driver_reason(), device.family())
+        format!("{device}, the emulated device: {} (PTX of {})", device.name(), device.family())
     } else {
         format!("{device}, {} (PTX of {})", device.name(), device.family())
     }

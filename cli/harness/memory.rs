@@ -23,17 +23,17 @@ pub struct Memory {
 
 impl Memory {
     /// Of layers of `config` on `device`, and runs of up to `tokens` tokens.
-    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Memory {
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Memory> {
         let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(config);
         let (h, k) = (config.hidden_size, config.top_k);
         // bf16 hidden states, bf16 or f32 output, ids and weights.
         let inputs = tokens * (h * 2 + h * 4 + k * 8);
-        Memory {
+        Ok(Memory {
             weights: (w13 + w2 + 4 * (w13_scale + w2_scale)) as u64,
-            activations: (workspace_bytes(device, config, tokens) + inputs) as u64,
+            activations: (workspace_bytes(device, config, tokens)? + inputs) as u64,
             // Two of weights, or one of hidden states.
             pools: 2 * pool::elements(device) as u64,
-        }
+        })
     }
 
     /// How many of the `wanted` layers fit into `free` bytes; an error if not one does.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use cuda_driver::sim::{Counters, take_counters};
+use cust::sim::{Counters, take_counters};
 use half::bf16;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -13,7 +13,7 @@ use super::part::Part;
 use super::pool::Pool;
 use super::routing::Routed;
 use fp8_moe::Buffer;
-use fp8_moe::internals::{Capture, forward_routed_observed};
+use fp8_moe::internals::{Capture, Recorder, forward_routed_observed};
 use fp8_moe::{Error, Result};
 use fp8_moe::{Graph, MoeLayer, OutputElement, Step, Stream, Workspace};
 
@@ -33,9 +33,10 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Enqueues a forward of `layer`, telling `observe` of every operation.
+    /// Enqueues a forward of `layer` on `stream`, telling `observe` of every operation.
     fn forward<O: OutputElement>(
         &self,
+        stream: &Stream,
         layer: &MoeLayer,
         workspace: &mut Workspace,
         out: &mut Buffer<O>,
@@ -43,7 +44,7 @@ impl Inputs {
     ) -> Result<()> {
         let (ids, weights) = (self.topk_ids.as_slice(), self.topk_weights.as_slice());
         let hidden = self.hidden.as_slice();
-        forward_routed_observed(layer, &self.stream, hidden, (ids, weights), workspace, out, observe)
+        forward_routed_observed(layer, stream, hidden, (ids, weights), workspace, out, observe)
     }
 }
 
@@ -53,7 +54,6 @@ impl<'l> Run<'l> {
         let layers = layers.as_slice();
         let layer = &layers[0];
         let (device, elements) = (layer.device(), tokens * layer.config().hidden_size);
-        // A stream of its own: what other threads enqueue on the device's would be captured as well.
         let stream = Stream::new(device)?;
         let pool = Pool::hidden_states(device, seed)?;
         let mut hidden = device.uninit(elements)?;
@@ -83,14 +83,21 @@ impl<'l> Run<'l> {
     pub fn output(&mut self) -> Result<Buffer<f32>> {
         let layer = &self.layers[0];
         let mut out = layer.device().uninit(self.out.len())?;
-        self.inputs.forward(layer, &mut self.workspace, &mut out, &|_| {})?;
+        self.inputs.forward(&self.inputs.stream, layer, &mut self.workspace, &mut out, &|_| {})?;
         self.inputs.stream.synchronize()?;
         Ok(out)
     }
 
-    /// Enqueues a forward of layer `set`, telling `observe` of every operation.
+    /// Enqueues a forward of layer `set` on the run's stream, telling `observe` of every operation.
     fn enqueue(&mut self, set: usize, observe: &dyn Fn(Step)) -> Result<()> {
-        self.inputs.forward(&self.layers[set], &mut self.workspace, &mut self.out, observe)
+        let Run { layers, inputs, workspace, out } = self;
+        inputs.forward(&inputs.stream, &layers[set], workspace, out, observe)
+    }
+
+    /// As `enqueue`, on another stream.
+    fn enqueue_on(&mut self, stream: &Stream, set: usize, observe: &dyn Fn(Step)) -> Result<()> {
+        let Run { layers, inputs, workspace, out } = self;
+        inputs.forward(stream, &layers[set], workspace, out, observe)
     }
 
     /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its operations in
@@ -125,12 +132,12 @@ impl<'l> Run<'l> {
         self.inputs.stream.synchronize()?;
         let mut whole = Vec::with_capacity(sets);
         let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
-        // SAFETY: it is the run's own stream, and what borrows the run cannot outlive it.
-        let stream = unsafe { Stream::from_raw(self.layers[0].device(), self.inputs.stream.raw()) };
+        let device = self.layers[0].device();
+        let (stream, recorder) = (Stream::new(device)?, Recorder::new(device)?);
         for set in 0..sets.min(self.layers.len()) {
-            whole.push(stream.capture(|_| self.enqueue(set, &|_| {}))?);
-            let cuts = Cuts::new(&stream);
-            self.enqueue(set, &|step| cuts.step(step))?;
+            whole.push(stream.capture(|stream| self.enqueue_on(stream, set, &|_| {}))?);
+            let cuts = Cuts::new(&recorder);
+            self.enqueue_on(recorder.stream(), set, &|step| cuts.step(step))?;
             for (part, graph) in cuts.finish()? {
                 match parts.iter_mut().find(|(known, _)| *known == part) {
                     Some((_, graphs)) => graphs.push(graph),
@@ -145,21 +152,21 @@ impl<'l> Run<'l> {
 
 /// Captures a forward operation by operation. One that is no part of its own goes with the one before.
 struct Cuts<'s> {
-    stream: &'s Stream,
+    recorder: &'s Recorder,
     open: RefCell<Option<(Part, Capture<'s>)>>,
     closed: RefCell<Result<Vec<(Part, Graph)>>>,
 }
 
 impl<'s> Cuts<'s> {
-    fn new(stream: &'s Stream) -> Cuts<'s> {
-        Cuts { stream, open: RefCell::new(None), closed: RefCell::new(Ok(Vec::new())) }
+    fn new(recorder: &'s Recorder) -> Cuts<'s> {
+        Cuts { recorder, open: RefCell::new(None), closed: RefCell::new(Ok(Vec::new())) }
     }
 
     /// Called before `step` is enqueued.
     fn step(&self, step: Step) {
         let Some(part) = Part::of_step(step.name) else { return };
         self.close();
-        match Capture::begin(self.stream) {
+        match self.recorder.begin() {
             Ok(capture) => *self.open.borrow_mut() = Some((part, capture)),
             Err(error) => self.fail(error),
         }
@@ -242,8 +249,7 @@ impl Replays<'_> {
     /// Enqueues replay number `index`.
     pub fn enqueue(&self, index: usize, stream: &Stream) -> Result<()> {
         let graph = &self.graphs[index % self.graphs.len()];
-        // SAFETY: the captured memory belongs to the layers and the run, both borrowed for as long as `self`; memory that is
-        // freed after that waits for the stream. Only the graphs of the run write it, one after the other in one stream.
+        // SAFETY: no permutation uses the memory that the graph writes.
         unsafe { graph.launch(stream) }
     }
 }

@@ -25,7 +25,8 @@
 
 use super::part::Part;
 use super::routing::Routed;
-use fp8_moe::{MoeConfig, Quantization, Reduction};
+use fp8_moe::internals::is_gated;
+use fp8_moe::{MoeConfig, MoeLayer, Quantization, Reduction, Result};
 
 /// What a routing means for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +83,13 @@ pub struct Fusion {
     pub activation: bool,
     /// GEMM 1 gathers its rows by token.
     pub gather: bool,
+}
+
+impl Fusion {
+    /// Of forwards of `tokens` tokens, by the layer's plan.
+    pub fn of(layer: &MoeLayer, tokens: usize) -> Result<Fusion> {
+        Ok(Fusion { activation: is_gated(layer, tokens)?, gather: layer.gathers(tokens)? })
+    }
 }
 
 /// The least to be done.

@@ -6,35 +6,58 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 
 use bytemuck::Pod;
-use cust::sys;
 
-use crate::error::{Error, Result, check};
+use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::{Access, Allocation};
 use crate::gpu::stream::Stream;
 
-/// `len` elements of `T` in the memory of a device, freed on drop.
+/// `len` elements of `T` in the memory of a device.
+///
+/// It may be used on several streams: an operation waits for those on other streams that write what it uses, or use what it writes.
+/// The memory is freed when the buffer and all graphs that use it are dropped; the drop waits until no stream uses it.
 pub struct Buffer<T: Pod> {
     device: Device,
     ptr: DevicePtr<T>,
     len: usize,
+    /// None where there are no elements.
+    memory: Option<Arc<Allocation>>,
+}
+
+impl Device {
+    /// A buffer with a copy of `data`, complete on return.
+    pub fn upload<T: Pod>(&self, data: &[T]) -> Result<Buffer<T>> {
+        Buffer::upload(self, data)
+    }
+
+    /// A buffer of `len` zeros, complete on return.
+    pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
+        let stream = self.default_stream();
+        let mut buffer = Buffer::uninit(self, len)?;
+        buffer.fill_bytes(0, &stream)?;
+        stream.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// A buffer of `len` elements with undefined contents.
+    pub fn uninit<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
+        Buffer::uninit(self, len)
+    }
 }
 
 impl<T: Pod> Buffer<T> {
     /// Memory with undefined contents. An empty buffer has the null pointer.
     pub(crate) fn uninit(device: &Device, len: usize) -> Result<Buffer<T>> {
-        let mut address = 0;
-        if len > 0 {
-            let bytes = len
-                .checked_mul(size_of::<T>())
-                .ok_or_else(|| Error::argument("alloc", "len", len, "bytes must fit in 64 bits"))?;
-            device.make_current()?;
-            // SAFETY: `address` is a valid place for the result, and the device's context is current.
-            check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut address, bytes) })?;
-        }
-        Ok(Buffer { device: device.clone(), ptr: DevicePtr::from_raw(address), len })
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| Error::argument("alloc", "len", len, "bytes must fit in 64 bits"))?;
+        let memory = (bytes > 0).then(|| Allocation::new(device.context(), bytes)).transpose()?.map(Arc::new);
+        let ptr = DevicePtr::from_raw(memory.as_ref().map_or(0, |memory| memory.address()));
+        Ok(Buffer { device: device.clone(), ptr, len, memory })
     }
 
     /// A copy of `data`, complete on return.
@@ -66,12 +89,18 @@ impl<T: Pod> Buffer<T> {
 
     /// All of it, to read.
     pub fn as_slice(&self) -> Slice<'_, T> {
-        Slice { device: &self.device, ptr: self.ptr, len: self.len }
+        Slice { device: &self.device, memory: self.memory.as_ref(), ptr: self.ptr, len: self.len }
     }
 
     /// All of it, to write.
     pub fn as_mut_slice(&mut self) -> SliceMut<'_, T> {
-        SliceMut { device: &self.device, ptr: self.ptr, len: self.len, exclusive: PhantomData }
+        SliceMut {
+            device: &self.device,
+            memory: self.memory.as_ref(),
+            ptr: self.ptr,
+            len: self.len,
+            exclusive: PhantomData,
+        }
     }
 
     /// The elements of `range`, to read. Panics when the range is out of bounds, as slicing does.
@@ -100,25 +129,36 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
-impl<T: Pod> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if !self.ptr.is_null() && self.device.make_current().is_ok() {
-            // SAFETY: the address came from cuMemAlloc, is freed once, and the driver itself waits for kernels that
-            // still use it. A failure (a context already lost to a fault) leaves nothing to be done.
-            unsafe { sys::cuMemFree_v2(self.ptr.raw()) };
-        }
-    }
-}
-
 impl<T: Pod> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
     }
 }
 
+impl<T> fmt::Debug for Slice<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
+    }
+}
+
+impl<T> fmt::Debug for SliceMut<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SliceMut<{}>[{}] at {:?} on {}",
+            std::any::type_name::<T>(),
+            self.len,
+            self.ptr,
+            self.device
+        )
+    }
+}
+
 /// Borrowed device memory that an operation reads.
 pub struct Slice<'a, T> {
     device: &'a Device,
+    /// None of memory of another program.
+    memory: Option<&'a Arc<Allocation>>,
     ptr: DevicePtr<T>,
     len: usize,
 }
@@ -133,6 +173,8 @@ impl<T> Copy for Slice<'_, T> {}
 /// Borrowed device memory that an operation writes.
 pub struct SliceMut<'a, T> {
     device: &'a Device,
+    /// None of memory of another program.
+    memory: Option<&'a Arc<Allocation>>,
     ptr: DevicePtr<T>,
     len: usize,
     exclusive: PhantomData<&'a mut [T]>,
@@ -158,15 +200,17 @@ impl<'a, T: Pod> Slice<'a, T> {
     /// A slice of memory that this library did not allocate.
     ///
     /// # Safety
-    /// `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid until every
-    /// operation that was given the slice has completed on its stream.
+    /// - `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid until every
+    ///   operation that was given the slice has completed on its stream; if one was captured, until the graph is dropped.
+    /// - Until then nothing may write the memory, but for operations on the same stream, or ordered with it by the caller: the
+    ///   library does not know whose memory it is.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> Slice<'a, T> {
-        Slice { device, ptr, len }
+        Slice { device, memory: None, ptr, len }
     }
 
     /// An empty slice with the null pointer.
     pub fn empty(device: &'a Device) -> Slice<'a, T> {
-        Slice { device, ptr: DevicePtr::null(), len: 0 }
+        Slice { device, memory: None, ptr: DevicePtr::null(), len: 0 }
     }
 
     /// The address of element 0.
@@ -192,28 +236,26 @@ impl<'a, T: Pod> Slice<'a, T> {
     /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'a, T> {
         let (start, end) = bounds(range, self.len);
-        Slice { device: self.device, ptr: self.ptr.offset(start), len: end - start }
+        Slice { device: self.device, memory: self.memory, ptr: self.ptr.offset(start), len: end - start }
     }
 
     /// The same bytes as elements of another type. Panics unless alignment and length fit.
     pub fn cast<U: Pod>(self) -> Slice<'a, U> {
         let len = cast_len::<T, U>(self.ptr, self.len);
-        Slice { device: self.device, ptr: self.ptr.cast(), len }
+        Slice { device: self.device, memory: self.memory, ptr: self.ptr.cast(), len }
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
         self.check_device("to_vec", "source", stream)?;
+        stream.refuse_capture("to_vec")?;
         let mut host = vec![T::zeroed(); self.len];
         if self.len > 0 {
-            stream.make_current()?;
-            let bytes = self.len * size_of::<T>();
+            let (to, bytes) = (host.as_mut_ptr().cast(), self.len * size_of::<T>());
+            stream.uses(self.memory, Access::Read)?;
             // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the slice's
             // invariant, and the stream is waited for below, before `host` can move.
-            let code = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), self.ptr.raw(), bytes, stream.raw())
-            };
-            check("cuMemcpyDtoHAsync", code)?;
+            stream.enqueue(|stream| unsafe { stream.copy_to_host(to, self.ptr.raw(), bytes) })?;
         }
         stream.synchronize()?;
         Ok(host)
@@ -228,10 +270,14 @@ impl<'a, T: Pod> Slice<'a, T> {
         Err(Error::argument(op, name, format!("memory of {}", self.device), rule))
     }
 
-    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements.
+    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements. Else the
+    /// stream waits for whoever writes it on another.
+    ///
+    /// An operation calls it for all that it reads before it launches anything, and keeps the slice until it has launched all.
     pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
         self.check_device(op, name, stream)?;
-        check_len(op, name, self.len, len)
+        check_len(op, name, self.len, len)?;
+        stream.uses(self.memory, Access::Read)
     }
 }
 
@@ -257,15 +303,14 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// A slice of memory that this library did not allocate.
     ///
     /// # Safety
-    /// As [`Slice::from_raw`], and nothing else may use the memory until the operations that were given the slice have
-    /// completed on their stream.
+    /// As [`Slice::from_raw`], and nothing else may read the memory either.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> SliceMut<'a, T> {
-        SliceMut { device, ptr, len, exclusive: PhantomData }
+        SliceMut { device, memory: None, ptr, len, exclusive: PhantomData }
     }
 
     /// An empty slice with the null pointer.
     pub fn empty(device: &'a Device) -> SliceMut<'a, T> {
-        SliceMut { device, ptr: DevicePtr::null(), len: 0, exclusive: PhantomData }
+        SliceMut { device, memory: None, ptr: DevicePtr::null(), len: 0, exclusive: PhantomData }
     }
 
     /// The address of element 0.
@@ -290,12 +335,18 @@ impl<'a, T: Pod> SliceMut<'a, T> {
 
     /// The same memory, to read.
     pub fn as_slice(&self) -> Slice<'_, T> {
-        Slice { device: self.device, ptr: self.ptr, len: self.len }
+        Slice { device: self.device, memory: self.memory, ptr: self.ptr, len: self.len }
     }
 
     /// The same memory, for a call that takes a `SliceMut` by value.
     pub fn reborrow(&mut self) -> SliceMut<'_, T> {
-        SliceMut { device: self.device, ptr: self.ptr, len: self.len, exclusive: PhantomData }
+        SliceMut {
+            device: self.device,
+            memory: self.memory,
+            ptr: self.ptr,
+            len: self.len,
+            exclusive: PhantomData,
+        }
     }
 
     /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
@@ -308,6 +359,7 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         let (start, end) = bounds(range, self.len);
         SliceMut {
             device: self.device,
+            memory: self.memory,
             ptr: self.ptr.offset(start),
             len: end - start,
             exclusive: PhantomData,
@@ -317,9 +369,16 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// The first `mid` elements and the rest. Panics when there are fewer, as slicing does.
     pub fn split_at(self, mid: usize) -> (SliceMut<'a, T>, SliceMut<'a, T>) {
         let (_, rest) = bounds(mid.., self.len);
-        let head = SliceMut { device: self.device, ptr: self.ptr, len: mid, exclusive: PhantomData };
+        let head = SliceMut {
+            device: self.device,
+            memory: self.memory,
+            ptr: self.ptr,
+            len: mid,
+            exclusive: PhantomData,
+        };
         let tail = SliceMut {
             device: self.device,
+            memory: self.memory,
             ptr: self.ptr.offset(mid),
             len: rest - mid,
             exclusive: PhantomData,
@@ -330,7 +389,13 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// The same bytes as elements of another type. Panics unless alignment and length fit.
     pub fn cast<U: Pod>(self) -> SliceMut<'a, U> {
         let len = cast_len::<T, U>(self.ptr, self.len);
-        SliceMut { device: self.device, ptr: self.ptr.cast(), len, exclusive: PhantomData }
+        SliceMut {
+            device: self.device,
+            memory: self.memory,
+            ptr: self.ptr.cast(),
+            len,
+            exclusive: PhantomData,
+        }
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
@@ -341,19 +406,17 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits for it.
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.check_device("copy_from", "destination", stream)?;
+        stream.refuse_capture("copy_from")?;
         if data.len() != self.len {
             let rule = format!("must have the {} elements of the destination", self.len);
             return Err(Error::argument("copy_from", "data", format!("{} elements", data.len()), rule));
         }
         if self.len > 0 {
-            stream.make_current()?;
-            let bytes = size_of_val(data);
+            let (from, bytes) = (data.as_ptr().cast(), size_of_val(data));
+            stream.uses(self.memory, Access::Write)?;
             // SAFETY: `data` is `bytes` bytes long, the device range lies inside an allocation by the slice's
             // invariant, and the stream is waited for below, while `data` is still borrowed.
-            let code = unsafe {
-                sys::cuMemcpyHtoDAsync_v2(self.ptr.raw(), data.as_ptr().cast(), bytes, stream.raw())
-            };
-            check("cuMemcpyHtoDAsync", code)?;
+            stream.enqueue(|stream| unsafe { stream.copy_from_host(self.ptr.raw(), from, bytes) })?;
         }
         stream.synchronize()
     }
@@ -375,26 +438,23 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         if self.len == 0 {
             return Ok(());
         }
-        stream.make_current()?;
+        let bytes = self.len * size_of::<T>();
+        stream.uses(source.memory, Access::Read)?;
+        stream.uses(self.memory, Access::Write)?;
         // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no other slice.
-        let code = unsafe {
-            let bytes = self.len * size_of::<T>();
-            sys::cuMemcpyDtoDAsync_v2(self.ptr.raw(), source.ptr.raw(), bytes, stream.raw())
-        };
-        check("cuMemcpyDtoDAsync", code)
+        Ok(stream.enqueue(|stream| unsafe { stream.copy(self.ptr.raw(), source.ptr.raw(), bytes) })?)
     }
 
     /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.check_device("fill_bytes", "destination", stream)?;
-        if self.len == 0 || stream.is_rehearsal() {
+        if self.len == 0 {
             return Ok(());
         }
-        stream.make_current()?;
+        stream.uses(self.memory, Access::Write)?;
+        let bytes = self.len * size_of::<T>();
         // SAFETY: the range lies inside an allocation by the slice's invariant.
-        let code =
-            unsafe { sys::cuMemsetD8Async(self.ptr.raw(), byte, self.len * size_of::<T>(), stream.raw()) };
-        check("cuMemsetD8Async", code)
+        Ok(stream.enqueue(|stream| unsafe { stream.fill(self.ptr.raw(), byte, bytes) })?)
     }
 
     /// Refuses the argument `name` of `op` when it lies on another device than `stream`.
@@ -402,9 +462,11 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         self.as_slice().check_device(op, name, stream)
     }
 
-    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements.
+    /// As [`Slice::check`], for what an operation writes: the stream waits for whoever uses it on another.
     pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
-        self.as_slice().check(op, name, len, stream)
+        self.check_device(op, name, stream)?;
+        check_len(op, name, self.len, len)?;
+        stream.uses(self.memory, Access::Write)
     }
 }
 
@@ -422,6 +484,6 @@ impl<'a, T: Pod> From<&'a mut Buffer<T>> for SliceMut<'a, T> {
 
 impl<'a, T: Pod> From<SliceMut<'a, T>> for Slice<'a, T> {
     fn from(slice: SliceMut<'a, T>) -> Slice<'a, T> {
-        Slice { device: slice.device, ptr: slice.ptr, len: slice.len }
+        Slice { device: slice.device, memory: slice.memory, ptr: slice.ptr, len: slice.len }
     }
 }

@@ -4,6 +4,8 @@ use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::gpu::family::Family;
+
 /// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument takes.
 #[repr(transparent)]
 pub struct DevicePtr<T> {
@@ -84,6 +86,28 @@ pub trait Kernel {
 
     /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
+}
+
+/// Where the PTX of a kernel comes from. The file that includes the launchers implements it for all of them, so that this layer does
+/// not know which kernels there are.
+pub trait KernelSource {
+    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel.
+    const MODULE: fn(Family, &str) -> Option<String>;
+}
+
+/// A kernel's name and its text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelText {
+    pub name: &'static str,
+    /// As [`KernelSource::MODULE`].
+    pub module: fn(Family, &str) -> Option<String>,
+}
+
+impl KernelText {
+    /// Of the kernel `K`.
+    pub fn of<K: Kernel + KernelSource>() -> KernelText {
+        KernelText { name: K::NAME, module: K::MODULE }
+    }
 }
 
 /// Blocks of a launch, in up to three dimensions.

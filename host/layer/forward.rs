@@ -3,28 +3,29 @@
 use half::{bf16, f16};
 
 use super::OP;
+use super::weights::DeviceWeights;
+use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::stream::Stream;
-use crate::layer::config::{MoeConfig, Quantization, Reduction, Routing, SecondScales};
-use crate::layer::weights::DeviceWeights;
-use crate::layer::workspace::{Layout, is_gated, permute_shape, scale_rows};
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
 use crate::ops::cast::{Cast, cast};
-use crate::ops::gated_gemm::{GatedGemm, GatedShape, GatheredRows, gated_gemm_with_settled_schedule};
+use crate::ops::gated_gemm::{GatedGemm, GatedPlan, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
-    AScale, BScale, GemmOut, GemmShape, GroupedGemm, Schedule, TokenSums, grouped_gemm_with_settled_schedule,
+    AScale, BScale, GemmOut, GemmPlan, GroupedGemm, TokenSums, grouped_gemm_with_settled_schedule,
 };
+use crate::ops::permutation::Permutation;
 use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Grouped, RouterLogits, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
 };
-use crate::ops::unpermute::{Unpermute, UnpermuteShape, unpermute_with_settled_routing};
+use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
+use crate::plan::{First, Plan};
 
 /// Types that a layer can write: bf16, f16, f32.
 pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
@@ -78,8 +79,8 @@ pub(crate) struct Routed<'a> {
 pub(crate) struct Call<'a> {
     pub config: &'a MoeConfig,
     pub weights: &'a DeviceWeights,
-    /// T, at least 1.
-    pub tokens: usize,
+    /// Of at least one token.
+    pub plan: &'a Plan,
     /// Told each operation before it is enqueued.
     pub observe: &'a dyn Fn(Step),
 }
@@ -116,20 +117,21 @@ enum End<'a> {
     Add { sums: SliceMut<'a, f32>, cast_to: Option<ActivationsMut<'a>> },
 }
 
-/// The workspace, cut up.
-struct Parts<'a> {
+/// The memory of the permutation.
+struct Lists<'a> {
     expert_offsets: SliceMut<'a, i64>,
     sorted_rows: SliceMut<'a, i32>,
     inverse: SliceMut<'a, i32>,
     schedule: SliceMut<'a, [u32; 4]>,
+}
+
+/// The workspace behind the routing and the permutation, cut up.
+struct Parts<'a> {
     quantised: SliceMut<'a, E4m3>,
     scales: SliceMut<'a, f32>,
     intermediate: SliceMut<'a, E4m3>,
     intermediate_scales: SliceMut<'a, f32>,
     partials: SliceMut<'a, u8>,
-    block_m: usize,
-    /// Whether GEMM 1 gathers its rows by token, so that `quantised` is of the tokens. The scales are of the permuted rows anyway.
-    gathers: bool,
     products: SliceMut<'a, u8>,
 }
 
@@ -151,32 +153,32 @@ impl<'a> Cutter<'a> {
 }
 
 impl Call<'_> {
-    /// Enqueues everything. The arguments have been checked; `workspace` is as long as `layout` says.
+    /// Enqueues everything. The arguments have been checked; `workspace` is as long as the plan says.
     pub fn enqueue<O: OutputElement>(
         &self,
         stream: &Stream,
         hidden: Slice<'_, bf16>,
         routed: Option<Routed<'_>>,
-        layout: &Layout,
         workspace: SliceMut<'_, u8>,
         mut out: SliceMut<'_, O>,
     ) -> Result<()> {
+        let layout = &self.plan.layout;
         let mut cutter = Cutter { rest: workspace, position: 0 };
         let logits = cutter.take(&layout.logits);
         let mut topk_ids = cutter.take(&layout.topk_ids);
         let mut topk_weights = cutter.take(&layout.topk_weights);
-        let mut parts = Parts {
+        let lists = Lists {
             expert_offsets: cutter.take(&layout.expert_offsets),
             sorted_rows: cutter.take(&layout.sorted_rows),
             inverse: cutter.take(&layout.inverse),
             schedule: cutter.take(&layout.schedule),
+        };
+        let mut parts = Parts {
             quantised: cutter.take(&layout.quantised),
             scales: cutter.take(&layout.scales),
             intermediate: cutter.take(&layout.intermediate),
             intermediate_scales: cutter.take(&layout.intermediate_scales),
             partials: cutter.take(&layout.partials),
-            block_m: layout.block_m,
-            gathers: layout.gathers,
             products: cutter.take(&layout.products),
         };
         let sums = cutter.take(&layout.sums);
@@ -197,29 +199,30 @@ impl Call<'_> {
             (Reduction::OrderFree, out) => End::Add { sums, cast_to: Some(out) },
         };
         self.step(1);
-        self.permute(stream, routed, &mut parts)?;
+        let mut permutation = self.permute(stream, routed, lists)?;
         self.step(2);
-        self.quantize(stream, hidden, routed, &mut parts, &mut end)?;
+        self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
         self.step(3);
-        if is_gated(stream.device(), self.config) {
-            self.gated_gemm(stream, &mut parts)?;
-        } else {
-            self.first_gemm(stream, &mut parts)?;
-            self.step(4);
-            self.activate(stream, &mut parts)?;
+        match &self.plan.first {
+            First::Gated(plan) => self.gated_gemm(stream, plan, permutation.reborrow(), &mut parts)?,
+            First::Apart(plan) => {
+                self.first_gemm(stream, plan, permutation.reborrow(), &mut parts)?;
+                self.step(4);
+                self.activate(stream, &permutation, &mut parts)?;
+            }
         }
         self.step(5);
-        self.second_gemm(stream, routed, O::THROUGH_F16, &mut parts, &mut end)?;
+        self.second_gemm(stream, routed, O::THROUGH_F16, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
             End::Unpermute(out) => {
                 self.step(6);
-                self.unpermute(stream, routed, O::THROUGH_F16, &parts, out)
+                self.unpermute(stream, routed, O::THROUGH_F16, &permutation, &parts, out)
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some(out) } => {
                 self.step(7);
-                let MoeConfig { hidden_size: columns, .. } = *self.config;
-                cast(stream, Cast { rows: self.tokens, columns, x: sums.as_slice(), out })
+                let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
+                cast(stream, Cast { rows, columns, x: sums.as_slice(), out })
             }
         }
     }
@@ -227,21 +230,6 @@ impl Call<'_> {
     /// Tells which operation comes.
     fn step(&self, index: usize) {
         (self.observe)(Step { name: Step::NAMES[index], index });
-    }
-
-    /// P, rows of the permuted matrices.
-    fn rows(&self) -> usize {
-        permute_shape(self.config, self.tokens).capacity()
-    }
-
-    /// Where the group scales of GEMM 1's activations are: they follow the rows, unless those are gathered.
-    fn first_scale_layout(&self, gathers: bool) -> ScaleLayout {
-        if gathers { ScaleLayout::group_major(scale_rows(self.tokens)) } else { self.scale_layout() }
-    }
-
-    /// Where the scales of rows of P are that have one per group.
-    fn scale_layout(&self) -> ScaleLayout {
-        ScaleLayout::group_major(scale_rows(self.rows()))
     }
 
     fn route(
@@ -261,7 +249,7 @@ impl Call<'_> {
                 "the layer was made without router weights; forward_routed takes the routing from the caller",
             ));
         };
-        let tokens = self.tokens;
+        let tokens = self.plan.tokens();
         let args = RouterLogits {
             tokens,
             experts,
@@ -269,7 +257,7 @@ impl Call<'_> {
             hidden_states: hidden,
             gate: router.as_slice(),
             logits: logits.reborrow(),
-            path: RouterLogitsPath::default(),
+            path: self.plan.router,
         };
         router_logits(stream, args)?;
         let top = TopK { tokens, experts, top_k, logits: logits.as_slice(), topk_ids, topk_weights };
@@ -291,22 +279,23 @@ impl Call<'_> {
         }
     }
 
-    fn permute(&self, stream: &Stream, routed: Routed<'_>, parts: &mut Parts<'_>) -> Result<()> {
+    fn permute<'p>(&self, stream: &Stream, routed: Routed<'p>, lists: Lists<'p>) -> Result<Permutation<'p>>
+    where
+        Self: 'p,
+    {
+        let Lists { expert_offsets, sorted_rows, inverse, schedule } = lists;
         let args = Permute {
             topk_ids: routed.topk_ids,
             expert_map: self.weights.expert_map.as_ref().map(|map| map.as_slice()),
-            expert_offsets: parts.expert_offsets.reborrow(),
-            sorted_rows: parts.sorted_rows.reborrow(),
-            inverse: parts.inverse.reborrow(),
+            expert_offsets,
+            sorted_rows,
+            inverse,
             row_experts: None,
             problem_sizes: None,
-            tile_schedule: Some(TileScheduleOut {
-                block_m: parts.block_m,
-                entries: parts.schedule.reborrow(),
-            }),
+            tile_schedule: Some(TileScheduleOut { block_m: self.plan.block_m, entries: schedule }),
             path: PermutePath::Auto,
         };
-        permute(stream, permute_shape(self.config, self.tokens), args)
+        permute(stream, self.plan.permutation, args)
     }
 
     fn quantize(
@@ -314,34 +303,27 @@ impl Call<'_> {
         stream: &Stream,
         hidden: Slice<'_, bf16>,
         routed: Routed<'_>,
+        permutation: &Permutation<'_>,
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
     ) -> Result<()> {
-        let MoeConfig { hidden_size: columns, top_k, .. } = *self.config;
-        let (capacity, layout) = (self.rows(), self.first_scale_layout(parts.gathers));
-        let (inverse, expert_offsets) = (parts.inverse.as_slice(), parts.expert_offsets.as_slice());
+        let scales = self.config.first_scales();
         let args = Quantize {
             x: Activations::Bf16(hidden),
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
-            destinations: match (parts.gathers, self.config.quantization) {
-                (true, Quantization::TensorStatic | Quantization::Block128) => Destinations::Identity,
-                (true, Quantization::ChannelToken) => {
-                    Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
-                }
-                (false, _) => {
-                    Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows: None }
-                }
+            destinations: match (self.plan.gathers(), scales) {
+                (true, RowScales::Tensor | RowScales::Group128) => Destinations::Identity,
+                (true, RowScales::Token) => Destinations::Scales { permutation, fill_padding: false },
+                (false, _) => Destinations::Scatter { permutation, fill_padding: false },
             },
-            scheme: match self.config.quantization {
-                Quantization::TensorStatic => {
-                    Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() }
-                }
-                Quantization::ChannelToken => {
-                    Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None }
-                }
-                Quantization::Block128 => {
-                    Scheme::Group { group_size: 128, scales: parts.scales.reborrow(), layout }
-                }
+            scheme: match scales {
+                RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
+                RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
+                RowScales::Group128 => Scheme::Group {
+                    group_size: 128,
+                    scales: parts.scales.reborrow(),
+                    layout: self.plan.first_scales,
+                },
             },
             q: parts.quantised.reborrow(),
             cleared: match end {
@@ -349,30 +331,33 @@ impl Call<'_> {
                 End::Add { sums, .. } => Some(sums.reborrow()),
             },
         };
-        // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and begins
-        // when everything before it has ended: it is launched without programmatic stream serialization.
-        unsafe { quantize_with_settled_input(stream, QuantizeShape { rows: self.tokens, columns }, args) }
+        let shape = QuantizeShape { rows: self.plan.tokens(), columns: self.config.hidden_size };
+        // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and
+        // begins when everything before it has ended: it is launched without programmatic stream serialization.
+        unsafe { quantize_with_settled_input(stream, shape, args) }
     }
 
     /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the activation, which is
     /// an error of 1 to 2 % in the output.
-    fn first_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
-        let shape = self.first_gemm_shape();
+    fn first_gemm(
+        &self,
+        stream: &Stream,
+        plan: &GemmPlan,
+        permutation: Permutation<'_>,
+        parts: &mut Parts<'_>,
+    ) -> Result<()> {
         let args = GroupedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice(), false),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
-            expert_offsets: parts.expert_offsets.as_slice(),
-            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
+            permutation,
             out: GemmOut::F32(parts.products.reborrow().cast()),
             workspace: parts.partials.reborrow(),
-            shape,
-            accumulation: self.config.accumulation,
-            path: self.config.path,
+            plan,
         };
-        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors. The
-        // weights were there before the first forward.
+        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors.
+        // No kernel of a forward writes the weights.
         unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
@@ -382,20 +367,16 @@ impl Call<'_> {
         stream: &Stream,
         routed: Routed<'_>,
         through_f16: bool,
+        permutation: Permutation<'_>,
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
     ) -> Result<()> {
-        let MoeConfig { hidden_size: n, top_k, quantization, accumulation, .. } = *self.config;
-        let shape = GemmShape { n, k: self.config.padded_intermediate(), ..self.first_gemm_shape() };
         let out = match end {
             End::Unpermute(_) if through_f16 => GemmOut::F16(parts.products.reborrow().cast()),
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
-                sorted_rows: parts.sorted_rows.as_slice(),
                 topk_weights: self.output_weights(routed),
-                tokens: self.tokens,
-                top_k,
             }),
         };
         let scale = self.weights.w2_scale.as_slice();
@@ -403,60 +384,48 @@ impl Call<'_> {
             a: parts.intermediate.as_slice(),
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
-            b_scale: match quantization {
+            b_scale: match self.config.quantization {
                 Quantization::TensorStatic => BScale::Expert(scale),
                 Quantization::ChannelToken => BScale::Channel(scale),
                 Quantization::Block128 => BScale::Block(scale),
             },
-            expert_offsets: parts.expert_offsets.as_slice(),
-            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
+            permutation,
             out,
             workspace: parts.partials.reborrow(),
-            shape,
-            accumulation,
-            path: self.config.path,
+            plan: &self.plan.second,
         };
-        // SAFETY: `permute` wrote the schedule, and GEMM 1 at least lies between, whose threads all wait for their predecessors. The
-        // weights were there before the first forward.
+        // SAFETY: `permute` wrote the schedule, and GEMM 1 at least lies between, whose threads all wait for their predecessors.
+        // No kernel of a forward writes the weights.
         unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
-    fn first_gemm_shape(&self) -> GemmShape {
-        GemmShape {
-            rows: self.rows(),
-            n: 2 * self.config.padded_intermediate(),
-            k: self.config.hidden_size,
-            experts: self.config.local_count(),
-        }
-    }
-
     /// Scales of GEMM 1's activations.
-    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>, gathers: bool) -> AScale<'s> {
-        match self.config.quantization {
-            Quantization::TensorStatic => AScale::Call(self.weights.input_scales[0].as_slice()),
-            Quantization::ChannelToken => AScale::Row(scales),
-            Quantization::Block128 => grouped_scales(scales, self.first_scale_layout(gathers)),
+    fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
+        match self.config.first_scales() {
+            RowScales::Tensor => AScale::Call(self.weights.input_scales[0].as_slice()),
+            RowScales::Token => AScale::Row(scales),
+            RowScales::Group128 => grouped_scales(scales, self.plan.first_scales),
         }
     }
 
     /// Scales of GEMM 2's activations.
     fn second_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
         match self.config.second_scales() {
-            SecondScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
-            SecondScales::Token => AScale::Row(scales),
-            SecondScales::Group128 => grouped_scales(scales, self.scale_layout()),
+            RowScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
+            RowScales::Token => AScale::Row(scales),
+            RowScales::Group128 => grouped_scales(scales, self.plan.second_scales),
         }
     }
 
     /// How GEMM 2's activations are scaled.
     fn requantization<'s>(&'s self, scales: SliceMut<'s, f32>) -> Requantization<'s> {
         match self.config.second_scales() {
-            SecondScales::Tensor => {
+            RowScales::Tensor => {
                 Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
             }
-            SecondScales::Token => Requantization::Token { scales },
-            SecondScales::Group128 => {
-                Requantization::Group { group_size: 128, scales, layout: self.scale_layout() }
+            RowScales::Token => Requantization::Token { scales },
+            RowScales::Group128 => {
+                Requantization::Group { group_size: 128, scales, layout: self.plan.second_scales }
             }
         }
     }
@@ -471,43 +440,40 @@ impl Call<'_> {
     }
 
     /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they are gathered.
-    fn gated_gemm(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
-        let GemmShape { rows, k, experts, .. } = self.first_gemm_shape();
+    fn gated_gemm(
+        &self,
+        stream: &Stream,
+        plan: &GatedPlan,
+        permutation: Permutation<'_>,
+        parts: &mut Parts<'_>,
+    ) -> Result<()> {
         let args = GatedGemm {
             a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice(), parts.gathers),
-            rows: parts.gathers.then(|| GatheredRows {
-                sorted_rows: parts.sorted_rows.as_slice(),
-                tokens: self.tokens,
-                top_k: self.config.top_k,
-            }),
+            a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
-            expert_offsets: parts.expert_offsets.as_slice(),
-            schedule: Schedule { block_m: parts.block_m, entries: parts.schedule.as_slice() },
+            permutation,
             function: self.config.activation,
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
             workspace: parts.partials.reborrow(),
-            shape: GatedShape { rows, intermediate: self.config.padded_intermediate(), k, experts },
-            accumulation: self.config.accumulation,
-            path: self.config.path,
+            plan,
         };
-        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors. The
-        // weights were there before the first forward.
+        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors.
+        // No kernel of a forward writes the weights.
         unsafe { gated_gemm_with_settled_schedule(stream, args) }
     }
 
-    fn activate(&self, stream: &Stream, parts: &mut Parts<'_>) -> Result<()> {
+    fn activate(&self, stream: &Stream, permutation: &Permutation<'_>, parts: &mut Parts<'_>) -> Result<()> {
         let intermediate = self.config.padded_intermediate();
         let args = Activation {
             x: Activations::F32(parts.products.as_slice().cast()),
-            expert_offsets: Some(parts.expert_offsets.as_slice()),
+            permutation: Some(permutation),
             function: self.config.activation,
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
         };
-        activation(stream, ActivationShape { rows: self.rows(), intermediate }, args)
+        activation(stream, ActivationShape { rows: self.plan.capacity(), intermediate }, args)
     }
 
     /// The weights of expert outputs; none where the inputs were weighed.
@@ -520,6 +486,7 @@ impl Call<'_> {
         stream: &Stream,
         routed: Routed<'_>,
         f16_products: bool,
+        permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
     ) -> Result<()> {
@@ -530,16 +497,14 @@ impl Call<'_> {
             } else {
                 Activations::Bf16(products.cast())
             },
-            inverse: parts.inverse.as_slice(),
+            permutation,
             topk_weights: self.output_weights(routed),
-            expert_offsets: parts.expert_offsets.as_slice(),
+            hidden: self.config.hidden_size,
             out,
         };
-        let MoeConfig { top_k, hidden_size: hidden, .. } = *self.config;
-        let shape = UnpermuteShape { tokens: self.tokens, top_k, hidden, capacity: self.rows() };
         // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie between, whose threads all
         // wait for their predecessors.
-        unsafe { unpermute_with_settled_routing(stream, shape, args) }
+        unsafe { unpermute_with_settled_routing(stream, args) }
     }
 }
 

@@ -22,21 +22,20 @@
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be captured in a
 //! graph. How many rows an expert gets is known on the device alone.
 
-mod config;
 mod forward;
 mod warm_up;
 mod weights;
 mod workspace;
 
-pub use crate::ops::activation::ActivationFunction;
-pub use crate::ops::grouped_gemm::Accumulation;
-pub use crate::ops::grouped_gemm::heuristics::Gather;
-pub use config::{IntermediateScales, MoeConfig, Quantization, Reduction, Routing};
+pub use crate::config::{
+    Accumulation, ActivationFunction, Gather, IntermediateScales, MoeConfig, Quantization, Reduction, Routing,
+};
 pub use forward::{OutputElement, Step};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
 pub use workspace::Workspace;
 
-use cust::sys::CUstream;
+use std::ffi::c_void;
+
 use half::bf16;
 
 use crate::error::{Result, require};
@@ -44,11 +43,11 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::plan::{self, Plan};
 use forward::Call;
 pub(crate) use forward::Routed;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
-use workspace::Layout;
 
 /// An FP8 MoE layer on a device.
 pub struct MoeLayer {
@@ -59,11 +58,6 @@ pub struct MoeLayer {
 }
 
 const OP: &str = "MoeLayer::forward";
-
-/// Bytes of workspace that a forward of up to `tokens` tokens needs.
-pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
-    Layout::bytes_up_to(device, config, tokens)
-}
 
 impl MoeLayer {
     /// Copies the weights to the device. They are checked against `config` first.
@@ -78,14 +72,14 @@ impl MoeLayer {
         weights: &MoeWeights<'_>,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<MoeLayer> {
-        config.validate_for(device)?;
+        plan::check_device(device, config)?;
         Ok(Self::complete(device, config, weights.upload(device, config, progress)?))
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
-        config.validate_for(device)?;
+        plan::check_device(device, config)?;
         weights.validate(device, config)?;
         Ok(Self::complete(device, config, weights.complete(device, config)?))
     }
@@ -110,18 +104,32 @@ impl MoeLayer {
     }
 
     /// Whether the first GEMM of a forward of `tokens` tokens gathers their rows, as [`MoeConfig::gather`] asks.
-    pub fn gathers(&self, tokens: usize) -> bool {
-        Layout::new(&self.device, &self.config, tokens).gathers
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
+    pub fn gathers(&self, tokens: usize) -> Result<bool> {
+        Ok(self.plan(tokens)?.gathers())
+    }
+
+    /// The plan of forwards of `tokens` tokens.
+    pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
+        Plan::new(&self.device, &self.config, tokens)
     }
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
-    pub fn workspace_bytes(&self, tokens: usize) -> usize {
-        workspace_bytes(&self.device, &self.config, tokens)
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
+    pub fn workspace_bytes(&self, tokens: usize) -> Result<usize> {
+        Plan::workspace_bytes(&self.device, &self.config, tokens)
     }
 
     /// A workspace for forwards of up to `tokens` tokens.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count, or than the device has memory for.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
-        let memory = self.device.uninit(self.workspace_bytes(tokens))?;
+        let memory = self.device.uninit(self.workspace_bytes(tokens)?)?;
         Ok(Workspace::new(self.config.clone(), memory))
     }
 
@@ -173,7 +181,7 @@ impl MoeLayer {
     /// As [`MoeLayer::forward`] for programs that manage device memory and streams themselves (cudarc, candle, their own).
     ///
     /// # Safety
-    /// - `stream` is a stream of the primary context of the layer's device, or null for its legacy default stream;
+    /// - `stream` is a `CUstream` of the context of the layer's device, or null for its legacy default stream;
     /// - `hidden` is the address of `tokens * H` bf16, `out` of `tokens * H` elements of `O`, `workspace` of
     ///   `workspace_bytes` bytes, all in this device's memory, at multiples of 16 bytes (256 for `workspace`), none
     ///   overlapping another;
@@ -181,7 +189,7 @@ impl MoeLayer {
     ///   what is enqueued here.
     pub unsafe fn forward_raw<O: OutputElement>(
         &self,
-        stream: CUstream,
+        stream: *mut c_void,
         tokens: usize,
         hidden: u64,
         workspace: u64,
@@ -237,21 +245,18 @@ impl MoeLayer {
         if tokens == 0 {
             return Ok(());
         }
-        let layout = Layout::new(&self.device, &self.config, tokens);
+        let plan = self.plan(tokens)?;
+        let bytes = plan.layout.bytes;
         workspace.check_device(OP, "workspace", stream)?;
-        require(
-            workspace.len() >= layout.bytes,
-            OP,
-            "workspace",
-            format!("{} bytes", workspace.len()),
-            || format!("must have at least {} bytes for {tokens} tokens", layout.bytes),
-        )?;
-        let call = Call { config: &self.config, weights: &self.weights, tokens, observe };
-        let class = Class::of::<O>(tokens, routed.is_some(), &layout);
+        require(workspace.len() >= bytes, OP, "workspace", format!("{} bytes", workspace.len()), || {
+            format!("must have at least {} bytes for {tokens} tokens", bytes)
+        })?;
+        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe };
+        let class = Class::of::<O>(routed.is_some(), &plan);
         self.loaded.ensure(&self.device, class, |rehearsal| {
             let call = Call { observe: &|_| {}, ..call };
-            call.enqueue(rehearsal, hidden, routed, &layout, workspace.reborrow(), out.reborrow())
+            call.enqueue(rehearsal, hidden, routed, workspace.reborrow(), out.reborrow())
         })?;
-        call.enqueue(stream, hidden, routed, &layout, workspace, out)
+        call.enqueue(stream, hidden, routed, workspace, out)
     }
 }

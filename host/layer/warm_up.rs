@@ -11,11 +11,12 @@ use std::any::TypeId;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use super::workspace::Layout;
 use super::{OutputElement, Result};
 use crate::gpu::device::Device;
+use crate::gpu::launch::KernelText;
 use crate::gpu::stream::Stream;
-use crate::ops::router::RouterLogitsPath;
+use crate::plan::Plan;
+use crate::plan::router::RouterLogitsPath;
 
 /// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the kernels that differ are
 /// loaded one by one, at their first launch.
@@ -30,10 +31,10 @@ pub(super) struct Class {
 }
 
 impl Class {
-    /// Of a forward of `tokens` tokens into elements of `O`.
-    pub fn of<O: OutputElement>(tokens: usize, is_routed: bool, layout: &Layout) -> Class {
-        let router = (!is_routed).then(|| RouterLogitsPath::default().resolve(tokens));
-        Class { block_m: layout.block_m, router, out: TypeId::of::<O>() }
+    /// Of a forward by `plan` into elements of `O`.
+    pub fn of<O: OutputElement>(is_routed: bool, plan: &Plan) -> Class {
+        let router = (!is_routed).then_some(plan.router);
+        Class { block_m: plan.block_m, router, out: TypeId::of::<O>() }
     }
 }
 
@@ -62,12 +63,10 @@ impl Loaded {
 }
 
 /// The kernels that `forward` launches.
-fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<&'static str>> {
-    // As ahead of a launch; the operations may ask the driver for more than that.
-    device.make_current()?;
+fn rehearse(device: &Device, forward: impl FnOnce(&Stream) -> Result<()>) -> Result<Vec<KernelText>> {
     let stream = Stream::rehearsal(device);
     forward(&stream)?;
-    Ok(stream.into_rehearsed())
+    Ok(stream.rehearsed())
 }
 
 #[cfg(test)]
@@ -77,17 +76,16 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::forward::Call;
-    use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing, workspace_bytes};
-    use super::{Class, Layout, OutputElement, rehearse};
+    use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing};
+    use super::{Class, OutputElement, rehearse};
     use crate::layer::{IntermediateScales, Routed};
-    use crate::{Device, DeviceSpec, Family};
+    use crate::{Device, Family};
 
     /// Device handles of every family, which have loaded nothing.
     fn devices() -> Vec<Device> {
-        let best = Device::open(DeviceSpec::Auto).expect("a device");
+        let best = Device::for_test(None);
         let older = Family::ALL.into_iter().filter(|&family| family < best.family());
-        let older: Vec<_> =
-            older.map(|family| Device::open_family(DeviceSpec::Auto, family).expect("a device")).collect();
+        let older: Vec<_> = older.map(|family| Device::for_test(Some(family))).collect();
         [vec![best], older].concat()
     }
 
@@ -133,16 +131,18 @@ mod tests {
         let (device, config) = (layer.device(), layer.config());
         let hidden = device.uninit(tokens * config.hidden_size).expect("memory");
         let mut out = device.uninit::<O>(tokens * config.hidden_size).expect("memory");
-        let mut workspace = device.uninit(workspace_bytes(device, config, tokens)).expect("memory");
+        let bytes = layer.workspace_bytes(tokens).expect("few tokens");
+        let mut workspace = device.uninit(bytes).expect("memory");
         let (ids, weights) = (device.uninit(tokens).expect("memory"), device.uninit(tokens).expect("memory"));
         let routed = Routed { topk_ids: ids.as_slice(), topk_weights: weights.as_slice() };
-        let layout = Layout::new(device, config, tokens);
-        let call = Call { config, weights: layer.weights(), tokens, observe: &|_| {} };
+        let plan = layer.plan(tokens).expect("a plan");
+        let call = Call { config, weights: layer.weights(), plan: &plan, observe: &|_| {} };
         let kernels = rehearse(device, |stream| {
             let (hidden, routed) = (hidden.as_slice(), is_routed.then_some(routed));
-            call.enqueue(stream, hidden, routed, &layout, workspace.as_mut_slice(), out.as_mut_slice())
+            call.enqueue(stream, hidden, routed, workspace.as_mut_slice(), out.as_mut_slice())
         });
-        (Class::of::<O>(tokens, is_routed, &layout), kernels.expect("a rehearsal"))
+        let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();
+        (Class::of::<O>(is_routed, &plan), kernels)
     }
 
     #[test]

@@ -20,11 +20,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::config::{MoeConfig, Quantization};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, SliceMut};
 use crate::gpu::device::Device;
-use crate::layer::config::{MoeConfig, Quantization};
 
 /// One expert's matrices and scales. A scale multiplies back: `weight ~= e4m3 * scale`.
 ///
@@ -162,7 +162,7 @@ impl MoeWeights<'_> {
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
         let jobs: Vec<_> = self.experts.iter().zip(parts).collect();
-        jobs.into_par_iter().try_for_each(|(expert, (w13, w2))| {
+        jobs.into_par_iter().try_for_each(|(expert, (w13, w2))| -> Result<()> {
             layout.upload_expert(expert, w13, w2)?;
             let bytes = (expert.gate.len() + expert.up.len() + expert.down.len()) as u64;
             progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });

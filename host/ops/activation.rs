@@ -4,33 +4,20 @@
 //! scales are those of [`quantize`](super::quantize). The error of the activation functions is documented in
 //! `kernels-gpu/src/activation/functions.rs`: a few units in the last place of f32.
 
-use super::permute::{ScaleLayout, checked_i32};
-use super::quantize::{
-    Activations, block_rows_grid, check_groups, checked_columns, valid_rows, warp_rows_grid,
-};
+use super::permutation::Permutation;
+use super::quantize::{Activations, check_groups};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::checked_i32;
+use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
+
+pub use crate::config::ActivationFunction;
 
 const OP: &str = "activation";
-
-/// What joins gate and up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ActivationFunction {
-    /// `up * gate / (1 + e^-gate)`.
-    #[default]
-    Silu = 0,
-    /// `up * gate * Phi(gate)`, Phi the normal distribution: the gelu defined by erf.
-    Gelu = 1,
-    /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
-    GeluTanh = 2,
-    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
-    SwigluOai = 3,
-}
 
 /// Sizes of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +29,7 @@ pub struct ActivationShape {
 }
 
 /// How to scale the activated values.
+#[derive(Debug)]
 pub enum Requantization<'a> {
     /// One scale, given: `q = value * (1 / scale)`.
     TensorStatic {
@@ -65,11 +53,12 @@ pub enum Requantization<'a> {
 }
 
 /// Arguments of [`activation`].
+#[derive(Debug)]
 pub struct Activation<'a> {
     /// bf16, f16 or f32 `[P, 2I]`.
     pub x: Activations<'a>,
-    /// i64 `[E_loc + 1]`, from `permute`: rows from its last element on are neither read nor written. Without it, all are.
-    pub expert_offsets: Option<Slice<'a, i64>>,
+    /// Rows from its last offset on are neither read nor written. Without it, all are.
+    pub permutation: Option<&'a Permutation<'a>>,
     /// What joins gate and up.
     pub function: ActivationFunction,
     /// How to scale.
@@ -98,12 +87,19 @@ macro_rules! launch_typed {
 /// Joins gate and up of every valid row, and quantises the result.
 ///
 /// With no rows nothing is launched, and nothing is written.
+///
+/// # Errors
+/// Arrays that are too short or on another device; a permutation of another number of rows.
 pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>) -> Result<()> {
     let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
     args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
-    let valid_rows = match &args.expert_offsets {
-        Some(expert_offsets) => valid_rows(OP, expert_offsets, stream)?,
+    let valid_rows = match args.permutation {
+        Some(permutation) => {
+            permutation.check_size(OP, "rows", shape.rows, (permutation.rows(), "rows"))?;
+            permutation.check(OP, stream)?;
+            permutation.valid_rows()
+        }
         None => DevicePtr::null(),
     };
     args.q.check(OP, "q", shape.rows * shape.intermediate, stream)?;
@@ -120,8 +116,10 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
 
     let q = args.q.ptr().cast();
     let activation = args.function as u32;
-    let grid = warp_rows_grid(stream, rows, intermediate);
-    // SAFETY: every array was checked to have its extent on this device, and the shared memory holds the kept spans.
+    let device = stream.device();
+    let grid = warp_rows_grid(device, rows, intermediate);
+    // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last offset is; no two scales
+    // have one place, and the shared memory holds the kept spans.
     unsafe {
         match args.requantization {
             Requantization::TensorStatic { scale } => {
@@ -132,7 +130,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
             }
             Requantization::Token { scales } => {
                 let scales = scales.ptr();
-                let (blocks, shared, kept_spans) = block_rows_grid(stream, rows, intermediate);
+                let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, intermediate);
                 launch_typed!(stream, blocks, shared, args.x, (ActivationTokenBf16, ActivationTokenF16, ActivationTokenF32) {
                     valid_rows, q, scales, rows, intermediate, activation, kept_spans,
                 })

@@ -2,12 +2,13 @@
 //!
 //! `out[r, c] = cast(x[r, c])`, to nearest even; what is too large for f16 becomes an infinity.
 
-use super::permute::checked_i32;
-use super::quantize::{ActivationsMut, checked_columns, warp_rows_grid};
+use super::quantize::ActivationsMut;
 use crate::error::{Error, Result};
 use crate::gpu::buffer::Slice;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::checked_i32;
+use crate::plan::rows::{checked_columns, warp_rows_grid};
 
 const OP: &str = "cast";
 
@@ -24,15 +25,18 @@ pub struct Cast<'a> {
 }
 
 /// Rounds every element to the type of `out`. One launch; with no rows nothing is launched.
+///
+/// # Errors
+/// Arrays that are too short or on another device; an `out` in f32.
 pub fn cast(stream: &Stream, args: Cast<'_>) -> Result<()> {
     let columns = checked_columns(OP, "columns", args.columns)?;
     let rows = checked_i32(OP, "rows", args.rows)?;
     args.x.check(OP, "x", args.rows * args.columns, stream)?;
-    args.out.as_activations().check(OP, "out", args.rows * args.columns, stream)?;
+    args.out.check(OP, "out", args.rows * args.columns, stream)?;
     if rows == 0 {
         return Ok(());
     }
-    let (x, grid) = (args.x.ptr(), warp_rows_grid(stream, rows, columns));
+    let (x, grid) = (args.x.ptr(), warp_rows_grid(stream.device(), rows, columns));
     // SAFETY: both arrays were checked to have their extent on this device.
     unsafe {
         match &args.out {

@@ -10,11 +10,9 @@
 //!                         +-------+       +---+                      are not written
 //! ```
 //!
-//! How many rows an expert has is known on the device alone: the kernels walk the tile schedule that
-//! [`permute`](super::permute::permute) or [`tile_schedule`](super::problem_sizes::tile_schedule) wrote for the same
-//! offsets. Its `block_m` decides which kernel runs; [`heuristics`] recommends one.
+//! How many rows an expert has is known on the device alone: the kernels walk the tile schedule of the
+//! [`Permutation`]. Which kernel runs, on how many blocks, is the [`GemmPlan`]'s.
 
-pub mod heuristics;
 mod hopper;
 mod portable;
 pub(super) mod slab_scales;
@@ -22,15 +20,18 @@ mod token_sums;
 
 use half::{bf16, f16};
 
-use super::problem_sizes::tile_schedule_entries;
+use super::permutation::Permutation;
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use heuristics::{Path, Plan};
+use crate::plan::elements;
+use crate::plan::gemm::GemmKernel;
 
+pub use crate::config::{Accumulation, Path};
+pub use crate::plan::gemm::{GemmOptions, GemmPlan, GemmShape, block_m};
 use token_sums::RawTokens;
 pub use token_sums::TokenSums;
 
@@ -40,7 +41,7 @@ const OP: &str = "grouped_gemm";
 pub const SCALE_BLOCK: usize = 128;
 
 /// Scales of A.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum AScale<'a> {
     /// f32 `[1]`: one for all of A.
     Call(Slice<'a, f32>),
@@ -48,9 +49,9 @@ pub enum AScale<'a> {
     Row(Slice<'a, f32>),
     /// One per row and 128 columns: that of row r and group g is element `r * row_stride + g * group_stride`.
     ///
-    /// The Hopper kernels bring those of a tile's rows by TMA, and take them in the layout `ScaleLayout::group_major` alone, 16-byte
-    /// aligned: with a `row_stride` of 1, and where there are several groups a `group_stride` that is at least P, and a multiple of 4.
-    /// (P rounded up will do.) The portable kernels take any strides.
+    /// The Hopper kernels bring those of a tile's rows by TMA, and take them in the layout `ScaleLayout::group_major` alone,
+    /// 16-byte aligned: with a `row_stride` of 1, and where there are several groups a `group_stride` that is at least P, and a
+    /// multiple of 4. (P rounded up will do.) The portable kernels take any strides.
     Group {
         /// The scales.
         scales: Slice<'a, f32>,
@@ -75,7 +76,7 @@ impl AScale<'_> {
 }
 
 /// Scales of B.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum BScale<'a> {
     /// f32 `[E_loc]`: one per expert.
     Expert(Slice<'a, f32>),
@@ -97,6 +98,7 @@ impl BScale<'_> {
 }
 
 /// Where D goes.
+#[derive(Debug)]
 pub enum GemmOut<'a> {
     /// bf16 `[P, N]`.
     Bf16(SliceMut<'a, bf16>),
@@ -120,9 +122,9 @@ impl GemmOut<'_> {
     }
 
     /// Which token's sum each row goes to.
-    fn raw_tokens(&self) -> RawTokens {
+    fn raw_tokens(&self, permutation: &Permutation<'_>) -> RawTokens {
         match self {
-            GemmOut::TokenSums(tokens) => tokens.raw(),
+            GemmOut::TokenSums(tokens) => tokens.raw(permutation),
             _ => RawTokens::NONE,
         }
     }
@@ -146,40 +148,8 @@ impl<'a> From<SliceMut<'a, f32>> for GemmOut<'a> {
     }
 }
 
-/// How the sum over K is kept. Scales per group or block are applied every 128 of K in f32 with either.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accumulation {
-    /// In the tensor core's accumulator, which on some GPUs has fewer bits than f32 (about 14 on Hopper).
-    #[default]
-    Fast,
-    /// As `Fast`, but folded into f32 registers every 128 of K.
-    Promoted,
-}
-
-/// A tile schedule, as the device has built it or will have when the GEMM runs.
-#[derive(Clone, Copy)]
-pub struct Schedule<'a> {
-    /// Most rows of a tile: one of [`heuristics::BLOCK_M`].
-    pub block_m: usize,
-    /// [`tile_schedule_entries`] of 16 bytes, built for this `block_m` and for the call's `expert_offsets`. A GEMM uses the
-    /// counters in it and leaves them at 0; two GEMMs that run at the same time need a schedule each.
-    pub entries: Slice<'a, [u32; 4]>,
-}
-
-/// Dimensions of a grouped GEMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GemmShape {
-    /// P, rows of A and D that exist, at least `expert_offsets[E_loc]`.
-    pub rows: usize,
-    /// N, columns of D: a multiple of 8.
-    pub n: usize,
-    /// K, what is summed over: a multiple of 16.
-    pub k: usize,
-    /// E_loc.
-    pub experts: usize,
-}
-
 /// Arguments of [`grouped_gemm`]. A, B and D are 16-byte aligned.
+#[derive(Debug)]
 pub struct GroupedGemm<'a> {
     /// e4m3 `[P, K]`.
     pub a: Slice<'a, E4m3>,
@@ -189,24 +159,23 @@ pub struct GroupedGemm<'a> {
     pub b: Slice<'a, E4m3>,
     /// Its scales.
     pub b_scale: BScale<'a>,
-    /// i64 `[E_loc + 1]`: expert e has rows `expert_offsets[e] .. expert_offsets[e + 1]`.
-    pub expert_offsets: Slice<'a, i64>,
-    /// The row tiles of those offsets.
-    pub schedule: Schedule<'a>,
+    /// Which rows are whose, with a tile schedule of the plan's height: the GEMM counts in it, so that it takes it exclusively
+    /// ([`Permutation::reborrow`]).
+    pub permutation: Permutation<'a>,
     /// `[P, N]`, or sums `[T, N]`.
     pub out: GemmOut<'a>,
-    /// At least [`workspace_bytes`], 16-byte aligned. Its contents do not matter.
+    /// At least [`GemmPlan::workspace_bytes`], 16-byte aligned. Its contents do not matter.
     pub workspace: SliceMut<'a, u8>,
-    /// The dimensions.
-    pub shape: GemmShape,
-    /// How the sum is kept.
-    pub accumulation: Accumulation,
-    /// Which kernels to use.
-    pub path: Path,
+    /// Dimensions, kernel and grid.
+    pub plan: &'a GemmPlan,
 }
 
-/// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`. Sums by token are refused where the portable kernels
-/// would multiply.
+/// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
+///
+/// # Errors
+/// Arrays that are too short, not aligned or on another device; a permutation of other sizes than the plan's, or without a
+/// schedule of its height; scales that the plan or its kernels cannot have; sums by token where the portable kernels would
+/// multiply.
 pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, false)
 }
@@ -223,82 +192,71 @@ pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: Gro
     arguments.enqueue(stream, true)
 }
 
-/// Bytes of workspace that a grouped GEMM with tiles of `block_m` rows needs on this device, whatever its shape.
-pub fn workspace_bytes(device: &Device, block_m: usize) -> usize {
-    heuristics::partials_bytes(device, block_m)
-}
-
 impl GroupedGemm<'_> {
     /// `schedule_is_settled`: see [`grouped_gemm_with_settled_schedule`].
     fn enqueue(&self, stream: &Stream, schedule_is_settled: bool) -> Result<()> {
-        self.check(stream)?;
-        let plan = heuristics::plan(
-            stream.device(),
-            &self.shape,
-            self.schedule.block_m,
-            self.accumulation,
-            self.scales_change_along_k(),
-            self.path,
-        )?;
-        match plan {
-            Plan::Nothing => Ok(()),
-            Plan::Portable { .. } if matches!(self.out, GemmOut::TokenSums(_)) => {
+        let schedule = self.check(stream)?;
+        match self.plan.kernel() {
+            GemmKernel::Nothing => Ok(()),
+            GemmKernel::Portable { .. } if matches!(self.out, GemmOut::TokenSums(_)) => {
                 Err(Error::argument(OP, "out", "TokenSums", "must be D itself for the portable kernels"))
             }
-            Plan::Portable { tile, promoted, blocks } => self.launch_portable(stream, tile, promoted, blocks),
-            Plan::Hopper { tile, promoted, blocks } => {
-                self.launch_hopper(stream, tile, promoted, blocks, schedule_is_settled)
+            GemmKernel::Portable { tile, blocks } => self.launch_portable(stream, tile, blocks, schedule),
+            GemmKernel::Hopper { tile, blocks } => {
+                self.launch_hopper(stream, tile, blocks, schedule, schedule_is_settled)
             }
         }
     }
 
-    /// Whether there is a scale per group or block, to be applied every 128 of K.
-    fn scales_change_along_k(&self) -> bool {
-        change_along_k(&self.a_scale, &self.b_scale)
-    }
-
-    fn check(&self, stream: &Stream) -> Result<()> {
-        let GemmShape { rows, n, k, experts } = self.shape;
-        require(k >= 16 && k.is_multiple_of(16), OP, "k", k, || "must be a positive multiple of 16".into())?;
-        require(n >= 8 && n.is_multiple_of(8), OP, "n", n, || "must be a positive multiple of 8".into())?;
-        for (name, value) in [("rows", rows), ("n", n), ("k", k), ("experts", experts)] {
-            // The kernels count rows, columns and bytes of K in i32, a tile beyond the end included.
-            require(value <= i32::MAX as usize - 127, OP, name, value, || "must be below 2^31 - 127".into())?;
-        }
-
+    /// Compares every argument with the plan; returns the checked tile schedule.
+    fn check(&self, stream: &Stream) -> Result<DevicePtr<[u32; 4]>> {
+        let plan = self.plan;
+        let GemmShape { rows, n, k, experts } = plan.shape();
+        check_plan(OP, plan.device(), (rows, experts), &self.permutation, stream)?;
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[rows, k])?, stream)?;
         check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, n, k])?, stream)?;
         let out_elements = elements(OP, "out", &[rows, n])?;
         match &self.out {
-            GemmOut::Bf16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
-            GemmOut::F16(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
-            GemmOut::F32(out) => check_matrix(OP, &out.as_slice(), "out", out_elements, stream)?,
-            GemmOut::TokenSums(tokens) => tokens.check(&self.shape, stream)?,
+            GemmOut::Bf16(out) => check_matrix_mut(OP, out, "out", out_elements, stream)?,
+            GemmOut::F16(out) => check_matrix_mut(OP, out, "out", out_elements, stream)?,
+            GemmOut::F32(out) => check_matrix_mut(OP, out, "out", out_elements, stream)?,
+            GemmOut::TokenSums(sums) => sums.check(n, &self.permutation, stream)?,
         }
-
-        check_scales(OP, &self.a_scale, &self.b_scale, &self.shape, stream)?;
-        self.expert_offsets.check(OP, "expert_offsets", experts + 1, stream)?;
-        let Schedule { block_m, entries } = self.schedule;
-        heuristics::check_block_m(OP, block_m)?;
-        check_matrix(OP, &entries, "schedule", tile_schedule_entries(rows, experts, block_m), stream)?;
-        let workspace = workspace_bytes(stream.device(), block_m);
-        check_matrix(OP, &self.workspace.as_slice(), "workspace", workspace, stream)
+        check_scales(OP, &self.a_scale, &self.b_scale, &plan.shape(), plan.slab_scales(), stream)?;
+        check_matrix_mut(OP, &self.workspace, "workspace", plan.workspace_bytes(), stream)?;
+        self.permutation.checked_schedule(OP, plan.block_m(), stream)
     }
 }
 
-/// Whether there is a scale per group or block, to be applied every 128 of K.
-pub(super) fn change_along_k(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> bool {
-    matches!(a_scale, AScale::Group { .. }) || matches!(b_scale, BScale::Block(_))
+/// Refuses a plan for another device or other sizes than those of `permutation`.
+pub(super) fn check_plan(
+    op: &'static str,
+    device: &Device,
+    (rows, experts): (usize, usize),
+    permutation: &Permutation<'_>,
+    stream: &Stream,
+) -> Result<()> {
+    require(device.same_as(stream.device()), op, "plan", format!("a plan for {device}"), || {
+        format!("must be for the stream's device, {}", stream.device())
+    })?;
+    permutation.check_size(op, "rows", rows, (permutation.rows(), "rows"))?;
+    permutation.check_size(op, "experts", experts, (permutation.local_experts(), "local experts"))?;
+    permutation.check(op, stream)
 }
 
-/// Refuses scales that are too few for the shape.
+/// Refuses scales that are too few for the shape, or change along K where the plan has none that do.
 pub(super) fn check_scales(
     op: &'static str,
     a_scale: &AScale<'_>,
     b_scale: &BScale<'_>,
     shape: &GemmShape,
+    slab_scales: bool,
     stream: &Stream,
 ) -> Result<()> {
+    let change_along_k = matches!(a_scale, AScale::Group { .. }) || matches!(b_scale, BScale::Block(_));
+    require(slab_scales || !change_along_k, op, "slab_scales", slab_scales, || {
+        "must be true in the plan for scales per group or block".into()
+    })?;
     let GemmShape { rows, n, k, experts } = *shape;
     let groups = k.div_ceil(SCALE_BLOCK);
     match *a_scale {
@@ -333,16 +291,6 @@ pub(super) fn check_scales(
     Ok(())
 }
 
-/// The product of dimensions, refused where it does not fit.
-pub(super) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Result<usize> {
-    let product = dimensions.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
-    let product = product.filter(|&elements| elements <= isize::MAX as usize);
-    require(product.is_some(), op, name, format!("{dimensions:?}"), || {
-        "must have below 2^63 elements".into()
-    })?;
-    Ok(product.unwrap_or(0))
-}
-
 /// Refuses a matrix that is too short, on another device, or not aligned for 16-byte copies.
 pub(super) fn check_matrix<T: bytemuck::Pod>(
     op: &'static str,
@@ -352,7 +300,22 @@ pub(super) fn check_matrix<T: bytemuck::Pod>(
     stream: &Stream,
 ) -> Result<()> {
     slice.check(op, name, len, stream)?;
-    let address = slice.ptr().raw();
+    check_alignment(op, name, slice.ptr().raw())
+}
+
+/// As [`check_matrix`], of one that is written.
+pub(super) fn check_matrix_mut<T: bytemuck::Pod>(
+    op: &'static str,
+    slice: &SliceMut<'_, T>,
+    name: &str,
+    len: usize,
+    stream: &Stream,
+) -> Result<()> {
+    slice.check(op, name, len, stream)?;
+    check_alignment(op, name, slice.ptr().raw())
+}
+
+fn check_alignment(op: &'static str, name: &str, address: u64) -> Result<()> {
     require(address.is_multiple_of(16), op, name, format!("{address:#x}"), || {
         "must be 16-byte aligned".into()
     })

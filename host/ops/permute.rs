@@ -1,82 +1,25 @@
 //! Permutation of expanded rows into expert order, and the copy of activations along with it.
 //!
-//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
+//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted
+//! order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
 
 use bytemuck::Pod;
 
+use super::permutation::{Permutation, Sizes};
 use super::problem_sizes::{ProblemSizesOut, Targets, TileScheduleOut};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::{checked_i32, elements};
 
-/// Sizes of a permutation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PermuteShape {
-    /// T.
-    pub tokens: usize,
-    /// k.
-    pub top_k: usize,
-    /// E, experts of the model: what the ids count.
-    pub experts: usize,
-    /// E_loc, experts of this rank; equal to `experts` without an expert map.
-    pub local_experts: usize,
-    /// Every expert's region is padded to a multiple of this; 1 for no padding.
-    pub alignment: usize,
-}
+use crate::plan::permutation::Cut;
+pub use crate::plan::permutation::{PermutePath, PermuteShape};
+pub use crate::plan::rows::ScaleLayout;
 
-impl PermuteShape {
-    /// R = T * k.
-    pub fn rows(&self) -> usize {
-        self.tokens * self.top_k
-    }
-
-    /// P, rows of the permuted arrays that suffice whatever the routing: R, or with padding
-    /// `R + min(E_loc, R) * (alignment - 1)` rounded up to a multiple of the alignment.
-    pub fn capacity(&self) -> usize {
-        let padding = self.local_experts.min(self.rows()) * self.alignment.saturating_sub(1);
-        (self.rows() + padding).next_multiple_of(self.alignment.max(1))
-    }
-}
-
-/// How the sort is cut into blocks. The result is the same, bit for bit.
-///
-/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block grows with all rows,
-/// and small blocks cost nothing as long as all of them run at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PermutePath {
-    /// Blocks of 512 rows, or of up to 2048 where there would be more blocks than multiprocessors.
-    #[default]
-    Auto,
-    /// Blocks of `warps * steps * 32` rows.
-    Blocks {
-        /// Warps of a block that have rows, 1 to 16. Fewer are taken where shared memory does not hold the counters of so many:
-        /// that is with some thousand experts.
-        warps: usize,
-        /// Rows of each thread, 1 to 4.
-        steps: usize,
-    },
-}
-
-/// Warps of a block.
-const WARPS: usize = 16;
-/// Most rows of a thread.
-const MAX_STEPS: usize = 4;
-/// Shared memory of the sort besides its tables: static arrays, and what the driver keeps.
-const RESERVED_SHARED: u32 = 8 * 1024;
-
-/// How [`permute`] is launched.
-struct Cut {
-    /// Warps of a block that have rows.
-    warps: usize,
-    /// Rows of a thread.
-    steps: usize,
-    blocks: usize,
-    shared_bytes: usize,
-}
-
-/// Arguments of [`permute`].
+/// Arguments of [`permute`]: what is sorted, and the memory that the [`Permutation`] is written to and borrows.
+#[derive(Debug)]
 pub struct Permute<'a> {
     /// i32 `[T, k]`, global expert ids. Any value is legal: ids below 0, at or over E, or mapped to no local expert are
     /// *invalid*, and their rows come after all others.
@@ -99,81 +42,15 @@ pub struct Permute<'a> {
     pub path: PermutePath,
 }
 
-/// Refuses a value over `i32::MAX`.
-pub(super) fn checked_i32(op: &'static str, name: &str, value: usize) -> Result<u32> {
-    require(value <= i32::MAX as usize, op, name, value, || "must be below 2^31".into())?;
-    Ok(value as u32)
-}
-
 const OP: &str = "permute";
-
-impl PermuteShape {
-    fn check(&self, has_map: bool) -> Result<()> {
-        let positive =
-            |name, value: usize| require(value > 0, OP, name, value, || "must be at least 1".into());
-        positive("experts", self.experts)?;
-        positive("alignment", self.alignment)?;
-        require((1..=self.experts).contains(&self.top_k), OP, "top_k", self.top_k, || {
-            format!("must be in 1..={}, the number of experts", self.experts)
-        })?;
-        require(
-            has_map || self.local_experts == self.experts,
-            OP,
-            "local_experts",
-            self.local_experts,
-            || format!("must be {}, the number of experts, without an expert_map", self.experts),
-        )?;
-        let limit = i32::MAX as usize;
-        require(self.tokens <= limit / self.top_k, OP, "tokens", self.tokens, || {
-            format!(
-                "must be at most {} with top_k {}: rows are counted in i32",
-                limit / self.top_k,
-                self.top_k
-            )
-        })?;
-        require(self.experts <= limit, OP, "experts", self.experts, || "must be below 2^31".into())?;
-        let padding = self.local_experts.min(self.rows()).checked_mul(self.alignment);
-        let fits =
-            padding.is_some_and(|padding| padding <= limit - self.rows() && self.alignment <= limit / 2);
-        require(fits, OP, "alignment", self.alignment, || {
-            format!("must keep the {} rows of {} experts below 2^31", self.rows(), self.local_experts)
-        })
-    }
-
-    /// How `path` cuts the rows on a device with this many multiprocessors and this much shared memory.
-    fn cut(&self, path: PermutePath, multiprocessors: u32, shared_per_block: u32) -> Result<Cut> {
-        let rows = self.rows();
-        let (warps, steps) = match path {
-            PermutePath::Auto => {
-                let warps = rows.div_ceil(32).clamp(1, WARPS);
-                let steps = rows.div_ceil(32 * warps * multiprocessors.max(1) as usize);
-                (warps, steps.clamp(1, MAX_STEPS))
-            }
-            PermutePath::Blocks { warps, steps } => {
-                let limit = |name, value: usize, most: usize| {
-                    require((1..=most).contains(&value), OP, name, value, || format!("must be in 1..={most}"))
-                };
-                limit("warps", warps, WARPS)?;
-                limit("steps", steps, MAX_STEPS)?;
-                (warps, steps)
-            }
-        };
-        let keys = self.local_experts + 1;
-        // A word of counters for two warps, and two words more, to a key; all in units of 16 bytes.
-        let words = shared_per_block.saturating_sub(RESERVED_SHARED) as usize / 16 * 4;
-        require(keys <= words / 3, OP, "local_experts", self.local_experts, || {
-            format!("must be at most {} on this device", words / 3 - 1)
-        })?;
-        let warps = warps.min(2 * (words / keys - 2));
-        let shared_bytes = ((warps.div_ceil(2) + 2) * keys * size_of::<u32>()).next_multiple_of(16);
-        Ok(Cut { warps, steps, blocks: rows.div_ceil(32 * warps * steps), shared_bytes })
-    }
-}
 
 /// Sorts the rows of `topk_ids` by local expert: stable, deterministic, in one launch, without synchronisation or workspace.
 ///
-/// With no tokens nothing is launched, and nothing is written.
-pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Result<()> {
+/// Ids and map may hold anything. With no tokens nothing is launched, and nothing is written; no operation reads the lists then.
+///
+/// # Errors
+/// Sizes that the sort cannot have; lists that are too short or on another device.
+pub fn permute<'a>(stream: &Stream, shape: PermuteShape, args: Permute<'a>) -> Result<Permutation<'a>> {
     shape.check(args.expert_map.is_some())?;
     let (rows, capacity, local_experts) = (shape.rows(), shape.capacity(), shape.local_experts);
     args.topk_ids.check(OP, "topk_ids", rows, stream)?;
@@ -192,73 +69,59 @@ pub fn permute(stream: &Stream, shape: PermuteShape, args: Permute<'_>) -> Resul
     if let Some(schedule) = &args.tile_schedule {
         schedule.check(OP, capacity, local_experts, stream)?;
     }
-    let device = stream.device();
-    let cut = shape.cut(args.path, device.multiprocessors(), device.shared_per_block())?;
-    if rows == 0 {
-        return Ok(());
+    let cut = shape.cut(args.path, stream.device())?;
+    if rows > 0 {
+        args.launch(stream, shape, &cut)?;
     }
-
-    let targets = Targets::new(args.problem_sizes.as_ref(), args.tile_schedule.as_ref());
-    let (topk_ids, expert_offsets) = (args.topk_ids.ptr(), args.expert_offsets.ptr());
-    let expert_map = args.expert_map.map_or(DevicePtr::null(), |map| map.ptr());
-    let (sorted_rows, inverse) = (args.sorted_rows.ptr(), args.inverse.ptr());
-    let row_experts = args.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
-    let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
-    let kernel = kernels::Permute {
-        topk_ids,
-        expert_map,
-        expert_offsets,
-        sorted_rows,
-        inverse,
-        row_experts,
-        problem_sizes1: sizes1,
-        problem_sizes2: sizes2,
-        schedule,
-        rows: rows as u32,
-        experts: shape.experts as u32,
-        local_experts: local_experts as u32,
-        capacity: capacity as u32,
-        alignment: shape.alignment as u32,
-        ranking_warps: cut.warps as u32,
-        steps: cut.steps as u32,
-        hidden,
-        intermediate,
-        swap_operands,
-        block_m,
-    };
-    // SAFETY: every list was checked to have its length on this device, and the numbers to fit.
-    unsafe { device.launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
+    let sizes = Sizes { tokens: shape.tokens, top_k: shape.top_k, local_experts, rows: capacity };
+    Ok(Permutation {
+        sizes,
+        expert_offsets: args.expert_offsets.into_slice_mut(..local_experts + 1),
+        sorted_rows: Some(args.sorted_rows.into_slice_mut(..capacity)),
+        inverse: Some(args.inverse.into_slice_mut(..rows)),
+        row_experts: args.row_experts.map(|list| list.into_slice_mut(..capacity)),
+        problem_sizes: args
+            .problem_sizes
+            .map(|sizes| [sizes.sizes1, sizes.sizes2].map(|list| list.into_slice_mut(..local_experts * 3))),
+        tile_schedule: args.tile_schedule,
+        capture: stream.capture_id(),
+    })
 }
 
-/// Where the scales of rows are: scale `g` of row `i` is element `i * row_stride + g * group_stride`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScaleLayout {
-    /// Elements between rows.
-    pub row_stride: usize,
-    /// Elements between the groups of a row.
-    pub group_stride: usize,
-}
-
-impl ScaleLayout {
-    /// `[rows, groups]`, groups adjacent.
-    pub fn row_major(groups: usize) -> Self {
-        Self { row_stride: groups, group_stride: 1 }
-    }
-
-    /// `[groups, rows]`, rows adjacent: what the Hopper GEMMs take, which bring one group of many rows at a time. For them `rows` is a
-    /// multiple of 4, as TMA has it: that of the rows rounded up, the last of which stay unwritten.
-    pub fn group_major(rows: usize) -> Self {
-        Self { row_stride: 1, group_stride: rows }
-    }
-
-    /// Elements up to the last scale of `rows` rows.
-    pub(super) fn extent(&self, rows: usize, groups: usize) -> usize {
-        if rows == 0 || groups == 0 {
-            return 0;
-        }
-        ((rows - 1).saturating_mul(self.row_stride))
-            .saturating_add((groups - 1).saturating_mul(self.group_stride))
-            .saturating_add(1)
+impl Permute<'_> {
+    /// Launches the sort. The arguments have been checked, and there are rows.
+    fn launch(&self, stream: &Stream, shape: PermuteShape, cut: &Cut) -> Result<()> {
+        let targets = Targets::new(self.problem_sizes.as_ref(), self.tile_schedule.as_ref());
+        let (topk_ids, expert_offsets) = (self.topk_ids.ptr(), self.expert_offsets.ptr());
+        let expert_map = self.expert_map.map_or(DevicePtr::null(), |map| map.ptr());
+        let (sorted_rows, inverse) = (self.sorted_rows.ptr(), self.inverse.ptr());
+        let row_experts = self.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
+        let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
+        let kernel = kernels::Permute {
+            topk_ids,
+            expert_map,
+            expert_offsets,
+            sorted_rows,
+            inverse,
+            row_experts,
+            problem_sizes1: sizes1,
+            problem_sizes2: sizes2,
+            schedule,
+            rows: shape.rows() as u32,
+            experts: shape.experts as u32,
+            local_experts: shape.local_experts as u32,
+            capacity: shape.capacity() as u32,
+            alignment: shape.alignment as u32,
+            ranking_warps: cut.warps as u32,
+            steps: cut.steps as u32,
+            hidden,
+            intermediate,
+            swap_operands,
+            block_m,
+        };
+        // SAFETY: every list was checked to have its length on this device, and the numbers to fit in i32. The kernel takes any
+        // ids, and any map: what does not lead to one of the E_loc experts is invalid.
+        unsafe { stream.device().launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
     }
 }
 
@@ -284,46 +147,49 @@ pub struct PermuteRows<'a, T> {
     pub columns: usize,
     /// Scales, if the rows have any.
     pub scales: Option<PermuteScales<'a>>,
-    /// From [`permute`].
-    pub sorted_rows: Slice<'a, i32>,
-    /// From [`permute`].
-    pub expert_offsets: Slice<'a, i64>,
+    /// Where the rows go.
+    pub permutation: &'a Permutation<'a>,
     /// `[P, columns]`.
     pub permuted: SliceMut<'a, T>,
 }
 
-/// Copies rows and scales to where [`permute`] with the same shape put them. Padding rows become zeros with scale 0; rows at
-/// or past `expert_offsets[E_loc]` are not written.
-pub fn permute_rows<T: Pod>(stream: &Stream, shape: PermuteShape, args: PermuteRows<'_, T>) -> Result<()> {
+/// Copies rows and scales to where the permutation has them. Padding rows become zeros with scale 0; rows at or past
+/// `expert_offsets[E_loc]` are not written.
+///
+/// # Errors
+/// Arrays that are too short or on another device; rows of 2^31 bytes or more; a permutation without `sorted_rows`; a layout
+/// that puts two permuted scales at one place.
+pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result<()> {
     const OP: &str = "permute_rows";
-    shape.check(true)?;
-    let (rows, capacity) = (shape.rows(), shape.capacity());
+    let Sizes { tokens, top_k, local_experts, rows: capacity } = args.permutation.sizes;
     let row_bytes = args.columns.saturating_mul(size_of::<T>());
     require(row_bytes <= i32::MAX as usize, OP, "columns", args.columns, || {
         "must be below 2^31 bytes to a row".into()
     })?;
-    args.activations.check(OP, "activations", shape.tokens * args.columns, stream)?;
-    args.sorted_rows.check(OP, "sorted_rows", capacity, stream)?;
-    args.expert_offsets.check(OP, "expert_offsets", shape.local_experts + 1, stream)?;
-    args.permuted.check(OP, "permuted", capacity * args.columns, stream)?;
+    let rows_of = |name, rows| elements(OP, name, &[rows, args.columns]);
+    args.activations.check(OP, "activations", rows_of("activations", tokens)?, stream)?;
+    args.permutation.check(OP, stream)?;
+    let sorted_rows = args.permutation.checked_sorted_rows(OP, stream)?;
+    args.permuted.check(OP, "permuted", rows_of("permuted", capacity)?, stream)?;
     let none = ScaleLayout { row_stride: 0, group_stride: 0 };
     let (mut groups, mut from, mut to) = (0, (DevicePtr::null(), none), (DevicePtr::null(), none));
     if let Some(scales) = &args.scales {
         groups = checked_i32(OP, "groups", scales.groups)?;
-        scales.scales.check(OP, "scales", scales.layout.extent(shape.tokens, scales.groups), stream)?;
+        scales.scales.check(OP, "scales", scales.layout.extent(tokens, scales.groups), stream)?;
         let extent = scales.permuted_layout.extent(capacity, scales.groups);
+        scales.permuted_layout.check_apart(OP, "permuted_layout", capacity, scales.groups)?;
         scales.permuted.check(OP, "permuted_scales", extent, stream)?;
         from = (scales.scales.ptr(), scales.layout);
         to = (scales.permuted.ptr(), scales.permuted_layout);
     }
-    if rows == 0 {
+    if tokens == 0 {
         return Ok(());
     }
     let kernel = kernels::PermuteRows {
         activations: args.activations.ptr().cast(),
         scales: from.0,
-        sorted_rows: args.sorted_rows.ptr(),
-        expert_offsets: args.expert_offsets.ptr(),
+        sorted_rows,
+        expert_offsets: args.permutation.expert_offsets.ptr(),
         permuted: args.permuted.ptr().cast(),
         permuted_scales: to.0,
         row_bytes: row_bytes as u32,
@@ -332,11 +198,12 @@ pub fn permute_rows<T: Pod>(stream: &Stream, shape: PermuteShape, args: PermuteR
         scale_group_stride: from.1.group_stride as u64,
         permuted_scale_row_stride: to.1.row_stride as u64,
         permuted_scale_group_stride: to.1.group_stride as u64,
-        rows: rows as u32,
-        top_k: shape.top_k as u32,
-        local_experts: shape.local_experts as u32,
+        rows: (tokens * top_k) as u32,
+        top_k: top_k as u32,
+        local_experts: local_experts as u32,
     };
     let blocks = (capacity as u32).div_ceil(8);
-    // SAFETY: every array was checked to have its extent on this device; sorted_rows and expert_offsets are `permute`'s.
+    // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation, whose last offset is
+    // at most P. A row of `sorted_rows` that is none of the R is padding to the kernel. No two threads write one place.
     unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
 }

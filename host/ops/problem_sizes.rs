@@ -1,14 +1,17 @@
 //! Problem sizes and tile schedule of the grouped GEMMs, from the expert offsets, on the device.
 //!
-//! [`permute`](super::permute::permute) writes both on its way; the operations here are for offsets from elsewhere. What they
-//! look like is drawn in `kernels-gpu/src/problem_sizes.rs`.
+//! [`permute`](super::permute::permute) writes both on its way. For offsets from elsewhere there are [`problem_sizes`] and
+//! [`Permutation::from_lists`](super::permutation::Permutation::from_lists), which builds the schedule. What they look like is
+//! drawn in `kernels-gpu/src/problem_sizes.rs`.
 
-use super::permute::checked_i32;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::checked_i32;
+
+pub use crate::plan::permutation::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
 
 /// Dimensions of the two GEMMs of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,7 @@ pub struct GemmDimensions {
 }
 
 /// Where problem sizes go.
+#[derive(Debug)]
 pub struct ProblemSizesOut<'a> {
     /// The dimensions besides the number of rows.
     pub dimensions: GemmDimensions,
@@ -32,6 +36,7 @@ pub struct ProblemSizesOut<'a> {
 }
 
 /// Where the tile schedule goes.
+#[derive(Debug)]
 pub struct TileScheduleOut<'a> {
     /// Most rows of a tile.
     pub block_m: usize,
@@ -41,13 +46,11 @@ pub struct TileScheduleOut<'a> {
     pub entries: SliceMut<'a, [u32; 4]>,
 }
 
-/// Entries of a tile schedule before its first tile: its sizes, and 256 counters of 4 bytes that kernels which cut a tile's sum
-/// into parts use, and leave at 0.
-pub const TILE_SCHEDULE_HEADER: usize = 65;
-
-/// Entries that a tile schedule may need, whatever the routing: `rows` is the capacity of the permuted rows.
-pub fn tile_schedule_entries(rows: usize, local_experts: usize, block_m: usize) -> usize {
-    TILE_SCHEDULE_HEADER + rows / block_m.max(1) + local_experts.min(rows)
+impl TileScheduleOut<'_> {
+    /// The same memory, for a call that takes it by value.
+    pub(super) fn reborrow(&mut self) -> TileScheduleOut<'_> {
+        TileScheduleOut { block_m: self.block_m, entries: self.entries.reborrow() }
+    }
 }
 
 impl ProblemSizesOut<'_> {
@@ -85,7 +88,11 @@ impl TileScheduleOut<'_> {
     }
 }
 
-/// Writes the problem sizes of every expert. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0.
+/// Writes the problem sizes of every expert. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0; other values give sizes
+/// that mean nothing.
+///
+/// # Errors
+/// Lists that are too short or on another device; dimensions that are no i32.
 pub fn problem_sizes(
     stream: &Stream,
     expert_offsets: Slice<'_, i64>,
@@ -105,34 +112,32 @@ pub fn problem_sizes(
         intermediate: out.dimensions.intermediate as u32,
         swap_operands: out.dimensions.swap_operands.into(),
     };
-    // SAFETY: lengths and device were checked above.
+    // SAFETY: lengths and device were checked above; the values are only subtracted and stored.
     unsafe { stream.device().launch(stream, experts.div_ceil(128), 0, &kernel) }
 }
 
-/// Builds the tile schedule. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0 to at most `rows`.
-pub fn tile_schedule(
+/// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc + 1]`.
+///
+/// # Safety
+/// The offsets have their length, and ascend from 0 to at most `rows`, below 2^31.
+pub(super) unsafe fn write_tile_schedule(
     stream: &Stream,
     expert_offsets: Slice<'_, i64>,
     local_experts: usize,
     rows: usize,
-    out: TileScheduleOut<'_>,
+    out: &TileScheduleOut<'_>,
 ) -> Result<()> {
-    const OP: &str = "tile_schedule";
-    checked_i32(OP, "rows", rows)?;
-    let local = checked_i32(OP, "local_experts", local_experts)?;
-    expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
-    out.check(OP, rows, local_experts, stream)?;
     let kernel = kernels::TileSchedule {
         expert_offsets: expert_offsets.ptr(),
         schedule: out.entries.ptr(),
-        local_experts: local,
+        local_experts: local_experts as u32,
         block_m: out.block_m as u32,
     };
     // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has all the rows.
-    let blocks =
-        (rows / out.block_m).div_ceil(64).clamp(1, stream.device().multiprocessors().max(1) as usize) as u32;
-    // SAFETY: lengths, alignment and device were checked above; that the offsets ascend to at most `rows` is what bounds the
-    // entries, and what every operation that makes offsets guarantees.
+    let most = stream.device().multiprocessors().max(1) as usize;
+    let blocks = (rows / out.block_m).div_ceil(64).clamp(1, most) as u32;
+    // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the tiles of any offsets
+    // up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
     unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
 }
 

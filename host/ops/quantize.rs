@@ -12,18 +12,20 @@
 
 use half::{bf16, f16};
 
-use super::permute::{ScaleLayout, checked_i32};
+use super::permutation::{Permutation, Sizes};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
-use crate::gpu::launch::{DevicePtr, Grid};
+use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::checked_i32;
+use crate::plan::rows::{BlockRows, MAX_PARTIALS, ScaleLayout, absmax_grid, checked_columns, warp_rows_grid};
 
 const OP: &str = "quantize";
 
 /// Activations to read, in one of the element types that the kernels take.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Activations<'a> {
     /// bfloat16.
     Bf16(Slice<'a, bf16>),
@@ -34,6 +36,7 @@ pub enum Activations<'a> {
 }
 
 /// Activations to write.
+#[derive(Debug)]
 pub enum ActivationsMut<'a> {
     /// bfloat16.
     Bf16(SliceMut<'a, bf16>),
@@ -93,6 +96,14 @@ impl Activations<'_> {
 }
 
 impl ActivationsMut<'_> {
+    pub(super) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+        match self {
+            ActivationsMut::Bf16(slice) => slice.check(op, name, len, stream),
+            ActivationsMut::F16(slice) => slice.check(op, name, len, stream),
+            ActivationsMut::F32(slice) => slice.check(op, name, len, stream),
+        }
+    }
+
     /// The same memory, to read.
     pub fn as_activations(&self) -> Activations<'_> {
         match self {
@@ -113,47 +124,36 @@ pub struct QuantizeShape {
 }
 
 /// Where the quantised rows go.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Destinations<'a> {
     /// Row i to row i.
     Identity,
-    /// Row i to row i, for the rows below `expert_offsets[E_loc]`; the others are neither read nor written.
+    /// Row i to row i, for the valid rows of the permutation, those below `expert_offsets[E_loc]`; the others are neither read
+    /// nor written.
     Valid {
-        /// i64 `[E_loc + 1]`, from `permute`.
-        expert_offsets: Slice<'a, i64>,
+        /// Of as many rows as `x` has.
+        permutation: &'a Permutation<'a>,
     },
-    /// Token t to the rows `inverse[t * top_k ..][.. top_k]` below `expert_offsets[E_loc]`, all from `permute`. A token is read
-    /// once, or not at all where none of its rows is valid.
+    /// Token t to the rows that the permutation has for its slots. A token is read once, or not at all where none of its rows
+    /// is valid.
     Scatter {
-        /// k.
-        top_k: usize,
-        /// P, rows of `q`.
-        capacity: usize,
-        /// i32 `[T, k]`.
-        inverse: Slice<'a, i32>,
-        /// i64 `[E_loc + 1]`.
-        expert_offsets: Slice<'a, i64>,
-        /// i32 `[P]`, in aligned mode: the padding rows that it marks become rows of zeros, with the scale of such a row.
-        /// Without it they are not written.
-        sorted_rows: Option<Slice<'a, i32>>,
+        /// Of as many tokens as `x` has rows; `q` is `[P, columns]`.
+        permutation: &'a Permutation<'a>,
+        /// Whether padding rows become rows of zeros, with the scale of such a row; else they are not written.
+        fill_padding: bool,
     },
-    /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t alone: what a GEMM takes
-    /// that gathers its rows ([`GatheredRows`](super::gated_gemm::GatheredRows)). `q` is `[T, columns]`, the scales are of P rows.
+    /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t alone: what a GEMM
+    /// takes that gathers its rows ([`GatedPlan::gathers`](crate::plan::GatedPlan::gathers)).
     Scales {
-        /// k.
-        top_k: usize,
-        /// P, rows that have scales.
-        capacity: usize,
-        /// i32 `[T, k]`.
-        inverse: Slice<'a, i32>,
-        /// i64 `[E_loc + 1]`.
-        expert_offsets: Slice<'a, i64>,
-        /// i32 `[P]`, in aligned mode: the padding rows that it marks get the scale of a row of zeros. Without it they get none.
-        sorted_rows: Option<Slice<'a, i32>>,
+        /// Of as many tokens as `x` has rows; `q` is `[T, columns]`, the scales are of P rows.
+        permutation: &'a Permutation<'a>,
+        /// Whether padding rows get the scale of a row of zeros; else they get none.
+        fill_padding: bool,
     },
 }
 
 /// How to scale.
+#[derive(Debug)]
 pub enum Scheme<'a> {
     /// One scale, given.
     TensorStatic {
@@ -186,6 +186,7 @@ pub enum Scheme<'a> {
 }
 
 /// Arguments of [`quantize`].
+#[derive(Debug)]
 pub struct Quantize<'a> {
     /// `[rows, columns]`: bf16, f16 or f32.
     pub x: Activations<'a>,
@@ -202,47 +203,9 @@ pub struct Quantize<'a> {
     pub cleared: Option<SliceMut<'a, f32>>,
 }
 
-/// Columns of a warp, and rows of a block, of the kernels whose warps are independent.
-const WARP_COLUMNS: u32 = 256;
-const BLOCK_ROWS: u32 = 4;
-/// Blocks per multiprocessor that those kernels are launched with at most; they stride over the rest.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
-/// Most partial maxima of a tensor, and the rows of a block that computes one.
-const MAX_PARTIALS: u32 = 512;
-const ABSMAX_BLOCK_ROWS: u32 = 16;
-/// Columns of a span, which a block of the per-row kernels covers at a time; spans that it keeps in shared memory at most.
-const SPAN_COLUMNS: u32 = 2048;
-const MAX_KEPT_SPANS: u32 = 8;
-/// Blocks per multiprocessor that those kernels are launched with at most.
-const ROW_BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
-/// Most columns: what 65535 blocks along y cover.
-const MAX_COLUMNS: usize = 65535 * WARP_COLUMNS as usize;
-
 /// Bytes of workspace that [`Scheme::TensorDynamic`] needs.
 pub const fn quantize_workspace_bytes() -> usize {
     MAX_PARTIALS as usize * size_of::<f32>()
-}
-
-/// Refuses a number of columns that the kernels cannot have.
-pub(super) fn checked_columns(op: &'static str, name: &str, columns: usize) -> Result<u32> {
-    require((1..=MAX_COLUMNS).contains(&columns), op, name, columns, || {
-        format!("must be in 1..={MAX_COLUMNS}")
-    })?;
-    Ok(columns as u32)
-}
-
-/// The grid of kernels in which a warp takes 256 columns of a row, a block four rows.
-pub(super) fn warp_rows_grid(stream: &Stream, rows: u32, columns: u32) -> Grid {
-    let segments = columns.div_ceil(WARP_COLUMNS);
-    let most = (stream.device().multiprocessors() * BLOCKS_PER_MULTIPROCESSOR / segments).max(1);
-    (rows.div_ceil(BLOCK_ROWS).min(most), segments).into()
-}
-
-/// The grid, dynamic shared memory and kept spans of kernels in which a block takes a row.
-pub(super) fn block_rows_grid(stream: &Stream, rows: u32, columns: u32) -> (u32, u32, u32) {
-    let most = stream.device().multiprocessors() * ROW_BLOCKS_PER_MULTIPROCESSOR;
-    let kept_spans = columns.div_ceil(SPAN_COLUMNS).min(MAX_KEPT_SPANS);
-    (rows.min(most), kept_spans * SPAN_COLUMNS * size_of::<f32>() as u32, kept_spans)
 }
 
 /// Refuses group scales that the kernels cannot write.
@@ -256,17 +219,9 @@ pub(super) fn check_groups(
 ) -> Result<()> {
     let holds = matches!(group_size, 64 | 128);
     require(holds, op, "group_size", group_size, || "must be 64 or 128".into())?;
-    scales.check(op, "scales", layout.extent(rows, columns.div_ceil(group_size)), stream)
-}
-
-/// The address of `expert_offsets[E_loc]`, the number of valid rows.
-pub(super) fn valid_rows(
-    op: &'static str,
-    expert_offsets: &Slice<'_, i64>,
-    stream: &Stream,
-) -> Result<DevicePtr<i64>> {
-    expert_offsets.check(op, "expert_offsets", 1, stream)?;
-    Ok(expert_offsets.ptr().offset(expert_offsets.len() - 1))
+    let groups = columns.div_ceil(group_size);
+    layout.check_apart(op, "layout", rows, groups)?;
+    scales.check(op, "scales", layout.extent(rows, groups), stream)
 }
 
 /// Launches one of the three kernels of a family by the element type of `x`.
@@ -313,38 +268,31 @@ impl Destinations<'_> {
             q_rows: rows,
             scale_rows: rows,
         };
-        match self {
-            Destinations::Identity => Ok(identity),
-            Destinations::Valid { expert_offsets } => {
-                Ok(Targets { valid_rows: valid_rows(OP, expert_offsets, stream)?, ..identity })
+        let (permutation, fill_padding) = match *self {
+            Destinations::Identity => return Ok(identity),
+            Destinations::Valid { permutation } => {
+                permutation.check_size(OP, "rows", rows, (permutation.rows(), "rows"))?;
+                permutation.check(OP, stream)?;
+                return Ok(Targets { valid_rows: permutation.valid_rows(), ..identity });
             }
-            Destinations::Scatter { top_k, capacity, inverse, expert_offsets, sorted_rows }
-            | Destinations::Scales { top_k, capacity, inverse, expert_offsets, sorted_rows } => {
-                let (top_k, scale_rows) = (*top_k, *capacity);
-                let rows_stay = matches!(self, Destinations::Scales { .. });
-                let most = i32::MAX as usize / rows.max(1);
-                require((1..=most).contains(&top_k), OP, "top_k", top_k, || {
-                    format!("must be in 1..={most} with {rows} rows: expanded rows are counted in i32")
-                })?;
-                let capacity = checked_i32(OP, "capacity", scale_rows)?;
-                inverse.check(OP, "inverse", rows * top_k, stream)?;
-                if let Some(sorted_rows) = sorted_rows {
-                    sorted_rows.check(OP, "sorted_rows", scale_rows, stream)?;
-                }
-                Ok(Targets {
-                    top_k: top_k as u32,
-                    capacity,
-                    inverse: inverse.ptr(),
-                    valid_rows: valid_rows(OP, expert_offsets, stream)?,
-                    sorted_rows: sorted_rows
-                        .as_ref()
-                        .map_or(DevicePtr::null(), |sorted_rows| sorted_rows.ptr()),
-                    rows_stay,
-                    q_rows: if rows_stay { rows } else { scale_rows },
-                    scale_rows,
-                })
-            }
-        }
+            Destinations::Scatter { permutation, fill_padding }
+            | Destinations::Scales { permutation, fill_padding } => (permutation, fill_padding),
+        };
+        let Sizes { tokens, top_k, rows: scale_rows, .. } = permutation.sizes;
+        permutation.check_size(OP, "rows", rows, (tokens, "tokens"))?;
+        permutation.check(OP, stream)?;
+        let rows_stay = matches!(self, Destinations::Scales { .. });
+        let padding = fill_padding.then(|| permutation.checked_sorted_rows(OP, stream)).transpose()?;
+        Ok(Targets {
+            top_k: top_k as u32,
+            capacity: scale_rows as u32,
+            inverse: permutation.checked_inverse(OP, stream)?,
+            valid_rows: permutation.valid_rows(),
+            sorted_rows: padding.unwrap_or(DevicePtr::null()),
+            rows_stay,
+            q_rows: if rows_stay { rows } else { scale_rows },
+            scale_rows,
+        })
     }
 }
 
@@ -383,6 +331,10 @@ impl Scheme<'_> {
 /// Quantises `x` and writes each row to its destinations, with its scales.
 ///
 /// With no rows nothing is launched, and nothing is written.
+///
+/// # Errors
+/// Arrays that are too short or on another device; columns, group sizes, limits or layouts that the kernels cannot have; a
+/// permutation of another number of rows or tokens, or without a list that this needs.
 pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Result<()> {
     enqueue(stream, shape, args, false)
 }
@@ -433,9 +385,11 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     let cleared = args.cleared.as_ref().map_or(DevicePtr::null(), |cleared| cleared.ptr());
     // A warp looks for padding among 32 rows at a time.
     let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
-    let grid = warp_rows_grid(stream, warp_rows, columns);
+    let device = stream.device();
+    let grid = warp_rows_grid(device, warp_rows, columns);
     let tensor = |scale, partials, scale_out, partial_count, x_is_settled| {
-        // SAFETY: every array was checked to have its extent on this device; the partial maxima are written before.
+        // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes where there is one, which
+        // leads each row to places below P of its own; the partial maxima are written before.
         unsafe {
             launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
                 row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q, cleared,
@@ -449,10 +403,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         }
         Scheme::TensorDynamic { scale, workspace } => {
             let partials: DevicePtr<f32> = workspace.ptr().cast();
-            let blocks = (stream.device().multiprocessors() * 2).min(MAX_PARTIALS);
-            let segments = columns.div_ceil(WARP_COLUMNS).min(32);
-            let absmax_grid =
-                Grid::from((rows.div_ceil(ABSMAX_BLOCK_ROWS).min((blocks / segments).max(1)), segments));
+            let absmax_grid = absmax_grid(device, rows, columns);
             // SAFETY: every array was checked to have its extent on this device; the grid has at most MAX_PARTIALS blocks.
             unsafe {
                 launch_typed!(stream, absmax_grid, 0, args.x, (AbsmaxBf16, AbsmaxF16, AbsmaxF32) {
@@ -464,8 +415,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         }
         Scheme::Token { scales, absmax_limit } => {
             let (scales, absmax_limit) = (scales.ptr(), absmax_limit.unwrap_or(f32::INFINITY));
-            let (blocks, shared, kept_spans) = block_rows_grid(stream, rows, columns);
-            // SAFETY: every array was checked to have its extent on this device; the shared memory holds the kept spans.
+            let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, columns);
+            // SAFETY: as above; the shared memory holds the kept spans.
             unsafe {
                 launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, absmax_limit,
@@ -476,7 +427,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         Scheme::Group { group_size, scales, layout } => {
             let (scales, group_size) = (scales.ptr(), group_size as u32);
             let (row_stride, group_stride) = (layout.row_stride as u64, layout.group_stride as u64);
-            // SAFETY: every array was checked to have its extent on this device.
+            // SAFETY: as above; no two scales have one place.
             unsafe {
                 launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
                     row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, row_stride, group_stride,

@@ -11,14 +11,17 @@
 
 use half::bf16;
 
-use super::permute::checked_i32;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::checked_i32;
+
+pub use crate::plan::router::RouterLogitsPath;
 
 /// Arguments of [`router_logits`].
+#[derive(Debug)]
 pub struct RouterLogits<'a> {
     /// T.
     pub tokens: usize,
@@ -36,35 +39,6 @@ pub struct RouterLogits<'a> {
     pub path: RouterLogitsPath,
 }
 
-/// The kernels of [`router_logits`]; any of them takes any size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum RouterLogitsPath {
-    /// By the number of tokens: up to 8, up to 512, more.
-    #[default]
-    Auto,
-    /// A block for an expert and 8 tokens, on the CUDA cores.
-    Few,
-    /// A block for 16 tokens and 8 experts, on the tensor cores.
-    Tile16x8,
-    /// A block for 64 tokens and 64 experts, on the tensor cores.
-    Tile64x64,
-}
-
-impl RouterLogitsPath {
-    /// What it is for so many tokens.
-    pub(crate) fn resolve(self, tokens: usize) -> Self {
-        match (self, tokens) {
-            (RouterLogitsPath::Auto, ..=8) => RouterLogitsPath::Few,
-            (RouterLogitsPath::Auto, ..=512) => RouterLogitsPath::Tile16x8,
-            (RouterLogitsPath::Auto, _) => RouterLogitsPath::Tile64x64,
-            (path, _) => path,
-        }
-    }
-}
-
-/// Blocks along y that a grid may have.
-const GRID_Y: usize = 65535;
-
 /// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
 pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     const OP: &str = "router_logits";
@@ -76,43 +50,37 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     args.gate.check(OP, "gate", args.experts * args.hidden, stream)?;
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
-    let (most_tokens, most_experts) = match path {
-        RouterLogitsPath::Few => (8 * GRID_Y, usize::MAX),
-        RouterLogitsPath::Tile16x8 => (usize::MAX, 8 * GRID_Y),
-        RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (usize::MAX, 64 * GRID_Y),
-    };
-    require(args.tokens <= most_tokens, OP, "tokens", tokens, || format!("must be at most {most_tokens}"))?;
-    require(args.experts <= most_experts, OP, "experts", experts, || {
-        format!("must be at most {most_experts}")
-    })?;
+    path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());
     }
     let (hidden_states, gate, logits) = (args.hidden_states.ptr(), args.gate.ptr(), args.logits.ptr());
+    let (grid, shared) = path.grid(tokens, experts);
     let device = stream.device();
-    // SAFETY: the three matrices were checked to have their sizes on this device.
+    // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all tokens and experts.
     unsafe {
         match path {
             RouterLogitsPath::Few => {
                 let kernel =
                     kernels::RouterLogitsFew { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (experts, tokens.div_ceil(8)), 256, &kernel)
+                device.launch(stream, grid, shared, &kernel)
             }
             RouterLogitsPath::Tile16x8 => {
                 let kernel =
                     kernels::RouterLogits16x8 { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (tokens.div_ceil(16), experts.div_ceil(8)), 7 * 512, &kernel)
+                device.launch(stream, grid, shared, &kernel)
             }
             RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
                 let kernel =
                     kernels::RouterLogits64x64 { hidden_states, gate, logits, tokens, experts, hidden };
-                device.launch(stream, (tokens.div_ceil(64), experts.div_ceil(64)), 16384, &kernel)
+                device.launch(stream, grid, shared, &kernel)
             }
         }
     }
 }
 
 /// What all top-k operations read and write.
+#[derive(Debug)]
 pub struct TopK<'a> {
     /// T.
     pub tokens: usize,
@@ -183,6 +151,7 @@ pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Resu
 }
 
 /// How [`grouped_top_k`] scores, selects and weights.
+#[derive(Debug)]
 pub struct Grouped<'a> {
     /// Scores are sigmoids of the logits; else their softmax.
     pub sigmoid: bool,

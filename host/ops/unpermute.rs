@@ -4,39 +4,27 @@
 //! multiply-adds, with one rounding, the same bits at any grid size. Rows at or past `expert_offsets[E_loc]` are skipped without
 //! being read; a token with no valid row gives 0.
 
-use super::permute::checked_i32;
-use super::quantize::{Activations, ActivationsMut, checked_columns, valid_rows, warp_rows_grid};
-use crate::error::{Error, Result, require};
+use super::permutation::{Permutation, Sizes};
+use super::quantize::{Activations, ActivationsMut};
+use crate::error::{Error, Result};
 use crate::gpu::buffer::Slice;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::rows::{checked_columns, warp_rows_grid};
 
 const OP: &str = "unpermute";
-
-/// Sizes of a reduction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnpermuteShape {
-    /// T.
-    pub tokens: usize,
-    /// k.
-    pub top_k: usize,
-    /// H.
-    pub hidden: usize,
-    /// P, rows of `y`.
-    pub capacity: usize,
-}
 
 /// Arguments of [`unpermute`].
 pub struct Unpermute<'a> {
     /// bf16 or f16 `[P, H]`, in permuted order.
     pub y: Activations<'a>,
-    /// i32 `[T, k]`, from `permute`.
-    pub inverse: Slice<'a, i32>,
     /// f32 `[T, k]`; without it all weights are 1 (Llama-4, which weighs the input).
     pub topk_weights: Option<Slice<'a, f32>>,
-    /// i64 `[E_loc + 1]`, from `permute`.
-    pub expert_offsets: Slice<'a, i64>,
+    /// Where the rows of each token are.
+    pub permutation: &'a Permutation<'a>,
+    /// H, columns of `y` and `out`.
+    pub hidden: usize,
     /// `[T, H]`: the type of `y`, or f32.
     pub out: ActivationsMut<'a>,
 }
@@ -44,52 +32,40 @@ pub struct Unpermute<'a> {
 /// Sums the expert outputs of every token.
 ///
 /// With no tokens nothing is launched, and nothing is written.
-pub fn unpermute(stream: &Stream, shape: UnpermuteShape, args: Unpermute<'_>) -> Result<()> {
-    enqueue(stream, shape, args, false)
+///
+/// # Errors
+/// Arrays that are too short or on another device; a permutation without `inverse`; types of `y` and `out` that do not match.
+pub fn unpermute(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
+    enqueue(stream, args, false)
 }
 
 /// As [`unpermute`], for a routing that was complete before the kernel that precedes this call in the stream began. Where the rows are,
 /// and their weights, is then read while that kernel ends.
 ///
 /// # Safety
-/// `inverse`, `expert_offsets` and `topk_weights` were not written by the kernel that directly precedes this call in the stream, and
-/// every kernel since they were written orders itself behind its predecessor, as
+/// The permutation and `topk_weights` were not written by the kernel that directly precedes this call in the stream, and every
+/// kernel since they were written orders itself behind its predecessor, as
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule) says.
-pub unsafe fn unpermute_with_settled_routing(
-    stream: &Stream,
-    shape: UnpermuteShape,
-    args: Unpermute<'_>,
-) -> Result<()> {
-    enqueue(stream, shape, args, true)
+pub unsafe fn unpermute_with_settled_routing(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
+    enqueue(stream, args, true)
 }
 
 /// `routing_is_settled`: see [`unpermute_with_settled_routing`].
-fn enqueue(
-    stream: &Stream,
-    shape: UnpermuteShape,
-    args: Unpermute<'_>,
-    routing_is_settled: bool,
-) -> Result<()> {
-    let columns = checked_columns(OP, "hidden", shape.hidden)?;
-    let tokens = checked_i32(OP, "tokens", shape.tokens)?;
-    let most = i32::MAX as usize / shape.tokens.max(1);
-    require((1..=most).contains(&shape.top_k), OP, "top_k", shape.top_k, || {
-        format!("must be in 1..={most} with {tokens} tokens: expanded rows are counted in i32")
-    })?;
-    checked_i32(OP, "capacity", shape.capacity)?;
-    let rows = shape.tokens * shape.top_k;
-    args.y.check(OP, "y", shape.capacity * shape.hidden, stream)?;
-    args.inverse.check(OP, "inverse", rows, stream)?;
+fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Result<()> {
+    let Sizes { tokens, top_k, rows: capacity, .. } = args.permutation.sizes;
+    let columns = checked_columns(OP, "hidden", args.hidden)?;
+    args.y.check(OP, "y", capacity * args.hidden, stream)?;
+    args.permutation.check(OP, stream)?;
+    let inverse = args.permutation.checked_inverse(OP, stream)?;
     if let Some(topk_weights) = &args.topk_weights {
-        topk_weights.check(OP, "topk_weights", rows, stream)?;
+        topk_weights.check(OP, "topk_weights", tokens * top_k, stream)?;
     }
-    let valid_rows = valid_rows(OP, &args.expert_offsets, stream)?;
-    args.out.as_activations().check(OP, "out", shape.tokens * shape.hidden, stream)?;
+    args.out.check(OP, "out", tokens * args.hidden, stream)?;
 
-    let top_k = shape.top_k as u32;
-    let inverse = args.inverse.ptr();
+    let valid_rows = args.permutation.valid_rows();
     let topk_weights = args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr());
-    let grid = warp_rows_grid(stream, tokens, columns);
+    let (tokens, top_k) = (tokens as u32, top_k as u32);
+    let grid = warp_rows_grid(stream.device(), tokens, columns);
     let routing_is_settled = routing_is_settled.into();
     macro_rules! launch {
         ($kernel:ident, $y:ident, $out:ident) => {{
@@ -97,7 +73,8 @@ fn enqueue(
             let kernel = kernels::$kernel {
                 y, inverse, topk_weights, valid_rows, out, tokens, columns, top_k, routing_is_settled,
             };
-            // SAFETY: every array was checked to have its extent on this device; `permute` keeps `*valid_rows` within P.
+            // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what is below
+            // `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
             unsafe { stream.device().launch(stream, grid, 0, &kernel) }
         }};
     }

@@ -3,10 +3,11 @@
 use std::sync::OnceLock;
 
 use fp8_moe::ops::grouped_gemm::{
-    AScale, Accumulation, BScale, GemmShape, SCALE_BLOCK, Schedule, workspace_bytes,
+    AScale, Accumulation, BScale, GemmOptions, GemmPlan, GemmShape, Path, SCALE_BLOCK,
 };
-use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule, tile_schedule_entries};
-use fp8_moe::{Buffer, Device, E4m3, Family};
+use fp8_moe::ops::permutation::{Permutation, PermutationLists};
+use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule_entries};
+use fp8_moe::{Buffer, Device, E4m3, Family, Stream};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -193,8 +194,7 @@ pub struct OnDevice {
     pub device: Device,
     pub shape: GemmShape,
     pub block_m: usize,
-    pub offsets: Buffer<i64>,
-    pub entries: Buffer<[u32; 4]>,
+    pub offsets: Vec<i64>,
     pub a: Buffer<E4m3>,
     pub b: Buffer<E4m3>,
     pub a_kind: AKind,
@@ -204,20 +204,60 @@ pub struct OnDevice {
     pub b_scale: Buffer<f32>,
 }
 
+/// Memory of a permutation that a test makes from lists of its own.
+pub struct Lists {
+    pub tokens: usize,
+    pub top_k: usize,
+    pub rows: usize,
+    pub offsets: Buffer<i64>,
+    pub sorted_rows: Option<Buffer<i32>>,
+    pub inverse: Option<Buffer<i32>>,
+    /// Height of the tiles, and memory of the schedule.
+    pub schedule: Option<(usize, Buffer<[u32; 4]>)>,
+}
+
+impl Lists {
+    /// Of `rows` permuted rows, each of which is a token's only one; no schedule.
+    pub fn of_offsets(device: &Device, offsets: &[i64], rows: usize) -> Lists {
+        let offsets = device.upload(offsets).unwrap();
+        Lists { tokens: rows, top_k: 1, rows, offsets, sorted_rows: None, inverse: None, schedule: None }
+    }
+
+    /// With memory for a schedule of such tiles.
+    pub fn with_schedule(self, block_m: usize) -> Lists {
+        let entries = tile_schedule_entries(self.rows, self.offsets.len() - 1, block_m);
+        let entries = self.offsets.device().uninit(entries).unwrap();
+        Lists { schedule: Some((block_m, entries)), ..self }
+    }
+
+    pub fn borrow(&mut self) -> PermutationLists<'_> {
+        PermutationLists {
+            tokens: self.tokens,
+            top_k: self.top_k,
+            rows: self.rows,
+            expert_offsets: self.offsets.as_mut_slice(),
+            sorted_rows: self.sorted_rows.as_mut().map(|list| list.as_mut_slice()),
+            inverse: self.inverse.as_mut().map(|list| list.as_mut_slice()),
+            tile_schedule: self.schedule.as_mut().map(|(block_m, entries)| TileScheduleOut {
+                block_m: *block_m,
+                entries: entries.as_mut_slice(),
+            }),
+        }
+    }
+
+    #[track_caller]
+    pub fn permutation(&mut self, stream: &Stream) -> Permutation<'_> {
+        Permutation::from_lists(stream, self.borrow()).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
 impl OnDevice {
     pub fn new(device: &Device, problem: &Problem, block_m: usize) -> OnDevice {
-        let GemmShape { rows, experts, .. } = problem.shape;
-        let stream = device.default_stream();
-        let offsets = device.upload(&problem.offsets).unwrap();
-        let mut entries = device.uninit(tile_schedule_entries(rows, experts, block_m)).unwrap();
-        let out = TileScheduleOut { block_m, entries: entries.as_mut_slice() };
-        tile_schedule(&stream, offsets.as_slice(), experts, rows, out).unwrap();
         OnDevice {
             device: device.clone(),
             shape: problem.shape,
             block_m,
-            offsets,
-            entries,
+            offsets: problem.offsets.clone(),
             a: device.upload(&problem.a).unwrap(),
             b: device.upload(&problem.b).unwrap(),
             a_kind: problem.a_kind,
@@ -226,6 +266,23 @@ impl OnDevice {
             b_kind: problem.b_kind,
             b_scale: device.upload(&problem.b_scale).unwrap(),
         }
+    }
+
+    /// The problem's rows, and memory for their schedule.
+    pub fn lists(&self) -> Lists {
+        Lists::of_offsets(&self.device, &self.offsets, self.shape.rows).with_schedule(self.block_m)
+    }
+
+    /// What decides the problem's kernel.
+    pub fn options(&self, accumulation: Accumulation, path: Path) -> GemmOptions {
+        let groups = matches!(self.a_kind, AKind::GroupRowMajor | AKind::GroupColumnMajor);
+        GemmOptions { accumulation, slab_scales: groups || self.b_kind == BKind::Block, path }
+    }
+
+    #[track_caller]
+    pub fn plan(&self, accumulation: Accumulation, path: Path) -> GemmPlan {
+        let options = self.options(accumulation, path);
+        GemmPlan::new(&self.device, self.shape, self.block_m, options).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// Scales of A and B, as the operations take them.
@@ -247,16 +304,10 @@ impl OnDevice {
         (a_scale, b_scale)
     }
 
-    /// The tile schedule.
-    pub fn schedule(&self) -> Schedule<'_> {
-        Schedule { block_m: self.block_m, entries: self.entries.as_slice() }
-    }
-
     /// A workspace of random-looking bytes.
-    pub fn workspace(&self) -> Buffer<u8> {
-        let stream = self.device.default_stream();
-        let mut workspace = self.device.uninit(workspace_bytes(&self.device, self.block_m)).unwrap();
-        workspace.fill_bytes(POISON, &stream).unwrap();
+    pub fn workspace(&self, bytes: usize) -> Buffer<u8> {
+        let mut workspace = self.device.uninit(bytes).unwrap();
+        workspace.fill_bytes(POISON, &self.device.default_stream()).unwrap();
         workspace
     }
 }

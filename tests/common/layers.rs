@@ -65,7 +65,7 @@ pub fn run_own(stream: &Stream, layer: &MoeLayer, hidden: &[bf16]) -> Result<(Ve
     let hidden = device.upload(hidden)?;
     let mut out = device.uninit::<f32>(hidden.len())?;
     layer.forward(stream, &hidden, &mut workspace, &mut out)?;
-    let (ids, weights) = workspace.routing(tokens);
+    let (ids, weights) = workspace.routing(tokens)?;
     Ok((out.to_vec(stream)?, ids.to_vec(stream)?, weights.to_vec(stream)?))
 }
 
@@ -154,7 +154,10 @@ prop_compose! {
         MoeConfig {
             activation,
             accumulation: if promoted { Accumulation::Promoted } else { Accumulation::Fast },
-            intermediate_scales: if token_scales { IntermediateScales::Token } else { IntermediateScales::Group128 },
+            intermediate_scales: match token_scales {
+                true => IntermediateScales::Token,
+                false => IntermediateScales::Group128,
+            },
             ..config(quantization, Routing::Softmax { renormalize: true }, sizes)
         }
     }

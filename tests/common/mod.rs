@@ -6,10 +6,15 @@ pub mod bounds;
 pub mod checks;
 pub mod e4m3;
 pub mod gemm;
+pub mod grouped;
 pub mod layers;
 pub mod oracle;
+pub mod permute;
+pub mod quantise;
 pub mod routing;
+pub mod schedule;
 pub mod tensor_core;
+pub mod unpermute;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -17,8 +22,8 @@ use std::sync::OnceLock;
 use fp8_moe::{Device, DeviceSpec, Family};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the emulated
-/// one. A process has one driver, so a GPU machine runs the same executable twice.
+/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the
+/// emulated one. A process has one driver, so a GPU machine runs the same executable twice.
 pub fn devices() -> Vec<Device> {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
@@ -49,13 +54,18 @@ pub fn families() -> Vec<Device> {
     FAMILIES.get_or_init(|| std::iter::once(device()).chain(older()).collect()).clone()
 }
 
+/// The kernels of the oldest family, which newer GPUs run as well.
+pub fn portable() -> Device {
+    families().pop().expect("the device itself at least")
+}
+
 /// The first of [`devices`].
 pub fn device() -> Device {
     devices().remove(0)
 }
 
-/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300 on a GPU. Failures are
-/// kept beside the tests where the sources are.
+/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300
+/// on a GPU. Failures are kept beside the tests where the sources are.
 pub fn cases(default: u32) -> Config {
     let default = if device().is_emulated() { default } else { 300 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
@@ -93,12 +103,14 @@ pub fn size() -> Size {
     }
 }
 
-/// For tests that make kernels fault on purpose: the context, which all tests of a process share, survives what this thread does.
+/// For tests that make kernels fault on purpose: the context, which all tests of a process share, survives
+/// what this thread does.
 pub fn forgive_faults() {
-    cuda_driver::sim::forgive_faults(true);
+    cust::sim::forgive_faults(true);
 }
 
-/// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
+/// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this
+/// thread.
 pub fn timing(seed: u64) {
-    cuda_driver::sim::set_seed(seed);
+    cust::sim::set_seed(seed);
 }

@@ -25,7 +25,7 @@ use crate::setup::{self, cuda_tools};
 const LIMIT: u64 = 64 << 20;
 
 /// The crates through which a package talks to a device.
-const DRIVER_CRATES: [&str; 3] = ["cuda_driver", "cust", "fp8-moe"];
+const DRIVER_CRATES: [&str; 2] = ["fp8-moe-cust", "fp8-moe"];
 
 /// The one test of the emulator that a GPU answers: what its tensor cores compute.
 const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
@@ -169,12 +169,11 @@ mod tests {
         let package = |name: &str, dependency: &str| {
             device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
         };
-        assert_eq!(package("fp8-moe", "cust"), Some("fp8-moe".to_owned()));
+        assert_eq!(package("fp8-moe", "fp8-moe-cust"), Some("fp8-moe".to_owned()));
         assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
-        assert_eq!(package("cuda_driver", "ptx_sim"), Some("cuda_driver".to_owned()));
+        assert_eq!(package("fp8-moe-cust", "ptx_sim"), Some("fp8-moe-cust".to_owned()));
         assert_eq!(package("xtask", "clap"), None);
-        let for_tests =
-            serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "cust", "kind": "dev"}]});
+        let for_tests = serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "fp8-moe-cust", "kind": "dev"}]});
         assert_eq!(device_package(&for_tests), None);
     }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 use cuda_builder::Arch;
 
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{gate, rooms, setup};
+use crate::{gate, rooms, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -35,6 +35,7 @@ pub fn run() -> Result<()> {
         document(&mut device_cargo("doc", directory, Arch::Sm90a), &format!("docs: {directory}"))?;
     }
     step("tests", cargo().args(["test", "--workspace"]))?;
+    symbols::check()?;
     heading("PTX gate");
     gate::run(false)
 }

@@ -10,6 +10,7 @@ mod occupancy;
 mod process;
 mod rooms;
 mod setup;
+mod symbols;
 
 use std::process::ExitCode;
 

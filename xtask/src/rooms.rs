@@ -26,7 +26,25 @@ struct Rooms {
     tangled: &'static [&'static str],
 }
 
-const CRATES: [Rooms; 1] = [PTX_SIM];
+const CRATES: [Rooms; 2] = [HOST, PTX_SIM];
+
+/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints.
+const HOST: Rooms = Rooms {
+    source: "host",
+    arrows: &[
+        ("error", &[]),
+        ("fp8", &[]),
+        ("config", &["error"]),
+        ("gpu", &["error", "fp8"]),
+        ("kernels", &["gpu"]),
+        ("plan", &["config", "error", "gpu"]),
+        ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
+        ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
+        ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
+        ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
+    ],
+    tangled: &[],
+};
 
 /// `crates/ptx_sim`: text, syntax tree, decoded instructions, execution over the state of a machine,
 /// launches, driver.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs all tests of the bundle and checks its fixtures, on the GPU if there is one, else on the emulated device.
-# Needs neither Rust nor network. On a GPU that is everything: grids at full size, hundreds of cases for each property, and
-# tests that `cargo test` ignores. A failure stops nothing; the table comes last.
+# Runs all tests of the bundle and checks its fixtures, on the GPU if there is one, else on the emulated
+# device. Needs neither Rust nor network. On a GPU that is everything: grids at full size, hundreds of cases
+# for each property, and tests that `cargo test` ignores. A failure stops nothing; the table comes last.
 #
 #   FP8_MOE_DEVICE   auto (default), cuda:N or sim
 #   FP8_MOE_GRID     small or full; FP8_MOE_CASES: cases for each property
@@ -9,8 +9,8 @@
 #   ONLY             run what matches this pattern only, e.g. 'grid::layer*'
 #   TEST_TIMEOUT     seconds for one line of the table (default 180)
 #   TEST_THREADS     tests at a time (default 4)
-#   SANITIZE         1: also run each test under compute-sanitizer's memcheck and racecheck, with one case per property and
-#                    small grids
+#   SANITIZE         1: also run each test under compute-sanitizer's memcheck and racecheck, with one case
+#                    for each property and small grids
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -27,6 +27,7 @@ trap 'rm -rf "$unpacked"' EXIT
 tar -xJf "$here/tests.tar.xz" -C "$unpacked" || exit 1
 
 names=() results=() seconds=() remarks=()
+telling='relative L2|^error|panicked|ERROR SUMMARY|RACECHECK SUMMARY'
 
 # elapsed START: seconds since then.
 elapsed() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }
@@ -45,9 +46,11 @@ check() {
         *) result=failed ;;
     esac
     # How many tests passed, or the last telling line; and which tests said that they skipped something.
-    remark=$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed\); \([0-9]* failed\); \([0-9]* ignored\).*/\1, \2, \3/p' "$log" | tail -n 1)
-    remark=${remark:-$(grep -E 'relative L2|^error|panicked|ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)}
-    grep -q '^skipped' "$log" && remark="$remark; $(grep -c '^skipped' "$log") skips: $(grep -m 1 '^skipped' "$log")"
+    remark=$(sed -n 's/^test result: [a-zA-Z]*\. \(.* passed; .* failed; .* ignored\);.*/\1/p' "$log" | tail -n 1)
+    [ -n "$remark" ] || remark=$(grep -E "$telling" "$log" | tail -n 1)
+    if grep -q '^skipped' "$log"; then
+        remark="$remark; $(grep -c '^skipped' "$log") skips: $(grep -m 1 '^skipped' "$log")"
+    fi
     names+=("$name")
     results+=("$result")
     seconds+=("$(elapsed "$start")")
@@ -67,19 +70,20 @@ check() {
     fi
 }
 
-# check_tests NAME PROGRAM: a line for each of its modules if it has a folder of them, so that a fault, after which a process can
-# do nothing more on a GPU, ends one module; else one line.
+# check_tests NAME PROGRAM: a line for each module of a folder of tests, so that a fault, after which a process
+# can do nothing more on a GPU, ends one module; a line for any other program.
 check_tests() {
-    local name=$1 program=$2 module options=(--test-threads "${TEST_THREADS:-4}" --show-output)
+    local name=$1 program=$2 module modules= options=(--test-threads "${TEST_THREADS:-4}" --show-output)
     [ "$emulated" = 1 ] || options+=(--include-ignored)
     case $name in
         grid | properties | unsound)
-            for module in $("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u); do
-                check "$name::$module" "$program" "$module::" "${options[@]}"
-            done
+            modules=$("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u)
             ;;
-        *) check "$name" "$program" "${options[@]}" ;;
     esac
+    for module in $modules; do
+        check "$name::$module" "$program" "$module::" "${options[@]}"
+    done
+    [ -n "$modules" ] || check "$name" "$program" "${options[@]}"
 }
 
 started=$EPOCHREALTIME

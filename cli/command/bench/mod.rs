@@ -323,8 +323,7 @@ impl Bench<'_> {
 
     fn count(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
         let counted = terminal::watch_bench(batch.tokens, || run.count())?;
-        let activation = counted.iter().all(|(part, _)| *part != Part::Activation);
-        let fusion = Fusion { activation, gather: run.layer().gathers(batch.tokens) };
+        let fusion = Fusion::of(run.layer(), batch.tokens)?;
         for (part, counters) in &counted {
             if !self.parts.contains(part) {
                 continue;
@@ -338,15 +337,11 @@ impl Bench<'_> {
     }
 
     fn time(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
-        let gather = run.layer().gathers(batch.tokens);
+        let fusion = Fusion::of(run.layer(), batch.tokens)?;
         let captured = match run.capture(case.turns(batch, &self.device)) {
             Ok(captured) => captured,
-            Err(error) => {
-                let fusion = Fusion { activation: false, gather };
-                return self.fail(self.row(case, batch, Part::Layer, fusion), error);
-            }
+            Err(error) => return self.fail(self.row(case, batch, Part::Layer, fusion), error),
         };
-        let fusion = Fusion { activation: applies_activation(&captured), gather };
         for part in self.available(&captured) {
             if self.out_of_time() {
                 self.left_out += 1;
@@ -393,9 +388,8 @@ impl Bench<'_> {
             for batch in &case.batches {
                 let mut run = Run::new(&layers, batch.tokens, &batch.routed, self.arguments.seed)?;
                 self.dump(case, batch, &mut run)?;
-                let gather = run.layer().gathers(batch.tokens);
+                let fusion = Fusion::of(run.layer(), batch.tokens)?;
                 let captured = run.capture(case.turns(batch, &self.device))?;
-                let fusion = Fusion { activation: applies_activation(&captured), gather };
                 for part in self.available(&captured) {
                     let mut row = self.row(case, batch, part, fusion);
                     let How::Time(timer) = &mut self.how else { return Ok(()) };
@@ -409,9 +403,4 @@ impl Bench<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether the layer has no activation of its own.
-fn applies_activation(captured: &Captured<'_>) -> bool {
-    captured.parts().all(|part| part != Part::Activation)
 }

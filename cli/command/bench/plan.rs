@@ -154,7 +154,7 @@ impl Case {
     pub fn sets(&self, device: &Device, free: u64) -> Result<(usize, usize)> {
         let wanted = self.batches.iter().map(|batch| self.turns(batch, device)).max().unwrap_or(1);
         let tokens = self.batches.iter().map(|batch| batch.tokens).max().unwrap_or(0);
-        let memory = Memory::new(device, &self.config, tokens);
+        let memory = Memory::new(device, &self.config, tokens)?;
         Ok((wanted, memory.sets(device, free, tokens, wanted)?))
     }
 }

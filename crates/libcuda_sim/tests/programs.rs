@@ -113,38 +113,45 @@ fn a_python_program() {
     assert!(lines[2].starts_with("700 out-of-bounds access in kernel null_read"), "{}", lines[2]);
 }
 
-/// The child of the next test: a program over `cust` whose door leads to `libcuda.so.1`.
+/// The child of the next test: a program over our `cust`, which finds the library in the place of NVIDIA's.
 #[test]
-fn door_child() {
-    if std::env::var_os("DOOR_CHILD").is_none() {
+fn cust_child() {
+    if std::env::var_os("CUST_CHILD").is_none() {
         return;
     }
-    cust::init(cust::CudaFlags::empty()).unwrap();
-    let backend = cuda_driver::backend().unwrap();
-    println!("> {backend}: {}", cuda_driver::reason().unwrap());
-    println!("> {}", cust::device::Device::get_device(0).unwrap().name().unwrap());
+    let driver = cust::Driver::cuda().unwrap();
+    let device = cust::Device::get(driver, 0).unwrap();
+    println!(
+        "> {} {:?} emulated: {}",
+        device.name().unwrap(),
+        device.capability().unwrap(),
+        driver.is_emulated()
+    );
+    let context = cust::Context::primary(device).unwrap();
+    let error = cust::DeviceMemory::uninitialized(&context, 0).unwrap_err();
+    println!("> {error}");
+    assert_eq!(cust::Driver::cuda(), Ok(driver), "there is one");
 }
 
 #[test]
-fn the_door_leads_to_an_installed_driver() {
+fn cust_finds_an_installed_driver() {
     let Some(folder) = installed() else { return };
-    let door = |arch: &str| {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "door_child", "--nocapture"])
-            .env("LD_LIBRARY_PATH", folder.path())
-            .env("FP8_MOE_SIM_ARCH", arch)
-            .env("FP8_MOE_DEVICE", "auto")
-            .env("DOOR_CHILD", "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines()
-            .filter_map(|line| line.split_once("> "))
-            .map(|(_, line)| line.to_owned())
-            .collect::<Vec<_>>()
-    };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cust_child", "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder.path())
+        .env("FP8_MOE_SIM_ARCH", "89")
+        .env("CUST_CHILD", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().filter_map(|line| line.split_once("> ")).map(|(_, line)| line).collect();
     assert_eq!(
-        door("89"),
-        ["cuda: the NVIDIA driver has 1 device of compute capability 8.9", "ptx_sim (emulated L40S)"]
+        lines,
+        [
+            "ptx_sim (emulated L40S) (8, 9) emulated: true",
+            "cuMemAlloc failed: invalid argument: bytesize is 0 (CUDA error 1)",
+        ],
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
     );
 }

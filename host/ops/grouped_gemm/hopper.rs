@@ -1,36 +1,37 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
 
-use super::heuristics::HopperTile;
 use super::slab_scales;
 use super::token_sums::RawTokens;
 use super::{GemmShape, GroupedGemm, OP};
 use crate::error::Result;
-use crate::gpu::launch::Kernel;
+use crate::gpu::launch::{DevicePtr, Kernel};
 use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
 use crate::kernels;
+use crate::plan::tiles::HopperTile;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_hopper(
         &self,
         stream: &Stream,
         tile: HopperTile,
-        promoted: bool,
         blocks: u32,
+        schedule: DevicePtr<[u32; 4]>,
         schedule_is_settled: bool,
     ) -> Result<()> {
         use kernels::{
             HopperNarrow8, HopperNarrow16, HopperNarrow32, HopperNarrow64, HopperWideFast, HopperWidePromoted,
         };
-        let GemmShape { rows, n, k, experts } = self.shape;
+        let (shape, promoted) = (self.plan.shape(), self.plan.promoted());
+        let GemmShape { rows, n, k, experts } = shape;
         let a = tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?;
         let b = tensor_map::of_matrix(&self.b, experts * n, k, 128)?;
-        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &self.shape, tile)?;
+        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &shape, tile)?;
         let (a_scale, a_scale_kind, ..) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
-        let RawTokens { sorted_rows, topk_weights, slots, top_k } = self.out.raw_tokens();
-        let (n, k, schedule) = (n as u32, k as u32, self.schedule.entries.ptr());
+        let RawTokens { sorted_rows, topk_weights, slots, top_k } = self.out.raw_tokens(&self.permutation);
+        let (n, k) = (n as u32, k as u32);
         let partials = self.workspace.ptr().cast();
         let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
         macro_rules! launch {
@@ -40,9 +41,10 @@ impl GroupedGemm<'_> {
                     slots, top_k, $($field),*
                 };
                 debug_assert_eq!(($kernel::THREADS, $kernel::CLUSTER), (tile.threads(), tile.cluster()));
-                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the kernel
-                // asks for, and the maps were made of the matrices; that the schedule belongs to `expert_offsets`, and that
-                // these end within P rows, is what the operations that make them guarantee.
+                // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the kernel's, and the
+                // maps were made of the matrices. The permutation has the plan's sizes, so that the tiles of its schedule,
+                // built for this height, are inside the P rows and E_loc experts; it is borrowed exclusively, as are the partial
+                // sums. An element of `sorted_rows` that is no slot is skipped.
                 unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
             }};
             ($kernel:ident) => {

@@ -1,24 +1,26 @@
 //! Launches the portable kernels (`kernels-gpu/src/grouped_gemm/portable`).
 
 use super::GroupedGemm;
-use super::heuristics::PortableTile;
 use crate::error::Result;
-use crate::gpu::launch::Kernel;
+use crate::gpu::launch::{DevicePtr, Kernel};
 use crate::gpu::stream::Stream;
 use crate::kernels;
+use crate::plan::gemm::GemmShape;
+use crate::plan::tiles::PortableTile;
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_portable(
         &self,
         stream: &Stream,
         tile: PortableTile,
-        promoted: bool,
         blocks: u32,
+        schedule: DevicePtr<[u32; 4]>,
     ) -> Result<()> {
         use kernels::{
             GroupedGemmFast16, GroupedGemmFast64, GroupedGemmFast128, GroupedGemmPromoted16,
             GroupedGemmPromoted64, GroupedGemmPromoted128,
         };
+        let (GemmShape { n, k, .. }, promoted) = (self.plan.shape(), self.plan.promoted());
         let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
         let (b_scale, b_scale_kind) = self.b_scale.raw();
         let (out, out_type) = self.out.raw();
@@ -30,20 +32,19 @@ impl GroupedGemm<'_> {
                     b: self.b.ptr().cast(),
                     a_scale,
                     b_scale,
-                    schedule: self.schedule.entries.ptr(),
+                    schedule,
                     out,
                     a_scale_row_stride,
                     a_scale_group_stride,
-                    n: self.shape.n as u32,
-                    k: self.shape.k as u32,
+                    n: n as u32,
+                    k: k as u32,
                     a_scale_kind,
                     b_scale_kind,
                     out_type,
                 };
                 debug_assert_eq!($kernel::THREADS, tile.threads());
-                // SAFETY: `check` has compared lengths, alignments, devices and the schedule's block size with what the
-                // kernel asks for; that the schedule belongs to `expert_offsets`, and that these end within P rows, is
-                // what the operations that make them guarantee.
+                // SAFETY: `check` has compared lengths, alignments and devices with the plan. The permutation has the plan's
+                // sizes, so that the tiles of its schedule, built for this height, are inside the P rows and E_loc experts.
                 unsafe { stream.device().launch(stream, blocks, tile.shared_bytes(promoted), &kernel) }
             }};
         }

@@ -3,14 +3,11 @@
 //!
 //! TMA wants lines that begin at multiples of 16 bytes, and boxes that do: a tile's box begins up to three rows before it.
 
-use super::heuristics::HopperTile;
 use super::{AScale, GemmShape, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
 use crate::gpu::launch::TensorMap;
 use crate::gpu::tensor_map;
-
-/// Rows that a box has besides a tile's.
-pub(super) const EXTRA_ROWS: u32 = 4;
+use crate::plan::tiles::{EXTRA_ROWS, HopperTile};
 
 /// The map of A's scales as `[groups, P]`, for scales that have been checked against `shape`, of which P is not 0. Refuses those that
 /// TMA cannot reach. Of scales that do not change along K there is none; a kernel does not read it then.
@@ -41,5 +38,5 @@ pub(in crate::ops) fn of_a(
     }
     // Nobody asks for a second line where there is one.
     let stride = if groups == 1 { rows.next_multiple_of(4) } else { group_stride };
-    tensor_map::of_lines(scales.ptr(), (groups, rows), stride, tile.block_m() as u32 + EXTRA_ROWS)
+    tensor_map::of_lines(&scales, (groups, rows), stride, tile.block_m() as u32 + EXTRA_ROWS)
 }

@@ -1,27 +1,24 @@
 //! The order-free reduction: D is not written but added up by token, as soon as it is there.
 
-use super::{GemmShape, OP, check_matrix, elements};
-use crate::error::{Result, require};
+use super::{OP, check_matrix_mut};
+use crate::error::Result;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::ops::permutation::Permutation;
+use crate::plan::elements;
 
-/// Sums of D's rows by token: `sums[t] += w[t, j] * D[r]` for every row r that is slot j of token t, `sorted_rows[r] = t * k + j`. D is
+/// Sums of D's rows by token: `sums[t] += w[t, j] * D[p]` for every row p that the permutation has for slot j of token t. D is
 /// f32 here, rounded nowhere.
 ///
-/// The additions are atomic and come in any order, so that two runs differ in the last bits. Whoever calls sets `sums` to what is to be
-/// added to, 0 as a rule. The kernels of Hopper alone have this.
+/// The additions are atomic and come in any order, so that two runs differ in the last bits. Whoever calls sets `sums` to what
+/// is to be added to, 0 as a rule. The kernels of Hopper alone have this.
+#[derive(Debug)]
 pub struct TokenSums<'a> {
     /// f32 `[T, N]`, 16-byte aligned.
     pub sums: SliceMut<'a, f32>,
-    /// i32 `[P]`, from [`permute`](crate::ops::permute::permute): t * k + j; T * k or more for rows to leave out.
-    pub sorted_rows: Slice<'a, i32>,
     /// w, f32 `[T, k]`; without it all weights are 1.
     pub topk_weights: Option<Slice<'a, f32>>,
-    /// T, at least 1.
-    pub tokens: usize,
-    /// k, at least 1.
-    pub top_k: usize,
 }
 
 /// [`TokenSums`] as the kernels take them, besides the sums; nulls where D is written.
@@ -39,27 +36,22 @@ impl RawTokens {
 }
 
 impl TokenSums<'_> {
-    pub(super) fn raw(&self) -> RawTokens {
+    /// After [`TokenSums::check`], of a permutation that has rows.
+    pub(super) fn raw(&self, permutation: &Permutation<'_>) -> RawTokens {
+        let (tokens, top_k) = (permutation.tokens(), permutation.top_k());
         RawTokens {
-            sorted_rows: self.sorted_rows.ptr(),
+            sorted_rows: permutation.sorted_rows().map_or(DevicePtr::null(), |list| list.ptr()),
             topk_weights: self.topk_weights.map_or(DevicePtr::null(), |weights| weights.ptr()),
-            slots: (self.tokens * self.top_k) as u32,
-            top_k: self.top_k as u32,
+            slots: (tokens * top_k) as u32,
+            top_k: top_k as u32,
         }
     }
 
-    pub(super) fn check(&self, shape: &GemmShape, stream: &Stream) -> Result<()> {
-        let TokenSums { tokens, top_k, .. } = *self;
-        require((1..=i32::MAX as usize).contains(&tokens), OP, "out.tokens", tokens, || {
-            "must be in 1..2^31".into()
-        })?;
-        let most = i32::MAX as usize / tokens;
-        require((1..=most).contains(&top_k), OP, "out.top_k", top_k, || {
-            format!("must be in 1..={most} with {tokens} tokens: slots are counted in i32")
-        })?;
-        let sums = elements(OP, "out.sums", &[tokens, shape.n])?;
-        check_matrix(OP, &self.sums.as_slice(), "out.sums", sums, stream)?;
-        self.sorted_rows.check(OP, "out.sorted_rows", shape.rows, stream)?;
+    pub(super) fn check(&self, n: usize, permutation: &Permutation<'_>, stream: &Stream) -> Result<()> {
+        let (tokens, top_k) = (permutation.tokens(), permutation.top_k());
+        permutation.checked_sorted_rows(OP, stream)?;
+        let sums = elements(OP, "out.sums", &[tokens, n])?;
+        check_matrix_mut(OP, &self.sums, "out.sums", sums, stream)?;
         match &self.topk_weights {
             Some(weights) => weights.check(OP, "out.topk_weights", tokens * top_k, stream),
             None => Ok(()),

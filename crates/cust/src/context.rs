@@ -1,0 +1,182 @@
+//! Contexts: what memory, modules and streams live in.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::driver::Driver;
+use crate::error::{CudaResult, call};
+use crate::sys::{CU_STREAM_CAPTURE_MODE_RELAXED, CUcontext};
+
+/// A context of a device. Cheap to clone; what lives in it holds a clone, so that it ends after all of that.
+#[derive(Clone)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: Device,
+    raw: CUcontext,
+    origin: Origin,
+}
+
+/// Where a context comes from, and so how it ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The device's primary one, retained.
+    Primary,
+    /// Made here.
+    Created,
+    /// Another program's.
+    Borrowed,
+}
+
+// SAFETY: the handle may be used from any thread; the driver API is thread-safe.
+unsafe impl Send for Inner {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for Inner {}
+
+impl Context {
+    /// The device's primary context, which all parts of a program share (cudarc and the CUDA runtime use it too).
+    pub fn primary(device: Device) -> CudaResult<Context> {
+        let (driver, mut raw) = (device.driver(), std::ptr::null_mut());
+        // SAFETY: `raw` is a valid place for one handle.
+        unsafe { call!(driver, cuDevicePrimaryCtxRetain(&mut raw, device.as_raw())) }?;
+        Ok(Context::new(device, raw, Origin::Primary))
+    }
+
+    /// A context of its own, which is destroyed with the last clone.
+    pub fn create(device: Device) -> CudaResult<Context> {
+        let (driver, mut raw) = (device.driver(), std::ptr::null_mut());
+        // SAFETY: `raw` is a valid place for one handle.
+        unsafe { call!(driver, cuCtxCreate_v2(&mut raw, 0, device.as_raw())) }?;
+        let context = Context::new(device, raw, Origin::Created);
+        // Making it has made it current, which is the caller's to decide.
+        // SAFETY: `raw` is a valid place for one handle; what was pushed by the call above is popped.
+        unsafe { call!(driver, cuCtxPopCurrent_v2(&mut raw)) }?;
+        Ok(context)
+    }
+
+    /// A context that another part of the program owns.
+    ///
+    /// # Safety
+    /// `raw` must be a context of `driver`, and must not be destroyed before the last clone of the result is dropped.
+    pub unsafe fn from_raw(driver: Driver, raw: CUcontext) -> CudaResult<Context> {
+        let borrowed = Context::new(Device::from_raw(driver, 0), raw, Origin::Borrowed);
+        let mut device = 0;
+        {
+            let _current = borrowed.enter()?;
+            // SAFETY: `device` is a valid place for one device.
+            unsafe { call!(driver, cuCtxGetDevice(&mut device)) }?;
+        }
+        Ok(Context::new(Device::from_raw(driver, device), raw, Origin::Borrowed))
+    }
+
+    fn new(device: Device, raw: CUcontext, origin: Origin) -> Context {
+        Context { inner: Arc::new(Inner { device, raw, origin }) }
+    }
+
+    /// The `CUcontext`.
+    pub fn as_raw(&self) -> CUcontext {
+        self.inner.raw
+    }
+
+    /// Its device.
+    pub fn device(&self) -> Device {
+        self.inner.device
+    }
+
+    /// Its driver.
+    pub fn driver(&self) -> Driver {
+        self.inner.device.driver()
+    }
+
+    /// Makes the context current on this thread, if it is not, until the result is dropped; then the one before is current again.
+    pub fn enter(&self) -> CudaResult<Current> {
+        let (driver, mut current) = (self.driver(), std::ptr::null_mut());
+        // SAFETY: `current` is a valid place for one handle.
+        unsafe { call!(driver, cuCtxGetCurrent(&mut current)) }?;
+        if current == self.as_raw() {
+            return Ok(Current { pushed: None, thread: PhantomData });
+        }
+        // SAFETY: the context is alive.
+        unsafe { call!(driver, cuCtxPushCurrent_v2(self.as_raw())) }?;
+        Ok(Current { pushed: Some(driver), thread: PhantomData })
+    }
+
+    /// Waits for all work of the context.
+    pub fn synchronize(&self) -> CudaResult<()> {
+        let _current = self.enter()?;
+        // SAFETY: the context is current.
+        unsafe { call!(self.driver(), cuCtxSynchronize()) }
+    }
+
+    /// Memory of the device that is free now, bytes.
+    pub fn free_memory(&self) -> CudaResult<usize> {
+        let _current = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both are valid places for one number, and the context is current.
+        unsafe { call!(self.driver(), cuMemGetInfo_v2(&mut free, &mut total)) }?;
+        Ok(free)
+    }
+
+    /// Calls `work` with what a capture forbids this thread allowed: nothing in it is for the graph.
+    pub fn relaxed<T, E: From<crate::CudaError>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let exchange = |mode: &mut u32| {
+            // SAFETY: `mode` is a valid place for one mode, which is read and written.
+            unsafe { call!(self.driver(), cuThreadExchangeStreamCaptureMode(mode)) }
+        };
+        let mut mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+        exchange(&mut mode)?;
+        let outcome = work();
+        exchange(&mut mode)?;
+        outcome
+    }
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Context) -> bool {
+        self.as_raw() == other.as_raw() && self.driver() == other.driver()
+    }
+}
+
+impl Eq for Context {}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "context {:?} of {:?}", self.inner.raw, self.inner.device.driver())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let table = self.device.driver().table();
+        // An error here is a context that a fault has taken away already.
+        let _ = match self.origin {
+            // SAFETY: retained once by `primary`, and given back once.
+            Origin::Primary => unsafe { (table.cuDevicePrimaryCtxRelease_v2)(self.device.as_raw()) },
+            // SAFETY: made by `create`, and destroyed once. What lived in it held a clone.
+            Origin::Created => unsafe { (table.cuCtxDestroy_v2)(self.raw) },
+            Origin::Borrowed => return,
+        };
+    }
+}
+
+/// A thread's current context, until it is dropped. From [`Context::enter`].
+#[must_use = "the context is current until this is dropped"]
+pub struct Current {
+    pushed: Option<Driver>,
+    /// It is this thread's.
+    thread: PhantomData<*mut ()>,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if let Some(driver) = self.pushed {
+            let mut popped = std::ptr::null_mut();
+            // SAFETY: pops what `enter` pushed on this thread. It fails only where the driver has gone down with the process.
+            let _ = unsafe { (driver.table().cuCtxPopCurrent_v2)(&mut popped) };
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The CUDA driver API for Rust, over a table of function pointers.
+//!
+//! The name and the shape (contexts, modules, streams, events, memory, graphs, launches) are those of Rust-CUDA's `cust`. That one
+//! links against `libcuda`, and its build script wants a CUDA toolkit; this one looks for the driver when it is asked for it, and
+//! links against nothing:
+//!
+//! ```text
+//!   Driver::cuda() ──▶ libcuda.so.1, nvcuda.dll ──┐
+//!                                                 ├──▶ Table: one pointer per function ──▶ Context ──▶ Stream, Module, ...
+//!   Driver::sim()  ──▶ ptx_sim (feature `sim`) ───┘
+//! ```
+//!
+//! No function of the driver's names is defined or imported here. A program that uses NVIDIA's driver by other means keeps it, and
+//! one process may use a GPU and the emulated device side by side: a [`Context`] knows its [`Driver`], and everything that lives in
+//! a context knows the context.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`driver`] | [`Driver`]: the one place where a device's driver is chosen |
+//! | [`sys`] | the driver's types, constants and the table of its functions |
+//! | [`error`] | [`CudaError`]: which call failed, with which code, and why |
+//! | [`device`] | devices and their attributes |
+//! | [`context`] | contexts, and which one is a thread's current one |
+//! | [`memory`] | device memory |
+//! | [`module`] | PTX in, kernels out |
+//! | [`stream`], [`event`] | queues of work, and points in them |
+//! | [`graph`] | captured work |
+//! | [`launch`] | launching a kernel |
+//! | [`tensor_map`] | descriptors for Hopper's TMA |
+//! | `sim` | for tests: seed, counters and faults of the emulated device (feature `sim`) |
+//!
+//! # The current context
+//! The driver has a current context per thread. Functions here make theirs current where it is not, and restore the caller's before
+//! they return, so that programs with contexts of their own are not disturbed.
+//!
+//! # What is safe
+//! Handles are created, used and destroyed safely. What the driver does in the background is not checked here: copies, fills,
+//! launches and graphs read and write memory after their call has returned, so those are unsafe.
+
+pub mod context;
+pub mod device;
+pub mod driver;
+pub mod error;
+pub mod event;
+pub mod graph;
+pub mod launch;
+pub mod memory;
+pub mod module;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod stream;
+pub mod sys;
+pub mod tensor_map;
+
+pub use context::Context;
+pub use device::Device;
+pub use driver::{Driver, Unavailable};
+pub use error::{CudaError, CudaResult};
+pub use event::Event;
+pub use graph::GraphExec;
+pub use memory::DeviceMemory;
+pub use module::{Function, Module};
+pub use stream::Stream;

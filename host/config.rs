@@ -1,0 +1,328 @@
+//! What an MoE layer computes: sizes, routing, activation, quantisation, which experts are here, and which kernels may run.
+//!
+//! Plain data that every level above the device layer reads: the plan, the operations and the layer.
+
+use crate::error::{Error, Result, require};
+
+/// What joins gate and up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ActivationFunction {
+    /// `up * gate / (1 + e^-gate)`.
+    #[default]
+    Silu = 0,
+    /// `up * gate * Phi(gate)`, Phi the normal distribution: the gelu defined by erf.
+    Gelu = 1,
+    /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
+    GeluTanh = 2,
+    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
+    SwigluOai = 3,
+}
+
+/// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accumulation {
+    /// In the tensor core's accumulator, which on some GPUs has fewer bits than f32 (about 14 on Hopper).
+    #[default]
+    Fast,
+    /// As `Fast`, but folded into f32 registers every 128 of K.
+    Promoted,
+}
+
+/// Which kernels the GEMMs use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Path {
+    /// The best there are for the device and the shape.
+    #[default]
+    Auto,
+    /// The kernels that every family has: `cp.async` and `mma.sync`.
+    Portable {
+        /// Blocks of the grid; as many as the device holds at a time, if `None`. The result does not depend on it.
+        blocks: Option<u32>,
+    },
+    /// The kernels of Hopper: TMA and `wgmma`. An error on other GPUs.
+    Hopper {
+        /// Blocks of the grid, at most one to a multiprocessor; that many, if `None`. Where sums are cut (tiles of up to 64 rows)
+        /// the result depends on it within rounding.
+        blocks: Option<u32>,
+    },
+}
+
+/// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation has scattered to
+/// permuted order. The result is the same, bit for bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gather {
+    /// Where it is faster, by the plan's estimate.
+    #[default]
+    Auto,
+    /// Wherever there is a kernel that can.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+/// How experts are chosen from the router's logits, and how their outputs are weighted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Routing {
+    /// Softmax over all experts, the k largest; Mixtral, Qwen3-MoE.
+    Softmax {
+        /// Whether the k weights are divided by their sum.
+        renormalize: bool,
+    },
+    /// Groups of experts first, then the best in the best groups; DeepSeek-V3.
+    Grouped {
+        /// Scores are sigmoids of the logits; else their softmax.
+        sigmoid: bool,
+        /// Groups that the experts are cut into.
+        groups: usize,
+        /// Groups that experts are picked from.
+        topk_group: usize,
+        /// Whether the k weights are divided by (their sum + 1e-20).
+        renormalize: bool,
+        /// Factor of all weights.
+        scaling_factor: f32,
+    },
+    /// The largest logits; weight = sigmoid(logit), applied to the expert's input and not to its output; Llama-4.
+    SigmoidInput,
+}
+
+/// How weights and activations are quantised to e4m3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's static scheme.
+    TensorStatic,
+    /// Weights per output channel, activations per token at run time; compressed-tensors, Llama-4.
+    ChannelToken,
+    /// Weights in 128x128 blocks, activations in 1x128 groups at run time; DeepSeek-V3, Qwen3.
+    Block128,
+}
+
+impl std::fmt::Display for Quantization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Quantization::TensorStatic => "per-tensor weights, static per-tensor activations",
+            Quantization::ChannelToken => "per-channel weights, per-token activations",
+            Quantization::Block128 => "128x128-block weights, 1x128-group activations",
+        })
+    }
+}
+
+/// Scales of the activations between the two projections under [`Quantization::ChannelToken`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IntermediateScales {
+    /// One per row and 128 columns: finer, and found inside the first GEMM where the device's kernels can.
+    #[default]
+    Group128,
+    /// One per row, as vLLM and Hugging Face have it: for exact comparison.
+    Token,
+}
+
+/// How each token's expert outputs are added up.
+///
+/// | | adds | rounds before | the same bits every time | devices |
+/// |---|---|---|---|---|
+/// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
+/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// `out[t] = cast(sum over slots j, ascending, of w[t, j] * cast16(y[t, j]))`, y being the expert outputs `[T, k, H]` in f32.
+    #[default]
+    Deterministic,
+    /// `out[t] = cast(sum over slots j, in any order, of w[t, j] * y[t, j])`, summed in f32 (and cut sums over K part by part). In
+    /// memory that is `[T, H]` instead of `[T * k, H]`. Refused where the layer would not run Hopper's kernels.
+    OrderFree,
+}
+
+impl std::fmt::Display for Reduction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reduction::Deterministic => "deterministic",
+            Reduction::OrderFree => "order-free",
+        })
+    }
+}
+
+impl std::str::FromStr for Reduction {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Reduction> {
+        let all = [Reduction::Deterministic, Reduction::OrderFree];
+        all.into_iter()
+            .find(|reduction| reduction.to_string() == text)
+            .ok_or_else(|| Error::argument(OP, "reduction", text, "must be deterministic or order-free"))
+    }
+}
+
+/// An MoE layer's sizes and choices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeConfig {
+    /// H, columns of the hidden states; a multiple of 16.
+    pub hidden_size: usize,
+    /// I, columns of the intermediate; a multiple of 16.
+    pub intermediate_size: usize,
+    /// E, experts of the model.
+    pub experts: usize,
+    /// k, experts per token.
+    pub top_k: usize,
+    /// How experts are chosen.
+    pub routing: Routing,
+    /// Between the projections.
+    pub activation: ActivationFunction,
+    /// FP8 scheme.
+    pub quantization: Quantization,
+    /// Scales of the activations between the projections, where weights are per channel.
+    pub intermediate_scales: IntermediateScales,
+    /// How the GEMMs keep their sums.
+    pub accumulation: Accumulation,
+    /// How expert outputs are added up.
+    pub reduction: Reduction,
+    /// Which kernels the GEMMs use.
+    pub path: Path,
+    /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
+    pub gather: Gather,
+    /// The experts this rank holds, in ascending order; `None` for all of them.
+    pub local_experts: Option<Vec<usize>>,
+}
+
+impl Default for MoeConfig {
+    fn default() -> MoeConfig {
+        MoeConfig {
+            hidden_size: 0,
+            intermediate_size: 0,
+            experts: 0,
+            top_k: 0,
+            routing: Routing::Softmax { renormalize: true },
+            activation: ActivationFunction::Silu,
+            quantization: Quantization::Block128,
+            intermediate_scales: IntermediateScales::default(),
+            accumulation: Accumulation::Promoted,
+            reduction: Reduction::default(),
+            path: Path::Auto,
+            gather: Gather::Auto,
+            local_experts: None,
+        }
+    }
+}
+
+/// Scales of the activations before a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowScales {
+    /// One, given.
+    Tensor,
+    /// One per row.
+    Token,
+    /// One per row and 128 columns.
+    Group128,
+}
+
+const OP: &str = "MoeConfig";
+
+impl MoeConfig {
+    /// Refuses sizes that the kernels cannot do, with the rule.
+    pub fn validate(&self) -> Result<()> {
+        let sixteen = |name, size: usize| {
+            require(size > 0 && size.is_multiple_of(16), OP, name, size, || {
+                "must be a positive multiple of 16".into()
+            })?;
+            require(size < 1 << 24, OP, name, size, || "must be below 2^24".into())
+        };
+        sixteen("hidden_size", self.hidden_size)?;
+        sixteen("intermediate_size", self.intermediate_size)?;
+        require((1..=4096).contains(&self.experts), OP, "experts", self.experts, || {
+            "must be in 1..=4096".into()
+        })?;
+        require((1..=self.experts).contains(&self.top_k), OP, "top_k", self.top_k, || {
+            format!("must be in 1..={}, the number of experts", self.experts)
+        })?;
+        let one = self.routing != Routing::SigmoidInput || self.top_k == 1;
+        require(one, OP, "top_k", self.top_k, || {
+            "must be 1 where the routing weight is applied to the input".into()
+        })?;
+        if let Routing::Grouped { groups, topk_group, scaling_factor, .. } = self.routing {
+            require(groups > 0 && self.experts.is_multiple_of(groups), OP, "groups", groups, || {
+                format!("must divide the {} experts", self.experts)
+            })?;
+            require((1..=groups).contains(&topk_group), OP, "topk_group", topk_group, || {
+                format!("must be in 1..={groups}, the number of groups")
+            })?;
+            let candidates = topk_group * (self.experts / groups);
+            require(self.top_k <= candidates, OP, "top_k", self.top_k, || {
+                format!("must be at most {candidates}, the experts in {topk_group} groups")
+            })?;
+            require(scaling_factor.is_finite(), OP, "scaling_factor", scaling_factor, || {
+                "must be finite".into()
+            })?;
+        }
+        if let Some(local) = &self.local_experts {
+            let ascending = local.windows(2).all(|pair| pair[0] < pair[1]);
+            require(ascending, OP, "local_experts", format!("{local:?}"), || "must ascend".into())?;
+            let last = local.last().copied();
+            require(
+                last.is_none_or(|last| last < self.experts),
+                OP,
+                "local_experts",
+                format!("{local:?}"),
+                || format!("must be below {}, the number of experts", self.experts),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// E_loc, the experts this rank holds.
+    pub fn local_count(&self) -> usize {
+        self.local_experts.as_ref().map_or(self.experts, Vec::len)
+    }
+
+    /// The global numbers of this rank's experts.
+    pub fn local_ids(&self) -> Vec<usize> {
+        self.local_experts.clone().unwrap_or_else(|| (0..self.experts).collect())
+    }
+
+    /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts.
+    pub fn for_rank(&self, rank: usize, ranks: usize) -> Result<MoeConfig> {
+        require(ranks > 0 && self.experts.is_multiple_of(ranks), OP, "ranks", ranks, || {
+            format!("must divide the {} experts", self.experts)
+        })?;
+        require(rank < ranks, OP, "rank", rank, || format!("must be below {ranks}, the number of ranks"))?;
+        let each = self.experts / ranks;
+        let local_experts = Some((rank * each..(rank + 1) * each).collect());
+        Ok(MoeConfig { local_experts, ..self.clone() })
+    }
+
+    /// `expert_map [E]`: global expert to local expert, -1 where it is not on this rank; `None` when all are here.
+    pub(crate) fn expert_map(&self) -> Option<Vec<i32>> {
+        let local = self.local_experts.as_ref()?;
+        let mut map = vec![-1; self.experts];
+        for (index, &expert) in local.iter().enumerate() {
+            map[expert] = index as i32;
+        }
+        Some(map)
+    }
+
+    /// Scales of the activations before the first projection.
+    pub(crate) fn first_scales(&self) -> RowScales {
+        match self.quantization {
+            Quantization::TensorStatic => RowScales::Tensor,
+            Quantization::ChannelToken => RowScales::Token,
+            Quantization::Block128 => RowScales::Group128,
+        }
+    }
+
+    /// Scales of the activations before the second projection.
+    pub(crate) fn second_scales(&self) -> RowScales {
+        match (self.quantization, self.intermediate_scales) {
+            (Quantization::TensorStatic, _) => RowScales::Tensor,
+            (Quantization::ChannelToken, IntermediateScales::Token) => RowScales::Token,
+            _ => RowScales::Group128,
+        }
+    }
+
+    /// Columns of the intermediate as it lies in device memory. Block scales of the up half must begin at a block, so
+    /// there the intermediate is padded with zero weights to a multiple of 128; that changes no result.
+    pub(crate) fn padded_intermediate(&self) -> usize {
+        match self.quantization {
+            Quantization::Block128 => self.intermediate_size.next_multiple_of(128),
+            Quantization::TensorStatic | Quantization::ChannelToken => self.intermediate_size,
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The order of work on several streams: who uses which memory, and who waits for whom.
+//!
+//! ```text
+//!   stream A ── fill x ─────── record e ── ...        x: written by A, as its 1st piece of work
+//!   stream B ── ... ── wait e ── read x ── ...        an operation on B reads x: B has not waited for A's 1st, so it does
+//! ```
+//!
+//! - A [`Queue`] is a stream. It counts the pieces of work that have been enqueued, and knows up to which number they have been waited
+//!   for: by the host, and by each other queue that has waited for it.
+//! - An [`Allocation`] is device memory. For every queue it knows the number of the last work that read it, and that wrote it.
+//!
+//! Before an operation enqueues, it says what it is about to read and write (`Queue::uses`, which the checks of slices call). Its
+//! queue then waits for the work of other queues that conflicts and has not been waited for: all that uses the memory if the operation
+//! writes, what writes it if the operation reads. When the work has been enqueued, its number goes to all memory that it uses. On one
+//! queue there is nothing to wait for, and readers do not wait for readers.
+//!
+//! # Why this suffices
+//! An operation borrows its slices from its checks until its last launch, so that no other thread begins an operation that conflicts
+//! in between: whoever comes later finds the numbers. Slices of one buffer that do not overlap may be in use by several threads; they
+//! share an allocation, and wait for each other too often, never too rarely, since a number is noted after its work was enqueued.
+//!
+//! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at its launch, under the
+//! *gate* of the context, and graphs are launched under the gate.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use cust::{Context, CudaResult, DeviceMemory, Event};
+
+/// What an operation does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream of the driver, as something to wait for. It outlives its handles while memory notes it.
+pub(crate) struct Queue {
+    raw: cust::Stream,
+    /// A number that no other queue has had.
+    id: u64,
+    /// Pieces of work that have been enqueued.
+    enqueued: AtomicU64,
+    /// Of them, those that the host has waited for.
+    done: AtomicU64,
+    state: Mutex<State>,
+    /// By the id of another queue: how much of its work this one has waited for.
+    waited: Mutex<HashMap<u64, u64>>,
+}
+
+struct State {
+    /// Streams of this library's API that lead here.
+    handles: usize,
+    end: End,
+    /// What others wait for; made when somebody has to.
+    event: Option<Arc<Event>>,
+    /// While it is captured: what the captured operations use.
+    captured: Option<Vec<Held>>,
+}
+
+/// What may still come.
+#[derive(PartialEq, Eq)]
+enum End {
+    /// More work.
+    Open,
+    /// None: the last handle is gone, and the event lies behind all work.
+    Marked,
+    /// None, and none is running: it has been waited for, or a fault has taken the context away.
+    Done,
+}
+
+/// Queues that a queue remembers to have waited for. To forget one costs a wait.
+const MANY_QUEUES: usize = 256;
+
+impl Queue {
+    /// The queue of `raw`, with one handle.
+    pub fn new(raw: cust::Stream) -> Arc<Queue> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Queue {
+            raw,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            enqueued: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            state: Mutex::new(State { handles: 1, end: End::Open, event: None, captured: None }),
+            waited: Mutex::default(),
+        })
+    }
+
+    /// The driver's stream.
+    pub fn raw(&self) -> &cust::Stream {
+        &self.raw
+    }
+
+    /// A number that no other queue has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// One handle more. If it had ended, another program's stream may be a new one under an old name: it waits for the end. False
+    /// if that cannot be.
+    pub fn open(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.handles == 0 {
+            let waits = match (&state.end, &state.event) {
+                (End::Marked, Some(event)) => self.raw.wait_event(event).is_ok(),
+                _ => false,
+            };
+            if !waits {
+                return false;
+            }
+            state.end = End::Open;
+        }
+        state.handles += 1;
+        true
+    }
+
+    /// One handle less. After the last nothing comes.
+    pub fn close(&self) {
+        let mut state = lock(&self.state);
+        state.handles -= 1;
+        if state.handles == 0 {
+            state.end = match self.mark(&mut state) {
+                Ok(Some(_)) => End::Marked,
+                // Without an event it is waited for. If that fails too, a fault has taken the context away, and all work with it.
+                _ => {
+                    let _ = self.raw.synchronize();
+                    End::Done
+                }
+            };
+        }
+    }
+
+    /// An event behind everything enqueued so far; none if nothing is running.
+    fn mark(&self, state: &mut State) -> CudaResult<Option<Arc<Event>>> {
+        if state.end == End::Done {
+            return Ok(None);
+        }
+        let event = match &state.event {
+            Some(event) => event.clone(),
+            None => state.event.insert(Arc::new(Event::new(self.raw.context(), false)?)).clone(),
+        };
+        if state.end == End::Open {
+            event.record(&self.raw)?;
+        }
+        Ok(Some(event))
+    }
+
+    /// Makes what is enqueued from now on wait for the work of `other` up to number `until`.
+    fn wait_for(&self, other: &Queue, until: u64) -> CudaResult<()> {
+        if self.id == other.id || until <= other.done.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut waited = lock(&self.waited);
+        if waited.get(&other.id).is_some_and(|&waited| until <= waited) {
+            return Ok(());
+        }
+        // Read before the event is recorded, which lies behind at least as much.
+        let enqueued = other.enqueued.load(Ordering::Acquire);
+        // The lock is held until the wait is enqueued: what waits is this record.
+        let mut state = lock(&other.state);
+        if let Some(event) = other.mark(&mut state)? {
+            self.raw.wait_event(&event)?;
+        }
+        if waited.len() >= MANY_QUEUES {
+            waited.clear();
+        }
+        waited.insert(other.id, enqueued);
+        Ok(())
+    }
+
+    /// Waits, on the host, for the work up to number `until`.
+    fn finish(&self, until: u64) -> CudaResult<()> {
+        if until <= self.done.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let enqueued = self.enqueued.load(Ordering::Acquire);
+        let event = self.mark(&mut lock(&self.state))?;
+        event.map_or(Ok(()), |event| event.synchronize())?;
+        self.done.fetch_max(enqueued, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// If it has ended, asks the driver whether its work is done, without waiting.
+    fn look(&self) {
+        let state = lock(&self.state);
+        let is_done = match (&state.end, &state.event) {
+            (End::Done, _) => true,
+            // To ask is nothing that a graph records.
+            (End::Marked, Some(event)) => self.raw.context().relaxed(|| event.is_done()).unwrap_or(false),
+            _ => false,
+        };
+        if is_done {
+            self.done.fetch_max(self.enqueued.load(Ordering::Acquire), Ordering::AcqRel);
+        }
+    }
+
+    /// Waits, on the host, for everything enqueued so far.
+    pub fn synchronize(&self) -> CudaResult<()> {
+        let enqueued = self.enqueued.load(Ordering::Acquire);
+        self.raw.synchronize()?;
+        self.done.fetch_max(enqueued, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Says that an operation is about to be enqueued that uses `allocation`: makes the queue wait for whom it must.
+    pub fn uses(self: &Arc<Queue>, allocation: &Arc<Allocation>, access: Access) -> CudaResult<()> {
+        if let Some(captured) = &mut lock(&self.state).captured {
+            Held::add(captured, allocation, access);
+            return Ok(());
+        }
+        allocation.wait(self, access)?;
+        Notes::add(self, allocation, access);
+        Ok(())
+    }
+
+    /// Enqueues `work`, whose uses of memory have been said by this thread.
+    pub fn enqueue(
+        self: &Arc<Queue>,
+        gate: &Mutex<()>,
+        work: impl FnOnce(&cust::Stream) -> CudaResult<()>,
+    ) -> CudaResult<()> {
+        if self.is_capturing() {
+            return work(&self.raw);
+        }
+        let notes = Notes::take(self);
+        let _alone = notes.iter().any(|(allocation, _)| allocation.is_in_a_graph()).then(|| lock(gate));
+        if _alone.is_some() {
+            notes.iter().try_for_each(|(allocation, access)| allocation.wait(self, *access))?;
+        }
+        work(&self.raw)?;
+        let number = self.has_enqueued();
+        for (allocation, access) in &notes {
+            allocation.note(self, *access, number);
+        }
+        Ok(())
+    }
+
+    /// Counts a piece of work that has been enqueued: its number.
+    fn has_enqueued(&self) -> u64 {
+        self.enqueued.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Enqueues `graph`, a piece of work that uses `held` and is itself used, by one launch at a time. The gate is held.
+    pub fn enqueue_graph(
+        self: &Arc<Queue>,
+        held: &[Held],
+        launches: &Launches,
+        graph: impl FnOnce(&cust::Stream) -> CudaResult<()>,
+    ) -> CudaResult<()> {
+        lock(&launches.uses).wait(self, Access::Write)?;
+        held.iter().try_for_each(|held| held.allocation.wait(self, held.access))?;
+        graph(&self.raw)?;
+        let number = self.has_enqueued();
+        lock(&launches.uses).note(self, Access::Write, number);
+        held.iter().for_each(|held| held.allocation.note(self, held.access, number));
+        Ok(())
+    }
+
+    /// From here on uses are those of a capture. What has been enqueued before is waited for, so that nobody else has to while it is
+    /// captured.
+    pub fn begin_capture(&self) -> CudaResult<()> {
+        self.synchronize()?;
+        self.raw.begin_capture()?;
+        lock(&self.state).captured = Some(Vec::new());
+        Ok(())
+    }
+
+    /// Ends the capture: the graph, and what it uses.
+    pub fn end_capture(&self) -> (CudaResult<cust::graph::Template>, Vec<Held>) {
+        let captured = lock(&self.state).captured.take();
+        (self.raw.end_capture(), captured.unwrap_or_default())
+    }
+
+    /// Whether it is being captured.
+    pub fn is_capturing(&self) -> bool {
+        lock(&self.state).captured.is_some()
+    }
+}
+
+/// The queues that use something, one entry each.
+#[derive(Default)]
+struct Uses(Vec<Use>);
+
+struct Use {
+    queue: Arc<Queue>,
+    /// The number of its last work that reads, and that writes; 0 if none does.
+    read: u64,
+    written: u64,
+}
+
+impl Use {
+    /// The number of its last work that conflicts with `access`.
+    fn conflict(&self, access: Access) -> u64 {
+        match access {
+            Access::Read => self.written,
+            Access::Write => self.read.max(self.written),
+        }
+    }
+}
+
+/// Queues in the list from which on those that have ended are asked whether they are done.
+const MANY_USES: usize = 8;
+
+impl Uses {
+    /// Makes `queue` wait for what conflicts with `access`.
+    fn wait(&self, queue: &Queue, access: Access) -> CudaResult<()> {
+        self.0.iter().try_for_each(|used| queue.wait_for(&used.queue, used.conflict(access)))
+    }
+
+    /// Notes work of `queue` that has been enqueued.
+    fn note(&mut self, queue: &Arc<Queue>, access: Access, number: u64) {
+        let index = self.0.iter().position(|used| used.queue.id == queue.id).unwrap_or_else(|| {
+            // What is known to be done need not be remembered.
+            if self.0.len() >= MANY_USES {
+                self.0.iter().for_each(|used| used.queue.look());
+            }
+            self.0.retain(|used| used.conflict(Access::Write) > used.queue.done.load(Ordering::Acquire));
+            self.0.push(Use { queue: queue.clone(), read: 0, written: 0 });
+            self.0.len() - 1
+        });
+        let used = &mut self.0[index];
+        let last = match access {
+            Access::Read => &mut used.read,
+            Access::Write => &mut used.written,
+        };
+        *last = number.max(*last);
+    }
+
+    /// Waits, on the host, for all of them.
+    fn finish(&self) -> CudaResult<()> {
+        self.0.iter().try_for_each(|used| used.queue.finish(used.conflict(Access::Write)))
+    }
+}
+
+/// Device memory, freed when nobody holds it and no stream uses it any more.
+pub(crate) struct Allocation {
+    memory: Option<DeviceMemory>,
+    uses: Mutex<Uses>,
+    /// How often graphs hold it.
+    graphs: AtomicUsize,
+}
+
+impl Allocation {
+    /// `bytes` bytes with undefined contents, at least one.
+    pub fn new(context: &Context, bytes: usize) -> CudaResult<Allocation> {
+        let memory = Some(DeviceMemory::uninitialized(context, bytes)?);
+        Ok(Allocation { memory, uses: Mutex::default(), graphs: AtomicUsize::new(0) })
+    }
+
+    /// The address of its first byte.
+    pub fn address(&self) -> u64 {
+        self.memory.as_ref().map_or(0, DeviceMemory::address)
+    }
+
+    fn wait(&self, queue: &Queue, access: Access) -> CudaResult<()> {
+        lock(&self.uses).wait(queue, access)
+    }
+
+    fn note(&self, queue: &Arc<Queue>, access: Access, number: u64) {
+        lock(&self.uses).note(queue, access, number);
+    }
+
+    fn is_in_a_graph(&self) -> bool {
+        // Acquire: a graph that holds it was captured by somebody who borrowed it before.
+        self.graphs.load(Ordering::Acquire) > 0
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
+        let uses = self.uses.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Waiting is nothing that a graph records, even if this thread is capturing one.
+        if memory.context().relaxed(|| uses.finish()).is_err() {
+            // Nobody knows whether it is still in use: it is lost with the context.
+            std::mem::forget(memory);
+        }
+    }
+}
+
+/// Memory that a graph uses, and keeps.
+pub(crate) struct Held {
+    allocation: Arc<Allocation>,
+    access: Access,
+}
+
+impl Held {
+    /// A graph that reads memory and writes it, writes it: that conflicts with more.
+    fn add(held: &mut Vec<Held>, allocation: &Arc<Allocation>, access: Access) {
+        match held.iter_mut().find(|held| Arc::ptr_eq(&held.allocation, allocation)) {
+            Some(held) => held.access = held.access.max(access),
+            None => {
+                allocation.graphs.fetch_add(1, Ordering::Release);
+                held.push(Held { allocation: allocation.clone(), access });
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.allocation.graphs.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The launches of a graph, which may be running.
+#[derive(Default)]
+pub(crate) struct Launches {
+    uses: Mutex<Uses>,
+}
+
+impl Launches {
+    /// Waits, on the host, for all of them.
+    pub fn finish(&mut self, context: &Context) -> CudaResult<()> {
+        let uses = self.uses.get_mut().unwrap_or_else(PoisonError::into_inner);
+        context.relaxed(|| uses.finish())
+    }
+}
+
+/// What this thread has said to use since its operation began; or more, if one before has failed. More does no harm.
+#[derive(Default)]
+struct Notes {
+    notes: Vec<Note>,
+    /// The operation has launched something. It may launch more, which uses the same; with the next note another one begins.
+    has_launched: bool,
+}
+
+struct Note {
+    queue: u64,
+    allocation: Weak<Allocation>,
+    access: Access,
+}
+
+thread_local! {
+    static NOTES: RefCell<Notes> = RefCell::default();
+}
+
+/// Notes that are kept before those of memory that is gone are dropped.
+const MANY_NOTES: usize = 64;
+
+impl Notes {
+    fn add(queue: &Queue, allocation: &Arc<Allocation>, access: Access) {
+        NOTES.with_borrow_mut(|all| {
+            if std::mem::take(&mut all.has_launched) {
+                all.notes.clear();
+            }
+            let same = |note: &&mut Note| {
+                note.queue == queue.id && note.allocation.as_ptr() == Arc::as_ptr(allocation)
+            };
+            if let Some(note) = all.notes.iter_mut().find(same) {
+                note.access = note.access.max(access);
+                return;
+            }
+            if all.notes.len() >= MANY_NOTES {
+                all.notes.retain(|note| note.allocation.strong_count() > 0);
+            }
+            all.notes.push(Note { queue: queue.id, allocation: Arc::downgrade(allocation), access });
+        });
+    }
+
+    /// Those of `queue`, for a launch.
+    fn take(queue: &Queue) -> Vec<(Arc<Allocation>, Access)> {
+        NOTES.with_borrow_mut(|all| {
+            all.has_launched = true;
+            let of_queue = all.notes.iter().filter(|note| note.queue == queue.id);
+            of_queue.filter_map(|note| Some((note.allocation.upgrade()?, note.access))).collect()
+        })
+    }
+}

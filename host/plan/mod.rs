@@ -1,0 +1,253 @@
+//! What will run, decided once, on the host, from sizes: tiles, gathering, fusion, kernels, grids, layouts of scales, and the
+//! workspace.
+//!
+//! ```text
+//!   device, MoeConfig, tokens ---> Plan           of a layer's forward: workspace, operations, warm-up and bench read it
+//!   device, shape, options ------> GemmPlan       of one grouped GEMM
+//!                                  GatedPlan      of one gated GEMM
+//! ```
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `mod` | a forward: which operations there are, and what they hand to each other |
+//! | `gemm` | height of the tiles, kernel and grid of a GEMM, its partial sums; whether rows are gathered |
+//! | `tiles` | what a tile takes of an SM |
+//! | `permutation` | capacity of the permuted rows, tiles of a schedule, cut of the sort |
+//! | `rows` | grids of what goes over rows; layouts of scales |
+//! | `router` | which kernel multiplies by the router's matrix |
+//! | `workspace` | what lies where in a forward's memory |
+//!
+//! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of the worst case,
+//! heights of tiles those of an even spread.
+
+pub(crate) mod gemm;
+pub(crate) mod permutation;
+pub(crate) mod router;
+pub(crate) mod rows;
+pub(crate) mod tiles;
+pub(crate) mod workspace;
+
+pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
+#[doc(hidden)]
+pub use tiles::{BLOCK_M, HopperTile, PortableTile};
+
+use crate::config::{MoeConfig, Quantization, Reduction, RowScales};
+use crate::error::{Result, require};
+use crate::gpu::device::Device;
+use permutation::PermuteShape;
+use router::RouterLogitsPath;
+use rows::ScaleLayout;
+use workspace::Layout;
+
+const OP: &str = "MoeConfig";
+
+/// How a layer's first GEMM and its activation run.
+#[derive(Clone, Debug)]
+pub(crate) enum First {
+    /// In one launch.
+    Gated(GatedPlan),
+    /// The GEMM with an f32 output `[P, 2I']`, then the activation.
+    Apart(GemmPlan),
+}
+
+/// The plan of a forward.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The router's kernel, where the layer routes.
+    pub router: RouterLogitsPath,
+    /// T, k, E, E_loc.
+    pub permutation: PermuteShape,
+    /// Rows of the tiles that both GEMMs walk.
+    pub block_m: usize,
+    /// `[P, 2I'] = [P, H] * w13^T`.
+    pub first: First,
+    /// `[P, H] = [P, I'] * w2^T`.
+    pub second: GemmPlan,
+    /// Rows of the quantised hidden states: P, or T where GEMM 1 gathers.
+    pub quantised_rows: usize,
+    /// Rows that have scales in front of GEMM 1: T where they come along with gathered rows, else P.
+    pub scaled_rows: usize,
+    /// Where those scales are, if there is one per group.
+    pub first_scales: ScaleLayout,
+    /// Where the scales in front of GEMM 2 are, if there is one per group.
+    pub second_scales: ScaleLayout,
+    /// What lies where in the workspace.
+    pub layout: Layout,
+}
+
+impl Plan {
+    /// The plan of forwards of `tokens` tokens. The config has been validated.
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Plan> {
+        check_device(device, config)?;
+        let MoeConfig { top_k, experts, path, hidden_size: hidden, .. } = *config;
+        let local_experts = config.local_count();
+        let permutation = PermuteShape { tokens, top_k, experts, local_experts, alignment: 1 };
+        permutation.check(true)?;
+        let capacity = permutation.capacity();
+        let intermediate = config.padded_intermediate();
+        let first_shape = GatedShape { rows: capacity, intermediate, k: hidden, experts: local_experts };
+        let expected = GemmShape { rows: expected_rows(&permutation), ..first_shape.gemm() };
+        let block_m = block_m(device, &expected, path);
+        let options = GemmOptions {
+            accumulation: config.accumulation,
+            slab_scales: config.quantization == Quantization::Block128,
+            path,
+        };
+        let is_gated = config.second_scales() != RowScales::Token && GatedPlan::is_supported(device, path);
+        let of_device = (local_experts, experts);
+        let gathers = is_gated && gemm::gathers(config.gather, block_m, top_k, of_device);
+        let first = if is_gated {
+            First::Gated(GatedPlan::new(device, first_shape, block_m, options, gathers)?)
+        } else {
+            First::Apart(GemmPlan::new(device, first_shape.gemm(), block_m, options)?)
+        };
+        let second_shape = GemmShape { rows: capacity, n: hidden, k: intermediate, experts: local_experts };
+        let slab_scales = options.slab_scales || config.second_scales() == RowScales::Group128;
+        let second = GemmPlan::new(device, second_shape, block_m, GemmOptions { slab_scales, ..options })?;
+        let quantised_rows = if gathers { tokens } else { capacity };
+        // Scales per group come along with the rows, one per row does not.
+        let scaled_rows =
+            if config.first_scales() == RowScales::Group128 { quantised_rows } else { capacity };
+        let mut plan = Plan {
+            router: RouterLogitsPath::Auto.resolve(tokens),
+            permutation,
+            block_m,
+            first,
+            second,
+            quantised_rows,
+            scaled_rows,
+            first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
+            second_scales: ScaleLayout::group_major(scale_rows(capacity)),
+            layout: Layout::default(),
+        };
+        plan.layout = Layout::new(&plan, config)?;
+        Ok(plan)
+    }
+
+    /// T.
+    pub fn tokens(&self) -> usize {
+        self.permutation.tokens
+    }
+
+    /// P, rows of the permuted matrices.
+    pub fn capacity(&self) -> usize {
+        self.permutation.capacity()
+    }
+
+    /// Whether GEMM 1 gathers its rows by token.
+    pub fn gathers(&self) -> bool {
+        matches!(&self.first, First::Gated(plan) if plan.gathers())
+    }
+
+    /// Whether GEMM 1 and the activation are one launch.
+    pub fn is_gated(&self) -> bool {
+        matches!(self.first, First::Gated(_))
+    }
+
+    /// Bytes that suffice for forwards of any number of tokens up to `tokens`.
+    ///
+    /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less: fewer partial sums,
+    /// and gathered rows are not scattered. So the last number of tokens before each change of height counts as well.
+    pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
+        let (mut most, mut last) = (0, tokens);
+        loop {
+            let plan = Plan::new(device, config, last)?;
+            most = most.max(plan.layout.bytes);
+            // The first number of tokens with tiles of this height, which grow with the tokens.
+            let (mut low, mut high) = (0, last);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if Plan::new(device, config, middle)?.block_m < plan.block_m {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            match low {
+                0 => return Ok(most),
+                first => last = first - 1,
+            }
+        }
+    }
+}
+
+/// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At least 1, if there
+/// are any.
+fn expected_rows(shape: &PermuteShape) -> usize {
+    let all = shape.rows() as u128 * shape.local_experts as u128;
+    all.div_ceil(shape.experts.max(1) as u128) as usize
+}
+
+/// Rows that there is room for in a group of scales of `rows` rows: a multiple of 4, as the Hopper GEMMs ask for.
+fn scale_rows(rows: usize) -> usize {
+    rows.next_multiple_of(4)
+}
+
+/// Refuses a config that the kernels of `device` cannot do, with the rule.
+pub(crate) fn check_device(device: &Device, config: &MoeConfig) -> Result<()> {
+    gemm::takes_hopper(OP, device, config.path)?;
+    match config.reduction {
+        Reduction::Deterministic => Ok(()),
+        Reduction::OrderFree => {
+            gemm::require_hopper(OP, "reduction", "OrderFree", device, config.path, "Deterministic")
+        }
+    }
+}
+
+/// Refuses a value over `i32::MAX`.
+pub(crate) fn checked_i32(op: &'static str, name: &str, value: usize) -> Result<u32> {
+    require(value <= i32::MAX as usize, op, name, value, || "must be below 2^31".into())?;
+    Ok(value as u32)
+}
+
+/// The product of dimensions, refused where it does not fit.
+pub(crate) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Result<usize> {
+    let product = dimensions.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+    let product = product.filter(|&elements| elements <= isize::MAX as usize);
+    require(product.is_some(), op, name, format!("{dimensions:?}"), || {
+        "must have below 2^63 elements".into()
+    })?;
+    Ok(product.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PermuteShape, Plan, expected_rows};
+    use crate::Device;
+    use crate::config::MoeConfig;
+
+    fn rank(tokens: usize, local_experts: usize) -> PermuteShape {
+        PermuteShape { tokens, top_k: 8, experts: 128, local_experts, alignment: 1 }
+    }
+
+    #[test]
+    fn a_rank_expects_its_share_of_the_rows() {
+        assert_eq!(expected_rows(&rank(256, 128)), 2048);
+        assert_eq!(expected_rows(&rank(256, 16)), 256);
+        assert_eq!([0, 1, 2].map(|tokens| expected_rows(&rank(tokens, 8))), [0, 1, 1]);
+        assert_eq!(expected_rows(&rank(1, 0)), 0);
+    }
+
+    /// Tiles are chosen by the rows of an expert, which do not depend on how many ranks there are; memory is not.
+    #[test]
+    fn ranks_choose_the_tiles_of_the_whole_layer() {
+        let device = Device::for_test(None);
+        let config = MoeConfig {
+            hidden_size: 256,
+            intermediate_size: 256,
+            experts: 128,
+            top_k: 8,
+            ..MoeConfig::default()
+        };
+        for tokens in [1, 64, 256, 512, 4096] {
+            let whole = Plan::new(&device, &config, tokens).expect("a plan");
+            for ranks in [2, 8] {
+                let config = config.for_rank(1, ranks).expect("a rank");
+                let plan = Plan::new(&device, &config, tokens).expect("a plan");
+                // A rank's few rows are rounded up to a row for each of its experts.
+                assert!(tokens < 64 || plan.block_m == whole.block_m, "{tokens} tokens, {ranks} ranks");
+                assert_eq!(plan.capacity(), whole.capacity());
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum
+//! in f64.
+
+use fp8_moe::ops::quantize::{Activations, ActivationsMut};
+use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
+use fp8_moe::{Buffer, Device};
+use half::{bf16, f16};
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::gemm::Lists;
+
+/// The type of the expert outputs, and whether the result is f32 instead.
+#[derive(Clone, Copy, Debug)]
+pub struct Types {
+    pub half: bool,
+    pub wide: bool,
+}
+
+impl Types {
+    pub const ALL: [Types; 4] = [
+        Types { half: false, wide: false },
+        Types { half: false, wide: true },
+        Types { half: true, wide: false },
+        Types { half: true, wide: true },
+    ];
+
+    pub fn round_y(self, x: f32) -> f32 {
+        if self.half { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
+    }
+
+    pub fn round_out(self, x: f32) -> f32 {
+        if self.wide { x } else { self.round_y(x) }
+    }
+
+    /// Half a unit in the last place of the result, relative.
+    pub fn rounding(self) -> f64 {
+        match (self.wide, self.half) {
+            (true, _) => 2f64.powi(-24),
+            (false, true) => 2f64.powi(-11),
+            (false, false) => 2f64.powi(-8),
+        }
+    }
+}
+
+/// Sizes of a reduction: T, k, H, and the rows of `y`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub tokens: usize,
+    pub top_k: usize,
+    pub hidden: usize,
+    pub capacity: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub types: Types,
+    pub shape: Shape,
+    pub valid_rows: usize,
+    /// Valid rows alone: what lies behind them is never initialised.
+    pub y: Vec<f32>,
+    pub inverse: Vec<i32>,
+    pub weights: Option<Vec<f32>>,
+}
+
+impl Case {
+    pub fn draw(
+        types: Types,
+        tokens: usize,
+        top_k: usize,
+        hidden: usize,
+        keep: f64,
+        rng: &mut ChaCha8Rng,
+    ) -> Case {
+        let rows = tokens * top_k;
+        let mut order: Vec<i32> = (0..rows as i32).collect();
+        order.shuffle(rng);
+        let mut valid_rows = order.iter().filter(|_| rng.random_bool(keep)).count();
+        // Padding moves some destinations up; their old places are valid rows that no token asks for.
+        let padding = if rows == 0 { 0 } else { rng.random_range(0..5) };
+        for destination in &mut order {
+            if *destination as usize >= valid_rows / 2 {
+                *destination += padding;
+            }
+        }
+        valid_rows += padding as usize;
+        let capacity = rows + padding as usize;
+        let y = (0..valid_rows * hidden).map(|_| types.round_y(rng.random_range(-2.0..2.0))).collect();
+        let weights = rng.random_bool(0.8).then(|| (0..rows).map(|_| rng.random()).collect());
+        let shape = Shape { tokens, top_k, hidden, capacity };
+        Case { types, shape, valid_rows, y, inverse: order, weights }
+    }
+
+    /// The result, and the sum in f64 with the sum of magnitudes.
+    pub fn expected(&self) -> Vec<(f32, f64, f64)> {
+        let Shape { tokens, top_k, hidden, .. } = self.shape;
+        let mut out = vec![];
+        for token in 0..tokens {
+            for column in 0..hidden {
+                let (mut sum, mut exact, mut magnitude) = (0f32, 0f64, 0f64);
+                for r in token * top_k..(token + 1) * top_k {
+                    let row = self.inverse[r] as usize;
+                    if row < self.valid_rows {
+                        let (weight, y) =
+                            (self.weights.as_ref().map_or(1.0, |w| w[r]), self.y[row * hidden + column]);
+                        sum = weight.mul_add(y, sum);
+                        exact += f64::from(weight) * f64::from(y);
+                        magnitude += (f64::from(weight) * f64::from(y)).abs();
+                    }
+                }
+                out.push((self.types.round_out(sum), exact, magnitude));
+            }
+        }
+        out
+    }
+
+    /// `settled`: the routing counts as complete since before the preceding kernel.
+    pub fn run(&self, device: &Device, poison: u8, settled: bool) -> Vec<f32> {
+        if self.types.half {
+            let y: Vec<f16> = self.y.iter().map(|&y| f16::from_f32(y)).collect();
+            let y = self.upload(device, &y);
+            if self.types.wide {
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
+            } else {
+                self.run_on::<f16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(f16::to_f32)
+                    .collect()
+            }
+        } else {
+            let y: Vec<bf16> = self.y.iter().map(|&y| bf16::from_f32(y)).collect();
+            let y = self.upload(device, &y);
+            if self.types.wide {
+                self.run_on::<f32>(device, (&y).into(), poison, settled)
+            } else {
+                self.run_on::<bf16>(device, (&y).into(), poison, settled)
+                    .into_iter()
+                    .map(bf16::to_f32)
+                    .collect()
+            }
+        }
+    }
+
+    /// `y` on the device; rows that are not valid stay uninitialised, which the emulated device reports if
+    /// they are read.
+    pub fn upload<T: bytemuck::Pod>(&self, device: &Device, y: &[T]) -> Buffer<T> {
+        let mut buffer = device.uninit(self.shape.capacity * self.shape.hidden).unwrap();
+        buffer.slice_mut(..y.len()).copy_from(y, &device.default_stream()).unwrap();
+        buffer
+    }
+
+    pub fn run_on<T: bytemuck::Pod>(
+        &self,
+        device: &Device,
+        y: Activations<'_>,
+        poison: u8,
+        settled: bool,
+    ) -> Vec<T>
+    where
+        for<'a> ActivationsMut<'a>: From<&'a mut Buffer<T>>,
+    {
+        let stream = device.default_stream();
+        let mut out: Buffer<T> = device.uninit(self.shape.tokens * self.shape.hidden).unwrap();
+        out.fill_bytes(poison, &stream).unwrap();
+        let mut lists = Lists {
+            tokens: self.shape.tokens,
+            top_k: self.shape.top_k,
+            inverse: Some(device.upload(&self.inverse).unwrap()),
+            ..Lists::of_offsets(device, &[0, self.valid_rows as i64], self.shape.capacity)
+        };
+        let permutation = lists.permutation(&stream);
+        let weights = self.weights.as_ref().map(|weights| device.upload(weights).unwrap());
+        let args = Unpermute {
+            y,
+            permutation: &permutation,
+            topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
+            hidden: self.shape.hidden,
+            out: (&mut out).into(),
+        };
+        let enqueued = if settled {
+            // SAFETY: a copy from the host precedes; everything before it has ended.
+            unsafe { unpermute_with_settled_routing(&stream, args) }
+        } else {
+            unpermute(&stream, args)
+        };
+        enqueued.unwrap();
+        out.to_vec(&stream).unwrap()
+    }
+
+    #[track_caller]
+    pub fn check(&self, device: &Device, poison: u8) {
+        let actual = self.run(device, poison, false);
+        let settled = self.run(device, poison, true);
+        assert!(
+            bits(&settled) == bits(&actual),
+            "{:?} {:?}: a settled routing differs",
+            self.types,
+            self.shape
+        );
+        let expected = self.expected();
+        assert_eq!(actual.len(), expected.len());
+        for (i, (actual, (expected, exact, magnitude))) in actual.into_iter().zip(expected).enumerate() {
+            let what = format!("{:?} {:?}: element {i}", self.types, self.shape);
+            assert!(actual == expected, "{what} is {actual:e}, not {expected:e}");
+            let bound = exact.abs() * self.types.rounding() + magnitude * 2f64.powi(-22) + 2f64.powi(-25);
+            assert!((f64::from(actual) - exact).abs() <= bound, "{what} is {actual:e}, far from {exact:e}");
+        }
+    }
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}

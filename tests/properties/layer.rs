@@ -1,0 +1,345 @@
+//! `MoeLayer` against the f64 oracle, and against itself: ranks, graphs, poisoned workspaces, odd inputs.
+
+use crate::common::checks::{assert_close, out_of_bounds, relative_l2};
+use crate::common::layers::{
+    Poison, Skew, any_config, any_skew, config, drawn_device, on_device, random_routing, run_own, run_routed,
+};
+use crate::common::oracle::{self, Layer};
+use crate::common::{cases, device, families, timing};
+use fp8_moe::{Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
+use half::bf16;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn agrees_with_the_oracle(
+        config in any_config(), tokens in 1usize..=40, skew in any_skew(), seed in any::<u64>(),
+    ) {
+        timing(seed);
+        let device = drawn_device(seed);
+        let stream = device.default_stream();
+        let layer = Layer::random(config, seed);
+        let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
+        let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
+        let ours: Vec<f32> =
+            run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, Poison::Fresh).unwrap();
+        prop_assert_eq!(out_of_bounds(&ours, &layer.forward(&hidden, &ids, &weights)), None);
+    }
+
+    #[test]
+    fn poisoned_workspaces_change_nothing(
+        config in any_config(), tokens in 1usize..=20, skew in any_skew(), seed: u64, byte: u8,
+    ) {
+        timing(seed);
+        let device = drawn_device(seed);
+        let stream = device.default_stream();
+        let layer = Layer::random(config, seed);
+        let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
+        let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
+        let layer = on_device(&device, &layer);
+        let clean = run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Fresh).unwrap();
+        timing(!seed);
+        for poison in [Poison::Byte(0xff), Poison::Byte(byte), Poison::Random(seed)] {
+            let poisoned = run_routed(&stream, &layer, &hidden, &ids, &weights, poison).unwrap();
+            prop_assert!(bits(&poisoned) == bits(&clean), "{poison:?}");
+        }
+    }
+
+    #[test]
+    fn ranks_add_up(config in any_config(), tokens in 1usize..=20, seed in any::<u64>()) {
+        timing(seed);
+        let device = drawn_device(seed);
+        let stream = device.default_stream();
+        let layer = Layer::random(config.clone(), seed);
+        let hidden = oracle::hidden_states(tokens * config.hidden_size, seed ^ 1);
+        let (ids, weights) = random_routing(&config, tokens, Skew::Invalid, seed ^ 2);
+        let whole: Vec<f32> =
+            run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, Poison::Fresh).unwrap();
+        // Uneven parts, one of them empty.
+        let cut = seed as usize % (config.experts + 1);
+        let mut sum = vec![0.0; whole.len()];
+        for local in [0..cut, cut..config.experts, 0..0] {
+            let rank = MoeConfig { local_experts: Some(local.collect()), ..config.clone() };
+            let part = MoeLayer::new(&device, &rank, &layer.weights(&rank)).unwrap();
+            let part: Vec<f32> =
+                run_routed(&stream, &part, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
+            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        let expected = layer.forward(&hidden, &ids, &weights);
+        prop_assert_eq!(out_of_bounds(&sum, &expected), None);
+        // Hopper's narrow GEMMs cut a sum where the number of all tiles says, so that a rank's sums are added
+        // in another order.
+        if device.family() != Family::Sm90a {
+            let distance = relative_l2(&sum, &whole);
+            prop_assert!(distance < 1e-5, "distance {distance}");
+        }
+    }
+
+    #[test]
+    fn a_nan_token_spoils_itself_alone(config in any_config(), tokens in 2usize..=20, seed in any::<u64>()) {
+        timing(seed);
+        let device = drawn_device(seed);
+        let stream = device.default_stream();
+        let layer = on_device(&device, &Layer::random(config.clone(), seed));
+        let h = config.hidden_size;
+        let mut hidden = oracle::hidden_states(tokens * h, seed ^ 1);
+        let (ids, weights) = random_routing(&config, tokens, Skew::Uniform, seed ^ 2);
+        let clean = run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Fresh).unwrap();
+        let spoiled = seed as usize % tokens;
+        hidden[spoiled * h + seed as usize % h] = bf16::NAN;
+        let ours: Vec<f32> = run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Fresh).unwrap();
+        for (token, (ours, clean)) in ours.chunks(h).zip(clean.chunks(h)).enumerate() {
+            if token == spoiled {
+                prop_assert!(ours.iter().all(|x| x.is_nan()), "token {token} is the NaN one");
+            } else {
+                prop_assert!(bits(ours) == bits(clean), "token {token}");
+            }
+        }
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn routes_as_the_models_do() {
+    let stream = device().default_stream();
+    let grouped =
+        Routing::Grouped { sigmoid: true, groups: 4, topk_group: 2, renormalize: true, scaling_factor: 2.5 };
+    let layers = [
+        config(Quantization::TensorStatic, Routing::Softmax { renormalize: true }, [8, 2, 128, 96]),
+        config(Quantization::Block128, Routing::Softmax { renormalize: false }, [16, 4, 144, 192]),
+        config(Quantization::ChannelToken, Routing::SigmoidInput, [8, 1, 128, 80]),
+        config(Quantization::Block128, grouped, [16, 4, 128, 128]),
+    ];
+    for (seed, config) in (0..).zip(layers) {
+        timing(seed);
+        let layer = Layer::random(config, seed);
+        let hidden = oracle::hidden_states(33 * layer.config.hidden_size, seed + 100);
+        let (out, ids, weights) = run_own(&stream, &on_device(&device(), &layer), &hidden).unwrap();
+        let (expected_ids, expected_weights) = layer.route(&hidden);
+        assert_eq!(ids, expected_ids, "{:?}", layer.config);
+        assert_close(&weights, &expected_weights, 1e-5, 1e-5);
+        assert_eq!(out_of_bounds(&out, &layer.forward(&hidden, &ids, &weights)), None, "{:?}", layer.config);
+    }
+}
+
+/// Random cases that failed once.
+#[test]
+fn regressions() {
+    // On an H200, 0.0083 away from the oracle in relative L2, within the bounds of every element.
+    let softmax = Routing::Softmax { renormalize: true };
+    for device in families() {
+        let stream = device.default_stream();
+        for (seed, tokens) in (0..).zip([1, 3, 8, 40]) {
+            timing(seed);
+            let layer = Layer::random(config(Quantization::Block128, softmax, [12, 1, 112, 128]), seed);
+            let hidden = oracle::hidden_states(tokens * 112, seed ^ 1);
+            let (ids, weights) = random_routing(&layer.config, tokens, Skew::Uniform, seed ^ 2);
+            let ours: Vec<f32> =
+                run_routed(&stream, &on_device(&device, &layer), &hidden, &ids, &weights, Poison::Fresh)
+                    .unwrap();
+            assert_eq!(
+                out_of_bounds(&ours, &layer.forward(&hidden, &ids, &weights)),
+                None,
+                "{tokens} tokens"
+            );
+        }
+    }
+}
+
+/// Tokens whose rows GEMM 1 gathers give what scattered copies give, bit for bit; with experts of other
+/// ranks, invalid ids and a NaN token too.
+#[test]
+fn gathered_equals_scattered() {
+    let device = device();
+    if device.family() != Family::Sm90a {
+        eprintln!("skipped: the kernels of {} do not gather", device.family());
+        return;
+    }
+    let stream = device.default_stream();
+    let (tokens, h) = (75, 144);
+    let whole = None;
+    let part = Some(vec![1, 3]);
+    let softmax = Routing::Softmax { renormalize: true };
+    for (seed, (quantization, routing, [experts, k], local_experts, skew)) in (0..).zip([
+        (Quantization::TensorStatic, softmax, [4, 3], whole.clone(), Skew::Invalid),
+        (Quantization::ChannelToken, softmax, [4, 3], whole.clone(), Skew::Steep),
+        (Quantization::ChannelToken, Routing::SigmoidInput, [1, 1], whole.clone(), Skew::Uniform),
+        (Quantization::Block128, softmax, [4, 3], whole, Skew::One),
+        (Quantization::Block128, softmax, [4, 4], part, Skew::Invalid),
+    ]) {
+        timing(seed);
+        let layer = Layer::random(config(quantization, routing, [experts, k, h, 80]), seed);
+        let mut hidden = oracle::hidden_states(tokens * h, seed);
+        hidden[7 * h + 3] = bf16::NAN;
+        let (ids, weights) = random_routing(&layer.config, tokens, skew, seed);
+        let run = |gather| {
+            let config = MoeConfig { gather, local_experts: local_experts.clone(), ..layer.config.clone() };
+            let layer = MoeLayer::new(&device, &config, &layer.weights(&config)).unwrap();
+            assert_eq!(layer.gathers(tokens).unwrap(), gather == Gather::Always, "{config:?}");
+            run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap()
+        };
+        let (gathered, scattered) = (run(Gather::Always), run(Gather::Never));
+        assert!(bits(&gathered) == bits(&scattered), "{quantization}, {routing:?}, {skew:?}");
+    }
+}
+
+/// A workspace for some tokens suffices for fewer, whatever kernels they take.
+#[test]
+fn workspaces_suffice_for_fewer_tokens() {
+    for device in families() {
+        let sizes = [8, 4, 256, 128];
+        let layer =
+            Layer::random(config(Quantization::Block128, Routing::Softmax { renormalize: true }, sizes), 3);
+        let layer = on_device(&device, &layer);
+        let bytes: Vec<_> = (0..300).map(|tokens| layer.workspace_bytes(tokens).unwrap()).collect();
+        assert!(bytes.is_sorted(), "{device}: {bytes:?}");
+        // The number of tokens whose own needs are below those of one less.
+        let (stream, tokens) = (device.default_stream(), 100);
+        let hidden = device.upload(&oracle::hidden_states(tokens * 256, 1)).unwrap();
+        let mut out = device.uninit::<f32>(tokens * 256).unwrap();
+        let mut workspace = layer.workspace(tokens + 1).unwrap();
+        layer.forward(&stream, &hidden, &mut workspace, &mut out).unwrap();
+    }
+}
+
+#[test]
+fn a_graph_replays_what_eager_computes() {
+    let device = device();
+    let stream = Stream::new(&device).unwrap();
+    // With the last, tiles of 128 rows, which are gathered where there are kernels for it.
+    for (quantization, experts, tokens) in [
+        (Quantization::TensorStatic, 8, 21),
+        (Quantization::ChannelToken, 8, 21),
+        (Quantization::Block128, 8, 21),
+        (Quantization::Block128, 3, 55),
+    ] {
+        let config = config(quantization, Routing::Softmax { renormalize: true }, [experts, 3, 144, 80]);
+        let layer = Layer::random(config, 3);
+        let h = layer.config.hidden_size;
+        let layer = on_device(&device, &layer);
+        let mut workspace = layer.workspace(tokens).unwrap();
+        let mut hidden = device.upload(&oracle::hidden_states(tokens * h, 1)).unwrap();
+        let mut out = device.uninit::<bf16>(tokens * h).unwrap();
+        let graph =
+            stream.capture(|stream| layer.forward(stream, &hidden, &mut workspace, &mut out)).unwrap();
+        for seed in [1, 2] {
+            hidden.copy_from(&oracle::hidden_states(tokens * h, seed), &stream).unwrap();
+            timing(seed);
+            layer.forward(&stream, &hidden, &mut workspace, &mut out).unwrap();
+            let eager = out.to_vec(&stream).unwrap();
+            out.fill_bytes(0xff, &stream).unwrap();
+            workspace.memory().fill_bytes(0xff, &stream).unwrap();
+            timing(!seed);
+            // SAFETY: no permutation uses the memory that the graph writes.
+            unsafe { graph.launch(&stream) }.unwrap();
+            let replayed = out.to_vec(&stream).unwrap();
+            assert_eq!(
+                bytemuck::cast_slice::<_, u16>(&eager),
+                bytemuck::cast_slice::<_, u16>(&replayed),
+                "{quantization}, seed {seed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn raw_pointers_do_the_same() {
+    let device = device();
+    let stream = Stream::new(&device).unwrap();
+    let layer = Layer::random(
+        config(Quantization::Block128, Routing::Softmax { renormalize: true }, [8, 2, 128, 64]),
+        5,
+    );
+    let layer = on_device(&device, &layer);
+    let hidden = oracle::hidden_states(9 * 128, 6);
+    let (expected, ..) = run_own(&stream, &layer, &hidden).unwrap();
+    let hidden = device.upload(&hidden).unwrap();
+    let bytes = layer.workspace_bytes(9).unwrap();
+    let workspace = device.uninit::<u8>(bytes).unwrap();
+    let out = device.uninit::<f32>(9 * 128).unwrap();
+    // SAFETY: the buffers are as long as the call says, alive until `to_vec` below has waited, and used by
+    // nothing else.
+    unsafe {
+        layer
+            .forward_raw::<f32>(
+                stream.raw(),
+                9,
+                hidden.ptr().raw(),
+                workspace.ptr().raw(),
+                bytes,
+                out.ptr().raw(),
+            )
+            .unwrap();
+    }
+    assert_eq!(bits(&out.to_vec(&stream).unwrap()), bits(&expected));
+}
+
+#[test]
+fn no_tokens_are_legal() {
+    let stream = device().default_stream();
+    let layer = Layer::random(
+        config(Quantization::Block128, Routing::Softmax { renormalize: true }, [4, 2, 64, 64]),
+        1,
+    );
+    let (out, ids, weights) = run_own(&stream, &on_device(&device(), &layer), &[]).unwrap();
+    assert!(out.is_empty() && ids.is_empty() && weights.is_empty());
+}
+
+/// The refusal of an argument, as text.
+fn refusal<T>(result: Result<T>) -> String {
+    match result {
+        Err(error @ Error::Argument { .. }) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("was accepted"),
+    }
+}
+
+#[test]
+fn refuses_what_it_cannot_do() {
+    let device = device();
+    let routing = Routing::Softmax { renormalize: true };
+    let try_config = |sizes| {
+        let config = config(Quantization::Block128, routing, sizes);
+        refusal(config.validate())
+    };
+    assert_eq!(
+        try_config([8, 2, 100, 64]),
+        "MoeConfig: hidden_size = 100: must be a positive multiple of 16"
+    );
+    assert_eq!(
+        try_config([8, 2, 64, 24]),
+        "MoeConfig: intermediate_size = 24: must be a positive multiple of 16"
+    );
+    assert_eq!(try_config([8, 9, 64, 64]), "MoeConfig: top_k = 9: must be in 1..=8, the number of experts");
+
+    let layer = Layer::random(config(Quantization::Block128, routing, [4, 2, 64, 64]), 1);
+    let mut weights = layer.weights(&layer.config);
+    weights.experts[3].up_scale = vec![1.0; 2].into();
+    assert_eq!(
+        refusal(MoeLayer::new(&device, &layer.config, &weights)),
+        "MoeLayer::new: experts[3].up_scale = 2 elements: must have 1"
+    );
+    let mut weights = layer.weights(&layer.config);
+    weights.experts.pop();
+    assert_eq!(
+        refusal(MoeLayer::new(&device, &layer.config, &weights)),
+        "MoeLayer::new: experts = 3 elements: must have 4"
+    );
+
+    let stream = device.default_stream();
+    let moe = on_device(&device, &layer);
+    let mut workspace = moe.workspace(2).unwrap();
+    let hidden = device.zeros::<bf16>(3 * 64).unwrap();
+    let mut out = device.zeros::<f32>(3 * 64).unwrap();
+    let too_many = refusal(moe.forward(&stream, &hidden, &mut workspace, &mut out));
+    assert!(too_many.starts_with("MoeLayer::forward: workspace = "), "{too_many}");
+    let ragged = refusal(moe.forward(&stream, hidden.slice(..100), &mut workspace, &mut out));
+    assert_eq!(ragged, "MoeLayer::forward: hidden = 100 elements: must be a multiple of 64, the hidden size");
+    let short = refusal(moe.forward(&stream, hidden.slice(..128), &mut workspace, out.slice_mut(..64)));
+    assert_eq!(short, "MoeLayer::forward: out = 64 elements: must have at least 128 elements");
+}
