@@ -103,6 +103,12 @@ pub fn size() -> Size {
     }
 }
 
+/// For tests that make kernels fault on purpose: the context, which all tests of a process share, survives
+/// what this thread does.
+pub fn forgive_faults() {
+    cust::sim::forgive_faults(true);
+}
+
 /// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this
 /// thread.
 pub fn timing(seed: u64) {
