@@ -50,7 +50,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the layer of a fixture and compare it with the outputs stored in it; exits 1 out of tolerance
     Check(check::Arguments),
-    /// Describe a checkpoint; or print devices, driver, and every kernel's registers and shared memory
+    /// Describe a checkpoint; or print devices, driver, and every kernel's block and shared memory
     Info(info::Arguments),
     /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
     Bench(bench::Arguments),
