@@ -64,10 +64,10 @@ pub fn device() -> Device {
     devices().remove(0)
 }
 
-/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300
+/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 200
 /// on a GPU. Failures are kept beside the tests where the sources are.
 pub fn cases(default: u32) -> Config {
-    let default = if device().is_emulated() { default } else { 300 };
+    let default = if device().is_emulated() { default } else { 200 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let has_sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").is_dir();
     let persistence = if has_sources {

@@ -26,7 +26,7 @@ pub const FACTOR: f32 = 0.25;
 fn products() -> usize {
     match size() {
         Size::Small => 20_000_000,
-        Size::Full => 200_000_000,
+        Size::Full => 100_000_000,
     }
 }
 

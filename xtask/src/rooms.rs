@@ -80,7 +80,7 @@ const PTX_SIM: Rooms = Rooms {
                 "wgmma",
             ],
         ),
-        ("module", &["code", "exec", "state"]),
+        ("module", &["code", "exec", "fault", "state"]),
         (
             "decode",
             &[
