@@ -57,7 +57,8 @@ pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
-    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, Routing, Step, Workspace,
+    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, RouterWeights, Routing, Step,
+    Workspace,
 };
 
 /// The README's example compiles.

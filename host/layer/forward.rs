@@ -40,27 +40,22 @@ mod sealed {
     use half::{bf16, f16};
 
     pub trait Sealed: Sized {
-        /// Whether GEMM 2 writes f16 on the way to this type; else bf16.
-        const THROUGH_F16: bool;
         fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_>;
     }
 
     impl Sealed for bf16 {
-        const THROUGH_F16: bool = false;
         fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
             ActivationsMut::Bf16(slice)
         }
     }
 
     impl Sealed for f16 {
-        const THROUGH_F16: bool = true;
         fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
             ActivationsMut::F16(slice)
         }
     }
 
     impl Sealed for f32 {
-        const THROUGH_F16: bool = false;
         fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
             ActivationsMut::F32(slice)
         }
@@ -212,11 +207,11 @@ impl Call<'_> {
             }
         }
         self.step(5);
-        self.second_gemm(stream, routed, O::THROUGH_F16, permutation.reborrow(), &mut parts, &mut end)?;
+        self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
             End::Unpermute(out) => {
                 self.step(6);
-                self.unpermute(stream, routed, O::THROUGH_F16, &permutation, &parts, out)
+                self.unpermute(stream, routed, &permutation, &parts, out)
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some(out) } => {
@@ -366,13 +361,12 @@ impl Call<'_> {
         &self,
         stream: &Stream,
         routed: Routed<'_>,
-        through_f16: bool,
         permutation: Permutation<'_>,
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
     ) -> Result<()> {
         let out = match end {
-            End::Unpermute(_) if through_f16 => GemmOut::F16(parts.products.reborrow().cast()),
+            // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does not.
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
@@ -485,18 +479,12 @@ impl Call<'_> {
         &self,
         stream: &Stream,
         routed: Routed<'_>,
-        f16_products: bool,
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
     ) -> Result<()> {
-        let products = parts.products.as_slice();
         let args = Unpermute {
-            y: if f16_products {
-                Activations::F16(products.cast())
-            } else {
-                Activations::Bf16(products.cast())
-            },
+            y: Activations::Bf16(parts.products.as_slice().cast()),
             permutation,
             topk_weights: self.output_weights(routed),
             hidden: self.config.hidden_size,

@@ -182,9 +182,9 @@ impl Layer {
         let expert = |n: usize| {
             let Expert { gate, up, down } = &self.experts[n];
             ExpertWeights {
-                gate: &gate.data,
-                up: &up.data,
-                down: &down.data,
+                gate: gate.data.as_slice().into(),
+                up: up.data.as_slice().into(),
+                down: down.data.as_slice().into(),
                 gate_scale: gate.scale.as_slice().into(),
                 up_scale: up.scale.as_slice().into(),
                 down_scale: down.scale.as_slice().into(),

@@ -88,7 +88,8 @@ fn promotion_reduces_the_error_at_k_7168() {
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     let kinds = (AKind::Row, BKind::Channel);
     let problem = Problem::draw(&[16], 0, (128, 7168), kinds, Values::Uniform, &mut rng);
-    let on_device = OnDevice::new(&device, &problem, 16);
+    // Narrow tiles are promoted in either case.
+    let on_device = OnDevice::new(&device, &problem, 128);
     let error = |accumulation| {
         let d = run(&on_device, Format::F32, accumulation, Path::Hopper { blocks: Some(1) });
         let expected = problem.expected(accumulation);

@@ -48,12 +48,14 @@ pub fn run(sanitizer: bool) -> Result<()> {
                 .with_context(|| format!("could not empty {}", directory.display()))?;
         }
     }
-    for directory in [bundle.join("fixtures"), packed.join("tests")] {
+    for directory in [bundle.join("fixtures/models"), packed.join("tests")] {
         fs::create_dir_all(&directory)
             .with_context(|| format!("could not create {}", directory.display()))?;
     }
     strip(&target_dir().join("release/fp8-moe"), &bundle.join("fp8-moe"))?;
-    copy_all(&root().join("tests/fixtures"), &bundle.join("fixtures"))?;
+    for folder in ["fixtures", "fixtures/models"] {
+        copy_all(&root().join("tests").join(folder), &bundle.join(folder))?;
+    }
     for (name, executable) in &executables {
         strip(executable, &packed.join("tests").join(name))?;
     }

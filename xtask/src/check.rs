@@ -36,6 +36,11 @@ pub fn run() -> Result<()> {
         document(&mut device_cargo("doc", directory, Arch::Sm90a), &format!("docs: {directory}"))?;
     }
     step("tests", cargo().args(["test", "--workspace"]))?;
+    let mut on_cut_sums = cargo();
+    on_cut_sums
+        .args(["test", "--test", "grid", "--", "layer", "grouped_gemm"])
+        .env("FP8_MOE_SIM_SUMS", "hardware");
+    step("tests: sums as tensor cores cut them", &mut on_cut_sums)?;
     symbols::check()?;
     heading("PTX gate");
     gate::run(false)
