@@ -1409,7 +1409,7 @@ pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    196736,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1418,7 +1418,7 @@ pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    196736,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1427,7 +1427,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
     384,
     2,
     true,
-    196736,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1436,7 +1436,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel:
     384,
     2,
     true,
-    196736,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1445,7 +1445,7 @@ pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    196736,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1454,7 +1454,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    199296,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1463,7 +1463,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::
     384,
     2,
     true,
-    199296,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1472,7 +1472,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Ker
     384,
     2,
     true,
-    199296,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1481,7 +1481,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    199296,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1490,7 +1490,7 @@ pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    199296,
+    203392,
     module,
 );
 /// Kernel `permute`: 512 threads per block, at least 2 blocks per SM.

@@ -6,8 +6,9 @@
 //!   scales of 256 columns   L2 ------------> two a thread ---> shared memory ---------> * sums
 //! ```
 //!
-//! A thread has sums of 64 columns. Loaded one by one at the end, their scales cost sixteen trips to L2 in a row, as long as ten slabs:
-//! there are no registers to have more on their way. So the 128 threads of a warpgroup load two columns each, and share them.
+//! A thread has sums of 64 columns. Loaded one by one at the end, their scales cost sixteen trips to L2 in a
+//! row, as long as ten slabs: there are no registers to have more on their way. So the 128 threads of a
+//! warpgroup load two columns each, and share them.
 
 use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, unroll};
@@ -21,8 +22,9 @@ use crate::grouped_gemm::schedule::Tile;
 /// Columns of B in an item, gate and up together.
 const COLUMNS: u32 = 256;
 
-/// Where a warpgroup shares the scales of an item's columns: in two places in turn. Who writes an item's has passed the barrier of the
-/// one before, and so has everybody read those of the one before that, which lay in the same place.
+/// Where a warpgroup shares the scales of an item's columns: in two places in turn. Who writes an item's has
+/// passed the barrier of the one before, and so has everybody read those of the one before that, which lay in
+/// the same place.
 pub struct Shelf {
     first: Shared<f32>,
     /// 0 or [`COLUMNS`].
@@ -51,7 +53,8 @@ pub struct EndScales {
 }
 
 impl EndScales {
-    /// Asks for the scales of an item. Rows and columns past the end get those of the last, and nobody takes their results.
+    /// Asks for the scales of an item. Rows and columns past the end get those of the last, and nobody takes
+    /// their results.
     ///
     /// # Safety
     /// The contract of the kernels, for a tile of the schedule.
@@ -59,8 +62,8 @@ impl EndScales {
     pub unsafe fn ask(end: &impl End, tile: &Tile, rows: &Rows) -> Self {
         let Scales { a, b, a_kind, b_kind } = *end.scales();
         let mut asked = Self { rows: [1.0; 2], columns: [1.0; 2] };
-        // SAFETY: there is a scale for every row of the schedule and for every column of every expert, or one of the call and one an
-        // expert.
+        // SAFETY: there is a scale for every row of the schedule and for every column of every expert, or one
+        // of the call and one an expert.
         unsafe {
             if a_kind.is_not(AScaleKind::Group) {
                 asked.rows = [rows.row, rows.row + 8].map(|row| {
@@ -98,7 +101,8 @@ impl EndScales {
         if scales.b_kind.is_not(BScaleKind::Block) {
             let thread = thread::thread_idx_x() % 128;
             let columns = shelf.first.add(shelf.place);
-            // SAFETY: the warpgroup's own memory; its threads have read what lay here before the last barrier.
+            // SAFETY: the warpgroup's own memory; its threads have read what lay here before the last
+            // barrier.
             unsafe {
                 columns.add(thread).write(self.columns[0]);
                 columns.add(128 + thread).write(self.columns[1]);
