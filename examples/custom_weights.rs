@@ -40,9 +40,9 @@ fn main() -> Result<()> {
         .map(|_| [quantize(&random(i * h), i), quantize(&random(i * h), i), quantize(&random(h * i), h)])
         .collect();
     let experts = matrices.iter().map(|[gate, up, down]| ExpertWeights {
-        gate: &gate.data,
-        up: &up.data,
-        down: &down.data,
+        gate: gate.data.as_slice().into(),
+        up: up.data.as_slice().into(),
+        down: down.data.as_slice().into(),
         gate_scale: gate.scale.as_slice().into(),
         up_scale: up.scale.as_slice().into(),
         down_scale: down.scale.as_slice().into(),

@@ -46,6 +46,22 @@ impl E4m3 {
     }
 }
 
+impl E4m3 {
+    /// Whether it is 0x7f or 0xff.
+    pub fn is_nan(self) -> bool {
+        self.0 & 0x7f == 0x7f
+    }
+
+    /// The place of the first NaN.
+    pub(crate) fn first_nan(values: &[E4m3]) -> Option<usize> {
+        // Without an exit in the inner loop it is compiled to vector instructions.
+        let chunk =
+            values.chunks(4096).position(|chunk| chunk.iter().fold(false, |any, e| any | e.is_nan()))?;
+        let start = chunk * 4096;
+        values[start..].iter().position(|e| e.is_nan()).map(|at| start + at)
+    }
+}
+
 /// `2^n` for `-126 <= n <= 127`.
 fn exp2i(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)

@@ -58,8 +58,8 @@ pub use gpu::stream::{Event, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, DeviceMemory, ExpertIds, ExpertWeights, Forward, Gather, Hidden,
     IntermediateScales, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights, Output, OutputElement, OutputType,
-    Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, Step,
-    Workspace,
+    Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, RouterWeights, Routing,
+    Step, Workspace,
 };
 
 /// The README's example compiles.

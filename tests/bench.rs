@@ -37,9 +37,9 @@ fn load(device: &Device, config: &MoeConfig, bytes: &[u8]) -> (Vec<f32>, Vec<f32
     };
     let experts = (0..local)
         .map(|e| ExpertWeights {
-            gate: halves[2 * e],
-            up: halves[2 * e + 1],
-            down: &w2[e * w2.len() / local..][..w2.len() / local],
+            gate: halves[2 * e].into(),
+            up: halves[2 * e + 1].into(),
+            down: w2[e * w2.len() / local..][..w2.len() / local].into(),
             gate_scale: per_matrix(scales[2 * e]).into(),
             up_scale: per_matrix(scales[2 * e + 1]).into(),
             down_scale: w2_scale[e * w2_scale.len() / local..][..w2_scale.len() / local].into(),

@@ -1,15 +1,17 @@
 //! Checkpoints: what is recognised, and what is said about those that are broken.
 
 #[path = "common/checkpoints.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod checkpoints;
 mod common;
 
 use std::path::Path;
 
-use checkpoints::{Draft, bf16s, e4m3s, f32s, mixtral, qwen3};
+use checkpoints::{Draft, bf16s, e4m3s, f32s, fixtures, mixtral, qwen3};
 use common::device;
 use fp8_moe::{Checkpoint, Error, MoeConfig, Result};
-use serde_json::json;
+use half::{bf16, f16};
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 const PREFIX: &str = "model.layers.0.block_sparse_moe";
@@ -50,8 +52,9 @@ fn shards_are_found_through_the_index() {
     mixtral().write_shards(folder.path());
     load(folder.path()).unwrap();
     std::fs::remove_file(folder.path().join("model-2.safetensors")).unwrap();
-    let Err(Error::Io { path, .. }) = load(folder.path()) else { panic!("a shard is missing") };
-    assert!(path.ends_with("model-2.safetensors"));
+    let missing = load(folder.path()).unwrap_err().to_string();
+    let index = "is missing; model.safetensors.index.json says that model.layers.0.block_sparse_moe.experts.2.w1.weight";
+    assert!(missing.contains(&format!("model-2.safetensors: {index} is in it")), "{missing}");
     // A rank that does not hold expert 2 still needs its input scale; a block checkpoint has none.
     let folder = tempdir().unwrap();
     qwen3().write_shards(folder.path());
@@ -147,9 +150,7 @@ fn missing_tensors() {
         let name = format!("{PREFIX}.{name}");
         complaint(mixtral(), |draft| drop(draft.tensors.remove(&name).expect("a tensor")))
     };
-    for name in
-        ["experts.3.w2.weight_scale", "experts.1.w3.input_scale", "experts.2.w1.weight", "gate.weight"]
-    {
+    for name in ["experts.3.w2.weight_scale", "experts.2.w1.weight", "gate.weight"] {
         assert_eq!(without(name), format!("there is no tensor {PREFIX}.{name}"));
     }
     let blocks = complaint(qwen3(), |draft| {
@@ -159,6 +160,11 @@ fn missing_tensors() {
         blocks.starts_with("there is no tensor model.layers.0.mlp.experts.")
             && blocks.ends_with("weight_scale_inv")
     );
+    let uncalibrated =
+        complaint(mixtral(), |draft| draft.tensors.retain(|name, _| !name.ends_with("w2.input_scale")));
+    let first = format!("there is no tensor {PREFIX}.experts.0.w2.input_scale, nor one of another expert; ");
+    let asks = "quantization_config: activation_scheme \"static\" without weight_block_size needs it";
+    assert_eq!(uncalibrated, format!("{first}{asks}"));
     let nothing = complaint(mixtral(), |draft| draft.tensors.retain(|name, _| name.ends_with("gate.weight")));
     assert_eq!(nothing, "has no MoE layer: no tensor is called *.experts.0.w1.weight, as mixtral has");
 }
@@ -175,7 +181,9 @@ fn wrong_shapes_and_types() {
     );
     assert_eq!(
         with("experts.1.w1.weight", bf16s(&[48, 64], 1.0)),
-        format!("{PREFIX}.experts.1.w1.weight: has type BF16; F8_E4M3 is expected")
+        format!(
+            "{PREFIX}.experts.1.w1.weight: has type BF16; F8_E4M3 is expected: experts that are not quantised are not supported"
+        )
     );
     assert_eq!(
         with("experts.1.w1.weight_scale", f32s(&[48], 1.0)),
@@ -215,43 +223,119 @@ fn configs_that_cannot_be() {
         "config: top_k = 5: must be in 1..=4, the number of experts"
     );
     assert_eq!(with("hidden_size", json!("64")), "config: hidden_size = \"64\": must be a whole number");
-    assert_eq!(with("hidden_act", json!("gelu")), "config: hidden_act = \"gelu\": must be silu");
     assert_eq!(
-        with("model_type", json!("gpt2")),
-        "config: model_type = \"gpt2\": must be mixtral, qwen3_moe, deepseek_v3, llama4_text or llama4"
+        with("hidden_act", json!("relu")),
+        "config: hidden_act = \"relu\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
+    );
+    let unknown = with("model_type", json!("gpt2"));
+    let alike = "The tensors are called as those of mixtral, minimax_m2; if the model computes what one of them does, --as TYPE \
+                 loads it as that one";
+    assert!(
+        unknown.starts_with("config: model_type = \"gpt2\" is not known: must be mixtral, ")
+            && unknown.ends_with(alike),
+        "{unknown}"
     );
     let quantization = |value| with("quantization_config", value);
-    let rule = "must be fp8 static, fp8 dynamic with weight_block_size [128, 128], or compressed-tensors with channel \
-                weights and dynamic token activations";
     assert_eq!(
         quantization(json!({"quant_method": "awq"})),
-        format!("config: quantization_config: quant_method \"awq\": {rule}")
-    );
-    assert_eq!(
-        quantization(json!({"quant_method": "fp8", "activation_scheme": "dynamic"})),
-        format!(
-            "config: quantization_config: activation_scheme \"dynamic\" without weight_block_size: {rule}"
-        )
+        "config: quantization_config: quant_method \"awq\": must be fp8, compressed-tensors, modelopt, quark or fbgemm_fp8"
     );
     assert_eq!(
         quantization(
             json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]})
         ),
-        format!(
-            "config: quantization_config: activation_scheme \"dynamic\" with weight_block_size [64,64]: {rule}"
-        )
+        "config: quantization_config: activation_scheme \"dynamic\" with weight_block_size [64, 64]: 64x64-block weights \
+         with 1x64-group activations are not supported"
     );
     assert_eq!(
         quantization(json!(null)),
-        format!("config: quantization_config: quant_method \"missing\": {rule}")
+        "config: quantization_config is missing, and there is no hf_quant_config.json; the checkpoint is not quantised to FP8"
     );
     let without =
         |key: &str| complaint(mixtral(), |draft| drop(draft.config.as_object_mut().unwrap().remove(key)));
-    assert_eq!(without("num_local_experts"), "config: num_local_experts is missing");
     assert_eq!(
-        without("quantization_config"),
-        "config: quantization_config is missing; the checkpoint is not quantised to FP8"
+        without("num_local_experts"),
+        format!("{PREFIX}.gate.weight: has shape [4, 64]; the config says [8, 64]"),
+        "MixtralConfig's default"
     );
+    assert_eq!(without("quantization_config"), quantization(json!(null)));
+}
+
+/// What of compressed-tensors and Quark cannot be computed is refused with the words of the config.
+#[test]
+fn schemes_that_are_not_supported() {
+    let with = |value| complaint(mixtral(), |draft| draft.config["quantization_config"] = value);
+    let group = |weights: Value, inputs: Value| {
+        let group = json!({"targets": ["Linear"], "weights": weights, "input_activations": inputs});
+        with(json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}))
+    };
+    let start = "config: quantization_config: group_0: ";
+    let channel = json!({"strategy": "channel", "num_bits": 8, "type": "float"});
+    assert_eq!(
+        group(channel.clone(), json!(null)),
+        format!("{start}input_activations is missing: activations that are not quantised are not supported")
+    );
+    assert_eq!(
+        group(
+            json!({"strategy": "channel", "num_bits": 4, "type": "int"}),
+            json!({"strategy": "token", "dynamic": true})
+        ),
+        format!("{start}weights: num_bits = 4: must be 8")
+    );
+    assert_eq!(
+        group(channel.clone(), json!({"strategy": "token"})),
+        format!(
+            "{start}activations static by token: must be static or dynamic by tensor, or dynamic by token or group"
+        )
+    );
+    let ignored = json!({
+        "quant_method": "compressed-tensors", "ignore": ["re:.*experts.*"], "weights": channel,
+        "input_activations": {"strategy": "token", "dynamic": true},
+    });
+    assert_eq!(
+        with(ignored),
+        format!(
+            "config: quantization_config says that {PREFIX}.experts.0.w1 is not quantised: such experts are not supported"
+        )
+    );
+    let quark = json!({"quant_method": "quark", "global_quant_config": {
+        "weight": {"dtype": "fp4", "qscheme": "per_group"}, "input_tensors": {"dtype": "fp4", "qscheme": "per_group"},
+    }});
+    assert_eq!(
+        with(quark),
+        "config: quantization_config: global_quant_config: weight: dtype \"fp4\": must be fp8_e4m3"
+    );
+    let elsewhere = json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": {
+        "targets": ["re:.*self_attn.*"], "weights": {"strategy": "channel"},
+        "input_activations": {"strategy": "token", "dynamic": true},
+    }}});
+    assert_eq!(
+        with(elsewhere),
+        format!("config: quantization_config: no group has targets that match {PREFIX}.experts.0.w1")
+    );
+}
+
+/// Scales of blocks of 256 x 128 are those of both their blocks of 128 x 128.
+#[test]
+fn larger_blocks_repeat_their_scales() {
+    let mut draft = qwen3();
+    draft.config["quantization_config"]["weight_block_size"] = json!([256, 128]);
+    draft.config["moe_intermediate_size"] = json!(272);
+    let prefix = "model.layers.0.mlp.experts";
+    for expert in 0..4 {
+        for (name, shape) in [("gate_proj", [272, 64]), ("up_proj", [272, 64]), ("down_proj", [64, 272])] {
+            draft.insert(format!("{prefix}.{expert}.{name}.weight"), e4m3s(&shape));
+            let blocks = [shape[0].div_ceil(256), shape[1].div_ceil(128)];
+            let mut scale = f32s(&blocks, 0.5);
+            scale.bytes[..4].copy_from_slice(&2.0f32.to_le_bytes());
+            draft.insert(format!("{prefix}.{expert}.{name}.weight_scale_inv"), scale);
+        }
+    }
+    let folder = tempdir().unwrap();
+    let checkpoint = Checkpoint::open(draft.write(folder.path()), None).unwrap();
+    let weights = checkpoint.weights("model.layers.0.mlp", &checkpoint.config().moe).unwrap();
+    assert_eq!(*weights.experts[0].gate_scale, [2.0, 2.0, 0.5]);
+    assert_eq!(*weights.experts[0].down_scale, [2.0, 0.5, 0.5]);
 }
 
 #[test]
@@ -266,4 +350,38 @@ fn progress_reaches_the_total() {
     let total = 4 * 3 * 64 * 48;
     assert!(seen.iter().all(|p| p.total == total));
     assert_eq!(seen.iter().map(|p| p.done).max(), Some(total));
+}
+
+/// c33: outputs of experts beyond the range of f16, and a layer's output within it.
+#[test]
+fn f16_outputs_do_not_overflow() {
+    let folder = tempdir().unwrap();
+    let mut draft = Draft::read(&fixtures().join("models/jamba_channel.safetensors"));
+    // Softmax weights that are not renormalised: made small by a router of zeros.
+    draft.tensor("router.weight").bytes.fill(0);
+    for (name, tensor) in &mut draft.tensors {
+        if name.contains(".down_proj.weight_scale") {
+            let larger = |b: &[u8]| bf16::from_f32(bf16::from_le_bytes([b[0], b[1]]).to_f32() * 1.2e5);
+            tensor.bytes = tensor.bytes.chunks(2).flat_map(|b| larger(b).to_le_bytes()).collect();
+        }
+    }
+    let checkpoint = Checkpoint::open(draft.write(folder.path()), None).unwrap();
+    let device = common::device();
+    let stream = device.default_stream();
+    let layer = checkpoint.load_layer(&device, None).unwrap();
+    let hidden = checkpoint.floats("io.hidden_states").unwrap().data;
+    let hidden: Vec<_> = hidden.into_iter().map(bf16::from_f32).collect();
+    let mut workspace = layer.workspace(9).unwrap();
+    let on_device = device.upload(&hidden).unwrap();
+    let mut wide = device.uninit::<f32>(hidden.len()).unwrap();
+    layer.forward(&stream, &on_device, &mut workspace, &mut wide).unwrap();
+    let wide = wide.to_vec(&stream).unwrap();
+    let largest = wide.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    // Two experts of weight 1/8 each.
+    assert!(largest < 65504.0 && largest > 2.0 / 8.0 * 65504.0, "{largest}");
+    let mut narrow = device.uninit::<f16>(hidden.len()).unwrap();
+    layer.forward(&stream, &on_device, &mut workspace, &mut narrow).unwrap();
+    for (narrow, wide) in narrow.to_vec(&stream).unwrap().into_iter().zip(wide) {
+        assert_eq!(narrow, f16::from_f32(wide), "rounded once more, from the same sum");
+    }
 }

@@ -1,20 +1,77 @@
-//! `fp8-moe info`: devices, driver, kernels.
+//! `fp8-moe info`: devices, driver, kernels; or with a checkpoint, its layers and what of them would be loaded.
 
-use fp8_moe::{DeviceSpec, Family, Result, kernels};
+use std::path::PathBuf;
+
+use fp8_moe::checkpoint::{Inspection, LayerSummary};
+use fp8_moe::{Checkpoint, DeviceSpec, Family, Result, kernels};
 
 use crate::terminal;
 
 /// Arguments of `fp8-moe info`.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// A safetensors file, or a folder of them: describe it, without a device
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: Option<PathBuf>,
+    /// The model's config [default: config.json beside the checkpoint, else its metadata key `config`]
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    config: Option<PathBuf>,
+    /// Read the checkpoint as one of this model_type, whatever its config says
+    #[arg(long = "as", value_name = "TYPE", requires = "checkpoint")]
+    model_type: Option<String>,
     /// auto, cuda:N or sim
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", conflicts_with = "checkpoint")]
     device: DeviceSpec,
 }
 
 /// Runs the command.
 pub fn info(arguments: &Arguments) -> Result<()> {
-    let device = terminal::open_device(arguments.device)?;
+    let Some(path) = &arguments.checkpoint else { return device_info(arguments.device) };
+    let checkpoint = Checkpoint::open_as(path, arguments.config.as_deref(), arguments.model_type.as_deref())?;
+    checkpoint_info(&checkpoint);
+    Ok(())
+}
+
+fn checkpoint_info(checkpoint: &Checkpoint) {
+    let Inspection { read_as, class, defaults, layers, dense } = checkpoint.inspect();
+    let config = checkpoint.config();
+    println!("checkpoint {}", checkpoint.path().display());
+    println!("model      {}, read as {read_as} ({class})", config.model_type);
+    println!("routing    {:?}", config.moe.routing);
+    if !defaults.is_empty() {
+        let defaults: Vec<_> = defaults.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        println!("defaults   {}: not in the config", defaults.join(", "));
+    }
+    for dense in &dense {
+        println!("dense      {dense}: no MoE layer, not loaded");
+    }
+    let mut total = 0;
+    for LayerSummary { prefix, loads } in &layers {
+        match loads {
+            Ok(layer) => {
+                total += layer.bytes;
+                println!(
+                    "layer      {}",
+                    terminal::describe_layer(prefix, &config.model_type, &layer.config)
+                );
+                println!("           stored as {}; {} on the device", layer.scheme, mebibytes(layer.bytes));
+                if let Some(shared) = &layer.shared {
+                    println!("           {shared} is not computed");
+                }
+            }
+            Err(why) => println!("layer      {prefix} cannot be loaded: {why}"),
+        }
+    }
+    let loadable = layers.iter().filter(|layer| layer.loads.is_ok()).count();
+    println!("total      {loadable} of {} MoE layers can be loaded, {}", layers.len(), mebibytes(total));
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn device_info(spec: DeviceSpec) -> Result<()> {
+    let device = terminal::open_device(spec)?;
     let (driver_major, driver_minor) = device.driver_version()?;
     println!("device    {}", terminal::describe(&device));
     println!("name      {}", device.name());

@@ -8,16 +8,18 @@ mod report;
 mod run;
 mod terminal;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use fp8_moe::DeviceSpec;
+use fp8_moe::{Checkpoint, DeviceSpec, Result};
 
 const EXAMPLES: &str = "\
 Examples:
   fp8-moe info
       what this machine offers: devices, driver, kernels
+  fp8-moe info Qwen3-30B-A3B-FP8/
+      what a checkpoint holds, and what of it would be loaded
   fp8-moe check tests/fixtures/qwen3_moe_block.safetensors
       run a small layer and compare it with the reference stored beside its weights
   fp8-moe run Qwen3-30B-A3B-FP8/ --layer model.layers.7 --tokens 4 --output out.safetensors
@@ -48,7 +50,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the layer of a fixture and compare it with the outputs stored in it; exits 1 out of tolerance
     Check(check::Arguments),
-    /// Print devices, driver, and every kernel's registers and shared memory
+    /// Describe a checkpoint; or print devices, driver, and every kernel's registers and shared memory
     Info(info::Arguments),
     /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
     Bench(bench::Arguments),
@@ -62,12 +64,22 @@ struct LayerArguments {
     /// The model's config [default: config.json beside the checkpoint, else its metadata key `config`]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Read the checkpoint as one of this model_type, whatever its config says
+    #[arg(long = "as", value_name = "TYPE")]
+    model_type: Option<String>,
     /// The layer: a prefix of its tensors such as model.layers.7, or its number [default: the only one]
     #[arg(long, value_name = "PREFIX")]
     layer: Option<String>,
     /// auto, cuda:N or sim
     #[arg(long, default_value = "auto")]
     device: DeviceSpec,
+}
+
+impl LayerArguments {
+    /// Opens the checkpoint that the layer is in.
+    fn open(&self, path: &Path) -> Result<Checkpoint> {
+        Checkpoint::open_as(path, self.config.as_deref(), self.model_type.as_deref())
+    }
 }
 
 fn main() -> ExitCode {

@@ -50,7 +50,7 @@ pub struct Output {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let reduction: Reduction = arguments.reduction.parse()?;
-    let checkpoint = Checkpoint::open(&arguments.checkpoint, arguments.layer.config.as_deref())?;
+    let checkpoint = arguments.layer.open(&arguments.checkpoint)?;
     let input = input(arguments, &checkpoint)?;
     terminal::try_output(arguments.output.as_deref())?;
     let device = terminal::open_device(arguments.layer.device)?;

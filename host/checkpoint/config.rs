@@ -1,218 +1,282 @@
-//! `config.json` of a published checkpoint: what the MoE layers compute, how they are quantised, what their tensors
-//! are called.
+//! `config.json` of a published checkpoint: what its MoE layers compute, read by a row of the table of [`models`](super::models).
 //!
-//! | `model_type` | routing | tensors of a layer |
-//! |---|---|---|
-//! | `mixtral` | softmax, renormalised | `P.gate`, `P.experts.E.{w1,w3,w2}`, P = `..block_sparse_moe` |
-//! | `qwen3_moe` | softmax, `norm_topk_prob` | `P.gate`, `P.experts.E.{gate,up,down}_proj`, P = `..mlp` |
-//! | `deepseek_v3` | grouped sigmoid with correction bias | the same, and `P.gate.e_score_correction_bias` |
-//! | `llama4_text`, `llama4` | sigmoid of the largest logit, applied to the input | `P.router`, `P.experts.E.{gate,up,down}_proj`, P = `..feed_forward` |
+//! Missing keys take the default of the model's config class. A key of another type than the class's is an error, and
+//! so are two names of one key that say different things: nothing is taken for absent that is there.
 //!
-//! | `quantization_config` | weights | activations | tensors beside `weight` |
-//! |---|---|---|---|
-//! | `fp8`, `activation_scheme` static | per tensor | per tensor, static | `weight_scale`, `input_scale` |
-//! | `fp8`, dynamic, `weight_block_size` [128, 128] | 128x128 blocks | 1x128 groups | `weight_scale_inv` |
-//! | `compressed-tensors`, channel and dynamic token | per output channel | per token | `weight_scale` |
+//! Multimodal configs nest the language model's:
+//!
+//! ```text
+//! {"model_type": .., "text_config": {..}}                        Llama-4, Qwen3-VL, Qwen3.5, GLM-4V, Kimi-K2.5
+//! {"model_type": .., "thinker_config": {"text_config": {..}}}    Qwen3-Omni: layers `thinker.*` are these, `talker.*` others
+//! ```
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::models::{Model, Number, Renormalize, Scoring};
 use crate::error::{Error, Result};
-use crate::layer::{MoeConfig, Quantization, Routing};
+use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
 /// What a checkpoint's config says about its MoE layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// `model_type`, e.g. `qwen3_moe`.
     pub model_type: String,
-    /// The layer.
+    /// The layers. Where they are quantised in different ways, as the first that can be loaded is; see
+    /// [`Checkpoint::layer_config`](super::Checkpoint::layer_config).
     pub moe: MoeConfig,
-    /// How a layer's tensors are called.
-    pub(crate) names: Names,
+    /// Keys that the config lacks, with what the model's class takes then.
+    pub defaults: Vec<(&'static str, String)>,
 }
 
-/// How a layer's tensors are called, below its prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Names {
-    pub router: &'static str,
-    pub gate: &'static str,
-    pub up: &'static str,
-    pub down: &'static str,
-}
-
-const PROJECTIONS: Names = Names { router: "gate", gate: "gate_proj", up: "up_proj", down: "down_proj" };
-
-/// A config and where it came from, for errors.
-struct Source<'a> {
+/// The parts of a config that belong to the language model.
+pub(crate) struct Sections<'a> {
     path: &'a Path,
-    json: &'a Value,
+    root: &'a Map<String, Value>,
+    text: &'a Map<String, Value>,
+    /// What layers' prefixes begin with, where others of the checkpoint have a config of their own.
+    pub tower: Option<&'static str>,
 }
 
-impl Source<'_> {
-    fn error(&self, what: impl Into<String>) -> Error {
-        Error::checkpoint(self.path, what)
+impl<'a> Sections<'a> {
+    pub fn of(path: &'a Path, root: &'a Value) -> Result<Sections<'a>> {
+        let refuse = |what: String| Error::checkpoint(path, what);
+        let object = |value: &'a Value, name: &str| match value {
+            Value::Object(map) => Ok(map),
+            other => Err(refuse(format!("config: {name} is {}; it must be an object", kind(other)))),
+        };
+        let root = object(root, "all of it")?;
+        let (outer, tower) = match present(root, "thinker_config") {
+            Some(thinker) => (object(thinker, "thinker_config")?, Some("thinker.")),
+            None => (root, None),
+        };
+        let text = match present(outer, "text_config") {
+            Some(text) => object(text, "text_config")?,
+            None => outer,
+        };
+        Ok(Sections { path, root, text, tower })
     }
 
-    fn number(&self, key: &str) -> Result<usize> {
-        match self.json.get(key) {
-            Some(value) => value
-                .as_u64()
-                .map(|n| n as usize)
-                .ok_or_else(|| self.error(format!("config: {key} = {value}: must be a whole number"))),
-            None => Err(self.error(format!("config: {key} is missing"))),
+    /// The `model_type` of the language model.
+    pub fn model_type(&self) -> Result<&'a str> {
+        let value = present(self.text, "model_type").or_else(|| present(self.root, "model_type"));
+        match value {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(self.error(format!("config: model_type = {other}: must be a string"))),
+            None => Err(self.error("config: model_type is missing")),
         }
     }
 
-    fn flag(&self, key: &str, default: bool) -> bool {
-        self.json.get(key).and_then(Value::as_bool).unwrap_or(default)
+    /// A section that may stand beside the language model's keys or at the top; null counts as absent.
+    pub fn section(&self, key: &str) -> Option<&'a Value> {
+        present(self.text, key).or_else(|| present(self.root, key))
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
-        self.json.get(key).and_then(Value::as_str)
+    fn error(&self, what: impl Into<String>) -> Error {
+        Error::checkpoint(self.path, what)
+    }
+}
+
+fn present<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    map.get(key).filter(|value| !value.is_null())
+}
+
+/// What a JSON value is, in words.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
 }
 
 impl ModelConfig {
-    /// Reads the text of a config; `path` names its file in errors.
-    pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
-        let root: Value = serde_json::from_str(text)
-            .map_err(|e| Error::checkpoint(path, format!("config is not JSON: {e}")))?;
-        // Multimodal checkpoints nest the language model; the quantisation may stay outside.
-        let json = root.get("text_config").unwrap_or(&root);
-        let source = Source { path, json };
-        let model_type = source
-            .text("model_type")
-            .ok_or_else(|| source.error("config: model_type is missing"))?
-            .to_owned();
-        let quantization =
-            quantization(&source, json.get("quantization_config").or(root.get("quantization_config")))?;
-
-        let (experts, intermediate, routing, names) = match model_type.as_str() {
-            "mixtral" => (
-                source.number("num_local_experts")?,
-                source.number("intermediate_size")?,
-                Routing::Softmax { renormalize: true },
-                Names { router: "gate", gate: "w1", up: "w3", down: "w2" },
-            ),
-            "qwen3_moe" => (
-                source.number("num_experts")?,
-                source.number("moe_intermediate_size")?,
-                Routing::Softmax { renormalize: source.flag("norm_topk_prob", false) },
-                PROJECTIONS,
-            ),
-            "deepseek_v3" => (
-                source.number("n_routed_experts")?,
-                source.number("moe_intermediate_size")?,
-                grouped_routing(&source)?,
-                PROJECTIONS,
-            ),
-            "llama4_text" | "llama4" => (
-                source.number("num_local_experts")?,
-                source.number("intermediate_size")?,
-                Routing::SigmoidInput,
-                Names { router: "router", ..PROJECTIONS },
-            ),
-            other => {
-                return Err(source.error(format!(
-                    "config: model_type = \"{other}\": must be mixtral, qwen3_moe, deepseek_v3, llama4_text or llama4"
-                )));
-            }
-        };
-        if let Some(activation) = source.text("hidden_act").filter(|&a| a != "silu") {
-            return Err(source.error(format!("config: hidden_act = \"{activation}\": must be silu")));
+    /// Reads the config by the row `model`. The quantisation is `quantization`, which other code reads.
+    pub(crate) fn read(
+        sections: &Sections<'_>,
+        model: &Model,
+        model_type: &str,
+        quantization: Quantization,
+    ) -> Result<ModelConfig> {
+        let mut keys = Keys { sections, defaults: Vec::new() };
+        for (key, allowed) in model.fixed {
+            keys.fixed(key, allowed, model)?;
         }
+        let experts = keys.number(&model.experts)?;
         let moe = MoeConfig {
-            hidden_size: source.number("hidden_size")?,
-            intermediate_size: intermediate,
+            hidden_size: keys.number(&model.hidden_size)?,
+            intermediate_size: keys.number(&model.intermediate_size)?,
             experts,
-            top_k: source.number("num_experts_per_tok")?,
-            routing,
+            top_k: keys.number(&model.top_k)?,
+            routing: keys.routing(model.scoring)?,
+            activation: keys.activation()?,
             quantization,
             ..MoeConfig::default()
         };
+        let defaults = keys.defaults;
         moe.validate().map_err(|e| match e {
             Error::Argument { name, value, rule, .. } => {
-                source.error(format!("config: {name} = {value}: {rule}"))
+                sections.error(format!("config: {name} = {value}: {rule}"))
             }
             other => other,
         })?;
-        Ok(ModelConfig { model_type, moe, names })
+        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults })
     }
 }
 
-/// DeepSeek-V3's routing.
-fn grouped_routing(source: &Source<'_>) -> Result<Routing> {
-    let sigmoid = match source.text("scoring_func") {
-        None | Some("sigmoid") => true,
-        Some("softmax") => false,
-        Some(other) => {
-            return Err(
-                source.error(format!("config: scoring_func = \"{other}\": must be sigmoid or softmax"))
-            );
-        }
-    };
-    let factor = source.json.get("routed_scaling_factor").map_or(Some(1.0), Value::as_f64);
-    let factor = factor.ok_or_else(|| source.error("config: routed_scaling_factor must be a number"))?;
-    Ok(Routing::Grouped {
-        sigmoid,
-        groups: source.number("n_group")?,
-        topk_group: source.number("topk_group")?,
-        renormalize: source.flag("norm_topk_prob", true),
-        scaling_factor: factor as f32,
-    })
+/// Reads keys and notes which were missing.
+struct Keys<'a> {
+    sections: &'a Sections<'a>,
+    defaults: Vec<(&'static str, String)>,
 }
 
-/// Recognises `quantization_config`.
-fn quantization(source: &Source<'_>, json: Option<&Value>) -> Result<Quantization> {
-    let Some(json) = json else {
-        return Err(
-            source.error("config: quantization_config is missing; the checkpoint is not quantised to FP8")
-        );
-    };
-    let text = |value: Option<&Value>| match value {
-        Some(Value::String(s)) => s.clone(),
-        Some(other) => other.to_string(),
-        None => "missing".to_owned(),
-    };
-    let method = text(json.get("quant_method"));
-    let unknown = |what: String| {
-        source.error(format!(
-            "config: quantization_config: {what}: must be fp8 static, fp8 dynamic with weight_block_size [128, 128], or \
-             compressed-tensors with channel weights and dynamic token activations"
-        ))
-    };
-    match method.as_str() {
-        "fp8" => {
-            let scheme = text(json.get("activation_scheme"));
-            let block = json.get("weight_block_size").filter(|b| !b.is_null());
-            let is_128 = block.is_some_and(|b| *b == serde_json::json!([128, 128]));
-            match (scheme.as_str(), block) {
-                ("static", None) => Ok(Quantization::TensorStatic),
-                ("dynamic", Some(_)) if is_128 => Ok(Quantization::Block128),
-                (_, Some(block)) => {
-                    Err(unknown(format!("activation_scheme \"{scheme}\" with weight_block_size {block}")))
-                }
-                (_, None) => {
-                    Err(unknown(format!("activation_scheme \"{scheme}\" without weight_block_size")))
-                }
+impl<'a> Keys<'a> {
+    fn error(&self, what: impl Into<String>) -> Error {
+        self.sections.error(what)
+    }
+
+    fn wrong(&self, key: &str, value: &Value, rule: &str) -> Error {
+        self.error(format!("config: {key} = {value}: must be {rule}"))
+    }
+
+    /// The value under any of the names; null is a value, which no rule allows.
+    fn find(&self, names: &[&'static str]) -> Result<Option<(&'static str, &'a Value)>> {
+        let mut found = names.iter().filter_map(|&name| Some((name, self.sections.text.get(name)?)));
+        let first = found.next();
+        if let (Some((name, value)), Some((other, differs))) =
+            (first, found.find(|(_, value)| Some(*value) != first.map(|(_, first)| first)))
+        {
+            return Err(self.error(format!(
+                "config: {name} = {value} and {other} = {differs}: they are two names of one key, and differ"
+            )));
+        }
+        Ok(first)
+    }
+
+    fn number(&mut self, number: &Number) -> Result<usize> {
+        let key = number.keys[0];
+        let Some((name, value)) = self.find(number.keys)? else {
+            let default = number.default.ok_or_else(|| self.error(format!("config: {key} is missing")))?;
+            self.defaults.push((key, default.to_string()));
+            return Ok(default);
+        };
+        let whole = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        if let (true, Value::Array(layers)) = (number.lists, value) {
+            let rule = "a whole number, or a list of equal ones: layers of different sizes are not supported";
+            let first = layers.first().and_then(whole).ok_or_else(|| self.wrong(name, value, rule))?;
+            let equal = layers.iter().all(|layer| whole(layer) == Some(first));
+            return if equal { Ok(first) } else { Err(self.wrong(name, value, rule)) };
+        }
+        whole(value).ok_or_else(|| self.wrong(name, value, "a whole number"))
+    }
+
+    fn flag(&mut self, key: &'static str, default: bool) -> Result<bool> {
+        match self.find(&[key])? {
+            Some((_, value)) => value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false")),
+            None => {
+                self.defaults.push((key, default.to_string()));
+                Ok(default)
             }
         }
-        "compressed-tensors" => {
-            // Published configs keep the scheme in a group; one group is all that an FP8 checkpoint has.
-            let group =
-                json.get("config_groups").and_then(|g| g.as_object()?.values().next()).unwrap_or(json);
-            let weights = text(group.pointer("/weights/strategy"));
-            let inputs = text(group.pointer("/input_activations/strategy"));
-            let dynamic =
-                group.pointer("/input_activations/dynamic").and_then(Value::as_bool).unwrap_or(false);
-            if (weights.as_str(), inputs.as_str(), dynamic) == ("channel", "token", true) {
-                Ok(Quantization::ChannelToken)
-            } else {
-                let kind = if dynamic { "dynamic" } else { "static" };
-                Err(unknown(format!("weights by {weights}, activations {kind} by {inputs}")))
+    }
+
+    fn real(&mut self, key: &'static str, default: f64) -> Result<f64> {
+        match self.find(&[key])? {
+            Some((_, value)) => value.as_f64().ok_or_else(|| self.wrong(key, value, "a number")),
+            None => {
+                self.defaults.push((key, default.to_string()));
+                Ok(default)
             }
         }
-        other => Err(unknown(format!("quant_method \"{other}\""))),
+    }
+
+    fn text(&mut self, key: &'static str, default: &'static str) -> Result<&'a str> {
+        match self.find(&[key])? {
+            Some((_, value)) => value.as_str().ok_or_else(|| self.wrong(key, value, "a string")),
+            None => {
+                self.defaults.push((key, format!("{default:?}")));
+                Ok(default)
+            }
+        }
+    }
+
+    /// Refuses a value of a key that the class does not read, where it contradicts what the class does.
+    fn fixed(&self, key: &'static str, allowed: &[&str], model: &Model) -> Result<()> {
+        let Some((_, value)) = self.find(&[key])? else { return Ok(()) };
+        if allowed.contains(&value.to_string().as_str()) {
+            return Ok(());
+        }
+        let rule = format!("{}, which is what {} computes", allowed.join(" or "), model.class.0);
+        Err(self.wrong(key, value, &rule))
+    }
+
+    fn activation(&mut self) -> Result<ActivationFunction> {
+        match self.text("hidden_act", "silu")? {
+            "silu" | "swish" => Ok(ActivationFunction::Silu),
+            "gelu" => Ok(ActivationFunction::Gelu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
+            other => Err(self.error(format!(
+                "config: hidden_act = \"{other}\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
+            ))),
+        }
+    }
+
+    fn renormalize(&mut self, rule: Renormalize) -> Result<bool> {
+        match rule {
+            Renormalize::Always => Ok(true),
+            Renormalize::Never => Ok(false),
+            Renormalize::Key(default) => self.flag("norm_topk_prob", default),
+        }
+    }
+
+    fn routing(&mut self, scoring: Scoring) -> Result<Routing> {
+        match scoring {
+            Scoring::Softmax(rule) => Ok(Routing::Softmax { renormalize: self.renormalize(rule)? }),
+            Scoring::SigmoidInput => Ok(Routing::SigmoidInput),
+            Scoring::Biased { sigmoid, groups, renormalize, factor } => {
+                let [groups, topk_group] = match groups {
+                    Some(defaults) => self.groups(defaults.map(Some))?,
+                    None => [1, 1],
+                };
+                Ok(Routing::Grouped {
+                    sigmoid,
+                    groups,
+                    topk_group,
+                    renormalize: self.renormalize(renormalize)?,
+                    scaling_factor: match factor {
+                        Some(default) => self.real("routed_scaling_factor", default)? as f32,
+                        None => 1.0,
+                    },
+                })
+            }
+            Scoring::DeepSeekV2 => {
+                let [groups, topk_group] = match self.text("topk_method", "greedy")? {
+                    "greedy" => [1, 1],
+                    "group_limited_greedy" => self.groups([None; 2])?,
+                    other => {
+                        return Err(self.error(format!(
+                            "config: topk_method = \"{other}\": must be greedy or group_limited_greedy"
+                        )));
+                    }
+                };
+                Ok(Routing::Grouped {
+                    sigmoid: false,
+                    groups,
+                    topk_group,
+                    renormalize: false,
+                    scaling_factor: self.real("routed_scaling_factor", 1.0)? as f32,
+                })
+            }
+        }
+    }
+
+    /// `n_group` and `topk_group`.
+    fn groups(&mut self, [groups, topk_group]: [Option<usize>; 2]) -> Result<[usize; 2]> {
+        let key = |keys, default| Number { keys, default, lists: false };
+        Ok([self.number(&key(&["n_group"], groups))?, self.number(&key(&["topk_group"], topk_group))?])
     }
 }

@@ -5,77 +5,23 @@
 //! folder   model.safetensors.index.json: {"weight_map": {name: shard file}}  (or one *.safetensors file)
 //! ```
 //!
-//! A shard is mapped when a tensor of it is first asked for, so a folder may lack the shards of other layers.
+//! A shard is mapped when a tensor of it is first asked for, so a folder may lack the shards of other layers. A name that
+//! stands in two files is an error, with the index as without: which of them holds the truth is not for us to guess.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use memmap2::Mmap;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, SafeTensorError};
-use safetensors::{Dtype, SafeTensors};
+use serde::de::{Error as _, MapAccess, Visitor};
 
+use super::foreign;
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
-
-/// A tensor of a mapped file.
-#[derive(Clone, Copy)]
-pub(crate) struct Tensor<'a> {
-    pub file: &'a Path,
-    pub name: &'a str,
-    pub dtype: Dtype,
-    pub shape: &'a [usize],
-    pub bytes: &'a [u8],
-}
-
-impl Tensor<'_> {
-    /// An error about this tensor.
-    pub fn error(&self, what: impl std::fmt::Display) -> Error {
-        Error::checkpoint(self.file, format!("{}: {what}", self.name))
-    }
-
-    /// The elements as f32; refuses types that f32 cannot hold.
-    pub fn to_f32(self) -> Result<Vec<f32>> {
-        let words = |n: usize| self.bytes.chunks_exact(n);
-        match self.dtype {
-            Dtype::F32 => Ok(words(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-            Dtype::BF16 => Ok(words(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-            Dtype::F16 => Ok(words(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-            other => Err(self.error(format!("has type {other:?}; F32, BF16 or F16 is expected"))),
-        }
-    }
-
-    /// The elements as i64; refuses types that are not integers of 32 or 64 bits.
-    pub fn to_i64(self) -> Result<Vec<i64>> {
-        match self.dtype {
-            Dtype::I64 => {
-                let word = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("eight bytes"));
-                Ok(self.bytes.chunks_exact(8).map(word).collect())
-            }
-            Dtype::I32 => {
-                let word = |b: &[u8]| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-                Ok(self.bytes.chunks_exact(4).map(word).collect())
-            }
-            other => Err(self.error(format!("has type {other:?}; I64 or I32 is expected"))),
-        }
-    }
-
-    /// Itself, if it has type `dtype` and shape `shape`.
-    pub fn expect(self, dtype: Dtype, shape: &[usize]) -> Result<Self> {
-        if self.dtype != dtype {
-            return Err(self.error(format!("has type {:?}; {dtype:?} is expected", self.dtype)));
-        }
-        self.expect_shape(shape)
-    }
-
-    /// Itself, if it has shape `shape`.
-    pub fn expect_shape(self, shape: &[usize]) -> Result<Self> {
-        if self.shape == shape {
-            return Ok(self);
-        }
-        Err(self.error(format!("has shape {:?}; the config says {shape:?}", self.shape)))
-    }
-}
 
 /// The tensors of a file or folder.
 pub(crate) struct Files {
@@ -118,37 +64,52 @@ impl Files {
         }
         found.sort();
         if found.is_empty() {
-            return Err(Error::checkpoint(
-                path,
-                format!("a folder with neither {INDEX} nor a .safetensors file"),
-            ));
+            let mut what = format!("a folder with neither {INDEX} nor a .safetensors file");
+            if let Some((file, format)) = foreign::in_folder(path)? {
+                what.push_str(&format!("; {file} is {format}"));
+            }
+            return Err(Error::checkpoint(path, what));
         }
         Self::from_shards(path, found)
     }
 
     fn from_shards(path: &Path, files: Vec<PathBuf>) -> Result<Files> {
-        let mut names = BTreeMap::new();
-        let mut shards = Vec::new();
+        let mut names: BTreeMap<String, usize> = BTreeMap::new();
+        let mut shards: Vec<Shard> = Vec::new();
         for (shard, file) in files.into_iter().enumerate() {
             let mapped = map(&file)?;
-            names.extend(mapped.header.tensors().into_keys().map(|name| (name, shard)));
+            for name in mapped.header.offset_keys() {
+                if let Some(&other) = names.get(&name) {
+                    let (first, second) = (file_name(&shards[other].path), file_name(&file));
+                    let what = format!(
+                        "{name} stands in both {first} and {second}, and no {INDEX} says which is meant"
+                    );
+                    return Err(Error::checkpoint(path, what));
+                }
+                names.insert(name, shard);
+            }
             shards.push(Shard { path: file, mapped: mapped.into() });
         }
         Ok(Files { path: path.to_path_buf(), shards, names })
     }
 
     fn from_index(folder: &Path, index: &Path) -> Result<Files> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
-        let Index { weight_map } = serde_json::from_str(&text)
-            .map_err(|e| Error::checkpoint(index, format!("is not an index of safetensors shards: {e}")))?;
+        let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+        let Index { weight_map: WeightMap(weight_map) } = serde_json::from_slice(&text).map_err(|e| {
+            let what = match foreign::format(&text) {
+                Some(format) => format!("is {format}, not an index of safetensors shards"),
+                None => format!("is not an index of safetensors shards: {e}"),
+            };
+            Error::checkpoint(index, what)
+        })?;
         let mut numbers: HashMap<String, usize> = HashMap::new();
         let mut shards = Vec::new();
         let mut names = BTreeMap::new();
         for (name, file) in weight_map {
+            if Path::new(&file).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+                let what = format!("{name} is in \"{file}\": a shard must be a file of this folder");
+                return Err(Error::checkpoint(index, what));
+            }
             let shard = *numbers.entry(file).or_insert_with_key(|file| {
                 shards.push(Shard { path: folder.join(file), mapped: OnceLock::new() });
                 shards.len() - 1
@@ -168,6 +129,12 @@ impl Files {
         self.names.keys().map(String::as_str)
     }
 
+    /// The names that begin with `start`, sorted.
+    pub fn names_under<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a str> {
+        let from = self.names.range::<str, _>((Bound::Included(start), Bound::Unbounded));
+        from.map(|(name, _)| name.as_str()).take_while(move |name| name.starts_with(start))
+    }
+
     /// Whether there is a tensor `name`.
     pub fn has(&self, name: &str) -> bool {
         self.names.contains_key(name)
@@ -184,20 +151,78 @@ impl Files {
         let Some((name, &shard)) = self.names.get_key_value(name) else {
             return Err(Error::checkpoint(&self.path, format!("there is no tensor {name}")));
         };
+        let mapped = self.mapped(shard, name)?;
         let shard = &self.shards[shard];
-        let mapped = match shard.mapped.get() {
-            Some(mapped) => mapped,
-            None => {
-                let mapped = map(&shard.path)?;
-                shard.mapped.get_or_init(|| mapped)
-            }
-        };
         let info = mapped.header.info(name).ok_or_else(|| {
             Error::checkpoint(&shard.path, format!("lacks the tensor {name}, which {INDEX} says is here"))
         })?;
         let (start, end) = info.data_offsets;
         let bytes = &mapped.bytes[mapped.data_start + start..mapped.data_start + end];
         Ok(Tensor { file: &shard.path, name, dtype: info.dtype, shape: &info.shape, bytes })
+    }
+}
+
+impl Files {
+    /// The shard `number`, mapped now if it has not been; `wanted` is the tensor that it is for.
+    fn mapped(&self, number: usize, wanted: &str) -> Result<&Mapped> {
+        let shard = &self.shards[number];
+        if let Some(mapped) = shard.mapped.get() {
+            return Ok(mapped);
+        }
+        if !shard.path.exists() {
+            let what = format!("is missing; {INDEX} says that {wanted} is in it");
+            return Err(Error::checkpoint(&shard.path, what));
+        }
+        let mapped = map(&shard.path)?;
+        for name in mapped.header.offset_keys() {
+            if let Some(&other) = self.names.get(&name).filter(|&&other| other != number) {
+                let (first, second) = (file_name(&self.shards[other].path), file_name(&shard.path));
+                let what = format!("{name} stands in {second} too; {INDEX} says that it is in {first}");
+                return Err(Error::checkpoint(&self.path, what));
+            }
+        }
+        Ok(shard.mapped.get_or_init(|| mapped))
+    }
+}
+
+/// The last part of a path.
+fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
+}
+
+/// The index: which file a tensor is in.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: WeightMap,
+}
+
+/// Tensor name to file; a name that stands twice is an error.
+struct WeightMap(BTreeMap<String, String>);
+
+impl<'de> serde::Deserialize<'de> for WeightMap {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<WeightMap, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = WeightMap;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensor names and file names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<WeightMap, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((name, file)) = entries.next_entry::<String, String>()? {
+                    if let Some(other) = map.get(&name).filter(|&other| *other != file) {
+                        return Err(A::Error::custom(format!("{name} is in both {other} and {file}")));
+                    }
+                    map.insert(name, file);
+                }
+                Ok(WeightMap(map))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
     }
 }
 
@@ -221,6 +246,9 @@ fn map(path: &Path) -> Result<Mapped> {
 
 /// What is wrong with a file whose header could not be read.
 fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
+    if let Some(format) = foreign::format(bytes).filter(|_| bytes.get(8) != Some(&b'{')) {
+        return format!("is not a safetensors file: it is {format}");
+    }
     let declared = u64::from_le_bytes(bytes[..8].try_into().expect("at least eight bytes"));
     let length = bytes.len();
     match error {

@@ -11,7 +11,14 @@
 //! ```
 
 mod config;
+mod experts;
 mod files;
+mod foreign;
+mod inspect;
+mod json;
+mod models;
+mod quantization;
+mod tensor;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -21,17 +28,25 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 pub use config::ModelConfig;
-use files::{Files, Tensor};
+use config::Sections;
+use experts::{LayerReader, Layout};
+use files::Files;
+pub use inspect::{Inspection, LayerSummary, LoadableLayer};
+use models::{Model, Tensors};
+use quantization::{Scheme, Schemes};
 
 use crate::error::{Error, Result};
-use crate::fp8::E4m3;
 use crate::gpu::device::Device;
-use crate::layer::{ExpertWeights, MoeConfig, MoeLayer, MoeWeights, Progress, Quantization};
+use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress};
 
 /// An open checkpoint: its tensors, memory-mapped, and its config.
 pub struct Checkpoint {
     files: Files,
     config: ModelConfig,
+    model: &'static Model,
+    schemes: Schemes,
+    /// What layers' prefixes begin with that the config is of.
+    tower: Option<&'static str>,
 }
 
 /// A tensor's values with its shape.
@@ -49,14 +64,24 @@ impl Checkpoint {
     /// The config is `config` where given, else `config.json` beside the file (or in the folder), else the entry
     /// `config` of the file's metadata. The files must not change while the checkpoint is open.
     pub fn open(path: impl AsRef<Path>, config: Option<&Path>) -> Result<Checkpoint> {
+        Self::open_as(path, config, None)
+    }
+
+    /// As [`Checkpoint::open`], reading config and tensors as those of `model_type`, whatever the config says it is: for models
+    /// that the loader does not know and that are built as one that it knows.
+    pub fn open_as(
+        path: impl AsRef<Path>,
+        config: Option<&Path>,
+        model_type: Option<&str>,
+    ) -> Result<Checkpoint> {
         let path = path.as_ref();
         let files = Files::open(path)?;
-        let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io(file, e));
-        let beside =
-            if path.is_dir() { path.join("config.json") } else { path.with_file_name("config.json") };
+        let beside = |name| if path.is_dir() { path.join(name) } else { path.with_file_name(name) };
         let (source, text): (PathBuf, Cow<'_, str>) = match (config, files.metadata("config")) {
-            (Some(file), _) => (file.into(), read(file)?.into()),
-            (None, _) if beside.exists() => (beside.clone(), read(&beside)?.into()),
+            (Some(file), _) => (file.into(), json::read(file)?.into()),
+            (None, _) if beside("config.json").exists() => {
+                (beside("config.json"), json::read(&beside("config.json"))?.into())
+            }
             (None, Some(text)) => (path.into(), text.into()),
             (None, None) => {
                 return Err(Error::checkpoint(
@@ -65,8 +90,30 @@ impl Checkpoint {
                 ));
             }
         };
-        let config = ModelConfig::parse(&source, &text)?;
-        Ok(Checkpoint { files, config })
+        let root = json::parse(&source, "config", &text)?;
+        let sections = Sections::of(&source, &root)?;
+        let own_type = sections.model_type()?;
+        let model = find_model(&files, &source, own_type, model_type)?;
+        let quantization_file = source.with_file_name("hf_quant_config.json");
+        let beside = if quantization_file.exists() {
+            let text = json::read(&quantization_file)?;
+            Some(json::parse(&quantization_file, "hf_quant_config", &text)?)
+        } else {
+            None
+        };
+        let beside = beside.as_ref().map(|json| (quantization_file.as_path(), json));
+        let schemes = Schemes::read(&sections, &source, beside)?;
+        let layers = layers(&files, &model.tensors, sections.tower);
+        let scheme = |prefix: &String| {
+            let layout = Layout::find(&files, model, prefix)?;
+            let scheme = schemes.of(&layout.modules(prefix))?;
+            scheme.layer().map_err(|what| Error::checkpoint(&source, what))
+        };
+        let mut schemes_of_layers = layers.iter().map(scheme);
+        let first = schemes_of_layers.next().ok_or_else(|| no_layer(&files, model))?;
+        let quantization = first.or_else(|error| schemes_of_layers.find_map(Result::ok).ok_or(error))?;
+        let config = ModelConfig::read(&sections, model, own_type, quantization)?;
+        Ok(Checkpoint { tower: sections.tower, files, config, model, schemes })
     }
 
     /// What the config says.
@@ -81,11 +128,18 @@ impl Checkpoint {
 
     /// The prefixes of the MoE layers, e.g. `model.layers.7.mlp`, sorted by layer number.
     pub fn layers(&self) -> Vec<String> {
-        let suffix = format!(".experts.0.{}.weight", self.config.names.gate);
-        let mut layers: Vec<_> =
-            self.files.names().filter_map(|n| n.strip_suffix(&suffix)).map(String::from).collect();
-        layers.sort_by_key(|prefix| (number_in(prefix), prefix.clone()));
-        layers
+        layers(&self.files, &self.model.tensors, self.tower)
+    }
+
+    /// What the layer with the full prefix `prefix` computes: [`ModelConfig::moe`] with the layer's own quantisation.
+    pub fn layer_config(&self, prefix: &str) -> Result<MoeConfig> {
+        let scheme = self.scheme(prefix)?;
+        let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
+        Ok(MoeConfig { quantization, ..self.config.moe.clone() })
+    }
+
+    fn scheme(&self, prefix: &str) -> Result<Scheme> {
+        self.schemes.of(&Layout::find(&self.files, self.model, prefix)?.modules(prefix))
     }
 
     /// The full prefix of the layer that `wanted` means: a full prefix, the beginning of one (`model.layers.7`), or a
@@ -97,10 +151,7 @@ impl Checkpoint {
             all => all.join(", "),
         };
         if layers.is_empty() {
-            let experts = format!("*.experts.0.{}.weight", self.config.names.gate);
-            let what =
-                format!("has no MoE layer: no tensor is called {experts}, as {} has", self.config.model_type);
-            return Err(Error::checkpoint(self.path(), what));
+            return Err(no_layer(&self.files, self.model));
         }
         let Some(wanted) = wanted else {
             let [only] = layers.as_slice() else {
@@ -135,14 +186,14 @@ impl Checkpoint {
 
     /// What of the layer `prefix` is in the checkpoint but not computed by [`MoeLayer`]: the prefix of its shared experts.
     pub fn shared_experts(&self, prefix: &str) -> Option<String> {
-        let shared = ["shared_experts", "shared_expert"].map(|name| format!("{prefix}.{name}"));
-        shared.into_iter().find(|s| self.files.names().any(|name| name.starts_with(&format!("{s}."))))
+        let shared = self.model.tensors.shared.iter().map(|name| format!("{prefix}.{name}"));
+        shared.into_iter().find(|s| self.files.names_under(&format!("{s}.")).next().is_some())
     }
 
     /// Loads a layer with all its experts. `layer` as for [`Checkpoint::find_layer`].
     pub fn load_layer(&self, device: &Device, layer: Option<&str>) -> Result<MoeLayer> {
         let prefix = self.find_layer(layer)?;
-        self.load_layer_with(device, &prefix, &self.config.moe, &|_| {})
+        self.load_layer_with(device, &prefix, &self.layer_config(&prefix)?, &|_| {})
     }
 
     /// Loads the experts that `config` says are local (see [`MoeConfig::for_rank`]) of the layer with the full prefix
@@ -154,113 +205,28 @@ impl Checkpoint {
         config: &MoeConfig,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<MoeLayer> {
-        let weights = self.weights(prefix, config)?;
-        MoeLayer::with_progress(device, config, &weights, progress)
+        let reader = self.reader(prefix, config)?;
+        MoeLayer::from_source(device, config, &reader.rest()?, &reader, progress)
     }
 
-    /// A layer's weights on the host: the matrices as they are mapped, the scales as f32.
+    /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales as f32.
     pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'_>> {
-        let (e, h) = (config.experts, config.hidden_size);
-        self.check_expert_count(prefix, e)?;
-        let router_name = format!("{prefix}.{}", self.config.names.router);
-        let router = self.files.tensor(&format!("{router_name}.weight"))?.expect(Dtype::BF16, &[e, h])?;
-        let bias_name = format!("{router_name}.e_score_correction_bias");
-        let correction_bias = if self.files.has(&bias_name) {
-            Some(self.files.tensor(&bias_name)?.expect_shape(&[e])?.to_f32()?.into())
-        } else {
-            None
-        };
-        let experts = config.local_ids().into_par_iter().map(|n| self.expert(prefix, config, n));
-        Ok(MoeWeights {
-            router: Some(from_bytes(router.bytes)),
-            correction_bias,
-            experts: experts.collect::<Result<_>>()?,
-            input_scales: match config.quantization {
-                Quantization::TensorStatic => Some(self.input_scales(prefix, e)?),
-                Quantization::ChannelToken | Quantization::Block128 => None,
-            },
-        })
+        let reader = self.reader(prefix, config)?;
+        let rest = reader.rest()?;
+        let experts = config.local_ids().into_par_iter().map(|n| reader.expert(n));
+        Ok(MoeWeights { experts: experts.collect::<Result<_>>()?, ..rest })
     }
 
-    /// Refuses a checkpoint with more experts than the config says; fewer are found when one is missing.
-    fn check_expert_count(&self, prefix: &str, experts: usize) -> Result<()> {
-        let start = format!("{prefix}.experts.");
-        let number = |name: &str| name.strip_prefix(&start)?.split('.').next()?.parse::<usize>().ok();
-        let numbers: BTreeSet<_> = self.files.names().filter_map(number).collect();
-        match numbers.last() {
-            Some(&last) if last >= experts => {
-                let what = format!("{prefix} has an expert {last}, but the config says there are {experts}");
-                Err(Error::checkpoint(self.path(), what))
-            }
-            _ => Ok(()),
+    fn reader(&self, prefix: &str, config: &MoeConfig) -> Result<LayerReader<'_>> {
+        config.validate()?;
+        let scheme = self.scheme(prefix)?;
+        let own = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
+        if own != config.quantization {
+            let asked = config.quantization;
+            let what = format!("{prefix} has {own}; the layer is asked for with {asked}");
+            return Err(Error::checkpoint(self.path(), what));
         }
-    }
-
-    fn expert(&self, prefix: &str, config: &MoeConfig, expert: usize) -> Result<ExpertWeights<'_>> {
-        let (h, i, names) = (config.hidden_size, config.intermediate_size, &self.config.names);
-        let matrix = |name: &str, rows: usize, columns: usize| {
-            let name = format!("{prefix}.experts.{expert}.{name}");
-            let weight =
-                self.files.tensor(&format!("{name}.weight"))?.expect(Dtype::F8_E4M3, &[rows, columns])?;
-            let scale = self.weight_scale(&name, config.quantization, rows, columns)?;
-            Ok::<_, Error>((bytemuck::cast_slice::<u8, E4m3>(weight.bytes), scale))
-        };
-        let (gate, gate_scale) = matrix(names.gate, i, h)?;
-        let (up, up_scale) = matrix(names.up, i, h)?;
-        let (down, down_scale) = matrix(names.down, h, i)?;
-        Ok(ExpertWeights { gate, up, down, gate_scale, up_scale, down_scale })
-    }
-
-    fn weight_scale(
-        &self,
-        matrix: &str,
-        quantization: Quantization,
-        rows: usize,
-        columns: usize,
-    ) -> Result<Cow<'_, [f32]>> {
-        let (suffix, shape) = match quantization {
-            Quantization::TensorStatic => {
-                return Ok(vec![self.scalar(&format!("{matrix}.weight_scale"))?].into());
-            }
-            Quantization::ChannelToken => ("weight_scale", vec![rows, 1]),
-            Quantization::Block128 => ("weight_scale_inv", vec![rows.div_ceil(128), columns.div_ceil(128)]),
-        };
-        let tensor = self.files.tensor(&format!("{matrix}.{suffix}"))?;
-        let flat = quantization == Quantization::ChannelToken && tensor.shape == [rows];
-        let tensor = if flat { tensor } else { tensor.expect_shape(&shape)? };
-        let values = tensor.to_f32()?;
-        check_scales(&tensor, &values)?;
-        Ok(values.into())
-    }
-
-    /// A scale that is one number, of shape `[]` or `[1]`.
-    fn scalar(&self, name: &str) -> Result<f32> {
-        let tensor = self.files.tensor(name)?;
-        if !matches!(tensor.shape, [] | [1]) {
-            return Err(tensor.error(format!("has shape {:?}; one number is expected", tensor.shape)));
-        }
-        let values = tensor.to_f32()?;
-        check_scales(&tensor, &values)?;
-        Ok(values[0])
-    }
-
-    /// The static scales of the activations, before the first projection and before the second.
-    ///
-    /// A checkpoint has them per expert and matrix; tokens are quantised once for all experts, so the largest is taken,
-    /// over all experts of the model, so that every rank uses the same.
-    fn input_scales(&self, prefix: &str, experts: usize) -> Result<[f32; 2]> {
-        let names = &self.config.names;
-        let largest = |matrices: &[&str]| {
-            let mut largest = 0.0f32;
-            for expert in 0..experts {
-                for matrix in matrices {
-                    largest =
-                        largest.max(self.scalar(&format!("{prefix}.experts.{expert}.{matrix}.input_scale"))?);
-                }
-            }
-            Ok::<_, Error>(largest)
-        };
-        Ok([largest(&[names.gate, names.up])?, largest(&[names.down])?])
+        LayerReader::new(&self.files, self.model, prefix, config, scheme)
     }
 
     /// Whether there is a tensor `name`.
@@ -292,23 +258,67 @@ impl Checkpoint {
     }
 }
 
-/// Refuses scales that are no numbers. Zero is one: an all-zero block may have it.
-fn check_scales(tensor: &Tensor<'_>, values: &[f32]) -> Result<()> {
-    match values.iter().position(|s| !(s.is_finite() && *s >= 0.0)) {
-        Some(at) => {
-            Err(tensor
-                .error(format!("element {at} is {}; a scale must be finite and not negative", values[at])))
-        }
-        None => Ok(()),
+/// The row for a checkpoint of type `own`, or of `wanted` where that is given.
+fn find_model(files: &Files, config: &Path, own: &str, wanted: Option<&str>) -> Result<&'static Model> {
+    let refuse = |what: String| Err(Error::checkpoint(config, what));
+    if let Some(wanted) = wanted {
+        return match Model::of(wanted) {
+            Some(model) => Ok(model),
+            None => refuse(format!("--as {wanted}: must be {}", Model::names())),
+        };
     }
+    if let Some(model) = Model::of(own) {
+        return Ok(model);
+    }
+    if let Some(why) = Model::refusal(own) {
+        return refuse(format!("config: model_type = \"{own}\": not supported: {why}"));
+    }
+    let alike = models::MODELS.iter().filter(|model| {
+        let mut prefixes = layers(files, &model.tensors, None).into_iter();
+        prefixes.next().is_some_and(|prefix| {
+            model.tensors.router.iter().any(|router| files.has(&format!("{prefix}.{router}")))
+        })
+    });
+    let alike: Vec<_> = alike.map(|model| model.model_type).collect();
+    let all = Model::names();
+    refuse(match alike.as_slice() {
+        [] => format!("config: model_type = \"{own}\": must be {all}"),
+        alike => format!(
+            "config: model_type = \"{own}\" is not known: must be {all}. The tensors are called as those of {}; if the model \
+             computes what one of them does, --as TYPE loads it as that one",
+            alike.join(", ")
+        ),
+    })
 }
 
-/// The bytes as bf16, without a copy where they are aligned.
-fn from_bytes(bytes: &[u8]) -> Cow<'_, [half::bf16]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(aligned) => Cow::Borrowed(aligned),
-        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
-    }
+/// The prefixes of a checkpoint's MoE layers, sorted by layer number.
+fn layers(files: &Files, tensors: &Tensors, tower: Option<&str>) -> Vec<String> {
+    let of_one = |name: &str| {
+        let [gate, ..] = tensors.matrices?;
+        let (start, matrix) = name.strip_suffix(".weight")?.rsplit_once('.')?;
+        let (prefix, number) = start.rsplit_once(".experts.")?;
+        (matrix == gate && number.parse::<usize>().is_ok()).then(|| prefix.to_owned())
+    };
+    let of_all = |name: &str| {
+        let mut names = tensors.fused.as_ref()?.names.iter();
+        names.find_map(|[gate_up, _]| name.strip_suffix(gate_up)?.strip_suffix('.').map(String::from))
+    };
+    let all = files.names().filter_map(|name| of_one(name).or_else(|| of_all(name)));
+    let of_tower = all.filter(|prefix| tower.is_none_or(|tower| prefix.starts_with(tower)));
+    let mut layers: Vec<_> = of_tower.collect::<BTreeSet<_>>().into_iter().collect();
+    layers.sort_by_key(|prefix| number_in(prefix));
+    layers
+}
+
+/// The error about a checkpoint without MoE layers.
+fn no_layer(files: &Files, model: &Model) -> Error {
+    let names = match (&model.tensors.matrices, &model.tensors.fused) {
+        (Some([gate, ..]), _) => format!("*.experts.0.{gate}.weight"),
+        (None, Some(fused)) => format!("*.{}", fused.names[0][0]),
+        (None, None) => String::new(),
+    };
+    let what = format!("has no MoE layer: no tensor is called {names}, as {} has", model.model_type);
+    Error::checkpoint(files.path(), what)
 }
 
 /// The layer number in a prefix such as `model.layers.7.mlp`.

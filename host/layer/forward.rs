@@ -157,7 +157,6 @@ impl Call<'_> {
         let Request { hidden, routed, workspace, out, .. } = request;
         let adds = matches!(out, Output::Add(_));
         let (Output::Write(mut out) | Output::Add(mut out)) = out;
-        let f16_products = matches!(out, ActivationsMut::F16(_));
         let layout = &self.plan.layout;
         let mut cutter = Cutter { rest: workspace, position: 0 };
         let logits = cutter.take(&layout.logits);
@@ -213,11 +212,11 @@ impl Call<'_> {
             }
         }
         self.step(5);
-        self.second_gemm(stream, routed, f16_products, permutation.reborrow(), &mut parts, &mut end)?;
+        self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
             End::Unpermute(out) => {
                 self.step(6);
-                self.unpermute(stream, routed, f16_products, &permutation, &parts, out)
+                self.unpermute(stream, routed, &permutation, &parts, out)
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some(out), .. } => {
@@ -411,13 +410,13 @@ impl Call<'_> {
         &self,
         stream: &Stream,
         routed: Routed<'_>,
-        through_f16: bool,
         permutation: Permutation<'_>,
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
     ) -> Result<()> {
         let out = match end {
-            End::Unpermute(_) if through_f16 => GemmOut::F16(parts.products.reborrow().cast()),
+            // The kernel that sums rows in bf16 has no output in f16.
+            End::Unpermute(ActivationsMut::F16(_)) => GemmOut::F16(parts.products.reborrow().cast()),
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
@@ -545,17 +544,15 @@ impl Call<'_> {
         &self,
         stream: &Stream,
         routed: Routed<'_>,
-        f16_products: bool,
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
     ) -> Result<()> {
         let products = parts.products.as_slice();
         let args = Unpermute {
-            y: if f16_products {
-                Activations::F16(products.cast())
-            } else {
-                Activations::Bf16(products.cast())
+            y: match &out {
+                ActivationsMut::F16(_) => Activations::F16(products.cast()),
+                _ => Activations::Bf16(products.cast()),
             },
             permutation,
             topk_weights: self.output_weights(routed),

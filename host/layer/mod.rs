@@ -37,7 +37,8 @@ pub use call::{
 };
 pub use forward::{OutputElement, Step};
 pub use memory::DeviceMemory;
-pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress};
+pub(crate) use weights::ExpertSource;
+pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
 
 use half::bf16;
@@ -77,6 +78,18 @@ impl MoeLayer {
     ) -> Result<MoeLayer> {
         plan::check_device(device, config)?;
         Ok(Self::complete(device, config, weights.upload(device, config, progress)?))
+    }
+
+    /// As [`MoeLayer::with_progress`], with experts from `source` instead of `weights`, which has none.
+    pub(crate) fn from_source(
+        device: &Device,
+        config: &MoeConfig,
+        weights: &MoeWeights<'_>,
+        source: &dyn ExpertSource,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<MoeLayer> {
+        plan::check_device(device, config)?;
+        Ok(Self::complete(device, config, weights.upload_from(device, config, source, progress)?))
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.

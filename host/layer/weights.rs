@@ -29,6 +29,8 @@ use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
 
+const OP: &str = "MoeLayer::new";
+
 /// One expert's matrices and scales. A scale multiplies back: `weight ~= e4m3 * scale`.
 ///
 /// Scale lengths, for a matrix `[rows, columns]`: per tensor 1; per channel `rows`; blocks
@@ -36,11 +38,11 @@ use crate::layer::memory::DeviceMemory;
 #[derive(Clone, Debug)]
 pub struct ExpertWeights<'a> {
     /// `[I, H]`, row-major.
-    pub gate: &'a [E4m3],
+    pub gate: Cow<'a, [E4m3]>,
     /// `[I, H]`, row-major.
-    pub up: &'a [E4m3],
+    pub up: Cow<'a, [E4m3]>,
     /// `[H, I]`, row-major.
-    pub down: &'a [E4m3],
+    pub down: Cow<'a, [E4m3]>,
     /// Scales of `gate`.
     pub gate_scale: Cow<'a, [f32]>,
     /// Scales of `up`.
@@ -49,11 +51,91 @@ pub struct ExpertWeights<'a> {
     pub down_scale: Cow<'a, [f32]>,
 }
 
+/// A router's weights `[E, H]`, row-major.
+#[derive(Clone, Debug)]
+pub enum RouterWeights<'a> {
+    /// As most checkpoints have them.
+    Bf16(Cow<'a, [bf16]>),
+    /// For routers that are stored in f32 or f16.
+    F32(Cow<'a, [f32]>),
+}
+
+impl<'a> From<&'a [bf16]> for RouterWeights<'a> {
+    fn from(weights: &'a [bf16]) -> Self {
+        RouterWeights::Bf16(weights.into())
+    }
+}
+
+impl From<Vec<bf16>> for RouterWeights<'_> {
+    fn from(weights: Vec<bf16>) -> Self {
+        RouterWeights::Bf16(weights.into())
+    }
+}
+
+impl<'a> From<&'a [f32]> for RouterWeights<'a> {
+    fn from(weights: &'a [f32]) -> Self {
+        RouterWeights::F32(weights.into())
+    }
+}
+
+impl RouterWeights<'_> {
+    fn len(&self) -> usize {
+        match self {
+            RouterWeights::Bf16(weights) => weights.len(),
+            RouterWeights::F32(weights) => weights.len(),
+        }
+    }
+
+    /// Whether element `index` is a finite number.
+    fn is_finite(&self, index: usize) -> bool {
+        match self {
+            RouterWeights::Bf16(weights) => weights[index].is_finite(),
+            RouterWeights::F32(weights) => weights[index].is_finite(),
+        }
+    }
+
+    /// On the device, in bf16. Weights that bf16 cannot hold are refused.
+    fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
+        match self {
+            RouterWeights::Bf16(weights) => device.upload(weights),
+            RouterWeights::F32(weights) => {
+                let rounded: Vec<bf16> = weights.iter().map(|&w| bf16::from_f32(w)).collect();
+                let at = weights.iter().zip(&rounded).position(|(w, r)| r.to_f32() != *w);
+                require(at.is_none(), OP, "router", at.map_or(0.0, |at| weights[at]), || {
+                    "must be a number that bf16 can hold".into()
+                })?;
+                device.upload(&rounded)
+            }
+        }
+    }
+}
+
+/// Where the experts' matrices come from, one expert at a time and from several threads.
+pub(crate) trait ExpertSource: Sync {
+    /// This rank's expert `index`, in the order of [`MoeConfig::local_ids`]. Its weights are numbers.
+    fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>>;
+}
+
+/// Experts of a caller; `.1` is their global numbers, for errors.
+struct Given<'a>(&'a [ExpertWeights<'a>], Vec<usize>);
+
+impl ExpertSource for Given<'_> {
+    fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>> {
+        let expert = &self.0[index];
+        for (name, matrix) in [("gate", &expert.gate), ("up", &expert.up), ("down", &expert.down)] {
+            let nan = E4m3::first_nan(matrix);
+            let name = format!("experts[{}].{name}[{}]", self.1[index], nan.unwrap_or(0));
+            require(nan.is_none(), OP, &name, "NaN", || "must be a number".into())?;
+        }
+        Ok(Cow::Borrowed(expert))
+    }
+}
+
 /// All weights of a layer on the host.
 #[derive(Clone, Debug, Default)]
 pub struct MoeWeights<'a> {
-    /// Router `[E, H]`; without it the layer takes its routing from the caller.
-    pub router: Option<Cow<'a, [bf16]>>,
+    /// Router; without it the layer takes its routing from the caller.
+    pub router: Option<RouterWeights<'a>>,
     /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
     pub correction_bias: Option<Cow<'a, [f32]>>,
     /// This rank's experts, in the order of [`MoeConfig::local_ids`].
@@ -110,8 +192,6 @@ pub(crate) struct DeviceWeights {
     pub expert_map: Option<Buffer<i32>>,
 }
 
-const OP: &str = "MoeLayer::new";
-
 /// Scales of a `[rows, columns]` matrix.
 fn scale_count(quantization: Quantization, rows: usize, columns: usize) -> usize {
     match quantization {
@@ -121,31 +201,44 @@ fn scale_count(quantization: Quantization, rows: usize, columns: usize) -> usize
     }
 }
 
+impl ExpertWeights<'_> {
+    /// Refuses matrices and scales that do not fit `config`; `expert` is its number, for errors.
+    fn validate(&self, config: &MoeConfig, expert: usize) -> Result<()> {
+        let (h, i) = (config.hidden_size, config.intermediate_size);
+        let matrices = [
+            ("gate", &self.gate, &self.gate_scale, i, h),
+            ("up", &self.up, &self.up_scale, i, h),
+            ("down", &self.down, &self.down_scale, h, i),
+        ];
+        for (matrix, data, scale, rows, columns) in matrices {
+            exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
+            let count = scale_count(config.quantization, rows, columns);
+            exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a number of elements that is not the expected one.
+fn exactly(name: &str, len: usize, expected: usize) -> Result<()> {
+    require(len == expected, OP, name, format!("{len} elements"), || format!("must have {expected}"))
+}
+
 impl MoeWeights<'_> {
-    /// Refuses weights that do not fit `config`, naming the expert and the matrix.
-    fn validate(&self, config: &MoeConfig) -> Result<()> {
-        let (h, i, e) = (config.hidden_size, config.intermediate_size, config.experts);
-        let exactly = |name: &str, len: usize, expected: usize| {
-            require(len == expected, OP, name, format!("{len} elements"), || format!("must have {expected}"))
-        };
+    /// Refuses a router that does not fit `config` or is not finite.
+    fn validate_router(&self, config: &MoeConfig) -> Result<()> {
+        let (h, e) = (config.hidden_size, config.experts);
+        let finite =
+            |name: String, is_finite| require(is_finite, OP, &name, "not finite", || "must be finite".into());
         if let Some(router) = &self.router {
             exactly("router", router.len(), e * h)?;
+            let bad = (0..router.len()).find(|&index| !router.is_finite(index));
+            finite(format!("router[{}]", bad.unwrap_or(0)), bad.is_none())?;
         }
         if let Some(bias) = &self.correction_bias {
             exactly("correction_bias", bias.len(), e)?;
-        }
-        exactly("experts", self.experts.len(), config.local_count())?;
-        for (expert, weights) in config.local_ids().into_iter().zip(&self.experts) {
-            let matrices = [
-                ("gate", weights.gate, &weights.gate_scale, i, h),
-                ("up", weights.up, &weights.up_scale, i, h),
-                ("down", weights.down, &weights.down_scale, h, i),
-            ];
-            for (matrix, data, scale, rows, columns) in matrices {
-                exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
-                let count = scale_count(config.quantization, rows, columns);
-                exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
-            }
+            let bad = bias.iter().position(|b| !b.is_finite());
+            finite(format!("correction_bias[{}]", bad.unwrap_or(0)), bad.is_none())?;
         }
         Ok(())
     }
@@ -158,32 +251,45 @@ impl MoeWeights<'_> {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<DeviceWeights> {
         config.validate()?;
-        self.validate(config)?;
+        exactly("experts", self.experts.len(), config.local_count())?;
+        let ids = config.local_ids();
+        for (&expert, weights) in ids.iter().zip(&self.experts) {
+            weights.validate(config, expert)?;
+        }
+        self.upload_from(device, config, &Given(&self.experts, ids), progress)
+    }
+
+    /// As [`upload`](Self::upload), with experts that come from elsewhere, so that few are on the host at a time.
+    pub(crate) fn upload_from(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+        source: &dyn ExpertSource,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<DeviceWeights> {
+        config.validate()?;
+        self.validate_router(config)?;
         check_input_scales(config, self.input_scales)?;
         let layout = Layout::new(config);
-        let count = config.local_count();
-        let mut w13 = device.uninit::<E4m3>(count * layout.w13)?;
-        let mut w2 = device.uninit::<E4m3>(count * layout.w2)?;
-        let total = (self.experts.len() * 3 * config.hidden_size * config.intermediate_size) as u64;
+        let ids = config.local_ids();
+        let mut w13 = device.uninit::<E4m3>(ids.len() * layout.w13)?;
+        let mut w2 = device.uninit::<E4m3>(ids.len() * layout.w2)?;
+        let bytes = (3 * config.hidden_size * config.intermediate_size) as u64;
+        let total = ids.len() as u64 * bytes;
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
-        let jobs: Vec<_> = self.experts.iter().zip(parts).collect();
-        jobs.into_par_iter().try_for_each(|(expert, (w13, w2))| -> Result<()> {
-            layout.upload_expert(expert, w13, w2)?;
-            let bytes = (expert.gate.len() + expert.up.len() + expert.down.len()) as u64;
+        let jobs: Vec<_> = ids.iter().enumerate().zip(parts).collect();
+        let scales = jobs.into_par_iter().map(|((index, &number), (w13, w2))| -> Result<_> {
+            let expert = source.expert(index)?;
+            expert.validate(config, number)?;
+            layout.upload_expert(&expert, w13, w2)?;
             progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
-            Ok(())
-        })?;
-
-        let mut w13_scale = Vec::new();
-        let mut w2_scale = Vec::new();
-        for expert in &self.experts {
-            layout.append_w13_scales(&mut w13_scale, &expert.gate_scale);
-            layout.append_w13_scales(&mut w13_scale, &expert.up_scale);
-            w2_scale.extend_from_slice(&expert.down_scale);
-        }
+            Ok(layout.scales(&expert))
+        });
+        let scales = scales.collect::<Result<Vec<_>>>()?;
+        let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
         let weights = MoeDeviceWeights {
-            router: self.router.as_deref().map(|r| device.upload(r)).transpose()?.map(Into::into),
+            router: self.router.as_ref().map(|r| r.upload(device)).transpose()?.map(Into::into),
             correction_bias: self
                 .correction_bias
                 .as_deref()
@@ -192,8 +298,8 @@ impl MoeWeights<'_> {
                 .map(Into::into),
             w13: w13.into(),
             w2: w2.into(),
-            w13_scale: device.upload(&w13_scale)?.into(),
-            w2_scale: device.upload(&w2_scale)?.into(),
+            w13_scale: device.upload(&w13_scale.concat())?.into(),
+            w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
         };
         weights.complete(device, config)
@@ -348,13 +454,13 @@ impl Layout {
     ) -> Result<()> {
         let stream = w2.device().default_stream();
         let (gate, up) = w13.split_at(self.padded * self.hidden);
-        for (mut half, matrix) in [(gate, expert.gate), (up, expert.up)] {
+        for (mut half, matrix) in [(gate, &expert.gate), (up, &expert.up)] {
             let padding = (self.padded - self.intermediate) * self.hidden;
             half.slice_mut(..matrix.len()).copy_from(matrix, &stream)?;
             half.slice_mut(matrix.len()..).copy_from(&vec![E4m3::default(); padding], &stream)?;
         }
         if self.padded == self.intermediate {
-            return w2.copy_from(expert.down, &stream);
+            return w2.copy_from(&expert.down, &stream);
         }
         let mut down = vec![E4m3::default(); self.w2];
         for (wide, row) in down.chunks_exact_mut(self.padded).zip(expert.down.chunks_exact(self.intermediate))
@@ -362,6 +468,14 @@ impl Layout {
             wide[..row.len()].copy_from_slice(row);
         }
         w2.copy_from(&down, &stream)
+    }
+
+    /// An expert's scales of w13 and of w2, as the device has them.
+    fn scales(&self, expert: &ExpertWeights<'_>) -> (Vec<f32>, Vec<f32>) {
+        let mut w13 = Vec::new();
+        self.append_w13_scales(&mut w13, &expert.gate_scale);
+        self.append_w13_scales(&mut w13, &expert.up_scale);
+        (w13, expert.down_scale.to_vec())
     }
 
     /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its padded size

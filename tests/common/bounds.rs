@@ -1,28 +1,33 @@
-//! How far a layer's output may be from the exact one, derived for every element from the exact layer's own intermediates.
+//! How far a layer's output may be from the exact one, derived for every element from the exact layer's own
+//! intermediates.
 //!
 //! A layer computes, for each token and each of its k experts,
 //!
 //! ```text
-//!     g = sg * sum x * wg,   u = su * sum x * wu                  GEMM 1: x and w are e4m3, the same bits on any device
+//!     g = sg * sum x * wg,   u = su * sum x * wu        GEMM 1: x and w are e4m3, the same bits on any device
 //!     v = act(g) * u                                              [I]
 //!     s = max |v| / 448 (of the row, or of 128 columns), or given;   q = e4m3(v / s)
 //!     y = sum over i of q_i * s_i * w2_i                          GEMM 2
 //!     out = sum over the k experts of weight * cast16(y)
 //! ```
 //!
-//! and the only step that amplifies an error is `e4m3`: an error of `v / s` that is too small to matter can carry it over the
-//! boundary between two roundings, and then q is off by a step of e4m3, up to 1/8 of its value.
+//! and the only step that amplifies an error is `e4m3`: an error of `v / s` that is too small to matter can
+//! carry it over the boundary between two roundings, and then q is off by a step of e4m3, up to 1/8 of its
+//! value.
 //!
 //! # A bound per element
 //!
-//! 1. *GEMM 1.* `tensor_core::analyse` gives for every g and u the largest error `E` there can be, and its root mean square `R`.
-//! 2. *Activation.* `E(v) = 1.13 E(g) (|m| + E(u)) + |act(g)| E(u) + A |v|`, where 1.13 bounds the slope of every activation,
-//!    m is what the gate is multiplied by (u, or clamp(u) + 1), and `A = (8 + 2 |x|) 2^-23` is the activation's documented
-//!    error, x depending on its exponential. `R(v)` likewise, by the root of squares.
+//! 1. *GEMM 1.* `tensor_core::analyse` gives for every g and u the largest error `E` there can be, and its
+//!    root mean square `R`.
+//! 2. *Activation.* `E(v) = 1.13 E(g) (|m| + E(u)) + |act(g)| E(u) + A |v|`, where 1.13 bounds the slope of
+//!    every activation, m is what the gate is multiplied by (u, or clamp(u) + 1), and `A = (8 + 2 |x|) 2^-23`
+//!    is the activation's documented error, x depending on its exponential. `R(v)` likewise, by the root of
+//!    squares.
 //! 3. *Scale.* `|s' - s| <= max over the group of (|v| + E(v)) / 448 - s`, and likewise below.
-//! 4. *Which roundings can flip.* v'/s' lies between the least and the largest of `(v -+ E(v)) / (s -+ E(s))`, widened by 2^-20
-//!    for the division. Where both ends round to the same code, q cannot flip. Else its error is at most
-//!    `c_i = s max |q' - q|` over the two ends: a step of e4m3, where the interval holds one boundary.
+//! 4. *Which roundings can flip.* v'/s' lies between the least and the largest of `(v -+ E(v)) / (s -+
+//!    E(s))`, widened by 2^-20 for the division. Where both ends round to the same code, q cannot flip. Else
+//!    its error is at most `c_i = s max |q' - q|` over the two ends: a step of e4m3, where the interval holds
+//!    one boundary.
 //! 5. *GEMM 2.* With q' and s' for q and s,
 //!
 //!    ```text
@@ -31,31 +36,37 @@
 //!                + the tensor cores' error of the sum, from `analyse`
 //!    ```
 //!
-//! 6. *Output.* `|out' - out| <= sum over the k experts of |weight| (|y' - y| + 2^-8 |y'|) + 2^-20 sum |weight y|`: a rounding of y
-//!    to bf16 and the f32 sum. An order-free layer rounds no y; it is held to the same bound.
+//! 6. *Output.* `|out' - out| <= sum over the k experts of |weight| (|y' - y| + 2^-8 |y'|) + 2^-20 sum
+//!    |weight y|`: a rounding of y to bf16 and the f32 sum. An order-free layer rounds no y; it is held to
+//!    the same bound.
 //!
 //! # The likely error
 //!
-//! With a thousand columns a bound in which every possible flip happens, all in one direction, is some times the output. It
-//! hides a missing element. But flips are independent, as likely up as down, and rare:
+//! With a thousand columns a bound in which every possible flip happens, all in one direction, is some times
+//! the output. It hides a missing element. But flips are independent, as likely up as down, and rare:
 //!
-//! - v/s is as likely at one place between two boundaries as at another. Given that a boundary lies in the interval of 4, an
-//!   error of mean size `R / s` crosses it with probability `p_i = R(v/s) / (the interval's length)`.
-//! - So the flips' part of y has the variance `V = sum p_i (c_i w2_i)^2` and consists of terms of at most `b = max c_i |w2_i|`.
-//!   By Bernstein's inequality it exceeds `sqrt(2 V L) + b L / 3` with probability `2 exp(-L)`. `L = 28` makes that
-//!   1e-12 for an element, and 1e-5 for all elements that a run of the tests compares.
+//! - v/s is as likely at one place between two boundaries as at another. Given that a boundary lies in the
+//!   interval of 4, an error of mean size `R / s` crosses it with probability `p_i = R(v/s) / (the interval's
+//!   length)`.
+//! - So the flips' part of y has the variance `V = sum p_i (c_i w2_i)^2` and consists of terms of at most `b
+//!   = max c_i |w2_i|`. By Bernstein's inequality it exceeds `sqrt(2 V L) + b L / 3` with probability `2
+//!   exp(-L)`. `L = 28` makes that 1e-12 for an element, and 1e-5 for all elements that a run of the tests
+//!   compares.
 //!
-//! The bound of an element is the smaller of the two; the tensor cores' own error in GEMM 2 has its `worst` and `sqrt(2 L) R` likewise.
-//! On random data with standard normal hidden states that is some 10 to 30 % of the output's root mean square.
+//! The bound of an element is the smaller of the two; the tensor cores' own error in GEMM 2 has its `worst`
+//! and `sqrt(2 L) R` likewise. On random data with standard normal hidden states that is some 10 to 30 % of
+//! the output's root mean square.
 //!
 //! # Why no bound of the distance
 //!
-//! The relative L2 distance of a few tokens to the oracle fluctuates too much for one. A flip of q_i moves a whole row of outputs by
-//! `c_i w2[:, i]`, and a few columns dominate a row of v. With the tensor cores of [`tensor_core::truncated`], T = 83, I = 1024,
-//! H = 128, E = 8, k = 2 in blocks, the distance over all tokens is 0.0033 to 0.0039, but that of one token 0.0003 to 0.014. Over
-//! eight tokens its median is 0.0036, and one draw in a hundred exceeds 0.010. (On an H200 one gave 0.0086.) With I = 128, H = 112,
-//! k = 1 one draw in a hundred exceeds 0.017. A number chosen near the median fails by chance, and one that holds catches nothing that
-//! the bounds of elements do not. Where the specification names a distance the tests hold results to that as well.
+//! The relative L2 distance of a few tokens to the oracle fluctuates too much for one. A flip of q_i moves a
+//! whole row of outputs by `c_i w2[:, i]`, and a few columns dominate a row of v. With the tensor cores of
+//! [`tensor_core::truncated`], T = 83, I = 1024, H = 128, E = 8, k = 2 in blocks, the distance over all
+//! tokens is 0.0033 to 0.0039, but that of one token 0.0003 to 0.014. Over eight tokens its median is 0.0036,
+//! and one draw in a hundred exceeds 0.010. (On an H200 one gave 0.0086.) With I = 128, H = 112, k = 1 one
+//! draw in a hundred exceeds 0.017. A number chosen near the median fails by chance, and one that holds
+//! catches nothing that the bounds of elements do not. Where the specification names a distance the tests
+//! hold results to that as well.
 
 use rayon::prelude::*;
 
@@ -220,8 +231,9 @@ impl Outputs {
         }
     }
 
-    /// Adds `weight` times the product of `matrix` (rows of `x.units.len()` elements, in units of e4m3) with `x`: steps 5 and 6.
-    /// `scale(row, column)` is the matrix's, the same for 128 columns; sums are kept for `slab` of K.
+    /// Adds `weight` times the product of `matrix` (rows of `x.units.len()` elements, in units of e4m3) with
+    /// `x`: steps 5 and 6. `scale(row, column)` is the matrix's, the same for 128 columns; sums are kept for
+    /// `slab` of K.
     pub fn add_product(
         &mut self,
         weight: f64,

@@ -3,8 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
+
+/// The folder of the fixtures, seen from any package's tests.
+pub fn fixtures() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = [here.join("tests/fixtures"), here.join("../tests/fixtures")];
+    let own = own.into_iter().find(|folder| folder.exists()).unwrap_or_default();
+    std::env::var_os("FP8_MOE_FIXTURES").map_or(own, PathBuf::from)
+}
 
 /// A tensor to be written.
 #[derive(Clone)]
@@ -19,6 +27,8 @@ pub struct Tensor {
 pub struct Draft {
     pub config: Value,
     pub tensors: BTreeMap<String, Tensor>,
+    /// Metadata beside the config.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// A tensor of `f32`.
@@ -52,7 +62,7 @@ pub fn mixtral() -> Draft {
         "num_local_experts": EXPERTS, "num_experts_per_tok": 2,
         "quantization_config": {"quant_method": "fp8", "activation_scheme": "static"},
     });
-    let mut draft = Draft { config, tensors: BTreeMap::new() };
+    let mut draft = Draft { config, tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     draft.add_mixtral_layer(0);
     draft
 }
@@ -66,7 +76,7 @@ pub fn qwen3() -> Draft {
             "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3",
         },
     });
-    let mut draft = Draft { config, tensors: BTreeMap::new() };
+    let mut draft = Draft { config, tensors: BTreeMap::new(), metadata: BTreeMap::new() };
     let prefix = "model.layers.0.mlp";
     draft.insert(format!("{prefix}.gate.weight"), bf16s(&[EXPERTS, HIDDEN], 0.1));
     for expert in 0..EXPERTS {
@@ -85,6 +95,32 @@ fn matrices(names: [&'static str; 3]) -> [(&'static str, [usize; 2]); 3] {
 }
 
 impl Draft {
+    /// A file that holds a layer with its config.
+    pub fn read(file: &Path) -> Draft {
+        let bytes = std::fs::read(file).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let mut metadata: BTreeMap<_, _> = header.metadata().clone().unwrap().into_iter().collect();
+        let config = serde_json::from_str(&metadata.remove("config").unwrap()).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter();
+        let tensors = tensors.map(|(name, view)| {
+            let (shape, bytes) = (view.shape().to_vec(), view.data().to_vec());
+            (name, Tensor { dtype: view.dtype(), shape, bytes })
+        });
+        Draft { config, tensors: tensors.collect(), metadata }
+    }
+
+    /// Gives the tensors whose names contain `old` names with `new` in its place.
+    pub fn rename(&mut self, old: &str, new: &str) {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(name, tensor)| (name.replace(old, new), tensor)).collect();
+    }
+
+    /// The tensor whose name ends with `end`.
+    pub fn tensor(&mut self, end: &str) -> &mut Tensor {
+        let mut found = self.tensors.iter_mut().filter(|(name, _)| name.ends_with(end));
+        found.next().unwrap_or_else(|| panic!("no tensor *{end}")).1
+    }
+
     /// Adds layer `number` to a Mixtral checkpoint.
     pub fn add_mixtral_layer(&mut self, number: usize) {
         let prefix = format!("model.layers.{number}.block_sparse_moe");
@@ -108,15 +144,29 @@ impl Draft {
         let kept = self.tensors.iter().filter(|(name, _)| keep(name));
         let views =
             kept.map(|(name, t)| (name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
-        let metadata = with_config.then(|| [("config".to_owned(), self.config.to_string())].into());
+        let metadata = with_config.then(|| {
+            let config = ("config".to_owned(), self.config.to_string());
+            self.metadata.clone().into_iter().chain([config]).collect()
+        });
         safetensors::serialize(views, metadata).unwrap()
     }
 
     /// Writes one file with the config in its metadata.
     pub fn write(&self, folder: &Path) -> PathBuf {
-        let file = folder.join("layer.safetensors");
+        self.write_as(folder, "layer")
+    }
+
+    /// As `write`, under a name of its own.
+    pub fn write_as(&self, folder: &Path, name: &str) -> PathBuf {
+        let file = folder.join(format!("{name}.safetensors"));
         std::fs::write(&file, self.serialize(|_| true, true)).unwrap();
         file
+    }
+
+    /// Writes a folder of one file and a config.json.
+    pub fn write_folder(&self, folder: &Path) {
+        std::fs::write(folder.join("model.safetensors"), self.serialize(|_| true, false)).unwrap();
+        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
     }
 
     /// Writes a folder with one shard per expert, an index and a config.json.

@@ -39,7 +39,8 @@ impl Tolerance {
     }
 }
 
-/// The first element of `ours`, the outputs of some tokens, that is further from the exact layer than its bound, in words.
+/// The first element of `ours`, the outputs of some tokens, that is further from the exact layer than its
+/// bound, in words.
 pub fn out_of_bounds(ours: &[f32], expected: &[Outputs]) -> Option<String> {
     let expected =
         expected.iter().flat_map(|row| (0..row.values.len()).map(|n| (row.values[n], row.bound(n))));

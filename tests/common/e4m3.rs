@@ -1,9 +1,10 @@
-//! FP8 from its definition, sharing no code with the library: e4m3 by search among its values, scales and quotients in
-//! f32 with IEEE division, as the specification of the operations writes them.
+//! FP8 from its definition, sharing no code with the library: e4m3 by search among its values, scales and
+//! quotients in f32 with IEEE division, as the specification of the operations writes them.
 
 use std::sync::LazyLock;
 
-/// The value of the e4m3 code `code`, from the definition: `(-1)^s * 2^(e - 7) * (1 + m / 8)`, subnormals `2^-6 * m / 8`.
+/// The value of the e4m3 code `code`, from the definition: `(-1)^s * 2^(e - 7) * (1 + m / 8)`, subnormals
+/// `2^-6 * m / 8`.
 pub fn decode(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     let magnitude = match (exponent, code & 7) {

@@ -58,7 +58,8 @@ pub fn run_with(
     let mut workspace = problem.workspace(plan.workspace_bytes());
     let arguments = arguments(problem, &plan, permutation, &mut workspace, slice);
     let enqueued = if settled {
-        // SAFETY: the kernel that built the schedule is followed by a fill of `out`, which begins when it has ended.
+        // SAFETY: the kernel that built the schedule is followed by a fill of `out`, which begins when it has
+        // ended.
         unsafe { grouped_gemm_with_settled_schedule(&stream, arguments) }
     } else {
         grouped_gemm(&stream, arguments)

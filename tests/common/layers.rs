@@ -154,7 +154,10 @@ prop_compose! {
         MoeConfig {
             activation,
             accumulation: if promoted { Accumulation::Promoted } else { Accumulation::Fast },
-            intermediate_scales: if token_scales { IntermediateScales::Token } else { IntermediateScales::Group128 },
+            intermediate_scales: match token_scales {
+                true => IntermediateScales::Token,
+                false => IntermediateScales::Group128,
+            },
             ..config(quantization, Routing::Softmax { renormalize: true }, sizes)
         }
     }

@@ -22,8 +22,8 @@ use std::sync::OnceLock;
 use fp8_moe::{Device, DeviceSpec, Family};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the emulated
-/// one. A process has one driver, so a GPU machine runs the same executable twice.
+/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the
+/// emulated one. A process has one driver, so a GPU machine runs the same executable twice.
 pub fn devices() -> Vec<Device> {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
@@ -64,8 +64,8 @@ pub fn device() -> Device {
     devices().remove(0)
 }
 
-/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300 on a GPU. Failures are
-/// kept beside the tests where the sources are.
+/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300
+/// on a GPU. Failures are kept beside the tests where the sources are.
 pub fn cases(default: u32) -> Config {
     let default = if device().is_emulated() { default } else { 300 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
@@ -103,7 +103,14 @@ pub fn size() -> Size {
     }
 }
 
-/// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this thread.
+/// For tests that make kernels fault on purpose: the context, which all tests of a process share, survives
+/// what this thread does.
+pub fn forgive_faults() {
+    cust::sim::forgive_faults(true);
+}
+
+/// Seeds the emulated device's timing (which warp runs next, when an asynchronous copy lands) for this
+/// thread.
 pub fn timing(seed: u64) {
     cust::sim::set_seed(seed);
 }

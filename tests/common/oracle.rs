@@ -1,8 +1,10 @@
-//! The layer in f64, written from the definition of each step, not from the kernels: the oracle of the layer's tests.
+//! The layer in f64, written from the definition of each step, not from the kernels: the oracle of the
+//! layer's tests.
 //!
-//! Quantised like the layer (weights and activations in e4m3, scales in f32), but every sum and every nonlinearity in f64, and
-//! nothing rounded to 16 bits on the way. [`Layer::forward`] also says how far from that a device may be, element by element:
-//! `bounds.rs` derives it. [`Layer::dequantised`] leaves the intermediate as it is, and [`Layer::emulated`] sums as tensor cores do.
+//! Quantised like the layer (weights and activations in e4m3, scales in f32), but every sum and every
+//! nonlinearity in f64, and nothing rounded to 16 bits on the way. [`Layer::forward`] also says how far from
+//! that a device may be, element by element: `bounds.rs` derives it. [`Layer::dequantised`] leaves the
+//! intermediate as it is, and [`Layer::emulated`] sums as tensor cores do.
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
 use fp8_moe::{E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing};
@@ -180,9 +182,9 @@ impl Layer {
         let expert = |n: usize| {
             let Expert { gate, up, down } = &self.experts[n];
             ExpertWeights {
-                gate: &gate.data,
-                up: &up.data,
-                down: &down.data,
+                gate: gate.data.as_slice().into(),
+                up: up.data.as_slice().into(),
+                down: down.data.as_slice().into(),
                 gate_scale: gate.scale.as_slice().into(),
                 up_scale: up.scale.as_slice().into(),
                 down_scale: down.scale.as_slice().into(),
@@ -229,8 +231,8 @@ impl Layer {
         slots.collect()
     }
 
-    /// The layer on `hidden [T, H]` with the given routing `[T, k]`, and how far from it a device may be; ids outside `0..E`
-    /// contribute nothing.
+    /// The layer on `hidden [T, H]` with the given routing `[T, k]`, and how far from it a device may be; ids
+    /// outside `0..E` contribute nothing.
     pub fn forward(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<Outputs> {
         let MoeConfig { hidden_size: h, top_k: k, quantization, activation: function, .. } = self.config;
         let [first, second] = self.activation_scales();
@@ -256,8 +258,8 @@ impl Layer {
         tokens.map(token).collect()
     }
 
-    /// The layer with sums by `dot`, of operands in units of e4m3 and in the unit of their products; with or without
-    /// quantisation of the intermediate.
+    /// The layer with sums by `dot`, of operands in units of e4m3 and in the unit of their products; with or
+    /// without quantisation of the intermediate.
     fn plain(
         &self,
         hidden: &[bf16],
@@ -299,7 +301,8 @@ impl Layer {
         })
     }
 
-    /// The layer as tensor cores compute it that cut what lies below the last bits of a sum, nothing else rounded.
+    /// The layer as tensor cores compute it that cut what lies below the last bits of a sum, nothing else
+    /// rounded.
     pub fn emulated(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<f64> {
         self.plain(hidden, (ids, weights), true, |a, b| tensor_core::truncated(a, b, 0.0))
     }

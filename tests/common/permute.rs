@@ -217,7 +217,8 @@ pub fn check(
     );
 }
 
-/// Permutes ids, copies rows of `columns` elements with `groups` scales each, and compares with the definition.
+/// Permutes ids, copies rows of `columns` elements with `groups` scales each, and compares with the
+/// definition.
 #[track_caller]
 pub fn check_rows<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
     device: &Device,

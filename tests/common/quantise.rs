@@ -99,7 +99,8 @@ pub fn draw_values(ty: Type, len: usize, special: bool, rng: &mut ChaCha8Rng) ->
         .collect()
 }
 
-/// Destinations as `permute` gives them: a permutation, invalid rows behind the valid ones, padding where no row goes.
+/// Destinations as `permute` gives them: a permutation, invalid rows behind the valid ones, padding where no
+/// row goes.
 pub fn draw_scatter(rows: usize, top_k: usize, keep: f64, aligned: bool, rng: &mut ChaCha8Rng) -> Scatter {
     let expanded = rows * top_k;
     let mut r: Vec<usize> = (0..expanded).collect();

@@ -28,8 +28,8 @@ pub fn run_top_k(
     (topk_ids.to_vec(&stream).unwrap(), topk_weights.to_vec(&stream).unwrap())
 }
 
-/// Indices in the order of selection: descending, ties to the lowest; and the smallest step down among the first `first + 1`
-/// that is not a tie. A tie in f64 comes from equal inputs, and is one in f32 too.
+/// Indices in the order of selection: descending, ties to the lowest; and the smallest step down among the
+/// first `first + 1` that is not a tie. A tie in f64 comes from equal inputs, and is one in f32 too.
 pub fn ranking(scores: &[f64], candidates: &[usize], first: usize) -> (Vec<usize>, f64) {
     let mut order = candidates.to_vec();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
@@ -74,7 +74,8 @@ pub fn check_token(
     }
 }
 
-/// Logits in steps of 1/64, so that unequal ones are far apart and equal ones are frequent; with `wild`, some are not finite.
+/// Logits in steps of 1/64, so that unequal ones are far apart and equal ones are frequent; with `wild`, some
+/// are not finite.
 pub fn draw_logits(n: usize, wild: bool, rng: &mut ChaCha8Rng) -> Vec<f32> {
     (0..n)
         .map(|_| {
@@ -172,8 +173,8 @@ pub fn check_grouped(device: &Device, case: GroupedCase, seed: u64) -> usize {
             order[..topk_group].iter().flat_map(|g| g * size..(g + 1) * size).collect();
         let (order, margin) = ranking(&biased, &candidates, top_k);
         let resolved = RESOLVED * biased.iter().map(|score| score.abs()).fold(0.0, f64::max);
-        // Softmax scores of one row differ by 1.5 % or not at all, but small ones by little in absolute terms, which is what
-        // a bias sees.
+        // Softmax scores of one row differ by 1.5 % or not at all, but small ones by little in absolute
+        // terms, which is what a bias sees.
         let relative = !case.bias;
         if !relative && margin.min(group_margin) < resolved {
             unresolved += 1;

@@ -1,7 +1,7 @@
 //! What tensor cores make of a sum of FP8 products, and how far from the exact sum they may be.
 //!
-//! Products of e4m3 numbers are whole multiples of `2^-18` below `2^18`, so that sums are exact in `i64`. Tensor cores do
-//! not keep them exact. Those of Hopper work in steps of 32 products, those of Ada of 16:
+//! Products of e4m3 numbers are whole multiples of `2^-18` below `2^18`, so that sums are exact in `i64`.
+//! Tensor cores do not keep them exact. Those of Hopper work in steps of 32 products, those of Ada of 16:
 //!
 //! ```text
 //!     top   = the largest exponent among the products and the sum carried so far
@@ -10,20 +10,23 @@
 //!     carried = cut(total, 2^(exponent(total) - F))
 //! ```
 //!
-//! (MMA-Sim, arXiv 2511.10909, and Khattak and Mikaitis, arXiv 2512.07004.) [`truncated`] computes exactly this, as Hopper does.
+//! (MMA-Sim, arXiv 2511.10909, and Khattak and Mikaitis, arXiv 2512.07004.) [`truncated`] computes exactly
+//! this, as Hopper does.
 //!
-//! [`analyse`] bounds what it does without knowing where a kernel cuts K into parts: every carried sum is the sum of some
-//! run of consecutive steps, and of those it knows the largest.
+//! [`analyse`] bounds what it does without knowing where a kernel cuts K into parts: every carried sum is the
+//! sum of some run of consecutive steps, and of those it knows the largest.
 //!
-//! - A product loses `|p| mod unit`, which grows with `unit`; the largest possible `unit` gives the largest loss. Positive
-//!   products lose downwards, negative ones upwards, so that a step is off by at most the larger of the two sums.
-//! - The carried sum loses less than `unit` where it is aligned, and less than `2^(exponent - F)` where it is stored.
+//! - A product loses `|p| mod unit`, which grows with `unit`; the largest possible `unit` gives the largest
+//!   loss. Positive products lose downwards, negative ones upwards, so that a step is off by at most the
+//!   larger of the two sums.
+//! - The carried sum loses less than `unit` where it is aligned, and less than `2^(exponent - F)` where it is
+//!   stored.
 //!
-//! Both happen twice in 32 products with Ada's steps. These add up to `worst`, which holds for exact sums, for any cut of K,
-//! and for the tensor cores of either. The typical error is
-//! smaller. Products have signs of either kind, so that their losses add up like a random walk: `squares` is the sum of their
-//! squares. The carried sum keeps its sign and loses towards zero every time: `drift` adds up the root mean squares of those
-//! losses, which bounds the root mean square of their sum whatever their dependence.
+//! Both happen twice in 32 products with Ada's steps. These add up to `worst`, which holds for exact sums,
+//! for any cut of K, and for the tensor cores of either. The typical error is smaller. Products have signs of
+//! either kind, so that their losses add up like a random walk: `squares` is the sum of their squares. The
+//! carried sum keeps its sign and loses towards zero every time: `drift` adds up the root mean squares of
+//! those losses, which bounds the root mean square of their sum whatever their dependence.
 
 /// Bits behind the leading one that are kept.
 pub const FRACTION_BITS: u32 = 13;
@@ -62,7 +65,8 @@ impl Sum {
     }
 }
 
-/// The least normal number with the exponent of `x`, or `x` if it is larger: subnormal numbers and zero have that of `2^-6`.
+/// The least normal number with the exponent of `x`, or `x` if it is larger: subnormal numbers and zero have
+/// that of `2^-6`.
 fn with_exponent(x: i32) -> i64 {
     i64::from(x.abs().max(8))
 }
@@ -71,9 +75,10 @@ fn unit_below(top: u32) -> i64 {
     1 << top.saturating_sub(FRACTION_BITS)
 }
 
-/// Sums the products of `a` and `b`, in units of e4m3, and bounds the error of the sum against the exact sum of the same operands.
-/// `moved`: for every step, how many elements of a device's `a` may be a neighbouring e4m3 number instead, an eighth larger; then
-/// exponents may be one larger, and what those products lose is not known.
+/// Sums the products of `a` and `b`, in units of e4m3, and bounds the error of the sum against the exact sum
+/// of the same operands. `moved`: for every step, how many elements of a device's `a` may be a neighbouring
+/// e4m3 number instead, an eighth larger; then exponents may be one larger, and what those products lose is
+/// not known.
 pub fn analyse(a: &[i32], b: &[i32], moved: Option<&[u32]>) -> Sum {
     let (mut prefix, mut low, mut high) = (0i64, 0i64, 0i64);
     let (mut worst, mut squares, mut drift, mut shift) = (0i64, 0f64, 0i64, 0i64);

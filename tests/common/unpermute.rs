@@ -1,4 +1,5 @@
-//! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum in f64.
+//! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum
+//! in f64.
 
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
 use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
@@ -77,7 +78,7 @@ impl Case {
         order.shuffle(rng);
         let mut valid_rows = order.iter().filter(|_| rng.random_bool(keep)).count();
         // Padding moves some destinations up; their old places are valid rows that no token asks for.
-        let padding = rng.random_range(0..5);
+        let padding = if rows == 0 { 0 } else { rng.random_range(0..5) };
         for destination in &mut order {
             if *destination as usize >= valid_rows / 2 {
                 *destination += padding;
@@ -141,7 +142,8 @@ impl Case {
         }
     }
 
-    /// `y` on the device; rows that are not valid stay uninitialised, which the emulated device reports if they are read.
+    /// `y` on the device; rows that are not valid stay uninitialised, which the emulated device reports if
+    /// they are read.
     pub fn upload<T: bytemuck::Pod>(&self, device: &Device, y: &[T]) -> Buffer<T> {
         let mut buffer = device.uninit(self.shape.capacity * self.shape.hidden).unwrap();
         buffer.slice_mut(..y.len()).copy_from(y, &device.default_stream()).unwrap();

@@ -1,4 +1,5 @@
-//! What decides in these tests, tested itself: the bounds hold for tensor cores that cut sums, and results that are wrong break them.
+//! What decides in these tests, tested itself: the bounds hold for tensor cores that cut sums, and results
+//! that are wrong break them.
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
 use fp8_moe::{ActivationFunction, IntermediateScales, MoeConfig, Quantization, Routing};
@@ -73,7 +74,8 @@ fn promotion_reduces_the_error_at_k_7168() {
     assert!(promoted > 0.0 && promoted * 4.0 < fast, "squared errors {promoted} and {fast}");
 }
 
-/// Layers on tensor cores that cut sums, in every scheme, with every activation: where the emulated device's sums are exact, too.
+/// Layers on tensor cores that cut sums, in every scheme, with every activation: where the emulated device's
+/// sums are exact, too.
 #[test]
 fn layers_of_cut_sums_are_within_their_bounds() {
     let schemes = [
@@ -105,7 +107,8 @@ fn layers_of_cut_sums_are_within_their_bounds() {
     }
 }
 
-/// The case that failed on an H200 with a chosen bound of 0.005: the sums of its tensor cores alone explain it.
+/// The case that failed on an H200 with a chosen bound of 0.005: the sums of its tensor cores alone explain
+/// it.
 #[test]
 fn eight_tokens_may_be_far_from_the_oracle() {
     let mut distances: Vec<f64> = (0..12)
@@ -123,7 +126,8 @@ fn eight_tokens_may_be_far_from_the_oracle() {
     assert!(distances[11] > 1.5 * distances[6], "they spread: {distances:?}");
 }
 
-/// A result with one element of ordinary size zeroed, one moved by its own size, or one that is NaN, fails both checks.
+/// A result with one element of ordinary size zeroed, one moved by its own size, or one that is NaN, fails
+/// both checks.
 #[test]
 fn one_wrong_element_fails() {
     let blocks = blocks([8, 2, 256, 512]);

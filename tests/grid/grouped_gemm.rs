@@ -1,6 +1,7 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | grouped GEMM | E {8,64} x A scale {tensor,row} x B scale {tensor,channel}; m_e, n, k = 16*rand(1..64); small-integer e4m3 data | rtol 1e-2, atol 5e-4 |
+//! ```text
+//! grouped GEMM: E {8,64} x A scale {tensor,row} x B scale {tensor,channel}; m_e, n, k = 16*rand(1..64);
+//!     small-integer e4m3 data; must hold: rtol 1e-2, atol 5e-4
+//! ```
 //!
 //! And what promotion is for, at the K of DeepSeek-V3: `error(promoted) < error(fast)`.
 
@@ -73,7 +74,8 @@ fn e64_row_channel() {
     check(64, AKind::Row, BKind::Channel, (2, 16));
 }
 
-/// On tensor cores that cut sums: a GPU's, or the emulated device's with `FP8_MOE_SIM_SUMS=hardware`. Exact sums have no error to reduce.
+/// On tensor cores that cut sums: a GPU's, or the emulated device's with `FP8_MOE_SIM_SUMS=hardware`. Exact
+/// sums have no error to reduce.
 #[test]
 fn promotion_reduces_the_error_at_k_7168() {
     let device = device();
@@ -86,7 +88,8 @@ fn promotion_reduces_the_error_at_k_7168() {
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     let kinds = (AKind::Row, BKind::Channel);
     let problem = Problem::draw(&[16], 0, (128, 7168), kinds, Values::Uniform, &mut rng);
-    let on_device = OnDevice::new(&device, &problem, 16);
+    // Narrow tiles are promoted in either case.
+    let on_device = OnDevice::new(&device, &problem, 128);
     let error = |accumulation| {
         let d = run(&on_device, Format::F32, accumulation, Path::Hopper { blocks: Some(1) });
         let expected = problem.expected(accumulation);

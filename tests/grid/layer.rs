@@ -1,7 +1,9 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | layer, per-tensor/per-token | T,I,H in {2,64,224}x{1024,3072}x{1024,1536}, (7,3072,1536), (32768,1024,1024); E {40,64} x k {6,8} | atol 5.5e-2, rtol 1e-2 against dequantised maths; graph replay equals eager bit for bit |
-//! | layer, large | (7232,2048,5120) and (40000,2048,5120) | the same |
+//! ```text
+//! layer, per-tensor/per-token: T,I,H in {2,64,224}x{1024,3072}x{1024,1536}, (7,3072,1536),
+//!     (32768,1024,1024); E {40,64} x k {6,8}; must hold: atol 5.5e-2, rtol 1e-2 against dequantised maths;
+//!     graph replay equals eager bit for bit
+//! layer, large: (7232,2048,5120) and (40000,2048,5120); must hold: the same
+//! ```
 //!
 //! Small sizes keep few and many tokens for each expert, and divide I and H.
 
@@ -32,7 +34,8 @@ const K: &[usize] = &[6, 8];
 /// Tests of rows: name, quantisation, small size, full size.
 macro_rules! rows {
     ($($name:ident: $quantization:expr,
-        ($small_t:expr, $small_ih:expr, $small_e:expr, $small_k:expr), ($t:expr, $ih:expr, $e:expr, $k:expr);)*) => {
+        ($small_t:expr, $small_ih:expr, $small_e:expr, $small_k:expr),
+        ($t:expr, $ih:expr, $e:expr, $k:expr);)*) => {
         $(#[test]
         fn $name() {
             check(
@@ -57,11 +60,17 @@ rows! {
 
     t7_i3072_h1536_per_tensor: TensorStatic, (&[7], [384, 192], &[40], K), (&[7], [3072, 1536], E, K);
     t7_i3072_h1536_per_token: ChannelToken,  (&[7], [384, 192], &[40], K), (&[7], [3072, 1536], E, K);
-    t32768_i1024_h1024_per_tensor: TensorStatic, (&[512], [64, 64], &[40], &[6]), (&[32768], [1024, 1024], E, K);
-    t32768_i1024_h1024_per_token: ChannelToken,  (&[512], [64, 64], &[64], &[8]), (&[32768], [1024, 1024], E, K);
+    t32768_i1024_h1024_per_tensor: TensorStatic, (&[512], [64, 64], &[40], &[6]),
+        (&[32768], [1024, 1024], E, K);
+    t32768_i1024_h1024_per_token: ChannelToken,  (&[512], [64, 64], &[64], &[8]),
+        (&[32768], [1024, 1024], E, K);
 
-    large_t7232_i2048_h5120_per_tensor: TensorStatic, (&[226], [64, 160], &[40], &[6]), (&[7232], [2048, 5120], &[40], K);
-    large_t7232_i2048_h5120_per_token: ChannelToken,  (&[226], [64, 160], &[40], &[6]), (&[7232], [2048, 5120], &[64], K);
-    large_t40000_i2048_h5120_per_tensor: TensorStatic, (&[1250], [32, 80], &[40], &[6]), (&[40000], [2048, 5120], &[40], K);
-    large_t40000_i2048_h5120_per_token: ChannelToken,  (&[1250], [32, 80], &[40], &[6]), (&[40000], [2048, 5120], &[64], K);
+    large_t7232_i2048_h5120_per_tensor: TensorStatic, (&[226], [64, 160], &[40], &[6]),
+        (&[7232], [2048, 5120], &[40], K);
+    large_t7232_i2048_h5120_per_token: ChannelToken,  (&[226], [64, 160], &[40], &[6]),
+        (&[7232], [2048, 5120], &[64], K);
+    large_t40000_i2048_h5120_per_tensor: TensorStatic, (&[1250], [32, 80], &[40], &[6]),
+        (&[40000], [2048, 5120], &[40], K);
+    large_t40000_i2048_h5120_per_token: ChannelToken,  (&[1250], [32, 80], &[40], &[6]),
+        (&[40000], [2048, 5120], &[64], K);
 }

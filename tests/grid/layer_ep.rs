@@ -1,9 +1,11 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | layer, EP | T 64, I 1024, H 4096, E 16, k {1,8}, ranks {1,2,4,8,16}; (1,8192,5120,k31), (65536,512,1024,k16) at E 128, 8 ranks | sum over ranks = reference |
+//! ```text
+//! layer, EP: T 64, I 1024, H 4096, E 16, k {1,8}, ranks {1,2,4,8,16}; (1,8192,5120,k31),
+//!     (65536,512,1024,k16) at E 128, 8 ranks; must hold: sum over ranks = reference
+//! ```
 //!
-//! The reference is the oracle, for some tokens; for all of them it is the layer with all experts. A rank's GEMMs may cut sums elsewhere than
-//! the whole layer's, and then the last bits differ, and roundings to e4m3 with them.
+//! The reference is the oracle, for some tokens; for all of them it is the layer with all experts. A rank's
+//! GEMMs may cut sums elsewhere than the whole layer's, and then the last bits differ, and roundings to e4m3
+//! with them.
 
 use fp8_moe::{MoeLayer, Quantization::ChannelToken, Routing};
 

@@ -1,6 +1,7 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | permute | T {1,33,1024,5000} x H {2048,7168} x E {16,64,256} x k {2,6,8} x ranks {1,4,16} x align {none,128} | offsets, inverse, rows bit-exact |
+//! ```text
+//! permute: T {1,33,1024,5000} x H {2048,7168} x E {16,64,256} x k {2,6,8} x ranks {1,4,16} x align
+//!     {none,128}; must hold: offsets, inverse, rows bit-exact
+//! ```
 //!
 //! The permutation does not depend on H: it runs in full on the emulated device. Copies of rows do.
 

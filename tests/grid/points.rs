@@ -17,11 +17,12 @@ const BLOCKS: Tolerance = Tolerance { atol: 3.5e-2, rtol: 3.5e-2 };
 /// The relative L2 distance that the specification names for blocks; the other schemes are held to it too.
 const DISTANCE: f64 = 3.5e-2;
 
-/// What outputs are multiplied by. vLLM draws hidden states and weights a tenth as large as standard normal numbers; its outputs are
-/// about 0.1 then, which its tolerances are meant for.
+/// What outputs are multiplied by. vLLM draws hidden states and weights a tenth as large as standard normal
+/// numbers; its outputs are about 0.1 then, which its tolerances are meant for.
 const FACTOR: f32 = 0.25;
 
-/// Products that the oracle sums for a point, in order of magnitude: as many tokens are compared as that allows, at least one, at most eight.
+/// Products that the oracle sums for a point, in order of magnitude: as many tokens are compared as that
+/// allows, at least one, at most eight.
 fn products() -> usize {
     match size() {
         Size::Small => 20_000_000,

@@ -1,8 +1,10 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | quantisation | hidden {17,1024,1025,1026,5137,8193} x rows {1,7,4096} | bit-exact against the reference |
+//! ```text
+//! quantisation: hidden {17,1024,1025,1026,5137,8193} x rows {1,7,4096}; must hold: bit-exact against the
+//!     reference
+//! ```
 //!
-//! In every scheme, a test for each width. The emulated device has 4096 rows of the narrowest, and 40 of the others.
+//! In every scheme, a test for each width. The emulated device has 4096 rows of the narrowest, and 40 of the
+//! others.
 
 use rayon::prelude::*;
 
@@ -50,8 +52,9 @@ fn hidden_8193() {
     check(8193);
 }
 
-/// The kernels' division, on the host: whether it compares with every e4m3 value and midpoint as the IEEE quotient does, for
-/// significands of the scale (every one at full size), all five-bit significands m, and the values within six units of scale times m.
+/// The kernels' division, on the host: whether it compares with every e4m3 value and midpoint as the IEEE
+/// quotient does, for significands of the scale (every one at full size), all five-bit significands m, and
+/// the values within six units of scale times m.
 #[test]
 fn the_kernels_division_is_ieee_where_it_decides() {
     let stride = if size() == Size::Full { 1 } else { 1021 };

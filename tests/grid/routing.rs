@@ -1,7 +1,7 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | routing | softmax T {1,33,56} x E {6,16} x k {3,4} | ids exact, weights 1e-2 |
-//! | | grouped (E,k,groups,topk_group) (16,2,8,2) (128,2,8,2) (256,8,8,4) (384,8,1,1) (512,22,1,1) | |
+//! ```text
+//! routing: softmax T {1,33,56} x E {6,16} x k {3,4}; must hold: ids exact, weights 1e-2
+//!     grouped (E,k,groups,topk_group) (16,2,8,2) (128,2,8,2) (256,8,8,4) (384,8,1,1) (512,22,1,1)
+//! ```
 //!
 //! Weights are held to 1e-5. The full size is small enough for the emulated device.
 

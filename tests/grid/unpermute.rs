@@ -1,8 +1,10 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | unpermute | T {1,33,1024,5000} x H {2048,7168} x E {16,64,256} x k {2,6,8} x ranks {1,4,16} | atol 2e-2 at bf16; and against f64 within one bf16 rounding |
+//! ```text
+//! unpermute: T {1,33,1024,5000} x H {2048,7168} x E {16,64,256} x k {2,6,8} x ranks {1,4,16}; must hold:
+//!     atol 2e-2 at bf16; and against f64 within one bf16 rounding
+//! ```
 //!
-//! What holds is more: the bits of fused multiply-adds in slot order. E is in the permutation alone, which is random.
+//! What holds is more: the bits of fused multiply-adds in slot order. E is in the permutation alone, which is
+//! random.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

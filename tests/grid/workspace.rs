@@ -1,8 +1,9 @@
-//! | op | grid | must hold |
-//! |---|---|---|
-//! | workspace | poisoned with NaN and with random bytes before the call | identical output |
+//! ```text
+//! workspace: poisoned with NaN and with random bytes before the call; must hold: identical output
+//! ```
 //!
-//! The workspace is that of the layer, in every scheme and on the kernels of every family that the device runs.
+//! The workspace is that of the layer, in every scheme and on the kernels of every family that the device
+//! runs.
 
 use fp8_moe::{IntermediateScales, MoeConfig, MoeLayer, Quantization, Routing};
 

@@ -1,5 +1,5 @@
-//! `activation` against its definition in f64: the scales to the documented error of the functions, the codes exactly wherever
-//! that error cannot reach a rounding boundary.
+//! `activation` against its definition in f64: the scales to the documented error of the functions, the codes
+//! exactly wherever that error cannot reach a rounding boundary.
 
 use crate::common;
 use crate::common::activation::{FUNCTIONS, factor, gate as activation_of};
@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Relative error of a value that is allowed: the documented bounds for gates of up to 12, and the product with up.
+/// Relative error of a value that is allowed: the documented bounds for gates of up to 12, and the product
+/// with up.
 const TOLERANCE: f64 = 1.0 / (1 << 19) as f64;
 
 fn define(function: ActivationFunction, gate: f64, up: f64) -> f64 {
@@ -252,7 +253,8 @@ fn many_and_long_rows() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for mode in MODES {
         let kind = (Type::Bf16, ActivationFunction::Silu, mode);
-        // More rows than the grid has warps or blocks; and past what the per-row kernel keeps in shared memory.
+        // More rows than the grid has warps or blocks; and past what the per-row kernel keeps in shared
+        // memory.
         Case::draw(kind, (9000, 8901, 8), false, &mut rng).check(&device, 0);
         Case::draw(kind, (2, 2, 16384 + 16), false, &mut rng).check(&device, 0);
     }

@@ -38,7 +38,8 @@ enum Out {
     GroupColumnMajor,
 }
 
-/// The rows of A in the order of tokens, and their scales per group, if there are such; other scales are those of the problem's rows.
+/// The rows of A in the order of tokens, and their scales per group, if there are such; other scales are
+/// those of the problem's rows.
 struct Tokens {
     count: usize,
     top_k: usize,
@@ -49,8 +50,8 @@ struct Tokens {
 }
 
 impl Tokens {
-    /// Gives every row of `problem` to one of `count` tokens, whose rows become the same, or makes it padding, a row of zeros. Tokens
-    /// without a row are NaN, and so are scales that belong to none.
+    /// Gives every row of `problem` to one of `count` tokens, whose rows become the same, or makes it
+    /// padding, a row of zeros. Tokens without a row are NaN, and so are scales that belong to none.
     fn draw(problem: &mut Problem, count: usize, top_k: usize, rng: &mut ChaCha8Rng) -> Tokens {
         let (k, kind, valid) = (problem.shape.k, problem.a_kind, problem.valid_rows());
         let groups = k.div_ceil(SCALE_BLOCK);
@@ -118,8 +119,8 @@ impl Gated<'_> {
         }
     }
 
-    /// The bytes of q and the scales, of which every byte was [`POISON`] before. `settled`: the schedule counts as complete since
-    /// before the preceding kernel.
+    /// The bytes of q and the scales, of which every byte was [`POISON`] before. `settled`: the schedule
+    /// counts as complete since before the preceding kernel.
     fn run(
         &self,
         device: &Device,
@@ -171,7 +172,8 @@ impl Gated<'_> {
             }
         }
         let enqueued = if settled {
-            // SAFETY: the kernel that built the schedule is followed by a fill of `q`, which begins when it has ended.
+            // SAFETY: the kernel that built the schedule is followed by a fill of `q`, which begins when it
+            // has ended.
             unsafe { gated_gemm_with_settled_schedule(&stream, arguments) }
         } else {
             gated_gemm(&stream, arguments)

@@ -30,7 +30,7 @@ proptest! {
 
     #[test]
     fn poisoned_workspaces_change_nothing(
-        config in any_config(), tokens in 1usize..=20, skew in any_skew(), seed in any::<u64>(), byte in any::<u8>(),
+        config in any_config(), tokens in 1usize..=20, skew in any_skew(), seed: u64, byte: u8,
     ) {
         timing(seed);
         let device = drawn_device(seed);
@@ -69,7 +69,8 @@ proptest! {
         }
         let expected = layer.forward(&hidden, &ids, &weights);
         prop_assert_eq!(out_of_bounds(&sum, &expected), None);
-        // Hopper's narrow GEMMs cut a sum where the number of all tiles says, so that a rank's sums are added in another order.
+        // Hopper's narrow GEMMs cut a sum where the number of all tiles says, so that a rank's sums are added
+        // in another order.
         if device.family() != Family::Sm90a {
             let distance = relative_l2(&sum, &whole);
             prop_assert!(distance < 1e-5, "distance {distance}");
@@ -150,8 +151,8 @@ fn regressions() {
     }
 }
 
-/// Tokens whose rows GEMM 1 gathers give what scattered copies give, bit for bit; with experts of other ranks, invalid ids and a
-/// NaN token too.
+/// Tokens whose rows GEMM 1 gathers give what scattered copies give, bit for bit; with experts of other
+/// ranks, invalid ids and a NaN token too.
 #[test]
 fn gathered_equals_scattered() {
     let device = device();

@@ -1,7 +1,8 @@
-//! Every operation on random shapes, skews, empties and invalid ids, against its definition; edge shapes; refusals.
+//! Every operation on random shapes, skews, empties and invalid ids, against its definition; edge shapes;
+//! refusals.
 //!
-//! Cases that failed are kept in `tests/regressions/` (proptest's own files, tried first) or as tests named `regressions`.
-//! `FP8_MOE_CASES` says how many cases each property draws.
+//! Cases that failed are kept in `tests/regressions/` (proptest's own files, tried first) or as tests named
+//! `regressions`. `FP8_MOE_CASES` says how many cases each property draws.
 
 #[path = "../common/mod.rs"]
 mod common;

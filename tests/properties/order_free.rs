@@ -1,5 +1,5 @@
-//! The order-free reduction: GEMM 2's sums by token against the definition in f64, the cast behind them, and layers that end so against
-//! the oracle and against the deterministic layer.
+//! The order-free reduction: GEMM 2's sums by token against the definition in f64, the cast behind them, and
+//! layers that end so against the oracle and against the deterministic layer.
 
 use crate::common::checks::{out_of_bounds, relative_l2};
 use crate::common::gemm::{
@@ -59,7 +59,8 @@ impl Tokens {
         Tokens { tokens, top_k, sorted_rows, weights, before }
     }
 
-    /// By element: the sum, the largest error of the products in it, the magnitudes added up, and how many terms were added.
+    /// By element: the sum, the largest error of the products in it, the magnitudes added up, and how many
+    /// terms were added.
     fn expected(&self, problem: &Problem, accumulation: Accumulation) -> Vec<(f64, f64, f64, usize)> {
         let n = problem.shape.n;
         let mut sums: Vec<_> =
@@ -201,7 +202,8 @@ proptest! {
         let Some(device) = hopper() else { return Ok(()) };
         timing(seed);
         let stream = device.default_stream();
-        let config = if sigmoid { MoeConfig { routing: Routing::SigmoidInput, top_k: 1, ..config } } else { config };
+        let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
+        let config = MoeConfig { routing, top_k, ..config };
         let layer = Layer::random(config, seed);
         let (h, k) = (layer.config.hidden_size, layer.config.top_k);
         let hidden = oracle::hidden_states(tokens * h, seed ^ 1);
@@ -218,15 +220,18 @@ proptest! {
         prop_assert_eq!(out_of_bounds(&same, &expected), None, "of the deterministic layer");
         for (token, ids) in ids.chunks(k).enumerate() {
             if ids.iter().all(|id| !(0..layer.config.experts as i32).contains(id)) {
-                prop_assert!(ours[token * h..(token + 1) * h].iter().all(|&x| x.to_bits() == 0), "token {token}");
+                let zero = ours[token * h..(token + 1) * h].iter().all(|&x| x.to_bits() == 0);
+                prop_assert!(zero, "token {token}");
             }
         }
 
         // Outputs of 16 bits are one rounding away.
-        let narrow: Vec<bf16> = run_routed(&stream, &free, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
+        let narrow: Vec<bf16> =
+            run_routed(&stream, &free, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
         let distance = relative_l2(&narrow.into_iter().map(bf16::to_f32).collect::<Vec<_>>(), &ours);
         prop_assert!(distance < 2f64.powi(-8), "distance {distance} of bf16");
-        let narrow: Vec<f16> = run_routed(&stream, &free, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
+        let narrow: Vec<f16> =
+            run_routed(&stream, &free, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
         let distance = relative_l2(&narrow.into_iter().map(f16::to_f32).collect::<Vec<_>>(), &ours);
         prop_assert!(distance < 2f64.powi(-11), "distance {distance} of f16");
     }
@@ -270,7 +275,8 @@ fn a_graph_replays() {
     }
 }
 
-/// From ids to an output of 16 bits: permute, quantise, GEMM 1 with the activation, GEMM 2, cast; an output in f32 is not cast.
+/// From ids to an output of 16 bits: permute, quantise, GEMM 1 with the activation, GEMM 2, cast; an output
+/// in f32 is not cast.
 #[test]
 fn kernels_of_a_layer() {
     let Some(device) = hopper() else { return };
@@ -370,7 +376,7 @@ fn refusals_name_argument_value_and_rule() {
         });
         let plan = on_device.plan(Accumulation::Fast, path);
         let mut workspace = on_device.workspace(plan.workspace_bytes());
-        let sorted_rows = sorted_rows.then(|| device.upload(&[8i32; 8]).unwrap());
+        let sorted_rows = sorted_rows.then(|| device.upload(&[-1i32; 8]).unwrap());
         let mut lists = Lists { tokens, top_k: 2, sorted_rows, ..on_device.lists() };
         let permutation = lists.permutation(&stream);
         refusal(grouped_gemm(&stream, gemm(&on_device, &plan, permutation, &mut workspace, out)))

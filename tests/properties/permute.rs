@@ -26,7 +26,8 @@ fn a_small_example() {
     assert_eq!(aligned.row_experts, [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1]);
 }
 
-/// Every way to cut the rows: that of the library, one warp with one row to a lane, the largest blocks, and between.
+/// Every way to cut the rows: that of the library, one warp with one row to a lane, the largest blocks, and
+/// between.
 fn paths() -> impl Strategy<Value = PermutePath> {
     prop_oneof![
         Just(PermutePath::Auto),
@@ -106,7 +107,8 @@ fn the_cut_does_not_show() {
 
 #[test]
 fn ids_begin_and_end_anywhere() {
-    // Ids are read 16 bytes at a time where they can be: slices that begin at any of them, and sizes around those of blocks.
+    // Ids are read 16 bytes at a time where they can be: slices that begin at any of them, and sizes around
+    // those of blocks.
     let device = common::device();
     let rng = &mut ChaCha8Rng::seed_from_u64(9);
     for (case, tokens) in [1, 2, 3, 31, 33, 64, 511, 512, 513, 1025, 2049].into_iter().enumerate() {
@@ -127,7 +129,8 @@ fn ids_begin_and_end_anywhere() {
 
 #[test]
 fn many_experts() {
-    // More keys than threads: the scan over keys goes round more than once. With thousands, fewer warps have rows.
+    // More keys than threads: the scan over keys goes round more than once. With thousands, fewer warps have
+    // rows.
     let device = common::device();
     let rng = &mut ChaCha8Rng::seed_from_u64(11);
     for (experts, tokens) in [(511, 40), (512, 200), (1023, 40), (1024, 40), (2500, 300), (7000, 64)] {

@@ -82,7 +82,9 @@ proptest! {
     #[test]
     fn tiles_cover_the_rows(
         counts in counts(),
-        block_m in prop_oneof![Just(1usize), prop::sample::select(vec![8usize, 16, 64, 128, 256]), 2usize..300],
+        block_m in prop_oneof![
+            Just(1usize), prop::sample::select(vec![8usize, 16, 64, 128, 256]), 2usize..300
+        ],
         seed: u64,
     ) {
         common::timing(seed);

@@ -29,7 +29,8 @@ fn long_rows() {
 fn division_is_ieee_where_it_decides() {
     let device = common::device();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    // Values within a few units of scale times every e4m3 value and midpoint: the quotient's last bit decides.
+    // Values within a few units of scale times every e4m3 value and midpoint: the quotient's last bit
+    // decides.
     let marks: Vec<f32> = (0..0x7e)
         .flat_map(|c| {
             let (low, high) = (e4m3::decode(c), e4m3::decode(c + 1));
@@ -123,7 +124,8 @@ proptest! {
 fn many_slots_and_invalid_destinations() {
     let device = common::device();
     let mut rng = ChaCha8Rng::seed_from_u64(8);
-    // More slots than a warp has lanes; and destinations below 0, which are as invalid as those past the last.
+    // More slots than a warp has lanes; and destinations below 0, which are as invalid as those past the
+    // last.
     let mut scatter = draw_scatter(5, 45, 0.4, true, &mut rng);
     let valid_rows = scatter.valid_rows as i32;
     for destination in scatter.inverse.iter_mut().filter(|destination| **destination >= valid_rows) {

@@ -154,8 +154,10 @@ proptest! {
         common::timing(seed);
         let topk_group = topk_group.min(groups);
         let top_k = top_k.min(topk_group * size);
-        let case = GroupedCase { sizes: [tokens, groups * size, top_k], groups, topk_group, sigmoid, bias, renormalize,
-            routed_scaling_factor, wild };
+        let sizes = [tokens, groups * size, top_k];
+        let case = GroupedCase {
+            sizes, groups, topk_group, sigmoid, bias, renormalize, routed_scaling_factor, wild
+        };
         for device in common::devices() {
             // With a bias, many experts and a large top_k, neighbours are close more often than not.
             let unresolved = check_grouped(&device, case, seed);
@@ -178,12 +180,16 @@ proptest! {
         for device in common::devices() {
             let (ids, weights) = run_top_k(&device, [tokens, experts, top_k], &logits, sigmoid_top_k);
             for (t, row) in logits.chunks(experts).enumerate() {
-                // NaN is below -inf: shift everything else up by one place with a finite stand-in for the infinities.
-                let keys: Vec<f64> = row.iter().map(|&x| if x.is_nan() { -1e30 } else { f64::from(x).clamp(-1e20, 1e20) }).collect();
+                // NaN is below -inf: shift everything else up by one place with a finite stand-in for the
+                // infinities.
+                let key = |&x: &f32| if x.is_nan() { -1e30 } else { f64::from(x).clamp(-1e20, 1e20) };
+                let keys: Vec<f64> = row.iter().map(key).collect();
                 let (order, _) = ranking(&keys, &all, top_k);
-                let expected: Vec<f64> = order[..top_k].iter().map(|&e| finite_or_zero(sigmoid(row[e]))).collect();
+                let picked = &order[..top_k];
+                let expected: Vec<f64> = picked.iter().map(|&e| finite_or_zero(sigmoid(row[e]))).collect();
                 let slots = t * top_k..(t + 1) * top_k;
-                check_token(&ids[slots.clone()], &weights[slots], &order[..top_k], &expected, &format!("token {t}: {row:?}"));
+                let what = format!("token {t}: {row:?}");
+                check_token(&ids[slots.clone()], &weights[slots], picked, &expected, &what);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask bundle`: the program and its tests in one folder, for a GPU machine without Rust and without network.
+//! `cargo xtask bundle`: the program and its tests in one folder, for a GPU machine without Rust and without
+//! network.
 //!
 //! ```text
 //! bundle/
@@ -47,12 +48,14 @@ pub fn run(sanitizer: bool) -> Result<()> {
                 .with_context(|| format!("could not empty {}", directory.display()))?;
         }
     }
-    for directory in [bundle.join("fixtures"), packed.join("tests")] {
+    for directory in [bundle.join("fixtures/models"), packed.join("tests")] {
         fs::create_dir_all(&directory)
             .with_context(|| format!("could not create {}", directory.display()))?;
     }
     strip(&target_dir().join("release/fp8-moe"), &bundle.join("fp8-moe"))?;
-    copy_all(&root().join("tests/fixtures"), &bundle.join("fixtures"))?;
+    for folder in ["fixtures", "fixtures/models"] {
+        copy_all(&root().join("tests").join(folder), &bundle.join(folder))?;
+    }
     for (name, executable) in &executables {
         strip(executable, &packed.join("tests").join(name))?;
     }
@@ -111,7 +114,8 @@ fn device_packages() -> Result<Vec<String>> {
     Ok(packages.iter().filter_map(device_package).collect())
 }
 
-/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not for its tests alone.
+/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not
+/// for its tests alone.
 fn device_package(package: &Value) -> Option<String> {
     let name = package["name"].as_str()?;
     let used = package["dependencies"].as_array()?.iter().filter(|dependency| dependency["kind"].is_null());
@@ -119,7 +123,8 @@ fn device_package(package: &Value) -> Option<String> {
     names.chain([name]).any(|name| DRIVER_CRATES.contains(&name)).then(|| name.to_owned())
 }
 
-/// The test in one of cargo's messages: `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
+/// The test in one of cargo's messages:
+/// `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
 fn test_executable(message: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(message).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs all tests of the bundle and checks its fixtures, on the GPU if there is one, else on the emulated device.
-# Needs neither Rust nor network. On a GPU that is everything: grids at full size, hundreds of cases for each property, and
-# tests that `cargo test` ignores. A failure stops nothing; the table comes last.
+# Runs all tests of the bundle and checks its fixtures, on the GPU if there is one, else on the emulated
+# device. Needs neither Rust nor network. On a GPU that is everything: grids at full size, hundreds of cases
+# for each property, and tests that `cargo test` ignores. A failure stops nothing; the table comes last.
 #
 #   FP8_MOE_DEVICE   auto (default), cuda:N or sim
 #   FP8_MOE_GRID     small or full; FP8_MOE_CASES: cases for each property
 #   OUT              folder for logs and summary.json (default ./out)
-#   ONLY             run what matches this pattern only, e.g. 'grid::layer*'
+#   ONLY             run only lines of the table that match this expression, e.g. 'grid::layer|check'
 #   TEST_TIMEOUT     seconds for one line of the table (default 180)
 #   TEST_THREADS     tests at a time (default 4)
-#   SANITIZE         1: also run each test under compute-sanitizer's memcheck and racecheck, with one case per property and
-#                    small grids
+#   SANITIZE         1: also run each test under compute-sanitizer's memcheck and racecheck, with one case
+#                    for each property and small grids
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-$PWD/out}
 limit=${TEST_TIMEOUT:-180}
-only=${ONLY:-*}
+only=${ONLY:-.}
 export FP8_MOE_DEVICE=${FP8_MOE_DEVICE:-auto}
 export FP8_MOE_FIXTURES=$here/fixtures
 export FP8_MOE_BIN=$here/fp8-moe
@@ -27,6 +27,7 @@ trap 'rm -rf "$unpacked"' EXIT
 tar -xJf "$here/tests.tar.xz" -C "$unpacked" || exit 1
 
 names=() results=() seconds=() remarks=()
+telling='relative L2|^error|panicked|ERROR SUMMARY|RACECHECK SUMMARY'
 
 # elapsed START: seconds since then.
 elapsed() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }
@@ -34,8 +35,7 @@ elapsed() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'
 # check NAME COMMAND..: runs it with its output in a log; notes result, time and a remark.
 check() {
     local name=$1 log=$out/logs/${1//:/_}.log start=$EPOCHREALTIME code result remark
-    # shellcheck disable=SC2254 # a pattern
-    case $name in $only) ;; *) return ;; esac
+    [[ $name =~ $only ]] || return 0
     shift
     timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1
     code=$?
@@ -45,9 +45,11 @@ check() {
         *) result=failed ;;
     esac
     # How many tests passed, or the last telling line; and which tests said that they skipped something.
-    remark=$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed\); \([0-9]* failed\); \([0-9]* ignored\).*/\1, \2, \3/p' "$log" | tail -n 1)
-    remark=${remark:-$(grep -E 'relative L2|^error|panicked|ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1)}
-    grep -q '^skipped' "$log" && remark="$remark; $(grep -c '^skipped' "$log") skips: $(grep -m 1 '^skipped' "$log")"
+    remark=$(sed -n 's/^test result: [a-zA-Z]*\. \(.* passed; .* failed; .* ignored\);.*/\1/p' "$log" | tail -n 1)
+    [ -n "$remark" ] || remark=$(grep -E "$telling" "$log" | tail -n 1)
+    if grep -q '^skipped' "$log"; then
+        remark="$remark; $(grep -c '^skipped' "$log") skips: $(grep -m 1 '^skipped' "$log")"
+    fi
     names+=("$name")
     results+=("$result")
     seconds+=("$(elapsed "$start")")
@@ -67,13 +69,15 @@ check() {
     fi
 }
 
-# check_tests NAME PROGRAM: a line for each module of a folder of tests, so that a fault, after which a process can do nothing more
-# on a GPU, ends one module; a line for any other program.
+# check_tests NAME PROGRAM: a line for each module of a folder of tests, so that a fault, after which a process
+# can do nothing more on a GPU, ends one module; a line for any other program.
 check_tests() {
     local name=$1 program=$2 module modules= options=(--test-threads "${TEST_THREADS:-4}" --show-output)
     [ "$emulated" = 1 ] || options+=(--include-ignored)
     case $name in
-        grid | properties | unsound) modules=$("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u) ;;
+        grid | properties | unsound)
+            modules=$("$program" --list 2>/dev/null | sed -n 's/::.*: test$//p' | sort -u)
+            ;;
     esac
     for module in $modules; do
         check "$name::$module" "$program" "$module::" "${options[@]}"

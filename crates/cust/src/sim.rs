@@ -10,6 +10,7 @@
 //! | `FP8_MOE_SIM_MEMORY` | bytes of device memory | the GPU's, at most 2/5 of this computer's |
 //! | `FP8_MOE_SIM_SEED` | the seed that a thread starts with | `0` |
 //! | `FP8_MOE_SIM_WORKERS` | host threads that one launch uses | all cores |
+//! | `FP8_MOE_SIM_SUMS` | FP8 sums of the tensor cores: `exact`, or truncated as the GPU's are, `hardware` | `exact` |
 //!
 //! A kernel that makes a mistake fails at its own launch, and [`last_fault`] has the report, in one line:
 //! `out-of-bounds access in kernel permute, block (3,0,0), thread (17,0,0) (warp 0, lanes 0x00020000), at PTX
@@ -18,6 +19,6 @@
 pub use ptx_sim::Counters;
 pub use ptx_sim::counters::prefetch_digest;
 pub use ptx_sim::driver::{
-    LaunchRecord, last_error, last_fault, set_seed, set_workers, take_counters, take_last_error,
-    take_last_fault, take_launch_log,
+    LaunchRecord, forgive_faults, last_error, last_fault, set_seed, set_workers, take_counters,
+    take_last_error, take_last_fault, take_launch_log,
 };

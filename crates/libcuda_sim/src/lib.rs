@@ -10,7 +10,12 @@
 //! ```
 //!
 //! The device runs PTX only, not machine code (cubin). `ptx_sim::driver` says which functions there are.
-//! Beside them this library exports two of its own: [`ptx_sim_last_error`] and [`ptx_sim_last_fault`].
+//! Beside them this library exports two of its own: [`ptx_sim_last_error`] and [`ptx_sim_last_fault`]. That
+//! they are there tells a program that the driver is this one; so does the device's name, which begins with
+//! `ptx_sim (emulated`.
+//!
+//! What a kernel did wrong is printed on standard error (kernel, thread, source line), since the program sees
+//! only a number; `FP8_MOE_SIM_QUIET=1` keeps it quiet.
 
 #![allow(clippy::missing_safety_doc)]
 
@@ -39,6 +44,18 @@ macro_rules! exports {
 
 ptx_sim::for_each_driver_function!(exports);
 
+/// The loader calls this before the program: faults are printed.
+#[cfg(target_os = "linux")]
+// SAFETY: the section holds pointers to functions that the loader calls once; this one only sets a flag.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static START: extern "C" fn() = {
+    extern "C" fn start() {
+        ptx_sim::driver::print_faults(true);
+    }
+    start
+};
+
 thread_local! {
     /// The text that was last given out, which lives until the next one of the same thread.
     static TEXT: RefCell<CString> = RefCell::default();
@@ -48,14 +65,17 @@ fn give(text: Option<String>) -> *const c_char {
     let Some(text) = text.and_then(|text| CString::new(text).ok()) else {
         return std::ptr::null();
     };
-    TEXT.with_borrow_mut(|slot| {
+    // A thread that is ending has no place for it any more.
+    let given = TEXT.try_with(|slot| {
+        let mut slot = slot.borrow_mut();
         *slot = text;
         slot.as_ptr()
-    })
+    });
+    given.unwrap_or(std::ptr::null())
 }
 
-/// Why the calling thread's last failing driver call failed, or null. Valid until the thread's next call of this
-/// or of [`ptx_sim_last_fault`].
+/// Why the calling thread's last failing driver call failed, or null. Valid until the thread's next call of
+/// this or of [`ptx_sim_last_fault`].
 // SAFETY: no other library uses this prefix.
 #[unsafe(no_mangle)]
 pub extern "C" fn ptx_sim_last_error() -> *const c_char {

@@ -5,7 +5,8 @@ use std::process::Command;
 
 const PTX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ptx_sim/tests/driver/kernels.ptx");
 
-/// A folder with this library under the driver's name; `None` where this program was taken elsewhere without it.
+/// A folder with this library under the driver's name; `None` where this program was taken elsewhere without
+/// it.
 fn installed() -> Option<tempfile::TempDir> {
     let Some(library) = library() else {
         // Cargo, which sets this variable, has also built the library.
@@ -50,14 +51,50 @@ fn run(folder: &Path, program: &Path, arguments: &[&str]) -> String {
 #[test]
 fn a_c_program() {
     let Some(folder) = installed() else { return };
-    if !exists("cc") {
-        return;
-    }
-    let program = folder.path().join("saxpy");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/saxpy.c");
-    let status = Command::new("cc").args(["-w", source, "-ldl", "-o"]).arg(&program).status().unwrap();
-    assert!(status.success());
+    let Some(program) = compiled(folder.path(), "saxpy") else { return };
     assert_eq!(run(folder.path(), &program, &[PTX]), "10.5 11 11.5 12\n");
+}
+
+/// Compiles a C program of this folder.
+fn compiled(folder: &Path, name: &str) -> Option<PathBuf> {
+    if !exists("cc") {
+        return None;
+    }
+    let program = folder.join(name);
+    let source = format!("{}/tests/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let status = Command::new("cc").args(["-w", &source, "-ldl", "-o"]).arg(&program).status().unwrap();
+    assert!(status.success());
+    Some(program)
+}
+
+#[test]
+fn calls_from_static_destructors_are_answered() {
+    let Some(folder) = installed() else { return };
+    let Some(program) = compiled(folder.path(), "exit") else { return };
+    // The thread's contexts are gone by then: CUDA_ERROR_DEINITIALIZED.
+    assert_eq!(run(folder.path(), &program, &[PTX]), "running 0 0\nending 4 4 4\n");
+}
+
+#[test]
+fn a_fault_is_printed_on_standard_error() {
+    let Some(folder) = installed() else { return };
+    let Some(program) = compiled(folder.path(), "fault") else { return };
+    let output = |quiet: &str| {
+        let output = Command::new(&program)
+            .arg(PTX)
+            .env("LD_LIBRARY_PATH", folder.path())
+            .env("FP8_MOE_SIM_ARCH", "90")
+            .env("FP8_MOE_SIM_QUIET", quiet)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "700 700\n");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let told = output("0");
+    assert!(told.starts_with("ptx_sim: out-of-bounds access in kernel null_read, block (0,0,0)"), "{told}");
+    assert!(told.contains("thread (0,0,0)") && told.contains("ld.global.u32"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert_eq!(output("1"), "");
 }
 
 #[test]

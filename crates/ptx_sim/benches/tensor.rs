@@ -1,7 +1,8 @@
 //! Speed of the tensor-core arithmetic on one core, in multiply-accumulates per second.
 //!
-//! `cargo bench -p ptx_sim --bench tensor`. The inner loop must do at least 2 GMAC/s for `m16n8k32` e4m3. The last lines
-//! are whole kernels, one warpgroup that repeats `wgmma`: instructions, checks of operands and registers included.
+//! `cargo bench -p ptx_sim --bench tensor`. The inner loop must do at least 2 GMAC/s for `m16n8k32` e4m3. The
+//! last lines are whole kernels, one warpgroup that repeats `wgmma`: instructions, checks of operands and
+//! registers included.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -113,16 +113,22 @@ pub fn rsqrt(x: f32, ftz: bool) -> f32 {
     result(1.0 / f64::from(operand(x, ftz)).sqrt(), ftz)
 }
 
-/// `rsqrt.approx{.ftz}.f64` and `rcp.approx.ftz.f64` read and write the upper 32 bits of the number only.
+/// `rcp.approx.ftz.f64`, which reads and writes the upper 32 bits of the number only.
 #[inline]
 pub fn rcp_f64(x: f64) -> f64 {
     upper_word(1.0 / flush_f64(upper_word(x)))
 }
 
-/// `rsqrt.approx.f64`.
+/// `rsqrt.approx.f64`: double precision, to two roundings.
 #[inline]
 pub fn rsqrt_f64(x: f64) -> f64 {
-    upper_word(1.0 / upper_word(x).sqrt())
+    1.0 / x.sqrt()
+}
+
+/// `rsqrt.approx.ftz.f64`, which reads and writes the upper 32 bits of the number only.
+#[inline]
+pub fn rsqrt_ftz_f64(x: f64) -> f64 {
+    upper_word(1.0 / flush_f64(upper_word(x)).sqrt())
 }
 
 #[inline(always)]

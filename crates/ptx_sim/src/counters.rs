@@ -82,8 +82,8 @@ pub struct Counters {
     pub global_store_bytes: u64,
     /// Distinct 32-byte sectors those stores touched, counted per warp instruction.
     pub global_store_sectors: u64,
-    /// Bytes that `cp.async.bulk.prefetch.L2` asked for, boxes of tensors not counted. They move nothing that a thread sees, and are
-    /// in no other count of bytes.
+    /// Bytes that `cp.async.bulk.prefetch.L2` asked for, boxes of tensors not counted. They move nothing that
+    /// a thread sees, and are in no other count of bytes.
     pub l2_prefetch_bytes: u64,
     /// Which bytes those were: the sum of [`prefetch_digest`] over the requests.
     pub l2_prefetch_digest: u64,
@@ -109,8 +109,9 @@ impl Counters {
     }
 }
 
-/// A number for a set of 16-byte units of global memory, given as a range of addresses: the wrapping sum of a hash of each unit. So the
-/// digests of disjoint ranges add up to that of their union, however it is cut and in whatever order, and other units give another.
+/// A number for a set of 16-byte units of global memory, given as a range of addresses: the wrapping sum of a
+/// hash of each unit. So the digests of disjoint ranges add up to that of their union, however it is cut and
+/// in whatever order, and other units give another.
 pub fn prefetch_digest(addresses: Range<u64>) -> u64 {
     let hash = |unit: u64| crate::random::Random::new(unit).next();
     (addresses.start / 16..addresses.end / 16).fold(0, |sum, unit| sum.wrapping_add(hash(unit)))

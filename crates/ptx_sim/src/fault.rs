@@ -1,4 +1,5 @@
-//! Errors of loading and of running a module, with the place in the PTX and in the source it was compiled from.
+//! Errors of loading and of running a module, with the place in the PTX and in the source it was compiled
+//! from.
 
 use std::fmt;
 
@@ -41,6 +42,8 @@ pub enum FaultKind {
     MissingGridWait,
     /// `trap` or `brkpt`.
     Trap,
+    /// An `assert` of the kernel did not hold.
+    Assertion,
     /// Operands that the ISA leaves undefined (for example a bad barrier count).
     InvalidOperand,
 }
@@ -61,6 +64,7 @@ impl FaultKind {
             FaultKind::MissingProxyFence => "missing proxy fence",
             FaultKind::MissingGridWait => "missing wait for the preceding kernel",
             FaultKind::Trap => "trap",
+            FaultKind::Assertion => "failed assertion",
             FaultKind::InvalidOperand => "invalid operand",
         }
     }

@@ -26,18 +26,18 @@
 //!   driver                               the CUDA driver API over machines
 //! ```
 //!
-//! A [`Machine`] is one simulated GPU. [`Machine::load`] turns PTX text into a [`Module`] (an unknown instruction
-//! or modifier is a [`LoadError`], never a guess), and [`Machine::launch`] runs one of its entries over a grid,
-//! synchronously, and returns [`Counters`] or the first [`Fault`].
+//! A [`Machine`] is one simulated GPU. [`Machine::load`] turns PTX text into a [`Module`] (an unknown
+//! instruction or modifier is a [`LoadError`], never a guess), and [`Machine::launch`] runs one of its
+//! entries over a grid, synchronously, and returns [`Counters`] or the first [`Fault`].
 //!
-//! * A *warp instruction* runs at once over 32 lanes; registers are stored lane-contiguous. Lanes that diverge
-//!   reconverge at the immediate post-dominator of the branch.
-//! * Which warp runs next, and when an asynchronous operation (`cp.async`, a bulk copy, a `wgmma`) reads its source
-//!   and lands its result, is drawn from the launch's seed, anywhere the PTX ISA allows.
+//! * A *warp instruction* runs at once over 32 lanes; registers are stored lane-contiguous. Lanes that
+//!   diverge reconverge at the immediate post-dominator of the branch.
+//! * Which warp runs next, and when an asynchronous operation (`cp.async`, a bulk copy, a `wgmma`) reads its
+//!   source and lands its result, is drawn from the launch's seed, anywhere the PTX ISA allows.
 //! * Always checked: out-of-bounds and misaligned accesses, use after free, uninitialised reads of shared and
 //!   global memory, divergent use of aligned instructions, deadlock, data races on shared memory, results and
-//!   operands of asynchronous operations touched before their wait, missing proxy fences; in a [`Chain`] of launches, what the
-//!   preceding kernel wrote touched before `griddepcontrol.wait`.
+//!   operands of asynchronous operations touched before their wait, missing proxy fences; in a [`Chain`] of
+//!   launches, what the preceding kernel wrote touched before `griddepcontrol.wait`.
 //!
 //! The chapters of the PTX ISA that an implementation follows are named where it is implemented.
 

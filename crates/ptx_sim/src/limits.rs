@@ -1,5 +1,5 @@
-//! What an SM of compute capability 9.0 holds (CUDA C++ Programming Guide, "Technical Specifications per Compute
-//! Capability").
+//! What an SM of compute capability 9.0 holds (CUDA C++ Programming Guide, "Technical Specifications per
+//! Compute Capability").
 
 pub(crate) const SHARED_PER_SM: u32 = 228 << 10;
 pub(crate) const SHARED_PER_BLOCK: u32 = 227 << 10;

@@ -126,7 +126,8 @@ impl Machine {
         self.memory.fill(dst, pattern, count)
     }
 
-    /// Makes PTX text ready to run; refuses what it cannot execute faithfully.
+    /// Makes PTX text ready to run; refuses what it cannot execute faithfully. If some entries can be run and
+    /// others cannot, [`Module::refusal`] tells why, and launching those is an error.
     pub fn load(&self, ptx: &str) -> Result<Arc<Module>, LoadError> {
         let source = ptx::parse(ptx)?;
         decode::module(&source, ptx, &self.memory).map(Arc::new)
@@ -137,8 +138,8 @@ impl Machine {
         self.launch_in(&mut Chain::default(), false, launch)
     }
 
-    /// Runs a kernel of a stream to its end; `programmatic`: launched with programmatic stream serialization, so that it waits for
-    /// its predecessor itself.
+    /// Runs a kernel of a stream to its end; `programmatic`: launched with programmatic stream serialization,
+    /// so that it waits for its predecessor itself.
     pub fn launch_in(
         &self,
         chain: &mut Chain,
@@ -158,6 +159,9 @@ impl Machine {
         let Some(at) = module.entries.iter().position(|entry| entry.name == launch.entry) else {
             return Err(invalid("the module has no entry of this name".to_string()));
         };
+        if let Some(refusal) = &module.refusals[at] {
+            return Err(invalid(format!("the entry was refused when its module was loaded: {refusal}")));
+        }
         let (entry, frame) = (&module.entries[at], &module.frames[at]);
         let cluster = match frame.required_cluster {
             Some(shape) if launch.cluster == [1, 1, 1] => shape,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::code::Frame;
 use crate::exec::Code;
+use crate::fault::LoadError;
 use crate::state::memory::GlobalMemory;
 
 /// One kernel parameter's place in the packed parameter block.
@@ -49,6 +50,8 @@ pub struct Module {
     pub(crate) entries: Vec<Entry>,
     /// Parallel to `entries`.
     pub(crate) frames: Vec<Frame>,
+    /// Parallel to `entries`: why one cannot be launched.
+    pub(crate) refusals: Vec<Option<LoadError>>,
     pub(crate) code: Code,
     pub(crate) globals: HashMap<String, (u64, u64)>,
     pub(crate) memory: Arc<GlobalMemory>,
@@ -63,6 +66,13 @@ impl Module {
     /// Every entry, in the order of the PTX.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
+    }
+
+    /// Why the entry of that name cannot be launched: it, or a function that it calls, uses what is not
+    /// emulated.
+    pub fn refusal(&self, name: &str) -> Option<&LoadError> {
+        let at = self.entries.iter().position(|e| e.name == name)?;
+        self.refusals[at].as_ref()
     }
 
     /// Address and size in bytes of a `.global` or `.const` variable.

@@ -1,8 +1,8 @@
 //! Tensor maps: the 128-byte objects that `cuTensorMapEncodeTiled` makes and TMA instructions obey.
 //!
-//! NVIDIA's encoding is opaque, so the emulated device has one of its own; what the fields mean, and which values
-//! are refused, is as the driver API documents it. A map describes a tensor of up to five dimensions (innermost
-//! first) and a box of it that one instruction copies:
+//! NVIDIA's encoding is opaque, so the emulated device has one of its own; what the fields mean, and which
+//! values are refused, is as the driver API documents it. A map describes a tensor of up to five dimensions
+//! (innermost first) and a box of it that one instruction copies:
 //!
 //! ```text
 //!   byte   0..8      8      9        10        11       12       13       16..24    24..44     44..54
@@ -251,13 +251,8 @@ impl TensorMap {
             if stride >= 1 << 40 {
                 return refuse(argument(), stride, "must be less than 2^40");
             }
-            if stride < dims[d] {
-                return refuse(
-                    argument(),
-                    stride,
-                    format!("must be at least globalDim[{d}], which is {}", dims[d]),
-                );
-            }
+            // A stride below the extent of what lies inside, or 0, is what NVIDIA's driver takes too: lines
+            // then share bytes.
             map.strides[d] = stride;
         }
         let row = map.row_bytes();
@@ -305,11 +300,12 @@ impl TensorMap {
         std::array::from_fn(|i| element[i % element.len()])
     }
 
-    /// Calls `visit` for every 16 bytes of the box at `coordinates` (elements, innermost first), in the order of the
-    /// unswizzled box at shared-memory address `shared`.
+    /// Calls `visit` for every 16 bytes of the box at `coordinates` (elements, innermost first), in the order
+    /// of the unswizzled box at shared-memory address `shared`.
     ///
-    /// Refuses a destination that is not 128-byte aligned, a box that does not begin at a multiple of 16 bytes of a line, and one whose
-    /// rows are narrower than its swizzle: the ISA does not say where those rows lie.
+    /// Refuses a destination that is not 128-byte aligned, a box that does not begin at a multiple of 16
+    /// bytes of a line, and one whose rows are narrower than its swizzle: the ISA does not say where those
+    /// rows lie.
     pub fn visit_box<E: From<TensorMapError>>(
         &self,
         coordinates: &[i32],
@@ -389,8 +385,8 @@ impl TensorMap {
         bytes
     }
 
-    /// Reads a map back. Bytes that [`encode`](Self::encode) did not write, or that a kernel has overwritten, are
-    /// refused.
+    /// Reads a map back. Bytes that [`encode`](Self::encode) did not write, or that a kernel has overwritten,
+    /// are refused.
     pub fn decode(bytes: &[u8; 128]) -> Result<TensorMap, TensorMapError> {
         if bytes[..8] != MAGIC {
             return refuse(

@@ -1,8 +1,8 @@
 //! Conversions against an oracle that knows only the definition of each format.
 //!
-//! The oracle lists the values of a format in ascending order (as `f64`, or as exact integers times a power of
-//! two) and finds the neighbours of the number to convert by search; rounding is then a comparison of distances.
-//! It shares no code and no algorithm with the conversions.
+//! The oracle lists the values of a format in ascending order (as `f64`, or as exact integers times a power
+//! of two) and finds the neighbours of the number to convert by search; rounding is then a comparison of
+//! distances. It shares no code and no algorithm with the conversions.
 
 use proptest::prelude::*;
 use ptx_sim::formats::*;

@@ -88,7 +88,9 @@ fn f64_approximations_use_the_upper_word() {
     assert_eq!(third.to_bits() & 0xffff_ffff, 0);
     assert!((third - 1.0 / 3.0).abs() < 1e-6);
     assert_eq!(approx::rcp_f64(-0.0), f64::NEG_INFINITY);
-    assert!((approx::rsqrt_f64(2.0) - 0.5f64.sqrt()).abs() < 1e-6);
+    assert!((approx::rsqrt_ftz_f64(2.0) - 0.5f64.sqrt()).abs() < 1e-6);
+    assert_eq!(approx::rsqrt_ftz_f64(f64::from_bits(1 << 40)), f64::INFINITY);
+    assert_eq!(approx::rsqrt_f64(2.0), 1.0 / 2f64.sqrt());
 }
 
 fn within(actual: f32, exact: f64, relative: f64, absolute: f64) -> bool {

@@ -1,4 +1,5 @@
-//! FP8 sums as tensor cores truncate them: vectors worked out by hand, and the choice between them and exact sums.
+//! FP8 sums as tensor cores truncate them: vectors worked out by hand, and the choice between them and exact
+//! sums.
 
 use ptx_sim::mma::{self, Accumulators, Lanes, Operand, TensorCores, Truncation};
 use ptx_sim::wgmma::{self, MatrixA, MatrixB, Product};
@@ -73,7 +74,8 @@ fn the_accumulator_takes_part() {
 
 #[test]
 fn exponents_are_those_of_the_fields() {
-    // 1.875 * 1.875 is 3.515625, but counts with exponent 0: 2^-13 is kept, and cut off the result, which ends at 2^-12.
+    // 1.875 * 1.875 is 3.515625, but counts with exponent 0: 2^-13 is kept, and cut off the result, which
+    // ends at 2^-12.
     let (mut a, mut b) = (vec![(0, 0x3f), (1, power(-6))], vec![(0, 0x3f), (1, power(-7))]);
     assert_eq!(dot(HOPPER, &a, &b, 0.0), 3.515625);
     // With twice -1 beside it the result has room.
@@ -102,8 +104,8 @@ fn cancellation_leaves_what_was_kept() {
 
 #[test]
 fn ada_takes_sixteen_at_a_time() {
-    // The first half is cut before the second comes: beside 2^14 in the second half, 1 in the first vanishes; beside 2^14 in
-    // the first half, 1 in the second does too. With -2^14 in the same half something is left.
+    // The first half is cut before the second comes: beside 2^14 in the second half, 1 in the first vanishes;
+    // beside 2^14 in the first half, 1 in the second does too. With -2^14 in the same half something is left.
     let ada = Truncation::ADA_FP8;
     let split = [(0, false, 0), (16, false, 14), (17, true, 14)];
     assert_eq!(sum(ada, &split, 0.0), 0.0);
@@ -116,6 +118,14 @@ fn a_conversion_to_f16_keeps_more() {
     let hopper = Truncation::HOPPER_FP8_AS_F16;
     assert_eq!(sum(hopper, &[(0, false, 0), (15, false, -18)], 0.0), 1.0 + 2f32.powi(-18));
     assert_eq!(sum(hopper, &[(0, false, 8), (15, false, -18)], 0.0), 256.0);
+    // Elements 0 and 1 of every four come first. 2^-18 at k = 2 meets what they leave, which is nothing; beside 2^13
+    // and -2^13 in its own step it vanishes.
+    let first = [(0, false, 13), (1, true, 13), (2, false, -18)];
+    assert_eq!(sum(hopper, &first, 0.0), 2f32.powi(-18));
+    assert_eq!(sum(hopper, &[(2, false, 13), (3, true, 13), (6, false, -18)], 0.0), 0.0);
+    // The accumulator is added last, and that sum is rounded to nearest.
+    assert_eq!(sum(hopper, &[(0, false, 1), (1, false, 0)], 2f32.powi(24)), 2f32.powi(24) + 4.0);
+    assert_eq!(sum(hopper, &[(0, false, -18)], 1.0), 1.0 + 2f32.powi(-18));
     // 2^-9 is no subnormal of f16: it counts with its own exponent.
     let (a, b) = ([(0, power(-9)), (1, power(-9))], [(0, ONE), (1, power(-9))]);
     assert_eq!(dot(hopper, &a, &b, 0.0), 2f32.powi(-9) + 2f32.powi(-18));

@@ -1,7 +1,8 @@
 //! `wgmma` operands laid out in shared memory by the ISA's layouts, read back through descriptors.
 //!
 //! Each test stores matrices of small integers element by element, at addresses written down from the ISA's
-//! pictures (rows of a swizzle span, chunk `c` of row `r` stored at `c ^ r`), and checks D element by element.
+//! pictures (rows of a swizzle span, chunk `c` of row `r` stored at `c ^ r`), and checks D element by
+//! element.
 
 use ptx_sim::formats::{f32_to_bf16_rn, f32_to_e4m3_satfinite, f32_to_f16_rn};
 use ptx_sim::mma::{Accumulators, HalfAccumulators, Lanes, Operand};
@@ -34,8 +35,8 @@ impl Shared {
     }
 }
 
-/// Position of a byte after the swizzle, from the picture: chunks of 16 bytes in a span of `span` bytes, exchanged
-/// by the number of the 128-byte line.
+/// Position of a byte after the swizzle, from the picture: chunks of 16 bytes in a span of `span` bytes,
+/// exchanged by the number of the 128-byte line.
 fn swizzled(address: usize, span: usize) -> usize {
     let line = address / 128 % 8;
     let chunk = address / 16 % 8;
@@ -84,7 +85,8 @@ impl Matrix {
         self.values[row * self.k + k]
     }
 
-    /// Stores K-major with rows of `span` bytes, of which `from_k` bytes precede the matrix; returns its descriptor.
+    /// Stores K-major with rows of `span` bytes, of which `from_k` bytes precede the matrix; returns its
+    /// descriptor.
     fn store_k_major(
         &self,
         operand: Operand,
@@ -105,7 +107,8 @@ impl Matrix {
         Descriptor { start: (start + from_k) as u32, leading: 16, stride, base_offset: 0, swizzle }.encode()
     }
 
-    /// Stores K-major without a swizzle: 8x16-byte core matrices, `leading` apart along k, `stride` along rows.
+    /// Stores K-major without a swizzle: 8x16-byte core matrices, `leading` apart along k, `stride` along
+    /// rows.
     fn store_cores(
         &self,
         operand: Operand,

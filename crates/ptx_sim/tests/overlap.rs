@@ -25,7 +25,8 @@ impl Stream {
         Stream { machine, chain: Chain::new(), buffers }
     }
 
-    /// Two blocks of 64 threads copy from one buffer to another. They load behind `before`; then they wait, signal and store.
+    /// Two blocks of 64 threads copy from one buffer to another. They load behind `before`; then they wait,
+    /// signal and store.
     fn copy(&mut self, from: usize, to: usize, before: &str, programmatic: bool) -> Result<Counters, Fault> {
         let module = self.machine.load(&format!(
             ".version 8.7\n.target sm_90a\n.address_size 64
@@ -117,7 +118,8 @@ fn what_came_before_the_predecessor_is_there() {
     stream.copied(1, 0, "", true);
 }
 
-/// A predecessor that signals, or whose blocks exit, before it has waited may be over before what precedes it.
+/// A predecessor that signals, or whose blocks exit, before it has waited may be over before what precedes
+/// it.
 #[test]
 fn unless_that_one_did_not_wait() {
     const FIRST_BLOCK_EXITS: &str = ".reg .pred %p; setp.eq.u32 %p, %r2, 0; @%p ret;";

@@ -1,9 +1,9 @@
 //! Where lanes that part at a branch meet again: immediate post-dominators.
 //!
-//! The graph has a node per instruction that matters (leaders of basic blocks) and one for the function's end. A
-//! node's immediate post-dominator is the nearest node that every path from it to the end goes through. They
-//! are found by the iteration of Cooper, Harvey and Kennedy ("A Simple, Fast Dominance Algorithm") on the
-//! reversed graph.
+//! The graph has a node per instruction that matters (leaders of basic blocks) and one for the function's
+//! end. A node's immediate post-dominator is the nearest node that every path from it to the end goes
+//! through. They are found by the iteration of Cooper, Harvey and Kennedy ("A Simple, Fast Dominance
+//! Algorithm") on the reversed graph.
 
 /// What follows an instruction, as far as the graph is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +12,8 @@ pub(crate) enum Edge {
     Next,
     /// The target; also the next instruction if it depends on a predicate.
     Branch { target: u32, conditional: bool },
-    /// Any of these targets; also the next instruction if it depends on a predicate. Without targets, a dead end:
-    /// lanes that trap do not keep others from meeting.
+    /// Any of these targets; also the next instruction if it depends on a predicate. Without targets, a dead
+    /// end: lanes that trap do not keep others from meeting.
     Switch { targets: Vec<u32>, conditional: bool },
     /// The function's end; also the next instruction if it depends on a predicate.
     End { conditional: bool },

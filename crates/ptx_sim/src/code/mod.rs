@@ -6,8 +6,8 @@
 //!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit: [u128; 32] │ constants
 //! ```
 //!
-//! Constants and special registers that do not change live in the file as well, written once when a warp starts:
-//! an instruction need not know what kind of operand it has.
+//! Constants and special registers that do not change live in the file as well, written once when a warp
+//! starts: an instruction need not know what kind of operand it has.
 //!
 //! What `run` is, and what it does to a warp, is not known here: `R` is a type of the execution's
 //! ([`exec`](crate::exec)).
@@ -97,6 +97,20 @@ impl<R> Code<R> {
         &self.touched[start as usize..self.touches[pc as usize] as usize]
     }
 
+    /// How much there is, for [`Code::rewind`].
+    pub fn mark(&self) -> [usize; 3] {
+        [self.insts.len(), self.lists.len(), self.touched.len()]
+    }
+
+    /// Drops what came after a mark.
+    pub fn rewind(&mut self, [insts, lists, touched]: [usize; 3]) {
+        self.insts.truncate(insts);
+        self.origins.truncate(insts);
+        self.touches.truncate(insts);
+        self.lists.truncate(lists);
+        self.touched.truncate(touched);
+    }
+
     /// Where an instruction comes from.
     pub fn place(&self, pc: u32) -> Place {
         let Some(origin) = self.origins.get(pc as usize) else { return Place::default() };
@@ -162,6 +176,10 @@ pub(crate) enum Special {
     TotalSharedSize,
     /// `%aggr_smem_size`
     AggregateSharedSize,
+    /// `%reserved_smem_offset_{begin,end,cap,0,1}`, by the value.
+    ReservedShared(u32),
+    /// `%envreg`: what a driver hands to a kernel beside its parameters, which is nothing here.
+    Envreg,
     /// The address of the dynamic shared memory: `mov` of an `.extern .shared` array. 64 bits if `true`.
     DynamicShared(bool),
 }
@@ -200,4 +218,6 @@ pub(crate) struct Frame {
     pub dynamic_align: u32,
     /// Registers of a thread, if `setmaxnreg` can change them.
     pub thread_registers: Option<u32>,
+    /// The kernel uses the part of the reserved shared memory that is its to use.
+    pub uses_reserved_shared: bool,
 }

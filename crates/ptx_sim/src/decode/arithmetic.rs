@@ -1,6 +1,6 @@
-//! `add`, `sub`, `mul`, `mad`, `fma`, `div`, `rem`, `min`, `max`, `abs`, `neg` and the carry chain, on integers; the
-//! floating-point types of these go on to `float` and `packed` (ISA "Integer Arithmetic Instructions",
-//! "Extended-Precision Integer Arithmetic Instructions").
+//! `add`, `sub`, `mul`, `mad`, `fma`, `div`, `rem`, `min`, `max`, `abs`, `neg` and the carry chain, on
+//! integers; the floating-point types of these go on to `float` and `packed` (ISA "Integer Arithmetic
+//! Instructions", "Extended-Precision Integer Arithmetic Instructions").
 
 use super::body::Body;
 use super::parts::Parts;
@@ -108,7 +108,8 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
     }
 }
 
-/// `add.cc`, `addc{.cc}`, `sub.cc`, `subc{.cc}`. The carry flag holds a carry for both; `sub` borrows when it is set.
+/// `add.cc`, `addc{.cc}`, `sub.cc`, `subc{.cc}`. The carry flag holds a carry for both; `sub` borrows when it
+/// is set.
 fn chain<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>, ty: Type, keep: bool) -> Result<()> {
     parts.count(3..=3)?;
     let a = body.source(parts.operand(1)?, ty)?;

@@ -66,6 +66,8 @@ fn lane_bits(ty: Type) -> u32 {
 struct Scope<'a> {
     registers: HashMap<&'a str, Registers>,
     symbols: HashMap<&'a str, Symbol>,
+    /// Bytes of an element, of variables.
+    elements: HashMap<&'a str, u32>,
     labels: HashMap<&'a str, u32>,
     /// Instructions that branch to labels not yet found, and in which place of which list.
     pending: Vec<(u32, Option<u32>, &'a str)>,
@@ -94,7 +96,8 @@ pub(crate) struct Body<'c, 'a> {
     params: Vec<(u32, u32)>,
     returns: Vec<(u32, u32)>,
     declared_bits: u32,
-    /// Registers that the next piece of the current instruction uses; see [`Code::touched`](crate::code::Code).
+    /// Registers that the next piece of the current instruction uses; see
+    /// [`Code::touched`](crate::code::Code).
     touching: Vec<u32>,
 }
 
@@ -225,6 +228,7 @@ impl<'c, 'a> Body<'c, 'a> {
     /// Declares a variable or registers.
     pub fn declare(&mut self, variable: &Variable<'a>) -> Result<()> {
         let name = variable.name;
+        self.scope().elements.insert(name, variable.ty.bytes() * variable.vector);
         match variable.space {
             Space::Reg => {
                 if variable.vector != 1 {
@@ -306,6 +310,9 @@ impl<'c, 'a> Body<'c, 'a> {
             self.layout.shared = offset + variable.bytes as u32;
             self.own_shared.insert(variable.name, offset);
             return Ok(Symbol::Shared(offset));
+        }
+        if let Some(refusal) = self.context.globals.refusal(name) {
+            return Err(refusal.to_string());
         }
         if let Some(address) = self.context.globals.address(name) {
             return Ok(Symbol::Global(address));
@@ -396,6 +403,10 @@ impl<'c, 'a> Body<'c, 'a> {
             Operand::Offset(name, offset) => {
                 return self.address_constant(name, *offset, bits).map(|slot| (slot, ty));
             }
+            Operand::Element(name, index) => {
+                let offset = self.element_offset(name, *index)?;
+                return self.address_constant(name, offset, bits).map(|slot| (slot, ty));
+            }
             Operand::Int(value) => *value as u128,
             Operand::F32(value) if bits == 32 => u128::from(*value),
             Operand::F64(value) if bits == 64 => u128::from(*value),
@@ -405,6 +416,26 @@ impl<'c, 'a> Body<'c, 'a> {
         };
         let value = if bits < 32 { value & ((1 << bits) - 1) } else { value };
         Ok((self.constant(value, bits), ty))
+    }
+
+    /// Offset and size in local memory of an argument or a result of a call.
+    pub fn argument_place(&mut self, operand: &Operand<'a>) -> Result<(u32, u32)> {
+        match operand {
+            Operand::Name(name) => match self.symbol(name)? {
+                Symbol::Param(offset, size) => Ok((offset, size)),
+                _ => Err(format!("`{name}` is not in `.param` space")),
+            },
+            _ => Err("arguments of calls are variables in `.param` space".to_string()),
+        }
+    }
+
+    /// Bytes from the start of an array to one of its elements.
+    fn element_offset(&self, name: &str, index: i64) -> Result<i64> {
+        let own = self.scopes.iter().rev().find_map(|scope| scope.elements.get(name).copied());
+        let shared = || self.context.shared.get(name).map(|v| v.ty.bytes() * v.vector);
+        let bytes = own.or_else(shared).or_else(|| self.context.globals.element(name));
+        let bytes = bytes.ok_or_else(|| format!("`{name}` is not an array"))?;
+        Ok(index.wrapping_mul(i64::from(bytes)))
     }
 
     /// A slot with the address of a variable in its own state space.
@@ -454,10 +485,13 @@ impl<'c, 'a> Body<'c, 'a> {
         Err(format!("`{name}` has {} bits where {} are expected", has.bits, ty.bits))
     }
 
-    /// Base slot, offset, whether the slot has 32-bit lanes, and the symbol if the base is one, of `[base+offset]`.
+    /// Base slot, offset, whether the slot has 32-bit lanes, and the symbol if the base is one, of
+    /// `[base+offset]`.
     pub fn address(&mut self, operand: &Operand<'a>) -> Result<(u32, u64, bool, Option<Symbol>)> {
-        let Operand::Address(base, offset) = operand else {
-            return Err("an address in brackets is expected".to_string());
+        let (base, offset) = match operand {
+            Operand::Address(base, offset) => (base, offset),
+            Operand::Element(name, index) => (&Some(*name), &self.element_offset(name, *index)?),
+            _ => return Err("an address in brackets is expected".to_string()),
         };
         let Some(base) = base else {
             return Ok((self.constant(0, 64), *offset as u64, false, None));

@@ -166,7 +166,7 @@ fn set<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     let operands = if imm == combine::NONE { 3 } else { 4 };
     parts.count(operands..=operands)?;
     if matches!(ty.kind, Kind::F16x2 | Kind::Bf16x2) {
-        return Err("`set` on pairs is not supported".to_string());
+        return set_pair(body, parts, name, (to, ty), imm);
     }
     let run = comparison(name, ty, ftz).ok_or_else(|| format!("comparison `.{name}` of this type"))?;
     let a = body.source(parts.operand(1)?, ty)?;
@@ -191,6 +191,43 @@ fn set<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     let choose = Inst { d, a: yes, b: no, c: SCRATCH, ..parts.inst(select::<u32>()) };
     body.emit(parts, Class::Integer, test);
     body.emit(parts, Class::Integer, choose);
+    Ok(())
+}
+
+/// `set.cmp{.op}.f16x2.f16x2 d, a, b{, c}`, or of `bf16x2`: 1.0 or 0.0 in each half.
+fn set_pair<'a>(
+    body: &mut Body<'_, 'a>,
+    parts: &mut Parts<'_, 'a>,
+    name: &str,
+    (to, ty): (Type, Type),
+    imm: u64,
+) -> Result<()> {
+    let bf16 = ty.kind == Kind::Bf16x2;
+    if to != ty {
+        return Err("`set` of pairs gives pairs of the same type".to_string());
+    }
+    let run = packed::comparison(name, bf16).ok_or_else(|| format!("comparison `.{name}`"))?;
+    let (a, b) = (body.source(parts.operand(1)?, ty)?, body.source(parts.operand(2)?, ty)?);
+    let (c, not) = if imm == combine::NONE { (SCRATCH, 0) } else { third(body, parts.operand(3)?)? };
+    let imm = imm | not;
+    let d = body.destination(parts.operand(0)?, to)?;
+    let one = if bf16 { 0x3f80 } else { 0x3c00 };
+    let (low, high, none) = (body.constant(one, 32), body.constant(one << 16, 32), body.constant(0, 32));
+    let shift = body.constant(16, 32);
+    let [upper_a, upper_b, lower] = [body.temporary(32), body.temporary(32), body.temporary(32)];
+    let shr = crate::exec::lanes::binary(|a: u32, b: u32| a >> (b & 31));
+    let or = crate::exec::lanes::binary(|a: u32, b: u32| a | b);
+    for inst in [
+        Inst { d: upper_a, a, b: shift, ..parts.inst(shr) },
+        Inst { d: upper_b, a: b, b: shift, ..parts.inst(shr) },
+        Inst { d: SCRATCH, a, b, c, imm, ..parts.inst(run) },
+        Inst { d: lower, a: low, b: none, c: SCRATCH, ..parts.inst(select::<u32>()) },
+        Inst { d: SCRATCH, a: upper_a, b: upper_b, c, imm, ..parts.inst(run) },
+        Inst { d: upper_a, a: high, b: none, c: SCRATCH, ..parts.inst(select::<u32>()) },
+        Inst { d, a: lower, b: upper_a, ..parts.inst(or) },
+    ] {
+        body.emit(parts, Class::Float, inst);
+    }
     Ok(())
 }
 

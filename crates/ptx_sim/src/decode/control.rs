@@ -1,10 +1,9 @@
 //! Branches, calls and their like (ISA "Control Flow Instructions", "Miscellaneous Instructions").
 
-use super::Result;
 use super::body::Body;
 use super::parts::Parts;
 use super::types::U32;
-use super::variables::Symbol;
+use super::{Result, system};
 use crate::counters::Class;
 use crate::exec::{Inst, grid, special};
 use crate::ptx::ast::Operand;
@@ -101,25 +100,24 @@ fn call<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
         _ => return Err("`call` with these operands (indirect calls are not supported)".to_string()),
     };
     let Some(callee) = body.context.callees.get(name).cloned() else {
+        if let Some(refusal) = body.context.refused.get(name) {
+            return Err(format!("it calls `{name}`, which is refused: {refusal}"));
+        }
+        if let Some(function) = system::function(name) {
+            return system::call(body, parts, function, results, arguments);
+        }
         return Err(format!("function `{name}` has no body in this module"));
     };
     if callee.params.len() != arguments.len() || callee.returns.len() != results.len() {
         return Err(format!("`{name}` takes {} and returns {}", callee.params.len(), callee.returns.len()));
     }
-    let mut place = |operand: &Operand<'a>| match operand {
-        Operand::Name(name) => match body.symbol(name)? {
-            Symbol::Param(offset, size) => Ok((offset, size)),
-            _ => Err(format!("`{name}` is not in `.param` space")),
-        },
-        _ => Err("arguments of calls are variables in `.param` space".to_string()),
-    };
     let (mut into, mut back) = (Vec::new(), Vec::new());
     for (operand, &(to, size)) in arguments.iter().zip(&callee.params) {
-        let (from, has) = place(operand)?;
+        let (from, has) = body.argument_place(operand)?;
         into.extend([from, to, size.min(has)]);
     }
     for (operand, &(from, size)) in results.iter().zip(&callee.returns) {
-        let (to, has) = place(operand)?;
+        let (to, has) = body.argument_place(operand)?;
         back.extend([from, to, size.min(has)]);
     }
     body.layout.shared = body.layout.shared.max(callee.shared_end);

@@ -1,7 +1,7 @@
 //! Arithmetic on f32 and f64, and the approximations (ISA "Floating Point Instructions").
 //!
-//! Results that are NaN are the canonical one. The usual variants (`.rn`, with or without `.ftz`) have functions of
-//! their own; directed rounding and saturation share one that looks at flags.
+//! Results that are NaN are the canonical one. The usual variants (`.rn`, with or without `.ftz`) have
+//! functions of their own; directed rounding and saturation share one that looks at flags.
 
 use super::Result;
 use super::body::Body;
@@ -164,8 +164,8 @@ fn divide(a: f32, b: f32, rounding: Rounding) -> f32 {
     if matches!(rounding, Rounding::Rn) {
         return a / b;
     }
-    // 53 bits never lie on a tie or an f32 by accident: an inexact quotient of two 24-bit numbers differs from
-    // every 25-bit number in its first 50 bits.
+    // 53 bits never lie on a tie or an f32 by accident: an inexact quotient of two 24-bit numbers differs
+    // from every 25-bit number in its first 50 bits.
     let q = f64::from(a) / f64::from(b);
     f32::from_bits(formats::f64_to_f32(q.to_bits(), rounding))
 }
@@ -245,11 +245,29 @@ fn bounded(a: f32, b: f32, flags: u64, choose: fn(f32, f32) -> f32) -> f32 {
 
 fn double<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>, ty: Type) -> Result<()> {
     let round = take_rounding(parts);
-    if round.is_some_and(|r| r != 0) {
-        return Err("directed rounding of f64 is not supported".to_string());
-    }
     if matches!(parts.base, "fma" | "mad" | "div") && round.is_none() {
         return Err("a rounding modifier is missing".to_string());
+    }
+    if let Some(flags) = round.filter(|flags| *flags != 0) {
+        let run: Handler = match parts.base {
+            "add" => flagged(|a: f64, b: f64, _: f64, flags| {
+                canonical_f64(formats::add_f64(a, b, rounding(flags)))
+            }),
+            "sub" => flagged(|a: f64, b: f64, _: f64, flags| {
+                canonical_f64(formats::add_f64(a, -b, rounding(flags)))
+            }),
+            "mul" => flagged(|a: f64, b: f64, _: f64, flags| {
+                canonical_f64(formats::mul_f64(a, b, rounding(flags)))
+            }),
+            "fma" | "mad" => flagged(|a: f64, b: f64, c: f64, flags| {
+                canonical_f64(formats::fma_f64(a, b, c, rounding(flags)))
+            }),
+            "div" => flagged(|a: f64, b: f64, _: f64, flags| {
+                canonical_f64(formats::div_f64(a, b, rounding(flags)))
+            }),
+            base => return Err(format!("`{base}` on f64 in this rounding")),
+        };
+        return emit(body, parts, Class::Float, run, ty, flags);
     }
     let run: Handler = match parts.base {
         "add" => binary(|a: f64, b: f64| canonical_f64(a + b)),
@@ -313,11 +331,18 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
         let run = match (parts.base, round) {
             ("rcp", Some(0)) => unary(|a: f64| canonical_f64(1.0 / a)),
             ("sqrt", Some(0)) => unary(|a: f64| canonical_f64(a.sqrt())),
+            ("rcp", Some(_)) => flagged(|a: f64, _: f64, _: f64, flags| {
+                canonical_f64(formats::div_f64(1.0, a, rounding(flags)))
+            }),
+            ("sqrt", Some(_)) => {
+                flagged(|a: f64, _: f64, _: f64, flags| canonical_f64(formats::sqrt_f64(a, rounding(flags))))
+            }
             ("rcp", None) => unary(approx::rcp_f64),
-            ("rsqrt", None) => unary(approx::rsqrt_f64),
+            ("rsqrt", None) if ftz => unary(approx::rsqrt_ftz_f64),
+            ("rsqrt", None) => unary(|a: f64| canonical_f64(approx::rsqrt_f64(a))),
             (base, _) => return Err(format!("`{base}` on f64 in this rounding")),
         };
-        return emit(body, parts, Class::Special, run, ty, 0);
+        return emit(body, parts, Class::Special, run, ty, flags);
     }
     let run: Handler = match (parts.base, round, ftz) {
         ("rcp", None, false) => unary(|a: f32| approx::rcp(a, false)),

@@ -1,4 +1,5 @@
-//! Logic, shifts and bit manipulation (ISA "Logic and Shift Instructions", "Integer Arithmetic Instructions").
+//! Logic, shifts and bit manipulation (ISA "Logic and Shift Instructions", "Integer Arithmetic
+//! Instructions").
 
 use super::arithmetic::per_type;
 use super::body::Body;

@@ -7,9 +7,10 @@ use crate::ptx::ast::Function;
 /// `setmaxnreg.inc`s. `None` if `setmaxnreg` has no effect.
 ///
 /// ptxas decides it, and this is what version 13.0 reports. It needs `.maxntid` or `.reqntid` together with
-/// `.minnctapersm`, or `.maxnreg`, and without them ignores every `setmaxnreg` (remark C7508). With them a thread gets
-/// all that they allow, but no more than `largest`: 168 with 384 threads, 232 with 256 of which some raise their count to 232. Threads
-/// count in whole warpgroups, and a warp is given registers by eights for each thread (ptxas says 255 where that is 256).
+/// `.minnctapersm`, or `.maxnreg`, and without them ignores every `setmaxnreg` (remark C7508). With them a
+/// thread gets all that they allow, but no more than `largest`: 168 with 384 threads, 232 with 256 of which
+/// some raise their count to 232. Threads count in whole warpgroups, and a warp is given registers by eights
+/// for each thread (ptxas says 255 where that is 256).
 pub(crate) fn at_launch(function: &Function<'_>, largest: Option<u32>) -> Option<u32> {
     let threads = function.required_threads.or(function.max_threads);
     let by_blocks = threads.zip(function.min_blocks).and_then(|(shape, blocks)| {

@@ -1,4 +1,5 @@
-//! `mbarrier` and `cp.async.mbarrier.arrive` (ISA "Parallel Synchronization and Communication Instructions: mbarrier").
+//! `mbarrier` and `cp.async.mbarrier.arrive` (ISA "Parallel Synchronization and Communication Instructions:
+//! mbarrier").
 
 use super::Result;
 use super::body::Body;
@@ -40,7 +41,8 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
     }
 }
 
-/// Takes the state space, or none for a generic address; with `remote`, another block's shared memory is possible.
+/// Takes the state space, or none for a generic address; with `remote`, another block's shared memory is
+/// possible.
 fn space(parts: &mut Parts<'_, '_>, remote: bool) -> Result<u32> {
     match parts.mods.choose(&[("shared", 0), ("shared::cta", 0), ("shared::cluster", kind::REMOTE)]) {
         Some(kind::REMOTE) if !remote => Err("this operation is on the block's own mbarriers".to_string()),

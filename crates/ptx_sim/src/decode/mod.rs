@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Device functions are decoded once, with registers of their own, and so cannot be recursive. An instruction
-//! this module does not know, or with a modifier it does not know, is refused.
+//! this module does not know, or with a modifier it does not know, is a refusal of its function, and so of
+//! the functions that call it. Other entries of the module can be launched; a module of which none can is
+//! refused as a whole.
 
 mod arithmetic;
 mod atomic;
@@ -24,6 +26,7 @@ mod moves;
 mod packed;
 mod parts;
 mod sync;
+mod system;
 mod tensor;
 mod types;
 mod variables;
@@ -32,7 +35,7 @@ mod wgmma;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::code::Frame;
+use crate::code::{Frame, Special};
 use crate::counters::Class;
 use crate::exec::Code;
 use crate::fault::LoadError;
@@ -40,7 +43,7 @@ use crate::module::{Entry, Module, Param};
 use crate::ptx::ast::{Function, Operand, Source, Statement, Variable};
 use crate::ptx::lexer::error_at;
 use crate::state::memory::GlobalMemory;
-use crate::state::shared_memory::FIRST;
+use crate::state::shared_memory::{FIRST, RESERVED_FOR_KERNELS};
 
 use body::{Body, Layout};
 use parts::Parts;
@@ -74,6 +77,8 @@ struct Context<'a> {
     code: Code,
     globals: Globals<'a>,
     callees: HashMap<&'a str, Callee>,
+    /// Device functions that cannot be had, and why.
+    refused: HashMap<&'a str, LoadError>,
     /// Shared variables of the module that device functions use, at fixed offsets.
     common_shared: HashMap<&'a str, u32>,
     shared: HashMap<&'a str, Variable<'a>>,
@@ -90,6 +95,7 @@ pub(crate) fn module(
         target: source.target.to_string(),
         entries: Vec::new(),
         frames: Vec::new(),
+        refusals: Vec::new(),
         code: Code::default(),
         globals: globals.addresses(),
         memory: memory.clone(),
@@ -102,6 +108,7 @@ pub(crate) fn module(
         },
         globals,
         callees: HashMap::new(),
+        refused: HashMap::new(),
         common_shared: HashMap::new(),
         shared: source
             .variables
@@ -114,9 +121,20 @@ pub(crate) fn module(
 
     // Device functions, callees first.
     let mut layout = Layout { next: HEADER, local: 0, shared: FIRST, ..Layout::default() };
-    for at in call_order(source).map_err(|(line, reason)| error_at(text, line, reason))? {
+    let (order, recursive) = call_order(source);
+    for at in recursive {
+        let Function { name, line, .. } = source.functions[at];
+        let reason = format!("recursive function `{name}`: recursion is not supported");
+        context.refused.insert(name, error_at(text, line, reason));
+    }
+    for at in order {
         let function = &source.functions[at];
-        layout = context.function(function, layout, text)?.layout;
+        match context.function(function, layout.clone(), text) {
+            Ok(done) => layout = done.layout,
+            Err(refusal) => {
+                context.refused.entry(function.name).or_insert(refusal);
+            }
+        }
     }
     let device = layout;
     for function in source.functions.iter().filter(|f| f.is_entry && f.body.is_some()) {
@@ -126,12 +144,25 @@ pub(crate) fn module(
         } else {
             Layout { next: HEADER, local: 0, shared: FIRST, ..Layout::default() }
         };
-        let done = context.function(function, layout, text)?;
-        let registers = done.registers_estimate;
-        let mut entry = entry(function, &done.layout);
-        entry.registers_estimate = registers;
-        module.frames.push(frame(function, done));
-        module.entries.push(entry);
+        match context.function(function, layout, text) {
+            Ok(done) => {
+                let mut entry = entry(function, &done.layout);
+                entry.registers_estimate = done.registers_estimate;
+                module.entries.push(entry);
+                module.frames.push(frame(function, done));
+                module.refusals.push(None);
+            }
+            Err(refusal) => {
+                module.entries.push(entry(function, &Layout { shared: FIRST, ..Layout::default() }));
+                module.frames.push(Frame::default());
+                module.refusals.push(Some(refusal));
+            }
+        }
+    }
+    if module.refusals.iter().all(Option::is_some)
+        && let Some(Some(first)) = module.refusals.first()
+    {
+        return Err(first.clone());
     }
     module.code = context.code;
     Ok(module)
@@ -166,6 +197,7 @@ fn entry(function: &Function<'_>, layout: &Layout) -> Entry {
 
 fn frame(function: &Function<'_>, done: Decoded) -> Frame {
     let Decoded { start, layout, .. } = done;
+    let reserved = Special::ReservedShared(RESERVED_FOR_KERNELS);
     // Registers hold junk until they are written.
     let mut template = vec![0xcd; layout.next as usize];
     let header: [u32; 3] = [!0, 0, 0];
@@ -178,6 +210,7 @@ fn frame(function: &Function<'_>, done: Decoded) -> Frame {
     Frame {
         start,
         template,
+        uses_reserved_shared: layout.specials.iter().any(|(special, _)| *special == reserved),
         specials: layout.specials,
         local_bytes: layout.local.next_multiple_of(16),
         required_cluster: function.required_cluster,
@@ -211,7 +244,25 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Decodes a function; one that is refused leaves no code behind.
     fn function(
+        &mut self,
+        function: &Function<'a>,
+        layout: Layout,
+        text: &str,
+    ) -> std::result::Result<Decoded, LoadError> {
+        if let Some(refusal) = function.refusal.as_ref().or_else(|| self.refused.get(function.name)) {
+            return Err(refusal.clone());
+        }
+        let mark = self.code.mark();
+        let decoded = self.statements(function, layout, text);
+        if decoded.is_err() {
+            self.code.rewind(mark);
+        }
+        decoded
+    }
+
+    fn statements(
         &mut self,
         function: &Function<'a>,
         layout: Layout,
@@ -294,9 +345,10 @@ fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> 
 fn names_in<'a>(function: &Function<'a>) -> Vec<&'a str> {
     fn collect<'a>(operand: &Operand<'a>, names: &mut Vec<&'a str>) {
         match operand {
-            Operand::Name(name) | Operand::Offset(name, _) | Operand::Address(Some(name), _) => {
-                names.push(name)
-            }
+            Operand::Name(name)
+            | Operand::Offset(name, _)
+            | Operand::Element(name, _)
+            | Operand::Address(Some(name), _) => names.push(name),
             Operand::Vector(list) | Operand::Group(list) => list.iter().for_each(|o| collect(o, names)),
             _ => {}
         }
@@ -314,43 +366,44 @@ fn calls_any(function: &Function<'_>, callees: &HashMap<&str, Callee>) -> bool {
     names_in(function).iter().any(|name| callees.contains_key(name))
 }
 
-/// Indices of the device functions with bodies, callees before callers.
-fn call_order(source: &Source<'_>) -> std::result::Result<Vec<usize>, (u32, String)> {
-    fn visit(
-        source: &Source<'_>,
-        index: &HashMap<&str, usize>,
-        at: usize,
-        path: &mut HashSet<usize>,
-        done: &mut Vec<usize>,
-    ) -> std::result::Result<(), (u32, String)> {
-        let function = &source.functions[at];
-        if done.contains(&at) {
-            return Ok(());
-        }
-        if !path.insert(at) {
-            return Err((
-                function.line,
-                format!("recursive function `{}`: recursion is not supported", function.name),
-            ));
-        }
-        for name in names_in(function) {
-            if let Some(&callee) = index.get(name) {
-                visit(source, index, callee, path, done)?;
+/// Indices of the device functions with bodies, callees before callers; and of those that call themselves, if
+/// by others.
+fn call_order(source: &Source<'_>) -> (Vec<usize>, Vec<usize>) {
+    struct Walk<'s, 'a> {
+        source: &'s Source<'a>,
+        index: HashMap<&'a str, usize>,
+        done: Vec<usize>,
+        recursive: Vec<usize>,
+    }
+    impl Walk<'_, '_> {
+        fn visit(&mut self, at: usize, path: &mut HashSet<usize>) {
+            if self.done.contains(&at) {
+                return;
+            }
+            if !path.insert(at) {
+                self.recursive.push(at);
+                return;
+            }
+            for name in names_in(&self.source.functions[at]) {
+                if let Some(&callee) = self.index.get(name) {
+                    self.visit(callee, path);
+                }
+            }
+            path.remove(&at);
+            if !self.done.contains(&at) {
+                self.done.push(at);
             }
         }
-        path.remove(&at);
-        done.push(at);
-        Ok(())
     }
     let functions = source.functions.iter().enumerate().filter(|(_, f)| !f.is_entry && f.body.is_some());
     let index: HashMap<&str, usize> = functions.map(|(at, f)| (f.name, at)).collect();
-    let mut done = Vec::new();
     let mut all: Vec<usize> = index.values().copied().collect();
     all.sort_unstable();
+    let mut walk = Walk { source, index, done: Vec::new(), recursive: Vec::new() };
     for at in all {
-        visit(source, &index, at, &mut HashSet::new(), &mut done)?;
+        walk.visit(at, &mut HashSet::new());
     }
-    Ok(done)
+    (walk.done, walk.recursive)
 }
 
 /// The class that memory instructions of a space count as.

@@ -1,5 +1,5 @@
-//! `mov`, with packing and unpacking, and address conversions (ISA "Data Movement and Conversion Instructions: mov,
-//! cvta, isspacep, mapa, getctarank").
+//! `mov`, with packing and unpacking, and address conversions (ISA "Data Movement and Conversion
+//! Instructions: mov, cvta, isspacep, mapa, getctarank").
 
 use super::body::Body;
 use super::parts::Parts;
@@ -195,7 +195,8 @@ fn isspacep<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()
     Ok(())
 }
 
-/// `mapa{.shared::cluster}.{u32,u64} d, a, b`: the place of `a` in the shared memory of the block of rank `b`.
+/// `mapa{.shared::cluster}.{u32,u64} d, a, b`: the place of `a` in the shared memory of the block of rank
+/// `b`.
 fn mapa<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     let window = parts.mods.take("shared::cluster");
     let ty = parts.mods.ty()?;

@@ -1,7 +1,8 @@
 //! Arithmetic on f16, bf16 and pairs of them (ISA "Half Precision Floating Point Instructions").
 //!
-//! Sums, products and fused multiply-adds of 16-bit numbers are exact enough in f64 to be rounded once: f64 holds the
-//! product of two f16 or bf16, and a sum that does not fit is rounded to odd before it is rounded to 16 bits.
+//! Sums, products and fused multiply-adds of 16-bit numbers are exact enough in f64 to be rounded once: f64
+//! holds the product of two f16 or bf16, and a sum that does not fit is rounded to odd before it is rounded
+//! to 16 bits.
 
 use super::Result;
 use super::body::Body;

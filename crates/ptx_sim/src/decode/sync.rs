@@ -119,7 +119,8 @@ fn proxy_fence<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result
         parts.count(0..=0)?;
         barrier::proxy_fence
     } else if parts.mods.take("async::generic") {
-        // Ordering by a barrier in the space that follows: how accesses through it are ordered is known here anyway.
+        // Ordering by a barrier in the space that follows: how accesses through it are ordered is known here
+        // anyway.
         parts.mods.drop_all(|m| {
             ["acquire", "release", "sync_restrict", "cluster"].contains(&m) || m.contains("shared::")
         });

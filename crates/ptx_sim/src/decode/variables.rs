@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::code::Special;
 use crate::ptx::ast::{Init, Source, Space, Variable};
 use crate::state::memory::GlobalMemory;
+use crate::state::shared_memory::{FIRST, RESERVED_FOR_KERNELS};
 
 /// A variable, by where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,13 @@ pub(crate) fn special(name: &str) -> Option<(Special, u32)> {
             "dynamic_smem_size" => Special::DynamicSharedSize,
             "total_smem_size" => Special::TotalSharedSize,
             "aggr_smem_size" => Special::AggregateSharedSize,
+            "reserved_smem_offset_begin" => Special::ReservedShared(0),
+            "reserved_smem_offset_end" | "reserved_smem_offset_cap" => Special::ReservedShared(FIRST),
+            "reserved_smem_offset_0" => Special::ReservedShared(0),
+            "reserved_smem_offset_1" => Special::ReservedShared(RESERVED_FOR_KERNELS),
+            _ if base.strip_prefix("envreg").and_then(|n| n.parse().ok()).is_some_and(|n: u32| n < 32) => {
+                Special::Envreg
+            }
             _ => return None,
         }
     };
@@ -84,31 +92,55 @@ pub(crate) fn timer(name: &str) -> Option<(&'static str, u32)> {
 }
 
 /// Global and constant variables of a module, in memory.
-pub(crate) struct Globals<'a>(HashMap<&'a str, (u64, u64)>);
+#[derive(Default)]
+pub(crate) struct Globals<'a> {
+    /// Address, size, and size of an element.
+    places: HashMap<&'a str, (u64, u64, u32)>,
+    /// Those that cannot be had, and why: a refusal of the functions that name them.
+    refused: HashMap<&'a str, String>,
+}
 
 impl<'a> Globals<'a> {
     /// Allocates and initialises them. On failure, the line and the reason.
     pub fn allocate(source: &Source<'a>, memory: &Arc<GlobalMemory>) -> Result<Globals<'a>, (u32, String)> {
         let variables =
             || source.variables.iter().filter(|v| matches!(v.space, Space::Global | Space::Const));
-        let mut globals = Globals(HashMap::new());
-        for variable in variables() {
-            if variable.external {
-                return Err((variable.line, format!("external variable `{}` is not defined", variable.name)));
-            }
-            let base = memory.alloc(variable.bytes).map_err(|e| (variable.line, e.to_string()))?;
-            globals.0.insert(variable.name, (base, variable.bytes));
+        let mut globals = Globals::default();
+        for (name, refusal) in &source.refused {
+            globals.refused.insert(name, refusal.to_string());
         }
         for variable in variables() {
+            if variable.external {
+                let reason = format!("external variable `{}` is not defined", variable.name);
+                globals.refused.insert(variable.name, reason);
+                continue;
+            }
+            match memory.alloc(variable.bytes) {
+                Ok(base) => {
+                    let element = variable.ty.bytes() * variable.vector;
+                    globals.places.insert(variable.name, (base, variable.bytes, element));
+                }
+                Err(error) => {
+                    globals.free(memory);
+                    return Err((variable.line, error.to_string()));
+                }
+            }
+        }
+        for variable in variables().filter(|variable| !variable.external) {
             if let Err(reason) = globals.initialise(variable, memory) {
-                globals.0.values().for_each(|(base, _)| {
-                    // Allocated above, and known to nobody else.
-                    let _ = memory.free(*base);
-                });
-                return Err((variable.line, reason));
+                let reason = format!("variable `{}` of line {}: {reason}", variable.name, variable.line);
+                globals.refused.insert(variable.name, reason);
             }
         }
         Ok(globals)
+    }
+
+    /// Gives their memory back.
+    pub fn free(&self, memory: &GlobalMemory) {
+        for (base, ..) in self.places.values() {
+            // Allocated above, and known to nobody else.
+            let _ = memory.free(*base);
+        }
     }
 
     fn initialise(&self, variable: &Variable<'a>, memory: &GlobalMemory) -> Result<(), String> {
@@ -128,17 +160,27 @@ impl<'a> Globals<'a> {
             };
             bytes[at * size..(at + 1) * size].copy_from_slice(&value.to_le_bytes()[..size]);
         }
-        let (base, _) = self.0[variable.name];
+        let (base, ..) = self.places[variable.name];
         memory.write(base, &bytes).map_err(|e| e.to_string())
     }
 
     /// Address of a variable.
     pub fn address(&self, name: &str) -> Option<u64> {
-        self.0.get(name).map(|(base, _)| *base)
+        self.places.get(name).map(|(base, ..)| *base)
+    }
+
+    /// Bytes of an element of a variable.
+    pub fn element(&self, name: &str) -> Option<u32> {
+        self.places.get(name).map(|(.., element)| *element)
+    }
+
+    /// Why a variable cannot be had.
+    pub fn refusal(&self, name: &str) -> Option<&str> {
+        self.refused.get(name).map(String::as_str)
     }
 
     /// Name to address and size.
     pub fn addresses(&self) -> HashMap<String, (u64, u64)> {
-        self.0.iter().map(|(name, place)| (name.to_string(), *place)).collect()
+        self.places.iter().map(|(name, &(base, bytes, _))| (name.to_string(), (base, bytes))).collect()
     }
 }

@@ -1,4 +1,5 @@
-//! `wgmma` and `setmaxnreg` (ISA "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions", "setmaxnreg").
+//! `wgmma` and `setmaxnreg` (ISA "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions",
+//! "setmaxnreg").
 
 use super::Result;
 use super::body::Body;
@@ -77,7 +78,8 @@ fn number(element: Element) -> u32 {
     kind::TYPES.iter().position(|ty| *ty == element).expect("every type has a number") as u32
 }
 
-/// `wgmma.mma_async.sync.aligned.shape.dtype.atype.btype d, a, b-desc, scale-d, imm-scale-a, imm-scale-b {, imm-trans ..}`
+/// `wgmma.mma_async.sync.aligned.shape.dtype.atype.btype d, a, b-desc, scale-d, imm-scale-a, imm-scale-b {,
+/// imm-trans ..}`
 fn multiply<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     let mut names = [""; 4];
     for name in &mut names {

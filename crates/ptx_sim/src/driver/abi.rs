@@ -223,8 +223,8 @@ pub struct CUDA_KERNEL_NODE_PARAMS {
     pub extra: *mut *mut c_void,
 }
 
-/// The parameters of a kernel node since CUDA 12: those above, and two ways to name a kernel that is not loaded
-/// into a context yet.
+/// The parameters of a kernel node since CUDA 12: those above, and two ways to name a kernel that is not
+/// loaded into a context yet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct CUDA_KERNEL_NODE_PARAMS_v2 {

@@ -68,8 +68,8 @@ pub(super) fn free_all_of(context: usize) {
 
 fn free_host(address: usize, bytes: usize) {
     let layout = host_layout(bytes).expect("the layout was valid when the memory was allocated");
-    // SAFETY: `HOST_BLOCKS` held this block as owned: it came from `alloc_zeroed` with this layout, and it has
-    // been taken out of the table, so nobody frees it again.
+    // SAFETY: `HOST_BLOCKS` held this block as owned: it came from `alloc_zeroed` with this layout, and it
+    // has been taken out of the table, so nobody frees it again.
     unsafe { dealloc(address as *mut u8, layout) };
 }
 

@@ -14,6 +14,14 @@ use super::{allocation, capture, history, module};
 /// One context.
 pub(super) struct Context {
     flags: AtomicU32,
+    /// The code of a kernel's fault, and its text: every call fails from then on.
+    broken: Mutex<Option<(CUresult, String)>>,
+}
+
+impl Context {
+    fn new(flags: c_uint) -> Arc<Context> {
+        Arc::new(Context { flags: AtomicU32::new(flags), broken: Mutex::default() })
+    }
 }
 
 static CONTEXTS: Registry<Context> = Registry::new("context");
@@ -42,14 +50,23 @@ static LIMITS: [AtomicUsize; 7] = [
     AtomicUsize::new(0),
 ];
 
-fn top() -> usize {
-    STACK.with_borrow(|stack| stack.last().copied().unwrap_or(0))
+/// Works on the calling thread's stack of contexts. A thread that is ending has none any more, as a static
+/// destructor may find out: NVIDIA's driver is gone by then too.
+fn stack<T>(f: impl FnOnce(&mut Vec<usize>) -> T) -> Outcome<T> {
+    match STACK.try_with(|stack| f(&mut stack.borrow_mut())) {
+        Ok(result) => Ok(result),
+        Err(_) => fail(CUDA_ERROR_DEINITIALIZED, "the thread is ending"),
+    }
 }
 
-/// The handle of the calling thread's current context.
-pub(super) fn current() -> Outcome<usize> {
+fn top() -> Outcome<usize> {
+    stack(|stack| stack.last().copied().unwrap_or(0))
+}
+
+/// The handle of the calling thread's current context, broken or not.
+fn chosen() -> Outcome<usize> {
     device()?;
-    let handle = top();
+    let handle = top()?;
     if handle == 0 {
         return fail(CUDA_ERROR_INVALID_CONTEXT, "no context is current in this thread");
     }
@@ -57,6 +74,22 @@ pub(super) fn current() -> Outcome<usize> {
         return fail(CUDA_ERROR_CONTEXT_IS_DESTROYED, "the current context was destroyed");
     }
     Ok(handle)
+}
+
+/// The handle of the calling thread's current context, in which no kernel has faulted.
+pub(super) fn current() -> Outcome<usize> {
+    let handle = chosen()?;
+    match &*lock(&CONTEXTS.get(handle as CUcontext)?.broken) {
+        None => Ok(handle),
+        Some((code, text)) => fail(*code, format!("a kernel has faulted in this context before: {text}")),
+    }
+}
+
+/// A kernel has faulted in a context.
+pub(super) fn break_down(handle: usize, code: CUresult, text: &str) {
+    if let Ok(context) = CONTEXTS.get(handle as CUcontext) {
+        lock(&context.broken).get_or_insert_with(|| (code, text.to_string()));
+    }
 }
 
 /// Destroys a context with all it owns.
@@ -76,8 +109,7 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(out: *mut CUcontext, dev: CUde
         profile(dev)?;
         let mut primary = lock(&PRIMARY);
         if primary.retained == 0 {
-            let context = Context { flags: AtomicU32::new(primary.flags) };
-            primary.handle = CONTEXTS.insert(Arc::new(context)) as usize;
+            primary.handle = CONTEXTS.insert(Context::new(primary.flags)) as usize;
         }
         // SAFETY: the caller's pointer is valid for a write.
         unsafe { give(out, "pctx", primary.handle as CUcontext) }?;
@@ -110,6 +142,7 @@ pub extern "C" fn cuDevicePrimaryCtxReset_v2(dev: CUdevice) -> CUresult {
         if primary.retained > 0 {
             module::unload_all_of(primary.handle);
             allocation::free_all_of(primary.handle);
+            *lock(&CONTEXTS.get(primary.handle as CUcontext)?.broken) = None;
         }
         Ok(())
     })
@@ -155,11 +188,10 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(
 pub unsafe extern "C" fn cuCtxCreate_v2(out: *mut CUcontext, flags: c_uint, dev: CUdevice) -> CUresult {
     api("cuCtxCreate_v2", || {
         profile(dev)?;
-        let handle = CONTEXTS.insert(Arc::new(Context { flags: AtomicU32::new(flags) }));
+        let handle = CONTEXTS.insert(Context::new(flags));
         // SAFETY: the caller's pointer is valid for a write.
         unsafe { give(out, "pctx", handle) }?;
-        STACK.with_borrow_mut(|stack| stack.push(handle as usize));
-        Ok(())
+        stack(|stack| stack.push(handle as usize))
     })
 }
 
@@ -185,12 +217,11 @@ pub extern "C" fn cuCtxDestroy_v2(context: CUcontext) -> CUresult {
             return fail(CUDA_ERROR_INVALID_CONTEXT, "the primary context is released, not destroyed");
         }
         destroy(context as usize)?;
-        STACK.with_borrow_mut(|stack| {
+        stack(|stack| {
             if stack.last() == Some(&(context as usize)) {
                 stack.pop();
             }
-        });
-        Ok(())
+        })
     })
 }
 
@@ -199,8 +230,7 @@ pub extern "C" fn cuCtxPushCurrent_v2(context: CUcontext) -> CUresult {
     api("cuCtxPushCurrent_v2", || {
         device()?;
         live(context)?;
-        STACK.with_borrow_mut(|stack| stack.push(context as usize));
-        Ok(())
+        stack(|stack| stack.push(context as usize))
     })
 }
 
@@ -218,7 +248,7 @@ fn live(context: CUcontext) -> Outcome<Arc<Context>> {
 pub unsafe extern "C" fn cuCtxPopCurrent_v2(out: *mut CUcontext) -> CUresult {
     api("cuCtxPopCurrent_v2", || {
         device()?;
-        let Some(handle) = STACK.with_borrow_mut(Vec::pop) else {
+        let Some(handle) = stack(Vec::pop)? else {
             return fail(CUDA_ERROR_INVALID_CONTEXT, "no context is current in this thread");
         };
         if out.is_null() {
@@ -236,13 +266,12 @@ pub extern "C" fn cuCtxSetCurrent(context: CUcontext) -> CUresult {
         if !context.is_null() {
             live(context)?;
         }
-        STACK.with_borrow_mut(|stack| {
+        stack(|stack| {
             stack.pop();
             if !context.is_null() {
                 stack.push(context as usize);
             }
-        });
-        Ok(())
+        })
     })
 }
 
@@ -254,7 +283,7 @@ pub unsafe extern "C" fn cuCtxGetCurrent(out: *mut CUcontext) -> CUresult {
     api("cuCtxGetCurrent", || {
         device()?;
         // SAFETY: the caller's pointer is valid for a write.
-        unsafe { give(out, "pctx", top() as CUcontext) }
+        unsafe { give(out, "pctx", top()? as CUcontext) }
     })
 }
 
@@ -264,7 +293,7 @@ pub unsafe extern "C" fn cuCtxGetCurrent(out: *mut CUcontext) -> CUresult {
 /// As [`cuDevicePrimaryCtxRetain`].
 pub unsafe extern "C" fn cuCtxGetDevice(out: *mut CUdevice) -> CUresult {
     api("cuCtxGetDevice", || {
-        current()?;
+        chosen()?;
         // SAFETY: the caller's pointer is valid for a write.
         unsafe { give(out, "device", 0) }
     })
@@ -276,7 +305,7 @@ pub unsafe extern "C" fn cuCtxGetDevice(out: *mut CUdevice) -> CUresult {
 /// As [`cuDevicePrimaryCtxRetain`].
 pub unsafe extern "C" fn cuCtxGetFlags(out: *mut c_uint) -> CUresult {
     api("cuCtxGetFlags", || {
-        let flags = CONTEXTS.get(current()? as CUcontext)?.flags.load(Ordering::Relaxed);
+        let flags = CONTEXTS.get(chosen()? as CUcontext)?.flags.load(Ordering::Relaxed);
         // SAFETY: the caller's pointer is valid for a write.
         unsafe { give(out, "flags", flags) }
     })
@@ -288,7 +317,7 @@ pub unsafe extern "C" fn cuCtxGetFlags(out: *mut c_uint) -> CUresult {
 /// As [`cuDevicePrimaryCtxRetain`].
 pub unsafe extern "C" fn cuCtxGetId(context: CUcontext, out: *mut u64) -> CUresult {
     api("cuCtxGetId", || {
-        let handle = if context.is_null() { current()? } else { context as usize };
+        let handle = if context.is_null() { chosen()? } else { context as usize };
         live(handle as CUcontext)?;
         // SAFETY: the caller's pointer is valid for a write.
         unsafe { give(out, "ctxId", handle as u64) }

@@ -2,6 +2,8 @@
 //! thread, so that tests that run at the same time do not disturb each other.
 
 use std::cell::RefCell;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::Counters;
 
@@ -37,6 +39,7 @@ struct Session {
     launches_since_seed: u64,
     choices: u64,
     workers: Option<usize>,
+    forgiving: bool,
     counters: Counters,
     log: Vec<LaunchRecord>,
     last_fault: Option<String>,
@@ -55,8 +58,16 @@ fn from_environment(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
+/// Changes or asks the thread's session. A thread that is ending has none any more: what is set then is lost,
+/// and what is asked is as at the start.
 fn with<T>(f: impl FnOnce(&mut Session) -> T) -> T {
-    SESSION.with_borrow_mut(f)
+    let mut f = Some(f);
+    let done = SESSION.try_with(|session| f.take().map(|f| f(&mut session.borrow_mut())));
+    match (done, f) {
+        (Ok(Some(result)), _) => result,
+        (_, Some(f)) => f(&mut Session::default()),
+        _ => unreachable!("`f` runs once"),
+    }
 }
 
 /// Sets the seed that the timing of this thread's launches is drawn from: same seed, same sequence of
@@ -73,6 +84,16 @@ pub fn set_seed(seed: u64) {
 /// `FP8_MOE_SIM_WORKERS`, or `None`. With one, a launch is deterministic for its seed.
 pub fn set_workers(workers: Option<usize>) {
     with(|s| s.workers = workers.map(|n| n.max(1)));
+}
+
+/// Whether contexts survive the faults of this thread's kernels, for tests that provoke some on purpose and
+/// share a context with others. On a GPU they never do, and here they do not to begin with.
+pub fn forgive_faults(forgiving: bool) {
+    with(|s| s.forgiving = forgiving);
+}
+
+pub(super) fn forgives_faults() -> bool {
+    with(|s| s.forgiving)
 }
 
 /// The sum of the counters of this thread's launches since the last call.
@@ -111,7 +132,27 @@ pub(super) fn set_last_error(text: String) {
 }
 
 pub(super) fn set_last_fault(text: String) {
+    tell(&text);
     with(|s| s.last_fault = Some(text));
+}
+
+/// Faults are printed on standard error.
+static PRINTS: AtomicBool = AtomicBool::new(false);
+
+/// Prints faults, and refusals of kernels, on standard error as well, for all threads of the process: a
+/// program above the C API sees only a number. `libcuda_sim` turns it on; `FP8_MOE_SIM_QUIET=1` keeps it
+/// quiet all the same.
+pub fn print_faults(on: bool) {
+    let quiet = std::env::var_os("FP8_MOE_SIM_QUIET").is_some_and(|value| value == "1");
+    PRINTS.store(on && !quiet, Ordering::Relaxed);
+}
+
+/// Prints a line for people, if they are to be told.
+pub(super) fn tell(text: &str) {
+    if PRINTS.load(Ordering::Relaxed) {
+        // Nobody is told that standard error is closed.
+        let _ = writeln!(std::io::stderr(), "ptx_sim: {text}");
+    }
 }
 
 /// The seed of the next launch and the workers it may use.

@@ -1,4 +1,5 @@
-//! What has run in a stream and may still run when its next kernel begins, as programmatic dependent launch has it.
+//! What has run in a stream and may still run when its next kernel begins, as programmatic dependent launch
+//! has it.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

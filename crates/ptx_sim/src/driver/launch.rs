@@ -331,7 +331,8 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         for i in 0..config.num_attrs as usize {
             // SAFETY: the array has that many attributes.
             let attribute = unsafe { &*config.attrs.add(i) };
-            // SAFETY: which field of the union holds the value follows from the id; all bits are valid integers.
+            // SAFETY: which field of the union holds the value follows from the id; all bits are valid
+            // integers.
             unsafe {
                 match attribute.id {
                     CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION => shape.cluster = attribute.value.cluster_dim,

@@ -12,13 +12,23 @@
 //! ```
 //!
 //! * Work runs inside the call that submits it. Synchronising therefore never waits, and a kernel's fault is
-//!   the result of its own launch; unlike on a GPU the context stays usable after it.
-//! * A failing call leaves a text with the thread: [`last_error`], and for kernels [`last_fault`].
+//!   the result of its own launch.
+//! * As on a GPU a fault breaks its context: every later call in it returns the fault's code, until it is
+//!   destroyed or reset (`cuCtxDestroy`, `cuDevicePrimaryCtxReset`); [`forgive_faults`] is for tests.
+//! * A failing call leaves a text with the thread: [`last_error`] has the function and the rule that was
+//!   broken, and [`last_fault`] what a kernel did wrong, in one line: kernel, block, thread, PTX line, source
+//!   line, and the mistake.
+//! * A program above the C API finds out that the device is emulated by its name, which begins with
+//!   [`EMULATED`], or by the symbol `ptx_sim_last_fault` that `libcuda_sim` exports beside NVIDIA's, to be
+//!   found by `dlsym`. It and `ptx_sim_last_error` give such a program the texts.
 //! * Limits are checked as the driver checks them: block and grid sizes, shared memory, `.maxntid`.
-//! * Not there: textures, arrays, managed memory, peers, linking, interoperation with graphics. Those functions
-//!   exist and return `CUDA_ERROR_NOT_SUPPORTED`.
+//! * Not there: textures, arrays, managed memory, peers, linking, interoperation with graphics. Those
+//!   functions exist and return `CUDA_ERROR_NOT_SUPPORTED`.
 // Names are NVIDIA's.
 #![allow(non_snake_case)]
+
+/// What the name of every emulated device begins with.
+pub const EMULATED: &str = "ptx_sim (emulated";
 
 pub mod abi;
 mod allocation;
@@ -46,8 +56,8 @@ pub use allocation::*;
 pub use capture::*;
 pub use context::*;
 pub use control::{
-    LaunchRecord, last_error, last_fault, set_seed, set_workers, take_counters, take_last_error,
-    take_last_fault, take_launch_log,
+    LaunchRecord, forgive_faults, last_error, last_fault, print_faults, set_seed, set_workers, take_counters,
+    take_last_error, take_last_fault, take_launch_log,
 };
 pub use device::*;
 pub use functions::{NAMES, function};

@@ -16,7 +16,7 @@ use crate::Entry;
 /// A loaded module, with the handles given out for its functions.
 pub(super) struct LoadedModule {
     pub module: Arc<crate::Module>,
-    context: usize,
+    pub context: usize,
     functions: Mutex<HashMap<String, usize>>,
 }
 
@@ -345,6 +345,11 @@ pub unsafe extern "C" fn cuModuleGetFunction(
                 format!("no kernel {name}; the module has {}", all.join(", ")),
             );
         };
+        if let Some(refusal) = module.module.refusal(&name) {
+            let text = format!("kernel {name} cannot run here: {refusal}");
+            control::tell(&text);
+            return fail(CUDA_ERROR_NOT_SUPPORTED, text);
+        }
         let known = lock(&module.functions).get(&name).copied();
         let function = known.unwrap_or_else(|| {
             let function = FUNCTIONS.insert(Arc::new(Function {

@@ -4,6 +4,7 @@ use std::ffi::{c_uint, c_void};
 use std::sync::Arc;
 
 use super::abi::*;
+use super::context;
 use super::control::{self, LaunchRecord};
 use super::module::Function;
 use super::state::{Failure, Outcome, device};
@@ -113,8 +114,12 @@ impl KernelCall {
             Ok(_) => Ok(()),
             Err(fault) => {
                 let text = fault.to_string();
+                let code = code_of(fault.kind);
                 control::set_last_fault(text.clone());
-                Err(Failure { code: code_of(fault.kind), text })
+                if fault.kind != FaultKind::InvalidLaunch && !control::forgives_faults() {
+                    context::break_down(self.function.module.context, code, &text);
+                }
+                Err(Failure { code, text })
             }
         }
     }
@@ -126,6 +131,7 @@ fn code_of(kind: FaultKind) -> CUresult {
         FaultKind::InvalidLaunch => CUDA_ERROR_INVALID_VALUE,
         FaultKind::OutOfBounds | FaultKind::UseAfterFree => CUDA_ERROR_ILLEGAL_ADDRESS,
         FaultKind::Misaligned => CUDA_ERROR_MISALIGNED_ADDRESS,
+        FaultKind::Assertion => CUDA_ERROR_ASSERT,
         FaultKind::Deadlock => CUDA_ERROR_LAUNCH_TIMEOUT,
         FaultKind::InvalidOperand => CUDA_ERROR_ILLEGAL_INSTRUCTION,
         // What a GPU would let pass, with wrong results at some time: an unspecified failure.

@@ -6,8 +6,9 @@
 //!   pace, drawn at issue:  all at once │ read at once, land late │ a step now and then │ not before somebody waits
 //! ```
 //!
-//! An operation makes progress at issue, between the turns of warps, when its deadline passes, when a wait that covers
-//! it forces it, and when no warp can run. What it touches in shared memory was checked and marked at issue.
+//! An operation makes progress at issue, between the turns of warps, when its deadline passes, when a wait
+//! that covers it forces it, and when no warp can run. What it touches in shared memory was checked and
+//! marked at issue.
 
 pub(crate) mod transfer;
 
@@ -97,7 +98,8 @@ impl Surroundings<'_, '_> {
         Ok(true)
     }
 
-    /// Completes every operation that a wait covers; with `read_only`, only as far as the source is concerned.
+    /// Completes every operation that a wait covers; with `read_only`, only as far as the source is
+    /// concerned.
     pub fn force(&mut self, covered: impl Fn(&Operation) -> bool, read_only: bool) -> Result<(), Failure> {
         let mut at = 0;
         while at < self.cluster.engine.operations.len() {

@@ -1,6 +1,7 @@
 //! Global memory as the copy engine reads and writes it: lines of bytes, and boxes of tensors.
 //!
-//! The data of a box is a copy of what shared memory holds from the box's address on, swizzled as it is there.
+//! The data of a box is a copy of what shared memory holds from the box's address on, swizzled as it is
+//! there.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
@@ -83,8 +84,8 @@ pub(crate) fn may_prefetch(env: &Environment<'_>, address: u64, bytes: u64) -> R
     Finder { env, waited: true, last: None }.find(address, bytes, "prefetch").map(|_| ())
 }
 
-/// Bytes `at` and on of `allocation`, and whether each has been written, into `to`; calls `missing` for each that has
-/// not.
+/// Bytes `at` and on of `allocation`, and whether each has been written, into `to`; calls `missing` for each
+/// that has not.
 fn load(allocation: &Allocation, at: usize, to: &mut [u8], mut missing: impl FnMut(usize)) {
     // SAFETY: the range was found to be inside the allocation; it is shared only as atomics.
     unsafe {
@@ -179,7 +180,8 @@ fn sectors(address: u64, bytes: u64) -> u64 {
     if bytes == 0 { 0 } else { ((address + bytes - 1) >> 5) - (address >> 5) + 1 }
 }
 
-/// What shared memory is to hold from `shared` on, and the words of it that come from bytes nobody has written.
+/// What shared memory is to hold from `shared` on, and the words of it that come from bytes nobody has
+/// written.
 pub(super) fn read(
     env: &Environment<'_>,
     waited: bool,

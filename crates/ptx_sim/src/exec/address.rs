@@ -83,8 +83,8 @@ pub(crate) unsafe fn addresses(ctx: &Ctx<'_>, inst: &Inst) -> [u64; 32] {
     at
 }
 
-/// Carries an instruction on generic addresses out window by window: `f` gets the addresses within the window,
-/// with `ctx.exec` set to the lanes concerned.
+/// Carries an instruction on generic addresses out window by window: `f` gets the addresses within the
+/// window, with `ctx.exec` set to the lanes concerned.
 #[inline(always)]
 pub(crate) fn by_window(
     ctx: &mut Ctx<'_>,
@@ -134,8 +134,8 @@ impl Ctx<'_> {
         Some(self.stop(FaultKind::Misaligned, lanes, detail))
     }
 
-    /// One name for a location, whichever way it is addressed: an address of global memory, or of shared memory (`base`
-    /// is then [`SHARED`]).
+    /// One name for a location, whichever way it is addressed: an address of global memory, or of shared
+    /// memory (`base` is then [`SHARED`]).
     fn location(&self, address: u64, base: u64) -> u64 {
         match address >> 24 {
             0 if base == SHARED => base | (self.rank as u64 + 1) << 24 | address,

@@ -1,11 +1,11 @@
 //! `cp.async` (ISA "Data Movement and Conversion Instructions: cp.async").
 //!
-//! A copy may read its source and write its destination at any time from its issue to the wait that covers it.
-//! When exactly is drawn from the seed. Until the issuing thread has waited, nobody may touch the destination:
-//! its bytes are marked in the bookkeeping of shared memory, whether or not they have landed.
+//! A copy may read its source and write its destination at any time from its issue to the wait that covers
+//! it. When exactly is drawn from the seed. Until the issuing thread has waited, nobody may touch the
+//! destination: its bytes are marked in the bookkeeping of shared memory, whether or not they have landed.
 //!
-//! Copies that an mbarrier shall track move from the warp to the engine of the cluster, with the arrival that they
-//! trigger.
+//! Copies that an mbarrier shall track move from the warp to the engine of the cluster, with the arrival that
+//! they trigger.
 
 use super::address::addresses;
 use super::global::{locate, sectors};
@@ -21,8 +21,9 @@ pub(crate) const SIZED: u32 = 1;
 /// The operand in `c` is an ignore-source predicate.
 pub(crate) const IGNORABLE: u32 = 2;
 
-/// `cp.async.{ca,cg}.shared.global [a], [b], cp-size{, src-size}`: destination in `a` + `imm` (flags in `target`),
-/// source in `b` + `e`, size in the low bits of `d` (see [`SIZED`]), source size or predicate in `c`.
+/// `cp.async.{ca,cg}.shared.global [a], [b], cp-size{, src-size}`: destination in `a` + `imm` (flags in
+/// `target`), source in `b` + `e`, size in the low bits of `d` (see [`SIZED`]), source size or predicate in
+/// `c`.
 ///
 /// # Safety
 /// As for [`super::Handler`].
@@ -202,7 +203,8 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Next
 }
 
-/// Counts a copy as made now instead of at its issue: a fence of the warp in between was none for what had not landed.
+/// Counts a copy as made now instead of at its issue: a fence of the warp in between was none for what had
+/// not landed.
 fn postpone(ctx: &mut Ctx<'_>, copy: &mut SmallCopy) {
     let agent = ctx.warp.agent;
     let (by, now) = (copy.by, Access::new(agent, ctx.warp.clock.time(agent), copy.by.pc(), false));

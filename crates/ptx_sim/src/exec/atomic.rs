@@ -1,8 +1,8 @@
-//! `atom` and `red` (ISA "Parallel Synchronization and Communication Instructions: atom, red"), of one value or, for `red`, of a
-//! vector, each of whose elements is added atomically by itself.
+//! `atom` and `red` (ISA "Parallel Synchronization and Communication Instructions: atom, red"), of one value
+//! or, for `red`, of a vector, each of whose elements is added atomically by itself.
 //!
-//! Lanes are served one after the other, beginning at a lane that the seed chooses: the order is not defined, and
-//! floating-point sums show it.
+//! Lanes are served one after the other, beginning at a lane that the seed chooses: the order is not defined,
+//! and floating-point sums show it.
 
 use std::marker::PhantomData;
 
@@ -212,7 +212,8 @@ unsafe fn global_vector<F: Fn(u32, u32) -> u32 + Copy>(
     let mut changed = false;
     for (part, &slot) in slot_list(ctx, inst).iter().enumerate() {
         let offset = part * size_of::<u32>();
-        // SAFETY: the decoder lists slots of `u32`; located lanes are aligned and in bounds, and shadows are as the data.
+        // SAFETY: the decoder lists slots of `u32`; located lanes are aligned and in bounds, and shadows are
+        // as the data.
         unsafe {
             if located.shadowed {
                 let mut unwritten = 0;

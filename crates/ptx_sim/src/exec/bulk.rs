@@ -1,5 +1,6 @@
 //! Bulk copies (ISA "Data Movement and Conversion Instructions: cp.async.bulk, cp.reduce.async.bulk,
-//! cp.async.bulk.tensor, cp.async.bulk.prefetch, st.async"). What happens after issue is in [`crate::engine`].
+//! cp.async.bulk.tensor, cp.async.bulk.prefetch, st.async"). What happens after issue is in
+//! [`crate::engine`].
 //!
 //! ```text
 //!   list of operands, an address being slot, offset, 1 if the slot has 32-bit lanes:
@@ -215,8 +216,8 @@ impl<'a> Ctx<'a> {
     }
 }
 
-/// `cp.async.bulk{.tensor}` to shared memory: list `imm`, rank of the tensor or 0 for a line in `d`, size of a line in
-/// `b`; see [`kind`] for `e`.
+/// `cp.async.bulk{.tensor}` to shared memory: list `imm`, rank of the tensor or 0 for a line in `d`, size of
+/// a line in `b`; see [`kind`] for `e`.
 ///
 /// # Safety
 /// As for [`super::Handler`].
@@ -238,8 +239,8 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
     let (rank, e) = (inst.d, inst.e);
     let list = ctx.list(inst.imm, 3 * ADDRESS + rank as usize);
     let (own_list, from) = list.split_at(2 * ADDRESS);
-    // SAFETY: the decoder lists two addresses, then an address and the slots of coordinates; `b` and `c` are slots of
-    // 32-bit lanes where they are used.
+    // SAFETY: the decoder lists two addresses, then an address and the slots of coordinates; `b` and `c` are
+    // slots of 32-bit lanes where they are used.
     unsafe {
         let (to, barrier) = (ctx.address_of(own_list, lane), ctx.address_of(&own_list[ADDRESS..], lane));
         let (global, bytes, align) = if rank > 0 {
@@ -281,8 +282,8 @@ unsafe fn load_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), F
     Ok(())
 }
 
-/// `cp.async.bulk{.tensor}` and `cp.reduce.async.bulk{.tensor}` to global memory: list `imm`, rank of the tensor or 0 for
-/// a line in `d`, size of a line in `b`, 0 or one more than the number of a reduction in `e`.
+/// `cp.async.bulk{.tensor}` and `cp.reduce.async.bulk{.tensor}` to global memory: list `imm`, rank of the
+/// tensor or 0 for a line in `d`, size of a line in `b`, 0 or one more than the number of a reduction in `e`.
 ///
 /// # Safety
 /// As for [`super::Handler`].
@@ -303,7 +304,8 @@ unsafe fn store_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), 
     let list = ctx.list(inst.imm, 2 * ADDRESS + rank as usize);
     let (from, to) = list.split_at(ADDRESS);
     let mut reduce = inst.e.checked_sub(1).map(Reduction::number);
-    // SAFETY: the decoder lists an address, then an address and the slots of coordinates; `b` is a slot of 32-bit lanes.
+    // SAFETY: the decoder lists an address, then an address and the slots of coordinates; `b` is a slot of
+    // 32-bit lanes.
     let (from, to, bytes, align) = unsafe {
         let from = ctx.address_of(from, lane);
         if rank > 0 {
@@ -332,10 +334,11 @@ unsafe fn store_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), 
     ctx.issue(lane, Work::Store { from, bytes, to, reduce }, &clock, group)
 }
 
-/// `cp.async.bulk.prefetch{.tensor}.L2.global`: list `imm`, rank of the tensor or 0 for a line in `d`, size of a line in `b`.
+/// `cp.async.bulk.prefetch{.tensor}.L2.global`: list `imm`, rank of the tensor or 0 for a line in `d`, size
+/// of a line in `b`.
 ///
-/// There is no L2 to fill, so that nothing is read: neither the wait for a predecessor nor initialisation is asked for. A line that a
-/// copy could not have is a mistake all the same.
+/// There is no L2 to fill, so that nothing is read: neither the wait for a predecessor nor initialisation is
+/// asked for. A line that a copy could not have is a mistake all the same.
 ///
 /// # Safety
 /// As for [`super::Handler`].
@@ -353,7 +356,8 @@ pub(crate) unsafe fn prefetch(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
 /// As for [`super::Handler`].
 unsafe fn prefetch_lane(ctx: &mut Ctx<'_>, inst: &Inst, lane: usize) -> Result<(), Flow> {
     let list = ctx.list(inst.imm, ADDRESS + inst.d as usize);
-    // SAFETY: the decoder lists an address and the slots of coordinates; `b` is a slot of 32-bit lanes where it is used.
+    // SAFETY: the decoder lists an address and the slots of coordinates; `b` is a slot of 32-bit lanes where
+    // it is used.
     let (address, bytes) = unsafe {
         if inst.d > 0 {
             // A box may hang over its tensor's edges.
@@ -425,8 +429,8 @@ pub(crate) unsafe fn wait(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Next
 }
 
-/// `st.async.mbarrier::complete_tx::bytes`: list `imm` holds the destination, the mbarrier, and the `d` slots of the
-/// values, `e` bytes each.
+/// `st.async.mbarrier::complete_tx::bytes`: list `imm` holds the destination, the mbarrier, and the `d` slots
+/// of the values, `e` bytes each.
 ///
 /// # Safety
 /// As for [`super::Handler`].

@@ -1,5 +1,5 @@
-//! `griddepcontrol` (ISA "Parallel Synchronization and Communication Instructions: griddepcontrol"), and the check of
-//! what may be touched before it; the rule is in [`crate::state::overlap`].
+//! `griddepcontrol` (ISA "Parallel Synchronization and Communication Instructions: griddepcontrol"), and the
+//! check of what may be touched before it; the rule is in [`crate::state::overlap`].
 
 use std::sync::atomic::Ordering::Relaxed;
 

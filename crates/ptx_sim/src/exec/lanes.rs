@@ -1,8 +1,8 @@
 //! Register-to-register instructions: a function of scalars, applied to 32 lanes.
 //!
-//! `binary(|a: u32, b: u32| a.wrapping_add(b))` makes the handler of `add.u32`. The function is applied to every
-//! lane, executing or not, and only executing lanes are written, which leaves loops without branches that the
-//! compiler vectorises. Functions must therefore be total: no panics, whatever the registers hold.
+//! `binary(|a: u32, b: u32| a.wrapping_add(b))` makes the handler of `add.u32`. The function is applied to
+//! every lane, executing or not, and only executing lanes are written, which leaves loops without branches
+//! that the compiler vectorises. Functions must therefore be total: no panics, whatever the registers hold.
 //!
 //! A function's type carries all there is to know of it (it captures nothing), so a handler is an ordinary
 //! function pointer. Each is compiled twice: for the baseline CPU, and for AVX2 and FMA.
@@ -98,8 +98,8 @@ lane! {
 #[inline(always)]
 pub(crate) fn instance<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0, "a lane function may not capture anything") };
-    // SAFETY: `F` has no bytes to be wrong, and as it is `Copy`, the instance that the maker of the handler was
-    // given may be duplicated.
+    // SAFETY: `F` has no bytes to be wrong, and as it is `Copy`, the instance that the maker of the handler
+    // was given may be duplicated.
     unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
@@ -206,7 +206,8 @@ impl<A: Lane, F: Fn(A, A) -> bool + Copy> Body for Compare<A, F> {
     }
 }
 
-/// `setp`: `d = f(a, b)` combined with predicate `c` as `imm` says; with [`combine::PAIR`], `e` gets `!f(a, b)`.
+/// `setp`: `d = f(a, b)` combined with predicate `c` as `imm` says; with [`combine::PAIR`], `e` gets `!f(a,
+/// b)`.
 pub(crate) fn compare<A: Lane, F: Fn(A, A) -> bool + Copy>(_: F) -> Handler {
     handler::<Compare<A, F>>()
 }
@@ -301,8 +302,8 @@ pub(crate) fn carry<T: Lane, F: Fn(T, T, T, bool) -> (T, bool) + Copy>(_: F) -> 
     handler::<Carry<T, F>>()
 }
 
-/// Like [`ternary`], with `inst.imm` as a fourth argument: for the less frequent variants of an instruction, which
-/// are told apart lane by lane.
+/// Like [`ternary`], with `inst.imm` as a fourth argument: for the less frequent variants of an instruction,
+/// which are told apart lane by lane.
 pub(crate) fn flagged<A: Lane, B: Lane, C: Lane, R: Lane, F: Fn(A, B, C, u64) -> R + Copy>(_: F) -> Handler {
     struct Flagged<A, B, C, R, F>(PhantomData<(A, B, C, R, F)>);
     impl<A: Lane, B: Lane, C: Lane, R: Lane, F: Fn(A, B, C, u64) -> R + Copy> Body for Flagged<A, B, C, R, F> {

@@ -1,9 +1,10 @@
-//! mbarrier operations (ISA "Parallel Synchronization and Communication Instructions: mbarrier"); the counting is in
-//! [`crate::state::mbarrier`].
+//! mbarrier operations (ISA "Parallel Synchronization and Communication Instructions: mbarrier"); the
+//! counting is in [`crate::state::mbarrier`].
 //!
-//! `try_wait` suspends its lanes until the phase of one of them completes, and then says how things are. When nothing
-//! else can happen any more, it times out. Under odd seeds it may time out at any time, as on the GPU; under even ones
-//! the number of times that a loop around it runs does not depend on the timing, nor then do the counters.
+//! `try_wait` suspends its lanes until the phase of one of them completes, and then says how things are. When
+//! nothing else can happen any more, it times out. Under odd seeds it may time out at any time, as on the
+//! GPU; under even ones the number of times that a loop around it runs does not depend on the timing, nor
+//! then do the counters.
 
 use super::address::{SHARED, addresses, window_of};
 use super::shared::block_of;

@@ -4,8 +4,8 @@
 //!   Inst { run, d, a, b, c, .. }      run: fn(&mut Ctx, &Inst) -> Flow
 //! ```
 //!
-//! Every handler exists twice, compiled for the baseline CPU and for AVX2 + FMA, and [`lanes`] gives the decoder the
-//! one that the host can run. Handlers know the state of the machine and not who decoded them.
+//! Every handler exists twice, compiled for the baseline CPU and for AVX2 + FMA, and [`lanes`] gives the
+//! decoder the one that the host can run. Handlers know the state of the machine and not who decoded them.
 
 pub(crate) mod address;
 pub(crate) mod asynchronous;
@@ -18,9 +18,11 @@ pub(crate) mod grid;
 pub(crate) mod lanes;
 pub(crate) mod mbarrier;
 pub(crate) mod parameter;
+mod printf;
 pub(crate) mod shared;
 pub(crate) mod shuffle;
 pub(crate) mod special;
+pub(crate) mod system;
 pub(crate) mod tensor;
 pub(crate) mod wgmma;
 

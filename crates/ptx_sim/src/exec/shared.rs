@@ -9,8 +9,8 @@ use crate::state::race::{Access, Hazard};
 
 /// Which block's shared memory an address in the shared window means, and where in it.
 ///
-/// Bits 24 and up are 0 for the block's own, else one more than the rank in the cluster. A block that has exited has
-/// no shared memory any more.
+/// Bits 24 and up are 0 for the block's own, else one more than the rank in the cluster. A block that has
+/// exited has no shared memory any more.
 #[inline(always)]
 pub(crate) fn block_of(ctx: &Ctx<'_>, address: u64) -> Option<(usize, u64)> {
     match (address >> 24) as usize {
@@ -26,8 +26,8 @@ pub(crate) fn block_of(ctx: &Ctx<'_>, address: u64) -> Option<(usize, u64)> {
 
 /// Passes over shared memory beyond the least for accesses of this width.
 ///
-/// There are 32 banks of 4 bytes. Lanes are served 32, 16 or 8 at a time for up to 4, 8 or 16 bytes each; lanes
-/// that want one word are served together, different words of one bank one after the other.
+/// There are 32 banks of 4 bytes. Lanes are served 32, 16 or 8 at a time for up to 4, 8 or 16 bytes each;
+/// lanes that want one word are served together, different words of one bank one after the other.
 pub(crate) fn bank_conflicts(exec: Mask, addresses: &[u64; 32], bytes: u32) -> u64 {
     let words = bytes.div_ceil(4);
     let group = 32 / words.max(1) as usize;

@@ -33,8 +33,8 @@ pub(crate) unsafe fn switch(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
     Flow::Switch
 }
 
-/// `call`: copies arguments into the callee's parameters and goes there. List `imm` holds `b` triples of source,
-/// destination and length in local memory.
+/// `call`: copies arguments into the callee's parameters and goes there. List `imm` holds `b` triples of
+/// source, destination and length in local memory.
 ///
 /// # Safety
 /// As for [`super::Handler`].

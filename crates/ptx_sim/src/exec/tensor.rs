@@ -1,5 +1,5 @@
-//! `ldmatrix`, `stmatrix`, `movmatrix` and `mma.sync` (ISA "Warp-level Matrix Instructions"). The fragment layouts and the
-//! arithmetic are in [`crate::ldmatrix`] and [`crate::mma`].
+//! `ldmatrix`, `stmatrix`, `movmatrix` and `mma.sync` (ISA "Warp-level Matrix Instructions"). The fragment
+//! layouts and the arithmetic are in [`crate::ldmatrix`] and [`crate::mma`].
 
 use std::marker::PhantomData;
 
@@ -26,8 +26,8 @@ impl Ctx<'_> {
     }
 }
 
-/// `ldmatrix.sync.aligned.m8n8.x{1,2,4}{.trans}.shared.b16`: `e` registers in list `b`, address in `a`; `.trans` if `c`
-/// is not zero.
+/// `ldmatrix.sync.aligned.m8n8.x{1,2,4}{.trans}.shared.b16`: `e` registers in list `b`, address in `a`;
+/// `.trans` if `c` is not zero.
 ///
 /// # Safety
 /// As for [`Handler`].

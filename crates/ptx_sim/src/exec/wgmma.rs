@@ -1,8 +1,9 @@
-//! `wgmma`, `setmaxnreg` (ISA "Asynchronous warpgroup level matrix instructions", "setmaxnreg"). Layouts and arithmetic
-//! are in [`crate::wgmma`], the state of warpgroups in [`crate::state::warpgroup`].
+//! `wgmma`, `setmaxnreg` (ISA "Asynchronous warpgroup level matrix instructions", "setmaxnreg"). Layouts and
+//! arithmetic are in [`crate::wgmma`], the state of warpgroups in [`crate::state::warpgroup`].
 //!
-//! The four warps meet at a `wgmma.mma_async`, and the last one to come issues it for all. Its operands in shared memory
-//! are checked then; they are read then or later, and the accumulators written at once or when a wait demands it.
+//! The four warps meet at a `wgmma.mma_async`, and the last one to come issues it for all. Its operands in
+//! shared memory are checked then; they are read then or later, and the accumulators written at once or when
+//! a wait demands it.
 
 use super::{Ctx, FULL, Flow, Inst, Stop, Wait};
 use crate::engine::Failure;
@@ -42,7 +43,8 @@ pub(crate) mod kind {
 /// Bits of a descriptor that have no meaning.
 const RESERVED: u64 = 3 << 14 | 3 << 30 | 7 << 46 | 0x3ff << 52;
 
-/// An instruction is about to use registers: are they in the hands of a `wgmma`? `false` if so; the launch ends.
+/// An instruction is about to use registers: are they in the hands of a `wgmma`? `false` if so; the launch
+/// ends.
 pub(crate) fn check_registers(ctx: &mut Ctx<'_>) -> bool {
     let code = ctx.code;
     for touched in code.touched(ctx.pc) {
@@ -93,8 +95,9 @@ impl Ctx<'_> {
     }
 }
 
-/// `wgmma.mma_async.sync.aligned.m64nNkK`: list `imm` holds the slots of D and then those of A, if A is in registers;
-/// `d` is the number of D's, `a` and `b` are descriptors, `c` is `scale-d`, `target` is N; the rest is in `e`, see [`kind`].
+/// `wgmma.mma_async.sync.aligned.m64nNkK`: list `imm` holds the slots of D and then those of A, if A is in
+/// registers; `d` is the number of D's, `a` and `b` are descriptors, `c` is `scale-d`, `target` is N; the
+/// rest is in `e`, see [`kind`].
 ///
 /// # Safety
 /// As for [`super::Handler`].
@@ -314,7 +317,8 @@ fn fetch(
     Ok((matrix_a, matrix_b))
 }
 
-/// Elements with bytes that nobody has written, one bit each in `hollow`, become NaN: what depends on them shows it.
+/// Elements with bytes that nobody has written, one bit each in `hollow`, become NaN: what depends on them
+/// shows it.
 #[cold]
 fn poison(bytes: &mut [u8; 16], hollow: u16, ty: Operand) {
     let size = ty.bytes();
@@ -353,8 +357,8 @@ fn finish(ctx: &mut Ctx<'_>, group: usize, number: u32) {
         };
         let columns = operation.n as usize / 8;
         let lists = &ctx.code.lists[operation.slots as usize..];
-        // SAFETY: the decoder listed the accumulators' slots, 32-bit lanes each, in the register file of the entry, which
-        // all its warps have.
+        // SAFETY: the decoder listed the accumulators' slots, 32-bit lanes each, in the register file of the
+        // entry, which all its warps have.
         unsafe {
             if operation.half {
                 apply(&files, &lists[..2 * columns], |d: &mut [[Lanes; 2]]| {

@@ -15,8 +15,8 @@
 //! decide the rounding. Nothing is rounded twice. Widening conversions are exact by nature.
 //!
 //! The ISA leaves the payload of a NaN result open; the one that NVIDIA's hardware and CUDA's headers write,
-//! all mantissa bits set and positive, is used. Subnormals are kept everywhere; `.ftz` is [`flush_f32`] on the
-//! operand and on the result.
+//! all mantissa bits set and positive, is used. Subnormals are kept everywhere; `.ftz` is [`flush_f32`] on
+//! the operand and on the result.
 
 mod directed;
 mod fp8;
@@ -25,7 +25,7 @@ mod integer;
 mod tf32;
 
 pub(crate) use directed::add_to_odd;
-pub use directed::{add_f32, fma_f32, mul_f32, sqrt_f32};
+pub use directed::{add_f32, add_f64, div_f64, fma_f32, fma_f64, mul_f32, mul_f64, sqrt_f32, sqrt_f64};
 pub use fp8::{
     E4M3_TO_F32, E5M2_TO_F32, e4m3_to_f16, e4m3_to_f32, e4m3x2_to_f16x2, e5m2_to_f16, e5m2_to_f32,
     e5m2x2_to_f16x2, f16x2_to_e4m3x2, f16x2_to_e5m2x2, f32_to_e4m3_satfinite, f32_to_e5m2_satfinite,

@@ -1,8 +1,8 @@
 //! `mma.sync.aligned`: warp-level matrix multiply-accumulate on register fragments (ISA "Warp-level matrix
 //! instructions: mma").
 //!
-//! All shapes are `m16n8k*` with A row-major and B column-major. A register of an operand holds one core matrix
-//! (8 rows of 16 bytes, see [`Core`]), and the fragments are these blocks:
+//! All shapes are `m16n8k*` with A row-major and B column-major. A register of an operand holds one core
+//! matrix (8 rows of 16 bytes, see [`Core`]), and the fragments are these blocks:
 //!
 //! ```text
 //!   A: 16 x K                     B: K x 8 (rows below are columns n)     C, D: 16 x 8, f32
@@ -18,9 +18,10 @@
 //! partial sum is a multiple of 2^-18 below 2^35) and otherwise rounds each partial sum to 53 bits. The sum
 //! plus `c` is rounded once, to nearest even, to the accumulator type. NaN results are canonical.
 //!
-//! Tensor cores do less than that on FP8: they align the products of a step and the accumulator to the largest
-//! exponent, cut off what lies below a fixed number of fraction bits, and truncate the result. [`Truncation`] models it,
-//! with the parameters that others measured, where [`TensorCores::Hardware`] asks for it; the default is the definition.
+//! Tensor cores do less than that on FP8: they align the products of a step and the accumulator to the
+//! largest exponent, cut off what lies below a fixed number of fraction bits, and truncate the result.
+//! [`Truncation`] models it, with the parameters that others measured, where [`TensorCores::Hardware`] asks
+//! for it; the default is the definition.
 
 mod element;
 mod tile;
@@ -66,12 +67,12 @@ fn multiply_truncated<const W: usize, F: Fragment>(
     }
 }
 
-/// Multiplies the 16-row fragments of A of `W` warps with 8-column panels of B, both as core matrices in fragment
-/// order, for one step of 32 bytes of K; see [`tile`]. Sums are exact without a `model`.
+/// Multiplies the 16-row fragments of A of `W` warps with 8-column panels of B, both as core matrices in
+/// fragment order, for one step of 32 bytes of K; see [`tile`]. Sums are exact without a `model`.
 ///
 /// # Panics
-/// If the types cannot be multiplied with each other, or not with a model, or `d` has another length than warps times
-/// panels.
+/// If the types cannot be multiplied with each other, or not with a model, or `d` has another length than
+/// warps times panels.
 pub(crate) fn multiply_panels<const W: usize, F: Fragment>(
     types: (Operand, Operand),
     model: Option<Truncation>,

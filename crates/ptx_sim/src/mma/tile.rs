@@ -139,8 +139,8 @@ pub(crate) struct Mode {
     pub accumulate: bool,
 }
 
-/// `d[warp * panels + panel]` gets the product of the 16 rows of `warp` and the 8 columns of `panel`, for each of
-/// the `W` warps of `a` and all panels of `b`.
+/// `d[warp * panels + panel]` gets the product of the 16 rows of `warp` and the 8 columns of `panel`, for
+/// each of the `W` warps of `a` and all panels of `b`.
 #[inline(always)]
 fn panels_body<A: Element, B: Element, F: Fragment, const W: usize, const K: usize, const FUSED: bool>(
     mode: Mode,

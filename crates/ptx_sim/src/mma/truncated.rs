@@ -6,14 +6,14 @@
 //!   d     = sum * quantum, cut to the accumulator's bits
 //! ```
 //!
-//! Products of FP8 numbers are exact in `f32`, and dividing by a power of two changes no bit of them. Terms are below
-//! `2^(fraction_bits + 2)`: with up to 16 fraction bits the sum of 33 of them is a whole number that `f32` holds, with
-//! more they are summed in `f64`.
-//! Elements with NaN, infinities or an accumulator below the smallest quantum take the slow way, [`Truncation::step_sum`].
+//! Products of FP8 numbers are exact in `f32`, and dividing by a power of two changes no bit of them. Terms
+//! are below `2^(fraction_bits + 2)`: with up to 16 fraction bits the sum of 33 of them is a whole number
+//! that `f32` holds, with more they are summed in `f64`. Elements with NaN, infinities or an accumulator
+//! below the smallest quantum take the slow way, [`Truncation::step_sum`].
 
 use super::element::{Core, Element, decode};
 use super::tile::Mode;
-use super::truncation::Truncation;
+use super::truncation::{Truncation, last_sum};
 use super::{Accumulators, HalfAccumulators, Operand};
 use crate::formats::f16_to_f32;
 
@@ -44,7 +44,13 @@ fn scale(value: f32, least: f32) -> f32 {
 }
 
 #[inline(always)]
-fn read_rows<E: Element, const K: usize>(cores: &[Core], sign: f32, least: f32, rows: &mut Rows<K>) {
+fn read_rows<E: Element, const K: usize>(
+    cores: &[Core],
+    sign: f32,
+    least: f32,
+    model: Truncation,
+    rows: &mut Rows<K>,
+) {
     let width = 16 / E::BYTES;
     let mut values = [0.0; 128];
     for (i, core) in cores.iter().enumerate() {
@@ -53,8 +59,9 @@ fn read_rows<E: Element, const K: usize>(cores: &[Core], sign: f32, least: f32, 
             let (m, first) = (8 * (i % 2) + row, width * (i / 2));
             for k in 0..width {
                 let value = values[width * row + k] as f32;
-                rows.values[m][first + k] = sign * value;
-                rows.scales[m][first + k] = scale(value, least);
+                let at = model.position(first + k, K);
+                rows.values[m][at] = sign * value;
+                rows.scales[m][at] = scale(value, least);
                 rows.finite[m] &= value.is_finite();
             }
         }
@@ -62,17 +69,18 @@ fn read_rows<E: Element, const K: usize>(cores: &[Core], sign: f32, least: f32, 
 }
 
 #[inline(always)]
-fn columns<E: Element, const K: usize>(cores: &[Core], least: f32) -> Columns<K> {
+fn columns<E: Element, const K: usize>(cores: &[Core], least: f32, model: Truncation) -> Columns<K> {
     let width = 16 / E::BYTES;
     let mut columns = Columns { values: [[0.0; 8]; K], scales: [[0.0; 8]; K], finite: true };
     let mut values = [0.0; 128];
     for (block, core) in cores.iter().enumerate() {
         decode::<E>(core, &mut values);
         for k in 0..width {
+            let at = model.position(width * block + k, K);
             for n in 0..8 {
                 let value = values[width * n + k] as f32;
-                columns.values[width * block + k][n] = value;
-                columns.scales[width * block + k][n] = scale(value, least);
+                columns.values[at][n] = value;
+                columns.scales[at][n] = scale(value, least);
                 columns.finite &= value.is_finite();
             }
         }
@@ -80,9 +88,12 @@ fn columns<E: Element, const K: usize>(cores: &[Core], least: f32) -> Columns<K>
     columns
 }
 
-/// A fragment whose accumulators this file can read and write, element by element in the order of [`super::tile`].
+/// A fragment whose accumulators this file can read and write, element by element in the order of
+/// [`super::tile`].
 pub(crate) trait Sum {
     fn get(&self, row: usize, column: usize) -> f32;
+    fn set(&mut self, row: usize, column: usize, value: f32);
+    /// Sets an element to the sum of a step.
     fn put(&mut self, row: usize, column: usize, sum: f64, model: Truncation);
 }
 
@@ -100,9 +111,14 @@ impl Sum for Accumulators {
     }
 
     #[inline(always)]
-    fn put(&mut self, row: usize, column: usize, sum: f64, model: Truncation) {
+    fn set(&mut self, row: usize, column: usize, value: f32) {
         let (half, lane, odd) = place(row, column);
-        self[2 * half + odd][lane] = model.to_f32(sum).to_bits();
+        self[2 * half + odd][lane] = value.to_bits();
+    }
+
+    #[inline(always)]
+    fn put(&mut self, row: usize, column: usize, sum: f64, model: Truncation) {
+        self.set(row, column, model.to_f32(sum));
     }
 }
 
@@ -114,6 +130,11 @@ impl Sum for HalfAccumulators {
     }
 
     #[inline(always)]
+    fn set(&mut self, row: usize, column: usize, value: f32) {
+        self.put(row, column, f64::from(value), Truncation::HOPPER_FP8);
+    }
+
+    #[inline(always)]
     fn put(&mut self, row: usize, column: usize, sum: f64, _: Truncation) {
         let (half, lane, odd) = place(row, column);
         let bits = u32::from(Truncation::to_f16(sum)) << (16 * odd);
@@ -121,7 +142,8 @@ impl Sum for HalfAccumulators {
     }
 }
 
-/// One row of a step: its sums before rounding; of the columns in the result's mask they must be formed the slow way.
+/// One row of a step: its sums before rounding; of the columns in the result's mask they must be formed the
+/// slow way.
 #[inline(always)]
 fn row_sums<const K: usize>(
     (a, a_scales): (&[f32], &[f32]),
@@ -143,7 +165,8 @@ fn row_sums<const K: usize>(
     for n in 0..8 {
         let bits = largest[n].to_bits().max(scale(c[n], f32::MIN_POSITIVE).to_bits());
         let field = (bits >> 23) as i32;
-        // The inverse of the quantum must be an f32; infinities and NaN have no exponent. A field of 0: all is zero.
+        // The inverse of the quantum must be an f32; infinities and NaN have no exponent. A field of 0: all
+        // is zero.
         let plain = field > fraction_bits && field < 255 || field == 0;
         slow |= u32::from(!plain) << n;
         let usable = if plain && field > 0 { field } else { 127 };
@@ -228,19 +251,20 @@ fn panels_body<A: Element, B: Element, F: Sum, const W: usize, const K: usize>(
     // (Loops rather than closures: a closure would not be compiled for the caller's instruction set.)
     let mut tiles = [Rows::<K>::ZERO; W];
     for (rows, cores) in tiles.iter_mut().zip(a.chunks_exact(a_cores)) {
-        read_rows::<A, K>(cores, sign, power(least.0), rows);
+        read_rows::<A, K>(cores, sign, power(least.0), model, rows);
     }
     for (panel, cores) in b.chunks_exact(b_cores).enumerate() {
-        let columns = columns::<B, K>(cores, power(least.1));
+        let columns = columns::<B, K>(cores, power(least.1), model);
         for (warp, rows) in tiles.iter().enumerate() {
             let fragment = &mut d[warp * panels + panel];
             for row in 0..16 {
-                let mut c = [0f32; 8];
+                let mut given = [0f32; 8];
                 if mode.accumulate {
                     for column in 0..8 {
-                        c[column] = fragment.get(row, column);
+                        given[column] = fragment.get(row, column);
                     }
                 }
+                let mut c = if model.as_f16 { [0f32; 8] } else { given };
                 for first in (0..K).step_by(step) {
                     let a = &rows.values[row][first..first + step];
                     let scales = &rows.scales[row][first..first + step];
@@ -255,6 +279,11 @@ fn panels_body<A: Element, B: Element, F: Sum, const W: usize, const K: usize>(
                         }
                         fragment.put(row, column, sums[column], model);
                         c[column] = fragment.get(row, column);
+                    }
+                }
+                if model.as_f16 {
+                    for column in 0..8 {
+                        fragment.set(row, column, last_sum(c[column], given[column]));
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! What tensor cores really compute: the one place with the parameters.
 //!
-//! Xie et al. ("MMA-Sim", arXiv 2511.10909) found by bit-exact experiments that NVIDIA's tensor cores form, per
-//! step of `step` elements along K:
+//! Xie et al. ("MMA-Sim", arXiv 2511.10909) found by bit-exact experiments that NVIDIA's tensor cores form,
+//! per step of `step` elements along K:
 //!
 //! ```text
 //!   E  = the largest exponent among the accumulator and the products  (a product's exponent is e_a + e_b)
@@ -9,21 +9,25 @@
 //!   d  = s truncated to `mantissa_bits` bits                          (f32 accumulators; f16: rounded to nearest)
 //! ```
 //!
-//! Truncation is towards zero, of each term and of the result. Zero has no exponent: neither a zero operand nor a zero
-//! accumulator takes part in E. A subnormal operand counts with the smallest normal exponent of its type.
+//! Truncation is towards zero, of each term and of the result. Zero has no exponent: neither a zero operand
+//! nor a zero accumulator takes part in E. A subnormal operand counts with the smallest normal exponent of
+//! its type.
 //!
-//! This is the low accumulation precision of Hopper's FP8 that DeepSeek-V3 (arXiv 2412.19437) reports as "about
-//! 14 bits". Which instruction is taken for what, by [`TensorCores::Hardware`]:
+//! This is the low accumulation precision of Hopper's FP8 that DeepSeek-V3 (arXiv 2412.19437) reports as
+//! "about 14 bits". Which instruction is taken for what, by [`TensorCores::Hardware`]:
 //!
 //! | instruction | GPU | model | seen on a GPU by this project |
 //! |---|---|---|---|
 //! | `wgmma` on FP8 | Hopper | [`Truncation::HOPPER_FP8`] | not yet |
 //! | `mma.sync` on FP8 | Ada | [`Truncation::ADA_FP8`] | not yet |
-//! | `mma.sync` on FP8 | Hopper | [`Truncation::HOPPER_FP8_AS_F16`]: it has no such instruction, so that ptxas converts to `f16` | not yet |
+//! | `mma.sync` on FP8 | Hopper | [`Truncation::HOPPER_FP8_AS_F16`] (1) | not yet |
 //! | all others | all | exact, as [`TensorCores::Exact`] | |
 //!
-//! `crates/cust/tests/tensor_cores.rs` compares it with the bits of a card, and names the parameters that fit if these do
-//! not.
+//! (1) Hopper has no such instruction. ptxas 13.0 converts the operands to `f16` and takes two `HMMA.16816`: the first
+//! from zero with elements 0 and 1 of every four along K, the second with 2 and 3. An `FADD` adds the accumulator.
+//!
+//! `tests/tensor_cores` compares it with the bits of a card, and names the parameters that fit
+//! if these do not.
 
 use super::Operand;
 use crate::formats::{Rounding, f64_to_f16};
@@ -75,7 +79,8 @@ pub struct Truncation {
     pub fraction_bits: i32,
     /// Mantissa bits of the result.
     pub mantissa_bits: i32,
-    /// FP8 operands are converted to `f16` first, where `e4m3` has no subnormals.
+    /// As Hopper's `mma.sync` on FP8 is compiled: operands are converted to `f16`, where `e4m3` has no
+    /// subnormals; a step takes two of every four elements; the accumulator is added last, rounded to nearest.
     pub as_f16: bool,
 }
 
@@ -109,11 +114,23 @@ impl Truncation {
     /// If `a` and `b` differ in length.
     pub fn dot(self, a: &[f64], a_min: i32, b: &[f64], b_min: i32, c: f32) -> f32 {
         assert_eq!(a.len(), b.len(), "operands of a dot product differ in length");
-        let mut accumulator = c;
+        let ordered = |x: &[f64]| -> Vec<f64> {
+            let mut ordered = vec![0.0; x.len()];
+            x.iter().enumerate().for_each(|(k, x)| ordered[self.position(k, a.len())] = *x);
+            ordered
+        };
+        let (a, b) = (ordered(a), ordered(b));
+        let mut accumulator = if self.as_f16 { 0.0 } else { c };
         for (a, b) in a.chunks(self.step).zip(b.chunks(self.step)) {
             accumulator = self.to_f32(self.step_sum(a, a_min, b, b_min, accumulator));
         }
-        accumulator
+        if self.as_f16 { last_sum(accumulator, c) } else { accumulator }
+    }
+
+    /// Where element `k` of `len` comes in the order of the steps.
+    #[inline(always)]
+    pub(super) fn position(self, k: usize, len: usize) -> usize {
+        if self.as_f16 { len / 2 * (k / 2 % 2) + k / 4 * 2 + k % 2 } else { k }
     }
 
     /// The sum of one step before it is rounded to the accumulator's type; exact in `f64`.
@@ -150,6 +167,13 @@ impl Truncation {
     pub(super) fn to_f16(sum: f64) -> u16 {
         f64_to_f16((sum + 0.0).to_bits(), Rounding::Rn)
     }
+}
+
+/// What is left to add when the products have been summed from zero.
+#[inline(always)]
+pub(super) fn last_sum(products: f32, c: f32) -> f32 {
+    let sum = products + c;
+    if sum.is_nan() { f32::from_bits(0x7fff_ffff) } else { sum }
 }
 
 /// Exponent of `x`, which is not zero, and not below `min`.

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::fault::LoadError;
+
 /// A whole module.
 #[derive(Debug, Default)]
 pub struct Source<'a> {
@@ -15,6 +17,8 @@ pub struct Source<'a> {
     pub functions: Vec<Function<'a>>,
     /// `.file` numbers to paths.
     pub files: HashMap<u32, &'a str>,
+    /// Variables that cannot be had, and why.
+    pub refused: Vec<(&'a str, LoadError)>,
 }
 
 /// State space of a variable.
@@ -158,6 +162,8 @@ pub struct Function<'a> {
     pub required_cluster: Option<[u32; 3]>,
     /// Statements; `None` for a declaration.
     pub body: Option<Vec<Statement<'a>>>,
+    /// Why the body cannot be read; it is then empty.
+    pub refusal: Option<LoadError>,
     /// Line of the declaration.
     pub line: u32,
 }
@@ -218,6 +224,8 @@ pub enum Operand<'a> {
     F64(u64),
     /// `symbol+offset` outside brackets.
     Offset(&'a str, i64),
+    /// `array[index]`: an element, by its number.
+    Element(&'a str, i64),
     /// `[base+offset]`; without a base the offset is the address.
     Address(Option<&'a str>, i64),
     /// `[base+offset, {coordinates}]`, with further operands after the coordinates if any.

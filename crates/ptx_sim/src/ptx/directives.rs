@@ -37,7 +37,8 @@ impl<'a> Parser<'a> {
             | ".shared" => {
                 self.linkage(word, source)?;
             }
-            ".alias" => return self.error("`.alias` is not supported"),
+            // The alias has no body, so that who calls it is refused.
+            ".alias" => self.skip_to_semicolon()?,
             _ => return self.error(format!("unknown directive `{word}`")),
         }
         Ok(())
@@ -68,16 +69,46 @@ impl<'a> Parser<'a> {
                         ".const" => Space::Const,
                         _ => Space::Shared,
                     };
-                    source.variables.push(self.variable(space, external)?);
-                    while self.accept(b',')? {
-                        return self.error("one variable per declaration is supported here");
-                    }
-                    return self.expect(b';');
+                    return self.module_variable(space, external, source);
                 }
                 _ => return self.error(format!("unexpected `{word}` in a declaration")),
             }
             word = self.word()?;
         }
+    }
+
+    /// A variable of the module. One that cannot be had is a refusal of the functions that name it.
+    fn module_variable(&mut self, space: Space, external: bool, source: &mut Source<'a>) -> Parsed<()> {
+        let start = (self.lexer.clone(), self.token, self.line);
+        let declared = self.variable(space, external).and_then(|variable| {
+            if self.at(b',') {
+                return self.error("one variable per declaration is supported here");
+            }
+            self.expect(b';')?;
+            Ok(variable)
+        });
+        match declared {
+            Ok(variable) => source.variables.push(variable),
+            Err(refusal) => {
+                (self.lexer, self.token, self.line) = start;
+                let mut name = None;
+                while !self.at(b';') {
+                    match self.token {
+                        Token::End => return Err(refusal),
+                        // The first word that is no attribute.
+                        Token::Word(word) if name.is_none() && !word.starts_with('.') => name = Some(word),
+                        _ => {}
+                    }
+                    self.advance()?;
+                }
+                self.advance()?;
+                match name {
+                    Some(name) => source.refused.push((name, refusal)),
+                    None => return Err(refusal),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// `.maxntid 256, 1, 1 .minnctapersm 2 ...` between a signature and its body.
@@ -113,7 +144,9 @@ impl<'a> Parser<'a> {
     }
 
     fn section(&mut self) -> Parsed<()> {
-        self.word()?;
+        while let Token::Word(_) = self.token {
+            self.advance()?;
+        }
         if !self.at(b'{') {
             return self.error("expected `{` after a section's name");
         }

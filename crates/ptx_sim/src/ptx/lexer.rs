@@ -1,7 +1,8 @@
 //! PTX text to tokens.
 //!
-//! A dotted name with its modifiers (`ld.global.L1::no_allocate.v4.b32`) is one [`Token::Word`]: instruction names
-//! are looked up as a whole, and splitting them is left to who needs the parts.
+//! A dotted name with its modifiers (`ld.global.L1::no_allocate.v4.b32`) is one [`Token::Word`]: instruction
+//! names are looked up as a whole, and splitting them is left to who needs the parts. A directive ends at the
+//! next dot: `.reg.b16` is `.reg` and `.b16`, however they are written.
 
 use crate::fault::LoadError;
 
@@ -25,6 +26,7 @@ pub enum Token<'a> {
 }
 
 /// Reads tokens off a text.
+#[derive(Clone)]
 pub struct Lexer<'a> {
     text: &'a str,
     at: usize,
@@ -91,8 +93,9 @@ impl<'a> Lexer<'a> {
         let Some(&b) = bytes.get(start) else { return Ok((Token::End, line)) };
         let token = if is_word_start(b) {
             self.at += 1;
+            let directive = b == b'.';
             while let Some(&b) = bytes.get(self.at) {
-                if is_word(b) {
+                if is_word(b) && !(directive && b == b'.') {
                     self.at += 1;
                 } else if b == b':' && bytes.get(self.at + 1) == Some(&b':') {
                     self.at += 2;

@@ -4,8 +4,9 @@
 //!   text ──lexer──▶ tokens ──parser──▶ ast::Source { variables, functions { statements } }
 //! ```
 //!
-//! The tree keeps names as slices of the text and knows nothing of what instructions mean: an instruction is its
-//! dotted name and its operands. What it means is decided by `decode`, which refuses what it does not know.
+//! The tree keeps names as slices of the text and knows nothing of what instructions mean: an instruction is
+//! its dotted name and its operands. What it means is decided by `decode`, which refuses what it does not
+//! know.
 
 pub mod ast;
 mod directives;

@@ -115,14 +115,29 @@ impl<'a> Parser<'a> {
             max_registers: None,
             required_cluster: None,
             body: None,
+            refusal: None,
             line,
         };
         self.bounds(&mut function)?;
         if self.accept(b';')? {
             return Ok(function);
         }
-        self.expect(b'{')?;
-        function.body = Some(self.body()?);
+        if !self.at(b'{') {
+            return self.error(format!("expected `{{` or `;`, found {}", self.shown()));
+        }
+        // The text behind the brace, to come back to where the body cannot be read.
+        let inside = self.lexer.clone();
+        match self.advance().and_then(|_| self.body()) {
+            Ok(body) => function.body = Some(body),
+            Err(refusal) => {
+                self.lexer = inside;
+                if self.lexer.skip_braces().is_err() {
+                    return Err(refusal);
+                }
+                self.advance()?;
+                (function.body, function.refusal) = (Some(Vec::new()), Some(refusal));
+            }
+        }
         Ok(function)
     }
 
@@ -276,6 +291,11 @@ impl<'a> Parser<'a> {
                 }
                 if self.at(b'+') || self.at(b'-') {
                     return Ok(Operand::Offset(word, self.offset()?));
+                }
+                if self.accept(b'[')? {
+                    let index = self.int()? as i64;
+                    self.expect(b']')?;
+                    return Ok(Operand::Element(word, index));
                 }
                 Ok(Operand::Name(word))
             }

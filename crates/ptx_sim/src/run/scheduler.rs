@@ -6,10 +6,11 @@
 //!                               └──┘
 //! ```
 //!
-//! A worker keeps a few clusters active and gives them turns of random length. While they make progress, that is
-//! enough, and they finish and make room. If they spin for something that blocks not yet started would do, the
-//! window grows, up to what the simulated SMs hold at once; a grid-wide wait therefore works exactly when it
-//! would on the GPU. When a full round of turns changes nothing anywhere, nobody will ever get on: a deadlock.
+//! A worker keeps a few clusters active and gives them turns of random length. While they make progress, that
+//! is enough, and they finish and make room. If they spin for something that blocks not yet started would do,
+//! the window grows, up to what the simulated SMs hold at once; a grid-wide wait therefore works exactly when
+//! it would on the GPU. When a full round of turns changes nothing anywhere, nobody will ever get on: a
+//! deadlock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -281,8 +282,8 @@ fn fault(
     }
 }
 
-/// Lets every wait that may time out do so. Whether that is any use: there are such waits, and something has changed
-/// not too long ago.
+/// Lets every wait that may time out do so. Whether that is any use: there are such waits, and something has
+/// changed not too long ago.
 fn time_out(cluster: &mut Cluster) -> bool {
     let effects = cluster.effects();
     let (times, before) = &mut cluster.timeouts;

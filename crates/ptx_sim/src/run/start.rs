@@ -66,7 +66,7 @@ impl Environment<'_> {
         Block {
             index,
             warps: warps.collect(),
-            shared: SharedMemory::new(self.shared_bytes(), poison),
+            shared: SharedMemory::new(self.shared_bytes(), self.frame.uses_reserved_shared, poison),
             barriers: Vec::new(),
             live: threads,
             waited: self.unsettled.is_empty(),
@@ -77,8 +77,8 @@ impl Environment<'_> {
         }
     }
 
-    /// A warp with constants and per-lane special registers set. No instruction changes these, so that the warp can
-    /// be used again in the same place of another block.
+    /// A warp with constants and per-lane special registers set. No instruction changes these, so that the
+    /// warp can be used again in the same place of another block.
     fn first_warp(&self, number: u32, agent: u32, live: u32, poison: u8) -> Box<Warp> {
         let mut registers = RegisterFile::from_template(&self.frame.template);
         for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| special.is_lane_wise()) {
@@ -123,6 +123,8 @@ impl Environment<'_> {
             Special::DynamicSharedSize => self.dynamic_shared,
             Special::TotalSharedSize => self.shared_bytes(),
             Special::AggregateSharedSize => self.shared_bytes() + FIRST,
+            Special::ReservedShared(offset) => offset,
+            Special::Envreg => 0,
             Special::DynamicShared(_) => self.dynamic_offset(),
             lane_wise => unreachable!("{lane_wise:?} differs from lane to lane"),
         };

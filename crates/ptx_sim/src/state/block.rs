@@ -26,7 +26,8 @@ pub(crate) struct Cluster {
     pub engine: Engine,
     /// `barrier.cluster`
     pub barrier: ClusterBarrier,
-    /// Times that all warps were woken from timed waits since anything last changed, and what had changed then.
+    /// Times that all warps were woken from timed waits since anything last changed, and what had changed
+    /// then.
     pub timeouts: (u32, u64),
 }
 
@@ -117,8 +118,8 @@ impl Barrier {
 }
 
 impl Block {
-    /// `threads` threads arrive at barrier `id`, `votes` of them with a true predicate. The generation to wait
-    /// for, or why that is impossible.
+    /// `threads` threads arrive at barrier `id`, `votes` of them with a true predicate. The generation to
+    /// wait for, or why that is impossible.
     pub fn arrive(
         &mut self,
         id: usize,

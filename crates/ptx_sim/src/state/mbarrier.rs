@@ -8,8 +8,8 @@
 //!   copy lands ──▶ its place is kept with the phase ──▶ somebody sees the phase complete: the bytes may be touched
 //! ```
 //!
-//! The state is kept beside shared memory, not in it; nobody but mbarrier operations may touch the object's bytes.
-//! A state token holds the phase (from bit 20 on) and the pending count before the arrival.
+//! The state is kept beside shared memory, not in it; nobody but mbarrier operations may touch the object's
+//! bytes. A state token holds the phase (from bit 20 on) and the pending count before the arrival.
 
 use super::race::{Access, Clock};
 
@@ -100,8 +100,8 @@ impl Mbarrier {
         Ok(())
     }
 
-    /// `count` arrivals, which know `clock`; with `drop`, later phases expect as many fewer. Whether it completed the
-    /// phase.
+    /// `count` arrivals, which know `clock`; with `drop`, later phases expect as many fewer. Whether it
+    /// completed the phase.
     pub fn arrive(&mut self, count: u32, drop: bool, clock: Option<&Clock>) -> Result<bool, String> {
         if count == 0 || count > self.pending {
             return Err(format!("{count} arrivals where {} are pending", self.pending));

@@ -5,12 +5,13 @@
 //!     │ 256·k │ allocation, 256-byte aligned │ guard ... │ 256·k' │ next allocation ...
 //! ```
 //!
-//! Every allocation starts in a granule of its own, so one table lookup by granule finds it, and addresses are
-//! never given out twice, so a freed one stays recognisable. Bases are 256-byte aligned and deliberately no
-//! better, as `cuMemAlloc` promises no more.
+//! Every allocation starts in a granule of its own, so one table lookup by granule finds it, and addresses
+//! are never given out twice, so a freed one stays recognisable. Bases are 256-byte aligned and deliberately
+//! no better, as `cuMemAlloc` promises no more.
 //!
 //! Blocks on several threads may access one byte at a time without order between them. All accesses are
-//! therefore relaxed atomics, which makes a racing kernel's result arbitrary but never undefined behaviour here.
+//! therefore relaxed atomics, which makes a racing kernel's result arbitrary but never undefined behaviour
+//! here.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -139,7 +140,8 @@ impl Allocation {
 
     fn bytes(&self, of: &Bytes, offset: u64, len: u64) -> &[AtomicU8] {
         debug_assert!(offset + len <= self.len);
-        // SAFETY: in bounds of the allocation, which lives as long as `self`; `AtomicU8` has the layout of `u8`.
+        // SAFETY: in bounds of the allocation, which lives as long as `self`; `AtomicU8` has the layout of
+        // `u8`.
         unsafe {
             std::slice::from_raw_parts(
                 of.start.as_ptr().add(offset as usize).cast::<AtomicU8>(),

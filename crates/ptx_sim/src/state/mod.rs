@@ -1,4 +1,5 @@
-//! The state of a machine while it runs: memory, and clusters of blocks of warps. What an instruction is, is not known here.
+//! The state of a machine while it runs: memory, and clusters of blocks of warps. What an instruction is, is
+//! not known here.
 //!
 //! ```text
 //!   Environment   what all blocks of a launch share

@@ -1,7 +1,8 @@
 //! Programmatic dependent launch: what a kernel may touch before it waits.
 //!
-//! Launches run one after the other here, each to its end, so nothing is ever seen too early. What a GPU may do instead is kept
-//! as a rule that is checked: until a thread has executed `griddepcontrol.wait`, it may not touch what is *unsettled*.
+//! Launches run one after the other here, each to its end, so nothing is ever seen too early. What a GPU may
+//! do instead is kept as a rule that is checked: until a thread has executed `griddepcontrol.wait`, it may
+//! not touch what is *unsettled*.
 //!
 //! ```text
 //!   stream      N - 1 ──────▶ N ──────▶ N + 1                      unsettled when N + 1 begins
@@ -10,9 +11,9 @@
 //!               some block of N signals or exits first               also what was unsettled when N began
 //! ```
 //!
-//! A launch without programmatic stream serialization begins when everything before it has ended; so does one behind a copy or a
-//! fill. Who wrote last is kept for every [`UNIT`](super::memory::UNIT) bytes of global memory, as the number of the launch. Not checked is a
-//! write that overtakes a read of the predecessor.
+//! A launch without programmatic stream serialization begins when everything before it has ended; so does one
+//! behind a copy or a fill. Who wrote last is kept for every [`UNIT`](super::memory::UNIT) bytes of global
+//! memory, as the number of the launch. Not checked is a write that overtakes a read of the predecessor.
 
 use super::environment::Environment;
 use super::memory::Lookup;

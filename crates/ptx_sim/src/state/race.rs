@@ -1,23 +1,23 @@
 //! Which accesses to shared memory are ordered: vector clocks per agent, and the last accesses per word.
 //!
-//! Every warp counts its *releases* (barrier arrivals, fences, releasing operations). What a warp knows of the
-//! others is a vector of such counts, its [`Clock`]; a barrier merges the clocks of those who arrive into those
-//! who wait. An access by warp `w` at its time `t` happens before now if the clock now holds at least `t` for
-//! `w`. Two accesses to one byte conflict if at least one writes, they are not both atomic, and neither happens
-//! before the other.
+//! Every warp counts its *releases* (barrier arrivals, fences, releasing operations). What a warp knows of
+//! the others is a vector of such counts, its [`Clock`]; a barrier merges the clocks of those who arrive into
+//! those who wait. An access by warp `w` at its time `t` happens before now if the clock now holds at least
+//! `t` for `w`. Two accesses to one byte conflict if at least one writes, they are not both atomic, and
+//! neither happens before the other.
 //!
 //! Warps of all blocks of a cluster have a place in the clock, and so have those who work for them (see
-//! [`Agents`]): the tensor core of a warpgroup counts its `wgmma`s, known to be over by whom has waited for them;
-//! the copy engine does so with a warp's bulk stores. A last place per warp holds the time up to which its writes
-//! are known to have been fenced for the asynchronous proxy.
+//! [`Agents`]): the tensor core of a warpgroup counts its `wgmma`s, known to be over by whom has waited for
+//! them; the copy engine does so with a warp's bulk stores. A last place per warp holds the time up to which
+//! its writes are known to have been fenced for the asynchronous proxy.
 //!
 //! ```text
 //!   cell = 4 bytes of shared memory: last write, last read, last read by another agent, and which bytes have been
 //!          written or await an asynchronous copy
 //! ```
 //!
-//! Only the last two readers are remembered, so a race can be missed when three warps read a word and only the
-//! first did so without order; a reported race is one. Accesses of lanes of one warp are not compared.
+//! Only the last two readers are remembered, so a race can be missed when three warps read a word and only
+//! the first did so without order; a reported race is one. Accesses of lanes of one warp are not compared.
 
 /// Warps in a block, at most.
 pub(crate) const WARPS: usize = 32;
@@ -157,8 +157,8 @@ impl Clock {
     }
 }
 
-/// One access, packed: time (28 bits), instruction (22), agent (7), asynchronous proxy (1), bytes of the word (4),
-/// atomic (1), valid (1).
+/// One access, packed: time (28 bits), instruction (22), agent (7), asynchronous proxy (1), bytes of the word
+/// (4), atomic (1), valid (1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Access(u64);
 
@@ -247,7 +247,8 @@ pub(crate) struct Cell {
     reads: [Access; 2],
     /// Bytes that hold a value.
     pub written: u8,
-    /// Bytes that an asynchronous copy will write, or wrote unobserved; all of them and [`MBARRIER`] in an mbarrier.
+    /// Bytes that an asynchronous copy will write, or wrote unobserved; all of them and [`MBARRIER`] in an
+    /// mbarrier.
     pub pending: u8,
     /// Bytes that hold a copy of global memory that nobody had written.
     pub hollow: u8,
@@ -267,7 +268,8 @@ pub(crate) enum Hazard {
     Pending(Access),
     /// Touches an mbarrier, initialised by this access.
     Mbarrier(Access),
-    /// The asynchronous proxy reads what this access wrote through the generic one, without a fence between them.
+    /// The asynchronous proxy reads what this access wrote through the generic one, without a fence between
+    /// them.
     Proxy(Access),
 }
 
@@ -299,8 +301,8 @@ impl Cell {
         }
     }
 
-    /// Notes a read of `bytes` through the asynchronous proxy, issued by somebody with this clock. What was copied
-    /// from unwritten global memory may be read. `fences` is that of [`Agents`].
+    /// Notes a read of `bytes` through the asynchronous proxy, issued by somebody with this clock. What was
+    /// copied from unwritten global memory may be read. `fences` is that of [`Agents`].
     #[inline(always)]
     pub fn read_async(
         &mut self,

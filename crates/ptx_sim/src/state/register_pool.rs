@@ -5,8 +5,8 @@
 //!     dec ──▶ pool ──▶ inc, which waits until there are enough
 //! ```
 //!
-//! There are no others: what the launch left of an SM's registers (1024, with one block of 384 threads) is in nobody's pool. The ISA
-//! does not say that registers of warps that have exited get there, so they do not.
+//! There are no others: what the launch left of an SM's registers (1024, with one block of 384 threads) is in
+//! nobody's pool. The ISA does not say that registers of warps that have exited get there, so they do not.
 
 use super::race::{Access, Clock};
 
@@ -50,8 +50,8 @@ impl RegisterPool {
     }
 }
 
-/// The last `setmaxnreg` of a warpgroup. Its warps need not execute it at one time, but all of them the same one, and
-/// they must synchronise before the next.
+/// The last `setmaxnreg` of a warpgroup. Its warps need not execute it at one time, but all of them the same
+/// one, and they must synchronise before the next.
 #[derive(Default)]
 pub(crate) struct Resizing {
     pub pc: u32,
@@ -70,7 +70,8 @@ pub(crate) enum Mismatch {
 }
 
 impl Resizing {
-    /// Warp `index` of the warpgroup, knowing `clock`, executes a `setmaxnreg` at `pc`. Whether it is the first to.
+    /// Warp `index` of the warpgroup, knowing `clock`, executes a `setmaxnreg` at `pc`. Whether it is the
+    /// first to.
     pub fn enter(&mut self, index: usize, pc: u32, now: Access, clock: &Clock) -> Result<bool, Mismatch> {
         let joins = self.done[index].is_none() && self.has_begun();
         if joins && self.pc != pc {

@@ -11,12 +11,12 @@
 //! ```
 //!
 //! Joins nest as the control flow does, so a split names the innermost one it belongs to. A branch whose
-//! post-dominator is where its split is headed anyway (a loop that lanes leave one by one) adds no join. Lanes
-//! that exit are struck off all joins. A call is a join at the return address, which `ret` goes to.
+//! post-dominator is where its split is headed anyway (a loop that lanes leave one by one) adds no join.
+//! Lanes that exit are struck off all joins. A call is a join at the return address, which `ret` goes to.
 //!
-//! Instructions that need lanes which are not here yet ([`State::Meet`]) hold their split until the other splits
-//! of the warp have come to the same instruction; then it runs once, for all of them together. If they can never
-//! come, the use was divergent.
+//! Instructions that need lanes which are not here yet ([`State::Meet`]) hold their split until the other
+//! splits of the warp have come to the same instruction; then it runs once, for all of them together. If they
+//! can never come, the use was divergent.
 
 use super::copies::{BulkGroups, Copies};
 use super::lanes::Mask;

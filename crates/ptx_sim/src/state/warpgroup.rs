@@ -1,5 +1,5 @@
-//! A warpgroup, four warps that multiply together, and what a warp remembers of its `wgmma`s (ISA "Asynchronous
-//! warpgroup level matrix instructions").
+//! A warpgroup, four warps that multiply together, and what a warp remembers of its `wgmma`s (ISA
+//! "Asynchronous warpgroup level matrix instructions").
 //!
 //! ```text
 //!   four warps meet at a wgmma ──▶ queue of the warpgroup ──▶ done, in order: at once, or when a wait demands it

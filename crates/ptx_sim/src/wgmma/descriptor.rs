@@ -21,8 +21,8 @@
 //!     swizzled   start + (c / (W/16)) * LBO + (k / 8) * SBO + (k % 8) * W + (c % (W/16)) * 16
 //! ```
 //!
-//! The swizzle then permutes the bits of the sum. A descriptor whose start address is advanced inside a span (by
-//! 32 bytes, to the next k step of a 128-byte row) therefore reads what it should.
+//! The swizzle then permutes the bits of the sum. A descriptor whose start address is advanced inside a span
+//! (by 32 bytes, to the next k step of a 128-byte row) therefore reads what it should.
 
 use super::swizzle::Swizzle;
 

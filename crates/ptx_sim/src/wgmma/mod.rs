@@ -1,5 +1,5 @@
-//! `wgmma.mma_async`: warpgroup-level matrix multiply-accumulate, 64 x N with N = 8, 16 .. 256 (ISA "Asynchronous
-//! warpgroup level matrix instructions").
+//! `wgmma.mma_async`: warpgroup-level matrix multiply-accumulate, 64 x N with N = 8, 16 .. 256 (ISA
+//! "Asynchronous warpgroup level matrix instructions").
 //!
 //! ```text
 //!                          N = 8 * panels
@@ -10,10 +10,10 @@
 //!   warp 3  16 |          |         |
 //! ```
 //!
-//! Execution is in two parts, so that an emulator can choose when each happens: *fetch* copies the operands out of
-//! shared memory, chunk by chunk through the descriptors (or takes A from registers), and *accumulate* multiplies
-//! what was fetched. The arithmetic is that of [`mma`](crate::mma): exact products, one rounding, or
-//! the sums of a model.
+//! Execution is in two parts, so that an emulator can choose when each happens: *fetch* copies the operands
+//! out of shared memory, chunk by chunk through the descriptors (or takes A from registers), and *accumulate*
+//! multiplies what was fetched. The arithmetic is that of [`mma`](crate::mma): exact products, one rounding,
+//! or the sums of a model.
 
 mod descriptor;
 mod swizzle;
@@ -26,14 +26,15 @@ use crate::mma::{
     Accumulators, Core, HalfAccumulators, Lanes, Mode, Operand, Truncation, core_of, multiply_panels,
 };
 
-/// 64 rows of A for one step of K: core matrices of warp `w` are `4 * w..`, in the order of the registers of an A
-/// fragment of `mma` (row block fastest, then k).
+/// 64 rows of A for one step of K: core matrices of warp `w` are `4 * w..`, in the order of the registers of
+/// an A fragment of `mma` (row block fastest, then k).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatrixA {
     cores: Vec<Core>,
 }
 
-/// N columns of B for one step of K: core matrices of panel `p` are `2 * p` (first half of k) and `2 * p + 1`.
+/// N columns of B for one step of K: core matrices of panel `p` are `2 * p` (first half of k) and `2 * p +
+/// 1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatrixB {
     cores: Vec<Core>,
@@ -144,8 +145,8 @@ impl Product {
     }
 }
 
-/// `wgmma.mma_async.sync.aligned.m64nNk*.f32`: `d[warp * N / 8 + panel]` is the accumulator fragment of a warp
-/// for columns `8 * panel..`, that is its registers `4 * panel..4 * panel + 4`.
+/// `wgmma.mma_async.sync.aligned.m64nNk*.f32`: `d[warp * N / 8 + panel]` is the accumulator fragment of a
+/// warp for columns `8 * panel..`, that is its registers `4 * panel..4 * panel + 4`.
 ///
 /// # Panics
 /// If `d` is not `N / 2` fragments long, or the types cannot be multiplied with each other.

@@ -52,8 +52,8 @@ impl Swizzle {
         }
     }
 
-    /// Where the byte of unswizzled address `address` lies, if the pattern starts `base_offset` 128-byte lines
-    /// late.
+    /// Where the byte of unswizzled address `address` lies, if the pattern starts `base_offset` 128-byte
+    /// lines late.
     #[inline(always)]
     pub const fn apply_from(self, address: u32, base_offset: u32) -> u32 {
         let chunks = self.span() / 16 - 1;

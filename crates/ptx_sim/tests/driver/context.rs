@@ -1,7 +1,7 @@
 //! Initialisation, device queries, contexts.
 
 use std::ffi::CStr;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use ptx_sim::driver::abi::*;
 use ptx_sim::driver::*;
@@ -99,17 +99,91 @@ fn what_is_not_there_says_so() {
 }
 
 #[test]
-fn functions_are_found_by_name() {
-    let (mut found, mut status) = (null_mut(), 9);
-    // SAFETY: NUL-terminated names, pointers to live values.
+fn functions_are_found_by_name_and_version() {
+    let asked = |name: &std::ffi::CStr, version: i32| {
+        let (mut found, mut status) = (null_mut(), 9);
+        // SAFETY: a NUL-terminated name, pointers to live values.
+        ok(unsafe { cuGetProcAddress_v2(name.as_ptr(), &mut found, version, 0, &mut status) });
+        (found.cast_const(), status)
+    };
+    let function = |name: &str| (ptx_sim::driver::function(name).expect("it is there"), 0);
+    assert_eq!(asked(c"cuMemAlloc", 12080), function("cuMemAlloc_v2"));
+    assert_eq!(asked(c"cuMemAlloc", 3020), function("cuMemAlloc_v2"));
+    assert_eq!(asked(c"cuMemAlloc", 3010), (null(), 2), "its 32-bit form is gone");
+    assert_eq!(asked(c"cuMemcpy", 4000), function("cuMemcpy"));
+    assert_eq!(asked(c"cuTexObjectCreate", 12080), (null(), 1));
+    // What other arguments have: from which version on.
+    assert_eq!(asked(c"cuCtxCreate", 11000), function("cuCtxCreate_v2"));
+    assert_eq!(asked(c"cuCtxCreate", 12040), (null(), 1), "cuCtxCreate_v3 is not implemented");
+    assert_eq!(asked(c"cuCtxCreate", 12050), function("cuCtxCreate_v4"));
+    assert_eq!(asked(c"cuCtxCreate", 13000), function("cuCtxCreate_v4"));
+    assert_eq!(asked(c"cuGraphInstantiate", 11040), function("cuGraphInstantiate_v2"));
+    assert_eq!(asked(c"cuGraphInstantiate", 12080), function("cuGraphInstantiateWithFlags"));
+    assert_eq!(asked(c"cuStreamGetCaptureInfo", 12000), function("cuStreamGetCaptureInfo_v2"));
+    assert_eq!(asked(c"cuStreamGetCaptureInfo", 13000), (null(), 1));
+    assert_eq!(asked(c"cuGetProcAddress", 11030), function("cuGetProcAddress"));
+    assert_eq!(asked(c"cuGetProcAddress", 11020), (null(), 2));
+    assert_eq!(asked(c"cuGetProcAddress", 13000), function("cuGetProcAddress_v2"));
+    // With CUDA 13 came a second function that takes a context; the first one is what it was.
+    for version in [2000, 12080, 13000, 13010] {
+        assert_eq!(asked(c"cuCtxSynchronize", version), function("cuCtxSynchronize"));
+    }
+    assert_eq!(asked(c"cuCtxSynchronize_v2", 13000), function("cuCtxSynchronize_v2"));
+    let mut found = null_mut();
+    // SAFETY: as above.
     unsafe {
-        ok(cuGetProcAddress_v2(c"cuMemAlloc".as_ptr(), &mut found, 12080, 0, &mut status));
-        assert_eq!(status, 0);
-        assert_eq!(Some(found.cast_const()), ptx_sim::driver::function("cuMemAlloc_v2"));
-        ok(cuGetProcAddress_v2(c"cuTexObjectCreate".as_ptr(), &mut found, 12080, 0, &mut status));
-        assert_eq!((status, found), (1, null_mut()));
-        ok(cuGetProcAddress_v2(c"cuGraphInstantiate".as_ptr(), &mut found, 12080, 0, &mut status));
-        assert_eq!(Some(found.cast_const()), ptx_sim::driver::function("cuGraphInstantiateWithFlags"));
         assert_eq!(cuGetProcAddress(c"cuNoSuchThing".as_ptr(), &mut found, 12080, 0), CUDA_ERROR_NOT_FOUND);
     }
+}
+
+#[test]
+fn the_device_is_known_as_an_emulated_one() {
+    start();
+    let mut name = [0; 64];
+    // SAFETY: as many bytes as are said.
+    ok(unsafe { cuDeviceGetName(name.as_mut_ptr(), 64, 0) });
+    // SAFETY: the driver ends it with a NUL.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_str().expect("ASCII");
+    assert!(name.starts_with(EMULATED), "{name}");
+}
+
+/// A context of its own, current.
+fn own() -> CUcontext {
+    let mut context = null_mut();
+    ok(cuInit(0));
+    // SAFETY: a pointer to a live handle.
+    ok(unsafe { cuCtxCreate_v2(&mut context, 0, 0) });
+    context
+}
+
+#[test]
+fn a_fault_breaks_its_context_until_that_is_destroyed() {
+    let context = own();
+    let null_read = crate::function(crate::load(), "null_read");
+    let run = |kernel| {
+        // SAFETY: the kernel has no parameters.
+        unsafe { cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, null_mut(), null_mut(), null_mut()) }
+    };
+    assert_eq!(run(null_read), CUDA_ERROR_ILLEGAL_ADDRESS);
+    let fault = take_last_fault().expect("the fault is remembered");
+    assert!(fault.contains("in kernel null_read, block (0,0,0), thread (0,0,0)"), "{fault}");
+    assert!(fault.contains("`ld.global.u32 %r1, [%rd1];`") && !fault.contains('\n'), "{fault}");
+    // Every later call has the same code.
+    let mut address = 0;
+    // SAFETY: a pointer to a live address.
+    assert_eq!(unsafe { cuMemAlloc_v2(&mut address, 16) }, CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert!(error().contains("a kernel has faulted in this context before: out-of-bounds"));
+    assert_eq!(cuCtxSynchronize(), CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(run(null_read), CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert!(last_fault().is_none(), "nothing has run");
+    // What says nothing of its work still answers.
+    let mut device = 7;
+    // SAFETY: a pointer to a live value.
+    ok(unsafe { cuCtxGetDevice(&mut device) });
+    assert_eq!(device, 0);
+    ok(cuCtxDestroy_v2(context));
+    // Other contexts are not concerned.
+    let other = own();
+    ok(cuCtxSynchronize());
+    ok(cuCtxDestroy_v2(other));
 }

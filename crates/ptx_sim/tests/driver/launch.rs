@@ -118,22 +118,6 @@ fn more_shared_memory_after_opting_in() {
 }
 
 #[test]
-fn a_fault_is_the_result_of_its_launch_and_the_context_survives() {
-    start();
-    let module = load();
-    let f = function(module, "null_read");
-    // SAFETY: the kernel has no parameters.
-    let result = unsafe { cuLaunchKernel(f, 1, 1, 1, 1, 1, 1, 0, null_mut(), null_mut(), null_mut()) };
-    assert_eq!(result, CUDA_ERROR_ILLEGAL_ADDRESS);
-    let fault = take_last_fault().expect("the fault is remembered");
-    assert!(fault.contains("null_read") && fault.contains("ld.global.u32"), "{fault}");
-    assert!(!fault.contains('\n'), "{fault}");
-    ok(cuCtxSynchronize());
-    ok(shaped("through_shared", [1, 1, 1], [32, 1, 1], 128).0);
-    assert!(last_fault().is_none());
-}
-
-#[test]
 fn extended_launches() {
     start();
     let module = load();

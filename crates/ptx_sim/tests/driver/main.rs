@@ -25,8 +25,8 @@ fn ok(result: CUresult) {
     assert_eq!(result, CUDA_SUCCESS, "{:?}", last_error());
 }
 
-/// Initialises and makes the primary context current. Every test has its own thread, and retains for ever: the
-/// tests of one process share the context.
+/// Initialises and makes the primary context current. Every test has its own thread, and retains for ever:
+/// the tests of one process share the context.
 fn start() {
     let mut context = null_mut();
     ok(cuInit(0));

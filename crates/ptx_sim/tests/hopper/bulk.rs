@@ -74,7 +74,8 @@ fn lines() {
     }
 }
 
-/// Every lane prefetches `size` bytes, `stride` bytes apart; the policy %rd9 is what `hint` makes, if anything.
+/// Every lane prefetches `size` bytes, `stride` bytes apart; the policy %rd9 is what `hint` makes, if
+/// anything.
 pub(super) fn prefetching(stride: u64, size: u32, hint: &str) -> Kernel {
     let (modifier, operand) = if hint.is_empty() { ("", "") } else { (".L2::cache_hint", ", %rd9") };
     Kernel::new(&format!(
@@ -117,7 +118,8 @@ fn digests_add_up() {
 
 #[test]
 fn boxes_with_edges() {
-    // A 40 x 20 matrix of words; the box hangs over the lower right corner, or starts before the upper left one.
+    // A 40 x 20 matrix of words; the box hangs over the lower right corner, or starts before the upper left
+    // one.
     for seed in SEEDS {
         for (column, row) in [(4i64, 3i64), (36, 18), (-4, -2)] {
             let load = format!(

@@ -4,7 +4,8 @@ use super::common::Kernel;
 use super::{SEEDS, noise, run, upload};
 use ptx_sim::counters::Class;
 
-/// A kernel of one thread in which `%r1` is the address of an uninitialised mbarrier, and `out` collects words.
+/// A kernel of one thread in which `%r1` is the address of an uninitialised mbarrier, and `out` collects
+/// words.
 fn one_thread(body: &str) -> Kernel {
     let mut text = String::from(
         ".param .u64 out

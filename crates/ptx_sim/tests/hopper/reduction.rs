@@ -4,7 +4,8 @@ use super::common::{Kernel, expect_fault};
 use super::{SEEDS, run};
 use ptx_sim::FaultKind;
 
-/// Thread t adds `values[4 (t % 2)..]`, the first two or four of them, with the instruction `red`, at `sums + 16 (t / 2 % 2)`.
+/// Thread t adds `values[4 (t % 2)..]`, the first two or four of them, with the instruction `red`, at `sums +
+/// 16 (t / 2 % 2)`.
 fn adder(red: &str) -> Kernel {
     Kernel::new(&format!(
         ".param .u64 values, .param .u64 sums
@@ -73,7 +74,8 @@ fn every_element_is_added() {
 /// The order is not defined, and differs with the seed.
 #[test]
 fn sums_come_in_any_order() {
-    // Eight times 1e8 and 1 in turn. A 1 is lost in any sum but 0, so that it counts only where it comes last.
+    // Eight times 1e8 and 1 in turn. A 1 is lost in any sum but 0, so that it counts only where it comes
+    // last.
     let values = [1e8, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0];
     let before = [-8e8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     let of = |seed| sums(FOUR, seed, values, before, (1, 32)).0[0];

@@ -1,4 +1,5 @@
-//! `setmaxnreg`: the pool of a block, the launch that fills it, and uses that wait for ever or that the ISA leaves undefined.
+//! `setmaxnreg`: the pool of a block, the launch that fills it, and uses that wait for ever or that the ISA
+//! leaves undefined.
 
 use super::common::{Kernel, expect_fault};
 use super::{SEEDS, run};
@@ -93,7 +94,8 @@ fn more_than_the_launch_gave() {
 
 #[test]
 fn an_inc_waits_for_a_later_dec() {
-    // The registers of one warpgroup after the other: the giver keeps the second's until the first has its own.
+    // The registers of one warpgroup after the other: the giver keeps the second's until the first has its
+    // own.
     let lines = [
         "bar.sync 2, 256; inc 232;",
         "inc 232; bar.arrive 1, 256;",

@@ -1,4 +1,5 @@
-//! A 64x16 tile of an FP8 product, through TMA, mbarrier and `wgmma`: right as it stands, to be broken by others.
+//! A 64x16 tile of an FP8 product, through TMA, mbarrier and `wgmma`: right as it stands, to be broken by
+//! others.
 
 use super::common::Kernel;
 use super::{U8, map, noise, upload};

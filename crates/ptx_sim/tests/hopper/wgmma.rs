@@ -1,5 +1,5 @@
-//! `wgmma.mma_async` as executed: types, scales, operands from registers, groups (ISA "wgmma"). Layouts and arithmetic
-//! have tests of their own in `mma_wgmma.rs`.
+//! `wgmma.mma_async` as executed: types, scales, operands from registers, groups (ISA "wgmma"). Layouts and
+//! arithmetic have tests of their own in `mma_wgmma.rs`.
 
 use super::common::Kernel;
 use super::tile::{BYTES, check, operands, product, tile};
@@ -22,7 +22,8 @@ fn a_tile_through_tma() {
 
 #[test]
 fn two_groups_in_flight() {
-    // The second half of K is a group of its own, and only the first is waited for before its operands are overwritten.
+    // The second half of K is a group of its own, and only the first is waited for before its operands are
+    // overwritten.
     let second = "add.u64 %rd10, %rd10, 2;
     add.u64 %rd11, %rd11, 2;
     wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {%f0, %f1, %f2, %f3, %f4, %f5, %f6, %f7}, %rd10, %rd11, 1, 1, 1;

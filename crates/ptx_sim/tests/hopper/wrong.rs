@@ -112,8 +112,8 @@ fn generic_writes_need_a_proxy_fence() {
     }
 }
 
-/// Changes that make every thread bring 16 bytes of B with `cp.async`, tracked by the mbarrier, with `before` before it arrives and
-/// `after` behind its wait. The copies write through the generic proxy.
+/// Changes that make every thread bring 16 bytes of B with `cp.async`, tracked by the mbarrier, with `before`
+/// before it arrives and `after` behind its wait. The copies write through the generic proxy.
 fn gathered(before: &str, after: &str) -> (Kernel, u64) {
     let copy = format!(
         "LOADED: bar.warp.sync -1;

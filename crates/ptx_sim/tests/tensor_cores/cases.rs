@@ -45,7 +45,8 @@ fn elements(types: (Type, Type)) -> usize {
     32 / types.0.bytes()
 }
 
-/// Operands whose exponents lie within `spread` of each other, some of them zero, and accumulators around the products.
+/// Operands whose exponents lie within `spread` of each other, some of them zero, and accumulators around the
+/// products.
 fn random(r: &mut Random, (ta, tb): (Type, Type), spread: i32, zeros: i32, with_c: bool) -> Tile {
     let k = elements((ta, tb));
     let mut tops = (Vec::new(), Vec::new());

@@ -110,7 +110,8 @@ impl Device {
         Device { table, context: context as usize, emulated, capability: (major, minor) }
     }
 
-    /// Runs the entry `product` of a module, one block per tile of elements of `bytes` bytes; the results, 64 x 8 each.
+    /// Runs the entry `product` of a module, one block per tile of elements of `bytes` bytes; the results, 64
+    /// x 8 each.
     pub fn run(&self, module: &str, tiles: &[Tile], bytes: usize) -> Vec<Vec<[f32; 8]>> {
         let operand = |lines: fn(&Tile) -> &Vec<Vec<u32>>| -> Vec<u8> {
             let elements = tiles.iter().flat_map(|tile| lines(tile).iter().flatten());
@@ -130,8 +131,9 @@ impl Device {
         let text = CString::new(module).expect("PTX has no NUL");
         let mut d = vec![0u8; c.len()];
         let t = &self.table;
-        // SAFETY: all pointers are valid for what the driver API reads and writes there; the kernel's arguments are four
-        // addresses of memory as large as it touches, which lives until it has been waited for.
+        // SAFETY: all pointers are valid for what the driver API reads and writes there; the kernel's
+        // arguments are four addresses of memory as large as it touches, which lives until it has been waited
+        // for.
         unsafe {
             check("cuCtxSetCurrent", (t.cuCtxSetCurrent)(self.context as *mut c_void));
             let (mut loaded, mut function) = (null_mut(), null_mut());

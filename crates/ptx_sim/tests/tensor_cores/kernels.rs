@@ -6,7 +6,8 @@
 //!         2 (t % 4) and the one after
 //! ```
 //!
-//! The four warps of `mma.sync` take 16 rows each, so that both instructions have the same operands in the same places.
+//! The four warps of `mma.sync` take 16 rows each, so that both instructions have the same operands in the
+//! same places.
 
 use super::model::Type;
 
@@ -43,8 +44,9 @@ pub fn module(instruction: Instruction, (a, b): (Type, Type), twice: bool) -> St
     }
 }
 
-/// Thread t brings 16 bytes of A: half t % 2 of row t / 2; the first 16 threads bring B likewise. In shared memory lie
-/// core matrices of 8 rows and 16 bytes: those of a row next to each other (128 bytes), then those of the next 8 rows (256).
+/// Thread t brings 16 bytes of A: half t % 2 of row t / 2; the first 16 threads bring B likewise. In shared
+/// memory lie core matrices of 8 rows and 16 bytes: those of a row next to each other (128 bytes), then those
+/// of the next 8 rows (256).
 const WGMMA: &str = "
 .version 8.0
 .target sm_90a

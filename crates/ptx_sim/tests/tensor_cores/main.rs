@@ -1,13 +1,15 @@
-//! What tensor cores compute, bit by bit: on a GPU the card's answer, else the emulator's, against candidate models.
+//! What tensor cores compute, bit by bit: on a GPU the card's answer, else the emulator's, against candidate
+//! models.
 //!
 //! ```text
 //!   FP8_MOE_DEVICE=cuda:0 cargo test --release -p ptx_sim --test tensor_cores      (the bundle runs it as well)
 //! ```
 //!
-//! Each test multiplies random and directed operands by one instruction, one product per block, and searches the
-//! [`model`]s for those that predict every bit. On the emulated device the model that it was asked to follow must be among
-//! them: exact sums, or with `FP8_MOE_SIM_SUMS=hardware` those of `ptx_sim::mma::Truncation`. On a GPU it must be the latter. If
-//! it is not, the report names the models that fit, or the nearest ones with what they miss.
+//! Each test multiplies random and directed operands by one instruction, one product per block, and searches
+//! the [`model`]s for those that predict every bit. On the emulated device the model that it was asked to
+//! follow must be among them: exact sums, or with `FP8_MOE_SIM_SUMS=hardware` those of
+//! `ptx_sim::mma::Truncation`. On a GPU it must be the latter. If it is not, the report names the models that
+//! fit, or the nearest ones with what they miss.
 
 mod cases;
 mod device;
@@ -20,23 +22,24 @@ use std::io::Write as _;
 use cases::tiles;
 use device::device;
 use kernels::{Instruction, module};
-use model::{Candidate, Cut, Exponents, Grouping, Observation, Type, is_equal, search};
+use model::{Accumulator, Candidate, Cut, Exponents, Grouping, Observation, Type, is_equal, search};
 
-/// The model that the emulator has for an instruction on a GPU of this capability; `None`: it knows exact sums only.
+/// The model that the emulator has for an instruction on a GPU of this capability; `None`: it knows exact
+/// sums only.
 fn expected(instruction: Instruction, types: (Type, Type), capability: (i32, i32)) -> Option<Candidate> {
     let fp8 = types.0.bytes() == 1;
-    match (instruction, capability.0) {
-        (Instruction::Wgmma, 9) if fp8 => {
-            Some(Candidate::mma_sim(Grouping::Whole, Exponents::Fields, 13, 13))
-        }
-        (Instruction::Mma, 8) if fp8 => Some(Candidate::mma_sim(Grouping::Halves, Exponents::Fields, 13, 13)),
-        (Instruction::Mma, 9) if fp8 => {
+    let aligned = Accumulator::Aligned;
+    Some(match (instruction, capability.0) {
+        _ if !fp8 => return None,
+        (Instruction::Wgmma, 9) => Candidate::mma_sim(Grouping::Whole, Exponents::Fields, (13, 13), aligned),
+        (Instruction::Mma, 8) => Candidate::mma_sim(Grouping::Halves, Exponents::Fields, (13, 13), aligned),
+        (Instruction::Mma, 9) => {
             // Converted to f16, where e4m3 has no subnormals and e5m2 has its own.
             let exponents = if types.0 == Type::E4m3 { Exponents::Operands } else { Exponents::Fields };
-            Some(Candidate::mma_sim(Grouping::Halves, exponents, 25, 23))
+            Candidate::mma_sim(Grouping::Pairs, exponents, (25, 23), Accumulator::Last)
         }
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
 /// Multiplies everything, once by one instruction and a few tiles by two in a row.
@@ -141,14 +144,13 @@ compare! {
 #[test]
 fn the_search_tells_models_apart() {
     let types = (Type::E4m3, Type::E4m3);
-    let cutting =
-        |grouping, exponents, fraction, mantissa| Candidate::mma_sim(grouping, exponents, fraction, mantissa);
+    let fields = |grouping, bits| Candidate::mma_sim(grouping, Exponents::Fields, bits, Accumulator::Aligned);
     for truth in [
         Candidate::Exact,
-        cutting(Grouping::Whole, Exponents::Fields, 13, 13),
-        cutting(Grouping::Halves, Exponents::Fields, 13, 13),
-        cutting(Grouping::Whole, Exponents::Fields, 14, 13),
-        cutting(Grouping::Pairs, Exponents::Operands, 25, 23),
+        fields(Grouping::Whole, (13, 13)),
+        fields(Grouping::Halves, (13, 13)),
+        fields(Grouping::Whole, (14, 13)),
+        Candidate::mma_sim(Grouping::Pairs, Exponents::Operands, (25, 23), Accumulator::Last),
     ] {
         let mut seen = Vec::new();
         for tile in tiles(types).iter().step_by(2) {

@@ -1,4 +1,5 @@
-//! Candidate models of what a tensor core computes, in integers, and the search for those that fit what was seen.
+//! Candidate models of what a tensor core computes, in integers, and the search for those that fit what was
+//! seen.
 //!
 //! This shares no code with the emulator. A model is a choice in each of these:
 //!
@@ -7,7 +8,8 @@
 //!   exponents    what a product counts with: the operands' fields, their normalised exponents, or its own
 //!   zeros        whether a product with zero counts with the exponent of its fields
 //!   fraction     bits that a term keeps below the largest exponent, and how it is cut there
-//!   accumulator  aligned with the products and cut like them; aligned and not cut; or added to their sum afterwards
+//!   accumulator  aligned with the products and cut like them; aligned and not cut; added to their sum afterwards; or
+//!                added once, to the sum of all groups
 //!   mantissa     bits of the result, and how it is rounded to them
 //! ```
 
@@ -58,7 +60,8 @@ impl Type {
         (1 - self.bias(), largest - self.bias())
     }
 
-    /// The number with this sign, exponent and mantissa; below the range a subnormal, whose lower bits are lost.
+    /// The number with this sign, exponent and mantissa; below the range a subnormal, whose lower bits are
+    /// lost.
     pub fn encode(self, negative: bool, exponent: i32, mantissa: u32) -> u32 {
         let (exponent_bits, mantissa_bits) = self.layout();
         let (least, most) = self.range();
@@ -73,7 +76,8 @@ impl Type {
         (magnitude - u32::from(nan)) | u32::from(negative) << (exponent_bits + mantissa_bits)
     }
 
-    /// Significand with its sign, and exponent of the field: the value is `significand * 2^(exponent - mantissa bits)`.
+    /// Significand with its sign, and exponent of the field: the value is `significand * 2^(exponent -
+    /// mantissa bits)`.
     fn parts(self, bits: u32) -> (i64, i32) {
         let (exponent_bits, mantissa_bits) = self.layout();
         let field = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
@@ -165,10 +169,13 @@ pub enum Exponents {
 pub enum Accumulator {
     Aligned,
     AlignedUncut,
-    /// Added to the sum of the products, which has been rounded like a result; the total has the bits of an f32.
+    /// Added to the sum of the products, which has been rounded like a result; the total has the bits of an
+    /// f32.
     After,
     /// Likewise, and the total is rounded like a result.
     AfterRounded,
+    /// Groups are summed from zero; the accumulator is added to the last sum, rounded to the nearest f32.
+    Last,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +195,12 @@ pub enum Candidate {
 }
 
 impl Candidate {
-    /// As MMA-Sim has them: cut towards zero, exponents of the fields, the accumulator aligned.
+    /// As MMA-Sim has them: cut towards zero, and zeros do not count.
     pub const fn mma_sim(
         grouping: Grouping,
         exponents: Exponents,
-        fraction: i32,
-        mantissa: i32,
+        (fraction, mantissa): (i32, i32),
+        accumulator: Accumulator,
     ) -> Candidate {
         Candidate::Cutting {
             grouping,
@@ -201,7 +208,7 @@ impl Candidate {
             zeros_count: false,
             fraction,
             cut: Cut::Zero,
-            accumulator: Accumulator::Aligned,
+            accumulator,
             mantissa,
             round: Cut::Zero,
         }
@@ -220,6 +227,7 @@ impl Candidate {
                                 Accumulator::AlignedUncut,
                                 Accumulator::After,
                                 Accumulator::AfterRounded,
+                                Accumulator::Last,
                             ] {
                                 for mantissa in 10..=23 {
                                     for round in [Cut::Zero, Cut::Nearest] {
@@ -250,7 +258,7 @@ impl Candidate {
     }
 
     fn add(&self, products: &[Product], c: f32) -> f32 {
-        let Candidate::Cutting { grouping, .. } = *self else { return exact(products, c) };
+        let Candidate::Cutting { grouping, accumulator, .. } = *self else { return exact(products, c) };
         let len = products.len();
         let group_of = |k: usize| match grouping {
             Grouping::Whole => 0,
@@ -263,9 +271,11 @@ impl Candidate {
             Grouping::Halves | Grouping::Pairs => 2,
             Grouping::Quarters => 4,
         };
-        (0..groups).fold(c, |c, group| {
+        let last = accumulator == Accumulator::Last;
+        let sum = (0..groups).fold(if last { 0.0 } else { c }, |c, group| {
             self.step(products.iter().enumerate().filter(|(k, _)| group_of(*k) == group).map(|(_, p)| p), c)
-        })
+        });
+        if last { sum + c } else { sum }
     }
 
     fn step<'a>(&self, products: impl Iterator<Item = &'a Product> + Clone, c: f32) -> f32 {
@@ -276,7 +286,7 @@ impl Candidate {
             unreachable!("exact sums have no steps")
         };
         let (c_significand, c_exponent) = f32_parts(c);
-        let aligned = accumulator == Accumulator::Aligned || accumulator == Accumulator::AlignedUncut;
+        let aligned = !matches!(accumulator, Accumulator::After | Accumulator::AfterRounded);
         let counts = products.clone().filter(|p| zeros_count || p.significand != 0);
         let exponent = |p: &Product| match exponents {
             Exponents::Fields => p.fields,
@@ -290,12 +300,12 @@ impl Candidate {
         };
         let quantum = largest - fraction;
         let mut sum: i64 = products.map(|p| shift(p.significand, p.unit - quantum, cut)).sum();
-        if accumulator == Accumulator::Aligned {
+        if matches!(accumulator, Accumulator::Aligned | Accumulator::Last) {
             sum += shift(c_significand, c_exponent - 23 - quantum, cut);
         }
         let value = sum as f64 * 2f64.powi(quantum);
         match accumulator {
-            Accumulator::Aligned => rounded(value, mantissa, round),
+            Accumulator::Aligned | Accumulator::Last => rounded(value, mantissa, round),
             Accumulator::AlignedUncut => rounded(to_odd(value, f64::from(c)), mantissa, round),
             Accumulator::After | Accumulator::AfterRounded => {
                 let total = to_odd(f64::from(rounded(value, mantissa, round)), f64::from(c));

@@ -1,0 +1,255 @@
+//! Checkpoints after public bug reports: what each must do.
+//!
+//! The numbers are those of `docs/CHECKPOINTS.md`. Most are a fixture of `tests/fixtures/models` with one thing changed.
+
+#[path = "../../tests/common/checkpoints.rs"]
+#[allow(dead_code, reason = "shared with the checkpoint tests")]
+mod checkpoints;
+#[path = "common/command.rs"]
+mod command;
+
+use std::path::{Path, PathBuf};
+
+use checkpoints::{Draft, Tensor, f32s, fixtures, qwen3};
+use command::{assert_one_line_error, fp8_moe};
+use half::bf16;
+use safetensors::Dtype;
+use serde_json::json;
+use tempfile::{TempDir, tempdir};
+
+/// The folder of a fixture for each family and scheme.
+fn models() -> PathBuf {
+    fixtures().join("models")
+}
+
+fn fixture(name: &str) -> Draft {
+    Draft::read(&models().join(format!("{name}.safetensors")))
+}
+
+/// A fixture with a change, written under the name of its case.
+fn changed(folder: &TempDir, case: &str, name: &str, change: impl FnOnce(&mut Draft)) -> PathBuf {
+    let mut draft = fixture(name);
+    change(&mut draft);
+    draft.write_as(folder.path(), case)
+}
+
+/// `fp8-moe check` of all files at once; every one must match.
+fn assert_match(files: &[PathBuf]) {
+    let arguments = std::iter::once(Path::new("check")).chain(files.iter().map(PathBuf::as_path));
+    let run = fp8_moe(arguments);
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+    let matches = run.stdout.lines().filter(|line| line.starts_with("match ")).count();
+    assert_eq!(matches, files.len(), "{}", run.stdout);
+}
+
+/// `fp8-moe run` of a file or folder refuses it with one line that has all of `words`.
+#[track_caller]
+fn assert_refused(path: &Path, words: &[&str]) {
+    let run = fp8_moe(["run".as_ref(), path.as_os_str(), "--tokens".as_ref(), "3".as_ref()]);
+    for word in words {
+        assert_one_line_error(&run, word);
+    }
+}
+
+/// Every family and scheme of the table matches its module in transformers.
+#[test]
+fn all_models_match() {
+    let files: Vec<_> = std::fs::read_dir(models()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 30, "{files:?}");
+    let docs = include_str!("../../docs/CHECKPOINTS.md");
+    for file in &files {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let is_named =
+            docs.contains(&format!("`{name}`")) || docs.contains("`scheme_*`") && name.starts_with("scheme_");
+        assert!(is_named, "docs/CHECKPOINTS.md does not name {name}");
+    }
+    assert_match(&files);
+}
+
+#[test]
+fn changed_layers_match() {
+    let folder = tempdir().unwrap();
+    let config = |draft: &mut Draft, key: &str, value| draft.config[key] = value;
+    assert_match(&[
+        // Two groups, of which the second is for the experts.
+        changed(&folder, "c05b", "jamba_channel", |draft| {
+            let experts = draft.config["quantization_config"]["config_groups"]["group_0"].clone();
+            let mut attention = experts.clone();
+            attention["targets"] = json!(["re:.*self_attn.*"]);
+            attention["weights"]["strategy"] = json!("tensor");
+            let mut experts = experts;
+            experts["targets"] = json!(["re:.*feed_forward\\.experts.*"]);
+            draft.config["quantization_config"]["config_groups"] =
+                json!({"group_0": attention, "group_1": experts});
+        }),
+        // An expert that calibration never reached.
+        changed(&folder, "c11", "qwen2_moe_modelopt", |draft| {
+            draft.tensors.retain(|name, _| !(name.contains("experts.3.") && name.ends_with("input_scale")));
+        }),
+        // No tokens.
+        changed(&folder, "c26", "dots1_block", |draft| {
+            for (_, tensor) in draft.tensors.iter_mut().filter(|(name, _)| name.starts_with("io.")) {
+                tensor.shape[0] = 0;
+                tensor.bytes.clear();
+            }
+            draft.metadata.insert("w8a8_rel_l2".into(), "nan".into());
+        }),
+        // A key under its alias, as transformers 5 saves it.
+        changed(&folder, "c32", "gelu", |draft| {
+            let count = draft.config.as_object_mut().unwrap().remove("num_experts").unwrap();
+            config(draft, "num_local_experts", count);
+        }),
+        // Blocks' scales called as those of tensors.
+        changed(&folder, "c38", "dots1_block", |draft| draft.rename("weight_scale_inv", "weight_scale")),
+        // A bias that is asked for and not there; the fixture's module has zeros.
+        changed(&folder, "c54b", "deepseek_v3_no_bias", |draft| {
+            config(draft, "topk_method", json!("noaux_tc"));
+        }),
+        // An answer of zero.
+        changed(&folder, "zero", "dots1_block", |draft| {
+            for (name, tensor) in &mut draft.tensors {
+                let is_output = name.starts_with("io.output");
+                if is_output || name.ends_with("weight_scale_inv") {
+                    tensor.bytes.fill(0);
+                }
+            }
+            draft.metadata.insert("w8a8_rel_l2".into(), "nan".into());
+        }),
+    ]);
+}
+
+#[test]
+fn values_that_are_no_numbers_are_refused() {
+    let folder = tempdir().unwrap();
+    let refused = |case: &str, name: &str, words: &[&str], change: &dyn Fn(&mut Draft)| {
+        assert_refused(&changed(&folder, case, name, change), words);
+    };
+    refused("c12b", "gelu", &["experts.1.up_proj.weight: element [3, 5] is NaN"], &|draft| {
+        draft.tensor("experts.1.up_proj.weight").bytes[3 * 64 + 5] = 0x7f;
+    });
+    refused(
+        "c12b_fused",
+        "qwen3_vl_moe_columns",
+        &["experts.gate_up_proj: element [2, 1, 40] is NaN"],
+        &|draft| {
+            draft.tensor("experts.gate_up_proj").bytes[(2 * 64 + 1) * 64 + 40] = 0xff;
+        },
+    );
+    refused("c44", "gelu", &["norm_topk_prob = 1: must be true or false"], &|draft| {
+        draft.config["norm_topk_prob"] = json!(1);
+    });
+    refused("c44_text", "dots1_block", &["scoring_func = 5: must be \"sigmoid\""], &|draft| {
+        draft.config["scoring_func"] = json!(5);
+    });
+    refused("c44_act", "dots1_block", &["hidden_act = 5: must be a string"], &|draft| {
+        draft.config["hidden_act"] = json!(5);
+    });
+    refused("c56", "dots1_block", &["gate.e_score_correction_bias: element [2] is NaN"], &|draft| {
+        draft.tensor("e_score_correction_bias").bytes[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    refused("c57", "gelu", &["gate.weight: element [3, 0] is NaN"], &|draft| {
+        let row = bf16::NAN.to_le_bytes().repeat(64);
+        draft.tensor("gate.weight").bytes[3 * 128..].copy_from_slice(&row);
+    });
+    refused("alias", "gelu", &["num_experts = 4 and num_local_experts = 8", "differ"], &|draft| {
+        draft.config["num_local_experts"] = json!(8);
+    });
+    refused(
+        "unknown",
+        "gelu",
+        &["experts.0.gate_proj.bias is not known as a tensor of qwen3_moe"],
+        &|draft| {
+            draft.insert("model.layers.3.mlp.experts.0.gate_proj.bias", f32s(&[32], 0.0));
+        },
+    );
+}
+
+#[test]
+fn folders() {
+    let folder = tempdir().unwrap();
+    let run = |draft: &Draft| {
+        draft.write_folder(folder.path());
+        let path = folder.path().to_str().unwrap();
+        let run = fp8_moe(["run", path, "--tokens", "3"]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    };
+    // c31d: the quantisation of the outer config, the inner being null.
+    let mut nested = qwen3();
+    let mut text = nested.config.clone();
+    text["quantization_config"] = json!(null);
+    nested.config = json!({
+        "model_type": "x", "text_config": text, "quantization_config": nested.config["quantization_config"],
+    });
+    nested.rename("model.layers", "model.language_model.layers");
+    run(&nested);
+    // c22d: a name that stands in two files.
+    let copy = folder.path().join("zz_old.safetensors");
+    std::fs::copy(folder.path().join("model.safetensors"), &copy).unwrap();
+    assert_refused(folder.path(), &["zz_old.safetensors", "model.safetensors", "stands in both"]);
+    std::fs::remove_file(copy).unwrap();
+    // c05d: ModelOpt's scheme in a file of its own; these tensors are not what it says.
+    let mut modelopt = qwen3();
+    modelopt.config.as_object_mut().unwrap().remove("quantization_config");
+    modelopt.write_folder(folder.path());
+    let write = |algorithm: &str| {
+        let text = json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}});
+        std::fs::write(folder.path().join("hf_quant_config.json"), text.to_string()).unwrap();
+    };
+    write("FP8");
+    assert_refused(folder.path(), &["input_scale", "hf_quant_config.json: quant_algo FP8 needs it"]);
+    write("FP8_PB_WO");
+    run(&modelopt);
+    write("NVFP4");
+    assert_refused(folder.path(), &["hf_quant_config.json: quant_algo \"NVFP4\": must be FP8"]);
+    // c51: an LFS pointer in the place of the weights.
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4998650000\n";
+    std::fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    assert_refused(folder.path(), &["model.safetensors: is not a safetensors file: it is a Git LFS pointer"]);
+}
+
+/// `--as`: an unknown type whose tensors are those of a known one.
+#[test]
+fn unknown_models_are_read_as_known_ones() {
+    let folder = tempdir().unwrap();
+    let file = changed(&folder, "unknown", "gelu", |draft| draft.config["model_type"] = json!("new_moe"));
+    assert_refused(&file, &["model_type = \"new_moe\" is not known", "qwen3_moe", "--as TYPE"]);
+    let file = file.to_str().unwrap();
+    let run = fp8_moe(["check", file, "--as", "qwen3_moe"]);
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+    assert_one_line_error(&fp8_moe(["check", file, "--as", "gpt2"]), "--as gpt2: must be mixtral, ");
+    let oss = changed(&folder, "oss", "gelu", |draft| draft.config["model_type"] = json!("gpt_oss"));
+    assert_refused(&oss, &["model_type = \"gpt_oss\": not supported: its experts and router have biases"]);
+}
+
+/// `info` describes a checkpoint with a dense layer, one that is not quantised, and one that can be loaded.
+#[test]
+fn info_describes_checkpoints() {
+    let folder = tempdir().unwrap();
+    let file = changed(&folder, "mixed", "glm4_moe_channel", |draft| {
+        let weight = |shape: &[usize]| Tensor {
+            dtype: Dtype::BF16,
+            shape: shape.to_vec(),
+            bytes: vec![0; 2 * shape.iter().product::<usize>()],
+        };
+        draft.insert("model.layers.0.mlp.gate_proj.weight", weight(&[128, 64]));
+        draft.insert("model.layers.4.mlp.gate.weight", weight(&[8, 64]));
+        for expert in 0..8 {
+            for (name, shape) in [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])] {
+                draft.insert(format!("model.layers.4.mlp.experts.{expert}.{name}.weight"), weight(&shape));
+            }
+        }
+    });
+    let run = fp8_moe(["info", file.to_str().unwrap()]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for expected in [
+        "model      glm4_moe, read as glm4_moe (https://github.com/huggingface/transformers/",
+        "dense      model.layers.0.mlp: no MoE layer, not loaded",
+        "layer      model.layers.3.mlp of glm4_moe: 8 experts, top 2, hidden 64, intermediate 32",
+        "stored as per-channel weights, per-token activations",
+        "layer      model.layers.4.mlp cannot be loaded: ",
+        "experts that are not quantised are not supported",
+        "total      1 of 2 MoE layers can be loaded",
+    ] {
+        assert!(run.stdout.contains(expected), "no {expected:?} in {}", run.stdout);
+    }
+}
