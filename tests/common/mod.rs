@@ -22,8 +22,8 @@ use std::sync::OnceLock;
 use fp8_moe::{Device, DeviceSpec, Family};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the
-/// emulated one. A process has one driver, so a GPU machine runs the same executable twice.
+/// The devices of the tests: the one of `FP8_MOE_DEVICE` (`auto`, `sim`, `cuda:N`), or by default the
+/// emulated one.
 pub fn devices() -> Vec<Device> {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
@@ -64,10 +64,10 @@ pub fn device() -> Device {
     devices().remove(0)
 }
 
-/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 300
+/// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 200
 /// on a GPU. Failures are kept beside the tests where the sources are.
 pub fn cases(default: u32) -> Config {
-    let default = if device().is_emulated() { default } else { 300 };
+    let default = if device().is_emulated() { default } else { 200 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let has_sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").is_dir();
     let persistence = if has_sources {
