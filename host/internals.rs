@@ -1,7 +1,5 @@
 //! What the package `fp8-moe-cli` measures the layer with. No part of the public API: anything here may change in any release.
 
-use half::bf16;
-
 pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};
 
@@ -9,20 +7,19 @@ use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice};
 use crate::gpu::device::Device;
-use crate::gpu::stream::Stream;
-use crate::layer::{MoeConfig, MoeLayer, OutputElement, Routed, Step, Workspace};
+use crate::layer::{MoeConfig, MoeLayer};
 use crate::plan::Plan;
 
 /// The weights of a layer, as they lie on the device: [`MoeDeviceWeights`](crate::MoeDeviceWeights) says how.
 pub struct Weights<'a> {
     /// e4m3 `[E_loc, 2I, H]`, I padded.
-    pub w13: &'a Buffer<E4m3>,
+    pub w13: Slice<'a, E4m3>,
     /// Its scales.
-    pub w13_scale: &'a Buffer<f32>,
+    pub w13_scale: Slice<'a, f32>,
     /// e4m3 `[E_loc, H, I]`, I padded.
-    pub w2: &'a Buffer<E4m3>,
+    pub w2: Slice<'a, E4m3>,
     /// Its scales.
-    pub w2_scale: &'a Buffer<f32>,
+    pub w2_scale: Slice<'a, f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
     pub input_scales: &'a [Buffer<f32>; 2],
 }
@@ -31,10 +28,10 @@ pub struct Weights<'a> {
 pub fn weights(layer: &MoeLayer) -> Weights<'_> {
     let weights = layer.weights();
     Weights {
-        w13: &weights.w13,
-        w13_scale: &weights.w13_scale,
-        w2: &weights.w2,
-        w2_scale: &weights.w2_scale,
+        w13: weights.w13.as_slice(),
+        w13_scale: weights.w13_scale.as_slice(),
+        w2: weights.w2.as_slice(),
+        w2_scale: weights.w2_scale.as_slice(),
         input_scales: &weights.input_scales,
     }
 }
@@ -57,18 +54,4 @@ pub fn padded_intermediate(config: &MoeConfig) -> usize {
 /// The local expert of every global one, -1 = not on this rank; none if all are.
 pub fn expert_map(config: &MoeConfig) -> Option<Vec<i32>> {
     config.expert_map()
-}
-
-/// As [`MoeLayer::forward_routed`] with a routing of ids and weights, telling `observe` of every operation before it is enqueued.
-pub fn forward_routed_observed<O: OutputElement>(
-    layer: &MoeLayer,
-    stream: &Stream,
-    hidden: Slice<'_, bf16>,
-    (topk_ids, topk_weights): (Slice<'_, i32>, Slice<'_, f32>),
-    workspace: &mut Workspace,
-    out: &mut Buffer<O>,
-    observe: &dyn Fn(Step),
-) -> Result<()> {
-    let routed = Routed { topk_ids, topk_weights };
-    layer.enqueue(stream, hidden, Some(routed), workspace.memory(), out.as_mut_slice(), observe)
 }

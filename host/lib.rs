@@ -56,9 +56,10 @@ pub use gpu::launch::DevicePtr;
 pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{
-    Accumulation, ActivationFunction, ExpertWeights, Gather, IntermediateScales, MoeConfig, MoeDeviceWeights,
-    MoeLayer, MoeWeights, OutputElement, Progress, Quantization, Reduction, RouterWeights, Routing, Step,
-    Workspace,
+    Accumulation, ActivationFunction, DeviceMemory, ExpertIds, ExpertWeights, Forward, Gather, Hidden,
+    IntermediateScales, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights, Output, OutputElement, OutputType,
+    Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, RouterWeights, Routing,
+    Step, Workspace,
 };
 
 /// The README's example compiles.

@@ -129,10 +129,10 @@ fn device_weights_that_do_not_fit_are_refused() {
     let weights = |w2: usize, input_scales| fp8_moe::MoeDeviceWeights {
         router: None,
         correction_bias: None,
-        w13: device.zeros(w13).unwrap(),
-        w2: device.zeros(w2).unwrap(),
-        w13_scale: device.zeros(w13_scale).unwrap(),
-        w2_scale: device.zeros(w2_scale).unwrap(),
+        w13: device.zeros(w13).unwrap().into(),
+        w2: device.zeros(w2).unwrap().into(),
+        w13_scale: device.zeros(w13_scale).unwrap().into(),
+        w2_scale: device.zeros(w2_scale).unwrap().into(),
         input_scales,
     };
     let refusal = |weights| match MoeLayer::from_device(&device, &config, weights) {

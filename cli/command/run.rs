@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fp8_moe::{Checkpoint, Device, Error, IntermediateScales, MoeLayer, Reduction, Result};
+use fp8_moe::{Checkpoint, Device, Error, Forward, IntermediateScales, MoeLayer, Reduction, Result};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use safetensors::{Dtype, tensor::TensorView};
@@ -92,7 +92,8 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
     let mut workspace = layer.workspace(tokens)?;
     let mut out = device.uninit::<f32>(tokens * config.hidden_size)?;
     terminal::watch(device, tokens, |observe| {
-        layer.forward_observed(&stream, &hidden, &mut workspace, &mut out, observe)?;
+        let forward = Forward::new(&hidden, &mut workspace, &mut out).observed(observe);
+        layer.forward_with(&stream, forward)?;
         stream.synchronize()
     })?;
     let (topk_ids, topk_weights) = workspace.routing(tokens)?;

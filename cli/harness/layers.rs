@@ -55,10 +55,10 @@ impl Layers {
             let weights = MoeDeviceWeights {
                 router: None,
                 correction_bias: None,
-                w13,
-                w2,
-                w13_scale: device.upload(&w13_scale)?,
-                w2_scale: device.upload(&w2_scale)?,
+                w13: w13.into(),
+                w2: w2.into(),
+                w13_scale: device.upload(&w13_scale)?.into(),
+                w2_scale: device.upload(&w2_scale)?.into(),
                 input_scales: (config.quantization == Quantization::TensorStatic).then_some(INPUT_SCALES),
             };
             MoeLayer::from_device(device, config, weights)

@@ -13,9 +13,9 @@ use super::part::Part;
 use super::pool::Pool;
 use super::routing::Routed;
 use fp8_moe::Buffer;
-use fp8_moe::internals::{Capture, Recorder, forward_routed_observed};
+use fp8_moe::internals::{Capture, Recorder};
 use fp8_moe::{Error, Result};
-use fp8_moe::{Graph, MoeLayer, OutputElement, Step, Stream, Workspace};
+use fp8_moe::{Forward, Graph, MoeLayer, OutputElement, Step, Stream, Workspace};
 
 /// The inputs of forwards, and the memory they work in. Layers that take turns share them.
 pub struct Run<'l> {
@@ -42,9 +42,8 @@ impl Inputs {
         out: &mut Buffer<O>,
         observe: &dyn Fn(Step),
     ) -> Result<()> {
-        let (ids, weights) = (self.topk_ids.as_slice(), self.topk_weights.as_slice());
-        let hidden = self.hidden.as_slice();
-        forward_routed_observed(layer, stream, hidden, (ids, weights), workspace, out, observe)
+        let forward = Forward::new(&self.hidden, workspace, out).routed(&self.topk_ids, &self.topk_weights);
+        layer.forward_with(stream, forward.observed(observe))
     }
 }
 

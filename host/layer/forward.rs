@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 use super::OP;
+use super::call::{Hidden, Output, Request, Routed};
 use super::weights::DeviceWeights;
 use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
@@ -11,12 +12,14 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::stream::Stream;
 use crate::ops::activation::{Activation, ActivationShape, Requantization, activation};
 use crate::ops::cast::{Cast, cast};
-use crate::ops::gated_gemm::{GatedGemm, GatedPlan, gated_gemm_with_settled_schedule};
+use crate::ops::gated_gemm::{GatedGemm, GatedPlan, gated_gemm, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
     AScale, BScale, GemmOut, GemmPlan, GroupedGemm, TokenSums, grouped_gemm_with_settled_schedule,
 };
 use crate::ops::permutation::Permutation;
-use crate::ops::permute::{Permute, PermutePath, ScaleLayout, permute};
+use crate::ops::permute::{
+    Permute, PermutePath, PermuteRows, PermuteScales, ScaleLayout, permute, permute_rows,
+};
 use crate::ops::problem_sizes::TileScheduleOut;
 use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
@@ -62,13 +65,6 @@ mod sealed {
     }
 }
 
-/// A routing: `[T, k]` each.
-#[derive(Clone, Copy)]
-pub(crate) struct Routed<'a> {
-    pub topk_ids: Slice<'a, i32>,
-    pub topk_weights: Slice<'a, f32>,
-}
-
 /// One forward.
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
@@ -109,7 +105,7 @@ enum End<'a> {
     Unpermute(ActivationsMut<'a>),
     /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that GEMM 2, which waits for the
     /// second, finds them cleared. The output is cast from the sums where it is not they.
-    Add { sums: SliceMut<'a, f32>, cast_to: Option<ActivationsMut<'a>> },
+    Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
 }
 
 /// The memory of the permutation.
@@ -118,6 +114,14 @@ struct Lists<'a> {
     sorted_rows: SliceMut<'a, i32>,
     inverse: SliceMut<'a, i32>,
     schedule: SliceMut<'a, [u32; 4]>,
+}
+
+/// Hidden states that came quantised.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    values: Slice<'a, E4m3>,
+    scales: Option<Slice<'a, f32>>,
+    layout: ScaleLayout,
 }
 
 /// The workspace behind the routing and the permutation, cut up.
@@ -148,15 +152,11 @@ impl<'a> Cutter<'a> {
 }
 
 impl Call<'_> {
-    /// Enqueues everything. The arguments have been checked; `workspace` is as long as the plan says.
-    pub fn enqueue<O: OutputElement>(
-        &self,
-        stream: &Stream,
-        hidden: Slice<'_, bf16>,
-        routed: Option<Routed<'_>>,
-        workspace: SliceMut<'_, u8>,
-        mut out: SliceMut<'_, O>,
-    ) -> Result<()> {
+    /// Enqueues everything. The request has been checked; its workspace is as long as the plan says.
+    pub fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
+        let Request { hidden, routed, workspace, out, .. } = request;
+        let adds = matches!(out, Output::Add(_));
+        let (Output::Write(mut out) | Output::Add(mut out)) = out;
         let layout = &self.plan.layout;
         let mut cutter = Cutter { rest: workspace, position: 0 };
         let logits = cutter.take(&layout.logits);
@@ -181,25 +181,30 @@ impl Call<'_> {
             Some(routed) => routed,
             None => {
                 self.step(0);
+                let Hidden::Bf16(hidden) = hidden else {
+                    return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
+                };
                 self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
             }
         };
         if self.config.local_count() == 0 {
-            return out.fill_bytes(0, stream);
+            return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
         }
-        let mut end = match (self.config.reduction, O::erase(out)) {
+        let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute(out),
-            (Reduction::OrderFree, ActivationsMut::F32(out)) => End::Add { sums: out, cast_to: None },
-            (Reduction::OrderFree, out) => End::Add { sums, cast_to: Some(out) },
+            (Reduction::OrderFree, ActivationsMut::F32(out)) => {
+                End::Add { sums: out, clears: !adds, cast_to: None }
+            }
+            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some(out) },
         };
         self.step(1);
         let mut permutation = self.permute(stream, routed, lists)?;
         self.step(2);
-        self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
+        let given = self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
         self.step(3);
         match &self.plan.first {
-            First::Gated(plan) => self.gated_gemm(stream, plan, permutation.reborrow(), &mut parts)?,
+            First::Gated(plan) => self.gated_gemm(stream, plan, given, permutation.reborrow(), &mut parts)?,
             First::Apart(plan) => {
                 self.first_gemm(stream, plan, permutation.reborrow(), &mut parts)?;
                 self.step(4);
@@ -214,7 +219,7 @@ impl Call<'_> {
                 self.unpermute(stream, routed, &permutation, &parts, out)
             }
             End::Add { cast_to: None, .. } => Ok(()),
-            End::Add { sums, cast_to: Some(out) } => {
+            End::Add { sums, cast_to: Some(out), .. } => {
                 self.step(7);
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
                 cast(stream, Cast { rows, columns, x: sums.as_slice(), out })
@@ -293,18 +298,30 @@ impl Call<'_> {
         permute(stream, self.plan.permutation, args)
     }
 
-    fn quantize(
+    /// Quantises the hidden states to where GEMM 1 reads them. Of those that are quantised already it copies what has to move, and
+    /// returns what has not: rows that GEMM 1 gathers.
+    fn quantize<'h>(
         &self,
         stream: &Stream,
-        hidden: Slice<'_, bf16>,
+        hidden: Hidden<'h>,
         routed: Routed<'_>,
         permutation: &Permutation<'_>,
         parts: &mut Parts<'_>,
         end: &mut End<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<Given<'h>>> {
+        let x = match hidden {
+            Hidden::Bf16(hidden) => Activations::Bf16(hidden),
+            Hidden::F16(hidden) => Activations::F16(hidden),
+            Hidden::Quantised { values, scales, layout } => {
+                if let End::Add { sums, clears: true, .. } = end {
+                    sums.fill_bytes(0, stream)?;
+                }
+                return self.scatter(stream, Given { values, scales, layout }, permutation, parts);
+            }
+        };
         let scales = self.config.first_scales();
         let args = Quantize {
-            x: Activations::Bf16(hidden),
+            x,
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
             destinations: match (self.plan.gathers(), scales) {
                 (true, RowScales::Tensor | RowScales::Group128) => Destinations::Identity,
@@ -322,14 +339,46 @@ impl Call<'_> {
             },
             q: parts.quantised.reborrow(),
             cleared: match end {
-                End::Unpermute(_) => None,
-                End::Add { sums, .. } => Some(sums.reborrow()),
+                End::Add { sums, clears: true, .. } => Some(sums.reborrow()),
+                End::Unpermute(_) | End::Add { .. } => None,
             },
         };
         let shape = QuantizeShape { rows: self.plan.tokens(), columns: self.config.hidden_size };
         // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and
         // begins when everything before it has ended: it is launched without programmatic stream serialization.
-        unsafe { quantize_with_settled_input(stream, shape, args) }
+        unsafe { quantize_with_settled_input(stream, shape, args) }?;
+        Ok(None)
+    }
+
+    /// Copies quantised rows and their scales to where GEMM 1 reads them. Rows that it gathers stay, and scales that come along.
+    fn scatter<'h>(
+        &self,
+        stream: &Stream,
+        given: Given<'h>,
+        permutation: &Permutation<'_>,
+        parts: &mut Parts<'_>,
+    ) -> Result<Option<Given<'h>>> {
+        let (gathers, kind) = (self.plan.gathers(), self.config.first_scales());
+        if gathers && kind != RowScales::Token {
+            return Ok(Some(given));
+        }
+        let groups = if kind == RowScales::Token { 1 } else { self.config.hidden_size.div_ceil(128) };
+        let scales = given.scales.map(|scales| PermuteScales {
+            groups,
+            scales,
+            layout: given.layout,
+            permuted: parts.scales.reborrow(),
+            permuted_layout: match kind {
+                RowScales::Token => ScaleLayout::row_major(1),
+                _ => self.plan.first_scales,
+            },
+        });
+        // Of gathered rows the scales alone go to their places.
+        let columns = if gathers { 0 } else { self.config.hidden_size };
+        let permuted = parts.quantised.reborrow();
+        let args = PermuteRows { activations: given.values, columns, scales, permutation, permuted };
+        permute_rows(stream, args)?;
+        Ok(gathers.then_some(given))
     }
 
     /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the activation, which is
@@ -366,7 +415,8 @@ impl Call<'_> {
         end: &mut End<'_>,
     ) -> Result<()> {
         let out = match end {
-            // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does not.
+            // The kernel that sums rows in bf16 has no output in f16.
+            End::Unpermute(ActivationsMut::F16(_)) => GemmOut::F16(parts.products.reborrow().cast()),
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
@@ -438,12 +488,23 @@ impl Call<'_> {
         &self,
         stream: &Stream,
         plan: &GatedPlan,
+        given: Option<Given<'_>>,
         permutation: Permutation<'_>,
         parts: &mut Parts<'_>,
     ) -> Result<()> {
+        let own = (parts.quantised.as_slice(), self.first_a_scale(parts.scales.as_slice()));
+        let (a, a_scale) = match given {
+            Some(Given { values, scales: Some(scales), layout })
+                if self.config.first_scales() == RowScales::Group128 =>
+            {
+                (values, grouped_scales(scales, layout))
+            }
+            Some(Given { values, .. }) => (values, own.1),
+            None => own,
+        };
         let args = GatedGemm {
-            a: parts.quantised.as_slice(),
-            a_scale: self.first_a_scale(parts.scales.as_slice()),
+            a,
+            a_scale,
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
             permutation,
@@ -453,8 +514,12 @@ impl Call<'_> {
             workspace: parts.partials.reborrow(),
             plan,
         };
-        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors.
-        // No kernel of a forward writes the weights.
+        if given.is_some() {
+            // Nothing need lie between `permute` and this.
+            return gated_gemm(stream, args);
+        }
+        // SAFETY: `permute` wrote the schedule, and the quantisation, or the copy of quantised rows, lies between, whose threads all
+        // wait for their predecessors. No kernel of a forward writes the weights.
         unsafe { gated_gemm_with_settled_schedule(stream, args) }
     }
 
@@ -483,8 +548,12 @@ impl Call<'_> {
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
     ) -> Result<()> {
+        let products = parts.products.as_slice();
         let args = Unpermute {
-            y: Activations::Bf16(parts.products.as_slice().cast()),
+            y: match &out {
+                ActivationsMut::F16(_) => Activations::F16(products.cast()),
+                _ => Activations::Bf16(products.cast()),
+            },
             permutation,
             topk_weights: self.output_weights(routed),
             hidden: self.config.hidden_size,

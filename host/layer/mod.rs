@@ -22,7 +22,9 @@
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be captured in a
 //! graph. How many rows an expert gets is known on the device alone.
 
+mod call;
 mod forward;
+mod memory;
 mod warm_up;
 mod weights;
 mod workspace;
@@ -30,23 +32,24 @@ mod workspace;
 pub use crate::config::{
     Accumulation, ActivationFunction, Gather, IntermediateScales, MoeConfig, Quantization, Reduction, Routing,
 };
+pub use call::{
+    ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
+};
 pub use forward::{OutputElement, Step};
+pub use memory::DeviceMemory;
 pub(crate) use weights::ExpertSource;
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
-
-use std::ffi::c_void;
 
 use half::bf16;
 
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
-use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::plan::{self, Plan};
+use call::Request;
 use forward::Call;
-pub(crate) use forward::Routed;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 
@@ -146,13 +149,27 @@ impl MoeLayer {
         Ok(Workspace::new(self.config.clone(), memory))
     }
 
-    /// Enqueues the layer on `hidden` `[T, H]`, into `out` `[T, H]` of bf16, f16 or f32.
+    /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.
     ///
-    /// The first forward of a batch size's class loads the kernels that the class takes, also during a capture; on a GPU that may take
-    /// tenths of a second. [`Device::load_kernels`] does it for all beforehand.
+    /// The first forward of a batch size's class loads the kernels that the class takes, also during a capture; on a GPU that may
+    /// take tenths of a second. [`Device::load_kernels`] does it for all beforehand.
     ///
-    /// Every row of `out` is written; on a rank with some of the experts it is their part of the sum. The routing can be
-    /// read with [`Workspace::routing`] afterwards.
+    /// On a rank with some of the experts the result is their part of the sum. A routing of the layer's own can be read with
+    /// [`Workspace::routing`] afterwards.
+    ///
+    /// # Errors
+    /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer tokens; types and
+    /// routing that cannot be combined.
+    pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
+        let Forward { hidden, routed, workspace, out, observe } = forward;
+        workspace.check(&self.config)?;
+        self.enqueue(stream, Request { hidden, routed, workspace: workspace.memory(), out, observe })
+    }
+
+    /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T, H]` of bf16, f16 or f32.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::forward_with`].
     pub fn forward<'a, O: OutputElement>(
         &self,
         stream: &Stream,
@@ -160,24 +177,14 @@ impl MoeLayer {
         workspace: &mut Workspace,
         out: impl Into<SliceMut<'a, O>>,
     ) -> Result<()> {
-        self.forward_observed(stream, hidden, workspace, out, &|_| {})
-    }
-
-    /// As [`MoeLayer::forward`], telling `observe` of every operation before it is enqueued. The emulated device runs an
-    /// operation when it is enqueued, so there this shows how far the forward is.
-    pub fn forward_observed<'a, O: OutputElement>(
-        &self,
-        stream: &Stream,
-        hidden: impl Into<Slice<'a, bf16>>,
-        workspace: &mut Workspace,
-        out: impl Into<SliceMut<'a, O>>,
-        observe: &dyn Fn(Step),
-    ) -> Result<()> {
-        self.enqueue(stream, hidden.into(), None, workspace.memory(), out.into(), observe)
+        self.forward_with(stream, Forward::new(hidden.into(), workspace, out.into()))
     }
 
     /// As [`MoeLayer::forward`] with a given routing: `topk_ids` and `topk_weights` `[T, k]`. Ids below 0 or past the last
     /// expert contribute nothing.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::forward_with`].
     pub fn forward_routed<'a, O: OutputElement>(
         &self,
         stream: &Stream,
@@ -187,89 +194,54 @@ impl MoeLayer {
         workspace: &mut Workspace,
         out: impl Into<SliceMut<'a, O>>,
     ) -> Result<()> {
-        let routed = Routed { topk_ids: topk_ids.into(), topk_weights: topk_weights.into() };
-        self.enqueue(stream, hidden.into(), Some(routed), workspace.memory(), out.into(), &|_| {})
+        let out = Output::Write(O::erase(out.into()));
+        let forward =
+            Forward::new(hidden.into(), workspace, out).routed(topk_ids.into(), topk_weights.into());
+        self.forward_with(stream, forward)
     }
 
-    /// As [`MoeLayer::forward`] for programs that manage device memory and streams themselves (cudarc, candle, their own).
+    /// As [`MoeLayer::forward_with`], by addresses.
     ///
     /// # Safety
-    /// - `stream` is a `CUstream` of the context of the layer's device, or null for its legacy default stream;
-    /// - `hidden` is the address of `tokens * H` bf16, `out` of `tokens * H` elements of `O`, `workspace` of
-    ///   `workspace_bytes` bytes, all in this device's memory, at multiples of 16 bytes (256 for `workspace`), none
-    ///   overlapping another;
-    /// - all three stay allocated, and nothing else writes them or reads `workspace` or `out`, until the stream has run
-    ///   what is enqueued here.
-    pub unsafe fn forward_raw<O: OutputElement>(
-        &self,
-        stream: *mut c_void,
-        tokens: usize,
-        hidden: u64,
-        workspace: u64,
-        workspace_bytes: usize,
-        out: u64,
-    ) -> Result<()> {
-        let aligned = |name, address: u64, alignment: u64| {
-            require(address.is_multiple_of(alignment), OP, name, format!("{address:#x}"), || {
-                format!("must be a multiple of {alignment}")
-            })
+    /// - `stream` is as [`Stream::from_raw`] asks for;
+    /// - every address is that of as many elements as its field says, in this device's memory; none overlaps `workspace` or `out`;
+    /// - all stay allocated, and nothing else writes them or reads `workspace` or `out`, until the stream has run what is enqueued
+    ///   here.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::forward_with`]; addresses that are not aligned.
+    pub unsafe fn forward_raw(&self, forward: RawForward) -> Result<()> {
+        // SAFETY: the caller's contract.
+        let (stream, request) = unsafe {
+            let stream = Stream::from_raw(&self.device, forward.stream);
+            (stream, forward.request(&self.device, &self.config)?)
         };
-        aligned("hidden", hidden, 16)?;
-        aligned("workspace", workspace, 256)?;
-        aligned("out", out, 16)?;
-        let elements = tokens * self.config.hidden_size;
-        // SAFETY: the caller's contract is that of `from_raw`, for each of the four.
-        let (stream, hidden, workspace, out) = unsafe {
-            (
-                Stream::from_raw(&self.device, stream),
-                Slice::from_raw(&self.device, DevicePtr::from_raw(hidden), elements),
-                SliceMut::from_raw(&self.device, DevicePtr::from_raw(workspace), workspace_bytes),
-                SliceMut::from_raw(&self.device, DevicePtr::from_raw(out), elements),
-            )
-        };
-        self.enqueue::<O>(&stream, hidden, None, workspace, out, &|_| {})
+        self.enqueue(&stream, request)
     }
 
     /// Checks the arguments and enqueues the operations.
-    pub(crate) fn enqueue<O: OutputElement>(
-        &self,
-        stream: &Stream,
-        hidden: Slice<'_, bf16>,
-        routed: Option<Routed<'_>>,
-        mut workspace: SliceMut<'_, u8>,
-        mut out: SliceMut<'_, O>,
-        observe: &dyn Fn(Step),
-    ) -> Result<()> {
-        let h = self.config.hidden_size;
-        require(hidden.len().is_multiple_of(h), OP, "hidden", format!("{} elements", hidden.len()), || {
-            format!("must be a multiple of {h}, the hidden size")
-        })?;
-        let tokens = hidden.len() / h;
+    fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be on the layer's device, {}", self.device);
             return Err(crate::Error::argument(OP, "stream", format!("{stream:?}"), rule));
         }
-        hidden.check(OP, "hidden", tokens * h, stream)?;
-        out.check(OP, "out", tokens * h, stream)?;
-        if let Some(Routed { topk_ids, topk_weights }) = &routed {
-            topk_ids.check(OP, "topk_ids", tokens * self.config.top_k, stream)?;
-            topk_weights.check(OP, "topk_weights", tokens * self.config.top_k, stream)?;
-        }
+        let tokens = request.check(&self.config, stream)?;
         if tokens == 0 {
             return Ok(());
         }
         let plan = self.plan(tokens)?;
-        let bytes = plan.layout.bytes;
-        workspace.check_device(OP, "workspace", stream)?;
-        require(workspace.len() >= bytes, OP, "workspace", format!("{} bytes", workspace.len()), || {
-            format!("must have at least {} bytes for {tokens} tokens", bytes)
+        let (bytes, len) = (plan.layout.bytes, request.workspace.len());
+        request.workspace.check_device(OP, "workspace", stream)?;
+        require(len >= bytes, OP, "workspace", format!("{len} bytes"), || {
+            format!("must have at least {bytes} bytes for {tokens} tokens")
         })?;
-        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe };
-        let class = Class::of::<O>(routed.is_some(), &plan);
+        let call =
+            Call { config: &self.config, weights: &self.weights, plan: &plan, observe: request.observe };
+        let class = Class::of(&request, &plan);
         self.loaded.ensure(&self.device, class, |rehearsal| {
             let call = Call { observe: &|_| {}, ..call };
-            call.enqueue(rehearsal, hidden, routed, workspace.reborrow(), out.reborrow())
+            call.enqueue(rehearsal, request.reborrow())
         })?;
-        call.enqueue(stream, hidden, routed, workspace, out)
+        call.enqueue(stream, request)
     }
 }

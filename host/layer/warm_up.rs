@@ -7,11 +7,11 @@
 //!
 //! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot miss one.
 
-use std::any::TypeId;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
-use super::{OutputElement, Result};
+use super::Result;
+use super::call::{Output, Request};
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
 use crate::gpu::stream::Stream;
@@ -26,15 +26,17 @@ pub(super) struct Class {
     block_m: usize,
     /// The router's kernel; none where the routing is given.
     router: Option<RouterLogitsPath>,
-    /// The type of the output.
-    out: TypeId,
+    /// The types of hidden states and output.
+    types: [&'static str; 2],
 }
 
 impl Class {
-    /// Of a forward by `plan` into elements of `O`.
-    pub fn of<O: OutputElement>(is_routed: bool, plan: &Plan) -> Class {
-        let router = (!is_routed).then_some(plan.router);
-        Class { block_m: plan.block_m, router, out: TypeId::of::<O>() }
+    /// Of a forward by `plan`.
+    pub fn of(request: &Request<'_>, plan: &Plan) -> Class {
+        let router = request.routed.is_none().then_some(plan.router);
+        let (Output::Write(out) | Output::Add(out)) = &request.out;
+        let types = [request.hidden.type_name(), out.as_activations().type_name()];
+        Class { block_m: plan.block_m, router, types }
     }
 }
 
@@ -77,8 +79,9 @@ mod tests {
 
     use super::super::forward::Call;
     use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing};
-    use super::{Class, OutputElement, rehearse};
-    use crate::layer::{IntermediateScales, Routed};
+    use super::{Class, Output, Request, rehearse};
+    use crate::layer::call::Routed;
+    use crate::layer::{Forward, IntermediateScales, OutputElement};
     use crate::{Device, Family};
 
     /// Device handles of every family, which have loaded nothing.
@@ -109,12 +112,12 @@ mod tests {
             let config = MoeConfig { routing, quantization, intermediate_scales, ..sizes };
             let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
             let weights = MoeDeviceWeights {
-                router: Some(device.zeros(2 * 128).expect("memory")),
+                router: Some(device.zeros(2 * 128).expect("memory").into()),
                 correction_bias: None,
-                w13: device.zeros(w13).expect("memory"),
-                w2: device.zeros(w2).expect("memory"),
-                w13_scale: device.zeros(w13_scale).expect("memory"),
-                w2_scale: device.zeros(w2_scale).expect("memory"),
+                w13: device.zeros(w13).expect("memory").into(),
+                w2: device.zeros(w2).expect("memory").into(),
+                w13_scale: device.zeros(w13_scale).expect("memory").into(),
+                w2_scale: device.zeros(w2_scale).expect("memory").into(),
                 input_scales: (quantization == Quantization::TensorStatic).then_some([1.0, 1.0]),
             };
             MoeLayer::from_device(device, &config, weights).expect("a layer")
@@ -129,7 +132,7 @@ mod tests {
         is_routed: bool,
     ) -> (Class, Vec<&'static str>) {
         let (device, config) = (layer.device(), layer.config());
-        let hidden = device.uninit(tokens * config.hidden_size).expect("memory");
+        let hidden = device.uninit::<bf16>(tokens * config.hidden_size).expect("memory");
         let mut out = device.uninit::<O>(tokens * config.hidden_size).expect("memory");
         let bytes = layer.workspace_bytes(tokens).expect("few tokens");
         let mut workspace = device.uninit(bytes).expect("memory");
@@ -137,12 +140,16 @@ mod tests {
         let routed = Routed { topk_ids: ids.as_slice(), topk_weights: weights.as_slice() };
         let plan = layer.plan(tokens).expect("a plan");
         let call = Call { config, weights: layer.weights(), plan: &plan, observe: &|_| {} };
-        let kernels = rehearse(device, |stream| {
-            let (hidden, routed) = (hidden.as_slice(), is_routed.then_some(routed));
-            call.enqueue(stream, hidden, routed, workspace.as_mut_slice(), out.as_mut_slice())
-        });
+        let mut request = Request {
+            hidden: hidden.as_slice().into(),
+            routed: is_routed.then_some(routed),
+            workspace: workspace.as_mut_slice(),
+            out: Output::Write(O::erase(out.as_mut_slice())),
+            observe: &|_| {},
+        };
+        let kernels = rehearse(device, |stream| call.enqueue(stream, request.reborrow()));
         let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();
-        (Class::of::<O>(is_routed, &plan), kernels)
+        (Class::of(&request, &plan), kernels)
     }
 
     #[test]
@@ -185,9 +192,8 @@ mod tests {
                         assert_eq!(device.loaded_kernels(), kernels, "{:?}, {tokens} tokens", layer.config())
                     };
                     let observe = |_| check();
-                    layer
-                        .forward_observed(&stream, &hidden, &mut workspace, &mut out, &observe)
-                        .expect("a forward");
+                    let forward = Forward::new(&hidden, &mut workspace, &mut out).observed(&observe);
+                    layer.forward_with(&stream, forward).expect("a forward");
                     check();
                 }
             }

@@ -17,14 +17,17 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization};
+use crate::config::{MoeConfig, Quantization, Routing};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
-use crate::gpu::buffer::{Buffer, SliceMut};
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
+use crate::gpu::stream::Stream;
+use crate::layer::memory::DeviceMemory;
 
 const OP: &str = "MoeLayer::new";
 
@@ -143,22 +146,25 @@ pub struct MoeWeights<'a> {
 
 /// All weights of a layer in device memory, laid out as the kernels read them. For [`crate::MoeLayer::from_device`].
 ///
+/// Each may be the layer's own, shared, or of another program ([`DeviceMemory`]): nothing is copied. Matrices begin at multiples of
+/// 16 bytes. The kernels read gate and up as one matrix; [`MoeDeviceWeights::join`] makes it of two.
+///
 /// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros, down's columns
 /// and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
 pub struct MoeDeviceWeights {
     /// Router `[E, H]`; without it the layer takes its routing from the caller.
-    pub router: Option<Buffer<bf16>>,
+    pub router: Option<DeviceMemory<bf16>>,
     /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
-    pub correction_bias: Option<Buffer<f32>>,
+    pub correction_bias: Option<DeviceMemory<f32>>,
     /// `[E_loc, 2I', H]`: gate rows `0..I'`, up rows `I'..2I'`.
-    pub w13: Buffer<E4m3>,
+    pub w13: DeviceMemory<E4m3>,
     /// `[E_loc, H, I']`.
-    pub w2: Buffer<E4m3>,
+    pub w2: DeviceMemory<E4m3>,
     /// `[E_loc, 2I']`, or in blocks `[E_loc, 2I'/128, ceil(H/128)]`. Per-tensor scales are given per channel too.
-    pub w13_scale: Buffer<f32>,
+    pub w13_scale: DeviceMemory<f32>,
     /// Per tensor `[E_loc]`, per channel `[E_loc, H]`, in blocks `[E_loc, ceil(H/128), I'/128]`.
-    pub w2_scale: Buffer<f32>,
+    pub w2_scale: DeviceMemory<f32>,
     /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the second.
     pub input_scales: Option<[f32; 2]>,
 }
@@ -174,12 +180,12 @@ pub struct Progress {
 
 /// The weights on the device.
 pub(crate) struct DeviceWeights {
-    pub router: Option<Buffer<bf16>>,
-    pub correction_bias: Option<Buffer<f32>>,
-    pub w13: Buffer<E4m3>,
-    pub w2: Buffer<E4m3>,
-    pub w13_scale: Buffer<f32>,
-    pub w2_scale: Buffer<f32>,
+    pub router: Option<DeviceMemory<bf16>>,
+    pub correction_bias: Option<DeviceMemory<f32>>,
+    pub w13: DeviceMemory<E4m3>,
+    pub w2: DeviceMemory<E4m3>,
+    pub w13_scale: DeviceMemory<f32>,
+    pub w2_scale: DeviceMemory<f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
     pub input_scales: [Buffer<f32>; 2],
     /// i32 `[E]`, -1 = not on this rank.
@@ -283,12 +289,17 @@ impl MoeWeights<'_> {
         let scales = scales.collect::<Result<Vec<_>>>()?;
         let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
         let weights = MoeDeviceWeights {
-            router: self.router.as_ref().map(|r| r.upload(device)).transpose()?,
-            correction_bias: self.correction_bias.as_deref().map(|b| device.upload(b)).transpose()?,
-            w13,
-            w2,
-            w13_scale: device.upload(&w13_scale.concat())?,
-            w2_scale: device.upload(&w2_scale.concat())?,
+            router: self.router.as_ref().map(|r| r.upload(device)).transpose()?.map(Into::into),
+            correction_bias: self
+                .correction_bias
+                .as_deref()
+                .map(|b| device.upload(b))
+                .transpose()?
+                .map(Into::into),
+            w13: w13.into(),
+            w2: w2.into(),
+            w13_scale: device.upload(&w13_scale.concat())?.into(),
+            w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
         };
         weights.complete(device, config)
@@ -325,6 +336,37 @@ impl MoeDeviceWeights {
         [2 * padded * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
     }
 
+    /// Gate and up that lie apart, as the one array that the kernels read, enqueued on `stream`: for w13 from two
+    /// `[experts, I', H]`, and for `w13_scale` from their scales. The only copy that a layer over memory of others needs.
+    ///
+    /// # Errors
+    /// Halves of different lengths, on another device than the stream's, or that do not divide by `experts`.
+    pub fn join<T: Pod>(
+        stream: &Stream,
+        experts: usize,
+        gate: Slice<'_, T>,
+        up: Slice<'_, T>,
+    ) -> Result<Buffer<T>> {
+        const OP: &str = "MoeDeviceWeights::join";
+        let len = gate.len();
+        require(up.len() == len, OP, "up", format!("{} elements", up.len()), || {
+            format!("must have {len}, as gate has")
+        })?;
+        require(experts > 0 && len.is_multiple_of(experts), OP, "experts", experts, || {
+            format!("must divide the {len} elements of gate")
+        })?;
+        let mut joined = stream.device().uninit(2 * len)?;
+        let each = len / experts;
+        for expert in 0..experts {
+            let (from, to) = (expert * each, 2 * expert * each);
+            joined.slice_mut(to..to + each).copy_from_device(gate.slice(from..from + each), stream)?;
+            joined
+                .slice_mut(to + each..to + 2 * each)
+                .copy_from_device(up.slice(from..from + each), stream)?;
+        }
+        Ok(joined)
+    }
+
     /// Refuses buffers that do not fit `config` or lie on another device.
     pub(crate) fn validate(&self, device: &Device, config: &MoeConfig) -> Result<()> {
         let exactly = |name: &str, buffer: (usize, &Device), expected: usize| {
@@ -352,6 +394,10 @@ impl MoeDeviceWeights {
 
     /// Adds what the layer needs besides.
     pub(crate) fn complete(self, device: &Device, config: &MoeConfig) -> Result<DeviceWeights> {
+        let uses_bias = matches!(config.routing, Routing::Grouped { .. });
+        require(uses_bias || self.correction_bias.is_none(), OP, "correction_bias", "Some", || {
+            format!("must be None for {:?}, which ignores it", config.routing)
+        })?;
         Ok(DeviceWeights {
             router: self.router,
             correction_bias: self.correction_bias,

@@ -1,5 +1,6 @@
 //! The memory that a forward works in. What lies where is the plan's (`host/plan/workspace.rs`).
 
+use super::OP;
 use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -15,6 +16,14 @@ pub struct Workspace {
 impl Workspace {
     pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>) -> Workspace {
         Workspace { config, memory }
+    }
+
+    /// Refuses a layer of another config than the workspace was made for. Layers of the same config, e.g. those of a model, may share
+    /// one workspace.
+    pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
+        require(self.config == *config, OP, "workspace", "one of a layer of another config", || {
+            "must be of this layer, or of one with an equal config".into()
+        })
     }
 
     /// All of the memory.

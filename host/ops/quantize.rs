@@ -104,7 +104,7 @@ impl Activations<'_> {
         }
     }
 
-    pub(super) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+    pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
         match self {
             Activations::Bf16(slice) => slice.check(op, name, len, stream),
             Activations::F16(slice) => slice.check(op, name, len, stream),
@@ -114,7 +114,25 @@ impl Activations<'_> {
 }
 
 impl ActivationsMut<'_> {
-    pub(super) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
+    /// The same memory, for a call that takes it by value.
+    pub(crate) fn reborrow(&mut self) -> ActivationsMut<'_> {
+        match self {
+            ActivationsMut::Bf16(slice) => ActivationsMut::Bf16(slice.reborrow()),
+            ActivationsMut::F16(slice) => ActivationsMut::F16(slice.reborrow()),
+            ActivationsMut::F32(slice) => ActivationsMut::F32(slice.reborrow()),
+        }
+    }
+
+    /// Sets every byte to `byte`, in `stream`'s order.
+    pub(crate) fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
+        match self {
+            ActivationsMut::Bf16(slice) => slice.fill_bytes(byte, stream),
+            ActivationsMut::F16(slice) => slice.fill_bytes(byte, stream),
+            ActivationsMut::F32(slice) => slice.fill_bytes(byte, stream),
+        }
+    }
+
+    pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
         match self {
             ActivationsMut::Bf16(slice) => slice.check(op, name, len, stream),
             ActivationsMut::F16(slice) => slice.check(op, name, len, stream),

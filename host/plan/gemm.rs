@@ -343,8 +343,10 @@ fn hopper_blocks(
         }
         _ => most,
     };
-    // The narrow kernels cut items, so that every block has work however few there are. A wide item takes a cluster.
-    let blocks = if tile == HopperTile::Wide { blocks.min(items.div_ceil(2) as u32 * 2) } else { blocks };
+    // The narrow kernels cut items down to slabs, and blocks beyond those would have no share: nor need they partial sums. A wide
+    // item takes a cluster.
+    let most_shares = if tile == HopperTile::Wide { items.div_ceil(2) * 2 } else { slabs };
+    let blocks = blocks.min(most_shares as u32);
     Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
 }
 

@@ -248,38 +248,6 @@ fn a_graph_replays_what_eager_computes() {
 }
 
 #[test]
-fn raw_pointers_do_the_same() {
-    let device = device();
-    let stream = Stream::new(&device).unwrap();
-    let layer = Layer::random(
-        config(Quantization::Block128, Routing::Softmax { renormalize: true }, [8, 2, 128, 64]),
-        5,
-    );
-    let layer = on_device(&device, &layer);
-    let hidden = oracle::hidden_states(9 * 128, 6);
-    let (expected, ..) = run_own(&stream, &layer, &hidden).unwrap();
-    let hidden = device.upload(&hidden).unwrap();
-    let bytes = layer.workspace_bytes(9).unwrap();
-    let workspace = device.uninit::<u8>(bytes).unwrap();
-    let out = device.uninit::<f32>(9 * 128).unwrap();
-    // SAFETY: the buffers are as long as the call says, alive until `to_vec` below has waited, and used by
-    // nothing else.
-    unsafe {
-        layer
-            .forward_raw::<f32>(
-                stream.raw(),
-                9,
-                hidden.ptr().raw(),
-                workspace.ptr().raw(),
-                bytes,
-                out.ptr().raw(),
-            )
-            .unwrap();
-    }
-    assert_eq!(bits(&out.to_vec(&stream).unwrap()), bits(&expected));
-}
-
-#[test]
 fn no_tokens_are_legal() {
     let stream = device().default_stream();
     let layer = Layer::random(

@@ -1,0 +1,440 @@
+//! What a forward is asked to do: its inputs, its routing, its memory and its output.
+//!
+//! ```text
+//!   hidden     bf16 | f16 | e4m3 with scales          [T, H]
+//!   routing    the layer's own | ids and weights      [T, k] each
+//!   out        bf16 | f16 | f32, written | added to   [T, H]
+//! ```
+//!
+//! [`Forward`] names them as slices, [`RawForward`] as addresses. What cannot be combined is refused before anything is launched.
+
+use std::ffi::c_void;
+
+use half::{bf16, f16};
+
+use super::workspace::Workspace;
+use super::{OP, OutputElement, Step};
+use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::error::{Error, Result, require};
+use crate::fp8::E4m3;
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
+use crate::gpu::device::Device;
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
+use crate::ops::quantize::{Activations, ActivationsMut};
+use crate::plan::elements;
+use crate::plan::rows::ScaleLayout;
+
+/// Hidden states `[T, H]`.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Hidden<'a> {
+    /// bfloat16.
+    Bf16(Slice<'a, bf16>),
+    /// IEEE binary16, with a given routing: the router's kernels read bfloat16.
+    F16(Slice<'a, f16>),
+    /// Quantised by the layer's scheme, with a given routing that does not weigh the input.
+    Quantised {
+        /// `[T, H]`, 16-byte aligned.
+        values: Slice<'a, E4m3>,
+        /// One for each token, or for each token and 128 columns, as [`Quantization`] has it; none where one is given for all.
+        scales: Option<Slice<'a, f32>>,
+        /// Where `scales` are: `ScaleLayout::row_major` of 1, or of H / 128 rounded up, as a rule.
+        layout: ScaleLayout,
+    },
+}
+
+/// Expert ids `[T, k]`. Those below 0 or past the last expert contribute nothing.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum ExpertIds<'a> {
+    /// Signed.
+    I32(Slice<'a, i32>),
+    /// Unsigned.
+    U32(Slice<'a, u32>),
+}
+
+/// Where the result `[T, H]` goes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Output<'a> {
+    /// Every row is written.
+    Write(ActivationsMut<'a>),
+    /// The result is added to what is there, as for shared experts and residuals. Of outputs in f32, with
+    /// [`Reduction::OrderFree`].
+    Add(ActivationsMut<'a>),
+}
+
+macro_rules! hidden {
+    ($($variant:ident: $ty:ty),*) => {$(
+        impl<'a> From<Slice<'a, $ty>> for Hidden<'a> {
+            fn from(slice: Slice<'a, $ty>) -> Self {
+                Hidden::$variant(slice)
+            }
+        }
+
+        impl<'a> From<&'a Buffer<$ty>> for Hidden<'a> {
+            fn from(buffer: &'a Buffer<$ty>) -> Self {
+                Hidden::$variant(buffer.as_slice())
+            }
+        }
+    )*};
+}
+
+hidden!(Bf16: bf16, F16: f16);
+
+impl<'a, O: OutputElement> From<SliceMut<'a, O>> for Output<'a> {
+    fn from(slice: SliceMut<'a, O>) -> Self {
+        Output::Write(O::erase(slice))
+    }
+}
+
+impl<'a, O: OutputElement> From<&'a mut Buffer<O>> for Output<'a> {
+    fn from(buffer: &'a mut Buffer<O>) -> Self {
+        Output::Write(O::erase(buffer.as_mut_slice()))
+    }
+}
+
+macro_rules! ids {
+    ($($variant:ident: $ty:ty),*) => {$(
+        impl<'a> From<Slice<'a, $ty>> for ExpertIds<'a> {
+            fn from(slice: Slice<'a, $ty>) -> Self {
+                ExpertIds::$variant(slice)
+            }
+        }
+
+        impl<'a> From<&'a Buffer<$ty>> for ExpertIds<'a> {
+            fn from(buffer: &'a Buffer<$ty>) -> Self {
+                ExpertIds::$variant(buffer.as_slice())
+            }
+        }
+    )*};
+}
+
+ids!(I32: i32, U32: u32);
+
+/// A forward, for [`MoeLayer::forward_with`](crate::MoeLayer::forward_with).
+#[must_use]
+pub struct Forward<'a> {
+    pub(super) hidden: Hidden<'a>,
+    pub(super) routed: Option<Routed<'a>>,
+    pub(super) workspace: &'a mut Workspace,
+    pub(super) out: Output<'a>,
+    pub(super) observe: &'a dyn Fn(Step),
+}
+
+impl<'a> Forward<'a> {
+    /// A forward of `hidden` `[T, H]` into `out` `[T, H]`, by the layer's own router.
+    pub fn new(
+        hidden: impl Into<Hidden<'a>>,
+        workspace: &'a mut Workspace,
+        out: impl Into<Output<'a>>,
+    ) -> Forward<'a> {
+        Forward { hidden: hidden.into(), routed: None, workspace, out: out.into(), observe: &|_| {} }
+    }
+
+    /// With a given routing, `[T, k]` each.
+    pub fn routed(self, ids: impl Into<ExpertIds<'a>>, weights: impl Into<Slice<'a, f32>>) -> Forward<'a> {
+        let topk_ids = match ids.into() {
+            ExpertIds::I32(ids) => ids,
+            // An id over 2^31 becomes a negative one, as invalid as it was.
+            ExpertIds::U32(ids) => ids.cast(),
+        };
+        Forward { routed: Some(Routed { topk_ids, topk_weights: weights.into() }), ..self }
+    }
+
+    /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when it is enqueued, so
+    /// that there this shows how far the forward is.
+    pub fn observed(self, observe: &'a dyn Fn(Step)) -> Forward<'a> {
+        Forward { observe, ..self }
+    }
+}
+
+impl std::fmt::Debug for Forward<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Forward { hidden, routed, workspace, out, .. } = self;
+        let mut fields = f.debug_struct("Forward");
+        fields
+            .field("hidden", hidden)
+            .field("routed", routed)
+            .field("workspace", workspace)
+            .field("out", out);
+        fields.finish_non_exhaustive()
+    }
+}
+
+/// A routing: `[T, k]` each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Routed<'a> {
+    pub topk_ids: Slice<'a, i32>,
+    pub topk_weights: Slice<'a, f32>,
+}
+
+/// A forward by addresses, for [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw): for programs that manage device memory and
+/// streams themselves (cudarc, candle, their own).
+#[derive(Clone, Copy, Debug)]
+pub struct RawForward {
+    /// A `CUstream` of the context of the layer's device, or null for its legacy default stream.
+    pub stream: *mut c_void,
+    /// T.
+    pub tokens: usize,
+    /// The hidden states.
+    pub hidden: RawHidden,
+    /// Who chooses the experts.
+    pub routing: RawRouting,
+    /// Address of the workspace, a multiple of 256.
+    pub workspace: u64,
+    /// Its length: at least [`MoeLayer::workspace_bytes`](crate::MoeLayer::workspace_bytes).
+    pub workspace_bytes: usize,
+    /// Where the result goes.
+    pub out: RawOutput,
+}
+
+/// As [`Hidden`], by addresses that are multiples of 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RawHidden {
+    /// bfloat16 `[T, H]`.
+    Bf16(u64),
+    /// IEEE binary16 `[T, H]`.
+    F16(u64),
+    /// e4m3 `[T, H]` with scales.
+    Quantised {
+        /// e4m3 `[T, H]`.
+        values: u64,
+        /// f32, as the layer's scheme has them; `None` where one is given for all.
+        scales: Option<u64>,
+        /// Where they are.
+        layout: ScaleLayout,
+    },
+}
+
+/// Who chooses the experts, by addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RawRouting {
+    /// The layer's router.
+    Own,
+    /// The caller.
+    Given {
+        /// i32 or u32 `[T, k]`.
+        ids: u64,
+        /// f32 `[T, k]`.
+        weights: u64,
+    },
+}
+
+/// The element type of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OutputType {
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+    /// IEEE binary32.
+    F32,
+}
+
+/// As [`Output`], by an address that is a multiple of 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawOutput {
+    /// Address of `[T, H]`.
+    pub address: u64,
+    /// Type of its elements.
+    pub element: OutputType,
+    /// Whether the result is added to what is there.
+    pub add: bool,
+}
+
+/// A forward with its memory as slices, for both ways to ask.
+pub(crate) struct Request<'a> {
+    pub hidden: Hidden<'a>,
+    pub routed: Option<Routed<'a>>,
+    pub workspace: SliceMut<'a, u8>,
+    pub out: Output<'a>,
+    pub observe: &'a dyn Fn(Step),
+}
+
+impl RawForward {
+    /// The slices of the addresses. Misaligned addresses and lengths that do not fit are refused.
+    ///
+    /// # Safety
+    /// The contract of [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw).
+    pub(super) unsafe fn request<'a>(&self, device: &'a Device, config: &MoeConfig) -> Result<Request<'a>> {
+        let (rows, h) = (self.tokens, config.hidden_size);
+        let matrix = elements(OP, "tokens", &[rows, h])?;
+        let slots = elements(OP, "tokens", &[rows, config.top_k])?;
+        aligned("workspace", self.workspace, 256)?;
+        aligned("out", self.out.address, 16)?;
+        // SAFETY: lengths and use are the caller's contract.
+        let (hidden, routed) = unsafe {
+            let hidden = match self.hidden {
+                RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, 16)?),
+                RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, 16)?),
+                RawHidden::Quantised { values, scales, layout } => {
+                    let groups = scale_groups(config);
+                    let extent = layout.extent(rows, groups.unwrap_or(0));
+                    let of = |address| slice(device, "scales", address, extent, 16);
+                    let (values, scales) =
+                        (slice(device, "hidden", values, matrix, 16)?, scales.map(of).transpose()?);
+                    Hidden::Quantised { values, scales, layout }
+                }
+            };
+            let routed = match self.routing {
+                RawRouting::Own => None,
+                RawRouting::Given { ids, weights } => Some(Routed {
+                    topk_ids: slice(device, "topk_ids", ids, slots, 4)?,
+                    topk_weights: slice(device, "topk_weights", weights, slots, 4)?,
+                }),
+            };
+            (hidden, routed)
+        };
+        let RawOutput { address, element, add } = self.out;
+        // SAFETY: as above.
+        let (out, workspace) = unsafe {
+            let out = match element {
+                OutputType::Bf16 => {
+                    ActivationsMut::Bf16(SliceMut::from_raw(device, DevicePtr::from_raw(address), matrix))
+                }
+                OutputType::F16 => {
+                    ActivationsMut::F16(SliceMut::from_raw(device, DevicePtr::from_raw(address), matrix))
+                }
+                OutputType::F32 => {
+                    ActivationsMut::F32(SliceMut::from_raw(device, DevicePtr::from_raw(address), matrix))
+                }
+            };
+            let workspace =
+                SliceMut::from_raw(device, DevicePtr::from_raw(self.workspace), self.workspace_bytes);
+            (out, workspace)
+        };
+        let out = if add { Output::Add(out) } else { Output::Write(out) };
+        Ok(Request { hidden, routed, workspace, out, observe: &|_| {} })
+    }
+}
+
+fn aligned(name: &str, address: u64, alignment: u64) -> Result<()> {
+    require(address.is_multiple_of(alignment), OP, name, format!("{address:#x}"), || {
+        format!("must be a multiple of {alignment}")
+    })
+}
+
+/// # Safety
+/// As [`Slice::from_raw`].
+unsafe fn slice<'a, T: bytemuck::Pod>(
+    device: &'a Device,
+    name: &str,
+    address: u64,
+    len: usize,
+    alignment: u64,
+) -> Result<Slice<'a, T>> {
+    aligned(name, address, alignment)?;
+    // SAFETY: the caller's contract.
+    Ok(unsafe { Slice::from_raw(device, DevicePtr::from_raw(address), len) })
+}
+
+/// Scales of a quantised token; none where one is given for all.
+fn scale_groups(config: &MoeConfig) -> Option<usize> {
+    match config.first_scales() {
+        RowScales::Tensor => None,
+        RowScales::Token => Some(1),
+        RowScales::Group128 => Some(config.hidden_size.div_ceil(128)),
+    }
+}
+
+impl Hidden<'_> {
+    /// Elements.
+    fn len(&self) -> usize {
+        match self {
+            Hidden::Bf16(slice) => slice.len(),
+            Hidden::F16(slice) => slice.len(),
+            Hidden::Quantised { values, .. } => values.len(),
+        }
+    }
+
+    /// What decides kernels: the type.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Hidden::Bf16(_) => "bf16",
+            Hidden::F16(_) => "f16",
+            Hidden::Quantised { .. } => "e4m3",
+        }
+    }
+}
+
+impl Request<'_> {
+    /// The same, for a call that takes it by value.
+    pub fn reborrow(&mut self) -> Request<'_> {
+        let Request { hidden, routed, workspace, out, observe } = self;
+        let out = match out {
+            Output::Write(out) => Output::Write(out.reborrow()),
+            Output::Add(out) => Output::Add(out.reborrow()),
+        };
+        Request { hidden: *hidden, routed: *routed, workspace: workspace.reborrow(), out, observe: *observe }
+    }
+
+    /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.
+    pub fn check(&self, config: &MoeConfig, stream: &Stream) -> Result<usize> {
+        let h = config.hidden_size;
+        let len = self.hidden.len();
+        require(len.is_multiple_of(h), OP, "hidden", format!("{len} elements"), || {
+            format!("must be a multiple of {h}, the hidden size")
+        })?;
+        let tokens = len / h;
+        match self.hidden {
+            Hidden::Bf16(hidden) => Activations::Bf16(hidden).check(OP, "hidden", len, stream)?,
+            Hidden::F16(hidden) => Activations::F16(hidden).check(OP, "hidden", len, stream)?,
+            Hidden::Quantised { values, scales, layout } => {
+                values.check(OP, "hidden", len, stream)?;
+                aligned("hidden", values.ptr().raw(), 16)?;
+                check_given_scales(config, tokens, scales, layout, stream)?;
+            }
+        }
+        let (Output::Write(out) | Output::Add(out)) = &self.out;
+        out.check(OP, "out", len, stream)?;
+        let adds = matches!(self.out, Output::Add(_));
+        let can_add = config.reduction == Reduction::OrderFree && matches!(out, ActivationsMut::F32(_));
+        require(can_add || !adds, OP, "out", format!("Add to {}", out.as_activations().type_name()), || {
+            "must be Write, or Add to f32 with the order-free reduction".into()
+        })?;
+        match &self.routed {
+            Some(Routed { topk_ids, topk_weights }) => {
+                let slots = elements(OP, "topk_ids", &[tokens, config.top_k])?;
+                topk_ids.check(OP, "topk_ids", slots, stream)?;
+                topk_weights.check(OP, "topk_weights", slots, stream)?;
+            }
+            None => {
+                let is_bf16 = matches!(self.hidden, Hidden::Bf16(_));
+                require(is_bf16, OP, "hidden", self.hidden.type_name(), || {
+                    "must be bf16 for the layer's own router; other types take a given routing".into()
+                })?;
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// Refuses scales of quantised hidden states that are not those of the layer's scheme.
+fn check_given_scales(
+    config: &MoeConfig,
+    tokens: usize,
+    scales: Option<Slice<'_, f32>>,
+    layout: ScaleLayout,
+    stream: &Stream,
+) -> Result<()> {
+    if config.routing == Routing::SigmoidInput {
+        let rule = "must not be quantised where the routing weighs the input";
+        return Err(Error::argument(OP, "hidden", "e4m3", rule));
+    }
+    match (scale_groups(config), scales) {
+        (None, None) => Ok(()),
+        (Some(groups), Some(scales)) => scales.check(OP, "scales", layout.extent(tokens, groups), stream),
+        (Some(_), None) => {
+            Err(Error::argument(OP, "scales", "None", format!("must be given for {}", config.quantization)))
+        }
+        (None, Some(_)) => {
+            let rule = format!("must be None for {}: the layer has it", Quantization::TensorStatic);
+            Err(Error::argument(OP, "scales", "Some", rule))
+        }
+    }
+}
