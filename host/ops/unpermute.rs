@@ -25,7 +25,8 @@ pub struct Unpermute<'a> {
     pub permutation: &'a Permutation<'a>,
     /// H, columns of `y` and `out`.
     pub hidden: usize,
-    /// `[T, H]`: the type of `y`, or f32.
+    /// `[T, H]`: the type of `y`, or f32; or f16 of a `y` in bf16, whose rows may leave f16's range where their
+    /// sum does not.
     pub out: ActivationsMut<'a>,
 }
 
@@ -66,6 +67,9 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         (Activations::Bf16(y), ActivationsMut::Bf16(out)) => {
             (launchers::UNPERMUTE_BF16, y.ptr().cast(), out.ptr().cast())
         }
+        (Activations::Bf16(y), ActivationsMut::F16(out)) => {
+            (launchers::UNPERMUTE_BF16_F16, y.ptr().cast(), out.ptr().cast())
+        }
         (Activations::Bf16(y), ActivationsMut::F32(out)) => {
             (launchers::UNPERMUTE_BF16_F32, y.ptr().cast(), out.ptr().cast())
         }
@@ -77,7 +81,7 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         }
         (y, out) => {
             let types = format!("{} from {}", out.as_activations().type_name(), y.type_name());
-            let rule = "must be bf16 from bf16, f16 from f16, or f32 from either";
+            let rule = "must be bf16, f16 or f32 from bf16, or f16 or f32 from f16";
             return Err(Error::argument(OP, "out", types, rule));
         }
     };

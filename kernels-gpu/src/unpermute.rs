@@ -209,6 +209,7 @@ macro_rules! unpermute {
 
 unpermute!(
     unpermute_bf16: Bf16 => Bf16,
+    unpermute_bf16_f16: Bf16 => F16,
     unpermute_bf16_f32: Bf16 => f32,
     unpermute_f16: F16 => F16,
     unpermute_f16_f32: F16 => f32
