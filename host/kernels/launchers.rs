@@ -1657,6 +1657,15 @@ pub const UNPERMUTE_BF16: Kernel<Unpermute> = Kernel::new(
     0,
     module,
 );
+/// Kernel `unpermute_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const UNPERMUTE_BF16_F16: Kernel<Unpermute> = Kernel::new(
+    "unpermute_bf16_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
 /// Kernel `unpermute_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
 pub const UNPERMUTE_BF16_F32: Kernel<Unpermute> = Kernel::new(
     "unpermute_bf16_f32",

@@ -415,8 +415,7 @@ impl Call<'_> {
         end: &mut End<'_>,
     ) -> Result<()> {
         let out = match end {
-            // The kernel that sums rows in bf16 has no output in f16.
-            End::Unpermute(ActivationsMut::F16(_)) => GemmOut::F16(parts.products.reborrow().cast()),
+            // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does not.
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
@@ -550,10 +549,7 @@ impl Call<'_> {
     ) -> Result<()> {
         let products = parts.products.as_slice();
         let args = Unpermute {
-            y: match &out {
-                ActivationsMut::F16(_) => Activations::F16(products.cast()),
-                _ => Activations::Bf16(products.cast()),
-            },
+            y: Activations::Bf16(products.cast()),
             permutation,
             topk_weights: self.output_weights(routed),
             hidden: self.config.hidden_size,

@@ -11,35 +11,46 @@ use rand_chacha::ChaCha8Rng;
 
 use super::gemm::Lists;
 
-/// The type of the expert outputs, and whether the result is f32 instead.
+/// A type of floating-point numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Float {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl Float {
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Float::Bf16 => bf16::from_f32(x).to_f32(),
+            Float::F16 => f16::from_f32(x).to_f32(),
+            Float::F32 => x,
+        }
+    }
+}
+
+/// The types of the expert outputs and of the result.
 #[derive(Clone, Copy, Debug)]
 pub struct Types {
-    pub half: bool,
-    pub wide: bool,
+    pub y: Float,
+    pub out: Float,
 }
 
 impl Types {
-    pub const ALL: [Types; 4] = [
-        Types { half: false, wide: false },
-        Types { half: false, wide: true },
-        Types { half: true, wide: false },
-        Types { half: true, wide: true },
+    pub const ALL: [Types; 5] = [
+        Types { y: Float::Bf16, out: Float::Bf16 },
+        Types { y: Float::Bf16, out: Float::F16 },
+        Types { y: Float::Bf16, out: Float::F32 },
+        Types { y: Float::F16, out: Float::F16 },
+        Types { y: Float::F16, out: Float::F32 },
     ];
-
-    pub fn round_y(self, x: f32) -> f32 {
-        if self.half { f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-    }
-
-    pub fn round_out(self, x: f32) -> f32 {
-        if self.wide { x } else { self.round_y(x) }
-    }
 
     /// Half a unit in the last place of the result, relative.
     pub fn rounding(self) -> f64 {
-        match (self.wide, self.half) {
-            (true, _) => 2f64.powi(-24),
-            (false, true) => 2f64.powi(-11),
-            (false, false) => 2f64.powi(-8),
+        match self.out {
+            Float::F32 => 2f64.powi(-24),
+            Float::F16 => 2f64.powi(-11),
+            Float::Bf16 => 2f64.powi(-8),
         }
     }
 }
@@ -86,7 +97,7 @@ impl Case {
         }
         valid_rows += padding as usize;
         let capacity = rows + padding as usize;
-        let y = (0..valid_rows * hidden).map(|_| types.round_y(rng.random_range(-2.0..2.0))).collect();
+        let y = (0..valid_rows * hidden).map(|_| types.y.round(rng.random_range(-2.0..2.0))).collect();
         let weights = rng.random_bool(0.8).then(|| (0..rows).map(|_| rng.random()).collect());
         let shape = Shape { tokens, top_k, hidden, capacity };
         Case { types, shape, valid_rows, y, inverse: order, weights }
@@ -109,7 +120,7 @@ impl Case {
                         magnitude += (f64::from(weight) * f64::from(y)).abs();
                     }
                 }
-                out.push((self.types.round_out(sum), exact, magnitude));
+                out.push((self.types.out.round(sum), exact, magnitude));
             }
         }
         out
@@ -117,27 +128,26 @@ impl Case {
 
     /// `settled`: the routing counts as complete since before the preceding kernel.
     pub fn run(&self, device: &Device, poison: u8, settled: bool) -> Vec<f32> {
-        if self.types.half {
+        if self.types.y == Float::F16 {
             let y: Vec<f16> = self.y.iter().map(|&y| f16::from_f32(y)).collect();
             let y = self.upload(device, &y);
-            if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison, settled)
-            } else {
-                self.run_on::<f16>(device, (&y).into(), poison, settled)
-                    .into_iter()
-                    .map(f16::to_f32)
-                    .collect()
-            }
+            self.run_into(device, (&y).into(), poison, settled)
         } else {
             let y: Vec<bf16> = self.y.iter().map(|&y| bf16::from_f32(y)).collect();
             let y = self.upload(device, &y);
-            if self.types.wide {
-                self.run_on::<f32>(device, (&y).into(), poison, settled)
-            } else {
-                self.run_on::<bf16>(device, (&y).into(), poison, settled)
-                    .into_iter()
-                    .map(bf16::to_f32)
-                    .collect()
+            self.run_into(device, (&y).into(), poison, settled)
+        }
+    }
+
+    /// As [`run`](Self::run) on a `y` that is on the device.
+    fn run_into(&self, device: &Device, y: Activations<'_>, poison: u8, settled: bool) -> Vec<f32> {
+        match self.types.out {
+            Float::F32 => self.run_on::<f32>(device, y, poison, settled),
+            Float::F16 => {
+                self.run_on::<f16>(device, y, poison, settled).into_iter().map(f16::to_f32).collect()
+            }
+            Float::Bf16 => {
+                self.run_on::<bf16>(device, y, poison, settled).into_iter().map(bf16::to_f32).collect()
             }
         }
     }

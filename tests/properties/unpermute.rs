@@ -1,6 +1,6 @@
 //! `unpermute` of anything; edge shapes, odd numbers, refusals.
 
-use fp8_moe::ops::quantize::ActivationsMut;
+use fp8_moe::ops::quantize::{Activations, ActivationsMut};
 use fp8_moe::ops::unpermute::{Unpermute, unpermute};
 use fp8_moe::{Buffer, Error};
 use half::{bf16, f16};
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::common;
 use crate::common::gemm::Lists;
 use crate::common::portable;
-use crate::common::unpermute::{Case, Shape, Types};
+use crate::common::unpermute::{Case, Float, Shape, Types};
 
 #[test]
 fn edge_shapes() {
@@ -56,7 +56,7 @@ fn nan_and_infinity_go_through() {
     let device = common::device();
     let shape = Shape { tokens: 1, top_k: 2, hidden: 3, capacity: 2 };
     let y = vec![f32::NAN, f32::INFINITY, f32::INFINITY, 1.0, 1.0, f32::NEG_INFINITY];
-    let types = Types { half: false, wide: false };
+    let types = Types { y: Float::Bf16, out: Float::Bf16 };
     let case = Case { types, shape, valid_rows: 2, y, inverse: vec![0, 1], weights: Some(vec![0.5, 0.5]) };
     let out = case.run(&device, 0, true);
     assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan(), "{out:?}");
@@ -88,7 +88,7 @@ fn refusals_name_argument_value_and_rule() {
     let stream = device.default_stream();
     let y: Buffer<bf16> = device.zeros(32).unwrap();
     let offsets = [0, 2];
-    let refusal = |shape: Shape, inverse: bool, out: ActivationsMut<'_>| {
+    let refusal_of = |y: Activations<'_>, shape: Shape, inverse: bool, out: ActivationsMut<'_>| {
         let mut lists = Lists {
             tokens: shape.tokens,
             top_k: shape.top_k,
@@ -97,15 +97,16 @@ fn refusals_name_argument_value_and_rule() {
         };
         let permutation = lists.permutation(&stream);
         let (permutation, hidden) = (&permutation, shape.hidden);
-        let args = Unpermute { y: (&y).into(), permutation, topk_weights: None, hidden, out };
+        let args = Unpermute { y, permutation, topk_weights: None, hidden, out };
         match unpermute(&stream, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),
         }
     };
+    let refusal = |shape, inverse, out: ActivationsMut<'_>| refusal_of((&y).into(), shape, inverse, out);
     let shape = Shape { tokens: 2, top_k: 2, hidden: 8, capacity: 4 };
     let mut out: Buffer<bf16> = device.zeros(16).unwrap();
-    let mut narrow: Buffer<f16> = device.zeros(16).unwrap();
+    let y_f16: Buffer<f16> = device.zeros(32).unwrap();
     let message = refusal(Shape { hidden: 0, ..shape }, true, (&mut out).into());
     assert_eq!(message, "unpermute: hidden = 0: must be in 1..=16776960");
     let message = refusal(Shape { capacity: 5, ..shape }, true, (&mut out).into());
@@ -114,7 +115,7 @@ fn refusals_name_argument_value_and_rule() {
     assert_eq!(message, "unpermute: out = 16 elements: must have at least 24 elements");
     let message = refusal(shape, false, (&mut out).into());
     assert_eq!(message, "unpermute: permutation = without `inverse`: must have `inverse` for this");
-    let message = refusal(shape, true, (&mut narrow).into());
-    let rule = "must be bf16 from bf16, f16 from f16, or f32 from either";
-    assert_eq!(message, format!("unpermute: out = f16 from bf16: {rule}"));
+    let message = refusal_of((&y_f16).into(), shape, true, (&mut out).into());
+    let rule = "must be bf16, f16 or f32 from bf16, or f16 or f32 from f16";
+    assert_eq!(message, format!("unpermute: out = bf16 from f16: {rule}"));
 }
