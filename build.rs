@@ -1,20 +1,39 @@
-//! Compiles `kernels-gpu` to PTX for every GPU family, and generates the typed launchers that `host/kernels.rs` includes.
+//! Says which kernels the library embeds.
+//!
+//! ```text
+//! host/kernels/       PTX of every GPU family and what is generated of its records: committed, in every package
+//!     SOURCES         digest of the sources that they were compiled from
+//! kernels-gpu/ ..     those sources: in a checkout alone
+//! ```
+//!
+//! By default the committed ones, which take no tools and no time. In a checkout this script refuses them where the sources have
+//! changed since. With the feature `build-kernels` it compiles the sources instead.
+
+#[path = "build/sources.rs"]
+mod sources;
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-
-use cuda_builder::{Arch, Built, CudaBuilder, Error, launchers, source_paths};
-
-const DEVICE_CRATE: &str = "kernels-gpu";
 
 fn main() -> ExitCode {
-    match build() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            for line in error.to_string().lines() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let is_checkout = root.join("kernels-gpu").is_dir();
+    if is_checkout {
+        for name in sources::CRATES {
+            println!("cargo::rerun-if-changed={name}/Cargo.toml");
+            println!("cargo::rerun-if-changed={name}/src");
+        }
+    }
+    match kernels(&root, is_checkout) {
+        Ok(folder) => {
+            println!("cargo::rustc-env=FP8_MOE_KERNELS={}", folder.display());
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            for line in message.lines() {
                 println!("cargo::error={line}");
             }
             ExitCode::FAILURE
@@ -22,24 +41,37 @@ fn main() -> ExitCode {
     }
 }
 
-fn build() -> Result<(), Error> {
-    println!("cargo::rerun-if-changed=build.rs");
-    for path in source_paths(Path::new(DEVICE_CRATE))? {
-        println!("cargo::rerun-if-changed={}", path.display());
+/// The folder with the committed kernels.
+#[cfg(not(feature = "build-kernels"))]
+fn kernels(root: &Path, is_checkout: bool) -> Result<PathBuf, String> {
+    let folder = root.join("host/kernels");
+    println!("cargo::rerun-if-changed=host/kernels");
+    if is_checkout {
+        let now =
+            sources::digest(root).map_err(|error| format!("could not read the kernels' sources: {error}"))?;
+        let then = std::fs::read_to_string(folder.join("SOURCES")).unwrap_or_default();
+        if then.trim() != now {
+            return Err(
+                "the PTX in host/kernels is not that of the sources any more: type `cargo xtask kernels` to \
+                        compile them and commit the result, or build with `--features build-kernels`"
+                    .to_owned(),
+            );
+        }
     }
+    Ok(folder)
+}
 
-    let built = thread::scope(|scope| {
-        let builds =
-            Arch::ALL.map(|arch| scope.spawn(move || CudaBuilder::new(DEVICE_CRATE).arch(arch).build()));
-        builds.map(|build| build.join().expect("the builder does not panic"))
-    });
-    let built = built.into_iter().collect::<Result<Vec<_>, _>>()?;
-    for line in built.iter().flat_map(Built::violations) {
-        println!("cargo::warning={line}");
+/// The folder with kernels that were compiled now.
+#[cfg(feature = "build-kernels")]
+fn kernels(root: &Path, is_checkout: bool) -> Result<PathBuf, String> {
+    if !is_checkout {
+        return Err(
+            "the feature `build-kernels` is for a checkout: packages carry the compiled kernels alone"
+                .to_owned(),
+        );
     }
-
-    let mut source = launchers::generate(&built)?;
-    source.push_str(&launchers::table(&built));
-    let path = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("kernels.rs");
-    fs::write(&path, source).map_err(|source| Error::Io { what: "write", path, source })
+    let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let target = cuda_builder::enclosing_target_dir(&folder);
+    cuda_builder::package(&root.join("kernels-gpu"), &folder, &target).map_err(|error| error.to_string())?;
+    Ok(folder)
 }

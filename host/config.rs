@@ -4,20 +4,7 @@
 
 use crate::error::{Error, Result, require};
 
-/// What joins gate and up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ActivationFunction {
-    /// `up * gate / (1 + e^-gate)`.
-    #[default]
-    Silu = 0,
-    /// `up * gate * Phi(gate)`, Phi the normal distribution: the gelu defined by erf.
-    Gelu = 1,
-    /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
-    GeluTanh = 2,
-    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
-    SwigluOai = 3,
-}
+pub use crate::kernels::launchers::ActivationFunction;
 
 /// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,17 +1,25 @@
-//! The compiled kernels: a typed launcher for each, the PTX of each family, and what each kernel uses.
+//! The compiled kernels: the PTX of each family, what each kernel uses, and what the host calls them by.
 //!
-//! The build script generates the launchers from the `#[kernel]` functions of `kernels-gpu`. A launcher's fields are the
-//! kernel's arguments; [`Device::launch`](crate::Device::launch) takes it. Launching is unsafe where the pointers are not
-//! checked; the operations in [`ops`](crate::ops) check them.
+//! All of it is compiled and generated from `kernels-gpu` and committed in `host/kernels`; `build.rs` says when it is compiled
+//! instead. `launchers` has a constant for each kernel, its arguments as a struct, and the numbers, kinds and functions that
+//! the device side gives the host. None of them is written again here.
 
 use crate::Result;
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
-use crate::gpu::launch::{DevicePtr, Kernel, KernelSource, KernelText, TensorMap};
+use crate::gpu::launch::KernelText;
 
-include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+/// What is generated of the device crate's records; see `cuda_builder::launchers`.
+pub(crate) mod launchers {
+    use super::module;
+    use crate::gpu::launch::{Arguments, DevicePtr, Kernel, TensorMap};
 
-/// What one kernel uses, as its source declares and as `ptxas` found at build time.
+    include!(concat!(env!("FP8_MOE_KERNELS"), "/launchers.rs"));
+}
+
+include!(concat!(env!("FP8_MOE_KERNELS"), "/summaries.rs"));
+
+/// What one kernel uses, as its source declares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSummary {
     /// The entry's name in the PTX.
@@ -20,8 +28,6 @@ pub struct KernelSummary {
     pub threads: u32,
     /// Blocks that fit on one SM at a time.
     pub min_blocks: u32,
-    /// Registers per thread; none if the build had no `ptxas`.
-    pub registers: Option<u32>,
     /// Bytes of static shared memory per block.
     pub static_shared: u32,
     /// Where its entry begins and ends in the family's PTX.
@@ -31,8 +37,8 @@ pub struct KernelSummary {
 /// The PTX of `family`: what the entries share, then the entry of every kernel.
 pub fn ptx(family: Family) -> &'static str {
     match family {
-        Family::Sm89 => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_89.ptx")),
-        Family::Sm90a => include_str!(concat!(env!("OUT_DIR"), "/kernels-gpu.sm_90a.ptx")),
+        Family::Sm89 => include_str!(concat!(env!("FP8_MOE_KERNELS"), "/kernels-gpu.sm_89.ptx")),
+        Family::Sm90a => include_str!(concat!(env!("FP8_MOE_KERNELS"), "/kernels-gpu.sm_90a.ptx")),
     }
 }
 
@@ -51,10 +57,6 @@ pub fn summaries(family: Family) -> &'static [KernelSummary] {
         Family::Sm89 => SM_89,
         Family::Sm90a => SM_90A,
     }
-}
-
-impl<K: Kernel> KernelSource for K {
-    const MODULE: fn(Family, &str) -> Option<String> = module;
 }
 
 impl Device {

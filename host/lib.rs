@@ -52,7 +52,7 @@ pub use gpu::buffer::{Buffer, Slice, SliceMut};
 pub use gpu::device::Device;
 pub use gpu::family::Family;
 pub use gpu::graph::Graph;
-pub use gpu::launch::{DevicePtr, Grid, Kernel, KernelSource, TensorMap};
+pub use gpu::launch::DevicePtr;
 pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{

@@ -93,12 +93,11 @@ fn device_info(spec: DeviceSpec) -> Result<()> {
             kernels::ptx(family).len() / 1024,
             if used { ", all loaded" } else { "" }
         );
-        println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "registers", "static shared");
+        println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "blocks", "static shared");
         for kernel in summaries {
-            let registers = kernel.registers.map_or("-".into(), |n| n.to_string());
             println!(
-                "          {:<36} {:>8} {registers:>10} {:>14}",
-                kernel.name, kernel.threads, kernel.static_shared
+                "          {:<36} {:>8} {:>10} {:>14}",
+                kernel.name, kernel.threads, kernel.min_blocks, kernel.static_shared
             );
         }
     }

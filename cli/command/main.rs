@@ -32,7 +32,7 @@ Examples:
       compare with the files of other programs
 
 Devices:
-  auto     the first usable GPU, else sim (or what the environment variable FP8_MOE_DEVICE says)
+  auto     what the environment variable FP8_MOE_DEVICE says, else the first usable GPU, else sim, with a note
   cuda:N   GPU number N
   sim      an emulated GPU: it executes the same PTX on the CPU, and checks every memory access";
 
@@ -50,7 +50,7 @@ enum Command {
     Run(run::Arguments),
     /// Run the layer of a fixture and compare it with the outputs stored in it; exits 1 out of tolerance
     Check(check::Arguments),
-    /// Describe a checkpoint; or print devices, driver, and every kernel's registers and shared memory
+    /// Describe a checkpoint; or print devices, driver, and every kernel's block and shared memory
     Info(info::Arguments),
     /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
     Bench(bench::Arguments),

@@ -5,7 +5,7 @@ use cust::launch::LaunchConfig;
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
-use crate::gpu::launch::{Grid, Kernel, KernelSource, KernelText};
+use crate::gpu::launch::{Arguments, Grid, Kernel};
 use crate::gpu::stream::Stream;
 
 impl Device {
@@ -15,43 +15,43 @@ impl Device {
     /// The kernel's arguments must satisfy what its documentation asks of them: device addresses of enough memory, of
     /// this device, that stay valid until the stream has run the kernel. Uses of the memory on other streams are ordered if the
     /// caller has checked slices of it for this stream, as the operations do; else that is the caller's to do.
-    pub unsafe fn launch<K: Kernel + KernelSource>(
+    pub(crate) unsafe fn launch<A: Arguments>(
         &self,
         stream: &Stream,
+        kernel: &Kernel<A>,
         grid: impl Into<Grid>,
-        dynamic_shared_bytes: u32,
-        kernel: &K,
+        arguments: &A,
     ) -> Result<()> {
         let grid = grid.into();
+        let name = kernel.text.name;
         if grid.x == 0 || grid.y == 0 || grid.z == 0 {
             return Ok(());
         }
         if !self.same_as(stream.device()) {
             let rule = format!("must be a stream of {self}");
-            return Err(Error::argument(K::NAME, "stream", format!("a stream of {}", stream.device()), rule));
+            return Err(Error::argument(name, "stream", format!("a stream of {}", stream.device()), rule));
         }
-        let text = KernelText::of::<K>();
-        if stream.rehearses(text) {
+        if stream.rehearses(kernel.text) {
             return Ok(());
         }
-        let function = self.function(text, dynamic_shared_bytes)?;
+        let function = self.function(kernel.text, kernel.shared_bytes)?;
         let config = LaunchConfig {
             grid: [grid.x, grid.y, grid.z],
-            block: [K::THREADS, 1, 1],
-            dynamic_shared: dynamic_shared_bytes,
+            block: [kernel.threads, 1, 1],
+            dynamic_shared: kernel.shared_bytes,
             // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
-            overlap: K::OVERLAP && self.family() == Family::Sm90a,
+            overlap: kernel.overlap && self.family() == Family::Sm90a,
         };
-        let launched = kernel.with_params(|params| {
+        let launched = arguments.with_params(|params| {
             stream.enqueue(|stream| {
                 // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by the generated
-                // launchers); what the values mean to the kernel is the caller's contract.
+                // structs); what the values mean to the kernel is the caller's contract.
                 unsafe { stream.launch(&function, config, params) }
             })
         });
         launched.map_err(|error| match error.into() {
             Error::Driver { call, code, meaning } => {
-                Error::Driver { call, code, meaning: format!("{}: {meaning}", K::NAME) }
+                Error::Driver { call, code, meaning: format!("{name}: {meaning}") }
             }
             other => other,
         })

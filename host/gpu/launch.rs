@@ -1,4 +1,4 @@
-//! What the generated launchers are made of: device addresses, grids and the trait that marshals arguments.
+//! What the generated launchers are made of: device addresses, kernels, the trait that marshals arguments, grids.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -73,41 +73,61 @@ impl<T> fmt::Debug for DevicePtr<T> {
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// A kernel with its arguments, ready to launch. Implemented by the generated launchers alone.
-pub trait Kernel {
-    /// The entry's name in the PTX.
-    const NAME: &'static str;
-    /// Threads per block, as the kernel declares them.
-    const THREADS: u32;
-    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
-    const CLUSTER: u32;
-    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one writes.
-    const OVERLAP: bool;
-
-    /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
-    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
-}
-
-/// Where the PTX of a kernel comes from. The file that includes the launchers implements it for all of them, so that this layer does
-/// not know which kernels there are.
-pub trait KernelSource {
-    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel.
-    const MODULE: fn(Family, &str) -> Option<String>;
-}
-
 /// A kernel's name and its text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelText {
+    /// The entry's name in the PTX.
     pub name: &'static str,
-    /// As [`KernelSource::MODULE`].
+    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel. The file that includes the
+    /// launchers says it, so that this layer does not know which kernels there are.
     pub module: fn(Family, &str) -> Option<String>,
 }
 
-impl KernelText {
-    /// Of the kernel `K`.
-    pub fn of<K: Kernel + KernelSource>() -> KernelText {
-        KernelText { name: K::NAME, module: K::MODULE }
+/// A kernel that takes the arguments `A`. The generated launchers alone make one.
+pub(crate) struct Kernel<A> {
+    pub text: KernelText,
+    /// Threads per block, as the kernel declares them.
+    pub threads: u32,
+    /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
+    pub cluster: u32,
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one
+    /// writes.
+    pub overlap: bool,
+    /// Bytes of dynamic shared memory per block: what the kernel declares, or what [`with_shared`](Self::with_shared) says.
+    pub shared_bytes: u32,
+    arguments: PhantomData<fn(&A)>,
+}
+
+impl<A> Kernel<A> {
+    pub const fn new(
+        name: &'static str,
+        threads: u32,
+        cluster: u32,
+        overlap: bool,
+        shared_bytes: u32,
+        module: fn(Family, &str) -> Option<String>,
+    ) -> Self {
+        let text = KernelText { name, module };
+        Kernel { text, threads, cluster, overlap, shared_bytes, arguments: PhantomData }
     }
+
+    /// The kernel with so many bytes of dynamic shared memory, where they depend on its arguments.
+    pub const fn with_shared(self, shared_bytes: u32) -> Self {
+        Kernel { shared_bytes, ..self }
+    }
+}
+
+impl<A> Clone for Kernel<A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A> Copy for Kernel<A> {}
+
+/// Arguments of a kernel. Implemented by the generated structs alone.
+pub(crate) trait Arguments {
+    /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
 }
 
 /// Blocks of a launch, in up to three dimensions.

@@ -9,7 +9,7 @@
 //! | `stream` | streams and events |
 //! | `buffer` | device memory: owned, and borrowed by slices |
 //! | `graph` | captured work |
-//! | `launch` | what a generated launcher is made of: addresses, grids, the trait that marshals arguments |
+//! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `enqueue` | launching a kernel |
 //! | `kernel_cache` | the kernels that have been loaded into a context |
 //! | `tensor_map` | descriptors for TMA |

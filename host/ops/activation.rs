@@ -5,13 +5,13 @@
 //! `kernels-gpu/src/activation/functions.rs`: a few units in the last place of f32.
 
 use super::permutation::Permutation;
-use super::quantize::{Activations, check_groups};
+use super::quantize::{Activations, check_groups, group_scales_out};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::checked_i32;
 use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
 
@@ -67,23 +67,6 @@ pub struct Activation<'a> {
     pub q: SliceMut<'a, E4m3>,
 }
 
-/// Launches one of the three kernels of a family by the element type of `x`.
-macro_rules! launch_typed {
-    ($stream:ident, $grid:expr, $shared:expr, $x:expr, ($bf16:ident, $f16:ident, $f32:ident) { $($field:ident),+ $(,)? }) => {
-        match $x {
-            Activations::Bf16(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$bf16 { x: x.ptr(), $($field),+ })
-            }
-            Activations::F16(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$f16 { x: x.ptr(), $($field),+ })
-            }
-            Activations::F32(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$f32 { x: x.ptr(), $($field),+ })
-            }
-        }
-    };
-}
-
 /// Joins gate and up of every valid row, and quantises the result.
 ///
 /// With no rows nothing is launched, and nothing is written.
@@ -114,8 +97,14 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
         return Ok(());
     }
 
-    let q = args.q.ptr().cast();
-    let activation = args.function as u32;
+    let common = launchers::Activate {
+        x: args.x.ptr(),
+        valid_rows,
+        q: args.q.ptr().cast(),
+        rows,
+        intermediate,
+        function: args.function,
+    };
     let device = stream.device();
     let grid = warp_rows_grid(device, rows, intermediate);
     // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last offset is; no two scales
@@ -123,24 +112,32 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
     unsafe {
         match args.requantization {
             Requantization::TensorStatic { scale } => {
-                let scale = scale.ptr();
-                launch_typed!(stream, grid, 0, args.x, (ActivationTensorBf16, ActivationTensorF16, ActivationTensorF32) {
-                    valid_rows, scale, q, rows, intermediate, activation,
-                })
+                let kernel = args.x.pick(
+                    launchers::ACTIVATION_TENSOR_BF16,
+                    launchers::ACTIVATION_TENSOR_F16,
+                    launchers::ACTIVATION_TENSOR_F32,
+                );
+                let arguments = launchers::ActivateTensor { common, scale: scale.ptr() };
+                device.launch(stream, &kernel, grid, &arguments)
             }
             Requantization::Token { scales } => {
-                let scales = scales.ptr();
+                let kernel = args.x.pick(
+                    launchers::ACTIVATION_TOKEN_BF16,
+                    launchers::ACTIVATION_TOKEN_F16,
+                    launchers::ACTIVATION_TOKEN_F32,
+                );
                 let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, intermediate);
-                launch_typed!(stream, blocks, shared, args.x, (ActivationTokenBf16, ActivationTokenF16, ActivationTokenF32) {
-                    valid_rows, q, scales, rows, intermediate, activation, kept_spans,
-                })
+                let arguments = launchers::ActivateToken { common, scales: scales.ptr(), kept_spans };
+                device.launch(stream, &kernel.with_shared(shared), blocks, &arguments)
             }
             Requantization::Group { group_size, scales, layout } => {
-                let (scales, group_size) = (scales.ptr(), group_size as u32);
-                let (row_stride, group_stride) = (layout.row_stride as u64, layout.group_stride as u64);
-                launch_typed!(stream, grid, 0, args.x, (ActivationGroupBf16, ActivationGroupF16, ActivationGroupF32) {
-                    valid_rows, q, scales, row_stride, group_stride, rows, intermediate, activation, group_size,
-                })
+                let kernel = args.x.pick(
+                    launchers::ACTIVATION_GROUP_BF16,
+                    launchers::ACTIVATION_GROUP_F16,
+                    launchers::ACTIVATION_GROUP_F32,
+                );
+                let scales = group_scales_out(&scales, &layout, group_size);
+                device.launch(stream, &kernel, grid, &launchers::ActivateGroup { common, scales })
             }
         }
     }

@@ -6,7 +6,7 @@ use super::quantize::ActivationsMut;
 use crate::error::{Error, Result};
 use crate::gpu::buffer::Slice;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::checked_i32;
 use crate::plan::rows::{checked_columns, warp_rows_grid};
 
@@ -36,23 +36,12 @@ pub fn cast(stream: &Stream, args: Cast<'_>) -> Result<()> {
     if rows == 0 {
         return Ok(());
     }
-    let (x, grid) = (args.x.ptr(), warp_rows_grid(stream.device(), rows, columns));
+    let (kernel, out) = match &args.out {
+        ActivationsMut::Bf16(out) => (launchers::CAST_BF16, out.ptr().cast()),
+        ActivationsMut::F16(out) => (launchers::CAST_F16, out.ptr().cast()),
+        ActivationsMut::F32(_) => return Err(Error::argument(OP, "out", "f32", "must be bf16 or f16")),
+    };
+    let (device, arguments) = (stream.device(), launchers::Cast { x: args.x.ptr(), out, rows, columns });
     // SAFETY: both arrays were checked to have their extent on this device.
-    unsafe {
-        match &args.out {
-            ActivationsMut::Bf16(out) => stream.device().launch(
-                stream,
-                grid,
-                0,
-                &kernels::CastBf16 { x, out: out.ptr(), rows, columns },
-            ),
-            ActivationsMut::F16(out) => stream.device().launch(
-                stream,
-                grid,
-                0,
-                &kernels::CastF16 { x, out: out.ptr(), rows, columns },
-            ),
-            ActivationsMut::F32(_) => Err(Error::argument(OP, "out", "f32", "must be bf16 or f16")),
-        }
-    }
+    unsafe { device.launch(stream, &kernel, warp_rows_grid(device, rows, columns), &arguments) }
 }

@@ -16,7 +16,8 @@
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::{
-    AScale, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, slab_scales,
+    AScale, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
+    slab_scales,
 };
 use super::permutation::Permutation;
 use super::quantize::check_groups;
@@ -26,7 +27,7 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::elements;
 use crate::plan::tiles::HopperTile;
 
@@ -110,7 +111,10 @@ impl GatedGemm<'_> {
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
-                require(*group_size == 128, OP, "group_size", *group_size, || "must be 128".into())?;
+                let columns = launchers::GATED_COLUMNS as usize;
+                require(*group_size == columns, OP, "group_size", *group_size, || {
+                    format!("must be {columns}")
+                })?;
                 check_groups(OP, *group_size, scales, layout, (rows, intermediate), stream)?;
             }
             Requantization::Token { .. } => {
@@ -148,99 +152,78 @@ impl GatedGemm<'_> {
         schedule: DevicePtr<[u32; 4]>,
         schedule_is_settled: bool,
     ) -> Result<()> {
-        use kernels::{
-            HopperNarrowGated8, HopperNarrowGated16, HopperNarrowGated32, HopperNarrowGated64,
-            HopperWideGatedFast, HopperWideGatedFastGathered, HopperWideGatedFastGatheredSilu,
-            HopperWideGatedFastSilu, HopperWideGatedPromoted, HopperWideGatedPromotedGathered,
-            HopperWideGatedPromotedGatheredSilu, HopperWideGatedPromotedSilu,
-        };
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, 128)?;
-        let (a_scale, a_scale_kind, a_scale_row_stride, a_scale_group_stride) = self.a_scale.raw();
-        let (b_scale, b_scale_kind) = self.b_scale.raw();
-        let (given_scale, q_scales, q_row_stride, q_group_stride) = match &self.requantization {
-            Requantization::Group { scales, layout, .. } => {
-                (DevicePtr::null(), scales.ptr(), layout.row_stride as u64, layout.group_stride as u64)
-            }
-            Requantization::TensorStatic { scale } => (scale.ptr(), DevicePtr::null(), 0, 0),
-            Requantization::Token { scales } => (DevicePtr::null(), scales.ptr(), 0, 0),
-        };
+        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, launchers::B_BOX_ROWS)?;
+        let scales = raw_scales(&self.a_scale, &self.b_scale);
+        let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
-        let (q, activation) = (self.q.ptr().cast(), self.function as u32);
         let is_silu = self.function == ActivationFunction::Silu;
-        let partials = self.workspace.ptr().cast();
-        let (shared, schedule_is_settled) = (tile.shared_bytes(promoted), schedule_is_settled.into());
-        macro_rules! launch {
-            ($a:ident, $kernel:ident { $($field:ident),* }) => {{
-                let a = $a;
-                let kernel = $kernel {
-                    a, b, a_scale, b_scale, schedule, q, given_scale, q_scales, q_row_stride, q_group_stride,
-                    intermediate, k, a_scale_kind, b_scale_kind, activation, $($field),*
-                };
-                // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the kernel's, and the
-                // maps were made of the matrices. The permutation has the plan's sizes, so that the tiles of its schedule,
-                // built for this height, are inside the P rows and E_loc experts; it is borrowed exclusively, as are the partial
-                // sums. A gathered row that belongs to no token is zeros. No two scales have one place.
-                unsafe { stream.device().launch(stream, blocks, shared, &kernel) }
-            }};
-        }
         if plan.gathers() {
-            let permutation = &self.permutation;
-            let (a, sorted_rows) = (self.a.ptr().cast(), permutation.checked_sorted_rows(OP, stream)?);
-            let (tokens, top_k) = (permutation.tokens() as u32, permutation.top_k() as u32);
-            return match (promoted, is_silu) {
-                (true, true) => launch!(
-                    a,
-                    HopperWideGatedPromotedGatheredSilu {
-                        a_scale_row_stride,
-                        a_scale_group_stride,
-                        sorted_rows,
-                        tokens,
-                        top_k
-                    }
-                ),
-                (true, false) => {
-                    launch!(
-                        a,
-                        HopperWideGatedPromotedGathered {
-                            a_scale_row_stride,
-                            a_scale_group_stride,
-                            sorted_rows,
-                            tokens,
-                            top_k
-                        }
-                    )
-                }
-                (false, true) => {
-                    launch!(a, HopperWideGatedFastGatheredSilu { sorted_rows, tokens, top_k })
-                }
-                (false, false) => launch!(a, HopperWideGatedFastGathered { sorted_rows, tokens, top_k }),
+            let a = launchers::TokenRows {
+                a: self.a.ptr().cast(),
+                sorted_rows: self.permutation.checked_sorted_rows(OP, stream)?,
+                tokens: self.permutation.tokens() as u32,
+                top_k: self.permutation.top_k() as u32,
+                scale_strides: self.a_scale.strides(),
             };
+            let arguments = launchers::HopperGathered { a, b, intermediate, k, scales, schedule, out };
+            let kernel = match (promoted, is_silu) {
+                (true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU,
+                (true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED,
+                (false, true) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED_SILU,
+                (false, false) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED,
+            };
+            // SAFETY: as below. A gathered row that belongs to no token is zeros.
+            return unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) };
         }
-        let a_slab_scales = slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?;
-        let a = tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?;
-        match (tile, promoted, is_silu) {
-            (HopperTile::Narrow8, ..) => {
-                launch!(a, HopperNarrowGated8 { a_slab_scales, partials, schedule_is_settled })
+        let arguments = launchers::HopperGated {
+            a: tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?,
+            b,
+            a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?,
+            intermediate,
+            k,
+            scales,
+            schedule,
+            partials: self.workspace.ptr().cast(),
+            out,
+            schedule_is_settled,
+        };
+        let kernel = match (tile, promoted, is_silu) {
+            (HopperTile::Narrow8, ..) => launchers::HOPPER_NARROW_GATED_8,
+            (HopperTile::Narrow16, ..) => launchers::HOPPER_NARROW_GATED_16,
+            (HopperTile::Narrow32, ..) => launchers::HOPPER_NARROW_GATED_32,
+            (HopperTile::Narrow64, ..) => launchers::HOPPER_NARROW_GATED_64,
+            (HopperTile::Wide, true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_SILU,
+            (HopperTile::Wide, true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED,
+            (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,
+            (HopperTile::Wide, false, false) => launchers::HOPPER_WIDE_GATED_FAST,
+        };
+        // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the kernel's, and the maps were
+        // made of the matrices. The permutation has the plan's sizes, so that the tiles of its schedule, built for this height,
+        // are inside the P rows and E_loc experts; it is borrowed exclusively, as are the partial sums. No two scales have one
+        // place.
+        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+    }
+
+    /// Where the results go, as the kernels take it.
+    fn raw_out(&self) -> launchers::Requantization {
+        let (given_scale, scales, strides) = match &self.requantization {
+            Requantization::Group { scales, layout, .. } => (DevicePtr::null(), scales.ptr(), layout.raw()),
+            Requantization::TensorStatic { scale } => {
+                (scale.ptr(), DevicePtr::null(), launchers::Strides { row: 0, group: 0 })
             }
-            (HopperTile::Narrow16, ..) => {
-                launch!(a, HopperNarrowGated16 { a_slab_scales, partials, schedule_is_settled })
+            // Refused by `check`.
+            Requantization::Token { scales } => {
+                (DevicePtr::null(), scales.ptr(), launchers::Strides { row: 1, group: 0 })
             }
-            (HopperTile::Narrow32, ..) => {
-                launch!(a, HopperNarrowGated32 { a_slab_scales, partials, schedule_is_settled })
-            }
-            (HopperTile::Narrow64, ..) => {
-                launch!(a, HopperNarrowGated64 { a_slab_scales, partials, schedule_is_settled })
-            }
-            (HopperTile::Wide, true, true) => {
-                launch!(a, HopperWideGatedPromotedSilu { a_slab_scales })
-            }
-            (HopperTile::Wide, true, false) => {
-                launch!(a, HopperWideGatedPromoted { a_slab_scales })
-            }
-            (HopperTile::Wide, false, true) => launch!(a, HopperWideGatedFastSilu {}),
-            (HopperTile::Wide, false, false) => launch!(a, HopperWideGatedFast {}),
+        };
+        launchers::Requantization {
+            q: self.q.ptr().cast(),
+            given_scale,
+            scales,
+            strides,
+            function: self.function,
         }
     }
 }

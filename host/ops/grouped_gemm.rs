@@ -27,18 +27,18 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::kernels::launchers::{self, AScaleKind, BScaleKind, OutType, Scales, Strides};
 use crate::plan::elements;
 use crate::plan::gemm::GemmKernel;
 
 pub use crate::config::{Accumulation, Path};
 pub use crate::plan::gemm::{GemmOptions, GemmPlan, GemmShape, block_m};
-use token_sums::RawTokens;
 pub use token_sums::TokenSums;
 
 const OP: &str = "grouped_gemm";
 
 /// Rows and columns of a block that shares a scale.
-pub const SCALE_BLOCK: usize = 128;
+pub const SCALE_BLOCK: usize = launchers::SCALE_BLOCK as usize;
 
 /// Scales of A.
 #[derive(Clone, Copy, Debug)]
@@ -63,14 +63,13 @@ pub enum AScale<'a> {
 }
 
 impl AScale<'_> {
-    /// Address, kind, row stride and group stride, as the kernels take them.
-    pub(super) fn raw(&self) -> (DevicePtr<f32>, u32, u64, u64) {
-        match self {
-            AScale::Call(scale) => (scale.ptr(), 0, 0, 0),
-            AScale::Row(scales) => (scales.ptr(), 1, 1, 0),
-            AScale::Group { scales, row_stride, group_stride } => {
-                (scales.ptr(), 2, *row_stride as u64, *group_stride as u64)
+    /// Strides between scales, as the kernels take them; those of other kinds than `Group` are not read.
+    pub(super) fn strides(&self) -> Strides {
+        match *self {
+            AScale::Group { row_stride, group_stride, .. } => {
+                Strides { row: row_stride as u64, group: group_stride as u64 }
             }
+            AScale::Call(_) | AScale::Row(_) => Strides { row: 0, group: 0 },
         }
     }
 }
@@ -86,15 +85,19 @@ pub enum BScale<'a> {
     Block(Slice<'a, f32>),
 }
 
-impl BScale<'_> {
-    /// Address and kind, as the kernels take them.
-    pub(super) fn raw(&self) -> (DevicePtr<f32>, u32) {
-        match self {
-            BScale::Expert(scales) => (scales.ptr(), 0),
-            BScale::Channel(scales) => (scales.ptr(), 1),
-            BScale::Block(scales) => (scales.ptr(), 2),
-        }
-    }
+/// The scales of both operands, as the kernels take them.
+pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
+    let (a, a_kind) = match a_scale {
+        AScale::Call(scale) => (scale, AScaleKind::Call),
+        AScale::Row(scales) => (scales, AScaleKind::Row),
+        AScale::Group { scales, .. } => (scales, AScaleKind::Group),
+    };
+    let (b, b_kind) = match b_scale {
+        BScale::Expert(scales) => (scales, BScaleKind::Expert),
+        BScale::Channel(scales) => (scales, BScaleKind::Channel),
+        BScale::Block(scales) => (scales, BScaleKind::Block),
+    };
+    Scales { a: a.ptr(), b: b.ptr(), a_kind, b_kind }
 }
 
 /// Where D goes.
@@ -112,20 +115,20 @@ pub enum GemmOut<'a> {
 
 impl GemmOut<'_> {
     /// Address and type, as the kernels take them.
-    fn raw(&self) -> (DevicePtr<u8>, u32) {
+    fn raw(&self) -> (DevicePtr<u8>, OutType) {
         match self {
-            GemmOut::Bf16(out) => (out.ptr().cast(), 0),
-            GemmOut::F16(out) => (out.ptr().cast(), 1),
-            GemmOut::F32(out) => (out.ptr().cast(), 2),
-            GemmOut::TokenSums(tokens) => (tokens.sums.ptr().cast(), 3),
+            GemmOut::Bf16(out) => (out.ptr().cast(), OutType::Bf16),
+            GemmOut::F16(out) => (out.ptr().cast(), OutType::F16),
+            GemmOut::F32(out) => (out.ptr().cast(), OutType::F32),
+            GemmOut::TokenSums(tokens) => (tokens.sums.ptr().cast(), OutType::TokenSums),
         }
     }
 
     /// Which token's sum each row goes to.
-    fn raw_tokens(&self, permutation: &Permutation<'_>) -> RawTokens {
+    fn raw_tokens(&self, permutation: &Permutation<'_>) -> launchers::TokenSums {
         match self {
             GemmOut::TokenSums(tokens) => tokens.raw(permutation),
-            _ => RawTokens::NONE,
+            _ => token_sums::NONE,
         }
     }
 }

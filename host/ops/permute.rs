@@ -6,12 +6,12 @@
 use bytemuck::Pod;
 
 use super::permutation::{Permutation, Sizes};
-use super::problem_sizes::{ProblemSizesOut, Targets, TileScheduleOut};
+use super::problem_sizes::{ProblemSizesOut, TileScheduleOut, raw_schedule, raw_sizes};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::{checked_i32, elements};
 
 use crate::plan::permutation::Cut;
@@ -91,37 +91,31 @@ pub fn permute<'a>(stream: &Stream, shape: PermuteShape, args: Permute<'a>) -> R
 impl Permute<'_> {
     /// Launches the sort. The arguments have been checked, and there are rows.
     fn launch(&self, stream: &Stream, shape: PermuteShape, cut: &Cut) -> Result<()> {
-        let targets = Targets::new(self.problem_sizes.as_ref(), self.tile_schedule.as_ref());
-        let (topk_ids, expert_offsets) = (self.topk_ids.ptr(), self.expert_offsets.ptr());
-        let expert_map = self.expert_map.map_or(DevicePtr::null(), |map| map.ptr());
-        let (sorted_rows, inverse) = (self.sorted_rows.ptr(), self.inverse.ptr());
-        let row_experts = self.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr());
-        let Targets { sizes1, sizes2, hidden, intermediate, swap_operands, schedule, block_m } = targets;
-        let kernel = kernels::Permute {
-            topk_ids,
-            expert_map,
-            expert_offsets,
-            sorted_rows,
-            inverse,
-            row_experts,
-            problem_sizes1: sizes1,
-            problem_sizes2: sizes2,
-            schedule,
-            rows: shape.rows() as u32,
-            experts: shape.experts as u32,
-            local_experts: shape.local_experts as u32,
-            capacity: shape.capacity() as u32,
+        let arguments = launchers::Permute {
+            routing: launchers::Routing {
+                topk_ids: self.topk_ids.ptr(),
+                expert_map: self.expert_map.map_or(DevicePtr::null(), |map| map.ptr()),
+                rows: shape.rows() as u32,
+                experts: shape.experts as u32,
+                local_experts: shape.local_experts as u32,
+            },
+            expert_offsets: self.expert_offsets.ptr(),
+            outputs: launchers::PermutedRows {
+                sorted_rows: self.sorted_rows.ptr(),
+                inverse: self.inverse.ptr(),
+                row_experts: self.row_experts.as_ref().map_or(DevicePtr::null(), |experts| experts.ptr()),
+                capacity: shape.capacity() as u32,
+            },
             alignment: shape.alignment as u32,
             ranking_warps: cut.warps as u32,
             steps: cut.steps as u32,
-            hidden,
-            intermediate,
-            swap_operands,
-            block_m,
+            sizes: raw_sizes(self.problem_sizes.as_ref()),
+            schedule: raw_schedule(self.tile_schedule.as_ref()),
         };
+        let kernel = launchers::PERMUTE.with_shared(cut.shared_bytes as u32);
         // SAFETY: every list was checked to have its length on this device, and the numbers to fit in i32. The kernel takes any
         // ids, and any map: what does not lead to one of the E_loc experts is invalid.
-        unsafe { stream.device().launch(stream, cut.blocks as u32, cut.shared_bytes as u32, &kernel) }
+        unsafe { stream.device().launch(stream, &kernel, cut.blocks as u32, &arguments) }
     }
 }
 
@@ -185,7 +179,7 @@ pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result
     if tokens == 0 {
         return Ok(());
     }
-    let kernel = kernels::PermuteRows {
+    let arguments = launchers::PermuteRows {
         activations: args.activations.ptr().cast(),
         scales: from.0,
         sorted_rows,
@@ -194,16 +188,14 @@ pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result
         permuted_scales: to.0,
         row_bytes: row_bytes as u32,
         scale_groups: groups,
-        scale_row_stride: from.1.row_stride as u64,
-        scale_group_stride: from.1.group_stride as u64,
-        permuted_scale_row_stride: to.1.row_stride as u64,
-        permuted_scale_group_stride: to.1.group_stride as u64,
+        scale_strides: from.1.raw(),
+        permuted_scale_strides: to.1.raw(),
         rows: (tokens * top_k) as u32,
         top_k: top_k as u32,
         local_experts: local_experts as u32,
     };
-    let blocks = (capacity as u32).div_ceil(8);
+    let blocks = (capacity as u32).div_ceil(launchers::PERMUTE_ROWS_PER_BLOCK);
     // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation, whose last offset is
     // at most P. A row of `sorted_rows` that is none of the R is padding to the kernel. No two threads write one place.
-    unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::PERMUTE_ROWS, blocks, &arguments) }
 }

@@ -8,7 +8,7 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::checked_i32;
 
 pub use crate::plan::permutation::{TILE_SCHEDULE_HEADER, tile_schedule_entries};
@@ -103,17 +103,14 @@ pub fn problem_sizes(
     let experts = checked_i32(OP, "local_experts", local_experts)?;
     expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
     out.check(OP, local_experts, stream)?;
-    let kernel = kernels::ProblemSizes {
+    let arguments = launchers::WriteProblemSizes {
         expert_offsets: expert_offsets.ptr(),
-        problem_sizes1: out.sizes1.ptr(),
-        problem_sizes2: out.sizes2.ptr(),
         local_experts: experts,
-        hidden: out.dimensions.hidden as u32,
-        intermediate: out.dimensions.intermediate as u32,
-        swap_operands: out.dimensions.swap_operands.into(),
+        sizes: raw_sizes(Some(&out)),
     };
+    let blocks = experts.div_ceil(launchers::PROBLEM_SIZES_EXPERTS);
     // SAFETY: lengths and device were checked above; the values are only subtracted and stored.
-    unsafe { stream.device().launch(stream, experts.div_ceil(128), 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::PROBLEM_SIZES, blocks, &arguments) }
 }
 
 /// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc + 1]`.
@@ -127,42 +124,35 @@ pub(super) unsafe fn write_tile_schedule(
     rows: usize,
     out: &TileScheduleOut<'_>,
 ) -> Result<()> {
-    let kernel = kernels::TileSchedule {
+    let arguments = launchers::WriteTileSchedule {
         expert_offsets: expert_offsets.ptr(),
-        schedule: out.entries.ptr(),
         local_experts: local_experts as u32,
-        block_m: out.block_m as u32,
+        schedule: raw_schedule(Some(out)),
     };
     // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has all the rows.
     let most = stream.device().multiprocessors().max(1) as usize;
     let blocks = (rows / out.block_m).div_ceil(64).clamp(1, most) as u32;
     // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the tiles of any offsets
     // up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
-    unsafe { stream.device().launch(stream, blocks, 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::TILE_SCHEDULE, blocks, &arguments) }
 }
 
-/// The launch arguments of optional outputs: null pointers where there is none.
-pub(super) struct Targets {
-    pub sizes1: DevicePtr<i32>,
-    pub sizes2: DevicePtr<i32>,
-    pub hidden: u32,
-    pub intermediate: u32,
-    pub swap_operands: u32,
-    pub schedule: DevicePtr<[u32; 4]>,
-    pub block_m: u32,
+/// Where problem sizes go, as kernels take it; null pointers where there are none.
+pub(super) fn raw_sizes(out: Option<&ProblemSizesOut<'_>>) -> launchers::ProblemSizes {
+    let dimensions = out.map(|out| out.dimensions);
+    launchers::ProblemSizes {
+        sizes1: out.map_or(DevicePtr::null(), |out| out.sizes1.ptr()),
+        sizes2: out.map_or(DevicePtr::null(), |out| out.sizes2.ptr()),
+        hidden: dimensions.map_or(0, |dimensions| dimensions.hidden as u32),
+        intermediate: dimensions.map_or(0, |dimensions| dimensions.intermediate as u32),
+        swap_operands: dimensions.is_some_and(|dimensions| dimensions.swap_operands),
+    }
 }
 
-impl Targets {
-    pub fn new(sizes: Option<&ProblemSizesOut<'_>>, schedule: Option<&TileScheduleOut<'_>>) -> Self {
-        let dimensions = sizes.map(|sizes| sizes.dimensions);
-        Self {
-            sizes1: sizes.map_or(DevicePtr::null(), |sizes| sizes.sizes1.ptr()),
-            sizes2: sizes.map_or(DevicePtr::null(), |sizes| sizes.sizes2.ptr()),
-            hidden: dimensions.map_or(0, |d| d.hidden as u32),
-            intermediate: dimensions.map_or(0, |d| d.intermediate as u32),
-            swap_operands: dimensions.is_some_and(|d| d.swap_operands).into(),
-            schedule: schedule.map_or(DevicePtr::null(), |schedule| schedule.entries.ptr()),
-            block_m: schedule.map_or(1, |schedule| schedule.block_m as u32),
-        }
+/// Where the tile schedule goes, as kernels take it; a null pointer where there is none.
+pub(super) fn raw_schedule(out: Option<&TileScheduleOut<'_>>) -> launchers::TileSchedule {
+    launchers::TileSchedule {
+        entries: out.map_or(DevicePtr::null(), |out| out.entries.ptr()),
+        block_m: out.map_or(1, |out| out.block_m as u32),
     }
 }

@@ -16,9 +16,9 @@ use super::permutation::{Permutation, Sizes};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
-use crate::gpu::launch::DevicePtr;
+use crate::gpu::launch::{DevicePtr, Kernel};
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::checked_i32;
 use crate::plan::rows::{BlockRows, MAX_PARTIALS, ScaleLayout, absmax_grid, checked_columns, warp_rows_grid};
 
@@ -83,6 +83,24 @@ impl Activations<'_> {
             Activations::Bf16(_) => "bf16",
             Activations::F16(_) => "f16",
             Activations::F32(_) => "f32",
+        }
+    }
+
+    /// The address, for kernels whose name says the element type.
+    pub(super) fn ptr(&self) -> DevicePtr<u8> {
+        match self {
+            Activations::Bf16(slice) => slice.ptr().cast(),
+            Activations::F16(slice) => slice.ptr().cast(),
+            Activations::F32(slice) => slice.ptr().cast(),
+        }
+    }
+
+    /// The kernel for the element type.
+    pub(super) fn pick<A>(&self, bf16: Kernel<A>, f16: Kernel<A>, f32: Kernel<A>) -> Kernel<A> {
+        match self {
+            Activations::Bf16(_) => bf16,
+            Activations::F16(_) => f16,
+            Activations::F32(_) => f32,
         }
     }
 
@@ -224,32 +242,20 @@ pub(super) fn check_groups(
     scales.check(op, "scales", layout.extent(rows, groups), stream)
 }
 
-/// Launches one of the three kernels of a family by the element type of `x`.
-macro_rules! launch_typed {
-    ($stream:ident, $grid:expr, $shared:expr, $x:expr, ($bf16:ident, $f16:ident, $f32:ident) { $($field:ident),+ $(,)? }) => {
-        match $x {
-            Activations::Bf16(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$bf16 { x: x.ptr(), $($field),+ })
-            }
-            Activations::F16(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$f16 { x: x.ptr(), $($field),+ })
-            }
-            Activations::F32(x) => {
-                $stream.device().launch($stream, $grid, $shared, &kernels::$f32 { x: x.ptr(), $($field),+ })
-            }
-        }
-    };
+/// Where group scales go, as kernels take it.
+pub(super) fn group_scales_out(
+    scales: &SliceMut<'_, f32>,
+    layout: &ScaleLayout,
+    group_size: usize,
+) -> launchers::GroupScalesOut {
+    let (scales, group_size) = (scales.ptr(), group_size as u32);
+    launchers::GroupScalesOut { scales, strides: layout.raw(), group_size }
 }
 
-/// Destinations as the kernels take them, checked.
+/// Destinations, checked.
 struct Targets {
-    top_k: u32,
-    capacity: u32,
-    inverse: DevicePtr<i32>,
-    valid_rows: DevicePtr<i64>,
-    sorted_rows: DevicePtr<i32>,
-    /// Whether row t of `q` is that of token t, and only scales are scattered.
-    rows_stay: bool,
+    /// As the kernels take them.
+    raw: launchers::RowTargets,
     /// Rows of `q`.
     q_rows: usize,
     /// Rows that have scales.
@@ -258,22 +264,21 @@ struct Targets {
 
 impl Destinations<'_> {
     fn check(&self, rows: usize, stream: &Stream) -> Result<Targets> {
-        let identity = Targets {
-            top_k: 1,
-            capacity: 0,
+        let identity = launchers::RowTargets {
             inverse: DevicePtr::null(),
             valid_rows: DevicePtr::null(),
             sorted_rows: DevicePtr::null(),
+            top_k: 1,
+            capacity: 0,
             rows_stay: false,
-            q_rows: rows,
-            scale_rows: rows,
         };
         let (permutation, fill_padding) = match *self {
-            Destinations::Identity => return Ok(identity),
+            Destinations::Identity => return Ok(Targets { raw: identity, q_rows: rows, scale_rows: rows }),
             Destinations::Valid { permutation } => {
                 permutation.check_size(OP, "rows", rows, (permutation.rows(), "rows"))?;
                 permutation.check(OP, stream)?;
-                return Ok(Targets { valid_rows: permutation.valid_rows(), ..identity });
+                let raw = launchers::RowTargets { valid_rows: permutation.valid_rows(), ..identity };
+                return Ok(Targets { raw, q_rows: rows, scale_rows: rows });
             }
             Destinations::Scatter { permutation, fill_padding }
             | Destinations::Scales { permutation, fill_padding } => (permutation, fill_padding),
@@ -283,16 +288,15 @@ impl Destinations<'_> {
         permutation.check(OP, stream)?;
         let rows_stay = matches!(self, Destinations::Scales { .. });
         let padding = fill_padding.then(|| permutation.checked_sorted_rows(OP, stream)).transpose()?;
-        Ok(Targets {
-            top_k: top_k as u32,
-            capacity: scale_rows as u32,
+        let raw = launchers::RowTargets {
             inverse: permutation.checked_inverse(OP, stream)?,
             valid_rows: permutation.valid_rows(),
             sorted_rows: padding.unwrap_or(DevicePtr::null()),
+            top_k: top_k as u32,
+            capacity: scale_rows as u32,
             rows_stay,
-            q_rows: if rows_stay { rows } else { scale_rows },
-            scale_rows,
-        })
+        };
+        Ok(Targets { raw, q_rows: if rows_stay { rows } else { scale_rows }, scale_rows })
     }
 }
 
@@ -364,8 +368,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     if let Some(row_weight) = &args.row_weight {
         row_weight.check(OP, "row_weight", shape.rows, stream)?;
     }
-    let Targets { top_k, capacity, inverse, valid_rows, sorted_rows, rows_stay, q_rows, scale_rows } =
-        args.destinations.check(shape.rows, stream)?;
+    let Targets { raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
     args.scheme.check(scale_rows, shape.columns, stream)?;
     if let Some(cleared) = &args.cleared {
@@ -377,62 +380,92 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         return Ok(());
     }
 
-    let row_weight = args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr());
-    let q = args.q.ptr().cast();
+    let x = &args.x;
+    let common = launchers::Quantize {
+        x: x.ptr(),
+        row_weight: args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr()),
+        rows,
+        columns,
+        targets,
+    };
+    let out = launchers::QuantizedRows {
+        q: args.q.ptr().cast(),
+        cleared: args.cleared.as_ref().map_or(DevicePtr::null(), |cleared| cleared.ptr()),
+    };
     // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
-    let x_is_settled = u32::from(x_is_settled && !inverse.is_null());
-    let rows_stay = u32::from(rows_stay);
-    let cleared = args.cleared.as_ref().map_or(DevicePtr::null(), |cleared| cleared.ptr());
+    let x_is_settled = x_is_settled && !targets.inverse.is_null();
     // A warp looks for padding among 32 rows at a time.
-    let warp_rows = if sorted_rows.is_null() { rows } else { rows.max(capacity.div_ceil(32)) };
+    let has_padding = !targets.sorted_rows.is_null();
+    let warp_rows = if has_padding { rows.max(targets.capacity.div_ceil(32)) } else { rows };
     let device = stream.device();
     let grid = warp_rows_grid(device, warp_rows, columns);
-    let tensor = |scale, partials, scale_out, partial_count, x_is_settled| {
-        // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes where there is one, which
-        // leads each row to places below P of its own; the partial maxima are written before.
-        unsafe {
-            launch_typed!(stream, grid, 0, args.x, (QuantizeTensorBf16, QuantizeTensorF16, QuantizeTensorF32) {
-                row_weight, inverse, valid_rows, sorted_rows, scale, partials, scale_out, q, cleared,
-                rows, columns, top_k, capacity, rows_stay, partial_count, x_is_settled,
-            })
-        }
-    };
+    let tensor = x.pick(
+        launchers::QUANTIZE_TENSOR_BF16,
+        launchers::QUANTIZE_TENSOR_F16,
+        launchers::QUANTIZE_TENSOR_F32,
+    );
     match args.scheme {
         Scheme::TensorStatic { scale } => {
-            tensor(scale.ptr(), DevicePtr::null(), DevicePtr::null(), 0, x_is_settled)
+            let arguments = launchers::QuantizeTensor {
+                common,
+                scale: scale.ptr(),
+                partials: DevicePtr::null(),
+                scale_out: DevicePtr::null(),
+                out,
+                partial_count: 0,
+                x_is_settled,
+            };
+            // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes where there is one,
+            // which leads each row to places below P of its own.
+            unsafe { device.launch(stream, &tensor, grid, &arguments) }
         }
         Scheme::TensorDynamic { scale, workspace } => {
             let partials: DevicePtr<f32> = workspace.ptr().cast();
             let absmax_grid = absmax_grid(device, rows, columns);
-            // SAFETY: every array was checked to have its extent on this device; the grid has at most MAX_PARTIALS blocks.
+            let absmax = x.pick(launchers::ABSMAX_BF16, launchers::ABSMAX_F16, launchers::ABSMAX_F32);
+            let launchers::Quantize { x, row_weight, .. } = common;
+            let maxima = launchers::Absmax { x, row_weight, rows, columns, targets, partials };
+            let arguments = launchers::QuantizeTensor {
+                common,
+                scale: DevicePtr::null(),
+                partials,
+                scale_out: scale.ptr(),
+                out,
+                partial_count: absmax_grid.x * absmax_grid.y,
+                // The scale itself comes from the kernel before.
+                x_is_settled: false,
+            };
+            // SAFETY: as above; the grid has at most MAX_PARTIALS blocks, and
+            // the partial maxima are written before they are read.
             unsafe {
-                launch_typed!(stream, absmax_grid, 0, args.x, (AbsmaxBf16, AbsmaxF16, AbsmaxF32) {
-                    row_weight, inverse, valid_rows, partials, rows, columns, top_k,
-                })?;
+                device.launch(stream, &absmax, absmax_grid, &maxima)?;
+                device.launch(stream, &tensor, grid, &arguments)
             }
-            // The scale itself comes from the kernel before.
-            tensor(DevicePtr::null(), partials, scale.ptr(), absmax_grid.x * absmax_grid.y, 0)
         }
         Scheme::Token { scales, absmax_limit } => {
-            let (scales, absmax_limit) = (scales.ptr(), absmax_limit.unwrap_or(f32::INFINITY));
+            let kernel = x.pick(
+                launchers::QUANTIZE_TOKEN_BF16,
+                launchers::QUANTIZE_TOKEN_F16,
+                launchers::QUANTIZE_TOKEN_F32,
+            );
             let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, columns);
+            let (scales, absmax_limit) = (scales.ptr(), absmax_limit.unwrap_or(f32::INFINITY));
+            let arguments =
+                launchers::QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled };
             // SAFETY: as above; the shared memory holds the kept spans.
-            unsafe {
-                launch_typed!(stream, blocks, shared, args.x, (QuantizeTokenBf16, QuantizeTokenF16, QuantizeTokenF32) {
-                    row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, absmax_limit,
-                    rows, columns, top_k, capacity, rows_stay, kept_spans, x_is_settled,
-                })
-            }
+            unsafe { device.launch(stream, &kernel.with_shared(shared), blocks, &arguments) }
         }
         Scheme::Group { group_size, scales, layout } => {
-            let (scales, group_size) = (scales.ptr(), group_size as u32);
-            let (row_stride, group_stride) = (layout.row_stride as u64, layout.group_stride as u64);
+            let kernel = x.pick(
+                launchers::QUANTIZE_GROUP_BF16,
+                launchers::QUANTIZE_GROUP_F16,
+                launchers::QUANTIZE_GROUP_F32,
+            );
+            let scales = group_scales_out(&scales, &layout, group_size);
             // SAFETY: as above; no two scales have one place.
             unsafe {
-                launch_typed!(stream, grid, 0, args.x, (QuantizeGroupBf16, QuantizeGroupF16, QuantizeGroupF32) {
-                    row_weight, inverse, valid_rows, sorted_rows, q, cleared, scales, row_stride, group_stride,
-                    rows, columns, top_k, capacity, rows_stay, group_size, x_is_settled,
-                })
+                let arguments = launchers::QuantizeGroup { common, out, scales, x_is_settled };
+                device.launch(stream, &kernel, grid, &arguments)
             }
         }
     }

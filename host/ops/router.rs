@@ -15,7 +15,7 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::checked_i32;
 
 pub use crate::plan::router::RouterLogitsPath;
@@ -78,44 +78,18 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    let (hidden_states, gate, logits) = (args.hidden_states.ptr(), args.gate.ptr(), args.logits.ptr());
-    let (grid, shared) = path.grid(tokens, experts);
-    let planes = args.planes as u32;
-    let device = stream.device();
+    let (kernel, grid) = path.launch(tokens, experts);
+    let arguments = launchers::RouterLogits {
+        hidden_states: args.hidden_states.ptr(),
+        gate: args.gate.ptr(),
+        logits: args.logits.ptr(),
+        tokens,
+        experts,
+        hidden,
+        planes: args.planes as u32,
+    };
     // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all tokens and experts.
-    unsafe {
-        match path {
-            RouterLogitsPath::Few => {
-                let kernel =
-                    kernels::RouterLogitsFew { hidden_states, gate, logits, tokens, experts, hidden, planes };
-                device.launch(stream, grid, shared, &kernel)
-            }
-            RouterLogitsPath::Tile16x8 => {
-                let kernel = kernels::RouterLogits16x8 {
-                    hidden_states,
-                    gate,
-                    logits,
-                    tokens,
-                    experts,
-                    hidden,
-                    planes,
-                };
-                device.launch(stream, grid, shared, &kernel)
-            }
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
-                let kernel = kernels::RouterLogits64x64 {
-                    hidden_states,
-                    gate,
-                    logits,
-                    tokens,
-                    experts,
-                    hidden,
-                    planes,
-                };
-                device.launch(stream, grid, shared, &kernel)
-            }
-        }
-    }
+    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }
 
 /// What all top-k operations read and write.
@@ -135,9 +109,6 @@ pub struct TopK<'a> {
     pub topk_weights: SliceMut<'a, f32>,
 }
 
-/// Tokens of a block of the top-k kernels.
-const TOKENS_PER_BLOCK: u32 = 4;
-
 impl TopK<'_> {
     fn check(&self, op: &'static str, stream: &Stream) -> Result<()> {
         checked_i32(op, "tokens", self.tokens)?;
@@ -152,18 +123,28 @@ impl TopK<'_> {
     }
 
     fn blocks(&self) -> u32 {
-        (self.tokens as u32).div_ceil(TOKENS_PER_BLOCK)
+        (self.tokens as u32).div_ceil(launchers::TOP_K_TOKENS_PER_BLOCK)
+    }
+
+    /// As kernels take it.
+    fn raw(&self) -> launchers::TopK {
+        launchers::TopK {
+            logits: self.logits.ptr(),
+            topk_ids: self.topk_ids.ptr(),
+            topk_weights: self.topk_weights.ptr(),
+            tokens: self.tokens as u32,
+            experts: self.experts as u32,
+            top_k: self.top_k as u32,
+        }
     }
 
     /// Shared memory for `words` words to a token.
     fn shared_bytes(&self, op: &'static str, words: usize, stream: &Stream) -> Result<u32> {
-        let bytes = words * size_of::<u32>() * TOKENS_PER_BLOCK as usize;
+        let bytes = launchers::top_k_shared_bytes(words);
         let most = stream.device().shared_per_block() as usize;
         require(bytes <= most, op, "experts", self.experts, || {
-            format!(
-                "must be at most {} with their groups on this device",
-                most / (4 * TOKENS_PER_BLOCK as usize)
-            )
+            let most = most / launchers::top_k_shared_bytes(1);
+            format!("must be at most {most} with their groups on this device")
         })?;
         Ok(bytes as u32)
     }
@@ -176,17 +157,10 @@ pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Resu
     const OP: &str = "softmax_top_k";
     args.check(OP, stream)?;
     let shared_bytes = args.shared_bytes(OP, args.experts, stream)?;
-    let kernel = kernels::SoftmaxTopK {
-        logits: args.logits.ptr(),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
-        top_k: args.top_k as u32,
-        renormalize: renormalize.into(),
-    };
+    let kernel = launchers::SOFTMAX_TOP_K.with_shared(shared_bytes);
+    let arguments = launchers::SoftmaxTopK { of: args.raw(), renormalize };
     // SAFETY: lengths, device and k were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+    unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
 /// How [`grouped_top_k`] scores, selects and weights.
@@ -230,22 +204,18 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
         bias.check(OP, "correction_bias", args.experts, stream)?;
     }
     let shared_bytes = args.shared_bytes(OP, args.experts + groups, stream)?;
-    let kernel = kernels::GroupedTopK {
-        logits: args.logits.ptr(),
+    let kernel = launchers::GROUPED_TOP_K.with_shared(shared_bytes);
+    let arguments = launchers::GroupedTopK {
+        of: args.raw(),
         correction_bias: grouped.correction_bias.map_or(DevicePtr::null(), |bias| bias.ptr()),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
         groups: groups as u32,
         topk_group: topk_group as u32,
-        top_k: args.top_k as u32,
-        softmax_scores: (!grouped.sigmoid).into(),
-        renormalize: grouped.renormalize.into(),
+        softmax_scores: !grouped.sigmoid,
+        renormalize: grouped.renormalize,
         routed_scaling_factor: factor,
     };
     // SAFETY: lengths, device and all counts were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), shared_bytes, &kernel) }
+    unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
 /// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for its output. NaN is
@@ -253,14 +223,6 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
 pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     const OP: &str = "sigmoid_top_k";
     args.check(OP, stream)?;
-    let kernel = kernels::SigmoidTopK {
-        logits: args.logits.ptr(),
-        topk_ids: args.topk_ids.ptr(),
-        topk_weights: args.topk_weights.ptr(),
-        tokens: args.tokens as u32,
-        experts: args.experts as u32,
-        top_k: args.top_k as u32,
-    };
     // SAFETY: lengths, device and k were checked above.
-    unsafe { stream.device().launch(stream, args.blocks(), 0, &kernel) }
+    unsafe { stream.device().launch(stream, &launchers::SIGMOID_TOP_K, args.blocks(), &args.raw()) }
 }

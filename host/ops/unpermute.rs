@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::buffer::Slice;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels;
+use crate::kernels::launchers;
 use crate::plan::rows::{checked_columns, warp_rows_grid};
 
 const OP: &str = "unpermute";
@@ -62,30 +62,39 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
     }
     args.out.check(OP, "out", tokens * args.hidden, stream)?;
 
-    let valid_rows = args.permutation.valid_rows();
-    let topk_weights = args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr());
-    let (tokens, top_k) = (tokens as u32, top_k as u32);
-    let grid = warp_rows_grid(stream.device(), tokens, columns);
-    let routing_is_settled = routing_is_settled.into();
-    macro_rules! launch {
-        ($kernel:ident, $y:ident, $out:ident) => {{
-            let (y, out) = ($y.ptr(), $out.ptr());
-            let kernel = kernels::$kernel {
-                y, inverse, topk_weights, valid_rows, out, tokens, columns, top_k, routing_is_settled,
-            };
-            // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what is below
-            // `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
-            unsafe { stream.device().launch(stream, grid, 0, &kernel) }
-        }};
-    }
-    match (&args.y, &args.out) {
-        (Activations::Bf16(y), ActivationsMut::Bf16(out)) => launch!(UnpermuteBf16, y, out),
-        (Activations::Bf16(y), ActivationsMut::F32(out)) => launch!(UnpermuteBf16F32, y, out),
-        (Activations::F16(y), ActivationsMut::F16(out)) => launch!(UnpermuteF16, y, out),
-        (Activations::F16(y), ActivationsMut::F32(out)) => launch!(UnpermuteF16F32, y, out),
+    let (kernel, y, out) = match (&args.y, &args.out) {
+        (Activations::Bf16(y), ActivationsMut::Bf16(out)) => {
+            (launchers::UNPERMUTE_BF16, y.ptr().cast(), out.ptr().cast())
+        }
+        (Activations::Bf16(y), ActivationsMut::F32(out)) => {
+            (launchers::UNPERMUTE_BF16_F32, y.ptr().cast(), out.ptr().cast())
+        }
+        (Activations::F16(y), ActivationsMut::F16(out)) => {
+            (launchers::UNPERMUTE_F16, y.ptr().cast(), out.ptr().cast())
+        }
+        (Activations::F16(y), ActivationsMut::F32(out)) => {
+            (launchers::UNPERMUTE_F16_F32, y.ptr().cast(), out.ptr().cast())
+        }
         (y, out) => {
             let types = format!("{} from {}", out.as_activations().type_name(), y.type_name());
-            Err(Error::argument(OP, "out", types, "must be bf16 from bf16, f16 from f16, or f32 from either"))
+            let rule = "must be bf16 from bf16, f16 from f16, or f32 from either";
+            return Err(Error::argument(OP, "out", types, rule));
         }
-    }
+    };
+    let tokens = tokens as u32;
+    let arguments = launchers::Unpermute {
+        y,
+        inverse,
+        topk_weights: args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr()),
+        valid_rows: args.permutation.valid_rows(),
+        out,
+        tokens,
+        columns,
+        top_k: top_k as u32,
+        routing_is_settled,
+    };
+    let grid = warp_rows_grid(stream.device(), tokens, columns);
+    // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what is below
+    // `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
+    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }

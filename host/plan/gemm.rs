@@ -9,11 +9,12 @@
 //! How many rows each expert has is known on the device alone, where the tile schedule adapts to it.
 
 use super::permutation::tile_rows;
-use super::tiles::{BLOCK_N, HopperTile, PortableTile, check_block_m};
+use super::tiles::{HopperTile, PortableTile, check_block_m};
 use crate::config::{Accumulation, Gather, Path};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
+use crate::kernels::launchers;
 
 const OP: &str = "grouped_gemm";
 const GATED: &str = "gated_gemm";
@@ -157,7 +158,7 @@ impl GemmKernel {
         // An upper bound. Blocks that find no work return at once.
         let row_tiles = tile_rows(shape.rows, shape.experts, block_m);
         if hopper && let Some(tile) = HopperTile::for_block_m(block_m) {
-            let pairs = shape.n.div_ceil(HopperTile::COLUMNS * tile.cluster() as usize);
+            let pairs = shape.n.div_ceil(tile.columns() * tile.cluster() as usize);
             let items = row_tiles.saturating_mul(pairs * tile.cluster() as usize);
             return Ok(GemmKernel::Hopper {
                 tile,
@@ -165,7 +166,7 @@ impl GemmKernel {
             });
         }
         let tile = PortableTile::for_block_m(block_m)?;
-        let items = row_tiles.saturating_mul(shape.n.div_ceil(BLOCK_N));
+        let items = row_tiles.saturating_mul(shape.n.div_ceil(tile.columns()));
         let value = || format!("{} rows in tiles of {block_m} x {} columns", shape.rows, shape.n);
         require(items < 1 << 31, OP, "schedule", value(), || {
             "must have below 2^31 tiles of 128 columns".into()
@@ -231,7 +232,8 @@ impl GatedPlan {
             "must be 128 where rows are gathered".into()
         })?;
         let row_tiles = tile_rows(rows, experts, block_m);
-        let panels = intermediate.div_ceil(128).next_multiple_of(tile.cluster() as usize);
+        let panels = intermediate.div_ceil(launchers::GATED_COLUMNS as usize);
+        let panels = panels.next_multiple_of(tile.cluster() as usize);
         let items = row_tiles.saturating_mul(panels);
         let blocks =
             if rows == 0 || experts == 0 { 0 } else { hopper_blocks(GATED, device, tile, items, k, path)? };
@@ -327,8 +329,9 @@ fn hopper_blocks(
     k: usize,
     path: Path,
 ) -> Result<u32> {
-    let slabs = items.saturating_mul(k.div_ceil(128));
-    let value = || format!("{items} items of {} slabs", k.div_ceil(128));
+    let slabs_of_item = k.div_ceil(launchers::SLAB as usize);
+    let slabs = items.saturating_mul(slabs_of_item);
+    let value = || format!("{items} items of {slabs_of_item} slabs");
     require(slabs < 1 << 31, op, "schedule", value(), || "must have below 2^31 slabs of 128 of K".into())?;
     let most = device.multiprocessors().min(MOST_BLOCKS);
     let blocks = match path {
@@ -345,8 +348,8 @@ fn hopper_blocks(
     Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
 }
 
-/// Blocks that a schedule has counters for (`kernels-gpu/src/problem_sizes.rs`).
-const MOST_BLOCKS: u32 = 256;
+/// Blocks that a schedule has counters for.
+const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
 
 /// The height of tiles to build the schedule for, `shape.rows` being the rows to expect.
 ///
@@ -399,11 +402,12 @@ fn hopper_block_m(shape: &GemmShape) -> usize {
 fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
     let mean = mean_rows(shape);
     let active = shape.experts.min(shape.rows).max(1);
-    let items = |block_m: usize| active * mean.div_ceil(block_m) * shape.n.div_ceil(BLOCK_N);
+    let tallest = PortableTile::Rows128;
+    let items = active * mean.div_ceil(tallest.block_m()) * shape.n.div_ceil(tallest.columns());
     match mean {
         0..=24 => 16,
         25..=96 => 64,
-        _ if items(128) < multiprocessors => 64,
+        _ if items < multiprocessors => 64,
         _ => 128,
     }
 }

@@ -1,8 +1,9 @@
 //! Sizes of a permutation, of its tile schedule, and how the sort is cut into blocks.
 
 use super::checked_i32;
-use crate::error::{Result, require};
+use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
+use crate::kernels::launchers;
 
 const OP: &str = "permute";
 
@@ -90,14 +91,15 @@ impl PermuteShape {
                 (warps, steps)
             }
         };
-        let keys = self.local_experts + 1;
-        // A word of counters for two warps, and two words more, to a key; all in units of 16 bytes.
-        let words = device.shared_per_block().saturating_sub(RESERVED_SHARED) as usize / 16 * 4;
-        require(keys <= words / 3, OP, "local_experts", self.local_experts, || {
-            format!("must be at most {} on this device", words / 3 - 1)
-        })?;
-        let warps = warps.min(2 * (words / keys - 2));
-        let shared_bytes = ((warps.div_ceil(2) + 2) * keys * size_of::<u32>()).next_multiple_of(16);
+        // As many warps as shared memory holds the counters of.
+        let room = device.shared_per_block().saturating_sub(RESERVED_SHARED) as usize;
+        let fits = |warps: usize, experts: usize| launchers::permute_table_bytes(warps, experts) <= room;
+        let Some(warps) = (1..=warps).rev().find(|&warps| fits(warps, self.local_experts)) else {
+            let most = (0..room).rev().find(|&experts| fits(1, experts)).unwrap_or(0);
+            let rule = format!("must be at most {most} on this device");
+            return Err(Error::argument(OP, "local_experts", self.local_experts, rule));
+        };
+        let shared_bytes = launchers::permute_table_bytes(warps, self.local_experts);
         Ok(Cut { warps, steps, blocks: rows.div_ceil(32 * warps * steps), shared_bytes })
     }
 }
@@ -121,10 +123,10 @@ pub enum PermutePath {
     },
 }
 
-/// Warps of a block.
-const WARPS: usize = 16;
+/// Most warps of a block that have rows.
+const WARPS: usize = launchers::PERMUTE_MOST_WARPS as usize;
 /// Most rows of a thread.
-const MAX_STEPS: usize = 4;
+const MAX_STEPS: usize = launchers::PERMUTE_MOST_STEPS as usize;
 /// Shared memory of the sort besides its tables: static arrays, and what the driver keeps.
 const RESERVED_SHARED: u32 = 8 * 1024;
 
@@ -140,7 +142,7 @@ pub(crate) struct Cut {
 
 /// Entries of a tile schedule before its first tile: its sizes, and 256 counters of 4 bytes that kernels which cut a tile's
 /// sum into parts use, and leave at 0.
-pub const TILE_SCHEDULE_HEADER: usize = 65;
+pub const TILE_SCHEDULE_HEADER: usize = launchers::FIRST_TILE as usize;
 
 /// Row tiles that there may be, whatever the routing: each expert that has rows has one that is not full.
 pub(super) fn tile_rows(rows: usize, experts: usize, block_m: usize) -> usize {

@@ -1,7 +1,8 @@
 //! Which kernel computes the router's logits, and its grid.
 
 use crate::error::{Result, require};
-use crate::gpu::launch::Grid;
+use crate::gpu::launch::{Grid, Kernel};
+use crate::kernels::launchers::{self, LogitsTile, RouterLogits};
 
 /// The kernels of [`router_logits`](crate::ops::router::router_logits); any of them takes any size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -31,25 +32,36 @@ impl RouterLogitsPath {
         }
     }
 
-    /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below 2^31.
-    pub(crate) fn check(self, op: &'static str, tokens: usize, experts: usize) -> Result<()> {
-        let (most_tokens, most_experts) = match self {
-            RouterLogitsPath::Few => (8 * GRID_Y, usize::MAX),
-            RouterLogitsPath::Tile16x8 => (usize::MAX, 8 * GRID_Y),
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (usize::MAX, 64 * GRID_Y),
-        };
-        require(tokens <= most_tokens, op, "tokens", tokens, || format!("must be at most {most_tokens}"))?;
-        require(experts <= most_experts, op, "experts", experts, || format!("must be at most {most_experts}"))
+    /// The kernel, and what a block of it computes; `self` is resolved. Blocks of `Few` are along x for the experts and along y
+    /// for the tokens, of the others the other way round.
+    fn kernel(self) -> (Kernel<RouterLogits>, LogitsTile) {
+        match self {
+            RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW),
+            RouterLogitsPath::Tile16x8 => (launchers::ROUTER_LOGITS_16X8, launchers::LOGITS_16X8),
+            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
+                (launchers::ROUTER_LOGITS_64X64, launchers::LOGITS_64X64)
+            }
+        }
     }
 
-    /// Grid and dynamic shared memory of the kernel; `self` is resolved.
-    pub(crate) fn grid(self, tokens: u32, experts: u32) -> (Grid, u32) {
+    /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below 2^31.
+    pub(crate) fn check(self, op: &'static str, tokens: usize, experts: usize) -> Result<()> {
+        let (_, tile) = self.kernel();
+        let (name, along_y, of_block) = match self {
+            RouterLogitsPath::Few => ("tokens", tokens, tile.tokens),
+            _ => ("experts", experts, tile.experts),
+        };
+        let most = of_block as usize * GRID_Y;
+        require(along_y <= most, op, name, along_y, || format!("must be at most {most}"))
+    }
+
+    /// The kernel and its grid; `self` is resolved.
+    pub(crate) fn launch(self, tokens: u32, experts: u32) -> (Kernel<RouterLogits>, Grid) {
+        let (kernel, tile) = self.kernel();
+        let (tokens, experts) = (tokens.div_ceil(tile.tokens), experts.div_ceil(tile.experts));
         match self {
-            RouterLogitsPath::Few => ((experts, tokens.div_ceil(8)).into(), 256),
-            RouterLogitsPath::Tile16x8 => ((tokens.div_ceil(16), experts.div_ceil(8)).into(), 7 * 512),
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
-                ((tokens.div_ceil(64), experts.div_ceil(64)).into(), 16384)
-            }
+            RouterLogitsPath::Few => (kernel, (experts, tokens).into()),
+            _ => (kernel, (tokens, experts).into()),
         }
     }
 }

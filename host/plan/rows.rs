@@ -8,22 +8,18 @@
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::gpu::launch::Grid;
+use crate::kernels::launchers;
 
-/// Columns of a warp, and rows of a block, of the kernels whose warps are independent.
-const WARP_COLUMNS: u32 = 256;
-const BLOCK_ROWS: u32 = 4;
-/// Blocks per multiprocessor that those kernels are launched with at most; they stride over the rest.
+/// Blocks per multiprocessor that kernels whose warps are independent are launched with at most; they stride over the rest.
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
-/// Most partial maxima of a tensor, and the rows of a block that computes one.
+/// Most partial maxima of a tensor.
 pub(crate) const MAX_PARTIALS: u32 = 512;
-const ABSMAX_BLOCK_ROWS: u32 = 16;
-/// Columns of a span, which a block of the per-row kernels covers at a time; spans that it keeps in shared memory at most.
-const SPAN_COLUMNS: u32 = 2048;
+/// Spans that a block of the per-row kernels keeps in shared memory at most.
 const MAX_KEPT_SPANS: u32 = 8;
 /// Blocks per multiprocessor that those kernels are launched with at most.
 const ROW_BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
 /// Most columns: what 65535 blocks along y cover.
-const MAX_COLUMNS: usize = 65535 * WARP_COLUMNS as usize;
+const MAX_COLUMNS: usize = 65535 * launchers::WARP_COLUMNS as usize;
 
 /// Refuses a number of columns that the kernels cannot have.
 pub(crate) fn checked_columns(op: &'static str, name: &str, columns: usize) -> Result<u32> {
@@ -35,16 +31,16 @@ pub(crate) fn checked_columns(op: &'static str, name: &str, columns: usize) -> R
 
 /// The grid of kernels in which a warp takes 256 columns of a row, a block four rows.
 pub(crate) fn warp_rows_grid(device: &Device, rows: u32, columns: u32) -> Grid {
-    let segments = columns.div_ceil(WARP_COLUMNS);
+    let segments = columns.div_ceil(launchers::WARP_COLUMNS);
     let most = (device.multiprocessors() * BLOCKS_PER_MULTIPROCESSOR / segments).max(1);
-    (rows.div_ceil(BLOCK_ROWS).min(most), segments).into()
+    (rows.div_ceil(launchers::WARP_ROWS_PER_BLOCK).min(most), segments).into()
 }
 
 /// The grid of the largest magnitude of a tensor: at most [`MAX_PARTIALS`] blocks, each of which finds that of its part.
 pub(crate) fn absmax_grid(device: &Device, rows: u32, columns: u32) -> Grid {
     let blocks = (device.multiprocessors() * 2).min(MAX_PARTIALS);
-    let segments = columns.div_ceil(WARP_COLUMNS).min(32);
-    (rows.div_ceil(ABSMAX_BLOCK_ROWS).min((blocks / segments).max(1)), segments).into()
+    let segments = columns.div_ceil(launchers::WARP_COLUMNS).min(32);
+    (rows.div_ceil(launchers::ABSMAX_ROWS_PER_BLOCK).min((blocks / segments).max(1)), segments).into()
 }
 
 /// The launch of kernels in which a block takes a row.
@@ -59,8 +55,8 @@ pub(crate) struct BlockRows {
 impl BlockRows {
     pub fn new(device: &Device, rows: u32, columns: u32) -> BlockRows {
         let most = device.multiprocessors() * ROW_BLOCKS_PER_MULTIPROCESSOR;
-        let kept_spans = columns.div_ceil(SPAN_COLUMNS).min(MAX_KEPT_SPANS);
-        let shared = kept_spans * SPAN_COLUMNS * size_of::<f32>() as u32;
+        let kept_spans = columns.div_ceil(launchers::SPAN_COLUMNS).min(MAX_KEPT_SPANS);
+        let shared = kept_spans * launchers::SPAN_BYTES;
         BlockRows { blocks: rows.min(most), shared, kept_spans }
     }
 }
@@ -84,6 +80,11 @@ impl ScaleLayout {
     /// `rows` is a multiple of 4, as TMA has it: that of the rows rounded up, the last of which stay unwritten.
     pub fn group_major(rows: usize) -> Self {
         Self { row_stride: 1, group_stride: rows }
+    }
+
+    /// As kernels take it.
+    pub(crate) fn raw(&self) -> launchers::Strides {
+        launchers::Strides { row: self.row_stride as u64, group: self.group_stride as u64 }
     }
 
     /// Elements up to the last scale of `rows` rows.

@@ -3,13 +3,22 @@
 //! A warp takes 256 columns of a row, as in [`warp_rows`](crate::quantize::warp_rows).
 
 use crate::quantize::chunk::{CHUNK, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
+use crate::quantize::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::{kernel, thread};
+use cuda_std::{arguments, kernel, thread};
 
-/// Threads of a block: four rows.
-const THREADS: u32 = 128;
-
-const WARPS: u32 = THREADS / 32;
+/// Arguments of the kernels `cast_*`.
+#[arguments]
+pub struct Cast {
+    /// f32 `[rows, columns]`.
+    pub x: *const f32,
+    /// `[rows, columns]`, of the type that the kernel's name says.
+    pub out: *mut u8,
+    /// Rows of both.
+    pub rows: u32,
+    /// Columns of both.
+    pub columns: u32,
+}
 
 /// Writes `out [rows, columns]`.
 ///
@@ -33,14 +42,15 @@ unsafe fn cast<O: Element>(x: *const f32, out: *mut O, rows: u32, columns: u32) 
 
 macro_rules! cast {
     ($($name:ident: $out:ident),+) => {$(
-        /// Rounds `x [rows, columns]` to `out [rows, columns]`.
+        /// Rounds `x` to `out`.
         ///
         /// # Safety
-        /// The sizes above. `out` is not read.
+        /// The arrays have their stated sizes. `out` is not read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
-        pub unsafe fn $name(x: *const f32, out: *mut $out, rows: u32, columns: u32) {
+        pub unsafe fn $name(arguments: Cast) {
+            let Cast { x, out, rows, columns } = arguments;
             // SAFETY: the kernel's contract.
-            unsafe { cast(x, out, rows, columns) }
+            unsafe { cast::<$out>(x, out.cast(), rows, columns) }
         }
     )+};
 }

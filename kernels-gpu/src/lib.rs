@@ -7,6 +7,7 @@
 #![feature(abi_ptx, asm_experimental_arch, stmt_expr_attributes)]
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+mod abi;
 mod activation;
 mod cast;
 mod grouped_gemm;

@@ -21,26 +21,33 @@
 //! 16 bits the tile's number in it (above, 230:1): from one entry follow all tiles of its band.
 
 use crate::permute::{THREADS, exclusive_scan};
-use cuda_std::{kernel, memory, sync, thread};
+use cuda_std::code::Flag;
+use cuda_std::{arguments, host, kernel, memory, sync, thread};
 
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
-pub(crate) const COUNTERS: u32 = 256;
+#[host]
+pub(crate) const SCHEDULE_COUNTERS: u32 = 256;
 
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
-pub(crate) const FIRST_TILE: u32 = 1 + COUNTERS / 4;
+#[host]
+pub(crate) const FIRST_TILE: u32 = 1 + SCHEDULE_COUNTERS / 4;
 
 /// Most rows of a band. At K = 7168 their A is 14 MiB, which any GPU with FP8 tensor cores holds in L2.
 const BAND_ROWS: u32 = 2048;
 
-/// Where the problem sizes go: `[local_experts, 3]` each, null if not wanted.
-#[derive(Clone, Copy)]
+/// Where the problem sizes go.
+#[arguments]
 pub(crate) struct ProblemSizes {
+    /// i32 `[local_experts, 3]`: `(m, 2I, H)`; null if not wanted.
     pub sizes1: *mut i32,
+    /// i32 `[local_experts, 3]`: `(m, H, I)`; null if not wanted.
     pub sizes2: *mut i32,
+    /// H.
     pub hidden: u32,
+    /// I.
     pub intermediate: u32,
     /// The weights take the place of the rows: `(n, m, k)`.
-    pub swap_operands: bool,
+    pub swap_operands: Flag,
 }
 
 impl ProblemSizes {
@@ -54,7 +61,7 @@ impl ProblemSizes {
             if sizes.is_null() {
                 return;
             }
-            let (first, second) = if self.swap_operands { (n, m) } else { (m, n) };
+            let (first, second) = if self.swap_operands.is_set() { (n, m) } else { (m, n) };
             // SAFETY: entries 3*expert .. 3*expert + 3 exist by the caller's contract.
             unsafe {
                 let size = sizes.add(expert as usize * 3);
@@ -70,11 +77,11 @@ impl ProblemSizes {
 
 /// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the experts' tiles
 /// says where each begins.
-#[derive(Clone, Copy)]
+#[arguments]
 pub(crate) struct TileSchedule {
     /// `[FIRST_TILE + tiles]`, 16-byte aligned; null if not wanted.
     pub entries: *mut [u32; 4],
-    /// Most rows of a tile.
+    /// Most rows of a tile, at least 1.
     pub block_m: u32,
 }
 
@@ -142,33 +149,34 @@ impl TileSchedule {
     }
 }
 
+/// Experts of a block of the kernel `problem_sizes`, a thread each.
+#[host]
+pub(crate) const PROBLEM_SIZES_EXPERTS: u32 = 128;
+
+/// Arguments of the kernel `problem_sizes`.
+#[arguments]
+pub(crate) struct WriteProblemSizes {
+    /// i64 `[local_experts + 1]`.
+    pub expert_offsets: *const i64,
+    /// Experts of this rank.
+    pub local_experts: u32,
+    /// Where the problem sizes go.
+    pub sizes: crate::problem_sizes::ProblemSizes,
+}
+
 /// Writes the problem sizes from the offsets, one thread to an expert.
 ///
-/// Launch: `ceil(local_experts / 128)` blocks.
+/// Launch: a block for every [`PROBLEM_SIZES_EXPERTS`].
 ///
 /// # Safety
-/// `expert_offsets [local_experts + 1]`, `problem_sizes1` and `problem_sizes2` `[local_experts, 3]` or null.
-#[kernel(threads = 128, min_blocks = 1)]
-pub unsafe fn problem_sizes(
-    expert_offsets: *const i64,
-    problem_sizes1: *mut i32,
-    problem_sizes2: *mut i32,
-    local_experts: u32,
-    hidden: u32,
-    intermediate: u32,
-    swap_operands: u32,
-) {
+/// The lists have their stated lengths.
+#[kernel(threads = PROBLEM_SIZES_EXPERTS, min_blocks = 1)]
+pub unsafe fn problem_sizes(arguments: WriteProblemSizes) {
+    let WriteProblemSizes { expert_offsets, local_experts, sizes } = arguments;
     let expert = thread::index_1d();
     if expert >= local_experts {
         return;
     }
-    let sizes = ProblemSizes {
-        sizes1: problem_sizes1,
-        sizes2: problem_sizes2,
-        hidden,
-        intermediate,
-        swap_operands: swap_operands != 0,
-    };
     // SAFETY: expert < local_experts, and the lists have their stated lengths.
     unsafe {
         let rows = *expert_offsets.add(expert as usize + 1) - *expert_offsets.add(expert as usize);
@@ -176,21 +184,26 @@ pub unsafe fn problem_sizes(
     }
 }
 
+/// Arguments of the kernel `tile_schedule`.
+#[arguments]
+pub(crate) struct WriteTileSchedule {
+    /// i64 `[local_experts + 1]`, ascending from 0 to less than 2^31.
+    pub expert_offsets: *const i64,
+    /// Experts of this rank.
+    pub local_experts: u32,
+    /// Where the schedule goes.
+    pub schedule: crate::problem_sizes::TileSchedule,
+}
+
 /// Builds the tile schedule from the offsets.
 ///
 /// Launch: any number of blocks; each scans all experts, and writes its share of every expert's tiles.
 ///
 /// # Safety
-/// `expert_offsets [local_experts + 1]`, ascending, from 0 to less than 2^31; `schedule [FIRST_TILE + tiles]`,
-/// 16-byte aligned; `block_m >= 1`.
-#[kernel(threads = 512, min_blocks = 2)]
-pub unsafe fn tile_schedule(
-    expert_offsets: *const i64,
-    schedule: *mut [u32; 4],
-    local_experts: u32,
-    block_m: u32,
-) {
-    let schedule = TileSchedule { entries: schedule, block_m };
+/// The lists are as the arguments say; the schedule has an entry for every tile.
+#[kernel(threads = THREADS, min_blocks = 2)]
+pub unsafe fn tile_schedule(arguments: WriteTileSchedule) {
+    let WriteTileSchedule { expert_offsets, local_experts, schedule } = arguments;
     let mut tiles_before = 0;
     let mut chunk = 0;
     while chunk < local_experts {

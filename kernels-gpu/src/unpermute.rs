@@ -20,14 +20,34 @@
 //! read past L1, which may hold those of an earlier layer. `y` and `out` are touched behind the wait.
 
 use crate::quantize::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
+use crate::quantize::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
+use cuda_std::code::Flag;
 use cuda_std::math::fma;
-use cuda_std::{grid, kernel, memory, thread, warp};
+use cuda_std::{arguments, grid, kernel, memory, thread, warp};
 
-/// Threads of a block: four tokens.
-const THREADS: u32 = 128;
-
-const WARPS: u32 = THREADS / 32;
+/// Arguments of the kernels `unpermute_*`.
+#[arguments]
+pub struct Unpermute {
+    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name.
+    pub y: *const u8,
+    /// i32 `[tokens, top_k]`.
+    pub inverse: *const i32,
+    /// f32 `[tokens, top_k]`; null where all weights are 1.
+    pub topk_weights: *const f32,
+    /// i64: rows from it on are skipped.
+    pub valid_rows: *const i64,
+    /// `[tokens, columns]`, of the last type in the kernel's name.
+    pub out: *mut u8,
+    /// T.
+    pub tokens: u32,
+    /// H.
+    pub columns: u32,
+    /// k, at least 1.
+    pub top_k: u32,
+    /// Whether lists and weights were complete before the kernel's predecessor began.
+    pub routing_is_settled: Flag,
+}
 
 /// Slots whose rows are in flight at a time.
 const BATCH: u32 = 4;
@@ -170,28 +190,19 @@ unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routin
 
 macro_rules! unpermute {
     ($($name:ident: $ty:ident => $out:ident),+) => {$(
-        /// Sums the rows of `y [.., columns]` into `out [tokens, columns]`, by `inverse [tokens, top_k]` and
-        /// `topk_weights [tokens, top_k]` (all 1 where null); rows from `*valid_rows` on are skipped. `routing_is_settled`: see
-        /// [`unpermute`](self).
+        /// Sums the rows of `y` into `out`. `routing_is_settled`: see [`unpermute`](self).
         ///
         /// # Safety
-        /// Null or the sizes above; `y` has `*valid_rows` rows; `valid_rows` is not null, `top_k` is at least 1. `out` is not read.
+        /// The arrays are null, where they may be, or have their stated sizes. `out` is not read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
-        pub unsafe fn $name(
-            y: *const $ty,
-            inverse: *const i32,
-            topk_weights: *const f32,
-            valid_rows: *const i64,
-            out: *mut $out,
-            tokens: u32,
-            columns: u32,
-            top_k: u32,
-            routing_is_settled: u32,
-        ) {
+        pub unsafe fn $name(arguments: Unpermute) {
+            let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;
+            let Unpermute { tokens, columns, top_k, routing_is_settled, .. } = arguments;
+            let (y, out) = (y.cast::<$ty>(), out.cast::<$out>());
             let vector = vectorised(y, columns);
             let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
             // SAFETY: the kernel's contract.
-            unsafe { unpermute(slots, out, routing_is_settled != 0) }
+            unsafe { unpermute(slots, out, routing_is_settled.is_set()) }
         }
     )+};
 }

@@ -22,8 +22,8 @@ use std::sync::OnceLock;
 use fp8_moe::{Device, DeviceSpec, Family};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-/// The devices that this process can run on: the one of `FP8_MOE_DEVICE` (`sim`, `cuda:N`), or by default the
-/// emulated one. A process has one driver, so a GPU machine runs the same executable twice.
+/// The devices of the tests: the one of `FP8_MOE_DEVICE` (`auto`, `sim`, `cuda:N`), or by default the
+/// emulated one.
 pub fn devices() -> Vec<Device> {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! (MMA-Sim, arXiv 2511.10909, and Khattak and Mikaitis, arXiv 2512.07004.) [`truncated`] computes exactly
-//! this, as Hopper does.
+//! this, as `wgmma` on an H200 does: `crates/ptx_sim/tests/tensor_cores` compared 30,208 results, all bits.
+//! `mma.sync` on Hopper converts to f16 and keeps more.
 //!
 //! [`analyse`] bounds what it does without knowing where a kernel cuts K into parts: every carried sum is the
 //! sum of some run of consecutive steps, and of those it knows the largest.

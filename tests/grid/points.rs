@@ -19,7 +19,7 @@ const DISTANCE: f64 = 3.5e-2;
 
 /// What outputs are multiplied by. vLLM draws hidden states and weights a tenth as large as standard normal
 /// numbers; its outputs are about 0.1 then, which its tolerances are meant for.
-const FACTOR: f32 = 0.25;
+pub const FACTOR: f32 = 0.25;
 
 /// Products that the oracle sums for a point, in order of magnitude: as many tokens are compared as that
 /// allows, at least one, at most eight.

@@ -9,7 +9,7 @@ use anyhow::Result;
 use cuda_builder::Arch;
 
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{gate, rooms, setup, symbols};
+use crate::{gate, kernels, rooms, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -20,6 +20,7 @@ pub fn run() -> Result<()> {
     setup::run()?;
     format()?;
     rooms::run()?;
+    kernels::run(true)?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     for arch in Arch::ALL {
         for directory in DEVICE_CRATES {
@@ -35,6 +36,11 @@ pub fn run() -> Result<()> {
         document(&mut device_cargo("doc", directory, Arch::Sm90a), &format!("docs: {directory}"))?;
     }
     step("tests", cargo().args(["test", "--workspace"]))?;
+    let mut on_cut_sums = cargo();
+    on_cut_sums
+        .args(["test", "--test", "grid", "--", "layer", "grouped_gemm"])
+        .env("FP8_MOE_SIM_SUMS", "hardware");
+    step("tests: sums as tensor cores cut them", &mut on_cut_sums)?;
     symbols::check()?;
     heading("PTX gate");
     gate::run(false)

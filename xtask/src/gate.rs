@@ -192,6 +192,7 @@ mod tests {
             cluster: 1,
             wgmma_n,
             overlap: false,
+            dynamic_shared: 0,
             params: Vec::new(),
             static_shared: 0,
             text: 0..0,
@@ -230,6 +231,8 @@ mod tests {
             arch: Arch::Sm90a,
             ptx_path: "x.ptx".into(),
             kernels: vec![kernel],
+            arguments: Vec::new(),
+            items: Vec::new(),
             remarks: Vec::new(),
             ptxas: None,
         };

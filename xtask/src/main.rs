@@ -6,6 +6,7 @@ mod bundle;
 mod check;
 mod demo;
 mod gate;
+mod kernels;
 mod occupancy;
 mod process;
 mod rooms;
@@ -39,6 +40,12 @@ enum Task {
         #[arg(long, value_parser = parse_arch)]
         arch: Option<Arch>,
     },
+    /// Compiles the GPU kernels into `host/kernels`, from where the library embeds them: after every change of theirs.
+    Kernels {
+        /// Compare with what is there instead.
+        #[arg(long)]
+        check: bool,
+    },
     /// Compares what the GPU kernels use with the committed table; fails on a difference, a spill or a stack frame.
     Gate {
         /// Write the table instead.
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test => check::run(),
         Task::Ptx { arch } => gate::show(arch),
+        Task::Kernels { check } => kernels::run(check),
         Task::Gate { update } => gate::run(update),
         Task::Bench { arguments } => demo::bench(&arguments),
         Task::Bundle { sanitizer } => bundle::run(sanitizer),

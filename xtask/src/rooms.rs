@@ -36,7 +36,7 @@ const HOST: Rooms = Rooms {
         ("fp8", &[]),
         ("config", &["error"]),
         ("gpu", &["error", "fp8"]),
-        ("kernels", &["gpu"]),
+        ("kernels", &["error", "gpu"]),
         ("plan", &["config", "error", "gpu"]),
         ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
@@ -80,7 +80,7 @@ const PTX_SIM: Rooms = Rooms {
                 "wgmma",
             ],
         ),
-        ("module", &["code", "exec", "state"]),
+        ("module", &["code", "exec", "fault", "state"]),
         (
             "decode",
             &[

@@ -4,7 +4,7 @@
 //! device crate --cargo rustc, -Zbuild-std=core, nvptx64--> whole-program assembly (fat LTO, one codegen unit)
 //!     --rewrite (ptx)--> launch bounds in, DWARF and machine paths out --> <ptx_dir>/<crate>.<arch>.ptx
 //!     --ptxas, where there is one--> registers, shared memory, spills, remarks per kernel
-//!     --launchers--> Rust source of one typed launcher per kernel
+//!     --records, launchers--> Rust source for the host: entries, their arguments, numbers, kinds
 //! ```
 //!
 //! A build script uses it so:
@@ -32,6 +32,7 @@ mod error;
 pub mod launchers;
 pub mod ptx;
 pub mod ptxas;
+pub mod records;
 pub mod sass;
 mod sources;
 mod toolchain;
@@ -40,10 +41,12 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 pub use error::Error;
-pub use ptx::{KernelInfo, Param};
+pub use ptx::KernelInfo;
 pub use ptxas::{Ptxas, Resources};
+use records::{Arguments, HostItem, Records};
 pub use sources::source_paths;
 
 /// A GPU family: what the device crate sees as `cfg(target_feature = "..")`.
@@ -152,7 +155,7 @@ impl CudaBuilder {
             (None, None) => target_dir.join("cuda_builder"),
         };
         let assembly = compile::compile(&crate_dir, self.arch, &target_dir)?;
-        let (text, mut kernels) = ptx::rewrite(&assembly.text, &assembly.prefixes)?;
+        let (text, mut records) = ptx::rewrite(&assembly.text, &assembly.prefixes)?;
 
         fs::create_dir_all(&ptx_dir).map_err(|source| Error::io("create", &ptx_dir, source))?;
         let ptx_path = ptx_dir.join(format!("{}.{}.ptx", assembly.crate_name, self.arch));
@@ -168,13 +171,43 @@ impl CudaBuilder {
         let mut remarks = Vec::new();
         if let Some(ptxas) = &ptxas {
             let report = ptxas.assemble(&ptx_path, self.arch, None)?;
-            for kernel in &mut kernels {
+            for kernel in &mut records.kernels {
                 kernel.resources = report.resources(&kernel.name).cloned();
             }
             remarks = report.remarks;
         }
-        Ok(Built { arch: self.arch, ptx_path, kernels, remarks, ptxas })
+        let Records { kernels, arguments, items } = records;
+        Ok(Built { arch: self.arch, ptx_path, kernels, arguments, items, remarks, ptxas })
     }
+}
+
+/// Compiles the crate in `crate_dir` for every family, side by side, and writes into `folder` what a library embeds:
+///
+/// ```text
+/// <crate>.sm_89.ptx  <crate>.sm_90a.ptx    the PTX
+/// launchers.rs                             what launchers::generate returns
+/// summaries.rs                             what launchers::table returns
+/// ```
+///
+/// The same sources give the same bytes, wherever they and the toolchain lie. No `ptxas` is run. What is compiled on the way goes
+/// into the target folder `target_dir`.
+pub fn package(crate_dir: &Path, folder: &Path, target_dir: &Path) -> Result<(), Error> {
+    let build = |arch| {
+        let builder = CudaBuilder::new(crate_dir).arch(arch).target_dir(target_dir);
+        builder.ptx_dir(folder).without_ptxas().build()
+    };
+    let builds = thread::scope(|scope| {
+        let builds = Arch::ALL.map(|arch| scope.spawn(move || build(arch)));
+        builds.map(|build| build.join().expect("the builder does not panic"))
+    });
+    let builds = builds.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let generated =
+        [("launchers.rs", launchers::generate(&builds)?), ("summaries.rs", launchers::table(&builds)?)];
+    for (name, source) in generated {
+        let path = folder.join(name);
+        fs::write(&path, source).map_err(|source| Error::io("write", &path, source))?;
+    }
+    Ok(())
 }
 
 /// What a build produced.
@@ -186,6 +219,10 @@ pub struct Built {
     pub ptx_path: PathBuf,
     /// Its kernels, by name.
     pub kernels: Vec<KernelInfo>,
+    /// The structs that they take, by name.
+    pub arguments: Vec<Arguments>,
+    /// What else the host has as well, by name.
+    pub items: Vec<HostItem>,
     /// What `ptxas` remarked on performance (its C75xx lines), verbatim.
     pub remarks: Vec<String>,
     /// The `ptxas` that assembled it, if any.

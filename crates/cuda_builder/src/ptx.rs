@@ -3,7 +3,7 @@
 //! ```text
 //! .version 7.8                                becomes 8.4, which inline PTX needs
 //! .target sm_90a, debug                       the `debug` flag goes: it switches ptxas's optimiser off
-//! //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 (x: *const f32, n: u32)      from #[kernel]: name, bounds, arguments
+//! //#kernel scale threads=256 ..              a record (see `records`): read, and goes
 //! .shared .align 16 .b8 scale_tile[1024];     counts for the kernels that mention it
 //! .visible .entry scale(
 //!     .param .u64 .ptr .align 1 scale_param_0,
@@ -25,6 +25,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use crate::records::{FlatParam, Param, ParamType, Records};
 use crate::{Error, Resources};
 
 /// The PTX version of what we ship: the first with every FP8 `mma`; drivers from CUDA 12.4 on read it.
@@ -47,7 +48,9 @@ pub struct KernelInfo {
     pub wgmma_n: Option<u32>,
     /// Whether it may begin before its predecessor in the stream has ended.
     pub overlap: bool,
-    /// Its arguments, in order.
+    /// Bytes of dynamic shared memory, where they are the same for every launch; else 0.
+    pub dynamic_shared: u32,
+    /// Its parameters in the source, in order.
     pub params: Vec<Param>,
     /// Bytes of the rewritten text that are its entry.
     pub text: Range<usize>,
@@ -57,48 +60,17 @@ pub struct KernelInfo {
     pub resources: Option<Resources>,
 }
 
-/// One argument of a kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Param {
-    /// Its name in the Rust source.
-    pub name: String,
-    /// Its type in the Rust source: `*const u8`, `u32`, ..
-    pub ty: String,
-}
-
-/// The type of an argument that is a tensor map by value, and the alignment that the TMA unit asks of it.
-pub(crate) const TENSOR_MAP: &str = "TensorMap";
+/// The alignment that the TMA unit asks of a tensor map.
 const TENSOR_MAP_ALIGNMENT: &str = ".align 64";
 
-impl Param {
-    /// The type that a pointer argument points to.
-    pub fn pointee(&self) -> Option<&str> {
-        self.ty.strip_prefix("*const ").or_else(|| self.ty.strip_prefix("*mut "))
-    }
-
-    /// Bytes in the parameter buffer.
-    fn size(&self) -> u32 {
-        match self.ty.as_str() {
-            "u32" | "i32" | "f32" => 4,
-            TENSOR_MAP => 128,
-            _ => 8,
-        }
-    }
-}
-
-/// Rewrites LLVM's PTX for shipping, and lists its kernels by name.
+/// Rewrites LLVM's PTX for shipping, and reads its records.
 ///
 /// `prefixes` are the beginnings of paths in `.file` lines and what replaces them.
-pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String, Vec<KernelInfo>), Error> {
-    let mut kernels = assembly
-        .lines()
-        .filter_map(|line| line.strip_prefix("//#kernel "))
-        .map(parse_record)
-        .collect::<Result<Vec<_>, _>>()?;
-    kernels.sort_by(|a, b| a.name.cmp(&b.name));
-    if let Some(pair) = kernels.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        return Err(Error::Format(format!("two kernels are named `{}`", pair[0].name)));
-    }
+pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String, Records), Error> {
+    let mut records = Records::read(assembly)?;
+    let params = records.kernels.iter().map(|kernel| records.flatten(&kernel.params));
+    let params = params.collect::<Result<Vec<_>, _>>()?;
+    let kernels = &mut records.kernels;
 
     let shared = assembly.lines().filter_map(parse_shared).collect::<Vec<_>>();
     // What is outside of the entries, and the entries.
@@ -108,12 +80,13 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
     while let Some(line) = lines.next() {
         if let Some(rest) = line.strip_prefix(".visible .entry ") {
             let name = rest.split('(').next().unwrap_or_default();
-            let kernel = kernels.iter_mut().find(|kernel| kernel.name == name).ok_or_else(|| {
+            let index = kernels.iter().position(|kernel| kernel.name == name).ok_or_else(|| {
                 Error::Format(format!("the PTX has an entry `{name}` that is not a `#[kernel]` function"))
             })?;
+            let kernel = &mut kernels[index];
             entries += 1;
             kernel.text.start = bodies.len();
-            entry(line, &mut lines, kernel, &shared, &mut bodies)?;
+            entry(line, &mut lines, kernel, &params[index], &shared, &mut bodies)?;
             kernel.text.end = bodies.len();
         } else if line.trim_start().starts_with(".section") {
             skip_section(line, &mut lines);
@@ -128,11 +101,11 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
             kernels.len()
         )));
     }
-    for kernel in &mut kernels {
+    for kernel in kernels {
         kernel.text = text.len() + kernel.text.start..text.len() + kernel.text.end;
     }
     text.push_str(&bodies);
-    Ok((text, kernels))
+    Ok((text, records))
 }
 
 /// Copies one entry with its launch bounds; fills in the kernel's shared memory.
@@ -140,6 +113,7 @@ fn entry<'a>(
     head: &str,
     lines: &mut impl Iterator<Item = &'a str>,
     kernel: &mut KernelInfo,
+    params: &[FlatParam],
     shared: &[SharedArray<'a>],
     text: &mut String,
 ) -> Result<(), Error> {
@@ -147,7 +121,7 @@ fn entry<'a>(
     let mut line = head;
     loop {
         if let Some(size) = param_size(line) {
-            let is_map = kernel.params.get(sizes.len()).is_some_and(|param| param.ty == TENSOR_MAP);
+            let is_map = params.get(sizes.len()).is_some_and(|param| param.ty == ParamType::TensorMap);
             sizes.push(size);
             text.push_str(&if is_map {
                 line.replacen(".align 8", TENSOR_MAP_ALIGNMENT, 1)
@@ -164,7 +138,7 @@ fn entry<'a>(
         line =
             lines.next().ok_or_else(|| Error::Format(format!("the entry `{}` has no body", kernel.name)))?;
     }
-    let expected = kernel.params.iter().map(Param::size).collect::<Vec<_>>();
+    let expected = params.iter().map(|param| param.size).collect::<Vec<_>>();
     if sizes != expected {
         let name = &kernel.name;
         return Err(Error::Format(format!(
@@ -202,6 +176,9 @@ fn entry<'a>(
 /// A line without debugging information, or nothing if it is nothing else.
 fn rewrite_line(line: &str, prefixes: &[(String, String)]) -> Option<String> {
     let trimmed = line.trim();
+    if Records::is_record(line) {
+        return None;
+    }
     if let Some(version) = trimmed.strip_prefix(".version ") {
         let number =
             |version: &str| version.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
@@ -236,58 +213,6 @@ fn skip_section<'a>(head: &str, lines: &mut impl Iterator<Item = &'a str>) {
     if !head.trim_end().ends_with('}') {
         let _ = lines.find(|line| line.trim() == "}");
     }
-}
-
-/// `scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 (x: *const f32, n: u32)`
-fn parse_record(record: &str) -> Result<KernelInfo, Error> {
-    let parse = || {
-        let (head, arguments) = record.split_once(" (")?;
-        let mut words = head.split(' ');
-        let name = words.next()?.to_owned();
-        let threads = words.next()?.strip_prefix("threads=")?.parse().ok()?;
-        let min_blocks = words.next()?.strip_prefix("min_blocks=")?.parse().ok()?;
-        let cluster = words.next()?.strip_prefix("cluster=")?.parse().ok()?;
-        let wgmma_n: u32 = words.next()?.strip_prefix("wgmma_n=")?.parse().ok()?;
-        let overlap = words.next()?.strip_prefix("overlap=")? == "1";
-        let arguments = arguments.strip_suffix(')')?;
-        let params = arguments
-            .split(", ")
-            .filter(|argument| !argument.is_empty())
-            .map(|argument| {
-                let (name, ty) = argument.split_once(": ")?;
-                Some(Param { name: name.to_owned(), ty: ty.to_owned() })
-            })
-            .collect::<Option<Vec<_>>>()?;
-        Some(KernelInfo {
-            name,
-            threads,
-            min_blocks,
-            cluster,
-            wgmma_n: (wgmma_n != 0).then_some(wgmma_n),
-            overlap,
-            params,
-            text: 0..0,
-            static_shared: 0,
-            resources: None,
-        })
-    };
-    let kernel =
-        parse().ok_or_else(|| Error::Format(format!("the kernel record `{record}` does not parse")))?;
-    let KernelInfo { name, threads, min_blocks, cluster, .. } = &kernel;
-    if !(1..=1024).contains(threads) || !(1..=32).contains(min_blocks) || !(1..=8).contains(cluster) {
-        return Err(Error::Format(format!(
-            "kernel `{name}` has threads = {threads}, min_blocks = {min_blocks}, cluster = {cluster}; allowed are 1 to \
-             1024, 1 to 32 and 1 to 8"
-        )));
-    }
-    if let Some(n) = kernel.wgmma_n
-        && (n % 8 != 0 || n > 256)
-    {
-        return Err(Error::Format(format!(
-            "kernel `{name}` has wgmma_n = {n}; N is a multiple of 8 up to 256"
-        )));
-    }
-    Ok(kernel)
 }
 
 /// Bytes of the parameter that a line of an entry's head declares: `.param .u64 ..` or `.param .align 8 .b8 NAME[128]`.
@@ -332,8 +257,8 @@ mod tests {
 .target sm_90a, debug
 .address_size 64
 
-//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=0 (x: *const f32, n: u32)
-//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 ()
+//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=0 shared=0 (x : * const f32 , n : u32)
+//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 shared=0 ()
 .shared .align 16 .b8 scale_a[20];
 .shared .align 64 .b8 scale_ab[64];
 .extern .shared .align 1024 .b8 dynamic_shared[];
@@ -374,7 +299,8 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
 
     fn rewritten() -> (String, Vec<KernelInfo>) {
         let prefixes = [("/home/me/moe/".to_owned(), String::new())];
-        rewrite(ASSEMBLY, &prefixes).expect("the sample is well formed")
+        let (text, records) = rewrite(ASSEMBLY, &prefixes).expect("the sample is well formed");
+        (text, records.kernels)
     }
 
     #[test]
@@ -390,7 +316,7 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
     #[test]
     fn strips_dwarf_and_keeps_lines() {
         let (text, _) = rewritten();
-        for gone in ["debug", "section", "391", "$L__tmp", "$L__func", "inlined_at", "/home"] {
+        for gone in ["//#kernel", "debug", "section", "391", "$L__tmp", "$L__func", "inlined_at", "/home"] {
             assert!(!text.contains(gone), "{gone} is still in\n{text}");
         }
         for kept in [
@@ -418,9 +344,8 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         assert_eq!((empty.name.as_str(), empty.params.len(), empty.static_shared), ("empty", 0, 128));
         assert_eq!((scale.threads, scale.min_blocks, scale.static_shared), (256, 2, 20));
         assert_eq!((scale.wgmma_n, empty.wgmma_n), (Some(64), None));
-        assert_eq!(scale.params[0], Param { name: "x".into(), ty: "*const f32".into() });
-        assert_eq!(scale.params[0].pointee(), Some("f32"));
-        assert_eq!(scale.params[1].pointee(), None);
+        assert_eq!(scale.params[0].ty, ParamType::Pointer("f32".into()));
+        assert_eq!(scale.params[1].ty, ParamType::Number("u32".into()));
     }
 
     #[test]
@@ -443,17 +368,8 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
             let error = rewrite(&ASSEMBLY.replace(from, to), &[]).expect_err(to);
             error.to_string()
         };
-        assert!(refused("n: u32)", "n: u64)").contains("[8, 4] bytes in PTX, [8, 8] in Rust"));
+        assert!(refused("n : u32)", "n : u64)").contains("[8, 4] bytes in PTX, [8, 8] in Rust"));
         assert!(refused("//#kernel empty", "//#kernel other").contains("`empty` that is not a `#[kernel]`"));
-        assert!(refused("threads=256", "threads=2048").contains("threads = 2048"));
-        assert!(refused("wgmma_n=64", "wgmma_n=60").contains("wgmma_n = 60"));
-        assert!(
-            refused(
-                "//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0",
-                "//#kernel empty"
-            )
-            .contains("does not parse")
-        );
         assert!(refused("//#kernel empty", "//#kernel scale").contains("two kernels are named `scale`"));
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::OnceLock;
 
+use cuda_builder::records::ParamType;
 use cuda_builder::{Arch, Built, CudaBuilder, enclosing_target_dir, launchers};
 
 /// The build for one family, made once.
@@ -108,8 +109,9 @@ fn the_record_has_arguments_and_default_bounds() {
         .expect("it is in the crate");
     assert_eq!((kernel.threads, kernel.min_blocks, kernel.static_shared), (128, 1, 512));
     let params =
-        kernel.params.iter().map(|param| (param.name.as_str(), param.ty.as_str())).collect::<Vec<_>>();
-    assert_eq!(params, [("input", "*const u32"), ("output", "*mut u32"), ("n", "u32")]);
+        kernel.params.iter().map(|param| (param.name.as_str(), param.ty.clone())).collect::<Vec<_>>();
+    let pointer = || ParamType::Pointer("u32".into());
+    assert_eq!(params, [("input", pointer()), ("output", pointer()), ("n", ParamType::Number("u32".into()))]);
     assert!(body(text, "barrier_after_branch").contains(&".maxntid 128"));
     let source = launchers::generate(slice::from_ref(built)).expect("its types have host types");
     assert!(source.contains("pub struct BarrierAfterBranch"));

@@ -4,6 +4,7 @@
 //!
 //! | module | what | PTX |
 //! |---|---|---|
+//! | [`code`] | kinds as numbers that the host knows too | |
 //! | [`thread`] | indices of thread, warp, block | special registers |
 //! | [`sync`] | barriers of block, warps, warp | `bar.sync`, `bar.warp.sync` |
 //! | [`warp`] | shuffles, votes, match, reductions | `shfl.sync`, `vote.sync`, `redux.sync` |
@@ -40,7 +41,9 @@
 #![allow(internal_features)]
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks, missing_docs)]
 
-pub use cuda_std_macros::{kernel, unroll};
+#[doc(hidden)]
+pub use cuda_std_macros::resolve_arguments;
+pub use cuda_std_macros::{arguments, host, kernel, unroll};
 
 pub mod atomic;
 pub mod bf16;
@@ -48,6 +51,7 @@ pub mod bf16;
 pub mod bulk;
 #[cfg(target_feature = "sm_90a")]
 pub mod cluster;
+pub mod code;
 pub mod cp_async;
 pub mod fp8;
 pub mod grid;

@@ -1,6 +1,8 @@
 //! What other compilers and libraries emit: it loads and computes, or the refusal is of the entry that uses
 //! it.
 
+#![allow(clippy::result_large_err)]
+
 mod common;
 
 use common::{Kernel, expect_fault};

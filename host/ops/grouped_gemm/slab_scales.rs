@@ -7,7 +7,8 @@ use super::{AScale, GemmShape, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
 use crate::gpu::launch::TensorMap;
 use crate::gpu::tensor_map;
-use crate::plan::tiles::{EXTRA_ROWS, HopperTile};
+use crate::kernels::launchers::SLAB_SCALES_EXTRA_ROWS;
+use crate::plan::tiles::HopperTile;
 
 /// The map of A's scales as `[groups, P]`, for scales that have been checked against `shape`, of which P is not 0. Refuses those that
 /// TMA cannot reach. Of scales that do not change along K there is none; a kernel does not read it then.
@@ -38,5 +39,5 @@ pub(in crate::ops) fn of_a(
     }
     // Nobody asks for a second line where there is one.
     let stride = if groups == 1 { rows.next_multiple_of(4) } else { group_stride };
-    tensor_map::of_lines(&scales, (groups, rows), stride, tile.block_m() as u32 + EXTRA_ROWS)
+    tensor_map::of_lines(&scales, (groups, rows), stride, tile.block_m() as u32 + SLAB_SCALES_EXTRA_ROWS)
 }

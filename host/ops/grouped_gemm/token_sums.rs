@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::kernels::launchers;
 use crate::ops::permutation::Permutation;
 use crate::plan::elements;
 
@@ -21,25 +22,19 @@ pub struct TokenSums<'a> {
     pub topk_weights: Option<Slice<'a, f32>>,
 }
 
-/// [`TokenSums`] as the kernels take them, besides the sums; nulls where D is written.
-#[derive(Clone, Copy)]
-pub(super) struct RawTokens {
-    pub sorted_rows: DevicePtr<i32>,
-    pub topk_weights: DevicePtr<f32>,
-    pub slots: u32,
-    pub top_k: u32,
-}
-
-impl RawTokens {
-    pub const NONE: RawTokens =
-        RawTokens { sorted_rows: DevicePtr::null(), topk_weights: DevicePtr::null(), slots: 1, top_k: 1 };
-}
+/// What kernels take where D is written.
+pub(super) const NONE: launchers::TokenSums = launchers::TokenSums {
+    sorted_rows: DevicePtr::null(),
+    topk_weights: DevicePtr::null(),
+    slots: 1,
+    top_k: 1,
+};
 
 impl TokenSums<'_> {
-    /// After [`TokenSums::check`], of a permutation that has rows.
-    pub(super) fn raw(&self, permutation: &Permutation<'_>) -> RawTokens {
+    /// As the kernels take them, besides the sums. After [`TokenSums::check`], of a permutation that has rows.
+    pub(super) fn raw(&self, permutation: &Permutation<'_>) -> launchers::TokenSums {
         let (tokens, top_k) = (permutation.tokens(), permutation.top_k());
-        RawTokens {
+        launchers::TokenSums {
             sorted_rows: permutation.sorted_rows().map_or(DevicePtr::null(), |list| list.ptr()),
             topk_weights: self.topk_weights.map_or(DevicePtr::null(), |weights| weights.ptr()),
             slots: (tokens * top_k) as u32,

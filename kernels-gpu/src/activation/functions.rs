@@ -22,17 +22,18 @@
 //! Where the true value's magnitude is below `2^-120`, 0 may be returned.
 //! NaN in gate or up gives NaN; so does minus infinity in gate, infinity times 0, as in the formulas.
 
+use crate::abi::ActivationFunction;
 use cuda_std::math::{ex2, fma, rcp};
 
 /// `silu(gate) * up`.
-pub const SILU: u32 = 0;
+pub const SILU: u32 = ActivationFunction::Silu as u32;
 /// `gelu(gate) * up`.
-pub const GELU: u32 = 1;
+pub const GELU: u32 = ActivationFunction::Gelu as u32;
 /// `gelu_tanh(gate) * up`.
-pub const GELU_TANH: u32 = 2;
+pub const GELU_TANH: u32 = ActivationFunction::GeluTanh as u32;
 /// Clamped, as gpt-oss has it; every other code is this too.
 #[cfg(target_feature = "sm_90a")]
-pub const SWIGLUOAI: u32 = 3;
+pub const SWIGLUOAI: u32 = ActivationFunction::SwigluOai as u32;
 
 /// log2(e), rounded to f32, and the rest.
 const LOG2_E: f32 = core::f32::consts::LOG2_E;

@@ -6,26 +6,28 @@
 //! ```
 
 use super::functions::activate;
+use crate::abi::ActivationFunction;
 use crate::quantize::chunk::{Chunk, Element, load_chunk, vectorised};
 use crate::quantize::rows::Rows;
+use cuda_std::code::Code;
 
 /// Rows of gate and up, as rows of activated values.
 #[derive(Clone, Copy)]
 pub struct GatedRows<T> {
     x: *const T,
     intermediate: u32,
-    activation: u32,
+    function: Code<ActivationFunction>,
     vector: bool,
 }
 
 impl<T: Element> GatedRows<T> {
-    /// The rows of `x [.., 2 * intermediate]` through the activation with the code `activation`.
+    /// The rows of `x [.., 2 * intermediate]` through the activation `function`.
     ///
     /// # Safety
     /// The rows that are asked for exist in `x`; nobody writes them while the grid runs.
     #[inline(always)]
-    pub unsafe fn new(x: *const T, intermediate: u32, activation: u32) -> Self {
-        GatedRows { x, intermediate, activation, vector: vectorised(x, intermediate) }
+    pub unsafe fn new(x: *const T, intermediate: u32, function: Code<ActivationFunction>) -> Self {
+        GatedRows { x, intermediate, function, vector: vectorised(x, intermediate) }
     }
 }
 
@@ -40,6 +42,6 @@ impl<T: Element> Rows for GatedRows<T> {
             let up = gate.add(columns as usize);
             (load_chunk(gate, column, columns, self.vector), load_chunk(up, column, columns, self.vector))
         };
-        activate(self.activation, &gate, &up)
+        activate(self.function.raw(), &gate, &up)
     }
 }

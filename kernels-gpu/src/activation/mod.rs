@@ -13,6 +13,26 @@
 //! The scales are those of [`quantize`](crate::quantize), whose row loops these kernels share. Rows from `*valid_rows` on are
 //! neither read nor written.
 
+use cuda_std::arguments;
+use cuda_std::code::Code;
+
+/// What all of these kernels read and write.
+#[arguments]
+pub struct Activate {
+    /// `[rows, 2 * intermediate]`, of the type that the kernel's name says.
+    pub x: *const u8,
+    /// i64: rows from it on are neither read nor written; null for no limit.
+    pub valid_rows: *const i64,
+    /// e4m3 `[rows, intermediate]`.
+    pub q: *mut u8,
+    /// Rows of `x` and `q`.
+    pub rows: u32,
+    /// I.
+    pub intermediate: u32,
+    /// What joins gate and up.
+    pub function: Code<crate::abi::ActivationFunction>,
+}
+
 pub mod functions;
 pub mod gated_rows;
 pub mod group;

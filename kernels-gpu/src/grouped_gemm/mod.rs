@@ -8,25 +8,13 @@
 //! Both walk the same device-built tile schedule ([`schedule`]) and take the same scales ([`scale_arguments`]).
 
 #[cfg(target_feature = "sm_90a")]
-mod hopper;
+pub(crate) mod hopper;
 mod portable;
 mod quad;
 mod scale_arguments;
 mod schedule;
 
-/// Bytes of K that are in shared memory together: one 128-byte row of a stage, and the width of a scale group or block.
-const SLAB: u32 = 128;
-
-/// [`portable`]'s and `hopper`'s `out_type` for f16; 0 is bf16.
-const F16: u32 = 1;
-/// `out_type` for f32.
-const F32: u32 = 2;
-/// `hopper`'s `out_type` for sums by token, in f32.
-#[cfg(target_feature = "sm_90a")]
-const TOKEN_SUMS: u32 = 3;
-
-/// `value`, about which the compiler knows nothing: what is computed from it is computed here and now, instead of once
-/// before all loops, to be held in registers ever after.
+/// `value`, behind an optimisation barrier: it stops hoisting that would pin registers.
 #[inline(always)]
 fn recomputed(value: u32) -> u32 {
     let mut value = value;

@@ -31,20 +31,27 @@
 
 mod block_scan;
 mod rows;
-mod sort;
+pub(crate) mod sort;
 mod tables;
 
 pub(crate) use block_scan::exclusive_scan;
 
-use cuda_std::memory;
+use cuda_std::{arguments, host, memory};
 
 /// Threads of every block that sorts or scans; a multiple of 32, and at most 1024 so that one warp can scan the warps.
 pub(crate) const THREADS: u32 = 512;
 /// Warps of such a block.
 pub(crate) const WARPS: u32 = THREADS / 32;
 
+/// Most warps of a block of the sort that have rows.
+#[host]
+pub(crate) const PERMUTE_MOST_WARPS: u32 = WARPS;
+/// Most rows of a thread of the sort.
+#[host]
+pub(crate) const PERMUTE_MOST_STEPS: u32 = tables::MAX_STEPS as u32;
+
 /// What decides the key of every expanded row.
-#[derive(Clone, Copy)]
+#[arguments]
 pub(crate) struct Routing {
     /// `[rows]`, global expert ids; any value is legal.
     pub topk_ids: *const i32,

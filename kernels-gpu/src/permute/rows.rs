@@ -10,7 +10,7 @@
 //! offset (invalid ids, and everything behind them) are neither read nor written.
 
 use cuda_std::memory::Vector;
-use cuda_std::{grid, kernel, memory, thread};
+use cuda_std::{arguments, grid, host, kernel, memory, thread};
 
 /// Source and destination of one row, as bytes.
 #[derive(Clone, Copy)]
@@ -46,35 +46,57 @@ impl RowCopy {
     }
 }
 
+/// Destinations of a block, a warp each.
+#[host]
+pub(crate) const PERMUTE_ROWS_PER_BLOCK: u32 = 8;
+
+/// Arguments of the kernel `permute_rows`.
+#[arguments]
+pub(crate) struct PermuteRows {
+    /// `[tokens, row_bytes]`.
+    pub activations: *const u8,
+    /// f32, of the tokens; null if there are none.
+    pub scales: *const f32,
+    /// i32 `[capacity]`, entries in `0..=rows`.
+    pub sorted_rows: *const i32,
+    /// i64 `[local_experts + 1]`, the last at most `capacity`.
+    pub expert_offsets: *const i64,
+    /// `[capacity, row_bytes]`.
+    pub permuted: *mut u8,
+    /// f32, of the permuted rows; null if there are none.
+    pub permuted_scales: *mut f32,
+    /// Bytes of a row.
+    pub row_bytes: u32,
+    /// Scales of a row.
+    pub scale_groups: u32,
+    /// Where the tokens' scales are.
+    pub scale_strides: crate::abi::Strides,
+    /// Where those of the permuted rows go.
+    pub permuted_scale_strides: crate::abi::Strides,
+    /// tokens * top_k.
+    pub rows: u32,
+    /// Rows of a token.
+    pub top_k: u32,
+    /// Experts of this rank.
+    pub local_experts: u32,
+}
+
 /// Copies rows of `row_bytes` bytes, and `scale_groups` scales of each, to where `sorted_rows` says.
 ///
-/// Launch: a warp per destination, `ceil(capacity / 8)` blocks.
+/// Launch: a warp per destination, a block for every [`PERMUTE_ROWS_PER_BLOCK`].
 ///
 /// # Safety
-/// `activations [tokens, row_bytes]`, `permuted [capacity, row_bytes]`; scales f32, scale `g` of row `i` at
-/// `i * row_stride + g * group_stride` elements, both pointers null if there are none; `sorted_rows [capacity]` with
-/// entries in `0..=rows`, `rows = tokens * top_k`; `expert_offsets [local_experts + 1]`, the last at most `capacity`.
-#[kernel(threads = 256, min_blocks = 4)]
-pub unsafe fn permute_rows(
-    activations: *const u8,
-    scales: *const f32,
-    sorted_rows: *const i32,
-    expert_offsets: *const i64,
-    permuted: *mut u8,
-    permuted_scales: *mut f32,
-    row_bytes: u32,
-    scale_groups: u32,
-    scale_row_stride: u64,
-    scale_group_stride: u64,
-    permuted_scale_row_stride: u64,
-    permuted_scale_group_stride: u64,
-    rows: u32,
-    top_k: u32,
-    local_experts: u32,
-) {
+/// The arrays have their stated sizes.
+#[kernel(threads = 32 * PERMUTE_ROWS_PER_BLOCK, min_blocks = 4)]
+pub unsafe fn permute_rows(arguments: PermuteRows) {
+    let PermuteRows { activations, scales, sorted_rows, expert_offsets, permuted, permuted_scales, .. } =
+        arguments;
+    let PermuteRows { row_bytes, scale_groups, scale_strides, permuted_scale_strides, .. } = arguments;
+    let PermuteRows { rows, top_k, local_experts, .. } = arguments;
     grid::wait();
     grid::launch_dependents();
-    let destination = u64::from(thread::block_idx_x()) * 8 + u64::from(thread::warp_id());
+    let destination =
+        u64::from(thread::block_idx_x()) * u64::from(PERMUTE_ROWS_PER_BLOCK) + u64::from(thread::warp_id());
     // SAFETY: the offsets have local_experts + 1 entries.
     let valid = unsafe { *expert_offsets.add(local_experts as usize) } as u64;
     if destination >= valid {
@@ -109,9 +131,9 @@ pub unsafe fn permute_rows(
             let scale = if padding {
                 0.0
             } else {
-                *scales.add((token * scale_row_stride + g * scale_group_stride) as usize)
+                *scales.add((token * scale_strides.row + g * scale_strides.group) as usize)
             };
-            let index = destination * permuted_scale_row_stride + g * permuted_scale_group_stride;
+            let index = destination * permuted_scale_strides.row + g * permuted_scale_strides.group;
             *permuted_scales.add(index as usize) = scale;
         }
         group += 32;

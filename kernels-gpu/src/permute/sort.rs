@@ -20,63 +20,54 @@
 use super::tables::{MAX_STEPS, Ranked, Tables};
 use super::{Routing, THREADS, WARPS, exclusive_scan};
 use crate::problem_sizes::{ProblemSizes, TileSchedule};
-use cuda_std::{grid, kernel, memory, shared, sync, thread};
+use cuda_std::{arguments, grid, kernel, memory, shared, sync, thread};
 
-/// Output lists of the sort, as the kernel's arguments of the same names.
-#[derive(Clone, Copy)]
-struct Outputs {
-    sorted_rows: *mut i32,
-    inverse: *mut i32,
-    /// Null unless wanted.
-    row_experts: *mut i32,
-    /// P, the length of `sorted_rows` and `row_experts`.
-    capacity: u32,
+/// Output lists of the sort.
+#[arguments]
+pub(crate) struct PermutedRows {
+    /// i32 `[capacity]`, destination to expanded row.
+    pub sorted_rows: *mut i32,
+    /// i32 `[rows]`, expanded row to destination.
+    pub inverse: *mut i32,
+    /// i32 `[capacity]`, destination to local expert; null unless wanted.
+    pub row_experts: *mut i32,
+    /// P, the length of `sorted_rows` and `row_experts`: at least the padded number of rows.
+    pub capacity: u32,
+}
+
+/// Arguments of the kernel `permute`.
+#[arguments]
+pub(crate) struct Permute {
+    /// Which rows there are, and where each belongs.
+    pub routing: crate::permute::Routing,
+    /// i64 `[local_experts + 1]`.
+    pub expert_offsets: *mut i64,
+    /// The lists of rows.
+    pub outputs: crate::permute::sort::PermutedRows,
+    /// What every expert's region is padded to a multiple of, at least 1.
+    pub alignment: u32,
+    /// Warps of a block that have rows, 1 to 16.
+    pub ranking_warps: u32,
+    /// Rows of a thread, 1 to 4.
+    pub steps: u32,
+    /// Where the problem sizes go.
+    pub sizes: crate::problem_sizes::ProblemSizes,
+    /// Where the tile schedule goes.
+    pub schedule: crate::problem_sizes::TileSchedule,
 }
 
 /// Sorts the rows, and writes problem sizes and tile schedule where their pointers are not null.
 ///
-/// Launch: `ceil(rows / (32 * ranking_warps * steps))` blocks; dynamic shared memory
-/// `(ceil(ranking_warps / 2) + 2) * (local_experts + 1) * 4` bytes, rounded up to a multiple of 16.
+/// Launch: `ceil(rows / (32 * ranking_warps * steps))` blocks; dynamic shared memory for the
+/// [tables](super::tables::permute_table_bytes).
 ///
 /// # Safety
-/// `topk_ids [rows]`, `expert_map [experts >= 1]` or null, `expert_offsets [local_experts + 1]`,
-/// `sorted_rows [capacity]`, `inverse [rows]`, `row_experts [capacity]` or null, `problem_sizes1` and
-/// `problem_sizes2` `[local_experts, 3]` or null, `schedule [FIRST_TILE + tiles]` or null, 16-byte aligned. `capacity` is
-/// at least the padded number of rows, `1 <= ranking_warps <= 16`, `1 <= steps <= 4`, `alignment >= 1`, `block_m >= 1`;
-/// without a map `experts == local_experts`.
-#[kernel(threads = 512, min_blocks = 2)]
-pub unsafe fn permute(
-    topk_ids: *const i32,
-    expert_map: *const i32,
-    expert_offsets: *mut i64,
-    sorted_rows: *mut i32,
-    inverse: *mut i32,
-    row_experts: *mut i32,
-    problem_sizes1: *mut i32,
-    problem_sizes2: *mut i32,
-    schedule: *mut [u32; 4],
-    rows: u32,
-    experts: u32,
-    local_experts: u32,
-    capacity: u32,
-    alignment: u32,
-    ranking_warps: u32,
-    steps: u32,
-    hidden: u32,
-    intermediate: u32,
-    swap_operands: u32,
-    block_m: u32,
-) {
-    let routing = Routing { topk_ids, expert_map, rows, experts, local_experts };
-    let outputs = Outputs { sorted_rows, inverse, row_experts, capacity };
-    let sizes = ProblemSizes {
-        sizes1: problem_sizes1,
-        sizes2: problem_sizes2,
-        hidden,
-        intermediate,
-        swap_operands: swap_operands != 0,
-    };
-    let schedule = TileSchedule { entries: schedule, block_m };
+/// The lists have their stated lengths. Without a map `experts == local_experts`; with one, there is an expert.
+#[kernel(threads = THREADS, min_blocks = 2)]
+pub unsafe fn permute(arguments: Permute) {
+    let Permute { routing, expert_offsets, outputs, sizes, schedule, alignment, ranking_warps, steps } =
+        arguments;
+    let Routing { topk_ids, rows, local_experts, .. } = routing;
     let tables = Tables { base: shared::dynamic(), keys: routing.keys(), pairs: ranking_warps.div_ceil(2) };
     let warp_id = thread::warp_id();
     let ranks_rows = warp_id < ranking_warps;
@@ -188,7 +179,7 @@ unsafe fn scan_keys(
     tiles_before
 }
 
-impl Outputs {
+impl PermutedRows {
     /// Writes `sorted_rows`, `inverse` and `row_experts` of one row.
     ///
     /// # Safety

@@ -17,10 +17,16 @@
 use super::{Routing, THREADS};
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::shared::Shared;
-use cuda_std::{memory, sync, thread, warp};
+use cuda_std::{host, memory, sync, thread, warp};
 
 /// Most rows that a lane ranks.
 pub(super) const MAX_STEPS: usize = 4;
+/// Bytes of shared memory for the tables of a sort whose blocks have `ranking_warps` warps with rows.
+#[host]
+pub(super) const fn permute_table_bytes(ranking_warps: usize, local_experts: usize) -> usize {
+    ((ranking_warps.div_ceil(2) + 2) * (local_experts + 1) * 4).next_multiple_of(16)
+}
+
 /// The key of a lane without a row.
 const NO_ROW: u32 = u32::MAX;
 

@@ -13,12 +13,33 @@ use super::destinations::Destinations;
 use super::rows::{DenseRows, Rows};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::shared::Shared;
-use cuda_std::{kernel, shared_array, thread};
+use cuda_std::{arguments, host, kernel, shared_array, thread};
 
-/// Threads of a block: 16 rows at a time, a warp each, 256 columns at a time.
-const THREADS: u32 = 512;
+/// Rows of a block at a time, a warp each, 256 columns at a time.
+#[host]
+const ABSMAX_ROWS_PER_BLOCK: u32 = 16;
 
-const WARPS: u32 = THREADS / 32;
+/// Threads of a block.
+const THREADS: u32 = 32 * ABSMAX_ROWS_PER_BLOCK;
+
+const WARPS: u32 = ABSMAX_ROWS_PER_BLOCK;
+
+/// Arguments of the kernels `absmax_*`.
+#[arguments]
+pub struct Absmax {
+    /// `[rows, columns]`, of the type that the kernel's name says.
+    pub x: *const u8,
+    /// f32 `[rows]`, multiplies each row; null for none.
+    pub row_weight: *const f32,
+    /// Rows of `x`.
+    pub rows: u32,
+    /// Columns of `x`.
+    pub columns: u32,
+    /// Where the rows go: those that go nowhere do not count.
+    pub targets: crate::quantize::destinations::RowTargets,
+    /// f32, one per block of the grid.
+    pub partials: *mut f32,
+}
 
 /// The largest magnitude of the block's share of the rows that go anywhere.
 ///
@@ -52,26 +73,16 @@ macro_rules! absmax_partials {
         /// The largest magnitude in the rows of `x [rows, columns]` that go anywhere, each times `row_weight [rows]` where that is
         /// not null: block (i, j) writes that of its share to `partials[j * grid_dim_x + i]`. NaN does not count.
         ///
-        /// Destinations: `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`].
-        ///
         /// # Safety
-        /// Null or the sizes above; `partials` has an element per block.
+        /// The arrays are null, where they may be, or have their stated sizes.
         #[kernel(threads = THREADS, min_blocks = 2)]
-        pub unsafe fn $name(
-            x: *const $ty,
-            row_weight: *const f32,
-            inverse: *const i32,
-            valid_rows: *const i64,
-            partials: *mut f32,
-            rows: u32,
-            columns: u32,
-            top_k: u32,
-        ) {
+        pub unsafe fn $name(arguments: Absmax) {
+            let Absmax { x, row_weight, rows, columns, targets, partials } = arguments;
             let slots = shared_array!($name.maxima: [f32; WARPS as usize]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
-                let source = DenseRows::new(x, row_weight, columns);
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows);
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let destinations = Destinations::new(rows, &targets);
                 let largest = block_absmax(source, columns, destinations, slots);
                 if thread::thread_idx_x() == 0 {
                     let block = thread::block_idx_y() * thread::grid_dim_x() + thread::block_idx_x();

@@ -28,7 +28,7 @@ use super::rows::Rows;
 use super::scale::{self, Divisor};
 use cuda_std::fp8::E4M3_MAX;
 use cuda_std::shared::{self, Shared};
-use cuda_std::{sync, thread, warp};
+use cuda_std::{host, sync, thread, warp};
 
 /// Threads of a block.
 pub const THREADS: u32 = 256;
@@ -40,7 +40,12 @@ pub const WARPS: u32 = THREADS / 32;
 pub const SHARED: usize = 2 * WARPS as usize;
 
 /// Columns that a block covers with one chunk per thread.
-const SPAN: u32 = THREADS * CHUNK;
+#[host]
+const SPAN_COLUMNS: u32 = THREADS * CHUNK;
+
+/// Bytes of dynamic shared memory for the values of a span.
+#[host]
+const SPAN_BYTES: u32 = SPAN_COLUMNS * size_of::<f32>() as u32;
 
 /// The largest of all threads' `value`, in all of them. The whole block calls it.
 ///
@@ -95,7 +100,7 @@ unsafe fn recall(span: u32) -> Chunk {
 /// This thread's column in a span.
 #[inline(always)]
 fn column_of(span: u32) -> u32 {
-    span * SPAN + thread::thread_idx_x() * CHUNK
+    span * SPAN_COLUMNS + thread::thread_idx_x() * CHUNK
 }
 
 /// Pass 1: keeps the values of `row`, as far as there is room, and returns its largest magnitude. The whole block calls it.
@@ -105,7 +110,7 @@ fn column_of(span: u32) -> u32 {
 #[inline(always)]
 unsafe fn first_pass(source: impl Rows, row: u32, columns: u32, kept_spans: u32, slots: Shared<f32>) -> f32 {
     let mut largest = 0.0;
-    for span in 0..columns.div_ceil(SPAN) {
+    for span in 0..columns.div_ceil(SPAN_COLUMNS) {
         let values = source.chunk(row, column_of(span));
         largest = f32::max(largest, absmax(&values));
         if span < kept_spans {
@@ -180,7 +185,7 @@ pub unsafe fn quantize_block_rows(
 ) {
     let thread = thread::thread_idx_x();
     let vector = vectorised(q, columns);
-    let spans = columns.div_ceil(SPAN);
+    let spans = columns.div_ceil(SPAN_COLUMNS);
     let store = |place: usize, column: u32, packed: PackedChunk| {
         // SAFETY: the row of q exists, by the caller's contract; this thread alone has its columns.
         unsafe { store_packed(q.add(place * columns as usize), column, columns, vector, packed) };

@@ -12,12 +12,13 @@
 
 use cuda_std::bf16::{Bf16, F16, bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::fp8::e4m3x4_from_f32;
-use cuda_std::memory;
+use cuda_std::{host, memory};
 
 /// Values in a chunk.
 pub const CHUNK: u32 = 8;
 
 /// Columns that a warp covers at a time: 32 chunks.
+#[host]
 pub const WARP_COLUMNS: u32 = 32 * CHUNK;
 
 /// Eight values of a row.

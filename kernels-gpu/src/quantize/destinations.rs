@@ -12,7 +12,25 @@
 //! not read at all. In aligned mode the rows between an expert's last row and the next expert's first belong to no token:
 //! `sorted_rows` marks them with a row number past the end, and [`Padding`] finds them, 32 at a time.
 
-use cuda_std::{memory, thread, warp};
+use cuda_std::code::Flag;
+use cuda_std::{arguments, memory, thread, warp};
+
+/// Where rows go, as the permutation says. All null where each goes to its own place.
+#[arguments]
+pub struct RowTargets {
+    /// i32 `[rows, top_k]`; null where each row goes to its own place.
+    pub inverse: *const i32,
+    /// i64: destinations from it on are skipped; null for no limit.
+    pub valid_rows: *const i64,
+    /// i32 `[capacity]`, which marks padding rows; null where there is nothing to write to them.
+    pub sorted_rows: *const i32,
+    /// Destinations of a row.
+    pub top_k: u32,
+    /// Destinations that there are.
+    pub capacity: u32,
+    /// Whether row i of `q` is that of row i, and only its scales go to the destinations and to padding rows.
+    pub rows_stay: Flag,
+}
 
 /// The destinations of every row of a call.
 #[derive(Clone, Copy)]
@@ -35,13 +53,27 @@ impl Destinations {
         unsafe { Self::scatter(rows, core::ptr::null(), 1, valid_rows) }
     }
 
+    /// Rows `0..rows` to their targets.
+    ///
+    /// # Safety
+    /// The lists are null or have their stated sizes; nobody writes them while the grid runs.
+    #[inline(always)]
+    pub unsafe fn new(rows: u32, targets: &RowTargets) -> Self {
+        let RowTargets { inverse, valid_rows, top_k, rows_stay, .. } = *targets;
+        // SAFETY: the caller's contract.
+        Destinations {
+            rows_stay: rows_stay.is_set(),
+            ..unsafe { Self::scatter(rows, inverse, top_k, valid_rows) }
+        }
+    }
+
     /// Rows `0..rows`, each to the `top_k` places `inverse[row * top_k ..]` below `*valid_rows`; to its own place where
     /// `inverse` is null. A null `valid_rows` is no limit.
     ///
     /// # Safety
     /// `inverse` is null or `rows * top_k` readable elements, `valid_rows` null or readable; nobody writes them while the grid runs.
     #[inline(always)]
-    pub unsafe fn scatter(rows: u32, inverse: *const i32, top_k: u32, valid_rows: *const i64) -> Self {
+    unsafe fn scatter(rows: u32, inverse: *const i32, top_k: u32, valid_rows: *const i64) -> Self {
         // Destinations are i32: this limit keeps every non-negative one and skips every negative one.
         let mut limit = i32::MAX as u32 + 1;
         if !valid_rows.is_null() {
@@ -50,12 +82,6 @@ impl Destinations {
         }
         let rows = if inverse.is_null() { rows.min(limit) } else { rows };
         Destinations { inverse, top_k, rows, valid_rows: limit, rows_stay: false }
-    }
-
-    /// The same, for scales alone if `rows_stay` is not 0: the values of each row that goes anywhere go to its own place.
-    #[inline(always)]
-    pub fn of_scales(self, rows_stay: u32) -> Self {
-        Destinations { rows_stay: rows_stay != 0, ..self }
     }
 
     /// Whether the values of a row go to its own place, and only its scales to its destinations.

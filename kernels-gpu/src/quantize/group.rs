@@ -3,57 +3,48 @@
 //! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see [`warp_rows`](super::warp_rows).
 
 use super::cleared::Cleared;
-use super::destinations::Destinations;
+use super::destinations::{Destinations, RowTargets};
 use super::rows::DenseRows;
 use super::warp_rows::{FirstRow, GroupScales, THREADS, quantize_warp_rows};
+use super::{Quantize, QuantizedRows};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::{grid, kernel};
+use cuda_std::code::Flag;
+use cuda_std::{arguments, grid, kernel};
+
+/// Arguments of the kernels `quantize_group_*`.
+#[arguments]
+pub struct QuantizeGroup {
+    /// What is read, and where it goes.
+    pub common: crate::quantize::Quantize,
+    /// What becomes of the rows.
+    pub out: crate::quantize::QuantizedRows,
+    /// Where the scales go: the groups of every destination.
+    pub scales: crate::abi::GroupScalesOut,
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    pub x_is_settled: Flag,
+}
 
 macro_rules! quantize_group {
     ($($name:ident: $ty:ident),+) => {$(
-        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
-        ///
-        /// The scale of (destination, group) goes to `scales[destination * row_stride + group * group_stride]`. Destinations:
-        /// `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where
-        /// that is not null.
-        /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
-        ///
-        /// With `rows_stay` row i of `q` is that of row i, and its scales alone go to the destinations and to padding rows.
-        ///
-        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        /// Quantises `x`; the scales of a destination go to its row of `scales`.
         ///
         /// # Safety
-        /// Null or the sizes above; `q` has `columns` bytes for every destination, or with `rows_stay` for every row, `scales` the groups
-        /// of every destination; `group_size` is 64 or 128. Nothing written is read.
+        /// The arrays are null, where they may be, or have their stated sizes. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
-        pub unsafe fn $name(
-            x: *const $ty,
-            row_weight: *const f32,
-            inverse: *const i32,
-            valid_rows: *const i64,
-            sorted_rows: *const i32,
-            q: *mut u8,
-            cleared: *mut f32,
-            scales: *mut f32,
-            row_stride: u64,
-            group_stride: u64,
-            rows: u32,
-            columns: u32,
-            top_k: u32,
-            capacity: u32,
-            rows_stay: u32,
-            group_size: u32,
-            x_is_settled: u32,
-        ) {
+        pub unsafe fn $name(arguments: QuantizeGroup) {
+            let QuantizeGroup { common, out, scales, x_is_settled } = arguments;
+            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let QuantizedRows { q, cleared } = out;
+            let RowTargets { sorted_rows, capacity, .. } = targets;
             // SAFETY: the kernel's contract.
             unsafe {
-                let source = DenseRows::new(x, row_weight, columns);
-                let scheme = GroupScales::new(scales, row_stride, group_stride, group_size, columns);
-                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let scheme = GroupScales::new(scales, columns);
+                let settled = if x_is_settled.is_set() { source.settled() } else { None };
                 let ahead = FirstRow::quantize(settled, rows, &scheme);
                 grid::wait();
                 grid::launch_dependents();
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows).of_scales(rows_stay);
+                let destinations = Destinations::new(rows, &targets);
                 let cleared = Cleared::new(cleared, columns);
                 quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q, cleared);
             }

@@ -24,6 +24,32 @@
 //! or not. Destinations, padding and everything that is written stay behind the wait, and no thread signals before it has waited: what
 //! follows relies on that ([`cuda_std::grid`]).
 
+use cuda_std::arguments;
+
+/// What all of these kernels read, and where it goes.
+#[arguments]
+pub struct Quantize {
+    /// `[rows, columns]`, of the type that the kernel's name says.
+    pub x: *const u8,
+    /// f32 `[rows]`, multiplies each row before anything else; null for none.
+    pub row_weight: *const f32,
+    /// Rows of `x`.
+    pub rows: u32,
+    /// Columns of `x`.
+    pub columns: u32,
+    /// Where the rows go.
+    pub targets: crate::quantize::destinations::RowTargets,
+}
+
+/// What all of these kernels write besides scales.
+#[arguments]
+pub struct QuantizedRows {
+    /// e4m3: `columns` bytes for every destination, or, where rows stay, for every row.
+    pub q: *mut u8,
+    /// f32 `[rows, columns]`, becomes 0; null for none.
+    pub cleared: *mut f32,
+}
+
 pub mod absmax;
 pub mod block_rows;
 pub mod chunk;

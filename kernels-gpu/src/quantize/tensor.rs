@@ -3,59 +3,58 @@
 //! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
 
 use super::cleared::Cleared;
-use super::destinations::Destinations;
+use super::destinations::{Destinations, RowTargets};
 use super::rows::DenseRows;
 use super::warp_rows::{FirstRow, THREADS, TensorScale, quantize_warp_rows};
+use super::{Quantize, QuantizedRows};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::{grid, kernel};
+use cuda_std::code::Flag;
+use cuda_std::{arguments, grid, kernel};
+
+/// Arguments of the kernels `quantize_tensor_*`.
+#[arguments]
+pub struct QuantizeTensor {
+    /// What is read, and where it goes.
+    pub common: crate::quantize::Quantize,
+    /// f32, the scale; null where it is that of the largest of `partials`.
+    pub scale: *const f32,
+    /// f32 `[partial_count]`.
+    pub partials: *const f32,
+    /// f32, to which the scale goes where it is computed.
+    pub scale_out: *mut f32,
+    /// What becomes of the rows.
+    pub out: crate::quantize::QuantizedRows,
+    /// Partial maxima.
+    pub partial_count: u32,
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    pub x_is_settled: Flag,
+}
 
 macro_rules! quantize_tensor {
     ($($name:ident: $ty:ident),+) => {$(
-        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
-        ///
-        /// The scale is `*scale`; where `scale` is null, the one for the largest of `partials [partial_count]`, which goes to
-        /// `*scale_out`. Destinations: `inverse [rows, top_k]` below `*valid_rows`, see [`Destinations`]; padding rows by
-        /// `sorted_rows [capacity]`, where that is not null. With `x_is_settled`, for a given scale alone, the first rows are read before
-        /// the grid waits for its predecessor: see [`quantize`](super).
-        ///
-        /// With `rows_stay` row i of `q` is that of row i, and its scales alone go to the destinations and to padding rows.
-        ///
-        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        /// Quantises `x`. The scale is `*scale`; where `scale` is null, the one for the largest of the partial maxima, which
+        /// goes to `*scale_out`. Only with a given scale may `x_is_settled` hold: see [`quantize`](super).
         ///
         /// # Safety
-        /// Null or the sizes above; `q` has `columns` bytes for every destination, or with `rows_stay` for every row. Nothing written is read.
+        /// The arrays are null, where they may be, or have their stated sizes. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
-        pub unsafe fn $name(
-            x: *const $ty,
-            row_weight: *const f32,
-            inverse: *const i32,
-            valid_rows: *const i64,
-            sorted_rows: *const i32,
-            scale: *const f32,
-            partials: *const f32,
-            scale_out: *mut f32,
-            q: *mut u8,
-            cleared: *mut f32,
-            rows: u32,
-            columns: u32,
-            top_k: u32,
-            capacity: u32,
-            rows_stay: u32,
-            partial_count: u32,
-            x_is_settled: u32,
-        ) {
+        pub unsafe fn $name(arguments: QuantizeTensor) {
+            let QuantizeTensor { common, scale, partials, scale_out, out, partial_count, x_is_settled } = arguments;
+            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let QuantizedRows { q, cleared } = out;
+            let RowTargets { sorted_rows, capacity, .. } = targets;
             // SAFETY: the kernel's contract.
             unsafe {
-                let source = DenseRows::new(x, row_weight, columns);
-                if x_is_settled == 0 {
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                if x_is_settled.is_clear() {
                     grid::wait();
                 }
                 let scheme = TensorScale::given_or_from_partials(scale, partials, partial_count, scale_out);
-                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let settled = if x_is_settled.is_set() { source.settled() } else { None };
                 let ahead = FirstRow::quantize(settled, rows, &scheme);
                 grid::wait();
                 grid::launch_dependents();
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows).of_scales(rows_stay);
+                let destinations = Destinations::new(rows, &targets);
                 let cleared = Cleared::new(cleared, columns);
                 quantize_warp_rows(source, columns, destinations, sorted_rows, capacity, scheme, ahead, q, cleared);
             }

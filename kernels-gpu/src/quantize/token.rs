@@ -5,54 +5,51 @@
 
 use super::block_rows::{FirstRow, SHARED, THREADS, quantize_block_rows};
 use super::cleared::Cleared;
-use super::destinations::Destinations;
+use super::destinations::{Destinations, RowTargets};
 use super::rows::DenseRows;
+use super::{Quantize, QuantizedRows};
 use cuda_std::bf16::{Bf16, F16};
-use cuda_std::{grid, kernel, shared_array};
+use cuda_std::code::Flag;
+use cuda_std::{arguments, grid, kernel, shared_array};
+
+/// Arguments of the kernels `quantize_token_*`.
+#[arguments]
+pub struct QuantizeToken {
+    /// Magnitudes over it count as this, and saturate.
+    pub absmax_limit: f32,
+    /// What is read, and where it goes.
+    pub common: crate::quantize::Quantize,
+    /// What becomes of the rows.
+    pub out: crate::quantize::QuantizedRows,
+    /// f32, one for every destination.
+    pub scales: *mut f32,
+    /// Spans of a row that dynamic shared memory holds.
+    pub kept_spans: u32,
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    pub x_is_settled: Flag,
+}
 
 macro_rules! quantize_token {
     ($($name:ident: $ty:ident),+) => {$(
-        /// Quantises `x [rows, columns]`, each row times `row_weight [rows]` where that is not null.
-        ///
-        /// The scale of a destination goes to `scales[destination]`. Destinations: `inverse [rows, top_k]` below `*valid_rows`,
-        /// see [`Destinations`]; padding rows by `sorted_rows [capacity]`, where that is not null.
-        /// With `x_is_settled` the first rows are read before the grid waits for its predecessor: see [`quantize`](super).
-        ///
-        /// With `rows_stay` row i of `q` is that of row i, and its scales alone go to the destinations and to padding rows.
-        ///
-        /// `cleared [rows, columns]`, where that is not null, becomes 0.
+        /// Quantises `x`; the scale of a destination goes to `scales[destination]`.
         ///
         /// # Safety
-        /// Null or the sizes above; `q` has `columns` bytes for every destination, or with `rows_stay` for every row, `scales` an element
-        /// for every destination; dynamic shared memory for `kept_spans` times 2048 f32 values. Nothing written is read.
+        /// The arrays are null, where they may be, or have their stated sizes; dynamic shared memory holds `kept_spans` spans. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 4, overlap = within)]
-        pub unsafe fn $name(
-            x: *const $ty,
-            row_weight: *const f32,
-            inverse: *const i32,
-            valid_rows: *const i64,
-            sorted_rows: *const i32,
-            q: *mut u8,
-            cleared: *mut f32,
-            scales: *mut f32,
-            absmax_limit: f32,
-            rows: u32,
-            columns: u32,
-            top_k: u32,
-            capacity: u32,
-            rows_stay: u32,
-            kept_spans: u32,
-            x_is_settled: u32,
-        ) {
+        pub unsafe fn $name(arguments: QuantizeToken) {
+            let QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled } = arguments;
+            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let QuantizedRows { q, cleared } = out;
+            let RowTargets { sorted_rows, capacity, .. } = targets;
             let maxima = shared_array!($name.maxima: [f32; SHARED]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
-                let source = DenseRows::new(x, row_weight, columns);
-                let settled = if x_is_settled != 0 { source.settled() } else { None };
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let settled = if x_is_settled.is_set() { source.settled() } else { None };
                 let ahead = FirstRow::pass(settled, rows, columns, maxima, kept_spans);
                 grid::wait();
                 grid::launch_dependents();
-                let destinations = Destinations::scatter(rows, inverse, top_k, valid_rows).of_scales(rows_stay);
+                let destinations = Destinations::new(rows, &targets);
                 let cleared = Cleared::new(cleared, columns);
                 quantize_block_rows(
                     source, columns, destinations, sorted_rows, capacity, absmax_limit, ahead, q, scales, maxima, kept_spans, cleared,

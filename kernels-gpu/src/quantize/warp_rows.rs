@@ -20,12 +20,18 @@ use super::cleared::Cleared;
 use super::destinations::Destinations;
 use super::rows::Rows;
 use super::scale::{self, Divisor};
-use cuda_std::{memory, thread, warp};
+use crate::abi::GroupScalesOut;
+use cuda_std::{host, memory, thread, warp};
 
-/// Threads of a block: four rows.
-pub const THREADS: u32 = 128;
+/// Rows of a block at a time, a warp each, of the kernels whose warps are independent.
+#[host]
+pub const WARP_ROWS_PER_BLOCK: u32 = 4;
 
-const WARPS: u32 = THREADS / 32;
+/// Threads of such a block.
+pub const THREADS: u32 = 32 * WARP_ROWS_PER_BLOCK;
+
+/// Warps of such a block.
+pub const WARPS: u32 = WARP_ROWS_PER_BLOCK;
 
 /// How a warp scales its 256 columns.
 pub trait Scheme {
@@ -93,28 +99,18 @@ impl Scheme for TensorScale {
 
 /// A scale for every 128 or 64 columns of a row: `q = x / scale`.
 pub struct GroupScales {
-    scales: *mut f32,
-    row_stride: u64,
-    group_stride: u64,
-    group_size: u32,
+    out: GroupScalesOut,
     columns: u32,
 }
 
 impl GroupScales {
-    /// Scales of groups of `group_size` columns (128 or 64), that of (row, group) at
-    /// `scales[row * row_stride + group * group_stride]`.
+    /// The scales of rows of `columns` columns.
     ///
     /// # Safety
-    /// Every destination row has its elements there, and nobody else accesses them.
+    /// Every destination row has its elements in `out`, and nobody else accesses them.
     #[inline(always)]
-    pub unsafe fn new(
-        scales: *mut f32,
-        row_stride: u64,
-        group_stride: u64,
-        group_size: u32,
-        columns: u32,
-    ) -> Self {
-        GroupScales { scales, row_stride, group_stride, group_size, columns }
+    pub unsafe fn new(out: GroupScalesOut, columns: u32) -> Self {
+        GroupScales { out, columns }
     }
 }
 
@@ -123,7 +119,7 @@ impl Scheme for GroupScales {
     fn quantize(&self, values: &Chunk) -> (PackedChunk, f32) {
         // A group of 64 is 8 lanes, one of 128 is 16.
         let mut largest = warp::reduce_groups::<f32, 8>(absmax(values), f32::max);
-        if self.group_size == 128 {
+        if self.out.group_size == 128 {
             largest = f32::max(largest, warp::shfl_xor(warp::FULL_MASK, largest, 8));
         }
         let scale = scale::of_group_absmax(largest);
@@ -132,11 +128,12 @@ impl Scheme for GroupScales {
 
     #[inline(always)]
     fn store_scale(&self, row: usize, column: u32, scale: f32) {
-        if column < self.columns && column.is_multiple_of(self.group_size) {
-            let group = (column / self.group_size) as u64;
-            let at = row as u64 * self.row_stride + group * self.group_stride;
+        let GroupScalesOut { scales, strides, group_size } = self.out;
+        if column < self.columns && column.is_multiple_of(group_size) {
+            let group = (column / group_size) as u64;
+            let at = row as u64 * strides.row + group * strides.group;
             // SAFETY: the destination's scales exist, by the constructor's contract; one lane per group writes.
-            unsafe { self.scales.add(at as usize).write(scale) };
+            unsafe { scales.add(at as usize).write(scale) };
         }
     }
 }

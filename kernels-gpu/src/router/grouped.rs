@@ -14,34 +14,44 @@
 //! candidate), and `group_keys [groups]`.
 
 use super::selection::{
-    self, Pick, Softmax, TOKENS_PER_BLOCK, finite_or_zero, key_of, logistic, next_pick, score_of,
+    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TopK, finite_or_zero, key_of, logistic, next_pick, score_of,
 };
+use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};
-use cuda_std::{kernel, sync, thread, warp};
+use cuda_std::{arguments, kernel, sync, thread, warp};
+
+/// Arguments of the kernel `grouped_top_k`.
+#[arguments]
+pub struct GroupedTopK {
+    /// What is read and written; `top_k` is at most the number of experts in `topk_group` groups.
+    pub of: crate::router::selection::TopK,
+    /// f32 `[experts]`, added to the scores in selection; null for none.
+    pub correction_bias: *const f32,
+    /// Groups, which divide the experts.
+    pub groups: u32,
+    /// Groups that experts are picked from, from 1 to all.
+    pub topk_group: u32,
+    /// Scores are the softmax of the logits, else their sigmoids.
+    pub softmax_scores: Flag,
+    /// Divide the weights by their sum.
+    pub renormalize: Flag,
+    /// Factor of all weights.
+    pub routed_scaling_factor: f32,
+}
 
 /// Picks the `top_k` experts of every token.
 ///
-/// Launch: `ceil(tokens / 4)` blocks; dynamic shared memory `4 * (experts + groups) * 4` bytes.
+/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared memory](selection::top_k_shared_bytes) for a word an
+/// expert and one a group.
 ///
 /// # Safety
-/// `logits [tokens, experts]`, `correction_bias [experts]` or null, `topk_ids` and `topk_weights` `[tokens, top_k]`;
-/// `groups` divides `experts`, `1 <= topk_group <= groups`, `1 <= top_k <= topk_group * experts / groups`.
+/// The arrays are null, where they may be, or have their stated sizes.
 #[kernel(threads = selection::THREADS, min_blocks = 4)]
-pub unsafe fn grouped_top_k(
-    logits: *const f32,
-    correction_bias: *const f32,
-    topk_ids: *mut i32,
-    topk_weights: *mut f32,
-    tokens: u32,
-    experts: u32,
-    groups: u32,
-    topk_group: u32,
-    top_k: u32,
-    softmax_scores: u32,
-    renormalize: u32,
-    routed_scaling_factor: f32,
-) {
-    let token = thread::block_idx_x() * TOKENS_PER_BLOCK + thread::warp_id();
+pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
+    let GroupedTopK { of, correction_bias, groups, topk_group, softmax_scores, .. } = arguments;
+    let GroupedTopK { renormalize, routed_scaling_factor, .. } = arguments;
+    let TopK { logits, topk_ids, topk_weights, tokens, experts, top_k } = of;
+    let token = thread::block_idx_x() * TOP_K_TOKENS_PER_BLOCK + thread::warp_id();
     if token >= tokens {
         return;
     }
@@ -55,7 +65,7 @@ pub unsafe fn grouped_top_k(
         let topk_ids = topk_ids.add(token as usize * top_k as usize);
         let topk_weights = topk_weights.add(token as usize * top_k as usize);
 
-        let softmax = if softmax_scores != 0 { Some(Softmax::new(logits, experts)) } else { None };
+        let softmax = if softmax_scores.is_set() { Some(Softmax::new(logits, experts)) } else { None };
         let score = |expert: u32| {
             let logit = *logits.add(expert as usize);
             finite_or_zero(match softmax {
@@ -92,7 +102,7 @@ pub unsafe fn grouped_top_k(
         let mut slot = lane;
         while slot < top_k {
             let weight = topk_weights.add(slot as usize);
-            let share = if renormalize != 0 { *weight / (sum + 1e-20) } else { *weight };
+            let share = if renormalize.is_set() { *weight / (sum + 1e-20) } else { *weight };
             *weight = share * routed_scaling_factor;
             slot += 32;
         }

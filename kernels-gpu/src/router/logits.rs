@@ -25,12 +25,41 @@
 //! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both operands.
 
 use cuda_std::bf16::{Bf16, f32x2_from_bf16x2};
-use cuda_std::{kernel, memory, mma, shared, sync, thread, warp};
+use cuda_std::{arguments, host, kernel, memory, mma, shared, sync, thread, warp};
 
 /// Columns that the four lanes of a row load together.
 const STEP: u32 = 32;
 /// Warps of every block here.
 const WARPS: u32 = 8;
+
+/// Arguments of the kernels `router_logits_*`.
+#[arguments]
+pub struct RouterLogits {
+    /// `[tokens, hidden]`.
+    pub hidden_states: *const Bf16,
+    /// `[planes, experts, hidden]`.
+    pub gate: *const Bf16,
+    /// `[tokens, experts]`.
+    pub logits: *mut f32,
+    /// T, at least 1.
+    pub tokens: u32,
+    /// E, at least 1.
+    pub experts: u32,
+    /// H.
+    pub hidden: u32,
+    /// Planes of the gate, at least 1.
+    pub planes: u32,
+}
+
+/// What a block of a kernel here computes.
+#[host]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogitsTile {
+    /// Tokens.
+    pub tokens: u32,
+    /// Experts.
+    pub experts: u32,
+}
 
 /// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes. Of a matrix in planes, one
 /// behind the other, the first.
@@ -98,6 +127,12 @@ struct Tile<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const 
 impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>
     Tile<WM, WN, WK, FM, FN, STEPS>
 {
+    /// Tokens and experts of the block.
+    const TOKENS: u32 = WM * 16 * FM as u32;
+    const EXPERTS: u32 = WN * 8 * FN as u32;
+    /// Bytes of dynamic shared memory: see [`add_sets`](Self::add_sets).
+    const SHARED_BYTES: u32 = (WK - 1) * WM * WN * (FM * FN) as u32 * 32 * 16;
+
     /// Computes the tile of this block. Dynamic shared memory: a set's outputs as f32 for every set but the first.
     ///
     /// # Safety
@@ -341,51 +376,51 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     }
 }
 
+/// The block of `router_logits_16x8`.
+type Tile16x8 = Tile<1, 1, 8, 1, 1, 4>;
+/// Of `router_logits_16x8`.
+#[host]
+pub const LOGITS_16X8: LogitsTile = LogitsTile { tokens: Tile16x8::TOKENS, experts: Tile16x8::EXPERTS };
+
 /// Logits of tens to hundreds of tokens.
 ///
-/// Launch: `(ceil(tokens / 16), ceil(experts / 8))` blocks; dynamic shared memory 7 * 512 bytes.
+/// Launch: blocks along x for the tokens, along y for the experts, of [`LOGITS_16X8`] each.
 ///
 /// # Safety
-/// `hidden_states [tokens, hidden]`, `gate [planes, experts, hidden]`, `logits [tokens, experts]`; `tokens`, `experts` and `planes`
-/// are at least 1.
-#[kernel(threads = 256, min_blocks = 2)]
-pub unsafe fn router_logits_16x8(
-    hidden_states: *const Bf16,
-    gate: *const Bf16,
-    logits: *mut f32,
-    tokens: u32,
-    experts: u32,
-    hidden: u32,
-    planes: u32,
-) {
+/// The arrays have their stated sizes.
+#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile16x8::SHARED_BYTES)]
+pub unsafe fn router_logits_16x8(arguments: RouterLogits) {
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     // SAFETY: the arguments are as the contract says.
-    unsafe { Tile::<1, 1, 8, 1, 1, 4>::run(states, gate, planes, logits) }
+    unsafe { Tile16x8::run(states, gate, planes, logits) }
 }
+
+/// The block of `router_logits_64x64`.
+type Tile64x64 = Tile<2, 2, 2, 2, 4, 2>;
+/// Of `router_logits_64x64`.
+#[host]
+pub const LOGITS_64X64: LogitsTile = LogitsTile { tokens: Tile64x64::TOKENS, experts: Tile64x64::EXPERTS };
 
 /// Logits of many tokens.
 ///
-/// Launch: `(ceil(tokens / 64), ceil(experts / 64))` blocks; dynamic shared memory 16384 bytes.
+/// Launch: blocks along x for the tokens, along y for the experts, of [`LOGITS_64X64`] each.
 ///
 /// # Safety
 /// As `router_logits_16x8`.
-#[kernel(threads = 256, min_blocks = 2)]
-pub unsafe fn router_logits_64x64(
-    hidden_states: *const Bf16,
-    gate: *const Bf16,
-    logits: *mut f32,
-    tokens: u32,
-    experts: u32,
-    hidden: u32,
-    planes: u32,
-) {
+#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile64x64::SHARED_BYTES)]
+pub unsafe fn router_logits_64x64(arguments: RouterLogits) {
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     // SAFETY: the arguments are as the contract says.
-    unsafe { Tile::<2, 2, 2, 2, 4, 2>::run(states, gate, planes, logits) }
+    unsafe { Tile64x64::run(states, gate, planes, logits) }
 }
 
 /// Tokens of a block of `router_logits_few`.
 const FEW: usize = 8;
+/// Of `router_logits_few`.
+#[host]
+pub const LOGITS_FEW: LogitsTile = LogitsTile { tokens: FEW as u32, experts: 1 };
 
 /// Repeats a block for every token of [`FEW`], with the index as a constant: a loop left as one would put the sums that it
 /// indexes in local memory.
@@ -404,20 +439,13 @@ macro_rules! for_few_tokens {
 
 /// Logits of a few tokens.
 ///
-/// Launch: `(experts, ceil(tokens / 8))` blocks; dynamic shared memory 256 bytes.
+/// Launch: blocks along x for the experts, along y for the tokens, of [`LOGITS_FEW`] each.
 ///
 /// # Safety
 /// As `router_logits_16x8`.
-#[kernel(threads = 256, min_blocks = 2)]
-pub unsafe fn router_logits_few(
-    hidden_states: *const Bf16,
-    gate: *const Bf16,
-    logits: *mut f32,
-    tokens: u32,
-    experts: u32,
-    hidden: u32,
-    planes: u32,
-) {
+#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = WARPS * FEW as u32 * 4)]
+pub unsafe fn router_logits_few(arguments: RouterLogits) {
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     let expert = thread::block_idx_x();
     let first_token = thread::block_idx_y() * FEW as u32;

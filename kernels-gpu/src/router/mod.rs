@@ -9,6 +9,6 @@
 
 mod grouped;
 mod logits;
-mod selection;
+pub(crate) mod selection;
 mod sigmoid;
 mod softmax;

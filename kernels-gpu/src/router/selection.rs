@@ -12,12 +12,36 @@
 //! taken, no candidate can be picked twice, and the scores are only read.
 
 use core::arch::asm;
-use cuda_std::{thread, warp};
+use cuda_std::{arguments, host, thread, warp};
 
 /// Tokens that a block of the top-k kernels handles, a warp each.
-pub(super) const TOKENS_PER_BLOCK: u32 = 4;
+#[host]
+pub(super) const TOP_K_TOKENS_PER_BLOCK: u32 = 4;
 /// Threads of a block of the top-k kernels.
-pub(super) const THREADS: u32 = 32 * TOKENS_PER_BLOCK;
+pub(super) const THREADS: u32 = 32 * TOP_K_TOKENS_PER_BLOCK;
+
+/// Bytes of dynamic shared memory of a top-k kernel that keeps `words` numbers of a token.
+#[host]
+pub(super) const fn top_k_shared_bytes(words: usize) -> usize {
+    words * 4 * TOP_K_TOKENS_PER_BLOCK as usize
+}
+
+/// What all top-k kernels read and write.
+#[arguments]
+pub struct TopK {
+    /// f32 `[tokens, experts]`.
+    pub logits: *const f32,
+    /// i32 `[tokens, top_k]`.
+    pub topk_ids: *mut i32,
+    /// f32 `[tokens, top_k]`.
+    pub topk_weights: *mut f32,
+    /// T.
+    pub tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// k, from 1 to E.
+    pub top_k: u32,
+}
 
 /// A key and the index it belongs to.
 #[derive(Clone, Copy)]

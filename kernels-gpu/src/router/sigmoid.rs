@@ -3,7 +3,7 @@
 //! The weight belongs to the expert's *input*: the caller scales the activations by it before they are quantised, and does
 //! not apply it again at the end.
 
-use super::selection::{self, Pick, TOKENS_PER_BLOCK, key_of, logistic, next_pick, score_of};
+use super::selection::{self, Pick, TOP_K_TOKENS_PER_BLOCK, TopK, key_of, logistic, next_pick, score_of};
 use cuda_std::{kernel, thread};
 
 /// The key of a logit; NaN is below all numbers.
@@ -14,20 +14,14 @@ fn key_of_logit(logit: f32) -> u32 {
 
 /// Picks the `top_k` largest logits of every token; the weight is their sigmoid, 0 for NaN.
 ///
-/// Launch: `ceil(tokens / 4)` blocks.
+/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`].
 ///
 /// # Safety
-/// `logits [tokens, experts]`, `topk_ids` and `topk_weights` `[tokens, top_k]`; `1 <= top_k <= experts`.
+/// The arrays have their stated sizes.
 #[kernel(threads = selection::THREADS, min_blocks = 4)]
-pub unsafe fn sigmoid_top_k(
-    logits: *const f32,
-    topk_ids: *mut i32,
-    topk_weights: *mut f32,
-    tokens: u32,
-    experts: u32,
-    top_k: u32,
-) {
-    let token = thread::block_idx_x() * TOKENS_PER_BLOCK + thread::warp_id();
+pub unsafe fn sigmoid_top_k(arguments: TopK) {
+    let TopK { logits, topk_ids, topk_weights, tokens, experts, top_k } = arguments;
+    let token = thread::block_idx_x() * TOP_K_TOKENS_PER_BLOCK + thread::warp_id();
     if token >= tokens {
         return;
     }

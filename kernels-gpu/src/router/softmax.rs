@@ -6,27 +6,32 @@
 //! k times     next_pick               descending, ties to the lowest id
 //! ```
 
-use super::selection::{self, Pick, Softmax, TOKENS_PER_BLOCK, finite_or_zero, key_of, score_of};
+use super::selection::{self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TopK, finite_or_zero, key_of, score_of};
+use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};
-use cuda_std::{kernel, thread};
+use cuda_std::{arguments, kernel, thread};
+
+/// Arguments of the kernel `softmax_top_k`.
+#[arguments]
+pub struct SoftmaxTopK {
+    /// What is read and written.
+    pub of: crate::router::selection::TopK,
+    /// Divide the weights by their sum.
+    pub renormalize: Flag,
+}
 
 /// Picks the `top_k` experts of every token.
 ///
-/// Launch: `ceil(tokens / 4)` blocks; dynamic shared memory `4 * experts * 4` bytes.
+/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared memory](selection::top_k_shared_bytes) for a word an
+/// expert.
 ///
 /// # Safety
-/// `logits [tokens, experts]`, `topk_ids` and `topk_weights` `[tokens, top_k]`; `1 <= top_k <= experts`.
+/// The arrays have their stated sizes.
 #[kernel(threads = selection::THREADS, min_blocks = 4)]
-pub unsafe fn softmax_top_k(
-    logits: *const f32,
-    topk_ids: *mut i32,
-    topk_weights: *mut f32,
-    tokens: u32,
-    experts: u32,
-    top_k: u32,
-    renormalize: u32,
-) {
-    let token = thread::block_idx_x() * TOKENS_PER_BLOCK + thread::warp_id();
+pub unsafe fn softmax_top_k(arguments: SoftmaxTopK) {
+    let SoftmaxTopK { of, renormalize } = arguments;
+    let TopK { logits, topk_ids, topk_weights, tokens, experts, top_k } = of;
+    let token = thread::block_idx_x() * TOP_K_TOKENS_PER_BLOCK + thread::warp_id();
     if token >= tokens {
         return;
     }
@@ -59,7 +64,7 @@ pub unsafe fn softmax_top_k(
             }
             slot += 1;
         }
-        if renormalize != 0 {
+        if renormalize.is_set() {
             let denominator = if sum > 0.0 { sum } else { 1.0 };
             let mut slot = lane;
             while slot < top_k {

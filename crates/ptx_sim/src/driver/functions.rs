@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 /// Calls the macro `$callback` with the names of all functions of [`crate::driver`], those that only
-/// return "not supported" included. `cuda_driver` makes its trampolines from this list and `libcuda_sim`
+/// return "not supported" included. [`function`] makes its table from this list, and `libcuda_sim`
 /// its exports, so that the three cannot drift apart.
 #[macro_export]
 macro_rules! for_each_driver_function {

@@ -162,7 +162,7 @@ pub fn div_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
     }
     let ((x, x_exponent), (y, y_exponent)) = (spread(a), spread(b));
     let y = y >> 74;
-    let quotient = x / y | u128::from(x % y != 0);
+    let quotient = (x / y) | u128::from(x % y != 0);
     let negative = a.is_sign_negative() != b.is_sign_negative();
     round_f64(negative, quotient, x_exponent - y_exponent - 74, rounding)
 }

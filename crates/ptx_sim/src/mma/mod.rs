@@ -36,7 +36,16 @@ use tile::panels;
 use truncated::Rule;
 
 pub(crate) use element::core_of;
-pub(crate) use tile::{Fragment, Mode};
+pub(crate) use tile::Fragment;
+
+/// How a product enters the accumulators.
+#[derive(Clone, Copy)]
+pub(crate) struct Mode {
+    /// Subtract the product.
+    pub negate: bool,
+    /// Add to the accumulators, rather than overwrite them.
+    pub accumulate: bool,
+}
 
 /// One register of a warp: a value per lane.
 pub type Lanes = [u32; 32];

@@ -15,7 +15,7 @@
 
 use super::element::{Core, Element, decode};
 use super::truncated::Sum;
-use super::{Accumulators, HalfAccumulators};
+use super::{Accumulators, HalfAccumulators, Mode};
 use crate::formats::{Rounding, add_to_odd, f16_to_f32, f64_to_f16};
 
 /// 16 rows of A.
@@ -128,15 +128,6 @@ impl Fragment for HalfAccumulators {
     fn clear(&mut self) {
         *self = [[0; 32]; 2];
     }
-}
-
-/// How a product enters the accumulators.
-#[derive(Clone, Copy)]
-pub(crate) struct Mode {
-    /// Subtract the product.
-    pub negate: bool,
-    /// Add to the accumulators, rather than overwrite them.
-    pub accumulate: bool,
 }
 
 /// `d[warp * panels + panel]` gets the product of the 16 rows of `warp` and the 8 columns of `panel`, for

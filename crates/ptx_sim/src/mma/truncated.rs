@@ -12,9 +12,8 @@
 //! below the smallest quantum take the slow way, [`Truncation::step_sum`].
 
 use super::element::{Core, Element, decode};
-use super::tile::Mode;
 use super::truncation::{Truncation, last_sum};
-use super::{Accumulators, HalfAccumulators, Operand};
+use super::{Accumulators, HalfAccumulators, Mode, Operand};
 use crate::formats::f16_to_f32;
 
 /// Values of 16 rows, and the powers of two that they count with.

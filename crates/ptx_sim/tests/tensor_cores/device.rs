@@ -18,7 +18,12 @@ macro_rules! functions {
             unsafe fn new(find: impl Fn(&str) -> Option<*const c_void>) -> Option<Table> {
                 // SAFETY: by the caller's promise; an address is as large as a function pointer.
                 Some(unsafe {
-                    Table { $($name: std::mem::transmute::<*const c_void, _>(find(stringify!($name))?),)* }
+                    Table {
+                        $($name: std::mem::transmute::<
+                            *const c_void,
+                            unsafe extern "C" fn($($argument),*) -> c_uint,
+                        >(find(stringify!($name))?),)*
+                    }
                 })
             }
         }

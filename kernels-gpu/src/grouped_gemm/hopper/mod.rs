@@ -24,27 +24,25 @@
 //! start every slab from zero and fold it into f32 registers, with the scales that change along K.
 //!
 //! # Contract of the entry points (checked by the host before the launch)
-//! - `a` maps A `[P, k]`, `b` maps B as `[experts * rows, k]`, both e4m3, boxes of 128 bytes of K by the rows that each entry point
-//!   names, 128-byte swizzle; `k` is a multiple of 16, `n` of 8 (16 for the gated ends);
-//! - `schedule` is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
-//! - of the kernels that gather A's rows themselves (`*_gathered`), A is as those in [`wide`] say;
-//! - scales are as [`ScaleArguments`](super::scale_arguments::ScaleArguments) says, of A for all rows of the schedule, but that those
-//!   of A which change along K are where `a_slab_scales` says, a map as [`SlabScales`](slab_scales::SlabScales) wants it, of boxes of
-//!   four more than a tile's rows. What the kinds do not lead to is not read;
-//! - outputs have room for all rows of the schedule and are 16-byte aligned; nobody else accesses them meanwhile. Where D is added up,
-//!   `out` is sums f32 for all tokens, and `sorted_rows`, `topk_weights`, `slots` and `top_k` are as [`TokenSums`](token_sums::TokenSums)
-//!   says; else these are not read.
+//! - arguments are as [`HopperGemm`], [`HopperGated`] and [`HopperGathered`] say, `n` of the gated ends a multiple of 16;
+//! - the schedule is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
+//! - A, its scales and the outputs have all rows of the schedule; nobody else accesses the outputs meanwhile;
+//! - the map of A's scales per group is as [`SlabScales`](slab_scales::SlabScales) wants it;
+//! - fast kernels take scales of A per call or row, of B per expert or channel. What the kinds do not lead to is not read.
 
 mod accumulator;
-mod gated;
+pub(crate) mod gated;
 mod narrow;
 mod plain;
 mod ring;
 mod slab_scales;
-mod token_sums;
-mod wide;
+pub(crate) mod token_sums;
+pub(crate) mod wide;
 
-use super::SLAB;
+use cuda_std::code::{Code, Flag};
+use cuda_std::{arguments, host};
+
+use crate::abi::SLAB;
 
 /// Warps that multiply: two warpgroups.
 const CONSUMER_WARPS: u32 = 8;
@@ -58,3 +56,84 @@ const ROWS_128: u32 = 128 * SLAB;
 
 /// The named barrier of the consumers.
 const CONSUMER_BARRIER: u32 = 1;
+
+/// Rows of B in a TMA box.
+#[host]
+pub const B_BOX_ROWS: u32 = ROWS_128 / SLAB;
+
+/// Columns of the intermediate in an item of a gated kernel: half of the tile's are gate, half are up.
+#[host]
+pub const GATED_COLUMNS: u32 = 128;
+
+/// Arguments of the Hopper kernels that store D, or add it up by token.
+#[arguments]
+pub struct HopperGemm {
+    /// A e4m3 `[P, k]`, in boxes of 128 bytes by the rows of the kernel's tile, 128-byte swizzle.
+    pub a: TensorMap,
+    /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
+    pub b: TensorMap,
+    /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there are none.
+    pub a_slab_scales: TensorMap,
+    /// Columns of D, a multiple of 8.
+    pub n: u32,
+    /// K, a multiple of 16.
+    pub k: u32,
+    /// The scales of both. Those of A per group are not read from here.
+    pub scales: crate::abi::Scales,
+    /// A tile schedule for the kernel's rows, 16-byte aligned. Its counters are at 0, and are left so.
+    pub schedule: *mut [u32; 4],
+    /// As many bytes as the tile says, for every block of the grid, 16-byte aligned.
+    pub partials: *mut [f32; 4],
+    /// D `[P, n]`, or the sums f32 `[tokens, n]`; 16-byte aligned.
+    pub out: *mut u8,
+    /// Whose sums rows are added to; not read where D is stored.
+    pub tokens: crate::grouped_gemm::hopper::token_sums::TokenSums,
+    /// What becomes of D.
+    pub out_type: Code<crate::abi::OutType>,
+    /// Whether the schedule's tiles were complete before the kernel's predecessor began.
+    pub schedule_is_settled: Flag,
+}
+
+/// Arguments of the Hopper kernels that activate and quantise.
+#[arguments]
+pub struct HopperGated {
+    /// A e4m3 `[P, k]`, in boxes of 128 bytes by the rows of the kernel's tile, 128-byte swizzle.
+    pub a: TensorMap,
+    /// w13 e4m3 `[experts * 2 * intermediate, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
+    pub b: TensorMap,
+    /// As `HopperGemm` has them.
+    pub a_slab_scales: TensorMap,
+    /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
+    pub intermediate: u32,
+    /// K, a multiple of 16.
+    pub k: u32,
+    /// The scales of both; N is 2I.
+    pub scales: crate::abi::Scales,
+    /// As `HopperGemm` has it.
+    pub schedule: *mut [u32; 4],
+    /// As `HopperGemm` has them.
+    pub partials: *mut [f32; 4],
+    /// Where the results go.
+    pub out: crate::grouped_gemm::hopper::gated::Requantization,
+    /// As `HopperGemm` has it.
+    pub schedule_is_settled: Flag,
+}
+
+/// Arguments of the kernels that activate and quantise, and gather their rows of A by token.
+#[arguments]
+pub struct HopperGathered {
+    /// Where A is.
+    pub a: crate::grouped_gemm::hopper::wide::gather::TokenRows,
+    /// As `HopperGated` has it.
+    pub b: TensorMap,
+    /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
+    pub intermediate: u32,
+    /// K, a multiple of 16.
+    pub k: u32,
+    /// As `HopperGated` has them; A's per group are those of the tokens.
+    pub scales: crate::abi::Scales,
+    /// As `HopperGated` has it.
+    pub schedule: *const [u32; 4],
+    /// Where the results go.
+    pub out: crate::grouped_gemm::hopper::gated::Requantization,
+}

@@ -23,7 +23,7 @@ use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
 
 use super::slab_scales::{SlabScales, block_slot, first_slot, slot_bytes};
 use super::{CONSUMER_WARPS, ROWS_128};
-use crate::grouped_gemm::SLAB;
+use crate::abi::SLAB;
 
 /// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others. With `SCALED` each has
 /// slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer

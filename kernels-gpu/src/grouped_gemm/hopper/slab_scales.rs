@@ -14,18 +14,20 @@
 //! scales: the consumers do not read them. Of B one scale a slab is wanted, too little for TMA: every lane of the producer warp loads
 //! that of another slab, and one of them stores the slab's when its turn comes, before it arrives at the barrier.
 
+use cuda_std::code::Code;
 use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{memory, thread, warp};
+use cuda_std::{host, memory, thread, warp};
 
-use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
+use crate::abi::{AScaleKind, BScaleKind, Scales};
 
-/// Rows that come before a tile's at most, and behind it so that a box has one size.
-const EXTRA_ROWS: u32 = 4;
+/// Rows that a box has besides a tile's: up to three before it, and as many behind it that the size is one.
+#[host]
+const SLAB_SCALES_EXTRA_ROWS: u32 = 4;
 
 /// The offset of the scales of B in the slots of a stage of `rows` rows of A, in elements.
 pub const fn block_slot(rows: u32) -> u32 {
-    rows + EXTRA_ROWS
+    rows + SLAB_SCALES_EXTRA_ROWS
 }
 
 /// Bytes of the slots of a stage of `rows` rows of A.
@@ -36,7 +38,7 @@ pub const fn slot_bytes(rows: u32) -> u32 {
 /// The slot of the first row of a tile that begins with `first_row`.
 #[inline(always)]
 pub fn first_slot(first_row: u32) -> u32 {
-    first_row % EXTRA_ROWS
+    first_row % SLAB_SCALES_EXTRA_ROWS
 }
 
 /// Where the scales of an item's two blocks of B are: the number of that of the first for slab 0, and how far behind it that of the
@@ -51,33 +53,45 @@ pub struct BlockScales {
 #[derive(Clone, Copy)]
 pub struct SlabScales {
     /// f32 `[slabs, rows]`, in boxes of four more than a tile's rows of one slab, where A has a scale per group.
-    pub a: *const TensorMap,
-    pub a_kind: u32,
+    a: *const TensorMap,
+    a_kind: Code<AScaleKind>,
     /// f32, all scales of B, where B has a scale per block.
-    pub b: *const f32,
-    pub b_kind: u32,
+    b: *const f32,
+    b_kind: Code<BScaleKind>,
 }
 
 impl SlabScales {
     /// None: for kernels that apply scales to whole sums.
-    pub const NONE: Self = Self { a: core::ptr::null(), a_kind: 0, b: core::ptr::null(), b_kind: 0 };
+    pub const NONE: Self = Self {
+        a: core::ptr::null(),
+        a_kind: Code::from_raw(AScaleKind::Call as u32),
+        b: core::ptr::null(),
+        b_kind: Code::from_raw(BScaleKind::Expert as u32),
+    };
+
+    /// Those among `scales`, of A by the map `a`.
+    #[inline(always)]
+    pub fn new(a: *const TensorMap, scales: &Scales) -> Self {
+        // The kinds as they are: what they were compared with would stay in registers.
+        Self { a, a_kind: scales.a_kind, b: scales.b, b_kind: scales.b_kind }
+    }
 
     /// Whether A has a scale for every slab.
     #[inline(always)]
     pub fn has_a(&self) -> bool {
-        self.a_kind == A_PER_GROUP
+        self.a_kind.is(AScaleKind::Group)
     }
 
     /// Whether B has a scale for every slab.
     #[inline(always)]
     pub fn has_b(&self) -> bool {
-        self.b_kind == B_PER_BLOCK
+        self.b_kind.is(BScaleKind::Block)
     }
 
     /// Bytes of a slab's scales of a tile of up to `rows` rows: what the barrier of a stage expects besides the operands.
     #[inline(always)]
     pub fn bytes(&self, rows: u32) -> u32 {
-        if self.has_a() { (rows + EXTRA_ROWS) * 4 } else { 0 }
+        if self.has_a() { (rows + SLAB_SCALES_EXTRA_ROWS) * 4 } else { 0 }
     }
 
     /// Fetches the map ahead of its first use, by the calling thread.

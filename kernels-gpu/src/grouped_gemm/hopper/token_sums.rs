@@ -6,20 +6,21 @@
 //!   row 7 of expert 3 --> slot 13, top_k = 4: token 3           sums[3] += w[13] * D[7]
 //! ```
 //!
-//! The additions are `red`, which no thread waits for. Their order, and so the last bits of a sum, are those of chance. As a sum does
-//! not care for the number of its terms either, an item that was cut needs no exchange: each part is added by itself.
+//! The additions are `red`, which no thread waits for. The order is arbitrary, so the last bits vary. Split parts are added
+//! directly.
 
-use cuda_std::memory;
+use cuda_std::{arguments, memory};
 
 /// Which token's sum a row of D belongs to. Unused where D is written.
-#[derive(Clone, Copy)]
+#[arguments]
 pub struct TokenSums {
-    /// `[P]`, row of D to slot; `slots` or more where the row belongs to no token.
+    /// i32 `[P]`, row of D to slot; `slots` or more where the row belongs to no token.
     pub sorted_rows: *const i32,
-    /// `[slots]`; null where all weights are 1.
+    /// f32 `[slots]`; null where all weights are 1.
     pub topk_weights: *const f32,
     /// Tokens times `top_k`, at least 1.
     pub slots: u32,
+    /// Slots of a token, at least 1.
     pub top_k: u32,
 }
 

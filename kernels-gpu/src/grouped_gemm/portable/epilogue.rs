@@ -5,13 +5,13 @@
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::memory;
 
-use super::Arguments;
+use super::PortableGemm;
 use super::multiply::{Accumulator, NT, WarpTile, unroll};
 use super::scales::EndScales;
+use crate::abi::OutType;
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::recomputed;
 use crate::grouped_gemm::schedule::Tile;
-use crate::grouped_gemm::{F16, F32};
 
 /// Writes the warp's part of a tile to D, as far as rows and columns exist.
 ///
@@ -23,9 +23,9 @@ pub(super) unsafe fn store<const MT: usize, const WARPS_M: u32>(
     scales: &EndScales<MT>,
     tile: &Tile,
     warp: &WarpTile<MT, WARPS_M>,
-    arguments: &Arguments,
+    arguments: &PortableGemm,
 ) {
-    if arguments.out_type == F32 {
+    if arguments.out_type.is(OutType::F32) {
         // SAFETY: the caller's contract.
         return unsafe { store_f32(total, scales, tile, warp, arguments) };
     }
@@ -33,7 +33,7 @@ pub(super) unsafe fn store<const MT: usize, const WARPS_M: u32>(
     unroll!(mt < MT => {
         unroll!(h < 2 => {
             let mut row = [0; NT];
-            if arguments.out_type == F16 {
+            if arguments.out_type.is(OutType::F16) {
                 unroll!(nt < NT => {
                     let [low, high] = scaled(total, scales, mt, nt, h);
                     row[nt] = f16x2_from_f32(low, high);
@@ -78,7 +78,7 @@ unsafe fn store_f32<const MT: usize, const WARPS_M: u32>(
     scales: &EndScales<MT>,
     tile: &Tile,
     warp: &WarpTile<MT, WARPS_M>,
-    arguments: &Arguments,
+    arguments: &PortableGemm,
 ) {
     let column = tile.n0 + warp.column;
     let first_row = recomputed(warp.row);

@@ -54,9 +54,8 @@
 //! scales exist in the promoted kernels only.
 //!
 //! # Contract of the entry points (checked by the host before the launch)
-//! - `a`, `b` and `out` are 16-byte aligned, `k` is a multiple of 16 and at least 16, `n` is a multiple of 8;
-//! - `schedule` is built for the kernel's BM: entry 0 is `{tiles, BM, valid rows, 0}`, followed by `tiles` entries
-//!   `{expert, first row, rows, 0}` of 4 i32 each, 16-byte aligned;
+//! - the arguments are as [`PortableGemm`] says, and `k` is at least 16;
+//! - the schedule is built for the kernel's BM, as [`problem_sizes`](crate::problem_sizes) draws it;
 //! - tiles times `ceil(n / 128)` is below 2^32;
 //! - dynamic shared memory is at least STAGES times the stage size.
 
@@ -65,16 +64,15 @@ mod multiply;
 mod pipeline;
 mod scales;
 
-use cuda_std::{kernel, sync, thread};
+use cuda_std::code::Code;
+use cuda_std::{arguments, host, kernel, sync, thread};
 
-use super::scale_arguments::ScaleArguments;
 use super::schedule::{Tile, WorkList};
+use crate::abi::{GemmTile, SLAB};
 use multiply::{Accumulator, Fragments, WarpTile};
 use pipeline::Loader;
 use scales::{EndScales, SlabScales};
 
-/// Bytes of K in a slab: one row of a stage, and the width of a scale group or block.
-const SLAB: u32 = 128;
 /// Columns of D in a work item.
 const BN: u32 = 128;
 /// Warps side by side along N; each owns 32 columns.
@@ -89,17 +87,32 @@ const fn tile_rows(mt: usize, warps_m: u32) -> u32 {
     warps_m * mt as u32 * 16
 }
 
-/// One launch: what every thread of every block gets.
-struct Arguments {
-    a: *const u8,
-    b: *const u8,
-    scales: ScaleArguments,
-    schedule: *const [u32; 4],
-    out: *mut u8,
-    n: u32,
-    k: u32,
-    /// An [`epilogue`] type: bf16, f16 or f32.
-    out_type: u32,
+/// Bytes of A and B in a stage.
+const fn operand_bytes(mt: usize, warps_m: u32) -> u32 {
+    (tile_rows(mt, warps_m) + BN) * SLAB
+}
+
+/// Arguments of the portable grouped GEMMs.
+#[arguments]
+pub struct PortableGemm {
+    /// e4m3 `[P, k]`, 16-byte aligned.
+    pub a: *const u8,
+    /// e4m3 `[experts, n, k]`, 16-byte aligned.
+    pub b: *const u8,
+    /// Columns of D, a multiple of 8.
+    pub n: u32,
+    /// K, a multiple of 16.
+    pub k: u32,
+    /// The scales of both.
+    pub scales: crate::abi::Scales,
+    /// A tile schedule for the kernel's rows, 16-byte aligned.
+    pub schedule: *const [u32; 4],
+    /// D `[P, n]`, 16-byte aligned.
+    pub out: *mut u8,
+    /// Where A's scales per group are.
+    pub a_scale_strides: crate::abi::Strides,
+    /// bf16, f16 or f32.
+    pub out_type: Code<crate::abi::OutType>,
 }
 
 /// The body of every entry point: a block of `WARPS_M * 4` warps with tiles of `WARPS_M * MT * 16` rows.
@@ -108,7 +121,7 @@ struct Arguments {
 /// The contract of the entry points (module documentation); all threads of the block call it together.
 #[inline(always)]
 unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: bool>(
-    arguments: &Arguments,
+    arguments: &PortableGemm,
 ) {
     // SAFETY: pointers and shapes are as the contract of the entry points says. All control flow here depends on
     // values that are the same in all threads of the block, so barriers, `ldmatrix`, `mma` and shuffles are
@@ -178,50 +191,59 @@ unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, c
     }
 }
 
-/// Defines an entry point: its name, threads per block, and the constants of [`grouped_gemm`].
-macro_rules! entry {
-    ($name:ident, threads = $threads:literal, $mt:literal, $warps_m:literal, $stages:literal, $promoted:literal, $doc:literal) => {
-        #[doc = $doc]
-        ///
-        /// `a_scale_kind`: 0 per call, 1 per row, 2 per row and 128 of K (with the two strides, in elements);
-        /// `b_scale_kind`: 0 per expert, 1 per column, 2 per 128x128 block; `out_type`: 0 for bf16, 1 for f16, 2 for f32.
+/// Defines the fast and the promoted entry point of a tile: their names, and the constants of [`grouped_gemm`].
+macro_rules! entries {
+    ($fast:ident, $promoted:ident, $tile:ident, $mt:literal, $warps_m:literal) => {
+        entries!(@ $fast, $tile, $mt, $warps_m, false, "fast");
+        entries!(@ $promoted, $tile, $mt, $warps_m, true, "promoted");
+    };
+    (@ $name:ident, $tile:ident, $mt:literal, $warps_m:literal, $is_promoted:literal, $accumulation:literal) => {
+        #[doc = concat!("Tiles of [`", stringify!($tile), "`], ", $accumulation, " accumulation.")]
         ///
         /// # Safety
         /// The contract in the module documentation.
-        #[kernel(threads = $threads)]
-        pub unsafe fn $name(
-            a: *const u8,
-            b: *const u8,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *const [u32; 4],
-            out: *mut u8,
-            a_scale_row_stride: u64,
-            a_scale_group_stride: u64,
-            n: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            out_type: u32,
-        ) {
-            let scales = ScaleArguments {
-                a: a_scale,
-                a_row_stride: a_scale_row_stride,
-                a_group_stride: a_scale_group_stride,
-                a_kind: a_scale_kind,
-                b: b_scale,
-                b_kind: b_scale_kind,
-            };
-            let arguments = Arguments { a, b, scales, schedule, out, n, k, out_type };
+        #[kernel(
+            threads = $warps_m * WARPS_N * 32,
+            shared = $tile.stages * pipeline::stage_bytes($mt, $warps_m, $is_promoted)
+        )]
+        pub unsafe fn $name(arguments: PortableGemm) {
             // SAFETY: the caller keeps the contract in the module documentation.
-            unsafe { grouped_gemm::<$mt, $warps_m, $stages, $promoted>(&arguments) }
+            unsafe { grouped_gemm::<$mt, $warps_m, { $tile.stages }, $is_promoted>(&arguments) }
         }
     };
 }
 
-entry!(grouped_gemm_fast_16, threads = 128, 1, 1, 5, false, "Tiles of 16 x 128, fast accumulation.");
-entry!(grouped_gemm_fast_64, threads = 256, 2, 2, 4, false, "Tiles of 64 x 128, fast accumulation.");
-entry!(grouped_gemm_fast_128, threads = 256, 4, 2, 3, false, "Tiles of 128 x 128, fast accumulation.");
-entry!(grouped_gemm_promoted_16, threads = 128, 1, 1, 5, true, "Tiles of 16 x 128, promoted accumulation.");
-entry!(grouped_gemm_promoted_64, threads = 256, 2, 2, 4, true, "Tiles of 64 x 128, promoted accumulation.");
-entry!(grouped_gemm_promoted_128, threads = 256, 4, 2, 3, true, "Tiles of 128 x 128, promoted accumulation.");
+/// 16 x 128: for a few rows per expert, where streaming the weights is the work.
+#[host]
+pub const PORTABLE_16: GemmTile = GemmTile {
+    rows: tile_rows(1, 1),
+    columns: BN,
+    stages: 5,
+    operand_bytes: operand_bytes(1, 1),
+    a_box_rows: 0,
+    partial_bytes: 0,
+};
+/// 64 x 128.
+#[host]
+pub const PORTABLE_64: GemmTile = GemmTile {
+    rows: tile_rows(2, 2),
+    columns: BN,
+    stages: 4,
+    operand_bytes: operand_bytes(2, 2),
+    a_box_rows: 0,
+    partial_bytes: 0,
+};
+/// 128 x 128: for many rows per expert.
+#[host]
+pub const PORTABLE_128: GemmTile = GemmTile {
+    rows: tile_rows(4, 2),
+    columns: BN,
+    stages: 3,
+    operand_bytes: operand_bytes(4, 2),
+    a_box_rows: 0,
+    partial_bytes: 0,
+};
+
+entries!(grouped_gemm_fast_16, grouped_gemm_promoted_16, PORTABLE_16, 1, 1);
+entries!(grouped_gemm_fast_64, grouped_gemm_promoted_64, PORTABLE_64, 2, 2);
+entries!(grouped_gemm_fast_128, grouped_gemm_promoted_128, PORTABLE_128, 4, 2);

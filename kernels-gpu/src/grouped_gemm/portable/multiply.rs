@@ -24,7 +24,8 @@ use cuda_std::{ldmatrix, mma, thread};
 
 use super::pipeline::b_offset;
 use super::scales::SlabScales;
-use super::{REGISTERS_TO_SPARE, SLAB, WARPS_N};
+use super::{REGISTERS_TO_SPARE, WARPS_N};
+use crate::abi::SLAB;
 
 /// Column tiles of 8 that a warp owns.
 pub(super) const NT: usize = 4;

@@ -6,7 +6,8 @@
 use cuda_std::shared::{self, Shared};
 use cuda_std::{cp_async, thread};
 
-use super::{Arguments, BN, SLAB, WARPS_N, tile_rows};
+use super::{BN, PortableGemm, WARPS_N, tile_rows};
+use crate::abi::SLAB;
 use crate::grouped_gemm::recomputed;
 use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, B_PER_BLOCK};
 use crate::grouped_gemm::schedule::{Tile, WorkList};
@@ -30,6 +31,11 @@ const fn tile_offset(mt: usize, warps_m: u32) -> u32 {
 /// Where the scales of a stage begin: one f32 per row of A, then the scale of the block of B.
 pub(super) const fn scales_offset(mt: usize, warps_m: u32) -> u32 {
     tile_offset(mt, warps_m) + 16
+}
+
+/// Bytes of a stage.
+pub(super) const fn stage_bytes(mt: usize, warps_m: u32, promoted: bool) -> u32 {
+    scales_offset(mt, warps_m) + if promoted { tile_rows(mt, warps_m) * 4 + 16 } else { 0 }
 }
 
 /// Reads the item that the slab in `stage` belongs to.
@@ -78,8 +84,7 @@ pub(super) struct Loader<const MT: usize, const WARPS_M: u32, const STAGES: u32,
 impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: bool>
     Loader<MT, WARPS_M, STAGES, PROMOTED>
 {
-    const STAGE_BYTES: u32 =
-        scales_offset(MT, WARPS_M) + if PROMOTED { tile_rows(MT, WARPS_M) * 4 + 16 } else { 0 };
+    const STAGE_BYTES: u32 = stage_bytes(MT, WARPS_M, PROMOTED);
     /// Rows that the block covers with one chunk per thread.
     const ROWS_PER_COPY: u32 = 16 * WARPS_M;
     const THREADS: u32 = WARPS_M * WARPS_N * 32;
@@ -89,7 +94,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     /// # Safety
     /// The contract of the entry points; `item` is in the list.
     #[inline(always)]
-    pub unsafe fn new(arguments: &Arguments, work: &WorkList, item: u32) -> Self {
+    pub unsafe fn new(arguments: &PortableGemm, work: &WorkList, item: u32) -> Self {
         let thread = thread::thread_idx_x();
         let (row, chunk) = (thread / 8, thread % 8);
         let mut loader = Self {
@@ -121,7 +126,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     /// # Safety
     /// The contract of the entry points; all threads of the block call it, once, before any `issue`.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, arguments: &Arguments, work: &WorkList) -> u32 {
+    pub unsafe fn fill(&mut self, arguments: &PortableGemm, work: &WorkList) -> u32 {
         let mut stage = self.ring;
         for i in 0..STAGES {
             // SAFETY: `stage` runs over the STAGES stages of the block's dynamic shared memory, none of which is
@@ -169,7 +174,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     /// # Safety
     /// The contract of the entry points; no thread reads `stage` until it has landed.
     #[inline(always)]
-    pub unsafe fn issue(&mut self, stage: u32, arguments: &Arguments, work: &WorkList) {
+    pub unsafe fn issue(&mut self, stage: u32, arguments: &PortableGemm, work: &WorkList) {
         if self.active {
             let k_exists = self.k_left > 0;
             let step = Self::ROWS_PER_COPY as usize * arguments.k as usize;
@@ -213,7 +218,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
 
     /// Turns to `next`, if there is one, and reads the tile after it.
     #[inline(always)]
-    unsafe fn begin_next_item(&mut self, arguments: &Arguments, work: &WorkList) {
+    unsafe fn begin_next_item(&mut self, arguments: &PortableGemm, work: &WorkList) {
         self.active = self.next_item < work.len();
         if !self.active {
             return;
@@ -232,7 +237,7 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
         if PROMOTED {
             let thread = thread::thread_idx_x();
             self.scale_row_exists = thread < tile.rows;
-            self.a_scale = arguments.scales.a_group_row(tile.first_row + thread);
+            self.a_scale = arguments.scales.a_group_row(arguments.a_scale_strides, tile.first_row + thread);
             self.b_scale = arguments.scales.b_block_row(tile.expert, tile.n0, arguments.n, arguments.k);
         }
         self.next_item += thread::grid_dim_x();
@@ -243,19 +248,19 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
 
     /// Issues the copies of the scales that belong to the slab being issued.
     #[inline(always)]
-    unsafe fn issue_scales(&mut self, stage: u32, arguments: &Arguments) {
+    unsafe fn issue_scales(&mut self, stage: u32, arguments: &PortableGemm) {
         let (thread, rows) = (thread::thread_idx_x(), tile_rows(MT, WARPS_M));
         let slots = stage + scales_offset(MT, WARPS_M);
-        if arguments.scales.a_kind == A_PER_GROUP {
+        if let A_PER_GROUP = arguments.scales.a_kind.raw() {
             if thread < rows {
                 // SAFETY: the scale exists if the row does, and every row of a schedule does.
                 unsafe {
                     cp_async::copy4_zfill(slots + thread * 4, self.a_scale.cast(), self.scale_row_exists)
                 };
             }
-            self.a_scale = self.a_scale.wrapping_add(arguments.scales.a_group_stride as usize);
+            self.a_scale = self.a_scale.wrapping_add(arguments.a_scale_strides.group as usize);
         }
-        if arguments.scales.b_kind == B_PER_BLOCK {
+        if let B_PER_BLOCK = arguments.scales.b_kind.raw() {
             // The last warp, which has no scale of A to copy unless the tile is as high as the block has threads.
             if thread == Self::THREADS - 1 {
                 // SAFETY: the item's block of B and this slab have a scale: `ceil(K / 128)` of them in a row.
@@ -267,16 +272,16 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
 
     /// Writes 1 into the scale slots of a stage that no copy will write.
     #[inline(always)]
-    unsafe fn set_constant_scales(&self, stage: u32, arguments: &Arguments) {
+    unsafe fn set_constant_scales(&self, stage: u32, arguments: &PortableGemm) {
         let (thread, rows) = (thread::thread_idx_x(), tile_rows(MT, WARPS_M));
         let slots = stage + scales_offset(MT, WARPS_M);
         // SAFETY: each slot is inside the stage and written by one thread; the barrier before the first slab is
         // multiplied orders the writes before all reads.
         unsafe {
-            if arguments.scales.a_kind != A_PER_GROUP && thread < rows {
+            if arguments.scales.a_kind.raw() != A_PER_GROUP && thread < rows {
                 Shared::<f32>::from_address(slots).add(thread).write(1.0);
             }
-            if arguments.scales.b_kind != B_PER_BLOCK && thread == Self::THREADS - 1 {
+            if arguments.scales.b_kind.raw() != B_PER_BLOCK && thread == Self::THREADS - 1 {
                 Shared::<f32>::from_address(slots).add(rows).write(1.0);
             }
         }

@@ -9,10 +9,8 @@ use cuda_std::shared::Shared;
 use super::multiply::{NT, WarpTile, unroll};
 use super::pipeline::scales_offset;
 use super::tile_rows;
+use crate::abi::{AScaleKind, BScaleKind, Scales};
 use crate::grouped_gemm::recomputed;
-use crate::grouped_gemm::scale_arguments::{
-    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
-};
 use crate::grouped_gemm::schedule::Tile;
 
 /// What the sum over one slab is multiplied with: `[mt][h]` for row `mt*16 + h*8 + g` of the warp.
@@ -60,7 +58,7 @@ impl<const MT: usize> EndScales<MT> {
     /// The contract of the entry points, for the tile of an item of the list.
     #[inline(always)]
     pub unsafe fn load<const WARPS_M: u32>(
-        arguments: &ScaleArguments,
+        arguments: &Scales,
         tile: &Tile,
         warp: &WarpTile<MT, WARPS_M>,
         n: u32,
@@ -70,8 +68,8 @@ impl<const MT: usize> EndScales<MT> {
         // SAFETY: rows are clamped to the tile's, which exist; columns are compared with N; N is a multiple of 8,
         // so that a column of even number and its right neighbour exist together.
         unsafe {
-            if arguments.a_kind != A_PER_GROUP {
-                let per_row = arguments.a_kind == A_PER_ROW;
+            if arguments.a_kind.is_not(AScaleKind::Group) {
+                let per_row = arguments.a_kind.is(AScaleKind::Row);
                 unroll!(mt < MT => {
                     unroll!(h < 2 => {
                         let row = tile.first_row + (first_row + mt as u32 * 16 + h as u32 * 8).min(tile.rows - 1);
@@ -79,7 +77,7 @@ impl<const MT: usize> EndScales<MT> {
                     });
                 });
             }
-            if arguments.b_kind == B_PER_COLUMN {
+            if arguments.b_kind.is(BScaleKind::Channel) {
                 let scales_of_expert = arguments.b.add(tile.expert as usize * n as usize);
                 unroll!(nt < NT => {
                     let column = tile.n0 + first_column + nt as u32 * 8;
@@ -87,7 +85,7 @@ impl<const MT: usize> EndScales<MT> {
                         scales.b[nt] = [memory::load_nc(scales_of_expert.add(column as usize)), memory::load_nc(scales_of_expert.add(column as usize + 1))];
                     }
                 });
-            } else if arguments.b_kind != B_PER_BLOCK {
+            } else if arguments.b_kind.is_not(BScaleKind::Block) {
                 let scale = memory::load_nc(arguments.b.add(tile.expert as usize));
                 unroll!(nt < NT => {
                     scales.b[nt] = [scale; 2];

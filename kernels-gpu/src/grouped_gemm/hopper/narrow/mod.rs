@@ -28,80 +28,106 @@ mod requantize;
 mod share;
 mod store;
 
-use cuda_std::{grid, kernel, thread};
+use cuda_std::{grid, host, kernel, thread};
 
-use super::gated::{GatedArguments, Requantization};
-use super::plain::PlainArguments;
+use super::gated::GatedArguments;
 use super::ring::{Position, Ring};
-use super::slab_scales::SlabScales;
-use super::token_sums::TokenSums;
-use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
+use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGated, HopperGemm, ROWS_128};
+use crate::abi::{GemmTile, OutType, SLAB};
+use consume::Columns;
+use produce::{BOX_ROWS, Producer};
+use share::{Parts, Share};
 
 /// Threads of a block: the consumers and the producer warp.
 const THREADS: u32 = CONSUMERS + 32;
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
-use crate::grouped_gemm::{SLAB, TOKEN_SUMS};
-use consume::Columns;
-use produce::Producer;
-use share::{Parts, Share};
 
 /// Columns of D of a plain item; a gated one has half as many of the intermediate.
-const BN: u32 = 256;
+const BN: u32 = 2 * GATED_COLUMNS;
 
 /// Bytes of a stage for N rows of A.
 const fn stage_bytes(n: u32) -> u32 {
     2 * ROWS_128 + n * SLAB
 }
 
+/// Bytes of the sums of an item that were cut: for its head and for its tail, f32.
+const fn partial_bytes(n: u32) -> u32 {
+    2 * BN * n * 4
+}
+
+/// Dynamic shared memory: the ring, and what the consumers exchange behind it.
+const fn shared_bytes<const STAGES: u32, const STAGE_BYTES: u32>(n: u32) -> u32 {
+    Ring::<STAGES, STAGE_BYTES, true, 1>::BYTES + Parts::SHARED_BYTES + requantize::shared_bytes(n)
+}
+
+/// Up to 8 rows.
+#[host]
+pub const NARROW_8: GemmTile = GemmTile {
+    rows: 8,
+    columns: BN,
+    stages: 6,
+    operand_bytes: stage_bytes(8),
+    a_box_rows: BOX_ROWS,
+    partial_bytes: partial_bytes(8),
+};
+/// Up to 16 rows.
+#[host]
+pub const NARROW_16: GemmTile = GemmTile {
+    rows: 16,
+    columns: BN,
+    stages: 6,
+    operand_bytes: stage_bytes(16),
+    a_box_rows: BOX_ROWS,
+    partial_bytes: partial_bytes(16),
+};
+/// Up to 32 rows.
+#[host]
+pub const NARROW_32: GemmTile = GemmTile {
+    rows: 32,
+    columns: BN,
+    stages: 6,
+    operand_bytes: stage_bytes(32),
+    a_box_rows: BOX_ROWS,
+    partial_bytes: partial_bytes(32),
+};
+/// Up to 64 rows.
+#[host]
+pub const NARROW_64: GemmTile = GemmTile {
+    rows: 64,
+    columns: BN,
+    stages: 5,
+    operand_bytes: stage_bytes(64),
+    a_box_rows: BOX_ROWS,
+    partial_bytes: partial_bytes(64),
+};
+
 macro_rules! plain {
-    ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
+    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
-        ///
-        /// `a`: boxes of 8 rows; `b`: boxes of 128 rows. `partials`: for every block of the grid
-        #[doc = concat!("twice 256 x ", stringify!($n), " f32; counters of the schedule are at 0, and are left so. ")]
-        /// `schedule_is_settled`: see [`narrow`](self).
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS, wgmma_n = $n, overlap = within)]
-        pub unsafe fn $name(
-            a: TensorMap,
-            b: TensorMap,
-            a_slab_scales: TensorMap,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *mut [u32; 4],
-            partials: *mut [f32; 4],
-            out: *mut u8,
-            n: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            out_type: u32,
-            sorted_rows: *const i32,
-            topk_weights: *const f32,
-            slots: u32,
-            top_k: u32,
-            schedule_is_settled: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
-            let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-            let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
+        #[kernel(
+                                    threads = THREADS,
+                                    wgmma_n = $n,
+                                    overlap = within,
+                                    shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
+                                )]
+        pub unsafe fn $name(arguments: HopperGemm) {
+            let HopperGemm { a, b, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
+            let slab_scales = arguments.slab_scales();
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
             // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
             // between the roles by the ring's barriers alone.
             unsafe {
                 produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                produce::clear_rows::<$n, $stages, _>(&ring);
-                if schedule_is_settled == 0 {
+                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
+                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
@@ -118,10 +144,15 @@ macro_rules! plain {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) =
-                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, &part, &columns, &slab_scales);
+                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                        &ring,
+                        position,
+                        &part,
+                        &columns,
+                        &slab_scales,
+                    );
                     // Sums by token take a part as well as the whole.
-                    let by_token = out_type == TOKEN_SUMS;
+                    let by_token = arguments.out_type.is(OutType::TokenSums);
                     if by_token || share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
                         store::store(&totals, &part, &columns, &arguments);
                     }
@@ -131,71 +162,44 @@ macro_rules! plain {
     };
 }
 
-plain!(hopper_narrow_8, 8, 4, 6);
-plain!(hopper_narrow_16, 16, 8, 6);
-plain!(hopper_narrow_32, 32, 16, 6);
-plain!(hopper_narrow_64, 64, 32, 5);
+plain!(hopper_narrow_8, NARROW_8, 8, 4);
+plain!(hopper_narrow_16, NARROW_16, 16, 8);
+plain!(hopper_narrow_32, NARROW_32, 32, 16);
+plain!(hopper_narrow_64, NARROW_64, 64, 32);
 
 macro_rules! gated {
-    ($name:ident, $n:literal, $registers:literal, $stages:literal) => {
+    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
-        ///
-        /// `a`: boxes of 8 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Out: see
-        /// [`Requantization`]; `partials`, counters and `schedule_is_settled` as the plain kernels have them. With block scales,
-        /// `intermediate` is a multiple of 128.
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
-        #[kernel(threads = THREADS, wgmma_n = $n, overlap = within)]
-        pub unsafe fn $name(
-            a: TensorMap,
-            b: TensorMap,
-            a_slab_scales: TensorMap,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *mut [u32; 4],
-            partials: *mut [f32; 4],
-            q: *mut u8,
-            given_scale: *const f32,
-            q_scales: *mut f32,
-            q_row_stride: u64,
-            q_group_stride: u64,
-            intermediate: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            activation: u32,
-            schedule_is_settled: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
-            let out = Requantization {
-                q,
-                intermediate,
-                activation,
-                given_scale,
-                scales: q_scales,
-                row_stride: q_row_stride,
-                group_stride: q_group_stride,
-            };
-            let arguments = GatedArguments { scales, slab_scales, out, k };
+        #[kernel(
+            threads = THREADS,
+            wgmma_n = $n,
+            overlap = within,
+            shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
+        )]
+        pub unsafe fn $name(launch: HopperGated) {
+            let HopperGated { a, b, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
+                launch;
+            let slab_scales = launch.slab_scales();
+            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k };
             // SAFETY: as in the plain kernels.
             unsafe {
                 produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<$stages, { stage_bytes($n) }, true, 1>::new();
-                produce::clear_rows::<$n, $stages, _>(&ring);
-                if schedule_is_settled == 0 {
+                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
+                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
-                let mut share = Share::new(schedule, intermediate.div_ceil(BN / 2), k.div_ceil(SLAB));
+                let mut share = Share::new(schedule, intermediate.div_ceil(GATED_COLUMNS), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, $stages, { stage_bytes($n) }>::new(ring, a, b, slab_scales);
-                    producer.begin(share, |part| arguments.weights(part.expert, part.column * (BN / 2)));
+                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
+                    producer.begin(share, |part| arguments.weights(part.expert, part.column * GATED_COLUMNS));
                     grid::wait();
                     grid::launch_dependents();
                     while let Some(part) = share.next() {
-                        let weights = arguments.weights(part.expert, part.column * (BN / 2));
+                        let weights = arguments.weights(part.expert, part.column * GATED_COLUMNS);
                         producer.fill(&part, weights);
                     }
                     return;
@@ -207,10 +211,12 @@ macro_rules! gated {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) =
-                        consume::sums::<[f32; $registers], $n, $stages, _>(&ring, position, &part, &columns, &slab_scales);
+                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                        &ring, position, &part, &columns, &slab_scales,
+                    );
                     if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
-                        requantize::store::<_, $n>(&totals, &part, &columns, &arguments, Parts::end(ring.end()));
+                        let exchange = Parts::end(ring.end());
+                        requantize::store::<_, $n>(&totals, &part, &columns, &arguments, exchange);
                     }
                 }
             }
@@ -218,7 +224,7 @@ macro_rules! gated {
     };
 }
 
-gated!(hopper_narrow_gated_8, 8, 4, 6);
-gated!(hopper_narrow_gated_16, 16, 8, 6);
-gated!(hopper_narrow_gated_32, 32, 16, 6);
-gated!(hopper_narrow_gated_64, 64, 32, 5);
+gated!(hopper_narrow_gated_8, NARROW_8, 8, 4);
+gated!(hopper_narrow_gated_16, NARROW_16, 16, 8);
+gated!(hopper_narrow_gated_32, NARROW_32, 32, 16);
+gated!(hopper_narrow_gated_64, NARROW_64, 64, 32);

@@ -1,6 +1,6 @@
 //! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile has rows for, each with the
-//! scales that change along K. Rows of other experts that would fill the tile up stay where they are; what a stage has in their place,
-//! at first zeros, makes sums that nobody takes.
+//! scales that change along K. Only boxes that hold this tile's rows are loaded. The other
+//! rows of a stage are stale, at first zeros, and their sums are discarded.
 //!
 //! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its
 //! predecessor, so that they arrive while that one ends:
@@ -17,13 +17,13 @@ use cuda_std::{bulk, mbarrier, sync, thread};
 
 use super::THREADS;
 use super::share::{Part, Share};
-use crate::grouped_gemm::SLAB;
+use crate::abi::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
-const BOX_ROWS: u32 = 8;
+pub const BOX_ROWS: u32 = 8;
 
 /// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it together, before anything is
 /// asked for.

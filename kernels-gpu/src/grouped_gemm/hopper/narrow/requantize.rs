@@ -20,8 +20,13 @@ use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
 use crate::quantize::scale::{Divisor, of_group_absmax};
 
+/// Bytes of shared memory for the exchange of `n` rows: a word for each in every warp, and their scales.
+pub const fn shared_bytes(n: u32) -> u32 {
+    (CONSUMER_WARPS + 1) * n * 4
+}
+
 /// Activates and quantises a thread's part of an item, and stores what exists of it. `shared` is the address of
-/// `(CONSUMER_WARPS + 1) * N` words of shared memory that nothing else uses.
+/// [`shared_bytes`] that nothing else uses.
 ///
 /// # Safety
 /// The contract of the kernels, for an item of the schedule; all consumer threads call it together.
@@ -33,14 +38,13 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
     arguments: &GatedArguments,
     shared: u32,
 ) {
-    let GatedArguments { scales, out, .. } = arguments;
-    let n = out.intermediate;
+    let GatedArguments { scales, out, intermediate: n, .. } = *arguments;
     let first = part.column * (BN / 2) + columns.column;
     let row_of = #[inline(always)]
     |j: usize, c: usize| 8 * j as u32 + 2 * columns.quad_lane + c as u32;
     // SAFETY: an item of the schedule.
     let scale_of = #[inline(always)]
-    |column| unsafe { column_scale(scales, part.expert, column, 2 * n) };
+    |column| unsafe { column_scale(&scales, part.expert, column, 2 * n) };
     let gate_scales = [scale_of(first), scale_of(first + 8)];
     let up_scales = [scale_of(n + first), scale_of(n + first + 8)];
     let values = totals[0].zip(
@@ -49,14 +53,14 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
         |j, gate, up| {
             // SAFETY: a row of the schedule.
             let a = [0, 1]
-                .map(|c| unsafe { row_scale(scales, part.first_row + row_of(j, c).min(part.rows - 1)) });
+                .map(|c| unsafe { row_scale(&scales, part.first_row + row_of(j, c).min(part.rows - 1)) });
             let factor =
                 #[inline(always)]
                 |scales: [f32; 2]| [a[0] * scales[0], a[1] * scales[0], a[0] * scales[1], a[1] * scales[1]];
             let (g, u) = (factor(gate_scales), factor(up_scales));
             let gate = [gate[0] * g[0], gate[1] * g[1], gate[2] * g[2], gate[3] * g[3]];
             let up = [up[0] * u[0], up[1] * u[1], up[2] * u[2], up[3] * u[3]];
-            let [v0, v1, v2, v3] = activate(out.activation, &gate, &up);
+            let [v0, v1, v2, v3] = activate(out.function.raw(), &gate, &up);
             let exists = [first < n, first + 8 < n];
             let keep = |value, exists| if exists { value } else { 0.0 };
             [keep(v0, exists[0]), keep(v1, exists[0]), keep(v2, exists[1]), keep(v3, exists[1])]
@@ -112,7 +116,7 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
             if thread < part.rows {
                 let row = (part.first_row + thread) as usize;
                 let group = part.column as usize;
-                *out.scales.add(row * out.row_stride as usize + group * out.group_stride as usize) = scale;
+                *out.scales.add(row * out.strides.row as usize + group * out.strides.group as usize) = scale;
             }
         }
     }

@@ -173,10 +173,13 @@ impl Parts {
         Self { counters, partials, is_last: Shared::from_address(shared) }
     }
 
+    /// Bytes of shared memory that [`new`](Self::new) takes.
+    pub const SHARED_BYTES: u32 = 16;
+
     /// Address of the shared memory behind what [`new`](Self::new) takes at `shared`.
     #[inline(always)]
     pub fn end(shared: u32) -> u32 {
-        shared + 16
+        shared + Self::SHARED_BYTES
     }
 
     /// Adds a part to those that are there. If it is the last of its item, `sums` become those of the item.

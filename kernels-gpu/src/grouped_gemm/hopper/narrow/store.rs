@@ -11,21 +11,19 @@ use cuda_std::{memory, thread};
 use super::BN;
 use super::consume::Columns;
 use super::share::Part;
+use crate::abi::{AScaleKind, OutType, Scales};
+use crate::grouped_gemm::hopper::HopperGemm;
 use crate::grouped_gemm::hopper::accumulator::Accumulator;
-use crate::grouped_gemm::hopper::plain::PlainArguments;
 use crate::grouped_gemm::quad::columns_of_a_row;
-use crate::grouped_gemm::scale_arguments::{
-    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
-};
-use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
+use crate::grouped_gemm::scale_arguments::{A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_CHANNEL};
 
 /// The scale of a row that applies to the whole sum.
 ///
 /// # Safety
 /// The contract of the kernels; the row exists.
 #[inline(always)]
-pub unsafe fn row_scale(scales: &ScaleArguments, row: u32) -> f32 {
-    match scales.a_kind {
+pub unsafe fn row_scale(scales: &Scales, row: u32) -> f32 {
+    match scales.a_kind.raw() {
         A_PER_GROUP => 1.0,
         // SAFETY: one scale for every row.
         A_PER_ROW => unsafe { memory::load_nc(scales.a.add(row as usize)) },
@@ -39,12 +37,12 @@ pub unsafe fn row_scale(scales: &ScaleArguments, row: u32) -> f32 {
 /// # Safety
 /// The contract of the kernels.
 #[inline(always)]
-pub unsafe fn column_scale(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> f32 {
-    match scales.b_kind {
+pub unsafe fn column_scale(scales: &Scales, expert: u32, column: u32, n: u32) -> f32 {
+    match scales.b_kind.raw() {
         B_PER_BLOCK => 1.0,
-        B_PER_COLUMN if column >= n => 1.0,
+        B_PER_CHANNEL if column >= n => 1.0,
         // SAFETY: one scale per column of every expert.
-        B_PER_COLUMN => unsafe {
+        B_PER_CHANNEL => unsafe {
             memory::load_nc(scales.b.add(expert as usize * n as usize + column as usize))
         },
         // SAFETY: one scale per expert.
@@ -57,12 +55,7 @@ pub unsafe fn column_scale(scales: &ScaleArguments, expert: u32, column: u32, n:
 /// # Safety
 /// The contract of the kernels, for an item of the schedule.
 #[inline(always)]
-pub unsafe fn store<A: Accumulator>(
-    totals: &[A; 2],
-    part: &Part,
-    columns: &Columns,
-    arguments: &PlainArguments,
-) {
+pub unsafe fn store<A: Accumulator>(totals: &[A; 2], part: &Part, columns: &Columns, arguments: &HopperGemm) {
     // SAFETY: the caller's contract.
     unsafe {
         store_half(&totals[0], part, part.column * BN + columns.column, columns, arguments);
@@ -80,14 +73,14 @@ unsafe fn store_half<A: Accumulator>(
     part: &Part,
     first: u32,
     columns: &Columns,
-    arguments: &PlainArguments,
+    arguments: &HopperGemm,
 ) {
-    let PlainArguments { scales, out, n, out_type, .. } = arguments;
+    let HopperGemm { scales, out, n, out_type, .. } = arguments;
     // SAFETY: an item of the schedule.
     let b = unsafe {
         [column_scale(scales, part.expert, first, *n), column_scale(scales, part.expert, first + 8, *n)]
     };
-    if *out_type == TOKEN_SUMS {
+    if out_type.is(OutType::TokenSums) {
         total.for_each_column(
             #[inline(always)]
             |j, c, low, high| {
@@ -112,7 +105,7 @@ unsafe fn store_half<A: Accumulator>(
         );
         return;
     }
-    if *out_type != F32 {
+    if out_type.is_not(OutType::F32) {
         // SAFETY: as above.
         return unsafe { store_16_bits(total, part, first, b, columns, arguments) };
     }
@@ -144,14 +137,14 @@ unsafe fn store_16_bits<A: Accumulator>(
     first: u32,
     b: [f32; 2],
     columns: &Columns,
-    arguments: &PlainArguments,
+    arguments: &HopperGemm,
 ) {
-    let PlainArguments { scales, out, n, out_type, .. } = arguments;
+    let HopperGemm { scales, out, n, out_type, .. } = arguments;
     let lane = thread::lane_id();
     // Where this lane's four columns and, of every eight rows, its row are after the exchange.
     let column = first - lane / 4 + (lane & 8) + lane / 16 * 4;
     let row = 2 * columns.quad_lane + lane / 4 % 2;
-    let per_row = scales.a_kind == A_PER_ROW;
+    let per_row = scales.a_kind.is(AScaleKind::Row);
     // SAFETY: a scale of the call, where there is one.
     let call = if per_row { 1.0 } else { unsafe { row_scale(scales, 0) } };
     let b = [b[0] * call, b[1] * call];
@@ -173,7 +166,7 @@ unsafe fn store_16_bits<A: Accumulator>(
             }
             let words = [0, 1].map(|h: usize| {
                 let (low, high) = (values[2 * h] * a[0] * b[h], values[2 * h + 1] * a[1] * b[h]);
-                if *out_type == F16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) }
+                if out_type.is(OutType::F16) { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) }
             });
             let four = columns_of_a_row(words, lane);
             if eight + row < part.rows && column < *n {

@@ -6,21 +6,21 @@
 use cuda_std::kernel;
 
 use super::consume::Rows;
-use super::{BLOCKS, End, THREADS, requantize, run};
-use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
+use super::{BLOCKS, End, THREADS, requantize, run, shared_bytes};
+use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::hopper::{GATED_COLUMNS, HopperGated};
 use crate::grouped_gemm::schedule::Tile;
 
 /// 128 columns of the intermediate: gate and up in one item. The activation is silu if `IS_SILU`, and another if not.
 pub struct Gated<const IS_SILU: bool>(pub GatedArguments);
 
 impl<const IS_SILU: bool> End for Gated<IS_SILU> {
-    const COLUMNS: u32 = 128;
+    const COLUMNS: u32 = GATED_COLUMNS;
 
     #[inline(always)]
     fn n(&self) -> u32 {
-        self.0.out.intermediate
+        self.0.intermediate
     }
 
     #[inline(always)]
@@ -38,7 +38,7 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
         // SAFETY: the caller's contract.
         unsafe {
             let values = requantize::activated::<IS_SILU>(total, tile, rows, &self.0);
-            requantize::store(values, tile, rows, &self.0.out);
+            requantize::store(values, tile, rows, &self.0);
         }
     }
 }
@@ -47,44 +47,16 @@ macro_rules! fast {
     ($name:ident, $is_silu:literal, $activations:literal) => {
         #[doc = concat!("128 columns of the intermediate: gate and up in one item, activation, e4m3; ", $activations, ".")]
         ///
-        /// `a`: boxes of 64 rows; `b`: boxes of 128 rows of w13 `[experts, 2 * intermediate, k]`. Scales of A per call or row, of B per
-        /// expert or column of 2I. Out: see [`Requantization`].
+        /// Scales of A per call or row, of B per expert or channel.
         ///
         /// # Safety
-        /// The contract in the module documentation of [`hopper`](super::super). `activation` is one of those.
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
-        pub unsafe fn $name(
-            a: TensorMap,
-            b: TensorMap,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *const [u32; 4],
-            q: *mut u8,
-            given_scale: *const f32,
-            q_scales: *mut f32,
-            q_row_stride: u64,
-            q_group_stride: u64,
-            intermediate: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            activation: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let out = Requantization {
-                q,
-                intermediate,
-                activation,
-                given_scale,
-                scales: q_scales,
-                row_stride: q_row_stride,
-                group_stride: q_group_stride,
-            };
+        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of those.
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
+        pub unsafe fn $name(arguments: HopperGated) {
+            let HopperGated { a, b, scales, schedule, out, intermediate, k, .. } = arguments;
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k });
             // SAFETY: the kernel's contract.
-            unsafe {
-                let arguments = GatedArguments { scales, slab_scales: SlabScales::NONE, out, k };
-                run::<false, _>(a, b, schedule, k, &Gated::<$is_silu>(arguments))
-            }
+            unsafe { run::<false, _>(a, b, schedule, k, &end) }
         }
     };
 }
@@ -96,46 +68,17 @@ macro_rules! promoted {
     ($name:ident, $is_silu:literal, $activations:literal) => {
         #[doc = concat!("As [`hopper_wide_gated_fast`], the sums folded into f32 every 128 of K; ", $activations, ".")]
         ///
-        /// All scales; with block scales, `intermediate` is a multiple of 128.
+        /// All scales.
         ///
         /// # Safety
         /// As [`hopper_wide_gated_fast`].
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
-        pub unsafe fn $name(
-            a: TensorMap,
-            b: TensorMap,
-            a_slab_scales: TensorMap,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *const [u32; 4],
-            q: *mut u8,
-            given_scale: *const f32,
-            q_scales: *mut f32,
-            q_row_stride: u64,
-            q_group_stride: u64,
-            intermediate: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            activation: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let slab_scales =
-                SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
-            let out = Requantization {
-                q,
-                intermediate,
-                activation,
-                given_scale,
-                scales: q_scales,
-                row_stride: q_row_stride,
-                group_stride: q_group_stride,
-            };
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
+        pub unsafe fn $name(arguments: HopperGated) {
+            let HopperGated { a, b, scales, schedule, out, intermediate, k, .. } = arguments;
+            let slab_scales = arguments.slab_scales();
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k });
             // SAFETY: the kernel's contract.
-            unsafe {
-                let arguments = GatedArguments { scales, slab_scales, out, k };
-                run::<true, _>(a, b, schedule, k, &Gated::<$is_silu>(arguments))
-            }
+            unsafe { run::<true, _>(a, b, schedule, k, &end) }
         }
     };
 }

@@ -18,24 +18,23 @@
 //! nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B comes by TMA as ever, one half from each block of the cluster where their items share it. A is each block's own, also where both have the same rows. Each of the 128 threads waits for a stage to be free, copies, and
-//! arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The consumers fence
-//! ([`ring`](super::super::ring)).
+//! B comes by TMA, half from each block that shares it. Each block gathers its own A. Each of the 128 threads waits for a stage
+//! to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The
+//! consumers fence ([`ring`](super::super::ring)).
 
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
+use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
 use super::gated::Gated;
 use super::items::{Item, Items};
 use super::notes::Notes;
 use super::produce::BOTH;
-use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from};
-use crate::grouped_gemm::SLAB;
-use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
+use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
+use crate::abi::SLAB;
+use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
-use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use crate::grouped_gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
 use crate::grouped_gemm::schedule::Tile;
 
 /// Bytes of a copy.
@@ -49,15 +48,24 @@ const ROWS_AT_A_TIME: u32 = 32 / CHUNKS;
 const NOWHERE: u32 = u32::MAX;
 
 /// A in the order of the tokens.
+#[arguments]
+pub struct TokenRows {
+    /// e4m3 `[tokens, k]`, 16-byte aligned, of fewer than 2^32 chunks of 16 bytes.
+    pub a: *const u8,
+    /// i32 `[P]`, permuted row to expanded row.
+    pub sorted_rows: *const i32,
+    /// T.
+    pub tokens: u32,
+    /// Slots of a token, at least 1.
+    pub top_k: u32,
+    /// Where the scale of (token, slab) is, if A's scales change along K.
+    pub scale_strides: crate::abi::Strides,
+}
+
+/// A in the order of the tokens, and its scales, which are counted in 32 bits.
 #[derive(Clone, Copy)]
-struct TokenRows {
-    /// `[tokens, k]`.
-    a: *const u8,
-    /// Permuted row to expanded row.
-    sorted_rows: *const i32,
-    tokens: u32,
-    top_k: u32,
-    /// Where the scale of (token, slab) is, if A's scales change along K: `scales[token * row_stride + slab * group_stride]`.
+struct Gathered {
+    rows: TokenRows,
     scales: *const f32,
     row_stride: u32,
     group_stride: u32,
@@ -80,7 +88,7 @@ impl TokenRows {
     }
 }
 
-impl Source<true> for TokenRows {
+impl Source<true> for Gathered {
     const WARPS: u32 = 4;
 
     #[inline(always)]
@@ -107,7 +115,7 @@ impl Source<true> for TokenRows {
             let mut token = None;
             if thread < tile.rows {
                 // SAFETY: the permutation has the tile's rows.
-                token = unsafe { self.token(tile.first_row + thread) };
+                token = unsafe { self.rows.token(tile.first_row + thread) };
             }
             // Counted in 32 bits, which registers are few of.
             let mut scale = token.map_or(0, |token| token * self.row_stride);
@@ -150,7 +158,6 @@ impl Source<true> for TokenRows {
                             tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
                             tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
                         }
-                        if SCALED {}
                     }
                     if SCALED && scales.has_a() {
                         // Of a row without a token, 0.
@@ -161,7 +168,7 @@ impl Source<true> for TokenRows {
                     }
                     if is_read {
                         let column = k0 + chunk * CHUNK;
-                        let source = self.a.wrapping_add(column as usize);
+                        let source = self.rows.a.wrapping_add(column as usize);
                         unroll!(for i in 0..8 {
                             cp_async::copy16_zfill(
                                 to + places[i % 2] + i * ROWS_AT_A_TIME * SLAB,
@@ -193,56 +200,18 @@ impl Source<true> for TokenRows {
 
 macro_rules! fast {
     ($name:ident, $is_silu:literal, $activations:literal) => {
-        #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), the rows of A gathered; ", $activations, ".")]
+        #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), A gathered; ", $activations, ".")]
         ///
-        /// The schedule's row p is row `sorted_rows[p] / top_k` of `a [tokens, k]`, or zeros where there is no such token.
-        /// Scales of A per call or permuted row.
+        /// The schedule's row p is row `sorted_rows[p] / top_k` of A, or zeros where there is no such token. Scales of A per
+        /// call or permuted row.
         ///
         /// # Safety
-        /// The contract in the module documentation of [`hopper`](super::super), but for A: `a` is 16-byte aligned, of fewer than 2^32
-        /// chunks of 16 bytes; `sorted_rows` has an element for every row of the schedule; `top_k` is at least 1. `activation` is one of
-        /// those.
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
-        pub unsafe fn $name(
-            a: *const u8,
-            b: TensorMap,
-            sorted_rows: *const i32,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *const [u32; 4],
-            q: *mut u8,
-            given_scale: *const f32,
-            q_scales: *mut f32,
-            q_row_stride: u64,
-            q_group_stride: u64,
-            tokens: u32,
-            top_k: u32,
-            intermediate: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            activation: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let out = Requantization {
-                q,
-                intermediate,
-                activation,
-                given_scale,
-                scales: q_scales,
-                row_stride: q_row_stride,
-                group_stride: q_group_stride,
-            };
-            let rows = TokenRows {
-                a,
-                sorted_rows,
-                tokens,
-                top_k,
-                scales: a_scale,
-                row_stride: 0,
-                group_stride: 0,
-            };
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, k });
+        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of those.
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
+        pub unsafe fn $name(arguments: HopperGathered) {
+            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let rows = Gathered { rows: a, scales: scales.a, row_stride: 0, group_stride: 0 };
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
         }
@@ -256,55 +225,17 @@ macro_rules! promoted {
     ($name:ident, $is_silu:literal, $activations:literal) => {
         #[doc = concat!("As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K; ", $activations, ".")]
         ///
-        /// All scales; with block scales, `intermediate` is a multiple of 128.
+        /// All scales; those of A per group are fewer than 2^31.
         ///
         /// # Safety
         /// As [`hopper_wide_gated_fast_gathered`].
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
-        pub unsafe fn $name(
-            a: *const u8,
-            b: TensorMap,
-            sorted_rows: *const i32,
-            a_scale: *const f32,
-            b_scale: *const f32,
-            schedule: *const [u32; 4],
-            q: *mut u8,
-            given_scale: *const f32,
-            q_scales: *mut f32,
-            a_scale_row_stride: u64,
-            a_scale_group_stride: u64,
-            q_row_stride: u64,
-            q_group_stride: u64,
-            tokens: u32,
-            top_k: u32,
-            intermediate: u32,
-            k: u32,
-            a_scale_kind: u32,
-            b_scale_kind: u32,
-            activation: u32,
-        ) {
-            let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-            let slab_scales =
-                SlabScales { a: core::ptr::null(), a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
-            let out = Requantization {
-                q,
-                intermediate,
-                activation,
-                given_scale,
-                scales: q_scales,
-                row_stride: q_row_stride,
-                group_stride: q_group_stride,
-            };
-            let rows = TokenRows {
-                a,
-                sorted_rows,
-                tokens,
-                top_k,
-                scales: a_scale,
-                row_stride: a_scale_row_stride as u32,
-                group_stride: a_scale_group_stride as u32,
-            };
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, k });
+        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
+        pub unsafe fn $name(arguments: HopperGathered) {
+            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let (row_stride, group_stride) = (a.scale_strides.row as u32, a.scale_strides.group as u32);
+            let rows = Gathered { rows: a, scales: scales.a, row_stride, group_stride };
+            let slab_scales = SlabScales::new(core::ptr::null(), &scales);
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
         }

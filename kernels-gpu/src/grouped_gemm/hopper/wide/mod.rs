@@ -20,7 +20,7 @@
 
 mod consume;
 mod gated;
-mod gather;
+pub(crate) mod gather;
 mod items;
 mod notes;
 mod produce;
@@ -28,15 +28,12 @@ mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
-use cuda_std::{grid, kernel, thread, warp, wgmma};
+use cuda_std::{grid, host, kernel, thread, warp, wgmma};
 
-use super::plain::PlainArguments;
 use super::ring::{Position, Ring};
 use super::slab_scales::{BlockScales, SlabScales};
-use super::token_sums::TokenSums;
-use super::{CONSUMER_WARPS, CONSUMERS, ROWS_128};
-use crate::grouped_gemm::SLAB;
-use crate::grouped_gemm::scale_arguments::ScaleArguments;
+use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGemm, ROWS_128};
+use crate::abi::{GemmTile, SLAB};
 use crate::grouped_gemm::schedule::Tile;
 use consume::Rows;
 use items::Items;
@@ -52,8 +49,8 @@ const BM: u32 = 128;
 /// than 168 a thread; with twelve, a whole warpgroup gives registers back.
 const THREADS: u32 = CONSUMERS + 128;
 
-/// Registers of a thread that does not multiply, and of one that does. At the start all have 168, as many as 384 threads can have, and
-/// there are no others: a thread that wants more than the producers give back waits for ever.
+/// Registers of a thread that does not multiply, and of one that does. Threads start with 168 registers. `setmaxnreg.inc`
+/// deadlocks if it asks for more than the producers released.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 const _: () =
@@ -65,6 +62,22 @@ const BLOCKS: u32 = 2;
 
 const STAGES: u32 = 4;
 const STAGE_BYTES: u32 = ROWS_128 + 2 * ROWS_128;
+
+/// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share it.
+#[host]
+pub const WIDE: GemmTile = GemmTile {
+    rows: BM,
+    columns: 2 * GATED_COLUMNS,
+    stages: STAGES,
+    operand_bytes: STAGE_BYTES,
+    a_box_rows: BM / 2,
+    partial_bytes: 0,
+};
+
+/// Dynamic shared memory: the ring, and the notes behind it.
+const fn shared_bytes<const PROMOTED: bool>() -> u32 {
+    Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES
+}
 
 /// What a kernel does with the items: plain or gated.
 trait End {
@@ -195,12 +208,18 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     }
 }
 
-impl End for PlainArguments {
-    const COLUMNS: u32 = 256;
+/// D as it is.
+struct Plain {
+    arguments: HopperGemm,
+    slab_scales: SlabScales,
+}
+
+impl End for Plain {
+    const COLUMNS: u32 = WIDE.columns;
 
     #[inline(always)]
     fn n(&self) -> u32 {
-        self.n
+        self.arguments.n
     }
 
     #[inline(always)]
@@ -210,74 +229,36 @@ impl End for PlainArguments {
 
     #[inline(always)]
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
-        self.weights(tile.expert, tile.n0)
+        self.arguments.weights(tile.expert, tile.n0)
     }
 
     #[inline(always)]
     unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
         // SAFETY: the caller's contract.
-        unsafe { store::store(total, tile, rows, self) };
+        unsafe { store::store(total, tile, rows, &self.arguments) };
     }
 }
 
-/// D, the sum over all of K in the tensor cores.
-///
-/// `a`: boxes of 64 rows; `b`: boxes of 128 rows. Scales of A per call or row, of B per expert or column.
+/// D, the sum over all of K in the tensor cores. Scales of A per call or row, of B per expert or channel.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within)]
-pub unsafe fn hopper_wide_fast(
-    a: TensorMap,
-    b: TensorMap,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    out: *mut u8,
-    n: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    out_type: u32,
-    sorted_rows: *const i32,
-    topk_weights: *const f32,
-    slots: u32,
-    top_k: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-    let arguments = PlainArguments { scales, slab_scales: SlabScales::NONE, out, n, k, out_type, tokens };
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
+pub unsafe fn hopper_wide_fast(arguments: HopperGemm) {
+    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let end = Plain { arguments, slab_scales: SlabScales::NONE };
     // SAFETY: the kernel's contract.
-    unsafe { run::<false, _>(a, b, schedule, k, &arguments) }
+    unsafe { run::<false, _>(a, b, schedule, k, &end) }
 }
 
 /// As [`hopper_wide_fast`], the sum folded into f32 every 128 of K. All scales.
 ///
 /// # Safety
 /// The contract in the module documentation of [`hopper`](super).
-#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within)]
-pub unsafe fn hopper_wide_promoted(
-    a: TensorMap,
-    b: TensorMap,
-    a_slab_scales: TensorMap,
-    a_scale: *const f32,
-    b_scale: *const f32,
-    schedule: *const [u32; 4],
-    out: *mut u8,
-    n: u32,
-    k: u32,
-    a_scale_kind: u32,
-    b_scale_kind: u32,
-    out_type: u32,
-    sorted_rows: *const i32,
-    topk_weights: *const f32,
-    slots: u32,
-    top_k: u32,
-) {
-    let scales = ScaleArguments::of_whole_sums(a_scale, a_scale_kind, b_scale, b_scale_kind);
-    let slab_scales = SlabScales { a: a_slab_scales, a_kind: a_scale_kind, b: b_scale, b_kind: b_scale_kind };
-    let tokens = TokenSums { sorted_rows, topk_weights, slots, top_k };
-    let arguments = PlainArguments { scales, slab_scales, out, n, k, out_type, tokens };
+#[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
+pub unsafe fn hopper_wide_promoted(arguments: HopperGemm) {
+    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let end = Plain { arguments, slab_scales: arguments.slab_scales() };
     // SAFETY: the kernel's contract.
-    unsafe { run::<true, _>(a, b, schedule, k, &arguments) }
+    unsafe { run::<true, _>(a, b, schedule, k, &end) }
 }

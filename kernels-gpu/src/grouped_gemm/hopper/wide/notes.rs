@@ -5,14 +5,17 @@
 //!   note     | tile   |        |        | tile   |     | no rows: there are no more items
 //! ```
 //!
-//! So the consumers look nothing up, which would cost them a trip to memory and a few divisions at every item, and registers that
-//! they do not have: the producer is stages ahead.
+//! So the consumers look nothing up. A look-up would cost a trip to memory, a few divisions and registers at every item; the
+//! producer is stages ahead.
 
 use cuda_std::shared::Shared;
 use cuda_std::warp;
 
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::schedule::Tile;
+
+/// Bytes of a note.
+pub const BYTES: u32 = size_of::<[u32; 4]>() as u32;
 
 /// The notes of a ring's stages, behind the ring.
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use cuda_std::{cluster, mbarrier, thread};
 use super::items::Item;
 use super::notes::Notes;
 use super::{BLOCKS, BM};
-use crate::grouped_gemm::SLAB;
+use crate::abi::SLAB;
 use crate::grouped_gemm::hopper::ring::{Position, Ring};
 use crate::grouped_gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{ROWS_64, ROWS_128};

@@ -13,7 +13,7 @@ use cuda_std::{memory, unroll};
 use super::consume::Rows;
 use super::store::scaled;
 use crate::activation::functions::{GELU, GELU_TANH, SILU, SWIGLUOAI, activate};
-use crate::grouped_gemm::hopper::gated::{GatedArguments, Requantization};
+use crate::grouped_gemm::hopper::gated::GatedArguments;
 use crate::grouped_gemm::quad::transpose_in_quad;
 use crate::grouped_gemm::schedule::Tile;
 use crate::quantize::scale::{Divisor, of_group_absmax};
@@ -21,8 +21,8 @@ use crate::quantize::scale::{Divisor, of_group_absmax};
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-/// Applies end scales and the activation, silu or one of the others: the first half of the registers is gate, the second up, of the same 128 columns. Columns
-/// past the intermediate become 0.
+/// Applies end scales and the activation, silu or one of the others: the first half of the registers is gate, the second up, of
+/// the same 128 columns. Columns past the intermediate become 0.
 ///
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
@@ -33,20 +33,20 @@ pub unsafe fn activated<const IS_SILU: bool>(
     rows: &Rows,
     arguments: &GatedArguments,
 ) -> Values {
-    let GatedArguments { scales, out, .. } = arguments;
-    let halves = (tile.n0, out.intermediate + tile.n0);
+    let GatedArguments { scales, out, intermediate, .. } = *arguments;
+    let halves = (tile.n0, intermediate + tile.n0);
     // SAFETY: a tile of the schedule.
-    let total = unsafe { scaled(total, tile, rows, scales, halves, 2 * out.intermediate) };
+    let total = unsafe { scaled(total, tile, rows, &scales, halves, 2 * intermediate) };
     // One branch for all values: with one for every few, their latencies would add up.
-    let mut values = match out.activation {
+    let mut values = match out.function.raw() {
         _ if IS_SILU => activated_by::<SILU>(&total),
         GELU => activated_by::<GELU>(&total),
         GELU_TANH => activated_by::<GELU_TANH>(&total),
         _ => activated_by::<SWIGLUOAI>(&total),
     };
-    if tile.n0 + 128 > out.intermediate {
+    if tile.n0 + 128 > intermediate {
         unroll!(for i in 0..64 {
-            let exists = tile.n0 + 8 * (i / 4) + 2 * rows.quad_lane < out.intermediate;
+            let exists = tile.n0 + 8 * (i / 4) + 2 * rows.quad_lane < intermediate;
             values[i] = if exists { values[i] } else { 0.0 };
         });
     }
@@ -76,10 +76,10 @@ fn activated_by<const CODE: u32>(total: &[f32; 128]) -> Values {
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule; all lanes of the warp call it together.
 #[inline(always)]
-pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantization) {
-    if !out.given_scale.is_null() {
+pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, arguments: &GatedArguments) {
+    if !arguments.out.given_scale.is_null() {
         // SAFETY: one scale, which nobody writes meanwhile.
-        let reciprocal = 1.0 / unsafe { memory::load_nc(out.given_scale) };
+        let reciprocal = 1.0 / unsafe { memory::load_nc(arguments.out.given_scale) };
         unroll!(for h in 0..2 {
             let mut packed = [0u16; 16];
             unroll!(for j in 0..16 {
@@ -87,7 +87,7 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
                 packed[j] = e4m3x2_from_f32(left * reciprocal, right * reciprocal);
             });
             // SAFETY: the caller's contract.
-            unsafe { store_row(&packed, tile, rows, h, out) };
+            unsafe { store_row(&packed, tile, rows, h, arguments) };
         });
         return;
     }
@@ -109,11 +109,11 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
     let divisors = [Divisor::new(scales[0]), Divisor::new(scales[1])];
     unroll!(for h in 0..2 {
         // The right one of two neighbours may lie past the last group.
-        if rows.row + 8 * h < tile.rows && rows.quad_lane == 0 && tile.n0 < out.intermediate {
-            let row = (tile.first_row + rows.row + 8 * h) as usize;
-            let at = row * out.row_stride as usize + (tile.n0 / 128) as usize * out.group_stride as usize;
+        if rows.row + 8 * h < tile.rows && rows.quad_lane == 0 && tile.n0 < arguments.intermediate {
+            let (row, strides) = ((tile.first_row + rows.row + 8 * h) as usize, arguments.out.strides);
+            let at = row * strides.row as usize + (tile.n0 / 128) as usize * strides.group as usize;
             // SAFETY: every row of the schedule has a scale for each of its groups.
-            unsafe { *out.scales.add(at) = scales[h as usize] };
+            unsafe { *arguments.out.scales.add(at) = scales[h as usize] };
         }
         let mut packed = [0u16; 16];
         unroll!(for i in 0..4 {
@@ -133,7 +133,7 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
             });
         });
         // SAFETY: the caller's contract.
-        unsafe { store_row(&packed, tile, rows, h, out) };
+        unsafe { store_row(&packed, tile, rows, h, arguments) };
     });
 }
 
@@ -142,7 +142,7 @@ pub unsafe fn store(values: Values, tile: &Tile, rows: &Rows, out: &Requantizati
 /// # Safety
 /// As [`store`].
 #[inline(always)]
-unsafe fn store_row(packed: &[u16; 16], tile: &Tile, rows: &Rows, h: u32, out: &Requantization) {
+unsafe fn store_row(packed: &[u16; 16], tile: &Tile, rows: &Rows, h: u32, arguments: &GatedArguments) {
     let exists = rows.row + 8 * h < tile.rows;
     let row = (tile.first_row + rows.row + 8 * h) as usize;
     unroll!(for half in 0..2 {
@@ -153,11 +153,11 @@ unsafe fn store_row(packed: &[u16; 16], tile: &Tile, rows: &Rows, h: u32, out: &
         let column = tile.n0 + 64 * half + 8 * rows.quad_lane;
         // SAFETY: the row is the tile's and the columns, multiples of 8, are q's, so that 8 bytes exist and are aligned.
         unsafe {
-            let at = out.q.add(row * out.intermediate as usize + column as usize);
-            if exists && column < out.intermediate {
+            let at = arguments.out.q.add(row * arguments.intermediate as usize + column as usize);
+            if exists && column < arguments.intermediate {
                 memory::store(at.cast(), low);
             }
-            if exists && column + 32 < out.intermediate {
+            if exists && column + 32 < arguments.intermediate {
                 memory::store(at.add(32).cast(), high);
             }
         }

@@ -6,24 +6,22 @@ use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use crate::grouped_gemm::hopper::plain::PlainArguments;
+use crate::abi::{AScaleKind, BScaleKind, OutType, Scales};
+use crate::grouped_gemm::hopper::HopperGemm;
 use crate::grouped_gemm::quad::transpose_in_quad;
-use crate::grouped_gemm::scale_arguments::{
-    A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_COLUMN, ScaleArguments,
-};
+use crate::grouped_gemm::scale_arguments::{B_PER_BLOCK, B_PER_CHANNEL};
 use crate::grouped_gemm::schedule::Tile;
-use crate::grouped_gemm::{F16, F32, TOKEN_SUMS};
 
 /// Scales of a thread's two rows of an item that apply to the whole sum; rows past the end get the last row's.
 ///
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32; 2] {
-    if scales.a_kind == A_PER_GROUP {
+unsafe fn row_scales(scales: &Scales, tile: &Tile, rows: &Rows) -> [f32; 2] {
+    if scales.a_kind.is(AScaleKind::Group) {
         return [1.0; 2];
     }
-    if scales.a_kind == A_PER_ROW {
+    if scales.a_kind.is(AScaleKind::Row) {
         return [rows.row, rows.row + 8].map(|row| {
             let row = tile.first_row + row.min(tile.rows - 1);
             // SAFETY: there is a scale for every row, and the row is the tile's.
@@ -39,12 +37,12 @@ unsafe fn row_scales(scales: &ScaleArguments, tile: &Tile, rows: &Rows) -> [f32;
 /// # Safety
 /// The contract of the kernels; `column` is even, and so is `n`.
 #[inline(always)]
-unsafe fn column_scales(scales: &ScaleArguments, expert: u32, column: u32, n: u32) -> [f32; 2] {
+unsafe fn column_scales(scales: &Scales, expert: u32, column: u32, n: u32) -> [f32; 2] {
     // SAFETY: one scale per expert, or one per column of it; a column of even number and its right neighbour exist together.
     unsafe {
-        match scales.b_kind {
+        match scales.b_kind.raw() {
             B_PER_BLOCK => [1.0; 2],
-            B_PER_COLUMN => {
+            B_PER_CHANNEL => {
                 // No branch for columns past the end, whose results nobody takes.
                 let at = scales.b.add(expert as usize * n as usize + column.min(n - 2) as usize);
                 [memory::load_nc(at), memory::load_nc(at.add(1))]
@@ -64,20 +62,20 @@ pub unsafe fn scaled(
     total: &[f32; 128],
     tile: &Tile,
     rows: &Rows,
-    scales: &ScaleArguments,
+    scales: &Scales,
     (left, right): (u32, u32),
     n: u32,
 ) -> [f32; 128] {
     let mut total = *total;
     // Passes that some launches need not make are branches of their own, and loads of a pass do not wait for each other.
-    if scales.a_kind != A_PER_GROUP {
+    if scales.a_kind.is_not(AScaleKind::Group) {
         // SAFETY: a tile of the schedule.
         let a = unsafe { row_scales(scales, tile, rows) };
         unroll!(for i in 0..128 {
             total[i] *= a[i / 2 % 2];
         });
     }
-    if scales.b_kind != B_PER_BLOCK {
+    if scales.b_kind.is_not(BScaleKind::Block) {
         let (left, right) = (left + 2 * rows.quad_lane, right + 2 * rows.quad_lane);
         unroll!(for j in 0..16 {
             // SAFETY: a tile of the schedule; the columns are even.
@@ -101,11 +99,11 @@ pub unsafe fn scaled(
 /// # Safety
 /// The contract of the kernels; all lanes of the warp call it together.
 #[inline(always)]
-pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
+pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
     // SAFETY: a tile of the schedule.
     let total =
         unsafe { scaled(total, tile, rows, &arguments.scales, (tile.n0, tile.n0 + 128), arguments.n) };
-    if arguments.out_type == TOKEN_SUMS {
+    if arguments.out_type.is(OutType::TokenSums) {
         // SAFETY: a tile of the schedule.
         return unsafe { add(&total, tile, rows, arguments) };
     }
@@ -127,8 +125,8 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Pl
 /// # Safety
 /// The contract of the kernels, for a tile of the schedule.
 #[inline(always)]
-unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &PlainArguments) {
-    let PlainArguments { out, n, tokens, .. } = arguments;
+unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
+    let HopperGemm { out, n, tokens, .. } = arguments;
     let column = tile.n0 + 2 * rows.quad_lane;
     // Rows past the end take the last one's token, which they do not use: so both look-ups are on their way together.
     // SAFETY: a tile of the schedule has a row, and its rows are among the P.
@@ -165,11 +163,11 @@ unsafe fn store_32_columns(
     row: u32,
     column: u32,
     quad_lane: u32,
-    arguments: &PlainArguments,
+    arguments: &HopperGemm,
 ) {
     let exists = row < tile.rows;
     let start = (tile.first_row + row) as usize * arguments.n as usize;
-    if arguments.out_type == F32 {
+    if arguments.out_type.is(OutType::F32) {
         unroll!(for t in 0..4 {
             let column = tile.n0 + column + 8 * t + 2 * quad_lane;
             if exists && column < arguments.n {
@@ -179,7 +177,7 @@ unsafe fn store_32_columns(
         });
         return;
     }
-    let words = if arguments.out_type == F16 {
+    let words = if arguments.out_type.is(OutType::F16) {
         pairs.map(|[low, high]| f16x2_from_f32(low, high))
     } else {
         pairs.map(|[low, high]| bf16x2_from_f32(low, high))
