@@ -56,7 +56,7 @@ pub(crate) struct Scheme {
 pub(crate) struct Schemes {
     path: std::path::PathBuf,
     /// In the order in which they are tried.
-    rules: Vec<(Targets, Result<Scheme, String>)>,
+    rules: Vec<Rule>,
     /// Modules that are not quantised.
     ignored: Vec<Pattern>,
 }
@@ -66,6 +66,9 @@ enum Targets {
     All,
     Any(Vec<Pattern>),
 }
+
+/// Which modules, and their scheme, or why it is refused should one of them be loaded.
+type Rule = (Targets, Result<Scheme, String>);
 
 /// A pattern of module names.
 enum Pattern {
@@ -273,7 +276,7 @@ impl Reader {
     }
 
     /// The groups: those whose targets are names come before those whose targets are classes, as in vLLM.
-    fn compressed_tensors(&self, json: &Value) -> Result<Vec<(Targets, Result<Scheme, String>)>, String> {
+    fn compressed_tensors(&self, json: &Value) -> Result<Vec<Rule>, String> {
         let Some(groups) = json.get("config_groups").filter(|groups| !groups.is_null()) else {
             return Ok(vec![(Targets::All, self.compressed_group("", json))]);
         };
@@ -354,7 +357,7 @@ impl Reader {
         Ok(self.scheme(weights, activations, &format!("quant_algo {algorithm}")))
     }
 
-    fn quark(&self, json: &Value) -> Result<Vec<(Targets, Result<Scheme, String>)>, String> {
+    fn quark(&self, json: &Value) -> Result<Vec<Rule>, String> {
         let mut rules = Vec::new();
         if let Some(layers) = json.get("layer_quant_config").filter(|layers| !layers.is_null()) {
             let layers = layers

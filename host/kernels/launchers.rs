@@ -988,7 +988,7 @@ impl Arguments for QuantizeToken {
 pub struct RouterLogits {
     /// `[tokens, hidden]`.
     pub hidden_states: DevicePtr<half::bf16>,
-    /// `[experts, hidden]`.
+    /// `[planes, experts, hidden]`.
     pub gate: DevicePtr<half::bf16>,
     /// `[tokens, experts]`.
     pub logits: DevicePtr<f32>,
@@ -998,6 +998,8 @@ pub struct RouterLogits {
     pub experts: u32,
     /// H.
     pub hidden: u32,
+    /// Planes of the gate, at least 1.
+    pub planes: u32,
 }
 impl Arguments for RouterLogits {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1009,6 +1011,7 @@ impl Arguments for RouterLogits {
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.hidden).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.planes).cast_mut().cast(),
             ],
         )
     }

@@ -256,6 +256,7 @@ impl Call<'_> {
             hidden: hidden_size,
             hidden_states: hidden,
             gate: router.as_slice(),
+            planes: router.len() / (experts * hidden_size),
             logits: logits.reborrow(),
             path: self.plan.router,
         };

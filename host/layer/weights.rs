@@ -28,6 +28,7 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
+use crate::ops::router::bf16_planes;
 
 const OP: &str = "MoeLayer::new";
 
@@ -94,18 +95,11 @@ impl RouterWeights<'_> {
         }
     }
 
-    /// On the device, in bf16. Weights that bf16 cannot hold are refused.
+    /// On the device, as the planes that the kernels take.
     fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
         match self {
             RouterWeights::Bf16(weights) => device.upload(weights),
-            RouterWeights::F32(weights) => {
-                let rounded: Vec<bf16> = weights.iter().map(|&w| bf16::from_f32(w)).collect();
-                let at = weights.iter().zip(&rounded).position(|(w, r)| r.to_f32() != *w);
-                require(at.is_none(), OP, "router", at.map_or(0.0, |at| weights[at]), || {
-                    "must be a number that bf16 can hold".into()
-                })?;
-                device.upload(&rounded)
-            }
+            RouterWeights::F32(weights) => device.upload(&bf16_planes(weights)),
         }
     }
 }
@@ -153,7 +147,8 @@ pub struct MoeWeights<'a> {
 /// and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
 pub struct MoeDeviceWeights {
-    /// Router `[E, H]`; without it the layer takes its routing from the caller.
+    /// Router `[planes, E, H]`, one to three planes whose sum it is
+    /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the caller.
     pub router: Option<DeviceMemory<bf16>>,
     /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
     pub correction_bias: Option<DeviceMemory<f32>>,
@@ -384,7 +379,9 @@ impl MoeDeviceWeights {
         exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
         exactly("w2_scale", (self.w2_scale.len(), self.w2_scale.device()), w2_scale)?;
         if let Some(router) = &self.router {
-            exactly("router", (router.len(), router.device()), config.experts * config.hidden_size)?;
+            let gate = config.experts * config.hidden_size;
+            let planes = (router.len() / gate).clamp(1, 3);
+            exactly("router", (router.len(), router.device()), planes * gate)?;
         }
         if let Some(bias) = &self.correction_bias {
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;

@@ -31,12 +31,35 @@ pub struct RouterLogits<'a> {
     pub hidden: usize,
     /// bf16 `[T, H]`.
     pub hidden_states: Slice<'a, bf16>,
-    /// bf16 `[E, H]`.
+    /// bf16 `[planes, E, H]`: the gate is the sum of its planes.
     pub gate: Slice<'a, bf16>,
+    /// 1, or for a gate in f32 as many as hold it, see [`bf16_planes`].
+    pub planes: usize,
     /// f32 `[T, E]`.
     pub logits: SliceMut<'a, f32>,
     /// Which kernel; they differ in the order of the sum.
     pub path: RouterLogitsPath,
+}
+
+/// The bf16 planes whose sum is `gate`, one behind the other: as few as hold it, at most three.
+///
+/// Each holds 8 bits of what the planes before left, so that three hold the 24 of an f32 exactly; but for bits below 2^-133,
+/// the smallest number of bf16.
+pub fn bf16_planes(gate: &[f32]) -> Vec<bf16> {
+    let mut rest = gate.to_vec();
+    let mut planes = Vec::new();
+    for plane in 0..3 {
+        if plane > 0 && rest.iter().all(|&r| r == 0.0) {
+            break;
+        }
+        planes.extend(rest.iter_mut().map(|r| {
+            // Rounding a number near the largest up would give infinity: what lies above bf16's range is cut.
+            let part = bf16::from_f32(*r).clamp(bf16::MIN, bf16::MAX);
+            *r -= part.to_f32();
+            part
+        }));
+    }
+    planes
 }
 
 /// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
@@ -47,7 +70,8 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     let hidden = checked_i32(OP, "hidden", args.hidden)?;
     require(experts >= 1, OP, "experts", experts, || "must be at least 1".into())?;
     args.hidden_states.check(OP, "hidden_states", args.tokens * args.hidden, stream)?;
-    args.gate.check(OP, "gate", args.experts * args.hidden, stream)?;
+    require((1..=3).contains(&args.planes), OP, "planes", args.planes, || "must be in 1..=3".into())?;
+    args.gate.check(OP, "gate", args.planes * args.experts * args.hidden, stream)?;
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
     path.check(OP, args.tokens, args.experts)?;
@@ -62,6 +86,7 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
         tokens,
         experts,
         hidden,
+        planes: args.planes as u32,
     };
     // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all tokens and experts.
     unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }

@@ -1,7 +1,8 @@
 //! Router logits and the three top-k operations against f64 maths.
 
 use fp8_moe::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Grouped, RouterLogits, RouterLogitsPath, TopK, bf16_planes, grouped_top_k, router_logits, sigmoid_top_k,
+    softmax_top_k,
 };
 use fp8_moe::{Device, Error, Result};
 use half::bf16;
@@ -34,6 +35,7 @@ fn run_logits(
         hidden,
         hidden_states: states.as_slice(),
         gate: gate.as_slice(),
+        planes: gate.len() / (experts * hidden).max(1),
         logits: logits.as_mut_slice(),
         path,
     };
@@ -64,6 +66,49 @@ fn check_logits(device: &Device, sizes: [usize; 3], path: RouterLogitsPath, seed
     common::timing(seed ^ 0x5555);
     let again = run_logits(device, sizes, &states, &gate, path);
     assert!(again == logits, "{sizes:?} {path:?}: not the same bits again");
+}
+
+/// A gate in f32, as planes: the logits are those of its own weights, not of rounded ones.
+#[test]
+fn gates_in_f32() {
+    let rng = &mut ChaCha8Rng::seed_from_u64(24);
+    let device = common::device();
+    for (sizes, path) in [
+        ([3, 5, 72], RouterLogitsPath::Few),
+        ([2, 7, 33], RouterLogitsPath::Few),
+        ([17, 9, 136], RouterLogitsPath::Tile16x8),
+        ([5, 3, 50], RouterLogitsPath::Tile16x8),
+        ([66, 70, 96], RouterLogitsPath::Tile64x64),
+    ] {
+        let [tokens, experts, hidden] = sizes;
+        let states: Vec<_> =
+            (0..tokens * hidden).map(|_| bf16::from_f32(rng.random_range(-2.0..2.0))).collect();
+        let gate: Vec<f32> = (0..experts * hidden).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let planes = bf16_planes(&gate);
+        assert_eq!(planes.len(), 3 * gate.len());
+        for (at, w) in gate.iter().enumerate() {
+            let sum: f64 = (0..3).map(|p| planes[p * gate.len() + at].to_f64()).sum();
+            assert_eq!(sum, f64::from(*w), "three planes hold 24 bits");
+        }
+        let logits = run_logits(&device, sizes, &states, &planes, path);
+        for (at, logit) in logits.iter().enumerate() {
+            let (t, e) = (at / experts, at % experts);
+            let products =
+                (0..hidden).map(|h| states[t * hidden + h].to_f64() * f64::from(gate[e * hidden + h]));
+            let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+            let error = (f64::from(*logit) - sum).abs();
+            assert!(
+                error <= 1e-6 * magnitude,
+                "{sizes:?} {path:?}: logit {t}, {e} is off by {error} of {magnitude}"
+            );
+        }
+    }
+    let exact: Vec<f32> = vec![0.5, -3.0, 0.0, f32::MAX];
+    assert_eq!(bf16_planes(&exact[..3]).len(), 3, "one plane where bf16 holds the gate");
+    let planes = bf16_planes(&exact);
+    assert!(planes.iter().all(|p| p.is_finite()));
+    let largest: f64 = planes.iter().skip(3).step_by(4).map(|p| p.to_f64()).sum();
+    assert_eq!(largest, f64::from(f32::MAX));
 }
 
 proptest! {
@@ -323,6 +368,7 @@ fn refuses_bad_arguments() {
         hidden: 16,
         hidden_states: states.as_slice(),
         gate: gate.as_slice(),
+        planes: 1,
         logits: out.as_mut_slice(),
         path: RouterLogitsPath::Auto,
     };

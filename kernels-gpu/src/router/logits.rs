@@ -1,5 +1,9 @@
 //! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, bf16 in, f32 accumulation and output.
 //!
+//! A gate in f32 is given as planes of bf16 whose sum it is: `gate[e][h] = sum over p of plane[p][e][h]`. Three bf16 hold the
+//! 24 bits of an f32, and a product of two bf16 is exact in f32, so that nothing of the weight is lost. The sum over h goes
+//! through the planes one after the other.
+//!
 //! Three kernels by the number of tokens; all split the sum in a fixed way, so that each is deterministic.
 //!
 //! | kernel | block | what it is made for |
@@ -33,7 +37,7 @@ const WARPS: u32 = 8;
 pub struct RouterLogits {
     /// `[tokens, hidden]`.
     pub hidden_states: *const Bf16,
-    /// `[experts, hidden]`.
+    /// `[planes, experts, hidden]`.
     pub gate: *const Bf16,
     /// `[tokens, experts]`.
     pub logits: *mut f32,
@@ -43,6 +47,8 @@ pub struct RouterLogits {
     pub experts: u32,
     /// H.
     pub hidden: u32,
+    /// Planes of the gate, at least 1.
+    pub planes: u32,
 }
 
 /// What a block of a kernel here computes.
@@ -55,7 +61,8 @@ pub struct LogitsTile {
     pub experts: u32,
 }
 
-/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes.
+/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes. Of a matrix in planes, one
+/// behind the other, the first.
 #[derive(Clone, Copy)]
 struct Matrix {
     base: *const Bf16,
@@ -75,6 +82,13 @@ impl Matrix {
     #[inline(always)]
     fn row(self, row: u32) -> *const Bf16 {
         self.base.wrapping_add(row.min(self.rows - 1) as usize * self.columns as usize)
+    }
+
+    /// The same rows of plane `plane`.
+    #[inline(always)]
+    fn plane(self, plane: u32) -> Self {
+        let elements = self.rows as usize * self.columns as usize;
+        Self { base: self.base.wrapping_add(plane as usize * elements), ..self }
     }
 
     /// Columns `column .. column + 8` of the row at `row`, as four pairs; zeros past the last column.
@@ -122,16 +136,15 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// Computes the tile of this block. Dynamic shared memory: a set's outputs as f32 for every set but the first.
     ///
     /// # Safety
-    /// All 256 threads execute it together; `logits [hidden.rows, gate.rows]`.
+    /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
     #[inline(always)]
-    unsafe fn run(hidden: Matrix, gate: Matrix, logits: *mut f32) {
+    unsafe fn run(hidden: Matrix, gate: Matrix, planes: u32, logits: *mut f32) {
         const { assert!(WM * WN * WK == WARPS) };
         let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
         let (g, q) = (lane / 4, lane % 4);
         let (wm, wn, wk) = (warp_id % WM, warp_id / WM % WN, warp_id / (WM * WN));
         let first_token = (thread::block_idx_x() * WM + wm) * (16 * FM as u32);
         let first_expert = (thread::block_idx_y() * WN + wn) * (8 * FN as u32);
-        let columns = hidden.columns;
 
         let mut tokens = [[core::ptr::null::<Bf16>(); 2]; FM];
         let mut m = 0;
@@ -140,14 +153,48 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
             tokens[m] = [hidden.row(row), hidden.row(row + 8)];
             m += 1;
         }
+        let mut sums = [[[0.0f32; 4]; FN]; FM];
+        let mut plane = 0;
+        while plane < planes {
+            // SAFETY: the planes are there by the caller's contract.
+            unsafe {
+                Self::add_plane(&mut sums, hidden, &tokens, gate.plane(plane), first_expert + g, wk, q)
+            };
+            plane += 1;
+        }
+        // SAFETY: all threads are together, and the matrix is as the caller says.
+        unsafe {
+            Self::add_sets(&mut sums, wk, warp_id % (WM * WN), lane);
+            if wk == 0 {
+                Self::store(&sums, hidden.rows, gate.rows, first_token + g, first_expert + 2 * q, logits);
+            }
+        }
+    }
+
+    /// Adds the products with one plane of the gate, of the columns that set `wk` takes.
+    ///
+    /// `tokens` are the lane's rows of `hidden`, `first_expert` its first row of `gate`, `q` its place among four.
+    ///
+    /// # Safety
+    /// All lanes of the warp execute it together; `tokens` are rows of `hidden`.
+    #[inline(always)]
+    unsafe fn add_plane(
+        sums: &mut [[[f32; 4]; FN]; FM],
+        hidden: Matrix,
+        tokens: &[[*const Bf16; 2]; FM],
+        gate: Matrix,
+        first_expert: u32,
+        wk: u32,
+        q: u32,
+    ) {
+        let columns = hidden.columns;
         let mut experts = [core::ptr::null::<Bf16>(); FN];
         let mut n = 0;
         while n < FN {
-            experts[n] = gate.row(first_expert + 8 * n as u32 + g);
+            experts[n] = gate.row(first_expert + 8 * n as u32);
             n += 1;
         }
 
-        let mut sums = [[[0.0f32; 4]; FN]; FM];
         let mut column = wk * STEP + q * 8;
         // The last column of the last lane of a step decides for the warp, which stays together.
         let mut step_end = wk * STEP + STEP;
@@ -176,7 +223,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                     }
                     let mut s = 0;
                     while s < STEPS {
-                        Self::multiply(&mut sums, &a[s], &b[s]);
+                        Self::multiply(sums, &a[s], &b[s]);
                         s += 1;
                     }
                     column += STEPS as u32 * WK * STEP;
@@ -196,13 +243,9 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                     b[n] = gate.load(experts[n], column);
                     n += 1;
                 }
-                Self::multiply(&mut sums, &a, &b);
+                Self::multiply(sums, &a, &b);
                 column += WK * STEP;
                 step_end += WK * STEP;
-            }
-            Self::add_sets(&mut sums, wk, warp_id % (WM * WN), lane);
-            if wk == 0 {
-                Self::store(&sums, hidden.rows, gate.rows, first_token + g, first_expert + 2 * q, logits);
             }
         }
     }
@@ -347,10 +390,10 @@ pub const LOGITS_16X8: LogitsTile = LogitsTile { tokens: Tile16x8::TOKENS, exper
 /// The arrays have their stated sizes.
 #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile16x8::SHARED_BYTES)]
 pub unsafe fn router_logits_16x8(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden } = arguments;
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     // SAFETY: the arguments are as the contract says.
-    unsafe { Tile16x8::run(states, gate, logits) }
+    unsafe { Tile16x8::run(states, gate, planes, logits) }
 }
 
 /// The block of `router_logits_64x64`.
@@ -367,10 +410,10 @@ pub const LOGITS_64X64: LogitsTile = LogitsTile { tokens: Tile64x64::TOKENS, exp
 /// As `router_logits_16x8`.
 #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile64x64::SHARED_BYTES)]
 pub unsafe fn router_logits_64x64(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden } = arguments;
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     // SAFETY: the arguments are as the contract says.
-    unsafe { Tile64x64::run(states, gate, logits) }
+    unsafe { Tile64x64::run(states, gate, planes, logits) }
 }
 
 /// Tokens of a block of `router_logits_few`.
@@ -402,41 +445,45 @@ macro_rules! for_few_tokens {
 /// As `router_logits_16x8`.
 #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = WARPS * FEW as u32 * 4)]
 pub unsafe fn router_logits_few(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden } = arguments;
+    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
     let expert = thread::block_idx_x();
     let first_token = thread::block_idx_y() * FEW as u32;
-    let weights = gate.row(expert);
     let mut sums = [0.0f32; FEW];
     let thread = thread::thread_idx_x();
-    // SAFETY: `weights` and every `states.row` are rows, and all columns are inside; with aligned rows, their number is a
-    // multiple of 8.
-    unsafe {
-        if states.aligned && gate.aligned {
-            let mut column = thread * 8;
-            while column < hidden {
-                let weight = gate.load_vector(weights, column);
-                for_few_tokens!(T, {
-                    let token = first_token + T as u32;
-                    if token < tokens {
-                        sums[T] =
-                            add_products(sums[T], states.load_vector(states.row(token), column), weight);
-                    }
-                });
-                column += WARPS * 32 * 8;
-            }
-        } else {
-            let mut column = thread;
-            while column < hidden {
-                let weight = (*weights.add(column as usize)).to_f32();
-                // A token past the last repeats it.
-                for_few_tokens!(T, {
-                    let state = (*states.row(first_token + T as u32).add(column as usize)).to_f32();
-                    sums[T] = fused(state, weight, sums[T]);
-                });
-                column += WARPS * 32;
+    let mut plane = 0;
+    while plane < planes {
+        let weights = gate.plane(plane).row(expert);
+        // SAFETY: `weights` and every `states.row` are rows, and all columns are inside; with aligned rows, their number is a
+        // multiple of 8.
+        unsafe {
+            if states.aligned && gate.aligned {
+                let mut column = thread * 8;
+                while column < hidden {
+                    let weight = gate.load_vector(weights, column);
+                    for_few_tokens!(T, {
+                        let token = first_token + T as u32;
+                        if token < tokens {
+                            sums[T] =
+                                add_products(sums[T], states.load_vector(states.row(token), column), weight);
+                        }
+                    });
+                    column += WARPS * 32 * 8;
+                }
+            } else {
+                let mut column = thread;
+                while column < hidden {
+                    let weight = (*weights.add(column as usize)).to_f32();
+                    // A token past the last repeats it.
+                    for_few_tokens!(T, {
+                        let state = (*states.row(first_token + T as u32).add(column as usize)).to_f32();
+                        sums[T] = fused(state, weight, sums[T]);
+                    });
+                    column += WARPS * 32;
+                }
             }
         }
+        plane += 1;
     }
 
     // [warp][token]
