@@ -146,7 +146,7 @@ fn a_layer_loads_what_it_launches_and_nothing_else() {
     Run::new(&layers, 200, &routed, 0).unwrap().output().unwrap();
     let (before, mut added) = (loaded, device.loaded_kernels());
     added.retain(|kernel| !before.contains(kernel));
-    let gemms = added.iter().filter(|kernel| kernel.contains("narrow") || kernel.contains("gemm")).count();
+    let gemms = added.iter().filter(|kernel| kernel.contains("hopper") || kernel.contains("gemm")).count();
     // The f32 output has an unpermutation of its own.
     assert!(added.len() == 3 && gemms == 2, "{added:?}");
 }

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::gemm::Lists;
 
@@ -106,24 +107,22 @@ impl Case {
     /// The result, and the sum in f64 with the sum of magnitudes.
     pub fn expected(&self) -> Vec<(f32, f64, f64)> {
         let Shape { tokens, top_k, hidden, .. } = self.shape;
-        let mut out = vec![];
-        for token in 0..tokens {
-            for column in 0..hidden {
-                let (mut sum, mut exact, mut magnitude) = (0f32, 0f64, 0f64);
-                for r in token * top_k..(token + 1) * top_k {
-                    let row = self.inverse[r] as usize;
-                    if row < self.valid_rows {
-                        let (weight, y) =
-                            (self.weights.as_ref().map_or(1.0, |w| w[r]), self.y[row * hidden + column]);
-                        sum = weight.mul_add(y, sum);
-                        exact += f64::from(weight) * f64::from(y);
-                        magnitude += (f64::from(weight) * f64::from(y)).abs();
-                    }
+        let element = |token: usize, column: usize| {
+            let (mut sum, mut exact, mut magnitude) = (0f32, 0f64, 0f64);
+            for r in token * top_k..(token + 1) * top_k {
+                let row = self.inverse[r] as usize;
+                if row < self.valid_rows {
+                    let (weight, y) =
+                        (self.weights.as_ref().map_or(1.0, |w| w[r]), self.y[row * hidden + column]);
+                    sum = weight.mul_add(y, sum);
+                    exact += f64::from(weight) * f64::from(y);
+                    magnitude += (f64::from(weight) * f64::from(y)).abs();
                 }
-                out.push((self.types.out.round(sum), exact, magnitude));
             }
-        }
-        out
+            (self.types.out.round(sum), exact, magnitude)
+        };
+        let row = |token| (0..hidden).map(move |column| element(token, column));
+        (0..tokens).into_par_iter().flat_map_iter(row).collect()
     }
 
     /// `settled`: the routing counts as complete since before the preceding kernel.

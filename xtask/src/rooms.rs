@@ -34,10 +34,10 @@ const HOST: Rooms = Rooms {
     arrows: &[
         ("error", &[]),
         ("fp8", &[]),
-        ("config", &["error"]),
         ("gpu", &["error", "fp8"]),
         ("kernels", &["error", "gpu"]),
-        ("plan", &["config", "error", "gpu"]),
+        ("config", &["error", "kernels"]),
+        ("plan", &["config", "error", "gpu", "kernels"]),
         ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
