@@ -1,7 +1,7 @@
 //! The CUDA driver API over one emulated device.
 //!
 //! Each function here has the name, the arguments and the meaning of NVIDIA's; `cust` finds them by
-//! [`function`](crate::driver::function), and `libcuda_sim` exports them as a `libcuda.so.1`.
+//! [`function`], and `libcuda_sim` exports them as a `libcuda.so.1`.
 //!
 //! ```text
 //!   device, context      what the device says about itself; who owns what           state: device, handles, failures
