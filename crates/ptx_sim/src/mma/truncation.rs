@@ -18,9 +18,9 @@
 //!
 //! | instruction | GPU | model | seen on a GPU by this project |
 //! |---|---|---|---|
-//! | `wgmma` on FP8 | Hopper | [`Truncation::HOPPER_FP8`] | not yet |
+//! | `wgmma` on FP8 | Hopper | [`Truncation::HOPPER_FP8`] | H200: every bit, and no other model |
 //! | `mma.sync` on FP8 | Ada | [`Truncation::ADA_FP8`] | not yet |
-//! | `mma.sync` on FP8 | Hopper | [`Truncation::HOPPER_FP8_AS_F16`] (1) | not yet |
+//! | `mma.sync` on FP8 | Hopper | [`Truncation::HOPPER_FP8_AS_F16`] (1) | H200: every bit |
 //! | all others | all | exact, as [`TensorCores::Exact`] | |
 //!
 //! (1) Hopper has no such instruction. ptxas 13.0 converts the operands to `f16` and takes two `HMMA.16816`: the first
