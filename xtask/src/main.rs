@@ -8,6 +8,7 @@ mod demo;
 mod gate;
 mod kernels;
 mod occupancy;
+mod packages;
 mod process;
 mod rooms;
 mod setup;
@@ -52,6 +53,8 @@ enum Task {
         #[arg(long)]
         update: bool,
     },
+    /// Packs the packages as they would be published, and builds strangers' crates that depend on them.
+    Packages,
     /// Runs the benchmarks.
     Bench {
         /// Passed on to `cargo bench`.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Task::Ptx { arch } => gate::show(arch),
         Task::Kernels { check } => kernels::run(check),
         Task::Gate { update } => gate::run(update),
+        Task::Packages => packages::run(),
         Task::Bench { arguments } => demo::bench(&arguments),
         Task::Bundle { sanitizer } => bundle::run(sanitizer),
     };
