@@ -18,7 +18,8 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, heading, output, root, step, target_dir};
 
 /// The packages, each after those that it depends on.
-const PACKAGES: [&str; 4] = ["ptx_sim", "fp8-moe-cust", "fp8-moe", "fp8-moe-cli"];
+const PACKAGES: [&str; 5] =
+    ["ptx_sim", "fp8-moe-cust", "fp8-moe-cuda-builder", "fp8-moe", "fp8-moe-cli"];
 
 /// What an archive may weigh, in bytes.
 const ARCHIVE_LIMIT: u64 = 2 << 20;

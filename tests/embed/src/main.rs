@@ -13,27 +13,29 @@ fn main() -> Result<()> {
     let device = Device::open(spec)?;
     println!("on {device:?}");
 
-    // Every weight is 1: a gate and an up of 64 * x, and an output of 32 * silu(64 x) * 64 x.
+    // Every weight is 1, and so are gate and up.
     let one = E4m3::from_f32(1.0);
     let (wide, tall) = (vec![one; INTERMEDIATE * HIDDEN], vec![one; HIDDEN * INTERMEDIATE]);
     let expert = || ExpertWeights {
-        gate: &wide,
-        up: &wide,
-        down: &tall,
-        gate_scale: vec![1.0],
-        up_scale: vec![1.0],
-        down_scale: vec![1.0],
+        gate: wide.as_slice().into(),
+        up: wide.as_slice().into(),
+        down: tall.as_slice().into(),
+        gate_scale: vec![1.0].into(),
+        up_scale: vec![1.0].into(),
+        down_scale: vec![1.0].into(),
     };
-    let config = MoeConfig::new(EXPERTS, 2, HIDDEN, INTERMEDIATE, Quantization::Block128);
-    let weights = MoeWeights {
-        router: None,
-        correction_bias: None,
-        experts: (0..EXPERTS).map(|_| expert()).collect(),
-        input_scales: None,
+    let config = MoeConfig {
+        experts: EXPERTS,
+        top_k: 2,
+        hidden_size: HIDDEN,
+        intermediate_size: INTERMEDIATE,
+        quantization: Quantization::Block128,
+        ..MoeConfig::default()
     };
+    let weights = MoeWeights { experts: (0..EXPERTS).map(|_| expert()).collect(), ..MoeWeights::default() };
     let layer = MoeLayer::new(&device, &config, &weights)?;
 
-    let hidden = device.upload(&[bf16::from_f32(1.0 / 64.0); TOKENS * HIDDEN])?;
+    let hidden = device.upload(&[bf16::from_f32(1.0 / HIDDEN as f32); TOKENS * HIDDEN])?;
     let ids = device.upload(&[0, 3, 1, 2, 2, 0])?;
     let routing_weights = device.upload(&[0.5_f32; TOKENS * 2])?;
     let mut workspace = layer.workspace(TOKENS)?;
@@ -42,7 +44,8 @@ fn main() -> Result<()> {
     layer.forward_routed(&stream, &hidden, &ids, &routing_weights, &mut workspace, &mut out)?;
 
     let out = out.to_vec(&stream)?;
-    let expected = INTERMEDIATE as f32 * 1.0 / (1.0 + (-1.0_f32).exp());
+    // silu(1) * 1, summed over the intermediate; the two experts of a token weigh 1 together.
+    let expected = INTERMEDIATE as f32 / (1.0 + (-1.0_f32).exp());
     for value in &out {
         assert!((value - expected).abs() < 0.04 * expected, "{value} is not {expected} within the FP8 error");
     }
