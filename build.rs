@@ -6,8 +6,8 @@
 //! kernels-gpu/ ..     those sources: in a checkout alone
 //! ```
 //!
-//! By default the committed ones, which take no tools and no time. In a checkout this script refuses them where the sources have
-//! changed since. With the feature `build-kernels` it compiles the sources instead.
+//! By default the committed ones, which take no tools and no time. In a checkout this script refuses them
+//! where the sources have changed since. With the feature `build-kernels` it compiles the sources instead.
 
 #[path = "build/sources.rs"]
 mod sources;

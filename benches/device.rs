@@ -1,7 +1,8 @@
 //! Times on the GPU, by CUDA events: the layer, its operations one by one, and the problem sizes.
 //!
-//! `cargo bench --bench device`. Each operation is a captured graph, replayed; the layers take turns so that no weights are found
-//! in the L2 cache. Without a GPU everything here is skipped, and says so. `fp8-moe bench` measures more shapes, with floors.
+//! `cargo bench --bench device`. Each operation is a captured graph, replayed; the layers take turns so that
+//! no weights are found in the L2 cache. Without a GPU everything here is skipped, and says so. `fp8-moe
+//! bench` measures more shapes, with floors.
 
 use std::time::Duration;
 

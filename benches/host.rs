@@ -54,8 +54,8 @@ fn checkpoints(criterion: &mut Criterion, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of the launches,
-/// measured in a capture, where nothing runs. With no tokens, the checks alone.
+/// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of
+/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone.
 fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let config: MoeConfig = SMALL.config(Scheme::Block, 1, 1)?;
     let layers = Layers::random(device, &config, 1, &[true; SMALL.experts], 0)?;

@@ -4,12 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The crates whose sources the kernels depend on, from the repository's root: those that compile for the GPU, and the one that
-/// compiles them.
+/// The crates whose sources the kernels depend on, from the repository's root: those that compile for the
+/// GPU, and the one that compiles them.
 pub const CRATES: [&str; 4] =
     ["kernels-gpu", "crates/cuda_std", "crates/cuda_std_macros", "crates/cuda_builder"];
 
-/// A digest of all those sources: 16 hexadecimal digits. FNV-1a, which is enough to notice an edit; line ends do not count.
+/// A digest of all those sources: 16 hexadecimal digits. FNV-1a, which is enough to notice an edit; line ends
+/// do not count.
 pub fn digest(root: &Path) -> io::Result<String> {
     let mut files = vec![root.join("rust-toolchain.toml")];
     for name in CRATES {

@@ -1,5 +1,6 @@
-//! A layer from weights of one's own: quantises random f32 matrices per output channel, runs the layer with a routing
-//! that the program chooses, captures it in a graph and replays it. `cargo run --example custom_weights`.
+//! A layer from weights of one's own: quantises random f32 matrices per output channel, runs the layer with a
+//! routing that the program chooses, captures it in a graph and replays it. `cargo run --example
+//! custom_weights`.
 
 use fp8_moe::{
     Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights, Quantization, Result, Stream,

@@ -1,4 +1,5 @@
-//! What an MoE layer computes: sizes, routing, activation, quantisation, which experts are here, and which kernels may run.
+//! What an MoE layer computes: sizes, routing, activation, quantisation, which experts are here, and which
+//! kernels may run.
 //!
 //! Plain data that every level above the device layer reads: the plan, the operations and the layer.
 
@@ -24,19 +25,20 @@ pub enum Path {
     Auto,
     /// The kernels that every family has: `cp.async` and `mma.sync`.
     Portable {
-        /// Blocks of the grid; as many as the device holds at a time, if `None`. The result does not depend on it.
+        /// Blocks of the grid; as many as the device holds at a time, if `None`. The result does not depend
+        /// on it.
         blocks: Option<u32>,
     },
     /// The kernels of Hopper: TMA and `wgmma`. An error on other GPUs.
     Hopper {
-        /// Blocks of the grid, at most one to a multiprocessor; that many, if `None`. Where sums are cut (tiles of up to 64 rows)
-        /// the result depends on it within rounding.
+        /// Blocks of the grid, at most one to a multiprocessor; that many, if `None`. Where sums are cut
+        /// (tiles of up to 64 rows) the result depends on it within rounding.
         blocks: Option<u32>,
     },
 }
 
-/// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation has scattered to
-/// permuted order. The result is the same, bit for bit.
+/// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation
+/// has scattered to permuted order. The result is the same, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gather {
     /// Where it is faster, by the plan's estimate.
@@ -69,14 +71,16 @@ pub enum Routing {
         /// Factor of all weights.
         scaling_factor: f32,
     },
-    /// The largest logits; weight = sigmoid(logit), applied to the expert's input and not to its output; Llama-4.
+    /// The largest logits; weight = sigmoid(logit), applied to the expert's input and not to its output;
+    /// Llama-4.
     SigmoidInput,
 }
 
 /// How weights and activations are quantised to e4m3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
-    /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's static scheme.
+    /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's
+    /// static scheme.
     TensorStatic,
     /// Weights per output channel, activations per token at run time; compressed-tensors, Llama-4.
     ChannelToken,
@@ -112,11 +116,13 @@ pub enum IntermediateScales {
 /// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduction {
-    /// `out[t] = cast(sum over slots j, ascending, of w[t, j] * cast16(y[t, j]))`, y being the expert outputs `[T, k, H]` in f32.
+    /// `out[t] = cast(sum over slots j, ascending, of w[t, j] * cast16(y[t, j]))`, y being the expert outputs
+    /// `[T, k, H]` in f32.
     #[default]
     Deterministic,
-    /// `out[t] = cast(sum over slots j, in any order, of w[t, j] * y[t, j])`, summed in f32 (and cut sums over K part by part). In
-    /// memory that is `[T, H]` instead of `[T * k, H]`. Refused where the layer would not run Hopper's kernels.
+    /// `out[t] = cast(sum over slots j, in any order, of w[t, j] * y[t, j])`, summed in f32 (and cut sums
+    /// over K part by part). In memory that is `[T, H]` instead of `[T * k, H]`. Refused where the layer
+    /// would not run Hopper's kernels.
     OrderFree,
 }
 
@@ -276,7 +282,8 @@ impl MoeConfig {
         Ok(MoeConfig { local_experts, ..self.clone() })
     }
 
-    /// `expert_map [E]`: global expert to local expert, -1 where it is not on this rank; `None` when all are here.
+    /// `expert_map [E]`: global expert to local expert, -1 where it is not on this rank; `None` when all are
+    /// here.
     pub(crate) fn expert_map(&self) -> Option<Vec<i32>> {
         let local = self.local_experts.as_ref()?;
         let mut map = vec![-1; self.experts];
@@ -304,8 +311,9 @@ impl MoeConfig {
         }
     }
 
-    /// Columns of the intermediate as it lies in device memory. Block scales of the up half must begin at a block, so
-    /// there the intermediate is padded with zero weights to a multiple of 128; that changes no result.
+    /// Columns of the intermediate as it lies in device memory. Block scales of the up half must begin at a
+    /// block, so there the intermediate is padded with zero weights to a multiple of 128; that changes no
+    /// result.
     pub(crate) fn padded_intermediate(&self) -> usize {
         match self.quantization {
             Quantization::Block128 => self.intermediate_size.next_multiple_of(128),

@@ -1,7 +1,8 @@
 //! The one error type of the library.
 //!
-//! Every refusal says which argument it refuses, what the value was and what is allowed, in one line; every driver
-//! failure says which driver call failed; a fault of a kernel is reported by the call that observed it.
+//! Every refusal says which argument it refuses, what the value was and what is allowed, in one line; every
+//! driver failure says which driver call failed; a fault of a kernel is reported by the call that observed
+//! it.
 
 use std::path::PathBuf;
 
@@ -33,8 +34,8 @@ pub enum Error {
         /// The driver's words for the code.
         meaning: String,
     },
-    /// A kernel did something illegal: out-of-bounds or misaligned access, a trap, a deadlock. On the emulated device
-    /// the text names kernel, thread, PTX line and Rust line.
+    /// A kernel did something illegal: out-of-bounds or misaligned access, a trap, a deadlock. On the
+    /// emulated device the text names kernel, thread, PTX line and Rust line.
     #[error("{0}")]
     Fault(String),
     /// A checkpoint cannot be used.
@@ -88,7 +89,8 @@ impl Error {
     }
 }
 
-/// A fault of a kernel is an [`Error::Fault`], with the emulated device's report when it is the one that faulted.
+/// A fault of a kernel is an [`Error::Fault`], with the emulated device's report when it is the one that
+/// faulted.
 impl From<CudaError> for Error {
     fn from(error: CudaError) -> Error {
         let CudaError { call, code, meaning, fault, .. } = &error;

@@ -16,7 +16,8 @@ impl E4m3 {
     /// The largest finite value, 448.
     pub const MAX: f32 = 448.0;
 
-    /// Rounds to the nearest e4m3 value, ties to even; beyond the range saturates to +-448; a NaN becomes 0x7f.
+    /// Rounds to the nearest e4m3 value, ties to even; beyond the range saturates to +-448; a NaN becomes
+    /// 0x7f.
     pub fn from_f32(x: f32) -> E4m3 {
         if x.is_nan() {
             return E4m3(0x7f);
@@ -29,8 +30,8 @@ impl E4m3 {
         // The distance between neighbours is 2^(exponent - 3), and 2^-9 below the normals.
         let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-6);
         let steps = (magnitude * exp2i(3 - exponent)).round_ties_even() as u32;
-        // `steps` counts 8..=16 eighths of 2^exponent (or 0..=8 among the subnormals); adding, not or-ing, carries
-        // a mantissa that rounded up to 16 into the exponent.
+        // `steps` counts 8..=16 eighths of 2^exponent (or 0..=8 among the subnormals); adding, not or-ing,
+        // carries a mantissa that rounded up to 16 into the exponent.
         E4m3(sign | (((exponent + 6) as u32 * 8) + steps) as u8)
     }
 

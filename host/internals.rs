@@ -1,4 +1,5 @@
-//! What the package `fp8-moe-cli` measures the layer with. No part of the public API: anything here may change in any release.
+//! What the package `fp8-moe-cli` measures the layer with. No part of the public API: anything here may
+//! change in any release.
 
 pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};

@@ -1,8 +1,8 @@
 //! The compiled kernels: the PTX of each family, what each kernel uses, and what the host calls them by.
 //!
-//! All of it is compiled and generated from `kernels-gpu` and committed in `host/kernels`; `build.rs` says when it is compiled
-//! instead. `launchers` has a constant for each kernel, its arguments as a struct, and the numbers, kinds and functions that
-//! the device side gives the host. None of them is written again here.
+//! All of it is compiled and generated from `kernels-gpu` and committed in `host/kernels`; `build.rs` says
+//! when it is compiled instead. `launchers` has a constant for each kernel, its arguments as a struct, and
+//! the numbers, kinds and functions that the device side gives the host. None of them is written again here.
 
 use crate::Result;
 use crate::gpu::device::Device;
@@ -60,7 +60,8 @@ pub fn summaries(family: Family) -> &'static [KernelSummary] {
 }
 
 impl Device {
-    /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for its own later.
+    /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for
+    /// its own later.
     pub fn load_kernels(&self) -> Result<()> {
         let texts = summaries(self.family()).iter().map(|kernel| KernelText { name: kernel.name, module });
         self.load(&texts.collect::<Vec<_>>())

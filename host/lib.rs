@@ -1,8 +1,8 @@
 //! FP8 Mixture-of-Experts layer for Rust.
 //!
-//! `route -> permute -> quantise -> grouped GEMM 1 -> activation + quantise -> grouped GEMM 2 -> unpermute-reduce`,
-//! in GPU kernels written in Rust. They run on NVIDIA GPUs from Ada on, and where there is none on the emulated device
-//! `sim`, which executes the same PTX.
+//! `route -> permute -> quantise -> grouped GEMM 1 -> activation + quantise -> grouped GEMM 2 ->
+//! unpermute-reduce`, in GPU kernels written in Rust. They run on NVIDIA GPUs from Ada on, and where there is
+//! none on the emulated device `sim`, which executes the same PTX.
 //!
 //! | level | what it is |
 //! |---|---|
@@ -12,24 +12,27 @@
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through [`cust`] |
 //!
 //! # Safety
-//! No sequence of safe calls reaches undefined behaviour, on the device either: no kernel leaves the memory that it was given,
-//! and no two write one place at a time. The reasons:
+//! No sequence of safe calls reaches undefined behaviour, on the device either: no kernel leaves the memory
+//! that it was given, and no two write one place at a time. The reasons:
 //!
-//! - *Memory.* A [`Slice`] lies inside an allocation of a device, since only unsafe code makes one from an address. Every
-//!   operation compares the length, the device and, where kernels ask for it, the alignment of each of its slices with its sizes
-//!   before it launches anything. What it writes it takes as a [`SliceMut`], which overlaps no other slice.
-//! - *Lists of rows.* What says where a thread writes is made on the device, where the host does not see it. It travels as a
-//!   [`Permutation`](ops::permutation::Permutation): made by the sort, which takes any ids and any map, or from lists that were
-//!   scanned, or by an unsafe call; its memory is borrowed exclusively. All other values on the device (ids, weights, scales,
-//!   hidden states, memory that nobody has written) change results at most, and never an address.
-//! - *Sizes.* Grids, shared memory and partial sums come from a plan that was made for the sizes, the device and the tiles'
-//!   height that the operation compares with those of the permutation.
-//! - *Order.* Work on a stream runs in order; kernels that overlap wait for the one before by themselves. Whatever depends on
-//!   the order of launches being known is unsafe (`*_with_settled_*`). Every slice that an operation touches, lists of a
-//!   permutation included, is checked with the operation's stream, which then waits for conflicting work on other streams. Memory
-//!   is freed when no stream uses it any more. `host/gpu/mod.rs` has the reasons.
-//! - *Captured work* has not run: a permutation made in a capture is refused outside it. Replaying a graph is unsafe, since it
-//!   writes memory that nobody lends it, and so may write the lists of a permutation.
+//! - *Memory.* A [`Slice`] lies inside an allocation of a device, since only unsafe code makes one from an
+//!   address. Every operation compares the length, the device and, where kernels ask for it, the alignment of
+//!   each of its slices with its sizes before it launches anything. What it writes it takes as a
+//!   [`SliceMut`], which overlaps no other slice.
+//! - *Lists of rows.* What says where a thread writes is made on the device, where the host does not see it.
+//!   It travels as a [`Permutation`](ops::permutation::Permutation): made by the sort, which takes any ids
+//!   and any map, or from lists that were scanned, or by an unsafe call; its memory is borrowed exclusively.
+//!   All other values on the device (ids, weights, scales, hidden states, memory that nobody has written)
+//!   change results at most, and never an address.
+//! - *Sizes.* Grids, shared memory and partial sums come from a plan that was made for the sizes, the device
+//!   and the tiles' height that the operation compares with those of the permutation.
+//! - *Order.* Work on a stream runs in order; kernels that overlap wait for the one before by themselves.
+//!   Whatever depends on the order of launches being known is unsafe (`*_with_settled_*`). Every slice that
+//!   an operation touches, lists of a permutation included, is checked with the operation's stream, which
+//!   then waits for conflicting work on other streams. Memory is freed when no stream uses it any more.
+//!   `host/gpu/mod.rs` has the reasons.
+//! - *Captured work* has not run: a permutation made in a capture is refused outside it. Replaying a graph is
+//!   unsafe, since it writes memory that nobody lends it, and so may write the lists of a permutation.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 pub mod checkpoint;

@@ -1,5 +1,5 @@
-//! Checkpoints with random damage: whatever the bytes, the loader answers or refuses. It never panics, and never asks for
-//! more memory at once than twice the file.
+//! Checkpoints with random damage: whatever the bytes, the loader answers or refuses. It never panics, and
+//! never asks for more memory at once than twice the file.
 //!
 //! The same is done without an end by the targets in `fuzz/`; here a few hundred cases run in every test run.
 

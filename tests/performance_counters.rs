@@ -1,9 +1,10 @@
-//! What a small layer costs in numbers that no machine changes: launches, bytes through global memory, bank conflicts and
-//! tensor-core operations, as the emulated device counts them, beside the least that the work needs; and the bytes that the GEMMs
-//! have on their way to an SM.
+//! What a small layer costs in numbers that no machine changes: launches, bytes through global memory, bank
+//! conflicts and tensor-core operations, as the emulated device counts them, beside the least that the work
+//! needs; and the bytes that the GEMMs have on their way to an SM.
 //!
-//! The table is committed: a fusion that comes undone, a copy that doubles or a conflict that creeps in shows in the diff of
-//! the commit that did it. `FP8_MOE_UPDATE=1 cargo test --test performance_counters` writes it anew.
+//! The table is committed: a fusion that comes undone, a copy that doubles or a conflict that creeps in shows
+//! in the diff of the commit that did it. `FP8_MOE_UPDATE=1 cargo test --test performance_counters` writes it
+//! anew.
 
 mod common;
 
@@ -21,8 +22,8 @@ const TABLE: &str = "tests/performance_counters.txt";
 const COMMITTED: &str = include_str!("performance_counters.txt");
 
 const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 512, intermediate: 256 };
-/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many that Hopper's kernels can
-/// gather them; and when they do.
+/// A decode batch, whose work is the weights' stream, one with many rows per expert, and one with so many
+/// that Hopper's kernels can gather them; and when they do.
 const BATCHES: [(usize, Gather); 3] = [(4, Gather::Auto), (128, Gather::Auto), (256, Gather::Always)];
 
 /// One line of the table.

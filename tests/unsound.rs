@@ -1,6 +1,7 @@
-//! Attempts to reach undefined behaviour on the device by safe calls: forged lists, lists of another shape, memory that is too
-//! short, permutations that were never computed. Each must be refused with an argument error, or do no harm: the emulated
-//! device reports every access outside an allocation, and every read of what nobody has written.
+//! Attempts to reach undefined behaviour on the device by safe calls: forged lists, lists of another shape,
+//! memory that is too short, permutations that were never computed. Each must be refused with an argument
+//! error, or do no harm: the emulated device reports every access outside an allocation, and every read of
+//! what nobody has written.
 
 mod common;
 
@@ -37,7 +38,8 @@ struct Sizes {
     experts: usize,
 }
 
-/// Every operation that takes a permutation, one after the other, on buffers for `sizes`. Each element is written before.
+/// Every operation that takes a permutation, one after the other, on buffers for `sizes`. Each element is
+/// written before.
 fn operations(
     device: &Device,
     stream: &Stream,
@@ -241,7 +243,8 @@ impl Forged {
         }
     }
 
-    /// The definition: offsets ascend from 0 to at most the rows, and the two lists are each other's inverse on the valid rows.
+    /// The definition: offsets ascend from 0 to at most the rows, and the two lists are each other's inverse
+    /// on the valid rows.
     fn is_right(&self) -> bool {
         let (rows, expanded) = (self.sorted_rows.len() as i64, self.inverse.len() as i64);
         let ascends = self.offsets[0] == 0 && self.offsets.windows(2).all(|pair| pair[0] <= pair[1]);
@@ -318,7 +321,8 @@ proptest! {
         }
     }
 
-    /// The checked constructor takes right lists and refuses all others; with those that it takes nothing goes wrong.
+    /// The checked constructor takes right lists and refuses all others; with those that it takes nothing
+    /// goes wrong.
     #[test]
     fn forged_lists(
         tokens in 0usize..12,
@@ -378,7 +382,8 @@ proptest! {
     }
 }
 
-/// A permutation serves any number of GEMMs: each leaves the counters of the schedule at 0, and gives the same.
+/// A permutation serves any number of GEMMs: each leaves the counters of the schedule at 0, and gives the
+/// same.
 #[test]
 fn a_permutation_is_used_again_and_again() {
     let shape = PermuteShape { tokens: 20, top_k: 2, experts: 4, local_experts: 4, alignment: 1 };
@@ -406,7 +411,8 @@ fn a_permutation_is_used_again_and_again() {
     }
 }
 
-/// Of no tokens nothing is computed, and nothing is read: the lists are uninitialised, which the emulated device would report.
+/// Of no tokens nothing is computed, and nothing is read: the lists are uninitialised, which the emulated
+/// device would report.
 #[test]
 fn no_tokens() {
     let shape = PermuteShape { tokens: 0, top_k: 2, experts: 4, local_experts: 4, alignment: 16 };

@@ -1,7 +1,7 @@
 //! `fp8-moe check`: a fixture's layer against the outputs stored in it.
 //!
-//! A fixture is a layer as published checkpoints have it, with `io.*` tensors: the hidden states, and what the reference
-//! implementation made of them.
+//! A fixture is a layer as published checkpoints have it, with `io.*` tensors: the hidden states, and what
+//! the reference implementation made of them.
 //!
 //! | tensor | what | must hold |
 //! |---|---|---|
@@ -9,10 +9,10 @@
 //! | `io.output_w8a8` | the layer with quantised weights and activations | relative L2 distance below 1e-2 |
 //! | `io.output` | the layer in f64 on dequantised weights | distance at most 1.15 times the metadata's `w8a8_rel_l2` |
 //!
-//! Where the fixture has shared experts, which the layer does not compute, `io.output_routed` stands for `io.output`,
-//! and the distance is measured against the norm of `io.output`, as `w8a8_rel_l2` is. Shared experts that are not
-//! quantised are the same in both outputs, so then `io.output_w8a8 - io.output + io.output_routed` is what the routed
-//! experts give with quantised activations.
+//! Where the fixture has shared experts, which the layer does not compute, `io.output_routed` stands for
+//! `io.output`, and the distance is measured against the norm of `io.output`, as `w8a8_rel_l2` is. Shared
+//! experts that are not quantised are the same in both outputs, so then `io.output_w8a8 - io.output +
+//! io.output_routed` is what the routed experts give with quantised activations.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,7 +44,8 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
         eprintln!("fixture  {}", path.display());
         let checkpoint = arguments.layer.open(path)?;
         let hidden = run::hidden_states(&checkpoint, "io.hidden_states")?;
-        // The references scale the intermediate as published checkpoints are served: per token where weights are per channel.
+        // The references scale the intermediate as published checkpoints are served: per token where weights
+        // are per channel.
         let scales = IntermediateScales::Token;
         let (prefix, layer) = terminal::load_layer(
             &checkpoint,

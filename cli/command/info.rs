@@ -1,4 +1,5 @@
-//! `fp8-moe info`: devices, driver, kernels; or with a checkpoint, its layers and what of them would be loaded.
+//! `fp8-moe info`: devices, driver, kernels; or with a checkpoint, its layers and what of them would be
+//! loaded.
 
 use std::path::PathBuf;
 

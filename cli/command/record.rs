@@ -23,8 +23,8 @@ pub fn is_ours(implementation: &str) -> bool {
     [OURS, OURS_FAST, OURS_ORDER_FREE, OURS_FAST_ORDER_FREE].contains(&implementation)
 }
 
-/// Whether an implementation is what ours is compared with: another program's MoE layer, or its grouped GEMM. Dense cuBLASLt of as
-/// many rows is shown beside them as a ceiling, and does another thing.
+/// Whether an implementation is what ours is compared with: another program's MoE layer, or its grouped GEMM.
+/// Dense cuBLASLt of as many rows is shown beside them as a ceiling, and does another thing.
 pub fn is_peer(implementation: &str) -> bool {
     !is_ours(implementation) && implementation != "cublaslt"
 }
@@ -84,8 +84,8 @@ pub struct RatesRecord {
     pub matrix_rate_of: String,
 }
 
-/// From the start of the command to the first output of a layer, milliseconds of the host's clock. Making the layer's random
-/// weights lies between the two and is not counted: a program would load a checkpoint there.
+/// From the start of the command to the first output of a layer, milliseconds of the host's clock. Making the
+/// layer's random weights lies between the two and is not counted: a program would load a checkpoint there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ColdStart {
     pub model: String,

@@ -19,8 +19,8 @@ pub struct Arguments {
     checkpoint: PathBuf,
     #[command(flatten)]
     layer: LayerArguments,
-    /// The hidden states [T, H]: a tensor of the checkpoint, or a safetensors file with a tensor `hidden_states`
-    /// [default: the tensor io.hidden_states if there is one, else random]
+    /// The hidden states [T, H]: a tensor of the checkpoint, or a safetensors file with a tensor
+    /// `hidden_states` [default: the tensor io.hidden_states if there is one, else random]
     #[arg(long, value_name = "TENSOR|FILE", conflicts_with_all = ["tokens", "seed"])]
     input: Option<String>,
     /// Draw this many tokens at random, from the standard normal distribution
@@ -141,7 +141,8 @@ fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
     }
 }
 
-/// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in f32.
+/// Refuses more tokens than the device has memory for: hidden states in bf16, the workspace, the output in
+/// f32.
 fn require_memory(layer: &MoeLayer, device: &Device, tokens: usize) -> Result<()> {
     let needed = layer.workspace_bytes(tokens)? as u64 + (tokens * layer.config().hidden_size * 6) as u64;
     let free = device.free_memory_bytes()?;

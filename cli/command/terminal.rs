@@ -1,5 +1,5 @@
-//! What the subcommands show while they work: progress bars on loading and on long simulations, the device in use.
-//! And what they try before they work: that somebody reads, that outputs can be written.
+//! What the subcommands show while they work: progress bars on loading and on long simulations, the device in
+//! use. And what they try before they work: that somebody reads, that outputs can be written.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -10,8 +10,8 @@ use fp8_moe::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Lets the program end without a word when the reader of its output goes away (`fp8-moe info | head`), as other
-/// Unix commands do. Rust ignores SIGPIPE otherwise, and printing then panics.
+/// Lets the program end without a word when the reader of its output goes away (`fp8-moe info | head`), as
+/// other Unix commands do. Rust ignores SIGPIPE otherwise, and printing then panics.
 pub fn end_with_the_reader() {
     #[cfg(unix)]
     // SAFETY: the default action is no handler of ours, and no other thread runs yet that could set one.
@@ -20,7 +20,8 @@ pub fn end_with_the_reader() {
     }
 }
 
-/// Refuses an output path that cannot be written, before the work for it begins. Where there was no file, none stays.
+/// Refuses an output path that cannot be written, before the work for it begins. Where there was no file,
+/// none stays.
 pub fn try_output(path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let existed = path.exists();
@@ -28,8 +29,8 @@ pub fn try_output(path: Option<&Path>) -> Result<()> {
     if existed { Ok(()) } else { fs::remove_file(path).map_err(|e| Error::io(path, e)) }
 }
 
-/// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no GPU can be used, it is
-/// the emulated one, and the reason is said.
+/// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no
+/// GPU can be used, it is the emulated one, and the reason is said.
 pub fn open_device(spec: DeviceSpec) -> Result<Device> {
     let device = match Device::open(spec) {
         Err(Error::Device { reason, .. }) if spec == DeviceSpec::Auto && !is_asked_for() => {

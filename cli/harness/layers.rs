@@ -1,4 +1,5 @@
-//! Layers of random weights, made on the device: several of them, so that replays in turn find no weights in the L2 cache.
+//! Layers of random weights, made on the device: several of them, so that replays in turn find no weights in
+//! the L2 cache.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,8 +19,8 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// `sets` layers with weights of their own, without routers. On the emulated device only the experts that are `active`
-    /// (one bool per local expert) get weights.
+    /// `sets` layers with weights of their own, without routers. On the emulated device only the experts that
+    /// are `active` (one bool per local expert) get weights.
     pub fn random(
         device: &Device,
         config: &MoeConfig,

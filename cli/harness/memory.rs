@@ -59,7 +59,8 @@ impl Memory {
     }
 }
 
-/// How many layers must take turns so that the weights they touch, `touched` bytes each, exceed three times the L2 cache.
+/// How many layers must take turns so that the weights they touch, `touched` bytes each, exceed three times
+/// the L2 cache.
 pub fn sets_to_outgrow_cache(l2_bytes: u32, touched: u64) -> usize {
     (3 * u64::from(l2_bytes) / touched.max(1) + 1).min(MOST_SETS) as usize
 }

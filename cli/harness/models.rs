@@ -61,8 +61,8 @@ impl Model {
 }
 
 impl Shape {
-    /// What rank 0 holds of a layer whose intermediate is divided among `tp` ranks and whose experts among `ep`. Routed
-    /// weights multiply the output, in every model.
+    /// What rank 0 holds of a layer whose intermediate is divided among `tp` ranks and whose experts among
+    /// `ep`. Routed weights multiply the output, in every model.
     pub fn config(&self, scheme: Scheme, tp: usize, ep: usize) -> Result<MoeConfig> {
         let Shape { experts, top_k, hidden, intermediate } = *self;
         let divides = tp > 0 && intermediate.is_multiple_of(tp);

@@ -1,4 +1,5 @@
-//! Random values in device memory, from which larger memory is filled by copies: gigabytes of weights in well under a second.
+//! Random values in device memory, from which larger memory is filled by copies: gigabytes of weights in well
+//! under a second.
 //!
 //! ```text
 //!   values   |..........|..........|..........|      drawn on the host, once
@@ -51,8 +52,8 @@ fn quantiles(source: &mut ChaCha8Rng) -> [f32; 256] {
 }
 
 impl<T: Pod> Pool<T> {
-    /// A pool of so many values that `convert` makes of standard normal numbers. Of every row of `row` elements only the first
-    /// `used` are random, the others zero; chunks begin at rows.
+    /// A pool of so many values that `convert` makes of standard normal numbers. Of every row of `row`
+    /// elements only the first `used` are random, the others zero; chunks begin at rows.
     fn new(
         device: &Device,
         seed: u64,
@@ -89,8 +90,8 @@ impl<T: Pod> Pool<T> {
 }
 
 impl Pool<E4m3> {
-    /// Weights of standard deviation [`WEIGHT_DEVIATION`]: no NaN, and few zeros. Rows of `row` elements end in zeros after the
-    /// first `used`.
+    /// Weights of standard deviation [`WEIGHT_DEVIATION`]: no NaN, and few zeros. Rows of `row` elements end
+    /// in zeros after the first `used`.
     pub fn weights(device: &Device, seed: u64, row: usize, used: usize) -> Result<Pool<E4m3>> {
         Pool::new(device, seed, |x| E4m3::from_f32(WEIGHT_DEVIATION * x), elements(device), (row, used))
     }

@@ -14,8 +14,8 @@ use fp8_moe::{Accumulation, IntermediateScales, MoeConfig};
 /// M, N and K of the dense GEMM.
 pub const MATRIX_SIZE: usize = 8192;
 
-/// FLOP per second of the second GEMM of a layer with one expert, `MATRIX_SIZE` in every dimension, with the faster
-/// accumulation: our own kernels, so a lower bound of what the tensor cores can do.
+/// FLOP per second of the second GEMM of a layer with one expert, `MATRIX_SIZE` in every dimension, with the
+/// faster accumulation: our own kernels, so a lower bound of what the tensor cores can do.
 pub fn matrix_flops_per_second(timer: &mut Timer) -> Result<f64> {
     let n = MATRIX_SIZE;
     let shape = Shape { experts: 1, top_k: 1, hidden: n, intermediate: n };

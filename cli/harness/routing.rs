@@ -17,11 +17,11 @@ use fp8_moe::{Error, Result};
 pub enum RoutingKind {
     /// k different experts per token, all equally likely.
     Uniform,
-    /// k different experts per token, one after the other, the n-th most popular with a probability proportional to
-    /// `1 / n^S`. Which expert is how popular is drawn too.
+    /// k different experts per token, one after the other, the n-th most popular with a probability
+    /// proportional to `1 / n^S`. Which expert is how popular is drawn too.
     Zipf(f64),
-    /// The tensors `topk_ids` `[N, k]` (i32 or i64) and, if there, `topk_weights` `[N, k]` (f32) of a safetensors file, such
-    /// as `fp8-moe run --output` writes; from the top again after N tokens.
+    /// The tensors `topk_ids` `[N, k]` (i32 or i64) and, if there, `topk_weights` `[N, k]` (f32) of a
+    /// safetensors file, such as `fp8-moe run --output` writes; from the top again after N tokens.
     File(PathBuf),
 }
 
@@ -51,7 +51,8 @@ impl RoutingKind {
         let mut topk_ids = Vec::with_capacity(tokens * top_k);
         let mut keys = Vec::with_capacity(experts);
         for _ in 0..tokens {
-            // The k smallest of exponential variables with rates p are k draws without replacement in proportion to p.
+            // The k smallest of exponential variables with rates p are k draws without replacement in
+            // proportion to p.
             keys.clear();
             keys.extend((0..experts).map(|expert| {
                 let u: f64 = source.random();

@@ -99,8 +99,8 @@ impl<'l> Run<'l> {
         inputs.forward(stream, &layers[set], workspace, out, observe)
     }
 
-    /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its operations in
-    /// order. On a GPU all counts are zero.
+    /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its
+    /// operations in order. On a GPU all counts are zero.
     pub fn count(&mut self) -> Result<Vec<(Part, Counters)>> {
         let counted = RefCell::new(vec![(Part::Layer, Counters::default())]);
         let settle = || {
@@ -124,8 +124,8 @@ impl<'l> Run<'l> {
         Ok(counted.into_inner())
     }
 
-    /// Captures graphs of the first `sets` layers, or of all there are, whole and by operation. Runs the first layer once
-    /// before.
+    /// Captures graphs of the first `sets` layers, or of all there are, whole and by operation. Runs the
+    /// first layer once before.
     pub fn capture(&mut self, sets: usize) -> Result<Captured<'_>> {
         self.enqueue(0, &|_| {})?;
         self.inputs.stream.synchronize()?;
@@ -217,8 +217,8 @@ impl Captured<'_> {
         self.graphs.iter().map(|(part, _)| *part)
     }
 
-    /// The replays of `part`, after running once what comes before it, so that its inputs are there. `None` where the layer
-    /// has no such operation.
+    /// The replays of `part`, after running once what comes before it, so that its inputs are there. `None`
+    /// where the layer has no such operation.
     pub fn replays(&self, part: Part) -> Result<Option<Replays<'_>>> {
         let Some((_, graphs)) = self.graphs.iter().find(|(known, _)| *known == part) else { return Ok(None) };
         for (_, graphs) in self.graphs[1..].iter().take_while(|(before, _)| *before != part) {

@@ -4,9 +4,9 @@
 //!   stream   | copies (head start) | event | A B C A B C ... | event |     one sample = time between the events / replays
 //! ```
 //!
-//! A chain has as many replays as make a millisecond, so that the events' own time vanishes, in whole rounds over the
-//! layers. The copies keep the device busy while the host enqueues the chain: what is measured is the device, not the
-//! launching thread. They also leave nothing of the weights in the L2 cache.
+//! A chain has as many replays as make a millisecond, so that the events' own time vanishes, in whole rounds
+//! over the layers. The copies keep the device busy while the host enqueues the chain: what is measured is
+//! the device, not the launching thread. They also leave nothing of the weights in the L2 cache.
 
 use std::time::{Duration, Instant};
 
@@ -147,7 +147,8 @@ impl Timer {
         Ok(us / chain.replays as f64)
     }
 
-    /// The distribution of a replay's time, from samples taken for at most about `limit`, but at least five of them.
+    /// The distribution of a replay's time, from samples taken for at most about `limit`, but at least five
+    /// of them.
     pub fn measure(&mut self, replays: Replays<'_>, limit: Duration) -> Result<Timing> {
         let chain = self.warm_up(replays)?;
         let began = Instant::now();

@@ -1,7 +1,7 @@
 //! The least that a part of a layer must do: floating-point operations, and bytes through device memory.
 //!
-//! With R' rows routed to experts of this rank, T' tokens that have such a row, and E' of this rank's experts that have
-//! one; scales f32; e4m3 one byte; ids and lists i32; hidden states and products bf16:
+//! With R' rows routed to experts of this rank, T' tokens that have such a row, and E' of this rank's experts
+//! that have one; scales f32; e4m3 one byte; ids and lists i32; hidden states and products bf16:
 //!
 //! | part | FLOPs | bytes |
 //! |---|---|---|
@@ -20,8 +20,8 @@
 //! | gemm2 | `2 R' H I` | `R' I` and scales in, w2 and scales of E', `sorted_rows` and weights `R' 8` in, `T' H 4` out |
 //! | cast | | `T H 4` in, `T H 2` out |
 //!
-//! Each byte counts once, as if caches were perfect, and nothing that a part keeps for itself counts. An intermediate
-//! whose type is the implementation's choice counts at 16 bits.
+//! Each byte counts once, as if caches were perfect, and nothing that a part keeps for itself counts. An
+//! intermediate whose type is the implementation's choice counts at 16 bits.
 
 use super::part::Part;
 use super::routing::Routed;

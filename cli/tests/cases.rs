@@ -1,6 +1,7 @@
 //! Checkpoints after public bug reports: what each must do.
 //!
-//! The numbers are those of `docs/CHECKPOINTS.md`. Most are a fixture of `tests/fixtures/models` with one thing changed.
+//! The numbers are those of `docs/CHECKPOINTS.md`. Most are a fixture of `tests/fixtures/models` with one
+//! thing changed.
 
 #[path = "../../tests/common/checkpoints.rs"]
 #[allow(dead_code, reason = "shared with the checkpoint tests")]

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use fp8_moe::Checkpoint;
 
-/// Whatever the bytes, this must return: without a panic, and without asking for more memory than the file's size asks for.
+/// Whatever the bytes, this must return: without a panic, and without asking for more memory than the file's
+/// size asks for.
 pub fn load(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path, None) else { return };
     checkpoint.inspect();

@@ -1,7 +1,9 @@
-//! `config.json` of a published checkpoint: what its MoE layers compute, read by a row of the table of [`models`](super::models).
+//! `config.json` of a published checkpoint: what its MoE layers compute, read by a row of the table of
+//! [`models`](super::models).
 //!
-//! Missing keys take the default of the model's config class. A key of another type than the class's is an error, and
-//! so are two names of one key that say different things: nothing is taken for absent that is there.
+//! Missing keys take the default of the model's config class. A key of another type than the class's is an
+//! error, and so are two names of one key that say different things: nothing is taken for absent that is
+//! there.
 //!
 //! Multimodal configs nest the language model's:
 //!

@@ -1,4 +1,5 @@
-//! One layer's tensors: the router, the experts one by one, their scales, in the layouts that the table of models names.
+//! One layer's tensors: the router, the experts one by one, their scales, in the layouts that the table of
+//! models names.
 //!
 //! ```text
 //! <prefix>.experts.7.gate_proj.weight        [I, H]       \
@@ -119,7 +120,8 @@ impl<'a> LayerReader<'a> {
         Error::checkpoint(self.files.path(), what)
     }
 
-    /// Refuses tensors of the layer that nothing here reads: what they stand for would be left out of the result.
+    /// Refuses tensors of the layer that nothing here reads: what they stand for would be left out of the
+    /// result.
     fn check_names(&self) -> Result<()> {
         let start = format!("{}.", self.prefix);
         let tensors = &self.model.tensors;
@@ -232,9 +234,9 @@ impl<'a> LayerReader<'a> {
 
     /// The static scales of the activations, before the first projection and before the second.
     ///
-    /// A checkpoint has them per expert and matrix; tokens are quantised once for all experts, so the largest is taken,
-    /// over all experts of the model, so that every rank uses the same. An expert that calibration never reached has
-    /// none, and takes that of the others.
+    /// A checkpoint has them per expert and matrix; tokens are quantised once for all experts, so the largest
+    /// is taken, over all experts of the model, so that every rank uses the same. An expert that calibration
+    /// never reached has none, and takes that of the others.
     fn input_scales(&self) -> Result<[f32; 2]> {
         let [gate, up, down] = MATRICES.map(|matrix| self.largest_input_scale(matrix));
         let first = match (gate?, up?) {
@@ -390,8 +392,8 @@ impl<'a> LayerReader<'a> {
         })
     }
 
-    /// The numbers of a tensor of scales, which must be finite and not negative. Zero is one: an all-zero block may
-    /// have it.
+    /// The numbers of a tensor of scales, which must be finite and not negative. Zero is one: an all-zero
+    /// block may have it.
     fn scale_values(&self, tensor: &Tensor<'_>) -> Result<Vec<f32>> {
         let values = match tensor.dtype {
             Dtype::U8 if self.scheme.byte_exponents => tensor.exponents(),

@@ -5,8 +5,9 @@
 //! folder   model.safetensors.index.json: {"weight_map": {name: shard file}}  (or one *.safetensors file)
 //! ```
 //!
-//! A shard is mapped when a tensor of it is first asked for, so a folder may lack the shards of other layers. A name that
-//! stands in two files is an error, with the index as without: which of them holds the truth is not for us to guess.
+//! A shard is mapped when a tensor of it is first asked for, so a folder may lack the shards of other layers.
+//! A name that stands in two files is an error, with the index as without: which of them holds the truth is
+//! not for us to guess.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -236,8 +237,9 @@ fn map(path: &Path) -> Result<Mapped> {
             "is not a safetensors file: {length} bytes, shorter than its length field"
         )));
     }
-    // SAFETY: the mapping is read-only. That nobody truncates or rewrites a checkpoint while it is being loaded is the
-    // condition under which any memory-mapped reader works; the documentation of `Checkpoint::open` states it.
+    // SAFETY: the mapping is read-only. That nobody truncates or rewrites a checkpoint while it is being
+    // loaded is the condition under which any memory-mapped reader works; the documentation of
+    // `Checkpoint::open` states it.
     let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
     let (header_bytes, header) =
         SafeTensors::read_metadata(&bytes).map_err(|e| refuse(explain(&bytes, &e)))?;

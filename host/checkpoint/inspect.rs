@@ -44,8 +44,8 @@ pub struct LoadableLayer {
 }
 
 impl Checkpoint {
-    /// Looks at every layer's tensors: names, types and shapes, and the values of routers and scales. The matrices are not
-    /// read, so that a NaN among them is not seen.
+    /// Looks at every layer's tensors: names, types and shapes, and the values of routers and scales. The
+    /// matrices are not read, so that a NaN among them is not seen.
     pub fn inspect(&self) -> Inspection {
         let layers = self.layers();
         let (_, file) = self.model.class;

@@ -61,14 +61,14 @@ pub struct Values<T> {
 impl Checkpoint {
     /// Opens a safetensors file, or a folder of them.
     ///
-    /// The config is `config` where given, else `config.json` beside the file (or in the folder), else the entry
-    /// `config` of the file's metadata. The files must not change while the checkpoint is open.
+    /// The config is `config` where given, else `config.json` beside the file (or in the folder), else the
+    /// entry `config` of the file's metadata. The files must not change while the checkpoint is open.
     pub fn open(path: impl AsRef<Path>, config: Option<&Path>) -> Result<Checkpoint> {
         Self::open_as(path, config, None)
     }
 
-    /// As [`Checkpoint::open`], reading config and tensors as those of `model_type`, whatever the config says it is: for models
-    /// that the loader does not know and that are built as one that it knows.
+    /// As [`Checkpoint::open`], reading config and tensors as those of `model_type`, whatever the config says
+    /// it is: for models that the loader does not know and that are built as one that it knows.
     pub fn open_as(
         path: impl AsRef<Path>,
         config: Option<&Path>,
@@ -131,7 +131,8 @@ impl Checkpoint {
         layers(&self.files, &self.model.tensors, self.tower)
     }
 
-    /// What the layer with the full prefix `prefix` computes: [`ModelConfig::moe`] with the layer's own quantisation.
+    /// What the layer with the full prefix `prefix` computes: [`ModelConfig::moe`] with the layer's own
+    /// quantisation.
     pub fn layer_config(&self, prefix: &str) -> Result<MoeConfig> {
         let scheme = self.scheme(prefix)?;
         let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
@@ -142,8 +143,8 @@ impl Checkpoint {
         self.schemes.of(&Layout::find(&self.files, self.model, prefix)?.modules(prefix))
     }
 
-    /// The full prefix of the layer that `wanted` means: a full prefix, the beginning of one (`model.layers.7`), or a
-    /// layer number. `None` means the only layer there is.
+    /// The full prefix of the layer that `wanted` means: a full prefix, the beginning of one
+    /// (`model.layers.7`), or a layer number. `None` means the only layer there is.
     pub fn find_layer(&self, wanted: Option<&str>) -> Result<String> {
         let layers = self.layers();
         let list = |layers: &[String]| match layers {
@@ -184,7 +185,8 @@ impl Checkpoint {
         }
     }
 
-    /// What of the layer `prefix` is in the checkpoint but not computed by [`MoeLayer`]: the prefix of its shared experts.
+    /// What of the layer `prefix` is in the checkpoint but not computed by [`MoeLayer`]: the prefix of its
+    /// shared experts.
     pub fn shared_experts(&self, prefix: &str) -> Option<String> {
         let shared = self.model.tensors.shared.iter().map(|name| format!("{prefix}.{name}"));
         shared.into_iter().find(|s| self.files.names_under(&format!("{s}.")).next().is_some())
@@ -196,8 +198,8 @@ impl Checkpoint {
         self.load_layer_with(device, &prefix, &self.layer_config(&prefix)?, &|_| {})
     }
 
-    /// Loads the experts that `config` says are local (see [`MoeConfig::for_rank`]) of the layer with the full prefix
-    /// `prefix`, telling `progress` how far it is.
+    /// Loads the experts that `config` says are local (see [`MoeConfig::for_rank`]) of the layer with the
+    /// full prefix `prefix`, telling `progress` how far it is.
     pub fn load_layer_with(
         &self,
         device: &Device,
@@ -209,7 +211,8 @@ impl Checkpoint {
         MoeLayer::from_source(device, config, &reader.rest()?, &reader, progress)
     }
 
-    /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales as f32.
+    /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales
+    /// as f32.
     pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'_>> {
         let reader = self.reader(prefix, config)?;
         let rest = reader.rest()?;

@@ -1,8 +1,8 @@
 //! The table of models: one row for each MoE module of transformers whose experts exist in FP8.
 //!
-//! A row says what the module computes, what its config's keys are called and default to, and what its tensors are
-//! called. [`config`](super::config) reads a config by a row; [`experts`](super::experts) reads tensors by a row.
-//! Adding a model is adding a row here, and a fixture in `tests/fixtures/make.py`.
+//! A row says what the module computes, what its config's keys are called and default to, and what its
+//! tensors are called. [`config`](super::config) reads a config by a row; [`experts`](super::experts) reads
+//! tensors by a row. Adding a model is adding a row here, and a fixture in `tests/fixtures/make.py`.
 //!
 //! ```text
 //! <prefix>.<router>                         [E, H]       bf16, f16 or f32
@@ -17,7 +17,8 @@
 pub(crate) struct Model {
     /// `model_type` of the config class.
     pub model_type: &'static str,
-    /// Other types of the same layer: the class of a whole multimodal model, or a name from before transformers had it.
+    /// Other types of the same layer: the class of a whole multimodal model, or a name from before
+    /// transformers had it.
     pub also: &'static [&'static str],
     /// The config class, and its file below [`TRANSFORMERS`].
     pub class: (&'static str, &'static str),
@@ -31,7 +32,8 @@ pub(crate) struct Model {
     pub intermediate_size: Number,
     /// From logits to experts and weights.
     pub scoring: Scoring,
-    /// Keys that the class does not read but configs have, with the only values that say what the class does, as JSON.
+    /// Keys that the class does not read but configs have, with the only values that say what the class does,
+    /// as JSON.
     pub fixed: &'static [(&'static str, &'static [&'static str])],
     /// Names and layouts of the tensors.
     pub tensors: Tensors,
@@ -67,8 +69,8 @@ pub(crate) enum Renormalize {
 pub(crate) enum Scoring {
     /// Softmax over all experts, the k largest.
     Softmax(Renormalize),
-    /// Groups by the sum of their two best scores, biased; then the best in the best groups. A bias that the checkpoint
-    /// lacks is zeros, as the class's buffer is.
+    /// Groups by the sum of their two best scores, biased; then the best in the best groups. A bias that the
+    /// checkpoint lacks is zeros, as the class's buffer is.
     Biased {
         /// Scores are sigmoids; else the softmax.
         sigmoid: bool,
@@ -78,8 +80,8 @@ pub(crate) enum Scoring {
         /// Default of `routed_scaling_factor`; `None` where the class has no such key.
         factor: Option<f64>,
     },
-    /// DeepSeek-V2: `topk_method` greedy is softmax top-k, `group_limited_greedy` groups by their best score; weights
-    /// times `routed_scaling_factor`.
+    /// DeepSeek-V2: `topk_method` greedy is softmax top-k, `group_limited_greedy` groups by their best score;
+    /// weights times `routed_scaling_factor`.
     DeepSeekV2,
     /// The largest logit; its sigmoid weighs the expert's input.
     SigmoidInput,

@@ -1,4 +1,5 @@
-//! How a checkpoint's experts are quantised: `quantization_config` of `config.json`, or `hf_quant_config.json`.
+//! How a checkpoint's experts are quantised: `quantization_config` of `config.json`, or
+//! `hf_quant_config.json`.
 //!
 //! | `quant_method` | scheme | tensors beside `weight` |
 //! |---|---|---|
@@ -83,7 +84,8 @@ fn is_class_of_experts(target: &str) -> bool {
     target == "Linear" || target == "FusedMoE" || target.ends_with("Experts")
 }
 
-/// A regular expression from a config, with limits to the memory of its machine and to the steps that it backtracks.
+/// A regular expression from a config, with limits to the memory of its machine and to the steps that it
+/// backtracks.
 fn regex(expression: &str) -> Result<Box<Regex>, fancy_regex::Error> {
     let mut builder = RegexBuilder::new(expression);
     builder.delegate_size_limit(1 << 20).delegate_dfa_size_limit(1 << 20).backtrack_limit(100_000);
@@ -115,7 +117,8 @@ impl Pattern {
         regex(&expression).map(Pattern::Regex).map_err(|e| format!("\"{text}\" is not a pattern: {e}"))
     }
 
-    /// Whether it is the name of `module`, or matches it. An expression that reaches its limit of steps is an error.
+    /// Whether it is the name of `module`, or matches it. An expression that reaches its limit of steps is an
+    /// error.
     fn matches(&self, module: &str) -> Result<bool, String> {
         match self {
             Pattern::Name(name) => Ok(name == module),
@@ -510,7 +513,8 @@ fn patterns(
 }
 
 impl Scheme {
-    /// The way to quantise of a layer that computes this scheme: the same numbers, or finer ones for the activations.
+    /// The way to quantise of a layer that computes this scheme: the same numbers, or finer ones for the
+    /// activations.
     ///
     /// | weights | activations | layer |
     /// |---|---|---|

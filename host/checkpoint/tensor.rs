@@ -98,7 +98,8 @@ impl<'a> Tensor<'a> {
         }
     }
 
-    /// Refuses e4m3 bytes of this tensor that are NaN, with the place of the first. `start` is where `bytes` begins in it.
+    /// Refuses e4m3 bytes of this tensor that are NaN, with the place of the first. `start` is where `bytes`
+    /// begins in it.
     pub fn check_e4m3(&self, bytes: &[u8], start: usize) -> Result<()> {
         match E4m3::first_nan(bytemuck::cast_slice(bytes)) {
             Some(at) => Err(self.error(format!(

@@ -1,7 +1,8 @@
 //! Device memory: [`Buffer`] owns it, [`Slice`] and [`SliceMut`] borrow a part of it.
 //!
-//! Operations take slices: `Slice` for what they read, `SliceMut` for what they write, so that a call says which of its
-//! arguments change. Memory that another program owns becomes a slice through the unsafe `from_raw`.
+//! Operations take slices: `Slice` for what they read, `SliceMut` for what they write, so that a call says
+//! which of its arguments change. Memory that another program owns becomes a slice through the unsafe
+//! `from_raw`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,8 +19,9 @@ use crate::gpu::stream::Stream;
 
 /// `len` elements of `T` in the memory of a device.
 ///
-/// It may be used on several streams: an operation waits for those on other streams that write what it uses, or use what it writes.
-/// The memory is freed when the buffer and all graphs that use it are dropped; the drop waits until no stream uses it.
+/// It may be used on several streams: an operation waits for those on other streams that write what it uses,
+/// or use what it writes. The memory is freed when the buffer and all graphs that use it are dropped; the
+/// drop waits until no stream uses it.
 pub struct Buffer<T: Pod> {
     device: Device,
     ptr: DevicePtr<T>,
@@ -118,7 +120,8 @@ impl<T: Pod> Buffer<T> {
         self.as_slice().to_vec(stream)
     }
 
-    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits for it.
+    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits
+    /// for it.
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.as_mut_slice().copy_from(data, stream)
     }
@@ -200,10 +203,11 @@ impl<'a, T: Pod> Slice<'a, T> {
     /// A slice of memory that this library did not allocate.
     ///
     /// # Safety
-    /// - `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid until every
-    ///   operation that was given the slice has completed on its stream; if one was captured, until the graph is dropped.
-    /// - Until then nothing may write the memory, but for operations on the same stream, or ordered with it by the caller: the
-    ///   library does not know whose memory it is.
+    /// - `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid
+    ///   until every operation that was given the slice has completed on its stream; if one was captured,
+    ///   until the graph is dropped.
+    /// - Until then nothing may write the memory, but for operations on the same stream, or ordered with it
+    ///   by the caller: the library does not know whose memory it is.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> Slice<'a, T> {
         Slice { device, memory: None, ptr, len }
     }
@@ -253,8 +257,8 @@ impl<'a, T: Pod> Slice<'a, T> {
         if self.len > 0 {
             let (to, bytes) = (host.as_mut_ptr().cast(), self.len * size_of::<T>());
             stream.uses(self.memory, Access::Read)?;
-            // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the slice's
-            // invariant, and the stream is waited for below, before `host` can move.
+            // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the
+            // slice's invariant, and the stream is waited for below, before `host` can move.
             stream.enqueue(|stream| unsafe { stream.copy_to_host(to, self.ptr.raw(), bytes) })?;
         }
         stream.synchronize()?;
@@ -270,10 +274,11 @@ impl<'a, T: Pod> Slice<'a, T> {
         Err(Error::argument(op, name, format!("memory of {}", self.device), rule))
     }
 
-    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len` elements. Else the
-    /// stream waits for whoever writes it on another.
+    /// Refuses the argument `name` of `op` when it is on another device than `stream`, or shorter than `len`
+    /// elements. Else the stream waits for whoever writes it on another.
     ///
-    /// An operation calls it for all that it reads before it launches anything, and keeps the slice until it has launched all.
+    /// An operation calls it for all that it reads before it launches anything, and keeps the slice until it
+    /// has launched all.
     pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
         self.check_device(op, name, stream)?;
         check_len(op, name, self.len, len)?;
@@ -403,7 +408,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         self.as_slice().to_vec(stream)
     }
 
-    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits for it.
+    /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits
+    /// for it.
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.check_device("copy_from", "destination", stream)?;
         stream.refuse_capture("copy_from")?;
@@ -421,8 +427,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         stream.synchronize()
     }
 
-    /// Overwrites everything with `source`, other memory of the same device and length, in `stream`'s order. Can be
-    /// captured.
+    /// Overwrites everything with `source`, other memory of the same device and length, in `stream`'s order.
+    /// Can be captured.
     pub fn copy_from_device(&mut self, source: Slice<'_, T>, stream: &Stream) -> Result<()> {
         self.check_device("copy_from_device", "destination", stream)?;
         source.check_device("copy_from_device", "source", stream)?;
@@ -441,7 +447,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         let bytes = self.len * size_of::<T>();
         stream.uses(source.memory, Access::Read)?;
         stream.uses(self.memory, Access::Write)?;
-        // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no other slice.
+        // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no
+        // other slice.
         Ok(stream.enqueue(|stream| unsafe { stream.copy(self.ptr.raw(), source.ptr.raw(), bytes) })?)
     }
 

@@ -1,7 +1,7 @@
 //! Devices: opening one, and what it says of itself.
 //!
-//! A device is a context of a CUDA driver, NVIDIA's or the emulated one's, and what the layer needs to know of it. Everything behind
-//! [`Device::open`] is the same code for both.
+//! A device is a context of a CUDA driver, NVIDIA's or the emulated one's, and what the layer needs to know
+//! of it. Everything behind [`Device::open`] is the same code for both.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -40,10 +40,11 @@ struct Inner {
 }
 
 impl Device {
-    /// Opens a device, for its best kernel family. It uses the device's primary context, as the CUDA runtime and cudarc do.
+    /// Opens a device, for its best kernel family. It uses the device's primary context, as the CUDA runtime
+    /// and cudarc do.
     ///
-    /// A process may open a GPU and the emulated device beside each other. Devices that are opened several times share their context
-    /// and the kernels that have been loaded.
+    /// A process may open a GPU and the emulated device beside each other. Devices that are opened several
+    /// times share their context and the kernels that have been loaded.
     pub fn open(spec: DeviceSpec) -> Result<Device> {
         Self::open_as(spec, None)
     }
@@ -72,8 +73,8 @@ impl Device {
         Self::new(context, family, choice.reason, &refuse)
     }
 
-    /// A device on a context that exists already, of NVIDIA's driver: cudarc's, the CUDA runtime's, one's own. Kernels that devices
-    /// of the same context have loaded are shared.
+    /// A device on a context that exists already, of NVIDIA's driver: cudarc's, the CUDA runtime's, one's
+    /// own. Kernels that devices of the same context have loaded are shared.
     ///
     /// # Errors
     /// If there is no driver, or if the context's device cannot run the kernels.
@@ -88,8 +89,8 @@ impl Device {
         Self::in_context(unsafe { Context::from_raw(driver, context) }?, None)
     }
 
-    /// A device on a context of any driver, for the kernels of `family` or, without one, its best. Devices of one context share the
-    /// kernels that have been loaded.
+    /// A device on a context of any driver, for the kernels of `family` or, without one, its best. Devices of
+    /// one context share the kernels that have been loaded.
     ///
     /// # Errors
     /// If the context's device cannot run the kernels.
@@ -201,8 +202,8 @@ impl Device {
         Arc::ptr_eq(&self.inner.shared, &other.inner.shared)
     }
 
-    /// The kernels that have been loaded, by name: those of the layer's forwards when a forward first needs any of them, others at
-    /// their first launch.
+    /// The kernels that have been loaded, by name: those of the layer's forwards when a forward first needs
+    /// any of them, others at their first launch.
     pub fn loaded_kernels(&self) -> Vec<&'static str> {
         self.inner.shared.kernels.names(self.inner.family)
     }
@@ -252,7 +253,8 @@ mod tests {
     use crate::{DeviceSpec, Family};
 
     impl Device {
-        /// The device of tests, `sim` unless `FP8_MOE_DEVICE` says otherwise, in a context of its own: nothing has been loaded.
+        /// The device of tests, `sim` unless `FP8_MOE_DEVICE` says otherwise, in a context of its own:
+        /// nothing has been loaded.
         pub(crate) fn for_test(family: Option<Family>) -> Device {
             let spec = std::env::var("FP8_MOE_DEVICE").map_or(Ok(DeviceSpec::Sim), |text| text.parse());
             let device = Device::open(spec.expect("FP8_MOE_DEVICE")).expect("a device");

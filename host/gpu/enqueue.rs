@@ -12,9 +12,10 @@ impl Device {
     /// Enqueues a kernel. The block size is the kernel's own; a grid with no blocks enqueues nothing.
     ///
     /// # Safety
-    /// The kernel's arguments must satisfy what its documentation asks of them: device addresses of enough memory, of
-    /// this device, that stay valid until the stream has run the kernel. Uses of the memory on other streams are ordered if the
-    /// caller has checked slices of it for this stream, as the operations do; else that is the caller's to do.
+    /// The kernel's arguments must satisfy what its documentation asks of them: device addresses of enough
+    /// memory, of this device, that stay valid until the stream has run the kernel. Uses of the memory on
+    /// other streams are ordered if the caller has checked slices of it for this stream, as the operations
+    /// do; else that is the caller's to do.
     pub(crate) unsafe fn launch<A: Arguments>(
         &self,
         stream: &Stream,
@@ -39,13 +40,15 @@ impl Device {
             grid: [grid.x, grid.y, grid.z],
             block: [kernel.threads, 1, 1],
             dynamic_shared: kernel.shared_bytes,
-            // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap, whatever the GPU can do.
+            // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap,
+            // whatever the GPU can do.
             overlap: kernel.overlap && self.family() == Family::Sm90a,
         };
         let launched = arguments.with_params(|params| {
             stream.enqueue(|stream| {
-                // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's contract, kept by the generated
-                // structs); what the values mean to the kernel is the caller's contract.
+                // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's
+                // contract, kept by the generated structs); what the values mean to the kernel is the
+                // caller's contract.
                 unsafe { stream.launch(&function, config, params) }
             })
         });

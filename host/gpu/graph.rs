@@ -1,8 +1,9 @@
 //! Captured graphs.
 //!
-//! A capture records operations instead of running them, on a stream of its own: what other threads enqueue meanwhile, or this one on
-//! other streams, runs. The [`Graph`] replays them with one call. It holds the memory that they use, and a replay is ordered with
-//! what other streams do with that memory, like any other operation.
+//! A capture records operations instead of running them, on a stream of its own: what other threads enqueue
+//! meanwhile, or this one on other streams, runs. The [`Graph`] replays them with one call. It holds the
+//! memory that they use, and a replay is ordered with what other streams do with that memory, like any other
+//! operation.
 
 use std::fmt;
 use std::sync::PoisonError;
@@ -15,11 +16,11 @@ use crate::gpu::order::{Held, Launches};
 use crate::gpu::stream::Stream;
 
 impl Stream {
-    /// Records what `work` enqueues on the stream that it is given, without running it. That is another stream than this one: what
-    /// `work` enqueues on others runs.
+    /// Records what `work` enqueues on the stream that it is given, without running it. That is another
+    /// stream than this one: what `work` enqueues on others runs.
     ///
-    /// `work` must not wait for the stream or copy to or from the host; the operations of this library do neither. Kernels that it
-    /// needs are loaded.
+    /// `work` must not wait for the stream or copy to or from the host; the operations of this library do
+    /// neither. Kernels that it needs are loaded.
     ///
     /// # Errors
     /// What `work` fails with, or what the driver says of the capture.
@@ -33,8 +34,8 @@ impl Stream {
     }
 }
 
-/// A stream for captures, one after the other. No other thread may be given the stream: an operation that begins during a capture
-/// would end after it.
+/// A stream for captures, one after the other. No other thread may be given the stream: an operation that
+/// begins during a capture would end after it.
 pub struct Recorder {
     stream: Stream,
 }
@@ -100,9 +101,10 @@ impl Graph {
 
     /// Enqueues the captured work.
     ///
-    /// The memory that it uses stays allocated as long as the graph. A replay reads what buffers hold when it runs, and overwrites
-    /// what the operations wrote when they were captured, also while somebody borrows those buffers: the order is that of the calls,
-    /// on whatever streams. Memory of other programs, from [`Slice::from_raw`](crate::Slice::from_raw), is their business.
+    /// The memory that it uses stays allocated as long as the graph. A replay reads what buffers hold when it
+    /// runs, and overwrites what the operations wrote when they were captured, also while somebody borrows
+    /// those buffers: the order is that of the calls, on whatever streams. Memory of other programs, from
+    /// [`Slice::from_raw`](crate::Slice::from_raw), is their business.
     ///
     /// # Errors
     /// If the stream is another device's, or is being captured: a graph is no part of another.
@@ -110,8 +112,8 @@ impl Graph {
     /// # Safety
     /// A graph writes memory that nobody lends it. That memory must not hold lists of a
     /// `Permutation` that is used after the launch: with layers, no other thread may be
-    /// enqueueing a forward in the workspace that the graph uses. The lists of a permutation that was made before the capture, and is
-    /// used in it, must hold what they held then.
+    /// enqueueing a forward in the workspace that the graph uses. The lists of a permutation that was made
+    /// before the capture, and is used in it, must hold what they held then.
     pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
@@ -119,10 +121,11 @@ impl Graph {
         }
         stream.refuse_capture("graph launch")?;
         let Some(exec) = self.exec.as_ref().filter(|_| !stream.is_rehearsal()) else { return Ok(()) };
-        // SAFETY: lists of permutations are the caller's contract. The graph holds its memory, or has it from `from_raw`, whose contract covers its replays. The stream waits for other
-        // uses of the memory, and later ones will wait for it (in a capture by another program that is the contract of the stream's
-        // `from_raw`). The gate admits one thread at a time: none that launches the graph too, and none that is about to use its
-        // memory.
+        // SAFETY: lists of permutations are the caller's contract. The graph holds its memory, or has it from
+        // `from_raw`, whose contract covers its replays. The stream waits for other uses of the memory, and
+        // later ones will wait for it (in a capture by another program that is the contract of the stream's
+        // `from_raw`). The gate admits one thread at a time: none that launches the graph too, and none that
+        // is about to use its memory.
         let launch = |stream: &cust::Stream| unsafe { exec.launch(stream) };
         let _alone = self.device.shared().gate.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match stream.is_foreign_capture() {

@@ -1,7 +1,7 @@
 //! The kernels that have been loaded into a context: each at its first use, those of a list side by side.
 //!
-//! The driver compiles the text of a kernel when it loads it, on the thread that asks, for 0.02 to 0.4 s. Of several kernels that
-//! are known to be needed, each goes to a thread of its own, as far as there are cores.
+//! The driver compiles the text of a kernel when it loads it, on the thread that asks, for 0.02 to 0.4 s. Of
+//! several kernels that are known to be needed, each goes to a thread of its own, as far as there are cores.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -28,7 +28,8 @@ pub(crate) struct KernelCache {
 /// A kernel's family and name.
 type Key = (Family, &'static str);
 
-/// A loaded kernel, in a module of its own: the driver compiles a module as a whole, and a program uses few of the kernels.
+/// A loaded kernel, in a module of its own: the driver compiles a module as a whole, and a program uses few
+/// of the kernels.
 struct Loaded {
     function: Function,
     /// Dynamic shared memory the function has been allowed so far.
@@ -39,8 +40,9 @@ struct Loaded {
 impl Loaded {
     /// Loads the kernel `name` from its text.
     ///
-    /// Loading is nothing that a graph records, so what a capture forbids its thread is allowed. (The driver may put it off until the
-    /// function is asked for, so that belongs in here too.) Another thread's capture may forbid as much to this one.
+    /// Loading is nothing that a graph records, so what a capture forbids its thread is allowed. (The driver
+    /// may put it off until the function is asked for, so that belongs in here too.) Another thread's capture
+    /// may forbid as much to this one.
     fn new(context: &Context, name: &'static str, ptx: &str) -> Result<Loaded> {
         context.relaxed(|| {
             let function = Module::from_ptx(context, ptx)?.function(name)?;
@@ -73,7 +75,8 @@ impl KernelCache {
         names
     }
 
-    /// The kernel `text`, loaded at its first use and allowed to use `dynamic_shared` bytes of the `shared_per_block` that there are.
+    /// The kernel `text`, loaded at its first use and allowed to use `dynamic_shared` bytes of the
+    /// `shared_per_block` that there are.
     pub fn get(
         &self,
         family: Family,
@@ -98,7 +101,8 @@ impl KernelCache {
         Ok(kernel.function.clone())
     }
 
-    /// Loads those of `kernels` that are missing: side by side, the longest first. Whoever needs a kernel meanwhile waits.
+    /// Loads those of `kernels` that are missing: side by side, the longest first. Whoever needs a kernel
+    /// meanwhile waits.
     pub fn load(&self, family: Family, kernels: &[KernelText]) -> Result<()> {
         let mut loaded = self.lock();
         let mut texts = HashMap::new();

@@ -1,4 +1,5 @@
-//! What the generated launchers are made of: device addresses, kernels, the trait that marshals arguments, grids.
+//! What the generated launchers are made of: device addresses, kernels, the trait that marshals arguments,
+//! grids.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -6,7 +7,8 @@ use std::marker::PhantomData;
 
 use crate::gpu::family::Family;
 
-/// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument takes.
+/// An address in device memory of elements of type `T`. What a kernel's `*const T` or `*mut T` argument
+/// takes.
 #[repr(transparent)]
 pub struct DevicePtr<T> {
     address: u64,
@@ -78,8 +80,8 @@ pub struct TensorMap(pub [u64; 16]);
 pub(crate) struct KernelText {
     /// The entry's name in the PTX.
     pub name: &'static str,
-    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel. The file that includes the
-    /// launchers says it, so that this layer does not know which kernels there are.
+    /// The PTX of a module with the kernel of a name alone; none if the family has no such kernel. The file
+    /// that includes the launchers says it, so that this layer does not know which kernels there are.
     pub module: fn(Family, &str) -> Option<String>,
 }
 
@@ -90,10 +92,11 @@ pub(crate) struct Kernel<A> {
     pub threads: u32,
     /// Blocks of a cluster, as the kernel declares them; the grid is a multiple of it.
     pub cluster: u32,
-    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it touches what that one
-    /// writes.
+    /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it
+    /// touches what that one writes.
     pub overlap: bool,
-    /// Bytes of dynamic shared memory per block: what the kernel declares, or what [`with_shared`](Self::with_shared) says.
+    /// Bytes of dynamic shared memory per block: what the kernel declares, or what
+    /// [`with_shared`](Self::with_shared) says.
     pub shared_bytes: u32,
     arguments: PhantomData<fn(&A)>,
 }

@@ -14,26 +14,31 @@
 //! | `kernel_cache` | the kernels that have been loaded into a context |
 //! | `tensor_map` | descriptors for TMA |
 //!
-//! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the order `family`, `launch`,
-//! `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then the others.
+//! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
+//! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then
+//! the others.
 //!
 //! # What is safe, and why
 //! No sequence of safe calls makes two streams race, or uses memory that has been freed:
 //!
-//! - *Races.* Whatever an operation uses is checked, by `Slice::check` and `SliceMut::check`, and a check makes the operation's stream
-//!   wait for conflicting work on others (`order`, which says why that suffices, also for several threads). Copies and fills do the
-//!   same.
-//! - *Borrows.* A slice borrows its buffer until the call returns, no longer: the work is still to run. What comes later on the same
-//!   stream runs later; on another stream it waits; on the host, copies wait for their stream before they return.
-//! - *Freed memory.* An allocation waits, when it is dropped, for all work that uses it, on whatever stream. Where it cannot be waited
-//!   for, since a fault has taken the context away, the memory is not freed.
-//! - *Graphs.* A graph holds the memory that it uses, waits at each launch like an operation, and when it is dropped waits for its
-//!   launches. To launch one is unsafe all the same: it writes memory that nobody lends it, and what operations rely on may lie there
-//!   (the lists of permutations). Captures run on a stream of their own, so that no other thread's work gets into them, and copies to the host, waits and
-//!   events are refused in them.
+//! - *Races.* Whatever an operation uses is checked, by `Slice::check` and `SliceMut::check`, and a check
+//!   makes the operation's stream wait for conflicting work on others (`order`, which says why that suffices,
+//!   also for several threads). Copies and fills do the same.
+//! - *Borrows.* A slice borrows its buffer until the call returns, no longer: the work is still to run. What
+//!   comes later on the same stream runs later; on another stream it waits; on the host, copies wait for
+//!   their stream before they return.
+//! - *Freed memory.* An allocation waits, when it is dropped, for all work that uses it, on whatever stream.
+//!   Where it cannot be waited for, since a fault has taken the context away, the memory is not freed.
+//! - *Graphs.* A graph holds the memory that it uses, waits at each launch like an operation, and when it is
+//!   dropped waits for its launches. To launch one is unsafe all the same: it writes memory that nobody lends
+//!   it, and what operations rely on may lie there (the lists of permutations). Captures run on a stream of
+//!   their own, so that no other thread's work gets into them, and copies to the host, waits and events are
+//!   refused in them.
 //! - *Streams.* A stream whose last handle is dropped leaves an event behind its work, for which others wait.
-//! - *Kernels.* Modules are unloaded when the last device of their context is dropped, after the context's work.
-//! - *Memory and streams of others* come in by `unsafe` functions, whose contracts say what the library cannot know.
+//! - *Kernels.* Modules are unloaded when the last device of their context is dropped, after the context's
+//!   work.
+//! - *Memory and streams of others* come in by `unsafe` functions, whose contracts say what the library
+//!   cannot know.
 
 pub(crate) mod buffer;
 pub(crate) mod device;

@@ -5,22 +5,25 @@
 //!   stream B ── ... ── wait e ── read x ── ...        an operation on B reads x: B has not waited for A's 1st, so it does
 //! ```
 //!
-//! - A [`Queue`] is a stream. It counts the pieces of work that have been enqueued, and knows up to which number they have been waited
-//!   for: by the host, and by each other queue that has waited for it.
-//! - An [`Allocation`] is device memory. For every queue it knows the number of the last work that read it, and that wrote it.
+//! - A [`Queue`] is a stream. It counts the pieces of work that have been enqueued, and knows up to which
+//!   number they have been waited for: by the host, and by each other queue that has waited for it.
+//! - An [`Allocation`] is device memory. For every queue it knows the number of the last work that read it,
+//!   and that wrote it.
 //!
-//! Before an operation enqueues, it says what it is about to read and write (`Queue::uses`, which the checks of slices call). Its
-//! queue then waits for the work of other queues that conflicts and has not been waited for: all that uses the memory if the operation
-//! writes, what writes it if the operation reads. When the work has been enqueued, its number goes to all memory that it uses. On one
-//! queue there is nothing to wait for, and readers do not wait for readers.
+//! Before an operation enqueues, it says what it is about to read and write (`Queue::uses`, which the checks
+//! of slices call). Its queue then waits for the work of other queues that conflicts and has not been waited
+//! for: all that uses the memory if the operation writes, what writes it if the operation reads. When the
+//! work has been enqueued, its number goes to all memory that it uses. On one queue there is nothing to wait
+//! for, and readers do not wait for readers.
 //!
 //! # Why this suffices
-//! An operation borrows its slices from its checks until its last launch, so that no other thread begins an operation that conflicts
-//! in between: whoever comes later finds the numbers. Slices of one buffer that do not overlap may be in use by several threads; they
-//! share an allocation, and wait for each other too often, never too rarely, since a number is noted after its work was enqueued.
+//! An operation borrows its slices from its checks until its last launch, so that no other thread begins an
+//! operation that conflicts in between: whoever comes later finds the numbers. Slices of one buffer that do
+//! not overlap may be in use by several threads; they share an allocation, and wait for each other too often,
+//! never too rarely, since a number is noted after its work was enqueued.
 //!
-//! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at its launch, under the
-//! *gate* of the context, and graphs are launched under the gate.
+//! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at
+//! its launch, under the *gate* of the context, and graphs are launched under the gate.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -102,8 +105,8 @@ impl Queue {
         self.id
     }
 
-    /// One handle more. If it had ended, another program's stream may be a new one under an old name: it waits for the end. False
-    /// if that cannot be.
+    /// One handle more. If it had ended, another program's stream may be a new one under an old name: it
+    /// waits for the end. False if that cannot be.
     pub fn open(&self) -> bool {
         let mut state = lock(&self.state);
         if state.handles == 0 {
@@ -127,7 +130,8 @@ impl Queue {
         if state.handles == 0 {
             state.end = match self.mark(&mut state) {
                 Ok(Some(_)) => End::Marked,
-                // Without an event it is waited for. If that fails too, a fault has taken the context away, and all work with it.
+                // Without an event it is waited for. If that fails too, a fault has taken the context away,
+                // and all work with it.
                 _ => {
                     let _ = self.raw.synchronize();
                     End::Done
@@ -208,7 +212,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Says that an operation is about to be enqueued that uses `allocation`: makes the queue wait for whom it must.
+    /// Says that an operation is about to be enqueued that uses `allocation`: makes the queue wait for whom
+    /// it must.
     pub fn uses(self: &Arc<Queue>, allocation: &Arc<Allocation>, access: Access) -> CudaResult<()> {
         if let Some(captured) = &mut lock(&self.state).captured {
             Held::add(captured, allocation, access);
@@ -246,7 +251,8 @@ impl Queue {
         self.enqueued.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Enqueues `graph`, a piece of work that uses `held` and is itself used, by one launch at a time. The gate is held.
+    /// Enqueues `graph`, a piece of work that uses `held` and is itself used, by one launch at a time. The
+    /// gate is held.
     pub fn enqueue_graph(
         self: &Arc<Queue>,
         held: &[Held],
@@ -262,8 +268,8 @@ impl Queue {
         Ok(())
     }
 
-    /// From here on uses are those of a capture. What has been enqueued before is waited for, so that nobody else has to while it is
-    /// captured.
+    /// From here on uses are those of a capture. What has been enqueued before is waited for, so that nobody
+    /// else has to while it is captured.
     pub fn begin_capture(&self) -> CudaResult<()> {
         self.synchronize()?;
         self.raw.begin_capture()?;
@@ -423,11 +429,13 @@ impl Launches {
     }
 }
 
-/// What this thread has said to use since its operation began; or more, if one before has failed. More does no harm.
+/// What this thread has said to use since its operation began; or more, if one before has failed. More does
+/// no harm.
 #[derive(Default)]
 struct Notes {
     notes: Vec<Note>,
-    /// The operation has launched something. It may launch more, which uses the same; with the next note another one begins.
+    /// The operation has launched something. It may launch more, which uses the same; with the next note
+    /// another one begins.
     has_launched: bool,
 }
 

@@ -1,4 +1,5 @@
-//! What the devices of one context share: the context itself, its default stream, and the kernels that have been loaded into it.
+//! What the devices of one context share: the context itself, its default stream, and the kernels that have
+//! been loaded into it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

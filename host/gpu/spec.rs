@@ -13,8 +13,9 @@ const VARIABLE: &str = "FP8_MOE_DEVICE";
 /// Which device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceSpec {
-    /// What the environment variable `FP8_MOE_DEVICE` says (`sim`, `cuda`, `cuda:N`), else the first GPU that can run the kernels;
-    /// an error when there is none. It is never the emulated device unless the variable asks for it.
+    /// What the environment variable `FP8_MOE_DEVICE` says (`sim`, `cuda`, `cuda:N`), else the first GPU that
+    /// can run the kernels; an error when there is none. It is never the emulated device unless the variable
+    /// asks for it.
     #[default]
     Auto,
     /// The GPU with this ordinal; an error when there is no driver or no such GPU.
@@ -65,7 +66,8 @@ const HINT: &str = if cfg!(feature = "sim") {
 };
 
 impl DeviceSpec {
-    /// The error of a device that cannot be had. Who left the choice to the library is told of the emulated device.
+    /// The error of a device that cannot be had. Who left the choice to the library is told of the emulated
+    /// device.
     pub(super) fn refuse(self, mut reason: String) -> Error {
         if self == DeviceSpec::Auto {
             reason = format!("{reason}; {HINT}");

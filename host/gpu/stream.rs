@@ -1,6 +1,7 @@
 //! Streams and events.
 //!
-//! A stream runs what is enqueued on it in order. Of two streams, one waits for the other where they use the same memory (`order`).
+//! A stream runs what is enqueued on it in order. Of two streams, one waits for the other where they use the
+//! same memory (`order`).
 
 use std::ffi::c_void;
 use std::fmt;
@@ -39,16 +40,18 @@ impl Stream {
         Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
     }
 
-    /// A stream that another program owns: a `CUstream`. Null is the legacy default stream of the device's context.
+    /// A stream that another program owns: a `CUstream`. Null is the legacy default stream of the device's
+    /// context.
     ///
-    /// If the stream is being captured by that program now, what is enqueued through this handle becomes part of its graph, and is not
-    /// ordered with other streams.
+    /// If the stream is being captured by that program now, what is enqueued through this handle becomes part
+    /// of its graph, and is not ordered with other streams.
     ///
     /// # Safety
-    /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be `CU_STREAM_PER_THREAD`, which is another
-    ///   stream in every thread.
-    /// - A capture by another program must not begin or end on it while the handle is there. What is captured through a handle must
-    ///   stay alive as long as the graph, and whoever launches the graph must order it with other uses of the same memory.
+    /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be
+    ///   `CU_STREAM_PER_THREAD`, which is another stream in every thread.
+    /// - A capture by another program must not begin or end on it while the handle is there. What is captured
+    ///   through a handle must stay alive as long as the graph, and whoever launches the graph must order it
+    ///   with other uses of the same memory.
     pub unsafe fn from_raw(device: &Device, raw: *mut c_void) -> Stream {
         // SAFETY: the caller's contract.
         let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
@@ -59,8 +62,8 @@ impl Stream {
         Stream { queue, mode, device: device.clone() }
     }
 
-    /// A stream on which operations check their arguments and choose their kernels, as on any other, and run nothing: it notes the
-    /// kernels.
+    /// A stream on which operations check their arguments and choose their kernels, as on any other, and run
+    /// nothing: it notes the kernels.
     pub(crate) fn rehearsal(device: &Device) -> Stream {
         Self::default_of(device, Mode::Rehearse(Mutex::default()))
     }
@@ -135,8 +138,8 @@ impl Stream {
         Err(Error::argument(op, "stream", format!("{self:?}"), rule))
     }
 
-    /// A number of the capture that records what is enqueued here, or of captures that go together; none where it runs, or is
-    /// rehearsed.
+    /// A number of the capture that records what is enqueued here, or of captures that go together; none
+    /// where it runs, or is rehearsed.
     pub(crate) fn capture_id(&self) -> Option<u64> {
         match self.mode {
             Mode::Run => self.queue.is_capturing().then(|| self.queue.id()),
@@ -154,8 +157,8 @@ impl Stream {
         Ok(self.queue.synchronize()?)
     }
 
-    /// Makes everything enqueued from now on wait for `event`. Memory of buffers needs no such thing: operations on several streams
-    /// that use the same are ordered.
+    /// Makes everything enqueued from now on wait for `event`. Memory of buffers needs no such thing:
+    /// operations on several streams that use the same are ordered.
     ///
     /// # Errors
     /// If the stream is being captured.

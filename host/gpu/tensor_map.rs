@@ -10,8 +10,8 @@ use crate::gpu::launch::TensorMap;
 /// Bytes of K in a box: a row of the 128-byte swizzle.
 const BOX_BYTES: u32 = 128;
 
-/// The map of a matrix `[rows, columns]`, columns contiguous and a multiple of 16, in boxes of `box_rows` (at most 256) by 128
-/// columns with the 128-byte swizzle. What a box has outside the matrix arrives as zeros.
+/// The map of a matrix `[rows, columns]`, columns contiguous and a multiple of 16, in boxes of `box_rows` (at
+/// most 256) by 128 columns with the 128-byte swizzle. What a box has outside the matrix arrives as zeros.
 pub(crate) fn of_matrix(
     matrix: &Slice<'_, E4m3>,
     rows: usize,
@@ -30,8 +30,9 @@ pub(crate) fn of_matrix(
     Ok(TensorMap(map.encode(matrix.device().context())?.opaque))
 }
 
-/// The map of `[lines, length]` f32 at the start of `scales`, 16-byte aligned, a line `stride` elements behind the one before, a multiple of 4, in
-/// boxes of `box_length` elements of a line, a multiple of 4 up to 256. What a box has behind the end of its line arrives as zeros.
+/// The map of `[lines, length]` f32 at the start of `scales`, 16-byte aligned, a line `stride` elements
+/// behind the one before, a multiple of 4, in boxes of `box_length` elements of a line, a multiple of 4
+/// up to 256. What a box has behind the end of its line arrives as zeros.
 pub(crate) fn of_lines(
     scales: &Slice<'_, f32>,
     (lines, length): (usize, usize),

@@ -169,7 +169,8 @@ pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
 pub const SCALE_BLOCK: u32 = 128;
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
 pub const SCHEDULE_COUNTERS: u32 = 256;
-/// Bytes of K that a GEMM has in shared memory together: a row of a stage, and the width of a scale group or block.
+/// Bytes of K that a GEMM has in shared memory together: a row of a stage, and the width of a scale group or
+/// block.
 pub const SLAB: u32 = 128;
 /// Rows that a box has besides a tile's: up to three before it, and as many behind it that the size is one.
 pub const SLAB_SCALES_EXTRA_ROWS: u32 = 4;
@@ -183,7 +184,8 @@ pub const TOP_K_TOKENS_PER_BLOCK: u32 = 4;
 pub const WARP_COLUMNS: u32 = 256;
 /// Rows of a block at a time, a warp each, of the kernels whose warps are independent.
 pub const WARP_ROWS_PER_BLOCK: u32 = 4;
-/// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share it.
+/// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share
+/// it.
 pub const WIDE: GemmTile = GemmTile {
     rows: 128,
     columns: 256,
@@ -338,8 +340,8 @@ pub struct Strides {
     /// Elements from a group to the next.
     pub group: u64,
 }
-/// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the experts' tiles
-/// says where each begins.
+/// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the
+/// experts' tiles says where each begins.
 #[derive(Clone, Copy, Debug)]
 pub struct TileSchedule {
     /// `[FIRST_TILE + tiles]`, 16-byte aligned; null if not wanted.
@@ -652,7 +654,8 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
-    /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there are none.
+    /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
+    /// are none.
     pub a_slab_scales: TensorMap,
     /// Columns of D, a multiple of 8.
     pub n: u32,
@@ -860,7 +863,8 @@ pub struct QuantizeGroup {
     pub out: QuantizedRows,
     /// Where the scales go: the groups of every destination.
     pub scales: GroupScalesOut,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: bool,
 }
 impl Arguments for QuantizeGroup {
@@ -907,7 +911,8 @@ pub struct QuantizeTensor {
     pub out: QuantizedRows,
     /// Partial maxima.
     pub partial_count: u32,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: bool,
 }
 impl Arguments for QuantizeTensor {
@@ -952,7 +957,8 @@ pub struct QuantizeToken {
     pub scales: DevicePtr<f32>,
     /// Spans of a row that dynamic shared memory holds.
     pub kept_spans: u32,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: bool,
 }
 impl Arguments for QuantizeToken {

@@ -6,7 +6,8 @@
 //!   out        bf16 | f16 | f32, written | added to   [T, H]
 //! ```
 //!
-//! [`Forward`] names them as slices, [`RawForward`] as addresses. What cannot be combined is refused before anything is launched.
+//! [`Forward`] names them as slices, [`RawForward`] as addresses. What cannot be combined is refused before
+//! anything is launched.
 
 use std::ffi::c_void;
 
@@ -37,7 +38,8 @@ pub enum Hidden<'a> {
     Quantised {
         /// `[T, H]`, 16-byte aligned.
         values: Slice<'a, E4m3>,
-        /// One for each token, or for each token and 128 columns, as [`Quantization`] has it; none where one is given for all.
+        /// One for each token, or for each token and 128 columns, as [`Quantization`] has it; none where one
+        /// is given for all.
         scales: Option<Slice<'a, f32>>,
         /// Where `scales` are: `ScaleLayout::row_major` of 1, or of H / 128 rounded up, as a rule.
         layout: ScaleLayout,
@@ -143,8 +145,8 @@ impl<'a> Forward<'a> {
         Forward { routed: Some(Routed { topk_ids, topk_weights: weights.into() }), ..self }
     }
 
-    /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when it is enqueued, so
-    /// that there this shows how far the forward is.
+    /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when
+    /// it is enqueued, so that there this shows how far the forward is.
     pub fn observed(self, observe: &'a dyn Fn(Step)) -> Forward<'a> {
         Forward { observe, ..self }
     }
@@ -170,8 +172,8 @@ pub(crate) struct Routed<'a> {
     pub topk_weights: Slice<'a, f32>,
 }
 
-/// A forward by addresses, for [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw): for programs that manage device memory and
-/// streams themselves (cudarc, candle, their own).
+/// A forward by addresses, for [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw): for programs that
+/// manage device memory and streams themselves (cudarc, candle, their own).
 #[derive(Clone, Copy, Debug)]
 pub struct RawForward {
     /// A `CUstream` of the context of the layer's device, or null for its legacy default stream.

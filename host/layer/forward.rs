@@ -86,7 +86,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the last two.
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the
+    /// last two.
     pub const NAMES: [&'static str; 8] = [
         "router",
         "permute",
@@ -103,8 +104,9 @@ impl Step {
 enum End<'a> {
     /// GEMM 2 writes them, and a kernel behind it adds them up.
     Unpermute(ActivationsMut<'a>),
-    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that GEMM 2, which waits for the
-    /// second, finds them cleared. The output is cast from the sums where it is not they.
+    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that
+    /// GEMM 2, which waits for the second, finds them cleared. The output is cast from the sums where it is
+    /// not they.
     Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
 }
 
@@ -299,8 +301,8 @@ impl Call<'_> {
         permute(stream, self.plan.permutation, args)
     }
 
-    /// Quantises the hidden states to where GEMM 1 reads them. Of those that are quantised already it copies what has to move, and
-    /// returns what has not: rows that GEMM 1 gathers.
+    /// Quantises the hidden states to where GEMM 1 reads them. Of those that are quantised already it copies
+    /// what has to move, and returns what has not: rows that GEMM 1 gathers.
     fn quantize<'h>(
         &self,
         stream: &Stream,
@@ -345,13 +347,15 @@ impl Call<'_> {
             },
         };
         let shape = QuantizeShape { rows: self.plan.tokens(), columns: self.config.hidden_size };
-        // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes none of them and
-        // begins when everything before it has ended: it is launched without programmatic stream serialization.
+        // SAFETY: hidden states, weights and scale were written before `permute` was launched, which writes
+        // none of them and begins when everything before it has ended: it is launched without programmatic
+        // stream serialization.
         unsafe { quantize_with_settled_input(stream, shape, args) }?;
         Ok(None)
     }
 
-    /// Copies quantised rows and their scales to where GEMM 1 reads them. Rows that it gathers stay, and scales that come along.
+    /// Copies quantised rows and their scales to where GEMM 1 reads them. Rows that it gathers stay, and
+    /// scales that come along.
     fn scatter<'h>(
         &self,
         stream: &Stream,
@@ -382,8 +386,8 @@ impl Call<'_> {
         Ok(gathers.then_some(given))
     }
 
-    /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the activation, which is
-    /// an error of 1 to 2 % in the output.
+    /// `[P, 2I] = [P, H] * w13^T`, in f32: a rounding to 16 bits here would flip roundings to e4m3 in the
+    /// activation, which is an error of 1 to 2 % in the output.
     fn first_gemm(
         &self,
         stream: &Stream,
@@ -401,8 +405,8 @@ impl Call<'_> {
             workspace: parts.partials.reborrow(),
             plan,
         };
-        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for their predecessors.
-        // No kernel of a forward writes the weights.
+        // SAFETY: `permute` wrote the schedule, and the quantisation lies between, whose threads all wait for
+        // their predecessors. No kernel of a forward writes the weights.
         unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
@@ -416,7 +420,8 @@ impl Call<'_> {
         end: &mut End<'_>,
     ) -> Result<()> {
         let out = match end {
-            // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does not.
+            // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does
+            // not.
             End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
@@ -438,8 +443,8 @@ impl Call<'_> {
             workspace: parts.partials.reborrow(),
             plan: &self.plan.second,
         };
-        // SAFETY: `permute` wrote the schedule, and GEMM 1 at least lies between, whose threads all wait for their predecessors.
-        // No kernel of a forward writes the weights.
+        // SAFETY: `permute` wrote the schedule, and GEMM 1 at least lies between, whose threads all wait for
+        // their predecessors. No kernel of a forward writes the weights.
         unsafe { grouped_gemm_with_settled_schedule(stream, args) }
     }
 
@@ -474,7 +479,8 @@ impl Call<'_> {
         }
     }
 
-    /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel here.
+    /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
+    /// here.
     fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
         match self.config.quantization {
@@ -483,7 +489,8 @@ impl Call<'_> {
         }
     }
 
-    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they are gathered.
+    /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they
+    /// are gathered.
     fn gated_gemm(
         &self,
         stream: &Stream,
@@ -518,8 +525,8 @@ impl Call<'_> {
             // Nothing need lie between `permute` and this.
             return gated_gemm(stream, args);
         }
-        // SAFETY: `permute` wrote the schedule, and the quantisation, or the copy of quantised rows, lies between, whose threads all
-        // wait for their predecessors. No kernel of a forward writes the weights.
+        // SAFETY: `permute` wrote the schedule, and the quantisation, or the copy of quantised rows, lies
+        // between, whose threads all wait for their predecessors. No kernel of a forward writes the weights.
         unsafe { gated_gemm_with_settled_schedule(stream, args) }
     }
 
@@ -556,8 +563,8 @@ impl Call<'_> {
             hidden: self.config.hidden_size,
             out,
         };
-        // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie between, whose threads all
-        // wait for their predecessors.
+        // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie
+        // between, whose threads all wait for their predecessors.
         unsafe { unpermute_with_settled_routing(stream, args) }
     }
 }

@@ -13,8 +13,9 @@ use crate::gpu::launch::DevicePtr;
 
 /// `len` elements of `T` on a device that a layer reads and nobody writes while it lives.
 ///
-/// From a [`Buffer`] it is the layer's own; from an `Arc<Buffer>`, all or a [part](DeviceMemory::part) of it, it is shared: nothing is
-/// copied, and safe code cannot write what is shared. [`DeviceMemory::from_raw`] takes memory of another program.
+/// From a [`Buffer`] it is the layer's own; from an `Arc<Buffer>`, all or a [part](DeviceMemory::part) of it,
+/// it is shared: nothing is copied, and safe code cannot write what is shared. [`DeviceMemory::from_raw`]
+/// takes memory of another program.
 pub struct DeviceMemory<T: Pod>(Owner<T>);
 
 enum Owner<T: Pod> {
@@ -38,8 +39,8 @@ impl<T: Pod> DeviceMemory<T> {
     /// Memory of another program, by its address.
     ///
     /// # Safety
-    /// - `address` is that of `len` elements in `device`'s memory. They stay allocated until the layer is dropped and every stream
-    ///   has run what was enqueued with it.
+    /// - `address` is that of `len` elements in `device`'s memory. They stay allocated until the layer is
+    ///   dropped and every stream has run what was enqueued with it.
     /// - Until then nobody writes them, but before a forward, in an order that the caller makes.
     ///
     /// # Errors
@@ -60,7 +61,8 @@ impl<T: Pod> DeviceMemory<T> {
     pub fn as_slice(&self) -> Slice<'_, T> {
         match &self.0 {
             Owner::Shared { buffer, range } => buffer.slice(range.clone()),
-            // SAFETY: the contract of `DeviceMemory::from_raw` is that of the slice, for as long as the layer lives.
+            // SAFETY: the contract of `DeviceMemory::from_raw` is that of the slice, for as long as the layer
+            // lives.
             Owner::Foreign { device, address, len } => unsafe { Slice::from_raw(device, *address, *len) },
         }
     }

@@ -10,8 +10,9 @@
 //!                                 out [T, H] <--unpermute, weigh, sum-- [P, H] <--GEMM 2-------+
 //! ```
 //!
-//! With [`Reduction::OrderFree`] the end is another: the quantisation sets sums f32 `[T, H]` to 0, GEMM 2 weighs what it has and adds it
-//! to them, and an output of 16 bits is cast from them; an output in f32 is the sums.
+//! With [`Reduction::OrderFree`] the end is another: the quantisation sets sums f32 `[T, H]` to 0, GEMM 2
+//! weighs what it has and adds it to them, and an output of 16 bits is cast from them; an output in f32 is
+//! the sums.
 //!
 //! ```text
 //!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
@@ -19,8 +20,8 @@
 //!
 //! For large batches the rows of the tokens, `[T, H]`, are quantised in place, and GEMM 1 gathers them.
 //!
-//! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be captured in a
-//! graph. How many rows an expert gets is known on the device alone.
+//! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be
+//! captured in a graph. How many rows an expert gets is known on the device alone.
 
 mod call;
 mod forward;
@@ -119,7 +120,8 @@ impl MoeLayer {
         &self.weights
     }
 
-    /// Whether the first GEMM of a forward of `tokens` tokens gathers their rows, as [`MoeConfig::gather`] asks.
+    /// Whether the first GEMM of a forward of `tokens` tokens gathers their rows, as [`MoeConfig::gather`]
+    /// asks.
     ///
     /// # Errors
     /// More tokens than the kernels can count.
@@ -151,22 +153,24 @@ impl MoeLayer {
 
     /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.
     ///
-    /// The first forward of a batch size's class loads the kernels that the class takes, also during a capture; on a GPU that may
-    /// take tenths of a second. [`Device::load_kernels`] does it for all beforehand.
+    /// The first forward of a batch size's class loads the kernels that the class takes, also during a
+    /// capture; on a GPU that may take tenths of a second. [`Device::load_kernels`] does it for all
+    /// beforehand.
     ///
-    /// On a rank with some of the experts the result is their part of the sum. A routing of the layer's own can be read with
-    /// [`Workspace::routing`] afterwards.
+    /// On a rank with some of the experts the result is their part of the sum. A routing of the layer's own
+    /// can be read with [`Workspace::routing`] afterwards.
     ///
     /// # Errors
-    /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer tokens; types and
-    /// routing that cannot be combined.
+    /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer
+    /// tokens; types and routing that cannot be combined.
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
         let Forward { hidden, routed, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
         self.enqueue(stream, Request { hidden, routed, workspace: workspace.memory(), out, observe })
     }
 
-    /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T, H]` of bf16, f16 or f32.
+    /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,
+    /// H]` of bf16, f16 or f32.
     ///
     /// # Errors
     /// Those of [`MoeLayer::forward_with`].
@@ -180,8 +184,8 @@ impl MoeLayer {
         self.forward_with(stream, Forward::new(hidden.into(), workspace, out.into()))
     }
 
-    /// As [`MoeLayer::forward`] with a given routing: `topk_ids` and `topk_weights` `[T, k]`. Ids below 0 or past the last
-    /// expert contribute nothing.
+    /// As [`MoeLayer::forward`] with a given routing: `topk_ids` and `topk_weights` `[T, k]`. Ids below 0 or
+    /// past the last expert contribute nothing.
     ///
     /// # Errors
     /// Those of [`MoeLayer::forward_with`].
@@ -204,9 +208,10 @@ impl MoeLayer {
     ///
     /// # Safety
     /// - `stream` is as [`Stream::from_raw`] asks for;
-    /// - every address is that of as many elements as its field says, in this device's memory; none overlaps `workspace` or `out`;
-    /// - all stay allocated, and nothing else writes them or reads `workspace` or `out`, until the stream has run what is enqueued
-    ///   here.
+    /// - every address is that of as many elements as its field says, in this device's memory; none overlaps
+    ///   `workspace` or `out`;
+    /// - all stay allocated, and nothing else writes them or reads `workspace` or `out`, until the stream has
+    ///   run what is enqueued here.
     ///
     /// # Errors
     /// Those of [`MoeLayer::forward_with`]; addresses that are not aligned.

@@ -5,7 +5,8 @@
 //!   later ones:                                                                                       the forward
 //! ```
 //!
-//! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot miss one.
+//! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot
+//! miss one.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -18,8 +19,8 @@ use crate::gpu::stream::Stream;
 use crate::plan::Plan;
 use crate::plan::router::RouterLogitsPath;
 
-/// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the kernels that differ are
-/// loaded one by one, at their first launch.
+/// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the
+/// kernels that differ are loaded one by one, at their first launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Class {
     /// Rows of the GEMMs' tiles.
@@ -47,8 +48,8 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// Loads what forwards of `class` need, where that has not been done; `forward` enqueues one. The lock is not held meanwhile: two
-    /// threads may do it at the same time, and the second finds all kernels loaded.
+    /// Loads what forwards of `class` need, where that has not been done; `forward` enqueues one. The lock is
+    /// not held meanwhile: two threads may do it at the same time, and the second finds all kernels loaded.
     pub fn ensure(
         &self,
         device: &Device,
@@ -174,7 +175,8 @@ mod tests {
         }
     }
 
-    /// What a forward launches is what its rehearsal said: it is there before the first operation, and no launch loads another.
+    /// What a forward launches is what its rehearsal said: it is there before the first operation, and no
+    /// launch loads another.
     #[test]
     fn forwards_load_what_was_rehearsed_and_nothing_else() {
         for device in devices() {

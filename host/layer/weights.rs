@@ -11,8 +11,9 @@
 //! w2         [E_loc]                   [E_loc, H]                [E_loc, ceil(H/128), I'/128]
 //! ```
 //!
-//! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half begins at a
-//! block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is requantised.
+//! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half
+//! begins at a block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is
+//! requantised.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,21 +135,25 @@ pub struct MoeWeights<'a> {
     pub correction_bias: Option<Cow<'a, [f32]>>,
     /// This rank's experts, in the order of [`MoeConfig::local_ids`].
     pub experts: Vec<ExpertWeights<'a>>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the second.
+    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// second.
     pub input_scales: Option<[f32; 2]>,
 }
 
-/// All weights of a layer in device memory, laid out as the kernels read them. For [`crate::MoeLayer::from_device`].
+/// All weights of a layer in device memory, laid out as the kernels read them. For
+/// [`crate::MoeLayer::from_device`].
 ///
-/// Each may be the layer's own, shared, or of another program ([`DeviceMemory`]): nothing is copied. Matrices begin at multiples of
-/// 16 bytes. The kernels read gate and up as one matrix; [`MoeDeviceWeights::join`] makes it of two.
+/// Each may be the layer's own, shared, or of another program ([`DeviceMemory`]): nothing is copied. Matrices
+/// begin at multiples of 16 bytes. The kernels read gate and up as one matrix; [`MoeDeviceWeights::join`]
+/// makes it of two.
 ///
-/// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros, down's columns
-/// and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
+/// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros,
+/// down's columns and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
 pub struct MoeDeviceWeights {
     /// Router `[planes, E, H]`, one to three planes whose sum it is
-    /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the caller.
+    /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the
+    /// caller.
     pub router: Option<DeviceMemory<bf16>>,
     /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
     pub correction_bias: Option<DeviceMemory<f32>>,
@@ -156,11 +161,13 @@ pub struct MoeDeviceWeights {
     pub w13: DeviceMemory<E4m3>,
     /// `[E_loc, H, I']`.
     pub w2: DeviceMemory<E4m3>,
-    /// `[E_loc, 2I']`, or in blocks `[E_loc, 2I'/128, ceil(H/128)]`. Per-tensor scales are given per channel too.
+    /// `[E_loc, 2I']`, or in blocks `[E_loc, 2I'/128, ceil(H/128)]`. Per-tensor scales are given per channel
+    /// too.
     pub w13_scale: DeviceMemory<f32>,
     /// Per tensor `[E_loc]`, per channel `[E_loc, H]`, in blocks `[E_loc, ceil(H/128), I'/128]`.
     pub w2_scale: DeviceMemory<f32>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the second.
+    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// second.
     pub input_scales: Option<[f32; 2]>,
 }
 
@@ -254,7 +261,8 @@ impl MoeWeights<'_> {
         self.upload_from(device, config, &Given(&self.experts, ids), progress)
     }
 
-    /// As [`upload`](Self::upload), with experts that come from elsewhere, so that few are on the host at a time.
+    /// As [`upload`](Self::upload), with experts that come from elsewhere, so that few are on the host at a
+    /// time.
     pub(crate) fn upload_from(
         &self,
         device: &Device,
@@ -331,8 +339,9 @@ impl MoeDeviceWeights {
         [2 * padded * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
     }
 
-    /// Gate and up that lie apart, as the one array that the kernels read, enqueued on `stream`: for w13 from two
-    /// `[experts, I', H]`, and for `w13_scale` from their scales. The only copy that a layer over memory of others needs.
+    /// Gate and up that lie apart, as the one array that the kernels read, enqueued on `stream`: for w13 from
+    /// two `[experts, I', H]`, and for `w13_scale` from their scales. The only copy that a layer over memory
+    /// of others needs.
     ///
     /// # Errors
     /// Halves of different lengths, on another device than the stream's, or that do not divide by `experts`.
@@ -475,8 +484,8 @@ impl Layout {
         (w13, expert.down_scale.to_vec())
     }
 
-    /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its padded size
-    /// have the same number of them.
+    /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its
+    /// padded size have the same number of them.
     fn append_w13_scales(&self, to: &mut Vec<f32>, scales: &[f32]) {
         match self.quantization {
             Quantization::TensorStatic => to.extend(std::iter::repeat_n(scales[0], self.padded)),

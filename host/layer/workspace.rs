@@ -18,8 +18,8 @@ impl Workspace {
         Workspace { config, memory }
     }
 
-    /// Refuses a layer of another config than the workspace was made for. Layers of the same config, e.g. those of a model, may share
-    /// one workspace.
+    /// Refuses a layer of another config than the workspace was made for. Layers of the same config, e.g.
+    /// those of a model, may share one workspace.
     pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
         require(self.config == *config, OP, "workspace", "one of a layer of another config", || {
             "must be of this layer, or of one with an equal config".into()
@@ -31,8 +31,8 @@ impl Workspace {
         self.memory.as_mut_slice()
     }
 
-    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]` and weights
-    /// f32 `[T, k]`.
+    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]`
+    /// and weights f32 `[T, k]`.
     ///
     /// # Errors
     /// A workspace that is too small for so many tokens.

@@ -1,8 +1,9 @@
 //! Activation of GEMM 1's output and its quantisation for GEMM 2, in one launch.
 //!
-//! `x [P, 2I]` holds gate in columns `0..I` and up in `I..2I`. The activation is computed in f32 and rounded once, to e4m3; the
-//! scales are those of [`quantize`](super::quantize). The error of the activation functions is documented in
-//! `kernels-gpu/src/activation/functions.rs`: a few units in the last place of f32.
+//! `x [P, 2I]` holds gate in columns `0..I` and up in `I..2I`. The activation is computed in f32 and rounded
+//! once, to e4m3; the scales are those of [`quantize`](super::quantize). The error of the activation
+//! functions is documented in `kernels-gpu/src/activation/functions.rs`: a few units in the last place of
+//! f32.
 
 use super::permutation::Permutation;
 use super::quantize::{Activations, check_groups, group_scales_out};
@@ -107,8 +108,8 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
     };
     let device = stream.device();
     let grid = warp_rows_grid(device, rows, intermediate);
-    // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last offset is; no two scales
-    // have one place, and the shared memory holds the kept spans.
+    // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last
+    // offset is; no two scales have one place, and the shared memory holds the kept spans.
     unsafe {
         match args.requantization {
             Requantization::TensorStatic { scale } => {

@@ -1,4 +1,5 @@
-//! The first grouped GEMM of a layer with what follows it, in one launch (Hopper): `q = e4m3(activation(A * gate^T, A * up^T))`.
+//! The first grouped GEMM of a layer with what follows it, in one launch (Hopper): `q = e4m3(activation(A *
+//! gate^T, A * up^T))`.
 //!
 //! ```text
 //!   A e4m3 [P, K]     B e4m3 [E_loc, 2I, K]: gate rows 0..I, up rows I..2I
@@ -8,11 +9,13 @@
 //!   q [P, I] = e4m3(value / scale)                  scale given, or max |value| over 128 columns / 448
 //! ```
 //!
-//! A may also lie in the order of the tokens, `[T, K]`, if the plan gathers: permuted row p is then row `sorted_rows[p] / top_k`
-//! of A, or a row of zeros where that is no token, as in padding; nobody writes a token's row `top_k` times.
+//! A may also lie in the order of the tokens, `[T, K]`, if the plan gathers: permuted row p is then row
+//! `sorted_rows[p] / top_k` of A, or a row of zeros where that is no token, as in padding; nobody writes a
+//! token's row `top_k` times.
 //!
-//! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by [`activation`](super::activation::activation) without the
-//! products going to memory. Scales per token are not offered: a row's maximum is known only when all its columns are.
+//! It is [`grouped_gemm`](super::grouped_gemm::grouped_gemm) followed by
+//! [`activation`](super::activation::activation) without the products going to memory. Scales per token are
+//! not offered: a row's maximum is known only when all its columns are.
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::{
@@ -40,16 +43,16 @@ const OP: &str = "gated_gemm";
 pub struct GatedGemm<'a> {
     /// e4m3 `[P, K]`, or `[T, K]` where rows are gathered.
     pub a: Slice<'a, E4m3>,
-    /// Its scales. Where rows are gathered, scales per group are those of the T tokens, in any layout, since they come along
-    /// with the rows; scales per row are those of the P permuted rows
+    /// Its scales. Where rows are gathered, scales per group are those of the T tokens, in any layout, since
+    /// they come along with the rows; scales per row are those of the P permuted rows
     /// ([`Destinations::Scales`](super::quantize::Destinations::Scales)).
     pub a_scale: AScale<'a>,
     /// e4m3 `[E_loc, 2I, K]`.
     pub b: Slice<'a, E4m3>,
     /// Its scales, N being 2I.
     pub b_scale: BScale<'a>,
-    /// Which rows are whose, and where rows are gathered whose token's they are, with a tile schedule of the plan's height: the
-    /// GEMM counts in it, so that it takes it exclusively ([`Permutation::reborrow`]).
+    /// Which rows are whose, and where rows are gathered whose token's they are, with a tile schedule of the
+    /// plan's height: the GEMM counts in it, so that it takes it exclusively ([`Permutation::reborrow`]).
     pub permutation: Permutation<'a>,
     /// What joins gate and up.
     pub function: ActivationFunction,
@@ -66,14 +69,14 @@ pub struct GatedGemm<'a> {
 /// Multiplies, activates and quantises. One launch; nothing is written past row `expert_offsets[E_loc]`.
 ///
 /// # Errors
-/// Arrays that are too short, not aligned or on another device; a permutation of other sizes than the plan's, or without a
-/// schedule of its height; scales that the plan or its kernels cannot have.
+/// Arrays that are too short, not aligned or on another device; a permutation of other sizes than the plan's,
+/// or without a schedule of its height; scales that the plan or its kernels cannot have.
 pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, false)
 }
 
-/// As [`gated_gemm`], for a schedule that was complete before the kernel that precedes this call in the stream began to write. A
-/// kernel for few rows then streams its first weights while that one ends.
+/// As [`gated_gemm`], for a schedule that was complete before the kernel that precedes this call in the
+/// stream began to write. A kernel for few rows then streams its first weights while that one ends.
 ///
 /// # Safety
 /// As for [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
@@ -199,10 +202,10 @@ impl GatedGemm<'_> {
             (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,
             (HopperTile::Wide, false, false) => launchers::HOPPER_WIDE_GATED_FAST,
         };
-        // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the kernel's, and the maps were
-        // made of the matrices. The permutation has the plan's sizes, so that the tiles of its schedule, built for this height,
-        // are inside the P rows and E_loc experts; it is borrowed exclusively, as are the partial sums. No two scales have one
-        // place.
+        // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
+        // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
+        // borrowed exclusively, as are the partial sums. No two scales have one place.
         unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
     }
 

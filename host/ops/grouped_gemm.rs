@@ -1,4 +1,5 @@
-//! The grouped GEMM: `D[rows of e, N] = A[rows of e, K] * B[e][N, K]^T` for every expert e, with FP8 operands.
+//! The grouped GEMM: `D[rows of e, N] = A[rows of e, K] * B[e][N, K]^T` for every expert e, with FP8
+//! operands.
 //!
 //! ```text
 //!   A e4m3 [P, K], rows in expert order   B e4m3 [E_loc, N, K]           D bf16, f16 or f32 [P, N]
@@ -49,9 +50,10 @@ pub enum AScale<'a> {
     Row(Slice<'a, f32>),
     /// One per row and 128 columns: that of row r and group g is element `r * row_stride + g * group_stride`.
     ///
-    /// The Hopper kernels bring those of a tile's rows by TMA, and take them in the layout `ScaleLayout::group_major` alone,
-    /// 16-byte aligned: with a `row_stride` of 1, and where there are several groups a `group_stride` that is at least P, and a
-    /// multiple of 4. (P rounded up will do.) The portable kernels take any strides.
+    /// The Hopper kernels bring those of a tile's rows by TMA, and take them in the layout
+    /// `ScaleLayout::group_major` alone, 16-byte aligned: with a `row_stride` of 1, and where there are
+    /// several groups a `group_stride` that is at least P, and a multiple of 4. (P rounded up will do.) The
+    /// portable kernels take any strides.
     Group {
         /// The scales.
         scales: Slice<'a, f32>,
@@ -162,8 +164,8 @@ pub struct GroupedGemm<'a> {
     pub b: Slice<'a, E4m3>,
     /// Its scales.
     pub b_scale: BScale<'a>,
-    /// Which rows are whose, with a tile schedule of the plan's height: the GEMM counts in it, so that it takes it exclusively
-    /// ([`Permutation::reborrow`]).
+    /// Which rows are whose, with a tile schedule of the plan's height: the GEMM counts in it, so that it
+    /// takes it exclusively ([`Permutation::reborrow`]).
     pub permutation: Permutation<'a>,
     /// `[P, N]`, or sums `[T, N]`.
     pub out: GemmOut<'a>,
@@ -176,21 +178,22 @@ pub struct GroupedGemm<'a> {
 /// Multiplies. One launch; nothing is written past row `expert_offsets[E_loc]`.
 ///
 /// # Errors
-/// Arrays that are too short, not aligned or on another device; a permutation of other sizes than the plan's, or without a
-/// schedule of its height; scales that the plan or its kernels cannot have; sums by token where the portable kernels would
-/// multiply.
+/// Arrays that are too short, not aligned or on another device; a permutation of other sizes than the plan's,
+/// or without a schedule of its height; scales that the plan or its kernels cannot have; sums by token where
+/// the portable kernels would multiply.
 pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, false)
 }
 
-/// As [`grouped_gemm`], for a schedule that was complete before the kernel that precedes this call in the stream began to write. A
-/// kernel for few rows then streams its first weights while that one ends.
+/// As [`grouped_gemm`], for a schedule that was complete before the kernel that precedes this call in the
+/// stream began to write. A kernel for few rows then streams its first weights while that one ends.
 ///
 /// # Safety
-/// The kernel that wrote the schedule's tiles is not the one that directly precedes this call in the stream, and every kernel since
-/// orders itself behind its predecessor: it was launched without programmatic stream serialization, or each of its threads
-/// executes `griddepcontrol.wait` before `griddepcontrol.launch_dependents` and before it exits. The kernels of this library do.
-/// The kernel that directly precedes writes neither B nor its scales.
+/// The kernel that wrote the schedule's tiles is not the one that directly precedes this call in the stream,
+/// and every kernel since orders itself behind its predecessor: it was launched without programmatic stream
+/// serialization, or each of its threads executes `griddepcontrol.wait` before
+/// `griddepcontrol.launch_dependents` and before it exits. The kernels of this library do. The kernel that
+/// directly precedes writes neither B nor its scales.
 pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }

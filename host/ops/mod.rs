@@ -1,9 +1,9 @@
-//! The operations of the layer, one module each: on device buffers, in the caller's stream, with the caller's workspace;
-//! none allocates or synchronises, so all of them can be captured in a graph.
+//! The operations of the layer, one module each: on device buffers, in the caller's stream, with the caller's
+//! workspace; none allocates or synchronises, so all of them can be captured in a graph.
 //!
-//! Every operation checks its arguments before it launches anything, and says which it refuses and why. What decides where
-//! threads write is checked too, or cannot be forged: sizes against a [plan](crate::plan), lists of rows as a
-//! [`Permutation`](permutation::Permutation).
+//! Every operation checks its arguments before it launches anything, and says which it refuses and why. What
+//! decides where threads write is checked too, or cannot be forged: sizes against a [plan](crate::plan),
+//! lists of rows as a [`Permutation`](permutation::Permutation).
 //!
 //! | operation | from | to |
 //! |---|---|---|

@@ -1,5 +1,5 @@
-//! The permutation of a forward's rows, as the operations hand it on: opaque, so that no safe call can name rows that do not
-//! exist.
+//! The permutation of a forward's rows, as the operations hand it on: opaque, so that no safe call can name
+//! rows that do not exist.
 //!
 //! ```text
 //!   permute(ids) ------------------.
@@ -8,23 +8,23 @@
 //! ```
 //!
 //! # What holds
-//! While a [`Permutation`] lives, the lists behind it have these properties once the work before it in the stream is done, or
-//! they have no element that an operation reads:
+//! While a [`Permutation`] lives, the lists behind it have these properties once the work before it in the
+//! stream is done, or they have no element that an operation reads:
 //!
 //! 1. `expert_offsets [E_loc + 1]` ascends from 0 to at most P.
 //! 2. No two elements of `inverse [R]` that are at least 0 and below `expert_offsets[E_loc]` are equal.
-//! 3. The tile schedule is what the kernels build from these offsets for its height: its tiles are inside the rows of their
-//!    experts, and its counters are 0 between two operations.
+//! 3. The tile schedule is what the kernels build from these offsets for its height: its tiles are inside the
+//!    rows of their experts, and its counters are 0 between two operations.
 //!
-//! They hold because the one who makes it has them (`permute` by its algorithm, whatever the ids and the map are; the checked
-//! constructor by a scan; the unsafe one by contract), and because nobody else can write the memory: the permutation borrows it
-//! exclusively, and lends shared slices alone. `sorted_rows` may hold anything: kernels take an element at or over R, which
-//! every negative one is as u32, for a row of no token.
+//! They hold because the one who makes it has them (`permute` by its algorithm, whatever the ids and the map
+//! are; the checked constructor by a scan; the unsafe one by contract), and because nobody else can write the
+//! memory: the permutation borrows it exclusively, and lends shared slices alone. `sorted_rows` may hold
+//! anything: kernels take an element at or over R, which every negative one is as u32, for a row of no token.
 //!
 //! # Order
-//! Every operation that is given a permutation checks each list that it touches as it checks every other buffer, and so orders
-//! its stream behind the one that wrote the list. A permutation that was made while its stream was being captured has not been
-//! computed: it is refused outside that capture.
+//! Every operation that is given a permutation checks each list that it touches as it checks every other
+//! buffer, and so orders its stream behind the one that wrote the list. A permutation that was made while its
+//! stream was being captured has not been computed: it is refused outside that capture.
 
 use super::problem_sizes::{TileScheduleOut, write_tile_schedule};
 use crate::error::{Error, Result, require};
@@ -35,7 +35,8 @@ use crate::plan::checked_i32;
 
 /// Where rows go: made by [`permute`](super::permute::permute), or from lists of one's own.
 ///
-/// It is for arrays of `rows` (P) permuted rows of `local_experts` (E_loc) experts, and T tokens with k slots each.
+/// It is for arrays of `rows` (P) permuted rows of `local_experts` (E_loc) experts, and T tokens with k slots
+/// each.
 #[derive(Debug)]
 pub struct Permutation<'a> {
     pub(super) sizes: Sizes,
@@ -71,13 +72,14 @@ pub struct PermutationLists<'a> {
     pub top_k: usize,
     /// P, rows of the permuted arrays.
     pub rows: usize,
-    /// i64 `[E_loc + 1]`, from 0, ascending to at most P: expert e owns permuted rows `expert_offsets[e] .. expert_offsets[e + 1]`.
+    /// i64 `[E_loc + 1]`, from 0, ascending to at most P: expert e owns permuted rows `expert_offsets[e] ..
+    /// expert_offsets[e + 1]`.
     pub expert_offsets: SliceMut<'a, i64>,
-    /// i32 `[P]`, permuted row -> r = t * k + slot; R = T * k or more where no row goes. For operations that gather rows or
-    /// sums, copy rows, or fill padding.
+    /// i32 `[P]`, permuted row -> r = t * k + slot; R = T * k or more where no row goes. For operations that
+    /// gather rows or sums, copy rows, or fill padding.
     pub sorted_rows: Option<SliceMut<'a, i32>>,
-    /// i32 `[R]`, r -> permuted row; below 0, or at or over `expert_offsets[E_loc]`, for invalid rows. For operations that
-    /// scatter rows or sum them.
+    /// i32 `[R]`, r -> permuted row; below 0, or at or over `expert_offsets[E_loc]`, for invalid rows. For
+    /// operations that scatter rows or sum them.
     pub inverse: Option<SliceMut<'a, i32>>,
     /// Where to build the tile schedule, for the GEMMs.
     pub tile_schedule: Option<TileScheduleOut<'a>>,
@@ -86,11 +88,13 @@ pub struct PermutationLists<'a> {
 const OP: &str = "Permutation";
 
 impl<'a> Permutation<'a> {
-    /// A permutation from lists of one's own. They are copied to the host after the work already in `stream`, and scanned.
+    /// A permutation from lists of one's own. They are copied to the host after the work already in `stream`,
+    /// and scanned.
     ///
     /// # Errors
-    /// Lists that are too short or on another device; offsets that do not ascend from 0 to at most P; two rows at one place;
-    /// `sorted_rows` and `inverse` that contradict each other. A stream that is being captured.
+    /// Lists that are too short or on another device; offsets that do not ascend from 0 to at most P; two
+    /// rows at one place; `sorted_rows` and `inverse` that contradict each other. A stream that is being
+    /// captured.
     pub fn from_lists(stream: &Stream, lists: PermutationLists<'a>) -> Result<Permutation<'a>> {
         lists.check(stream)?;
         lists.scan(stream)?;
@@ -98,11 +102,12 @@ impl<'a> Permutation<'a> {
         unsafe { Self::from_lists_unchecked(stream, lists) }
     }
 
-    /// As [`Permutation::from_lists`], without the scan: nothing is copied to the host, and it can be captured.
+    /// As [`Permutation::from_lists`], without the scan: nothing is copied to the host, and it can be
+    /// captured.
     ///
     /// # Safety
-    /// When the work before it in `stream` is done, `expert_offsets` ascends from 0 to at most `rows`, and no two elements of
-    /// `inverse` that are at least 0 and below the last offset are equal.
+    /// When the work before it in `stream` is done, `expert_offsets` ascends from 0 to at most `rows`, and no
+    /// two elements of `inverse` that are at least 0 and below the last offset are equal.
     ///
     /// # Errors
     /// Lists that are too short or on another device.
@@ -113,7 +118,8 @@ impl<'a> Permutation<'a> {
         let sizes = lists.check(stream)?;
         let PermutationLists { expert_offsets, sorted_rows, inverse, tile_schedule, .. } = lists;
         if let Some(out) = &tile_schedule {
-            // SAFETY: the offsets have their length and ascend from 0 to at most `rows`, by the caller's contract.
+            // SAFETY: the offsets have their length and ascend from 0 to at most `rows`, by the caller's
+            // contract.
             unsafe {
                 write_tile_schedule(stream, expert_offsets.as_slice(), sizes.local_experts, sizes.rows, out)?;
             }
@@ -192,7 +198,8 @@ impl<'a> Permutation<'a> {
         self.row_experts.as_ref().map(SliceMut::as_slice)
     }
 
-    /// i32 `[E_loc, 3]` each, of GEMM 1 and of GEMM 2, if [`permute`](super::permute::permute) was asked for them.
+    /// i32 `[E_loc, 3]` each, of GEMM 1 and of GEMM 2, if [`permute`](super::permute::permute) was asked for
+    /// them.
     pub fn problem_sizes(&self) -> Option<[Slice<'_, i32>; 2]> {
         self.problem_sizes.as_ref().map(|sizes| sizes.each_ref().map(SliceMut::as_slice))
     }
@@ -238,7 +245,8 @@ impl<'a> Permutation<'a> {
         checked_list(op, "inverse", self.inverse(), self.sizes.expanded_rows(), stream)
     }
 
-    /// The tile schedule for a GEMM on `stream`, which counts in it; an error unless its tiles have `block_m` rows.
+    /// The tile schedule for a GEMM on `stream`, which counts in it; an error unless its tiles have `block_m`
+    /// rows.
     pub(super) fn checked_schedule(
         &self,
         op: &'static str,

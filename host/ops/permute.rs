@@ -1,7 +1,7 @@
 //! Permutation of expanded rows into expert order, and the copy of activations along with it.
 //!
-//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their scales to permuted
-//! order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
+//! [`permute`] sorts the routed ids in one launch. [`permute_rows`] copies FP8 or 16-bit rows and their
+//! scales to permuted order. What the lists hold is drawn in `kernels-gpu/src/permute/mod.rs`.
 
 use bytemuck::Pod;
 
@@ -18,15 +18,17 @@ use crate::plan::permutation::Cut;
 pub use crate::plan::permutation::{PermutePath, PermuteShape};
 pub use crate::plan::rows::ScaleLayout;
 
-/// Arguments of [`permute`]: what is sorted, and the memory that the [`Permutation`] is written to and borrows.
+/// Arguments of [`permute`]: what is sorted, and the memory that the [`Permutation`] is written to and
+/// borrows.
 #[derive(Debug)]
 pub struct Permute<'a> {
-    /// i32 `[T, k]`, global expert ids. Any value is legal: ids below 0, at or over E, or mapped to no local expert are
-    /// *invalid*, and their rows come after all others.
+    /// i32 `[T, k]`, global expert ids. Any value is legal: ids below 0, at or over E, or mapped to no local
+    /// expert are *invalid*, and their rows come after all others.
     pub topk_ids: Slice<'a, i32>,
     /// i32 `[E]`, global to local expert, -1 = not on this rank.
     pub expert_map: Option<Slice<'a, i32>>,
-    /// i64 `[E_loc + 1]`: expert e owns permuted rows `expert_offsets[e] .. expert_offsets[e + 1]`, padding included.
+    /// i64 `[E_loc + 1]`: expert e owns permuted rows `expert_offsets[e] .. expert_offsets[e + 1]`, padding
+    /// included.
     pub expert_offsets: SliceMut<'a, i64>,
     /// i32 `[P]`, destination -> r = token * k + slot; R where no row goes.
     pub sorted_rows: SliceMut<'a, i32>,
@@ -44,9 +46,11 @@ pub struct Permute<'a> {
 
 const OP: &str = "permute";
 
-/// Sorts the rows of `topk_ids` by local expert: stable, deterministic, in one launch, without synchronisation or workspace.
+/// Sorts the rows of `topk_ids` by local expert: stable, deterministic, in one launch, without
+/// synchronisation or workspace.
 ///
-/// Ids and map may hold anything. With no tokens nothing is launched, and nothing is written; no operation reads the lists then.
+/// Ids and map may hold anything. With no tokens nothing is launched, and nothing is written; no operation
+/// reads the lists then.
 ///
 /// # Errors
 /// Sizes that the sort cannot have; lists that are too short or on another device.
@@ -113,8 +117,8 @@ impl Permute<'_> {
             schedule: raw_schedule(self.tile_schedule.as_ref()),
         };
         let kernel = launchers::PERMUTE.with_shared(cut.shared_bytes as u32);
-        // SAFETY: every list was checked to have its length on this device, and the numbers to fit in i32. The kernel takes any
-        // ids, and any map: what does not lead to one of the E_loc experts is invalid.
+        // SAFETY: every list was checked to have its length on this device, and the numbers to fit in i32.
+        // The kernel takes any ids, and any map: what does not lead to one of the E_loc experts is invalid.
         unsafe { stream.device().launch(stream, &kernel, cut.blocks as u32, &arguments) }
     }
 }
@@ -147,12 +151,12 @@ pub struct PermuteRows<'a, T> {
     pub permuted: SliceMut<'a, T>,
 }
 
-/// Copies rows and scales to where the permutation has them. Padding rows become zeros with scale 0; rows at or past
-/// `expert_offsets[E_loc]` are not written.
+/// Copies rows and scales to where the permutation has them. Padding rows become zeros with scale 0; rows at
+/// or past `expert_offsets[E_loc]` are not written.
 ///
 /// # Errors
-/// Arrays that are too short or on another device; rows of 2^31 bytes or more; a permutation without `sorted_rows`; a layout
-/// that puts two permuted scales at one place.
+/// Arrays that are too short or on another device; rows of 2^31 bytes or more; a permutation without
+/// `sorted_rows`; a layout that puts two permuted scales at one place.
 pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result<()> {
     const OP: &str = "permute_rows";
     let Sizes { tokens, top_k, local_experts, rows: capacity } = args.permutation.sizes;
@@ -195,7 +199,8 @@ pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result
         local_experts: local_experts as u32,
     };
     let blocks = (capacity as u32).div_ceil(launchers::PERMUTE_ROWS_PER_BLOCK);
-    // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation, whose last offset is
-    // at most P. A row of `sorted_rows` that is none of the R is padding to the kernel. No two threads write one place.
+    // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation,
+    // whose last offset is at most P. A row of `sorted_rows` that is none of the R is padding to the kernel.
+    // No two threads write one place.
     unsafe { stream.device().launch(stream, &launchers::PERMUTE_ROWS, blocks, &arguments) }
 }

@@ -1,8 +1,8 @@
 //! Problem sizes and tile schedule of the grouped GEMMs, from the expert offsets, on the device.
 //!
-//! [`permute`](super::permute::permute) writes both on its way. For offsets from elsewhere there are [`problem_sizes`] and
-//! [`Permutation::from_lists`](super::permutation::Permutation::from_lists), which builds the schedule. What they look like is
-//! drawn in `kernels-gpu/src/problem_sizes.rs`.
+//! [`permute`](super::permute::permute) writes both on its way. For offsets from elsewhere there are
+//! [`problem_sizes`] and [`Permutation::from_lists`](super::permutation::Permutation::from_lists), which
+//! builds the schedule. What they look like is drawn in `kernels-gpu/src/problem_sizes.rs`.
 
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -40,9 +40,10 @@ pub struct ProblemSizesOut<'a> {
 pub struct TileScheduleOut<'a> {
     /// Most rows of a tile.
     pub block_m: usize,
-    /// Entry 0 is `{tiles, block_m, rows, 0}`; entries up to [`TILE_SCHEDULE_HEADER`] are counters, set to 0; then
-    /// `{expert, first row, rows in the tile, band}` for every tile, by ascending first row; `band` is which part of its expert's tiles
-    /// a GEMM takes together, drawn in `kernels-gpu/src/problem_sizes.rs`. At least [`tile_schedule_entries`] long.
+    /// Entry 0 is `{tiles, block_m, rows, 0}`; entries up to [`TILE_SCHEDULE_HEADER`] are counters, set to 0;
+    /// then `{expert, first row, rows in the tile, band}` for every tile, by ascending first row; `band` is
+    /// which part of its expert's tiles a GEMM takes together, drawn in `kernels-gpu/src/problem_sizes.rs`.
+    /// At least [`tile_schedule_entries`] long.
     pub entries: SliceMut<'a, [u32; 4]>,
 }
 
@@ -88,8 +89,8 @@ impl TileScheduleOut<'_> {
     }
 }
 
-/// Writes the problem sizes of every expert. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0; other values give sizes
-/// that mean nothing.
+/// Writes the problem sizes of every expert. `expert_offsets`: i64 `[E_loc + 1]`, ascending from 0; other
+/// values give sizes that mean nothing.
 ///
 /// # Errors
 /// Lists that are too short or on another device; dimensions that are no i32.
@@ -113,7 +114,8 @@ pub fn problem_sizes(
     unsafe { stream.device().launch(stream, &launchers::PROBLEM_SIZES, blocks, &arguments) }
 }
 
-/// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc + 1]`.
+/// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc +
+/// 1]`.
 ///
 /// # Safety
 /// The offsets have their length, and ascend from 0 to at most `rows`, below 2^31.
@@ -129,11 +131,12 @@ pub(super) unsafe fn write_tile_schedule(
         local_experts: local_experts as u32,
         schedule: raw_schedule(Some(out)),
     };
-    // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has all the rows.
+    // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has
+    // all the rows.
     let most = stream.device().multiprocessors().max(1) as usize;
     let blocks = (rows / out.block_m).div_ceil(64).clamp(1, most) as u32;
-    // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the tiles of any offsets
-    // up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
+    // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the
+    // tiles of any offsets up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
     unsafe { stream.device().launch(stream, &launchers::TILE_SCHEDULE, blocks, &arguments) }
 }
 

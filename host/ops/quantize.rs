@@ -1,4 +1,5 @@
-//! FP8 quantisation of activations (e4m3), optionally fused with the scatter to permuted rows, or of their scales alone.
+//! FP8 quantisation of activations (e4m3), optionally fused with the scatter to permuted rows, or of their
+//! scales alone.
 //!
 //! | [`Scheme`] | scale | q |
 //! |---|---|---|
@@ -7,8 +8,8 @@
 //! | `Token` | `max(min(absmax(row), limit) / 448, 1 / (448 * 512))` | `x / scale` |
 //! | `Group` | `max(absmax(group), 1e-10) / 448`, groups of 128 or 64 columns, the last may be short | `x / scale` |
 //!
-//! All in f32 and bit-exact: to nearest even, saturating at +-448, NaN to 0x7f. NaN does not count in a largest magnitude.
-//! One launch, two for `TensorDynamic`.
+//! All in f32 and bit-exact: to nearest even, saturating at +-448, NaN to 0x7f. NaN does not count in a
+//! largest magnitude. One launch, two for `TensorDynamic`.
 
 use half::{bf16, f16};
 
@@ -164,22 +165,24 @@ pub struct QuantizeShape {
 pub enum Destinations<'a> {
     /// Row i to row i.
     Identity,
-    /// Row i to row i, for the valid rows of the permutation, those below `expert_offsets[E_loc]`; the others are neither read
-    /// nor written.
+    /// Row i to row i, for the valid rows of the permutation, those below `expert_offsets[E_loc]`; the others
+    /// are neither read nor written.
     Valid {
         /// Of as many rows as `x` has.
         permutation: &'a Permutation<'a>,
     },
-    /// Token t to the rows that the permutation has for its slots. A token is read once, or not at all where none of its rows
-    /// is valid.
+    /// Token t to the rows that the permutation has for its slots. A token is read once, or not at all where
+    /// none of its rows is valid.
     Scatter {
         /// Of as many tokens as `x` has rows; `q` is `[P, columns]`.
         permutation: &'a Permutation<'a>,
-        /// Whether padding rows become rows of zeros, with the scale of such a row; else they are not written.
+        /// Whether padding rows become rows of zeros, with the scale of such a row; else they are not
+        /// written.
         fill_padding: bool,
     },
-    /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t alone: what a GEMM
-    /// takes that gathers its rows ([`GatedPlan::gathers`](crate::plan::GatedPlan::gathers)).
+    /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t
+    /// alone: what a GEMM takes that gathers its rows
+    /// ([`GatedPlan::gathers`](crate::plan::GatedPlan::gathers)).
     Scales {
         /// Of as many tokens as `x` has rows; `q` is `[T, columns]`, the scales are of P rows.
         permutation: &'a Permutation<'a>,
@@ -226,7 +229,8 @@ pub enum Scheme<'a> {
 pub struct Quantize<'a> {
     /// `[rows, columns]`: bf16, f16 or f32.
     pub x: Activations<'a>,
-    /// f32 `[rows]`, multiplies each row before anything else, rounding to the type of `x`: Llama-4's routing weight.
+    /// f32 `[rows]`, multiplies each row before anything else, rounding to the type of `x`: Llama-4's routing
+    /// weight.
     pub row_weight: Option<Slice<'a, f32>>,
     /// Where the rows go.
     pub destinations: Destinations<'a>,
@@ -234,8 +238,8 @@ pub struct Quantize<'a> {
     pub scheme: Scheme<'a>,
     /// e4m3 `[rows, columns]`; `[P, columns]` with [`Destinations::Scatter`].
     pub q: SliceMut<'a, E4m3>,
-    /// f32 `[rows, columns]`, set to 0 on the way, for a later operation to add to. Not with [`Destinations::Valid`], whose rows the
-    /// device alone knows.
+    /// f32 `[rows, columns]`, set to 0 on the way, for a later operation to add to. Not with
+    /// [`Destinations::Valid`], whose rows the device alone knows.
     pub cleared: Option<SliceMut<'a, f32>>,
 }
 
@@ -355,20 +359,21 @@ impl Scheme<'_> {
 /// With no rows nothing is launched, and nothing is written.
 ///
 /// # Errors
-/// Arrays that are too short or on another device; columns, group sizes, limits or layouts that the kernels cannot have; a
-/// permutation of another number of rows or tokens, or without a list that this needs.
+/// Arrays that are too short or on another device; columns, group sizes, limits or layouts that the kernels
+/// cannot have; a permutation of another number of rows or tokens, or without a list that this needs.
 pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Result<()> {
     enqueue(stream, shape, args, false)
 }
 
-/// As [`quantize`], for rows that were complete before the kernel that precedes this call in the stream began. With
-/// [`Destinations::Scatter`] or [`Destinations::Scales`], and other schemes than [`Scheme::TensorDynamic`], their first ones are then
-/// read while that kernel ends, also those of tokens that go nowhere; the results are the same.
+/// As [`quantize`], for rows that were complete before the kernel that precedes this call in the stream
+/// began. With [`Destinations::Scatter`] or [`Destinations::Scales`], and other schemes than
+/// [`Scheme::TensorDynamic`], their first ones are then read while that kernel ends, also those of tokens
+/// that go nowhere; the results are the same.
 ///
 /// # Safety
-/// `x`, `row_weight` and a given scale were written, and what wrote them has ended, before the kernel that directly precedes this call
-/// in the stream began, and that kernel does not write them. The first holds where that kernel was launched without programmatic
-/// stream serialization, as `permute` is; else as for
+/// `x`, `row_weight` and a given scale were written, and what wrote them has ended, before the kernel that
+/// directly precedes this call in the stream began, and that kernel does not write them. The first holds
+/// where that kernel was launched without programmatic stream serialization, as `permute` is; else as for
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
 pub unsafe fn quantize_with_settled_input(
     stream: &Stream,
@@ -433,8 +438,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
                 partial_count: 0,
                 x_is_settled,
             };
-            // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes where there is one,
-            // which leads each row to places below P of its own.
+            // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes
+            // where there is one, which leads each row to places below P of its own.
             unsafe { device.launch(stream, &tensor, grid, &arguments) }
         }
         Scheme::TensorDynamic { scale, workspace } => {

@@ -6,8 +6,8 @@
 //!                                                       --sigmoid_top_k--'
 //! ```
 //!
-//! In all three, ids are in descending order of what selects, ties go to the lowest id, and no expert is picked twice. With no
-//! tokens nothing is launched.
+//! In all three, ids are in descending order of what selects, ties go to the lowest id, and no expert is
+//! picked twice. With no tokens nothing is launched.
 
 use half::bf16;
 
@@ -43,8 +43,8 @@ pub struct RouterLogits<'a> {
 
 /// The bf16 planes whose sum is `gate`, one behind the other: as few as hold it, at most three.
 ///
-/// Each holds 8 bits of what the planes before left, so that three hold the 24 of an f32 exactly; but for bits below 2^-133,
-/// the smallest number of bf16.
+/// Each holds 8 bits of what the planes before left, so that three hold the 24 of an f32 exactly; but for
+/// bits below 2^-133, the smallest number of bf16.
 pub fn bf16_planes(gate: &[f32]) -> Vec<bf16> {
     let mut rest = gate.to_vec();
     let mut planes = Vec::new();
@@ -88,7 +88,8 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
         hidden,
         planes: args.planes as u32,
     };
-    // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all tokens and experts.
+    // SAFETY: the three matrices were checked to have their sizes on this device, and the grid to reach all
+    // tokens and experts.
     unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }
 
@@ -150,9 +151,11 @@ impl TopK<'_> {
     }
 }
 
-/// Softmax over all experts, the k largest; weights are divided by their sum (by 1 if it is not positive) if `renormalize`.
+/// Softmax over all experts, the k largest; weights are divided by their sum (by 1 if it is not positive) if
+/// `renormalize`.
 ///
-/// A NaN or infinite score counts as 0. A row with a NaN or +inf logit has only such scores: its weights are 0.
+/// A NaN or infinite score counts as 0. A row with a NaN or +inf logit has only such scores: its weights are
+/// 0.
 pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Result<()> {
     const OP: &str = "softmax_top_k";
     args.check(OP, stream)?;
@@ -182,8 +185,8 @@ pub struct Grouped<'a> {
 
 /// The best groups of experts, then the k best experts in them.
 ///
-/// A group's score is its best score, or with a correction bias the sum of its two best biased scores. Weights are unbiased.
-/// A NaN or infinite score counts as 0.
+/// A group's score is its best score, or with a correction bias the sum of its two best biased scores.
+/// Weights are unbiased. A NaN or infinite score counts as 0.
 pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> Result<()> {
     const OP: &str = "grouped_top_k";
     args.check(OP, stream)?;
@@ -218,8 +221,8 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
     unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
-/// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for its output. NaN is
-/// below all numbers and has weight 0.
+/// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for
+/// its output. NaN is below all numbers and has weight 0.
 pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     const OP: &str = "sigmoid_top_k";
     args.check(OP, stream)?;

@@ -1,8 +1,8 @@
 //! The weighted sum of each token's expert outputs: the last step of the layer.
 //!
-//! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`, accumulated in f32 by fused
-//! multiply-adds, with one rounding, the same bits at any grid size. Rows at or past `expert_offsets[E_loc]` are skipped without
-//! being read; a token with no valid row gives 0.
+//! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`,
+//! accumulated in f32 by fused multiply-adds, with one rounding, the same bits at any grid size. Rows at or
+//! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0.
 
 use super::permutation::{Permutation, Sizes};
 use super::quantize::{Activations, ActivationsMut};
@@ -25,8 +25,8 @@ pub struct Unpermute<'a> {
     pub permutation: &'a Permutation<'a>,
     /// H, columns of `y` and `out`.
     pub hidden: usize,
-    /// `[T, H]`: the type of `y`, or f32; or f16 of a `y` in bf16, whose rows may leave f16's range where their
-    /// sum does not.
+    /// `[T, H]`: the type of `y`, or f32; or f16 of a `y` in bf16, whose rows may leave f16's range where
+    /// their sum does not.
     pub out: ActivationsMut<'a>,
 }
 
@@ -35,17 +35,18 @@ pub struct Unpermute<'a> {
 /// With no tokens nothing is launched, and nothing is written.
 ///
 /// # Errors
-/// Arrays that are too short or on another device; a permutation without `inverse`; types of `y` and `out` that do not match.
+/// Arrays that are too short or on another device; a permutation without `inverse`; types of `y` and `out`
+/// that do not match.
 pub fn unpermute(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
     enqueue(stream, args, false)
 }
 
-/// As [`unpermute`], for a routing that was complete before the kernel that precedes this call in the stream began. Where the rows are,
-/// and their weights, is then read while that kernel ends.
+/// As [`unpermute`], for a routing that was complete before the kernel that precedes this call in the stream
+/// began. Where the rows are, and their weights, is then read while that kernel ends.
 ///
 /// # Safety
-/// The permutation and `topk_weights` were not written by the kernel that directly precedes this call in the stream, and every
-/// kernel since they were written orders itself behind its predecessor, as
+/// The permutation and `topk_weights` were not written by the kernel that directly precedes this call in the
+/// stream, and every kernel since they were written orders itself behind its predecessor, as
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule) says.
 pub unsafe fn unpermute_with_settled_routing(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
     enqueue(stream, args, true)
@@ -98,7 +99,7 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         routing_is_settled,
     };
     let grid = warp_rows_grid(stream.device(), tokens, columns);
-    // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what is below
-    // `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
+    // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what
+    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
     unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }

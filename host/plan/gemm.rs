@@ -37,7 +37,8 @@ pub struct GemmShape {
 pub struct GatedShape {
     /// P, rows of A (where they are not gathered) and q: those of the permutation.
     pub rows: usize,
-    /// I, columns of q: a multiple of 16; of 128 with block scales of B, so that the up half begins at a block.
+    /// I, columns of q: a multiple of 16; of 128 with block scales of B, so that the up half begins at a
+    /// block.
     pub intermediate: usize,
     /// K, what is summed over: a multiple of 16.
     pub k: usize,
@@ -93,10 +94,12 @@ pub struct GemmPlan {
 }
 
 impl GemmPlan {
-    /// Plans a GEMM over a tile schedule with tiles of `block_m` rows, e.g. those that [`block_m`] recommends.
+    /// Plans a GEMM over a tile schedule with tiles of `block_m` rows, e.g. those that [`block_m`]
+    /// recommends.
     ///
     /// # Errors
-    /// Dimensions that the kernels cannot do; a `block_m` that no kernel of the path has; a path that the device lacks.
+    /// Dimensions that the kernels cannot do; a `block_m` that no kernel of the path has; a path that the
+    /// device lacks.
     pub fn new(device: &Device, shape: GemmShape, block_m: usize, options: GemmOptions) -> Result<GemmPlan> {
         let GemmShape { rows, n, k, experts } = shape;
         check_k(OP, k)?;
@@ -199,11 +202,12 @@ pub struct GatedPlan {
 }
 
 impl GatedPlan {
-    /// Plans a gated GEMM over a tile schedule with tiles of `block_m` rows. `gathers`: A is in the order of the tokens, and the
-    /// kernel gathers its rows by the permutation; with tiles of 128 rows alone.
+    /// Plans a gated GEMM over a tile schedule with tiles of `block_m` rows. `gathers`: A is in the order of
+    /// the tokens, and the kernel gathers its rows by the permutation; with tiles of 128 rows alone.
     ///
     /// # Errors
-    /// As [`GemmPlan::new`]; a path that does not lead to the Hopper kernels; rows that are gathered in tiles of another height.
+    /// As [`GemmPlan::new`]; a path that does not lead to the Hopper kernels; rows that are gathered in tiles
+    /// of another height.
     pub fn new(
         device: &Device,
         shape: GatedShape,
@@ -343,8 +347,8 @@ fn hopper_blocks(
         }
         _ => most,
     };
-    // The narrow kernels cut items down to slabs, and blocks beyond those would have no share: nor need they partial sums. A wide
-    // item takes a cluster.
+    // The narrow kernels cut items down to slabs, and blocks beyond those would have no share: nor need they
+    // partial sums. A wide item takes a cluster.
     let most_shares = if tile == HopperTile::Wide { items.div_ceil(2) * 2 } else { slabs };
     let blocks = blocks.min(most_shares as u32);
     Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
@@ -355,23 +359,25 @@ const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
 
 /// The height of tiles to build the schedule for, `shape.rows` being the rows to expect.
 ///
-/// With few rows per expert the weights' stream is the work, and a tall tile would multiply mostly zeros; with many, a tall
-/// tile reads each weight less often. The mean number of rows of an expert that has any, `rows / min(experts, rows)`, decides.
+/// With few rows per expert the weights' stream is the work, and a tall tile would multiply mostly zeros;
+/// with many, a tall tile reads each weight less often. The mean number of rows of an expert that has any,
+/// `rows / min(experts, rows)`, decides.
 ///
-/// - Hopper: the least narrow tile that most experts fit into once, so that their weights are streamed once: 8 up to a mean
-///   of 3, 16 up to 9, 32 up to 22, 64 up to 50, else 128.
+/// - Hopper: the least narrow tile that most experts fit into once, so that their weights are streamed once:
+///   8 up to a mean of 3, 16 up to 9, 32 up to 22, 64 up to 50, else 128.
 /// - Portable: 16 up to 24, 64 up to 96, else 128. Where tiles of 128 would leave SMs without work, 64 it is.
 pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
     let is_hopper = device.family() == Family::Sm90a && !matches!(path, Path::Portable { .. });
     if is_hopper { hopper_block_m(shape) } else { portable_block_m(device.multiprocessors() as usize, shape) }
 }
 
-/// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens: each has `top_k`
-/// of `experts`, of which `local_experts` are here.
+/// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens:
+/// each has `top_k` of `experts`, of which `local_experts` are here.
 ///
-/// Scattered, a token is written once for each of its experts here; gathered, once, but then GEMM 1 takes longer. On an H200
-/// at 4096 tokens a layer gains 2 to 4 % with 8 experts to a token and loses 6 % with 2. So rows are gathered from four on, on
-/// average, if tokens spread evenly. The kernels for few rows do not gather: their A is small, and few threads copy.
+/// Scattered, a token is written once for each of its experts here; gathered, once, but then GEMM 1 takes
+/// longer. On an H200 at 4096 tokens a layer gains 2 to 4 % with 8 experts to a token and loses 6 % with 2.
+/// So rows are gathered from four on, on average, if tokens spread evenly. The kernels for few rows do not
+/// gather: their A is small, and few threads copy.
 pub(super) fn gathers(
     gather: Gather,
     block_m: usize,
@@ -391,8 +397,8 @@ fn mean_rows(shape: &GemmShape) -> usize {
     shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
 }
 
-/// On an H200 tiles of 128 rows beat those of 64 from 23 rows an expert on: with those of 64 a whole layer takes 8
-/// to 30 % longer at 26 to 32 rows, and 0 to 3 % at 64.
+/// On an H200 tiles of 128 rows beat those of 64 from 23 rows an expert on: with those of 64 a whole layer
+/// takes 8 to 30 % longer at 26 to 32 rows, and 0 to 3 % at 64.
 fn hopper_block_m(shape: &GemmShape) -> usize {
     match mean_rows(shape) {
         0..=3 => 8,

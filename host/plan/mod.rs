@@ -1,5 +1,5 @@
-//! What will run, decided once, on the host, from sizes: tiles, gathering, fusion, kernels, grids, layouts of scales, and the
-//! workspace.
+//! What will run, decided once, on the host, from sizes: tiles, gathering, fusion, kernels, grids, layouts of
+//! scales, and the workspace.
 //!
 //! ```text
 //!   device, MoeConfig, tokens ---> Plan           of a layer's forward: workspace, operations, warm-up and bench read it
@@ -17,8 +17,8 @@
 //! | `router` | which kernel multiplies by the router's matrix |
 //! | `workspace` | what lies where in a forward's memory |
 //!
-//! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of the worst case,
-//! heights of tiles those of an even spread.
+//! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of
+//! the worst case, heights of tiles those of an even spread.
 
 pub(crate) mod gemm;
 pub(crate) mod permutation;
@@ -146,8 +146,9 @@ impl Plan {
 
     /// Bytes that suffice for forwards of any number of tokens up to `tokens`.
     ///
-    /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less: fewer partial sums,
-    /// and gathered rows are not scattered. So the last number of tokens before each change of height counts as well.
+    /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less:
+    /// fewer partial sums, and gathered rows are not scattered. So the last number of tokens before each
+    /// change of height counts as well.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
         let (mut most, mut last) = (0, tokens);
         loop {
@@ -171,14 +172,15 @@ impl Plan {
     }
 }
 
-/// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At least 1, if there
-/// are any.
+/// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At
+/// least 1, if there are any.
 fn expected_rows(shape: &PermuteShape) -> usize {
     let all = shape.rows() as u128 * shape.local_experts as u128;
     all.div_ceil(shape.experts.max(1) as u128) as usize
 }
 
-/// Rows that there is room for in a group of scales of `rows` rows: a multiple of 4, as the Hopper GEMMs ask for.
+/// Rows that there is room for in a group of scales of `rows` rows: a multiple of 4, as the Hopper GEMMs ask
+/// for.
 fn scale_rows(rows: usize) -> usize {
     rows.next_multiple_of(4)
 }
@@ -228,7 +230,8 @@ mod tests {
         assert_eq!(expected_rows(&rank(1, 0)), 0);
     }
 
-    /// Tiles are chosen by the rows of an expert, which do not depend on how many ranks there are; memory is not.
+    /// Tiles are chosen by the rows of an expert, which do not depend on how many ranks there are; memory is
+    /// not.
     #[test]
     fn ranks_choose_the_tiles_of_the_whole_layer() {
         let device = Device::for_test(None);

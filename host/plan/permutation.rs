@@ -106,8 +106,8 @@ impl PermuteShape {
 
 /// How the sort is cut into blocks. The result is the same, bit for bit.
 ///
-/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block grows with all
-/// rows, and small blocks cost nothing as long as all of them run at once.
+/// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block
+/// grows with all rows, and small blocks cost nothing as long as all of them run at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PermutePath {
     /// Blocks of 512 rows, or of up to 2048 where there would be more blocks than multiprocessors.
@@ -115,8 +115,8 @@ pub enum PermutePath {
     Auto,
     /// Blocks of `warps * steps * 32` rows.
     Blocks {
-        /// Warps of a block that have rows, 1 to 16. Fewer are taken where shared memory does not hold the counters of so
-        /// many: that is with some thousand experts.
+        /// Warps of a block that have rows, 1 to 16. Fewer are taken where shared memory does not hold the
+        /// counters of so many: that is with some thousand experts.
         warps: usize,
         /// Rows of each thread, 1 to 4.
         steps: usize,
@@ -140,8 +140,8 @@ pub(crate) struct Cut {
     pub shared_bytes: usize,
 }
 
-/// Entries of a tile schedule before its first tile: its sizes, and 256 counters of 4 bytes that kernels which cut a tile's
-/// sum into parts use, and leave at 0.
+/// Entries of a tile schedule before its first tile: its sizes, and 256 counters of 4 bytes that kernels
+/// which cut a tile's sum into parts use, and leave at 0.
 pub const TILE_SCHEDULE_HEADER: usize = launchers::FIRST_TILE as usize;
 
 /// Row tiles that there may be, whatever the routing: each expert that has rows has one that is not full.

@@ -32,8 +32,8 @@ impl RouterLogitsPath {
         }
     }
 
-    /// The kernel, and what a block of it computes; `self` is resolved. Blocks of `Few` are along x for the experts and along y
-    /// for the tokens, of the others the other way round.
+    /// The kernel, and what a block of it computes; `self` is resolved. Blocks of `Few` are along x for the
+    /// experts and along y for the tokens, of the others the other way round.
     fn kernel(self) -> (Kernel<RouterLogits>, LogitsTile) {
         match self {
             RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW),
@@ -44,7 +44,8 @@ impl RouterLogitsPath {
         }
     }
 
-    /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below 2^31.
+    /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below
+    /// 2^31.
     pub(crate) fn check(self, op: &'static str, tokens: usize, experts: usize) -> Result<()> {
         let (_, tile) = self.kernel();
         let (name, along_y, of_block) = match self {

@@ -10,7 +10,8 @@ use crate::gpu::device::Device;
 use crate::gpu::launch::Grid;
 use crate::kernels::launchers;
 
-/// Blocks per multiprocessor that kernels whose warps are independent are launched with at most; they stride over the rest.
+/// Blocks per multiprocessor that kernels whose warps are independent are launched with at most; they stride
+/// over the rest.
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 /// Most partial maxima of a tensor.
 pub(crate) const MAX_PARTIALS: u32 = 512;
@@ -36,7 +37,8 @@ pub(crate) fn warp_rows_grid(device: &Device, rows: u32, columns: u32) -> Grid {
     (rows.div_ceil(launchers::WARP_ROWS_PER_BLOCK).min(most), segments).into()
 }
 
-/// The grid of the largest magnitude of a tensor: at most [`MAX_PARTIALS`] blocks, each of which finds that of its part.
+/// The grid of the largest magnitude of a tensor: at most [`MAX_PARTIALS`] blocks, each of which finds that
+/// of its part.
 pub(crate) fn absmax_grid(device: &Device, rows: u32, columns: u32) -> Grid {
     let blocks = (device.multiprocessors() * 2).min(MAX_PARTIALS);
     let segments = columns.div_ceil(launchers::WARP_COLUMNS).min(32);
@@ -76,8 +78,9 @@ impl ScaleLayout {
         Self { row_stride: groups, group_stride: 1 }
     }
 
-    /// `[groups, rows]`, rows adjacent: what the Hopper GEMMs take, which bring one group of many rows at a time. For them
-    /// `rows` is a multiple of 4, as TMA has it: that of the rows rounded up, the last of which stay unwritten.
+    /// `[groups, rows]`, rows adjacent: what the Hopper GEMMs take, which bring one group of many rows at a
+    /// time. For them `rows` is a multiple of 4, as TMA has it: that of the rows rounded up, the last of
+    /// which stay unwritten.
     pub fn group_major(rows: usize) -> Self {
         Self { row_stride: 1, group_stride: rows }
     }
@@ -97,8 +100,8 @@ impl ScaleLayout {
             .saturating_add(1)
     }
 
-    /// Refuses a layout to write in that may have two scales at one place, where two threads would race: rows lie apart by all
-    /// groups of a row, or groups by all rows of a group.
+    /// Refuses a layout to write in that may have two scales at one place, where two threads would race: rows
+    /// lie apart by all groups of a row, or groups by all rows of a group.
     pub(crate) fn check_apart(&self, op: &'static str, name: &str, rows: usize, groups: usize) -> Result<()> {
         let ScaleLayout { row_stride, group_stride } = *self;
         let (last_row, last_group) = (rows.saturating_sub(1), groups.saturating_sub(1));

@@ -1,4 +1,5 @@
-//! Tiles of the grouped GEMMs: how many rows of one expert a block multiplies at a time, and what that takes of an SM.
+//! Tiles of the grouped GEMMs: how many rows of one expert a block multiplies at a time, and what that takes
+//! of an SM.
 //!
 //! | tiles | rows | columns | stages of the ring |
 //! |---|---|---|---|
@@ -75,9 +76,9 @@ impl PortableTile {
         self.numbers().columns as usize
     }
 
-    /// Bytes of A and B on their way to an SM with `shared_per_block` bytes of shared memory, at most: all stages but the one
-    /// that is multiplied, of every block that it holds. A latency of 1 us at an even share of a GPU's memory rate wants some
-    /// 25 KB.
+    /// Bytes of A and B on their way to an SM with `shared_per_block` bytes of shared memory, at most: all
+    /// stages but the one that is multiplied, of every block that it holds. A latency of 1 us at an even
+    /// share of a GPU's memory rate wants some 25 KB.
     pub fn bytes_in_flight(self, shared_per_block: u32, promoted: bool) -> u32 {
         let GemmTile { stages, operand_bytes, .. } = self.numbers();
         self.blocks_per_multiprocessor(shared_per_block, promoted) * (stages - 1) * operand_bytes
@@ -151,8 +152,9 @@ impl HopperTile {
         matches!(self, HopperTile::Wide)
     }
 
-    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on behalf of both; of a
-    /// narrow one, as few as can be, since an expert seldom has as many rows as its tile.
+    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on
+    /// behalf of both; of a narrow one, as few as can be, since an expert seldom has as many rows as its
+    /// tile.
     pub(crate) const fn a_box_rows(self) -> u32 {
         self.numbers().a_box_rows
     }
@@ -162,8 +164,8 @@ impl HopperTile {
         self.numbers().columns as usize
     }
 
-    /// Bytes of A and B on their way to an SM, at most: all stages but the one that is multiplied. A latency of 1 us at an even
-    /// share of an H200's memory rate wants some 36 KB.
+    /// Bytes of A and B on their way to an SM, at most: all stages but the one that is multiplied. A latency
+    /// of 1 us at an even share of an H200's memory rate wants some 36 KB.
     pub const fn bytes_in_flight(self) -> u32 {
         let GemmTile { stages, operand_bytes, .. } = self.numbers();
         (stages - 1) * operand_bytes

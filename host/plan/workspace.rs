@@ -18,7 +18,8 @@
 //! sums              f32   [T, H] where the reduction is order-free (an output in f32 leaves it unused)
 //! ```
 //!
-//! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not matter.
+//! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not
+//! matter.
 
 use std::ops::Range;
 

@@ -1,12 +1,14 @@
-//! What the host knows of the kernels besides their arguments: numbers and kinds, and the groups of arguments that recur.
+//! What the host knows of the kernels besides their arguments: numbers and kinds, and the groups of arguments
+//! that recur.
 //!
-//! Everything marked `#[host]` or `#[arguments]`, here or beside a kernel, reaches the host through a record in the PTX. The
-//! host writes none of it again.
+//! Everything marked `#[host]` or `#[arguments]`, here or beside a kernel, reaches the host through a record
+//! in the PTX. The host writes none of it again.
 
 use cuda_std::code::Code;
 use cuda_std::{arguments, host};
 
-/// Bytes of K that a GEMM has in shared memory together: a row of a stage, and the width of a scale group or block.
+/// Bytes of K that a GEMM has in shared memory together: a row of a stage, and the width of a scale group or
+/// block.
 #[host]
 pub const SLAB: u32 = 128;
 

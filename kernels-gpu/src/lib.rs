@@ -1,7 +1,8 @@
 //! The GPU kernels of `fp8-moe`.
 //!
-//! Compiled to PTX by the root package's build script, once for each GPU family (`cfg(target_feature = "sm_90a")` tells them
-//! apart). A kernel is a `#[kernel]` function; the build script generates a typed launcher for each.
+//! Compiled to PTX by the root package's build script, once for each GPU family (`cfg(target_feature =
+//! "sm_90a")` tells them apart). A kernel is a `#[kernel]` function; the build script generates a typed
+//! launcher for each.
 
 #![no_std]
 #![feature(abi_ptx, asm_experimental_arch, stmt_expr_attributes)]

@@ -1,7 +1,7 @@
 //! What the grouped GEMMs walk: the problem size of every expert, and the list of row tiles.
 //!
-//! Both come from `expert_offsets` and are built on the device, so that the host never waits for the routing. The
-//! permutation writes them on its way; the kernels here do it from offsets that come from elsewhere.
+//! Both come from `expert_offsets` and are built on the device, so that the host never waits for the routing.
+//! The permutation writes them on its way; the kernels here do it from offsets that come from elsewhere.
 //!
 //! ```text
 //! expert_offsets   0      70  70          300      block_m = 64: expert 0 has 70 rows, 1 none, 2 has 230
@@ -14,11 +14,13 @@
 //!   { 2,  70, 64, 230:0 }  { 2, 134, 64, 230:1 }  { 2, 198, 64, 230:2 }  { 2, 262, 38, 230:3 }
 //! ```
 //!
-//! Tiles are in ascending order of their first row. There are at most `rows / block_m + min(local_experts, rows)`.
+//! Tiles are in ascending order of their first row. There are at most `rows / block_m + min(local_experts,
+//! rows)`.
 //!
-//! A band is what a GEMM multiplies by one panel of weights before it takes the next: the tiles of an expert, in equal parts where they
-//! have more than [`BAND_ROWS`] rows. `band` holds the band's rows (65535 for more, which only a tile of its own has), and in the lower
-//! 16 bits the tile's number in it (above, 230:1): from one entry follow all tiles of its band.
+//! A band is what a GEMM multiplies by one panel of weights before it takes the next: the tiles of an expert,
+//! in equal parts where they have more than [`BAND_ROWS`] rows. `band` holds the band's rows (65535 for more,
+//! which only a tile of its own has), and in the lower 16 bits the tile's number in it (above, 230:1): from
+//! one entry follow all tiles of its band.
 
 use crate::permute::{THREADS, exclusive_scan};
 use cuda_std::code::Flag;
@@ -75,8 +77,8 @@ impl ProblemSizes {
     }
 }
 
-/// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the experts' tiles
-/// says where each begins.
+/// Where the tile schedule goes, and what tiles it has. A thread to an expert writes it, once a scan over the
+/// experts' tiles says where each begins.
 #[arguments]
 pub(crate) struct TileSchedule {
     /// `[FIRST_TILE + tiles]`, 16-byte aligned; null if not wanted.
@@ -97,11 +99,12 @@ impl TileSchedule {
         }
     }
 
-    /// Writes this block's share of the `tiles` of an expert, whose rows are `first_row .. first_row + rows`: every so
-    /// many-th tile. So one expert with all the rows costs no block more than its share.
+    /// Writes this block's share of the `tiles` of an expert, whose rows are `first_row .. first_row + rows`:
+    /// every so many-th tile. So one expert with all the rows costs no block more than its share.
     ///
     /// # Safety
-    /// `tiles` is that of `rows`; the entries exist, from `first_tile` on behind the header; `first_row + rows < 2^31`.
+    /// `tiles` is that of `rows`; the entries exist, from `first_tile` on behind the header; `first_row +
+    /// rows < 2^31`.
     #[inline(always)]
     pub unsafe fn write_tiles(self, expert: u32, first_tile: u32, tiles: u32, first_row: u32, rows: u32) {
         if self.entries.is_null() {
@@ -217,8 +220,8 @@ pub unsafe fn tile_schedule(arguments: WriteTileSchedule) {
                 rows = *offsets.add(1) as u32 - first_row;
             }
         }
-        // SAFETY: all threads are here: the loop bound is the same for all, and a barrier follows every scan. The tile
-        // count over all experts bounds the tiles.
+        // SAFETY: all threads are here: the loop bound is the same for all, and a barrier follows every scan.
+        // The tile count over all experts bounds the tiles.
         unsafe {
             let tiles = schedule.tiles(rows);
             let ([_, first_tile], [_, all_tiles]) = exclusive_scan([0, tiles]);

@@ -7,17 +7,18 @@
 //!                        out[3] = w0 * y[7] + w2 * y[41] + w3 * y[2]
 //! ```
 //!
-//! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does not depend on
-//! the grid. A token without a valid slot gives 0.
+//! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does
+//! not depend on the grid. A token without a valid slot gives 0.
 //!
-//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::quantize::warp_rows). It looks up to 32 slots of a token up at once,
-//! one per lane, and one step ahead: those of the next token while it adds this one's rows. Four slots are loaded before the first is
-//! added, so that their latencies overlap.
+//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::quantize::warp_rows). It looks up to 32
+//! slots of a token up at once, one per lane, and one step ahead: those of the next token while it adds this
+//! one's rows. Four slots are loaded before the first is added, so that their latencies overlap.
 //!
 //! # Before the predecessor has ended
-//! With `routing_is_settled` a warp looks its first slots up before it waits for the kernel before it in the stream, which may be writing
-//! `y` at that time. The caller vouches that `inverse`, `topk_weights` and `valid_rows` were complete before that kernel began. They are
-//! read past L1, which may hold those of an earlier layer. `y` and `out` are touched behind the wait.
+//! With `routing_is_settled` a warp looks its first slots up before it waits for the kernel before it in the
+//! stream, which may be writing `y` at that time. The caller vouches that `inverse`, `topk_weights` and
+//! `valid_rows` were complete before that kernel began. They are read past L1, which may hold those of an
+//! earlier layer. `y` and `out` are touched behind the wait.
 
 use crate::quantize::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
 use crate::quantize::warp_rows::{THREADS, WARPS};
@@ -81,7 +82,8 @@ impl<T: Element> Slots<T> {
     /// Looks up the slots `first..first + 32` of `token`. None of a token past the last.
     ///
     /// # Safety
-    /// The arrays have their elements for every token, and nobody writes them from now on while the grid runs.
+    /// The arrays have their elements for every token, and nobody writes them from now on while the grid
+    /// runs.
     #[inline(always)]
     unsafe fn find(&self, token: u32, first: u32) -> Found {
         let slot = first + thread::lane_id();
@@ -103,8 +105,8 @@ impl<T: Element> Slots<T> {
         found
     }
 
-    /// The weight of the slot that lane `lane` has found, and its chunk of `y` at `column`: zeros where there is no such slot. The whole
-    /// warp calls it.
+    /// The weight of the slot that lane `lane` has found, and its chunk of `y` at `column`: zeros where there
+    /// is no such slot. The whole warp calls it.
     ///
     /// # Safety
     /// The rows below `*valid_rows` exist in `y` and are complete.
@@ -133,8 +135,8 @@ fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
 /// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`.
 ///
 /// # Safety
-/// `out` is writable, and the arrays of `slots` have their elements for every token; those that name rows and weights were complete
-/// before the predecessor began, if `routing_is_settled`.
+/// `out` is writable, and the arrays of `slots` have their elements for every token; those that name rows and
+/// weights were complete before the predecessor began, if `routing_is_settled`.
 #[inline(always)]
 unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routing_is_settled: bool) {
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;

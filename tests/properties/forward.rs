@@ -1,5 +1,5 @@
-//! One forward for all: types of hidden states and ids, outputs that are added to, addresses instead of slices, weights of others.
-//! Each way gives the bits of the plain one, or is refused.
+//! One forward for all: types of hidden states and ids, outputs that are added to, addresses instead of
+//! slices, weights of others. Each way gives the bits of the plain one, or is refused.
 
 use std::sync::Arc;
 
@@ -106,7 +106,8 @@ fn refusal<T>(result: Result<T>) -> String {
 proptest! {
     #![proptest_config(cases(6))]
 
-    /// Quantised by the caller as the layer would, whether rows are scattered or gathered, is the same bit for bit.
+    /// Quantised by the caller as the layer would, whether rows are scattered or gathered, is the same bit
+    /// for bit.
     #[test]
     fn quantised_hidden_states(
         tokens in 1usize..150, hidden in 1usize..20, gather: bool, seed: u64,
@@ -206,7 +207,8 @@ fn raw_forwards_do_the_same() {
     };
     let (ids, weights) = (inputs.ids.ptr().raw(), inputs.weights.ptr().raw());
     for (routing, expected) in [(RawRouting::Own, own), (RawRouting::Given { ids, weights }, given)] {
-        // SAFETY: the buffers are as long as the call says, alive until `synchronize` has waited, and used by nothing else.
+        // SAFETY: the buffers are as long as the call says, alive until `synchronize` has waited, and used by
+        // nothing else.
         unsafe { on_device.forward_raw(RawForward { routing, ..forward }) }.unwrap();
         stream.synchronize().unwrap();
         assert_eq!(bits(&out.to_vec(&stream).unwrap()), bits(&expected));

@@ -1,4 +1,5 @@
-//! One program, several streams: whatever safe calls do, work that uses the same memory is ordered, and memory outlives its use.
+//! One program, several streams: whatever safe calls do, work that uses the same memory is ordered, and
+//! memory outlives its use.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,7 +13,8 @@ use fp8_moe_cli::{Layers, RoutingKind, Scheme, Shape};
 use half::bf16;
 use proptest::prelude::*;
 
-/// A device of the kind that tests run on, whose driver is watched, in a context of its own. Tests take turns with it.
+/// A device of the kind that tests run on, whose driver is watched, in a context of its own. Tests take turns
+/// with it.
 fn watched() -> (MutexGuard<'static, ()>, Device) {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,8 +42,8 @@ fn a_race_is_seen_where_there_is_one() {
     let (a, b) = (Stream::new(&device).unwrap(), Stream::new(&device).unwrap());
     let mut buffer = device.zeros::<u8>(8).unwrap();
     buffer.fill_bytes(1, &a).unwrap();
-    // SAFETY: not kept, so that the watch has something to see; the emulated device runs one piece of work at a time, and on a GPU
-    // either byte is fine.
+    // SAFETY: not kept, so that the watch has something to see; the emulated device runs one piece of work at
+    // a time, and on a GPU either byte is fine.
     let mut again = unsafe { SliceMut::from_raw(&device, DevicePtr::<u8>::from_raw(buffer.ptr().raw()), 8) };
     again.fill_bytes(2, &b).unwrap();
     let faults = std::mem::take(&mut watch::seen().faults);
@@ -231,7 +233,8 @@ fn act() -> impl Strategy<Value = Act> {
 
 const BYTES: usize = 32;
 
-/// A program's state, and what its buffers must hold: `contents` by the number of a buffer, numbers are never used again.
+/// A program's state, and what its buffers must hold: `contents` by the number of a buffer, numbers are never
+/// used again.
 struct Program {
     device: Device,
     streams: Vec<Stream>,

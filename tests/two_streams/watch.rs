@@ -1,9 +1,11 @@
-//! A driver that watches for races: every copy, fill and graph is checked against all before it, by vector clocks.
+//! A driver that watches for races: every copy, fill and graph is checked against all before it, by vector
+//! clocks.
 //!
-//! The emulated device runs work one piece after the other, so that a missing order never shows in a result. Here the order is what is
-//! tested: two accesses to the same bytes, one of which writes, must be on one stream, or the later one's stream must have waited for
-//! an event behind the earlier one, or the host for that stream. Memory must not be freed before the host knows that nobody uses it.
-//! Kernels are not watched, since their arguments do not say what they access.
+//! The emulated device runs work one piece after the other, so that a missing order never shows in a result.
+//! Here the order is what is tested: two accesses to the same bytes, one of which writes, must be on one
+//! stream, or the later one's stream must have waited for an event behind the earlier one, or the host for
+//! that stream. Memory must not be freed before the host knows that nobody uses it. Kernels are not watched,
+//! since their arguments do not say what they access.
 
 use std::collections::HashMap;
 use std::ffi::{c_uint, c_ulonglong, c_void};

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: everything that CI checks, cheapest first.
 //!
-//! The host's crates are a cargo workspace. The device crates are not part of it, since they compile for another target with
-//! `core` from source; they get the same treatment one by one, for every GPU family where code differs.
+//! The host's crates are a cargo workspace. The device crates are not part of it, since they compile for
+//! another target with `core` from source; they get the same treatment one by one, for every GPU family where
+//! code differs.
 
 use std::process::Command;
 

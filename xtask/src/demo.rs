@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: two FP8 MoE layers, loaded from safetensors files, through the GPU kernels and against the reference.
+//! `cargo xtask demo`: two FP8 MoE layers, loaded from safetensors files, through the GPU kernels and against
+//! the reference.
 
 use std::process::Command;
 

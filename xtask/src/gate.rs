@@ -1,9 +1,9 @@
 //! The PTX gate: what every kernel uses of the GPU, pinned by a committed table.
 //!
-//! Each family is compiled and assembled; the table says per kernel the launch bounds, registers and shared memory in
-//! `ptxas`'s count, and the instructions that matter in the machine code. A change shows up in the diff of the commit that
-//! made it. Spills, stack frames, local memory, C75xx remarks, and warpgroup tensor-core instructions of another shape than the
-//! kernel declares are refused whatever the table says.
+//! Each family is compiled and assembled; the table says per kernel the launch bounds, registers and shared
+//! memory in `ptxas`'s count, and the instructions that matter in the machine code. A change shows up in the
+//! diff of the commit that made it. Spills, stack frames, local memory, C75xx remarks, and warpgroup
+//! tensor-core instructions of another shape than the kernel declares are refused whatever the table says.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -105,7 +105,8 @@ fn compile(arch: Arch) -> Result<Compiled> {
     Ok(Compiled { built, table, violations })
 }
 
-/// What a kernel's machine code, if the disassembly has it, holds that it must not, and lacks that it must have.
+/// What a kernel's machine code, if the disassembly has it, holds that it must not, and lacks that it must
+/// have.
 fn misuses(kernel: &KernelInfo, count: Option<&Instructions>) -> Vec<String> {
     let Some(count) = count else { return vec!["no machine code".to_owned()] };
     let mut misuses = Vec::new();

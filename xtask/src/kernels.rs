@@ -1,7 +1,8 @@
-//! `cargo xtask kernels`: the compiled kernels in `host/kernels`, which the library embeds and its package carries.
+//! `cargo xtask kernels`: the compiled kernels in `host/kernels`, which the library embeds and its package
+//! carries.
 //!
-//! They are committed, so that users need neither `rust-src` nor anything unstable. The same sources give the same bytes in every
-//! checkout, which `--check` relies on.
+//! They are committed, so that users need neither `rust-src` nor anything unstable. The same sources give the
+//! same bytes in every checkout, which `--check` relies on.
 
 #[path = "../../build/sources.rs"]
 mod sources;
@@ -16,7 +17,8 @@ use crate::process::{heading, root, target_dir};
 /// The file with the digest of the sources.
 const SOURCES: &str = "SOURCES";
 
-/// Compiles the kernels of all families and writes them, or, with `check`, compares them with the committed ones.
+/// Compiles the kernels of all families and writes them, or, with `check`, compares them with the committed
+/// ones.
 pub fn run(check: bool) -> Result<()> {
     heading("kernels");
     let committed = root().join("host/kernels");

@@ -41,13 +41,15 @@ enum Task {
         #[arg(long, value_parser = parse_arch)]
         arch: Option<Arch>,
     },
-    /// Compiles the GPU kernels into `host/kernels`, from where the library embeds them: after every change of theirs.
+    /// Compiles the GPU kernels into `host/kernels`, from where the library embeds them: after every change
+    /// of theirs.
     Kernels {
         /// Compare with what is there instead.
         #[arg(long)]
         check: bool,
     },
-    /// Compares what the GPU kernels use with the committed table; fails on a difference, a spill or a stack frame.
+    /// Compares what the GPU kernels use with the committed table; fails on a difference, a spill or a stack
+    /// frame.
     Gate {
         /// Write the table instead.
         #[arg(long)]
@@ -61,7 +63,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Packs the program and all tests into `bundle/`, to run on a GPU machine that has neither Rust nor network.
+    /// Packs the program and all tests into `bundle/`, to run on a GPU machine that has neither Rust nor
+    /// network.
     Bundle {
         /// Also pack NVIDIA's compute-sanitizer; `SANITIZE=1 ./run.sh` then runs the tests under it.
         #[arg(long)]

@@ -1,7 +1,8 @@
 //! How many blocks of a kernel a multiprocessor holds at a time.
 //!
-//! The numbers are those of "Technical Specifications per Compute Capability" in the CUDA C++ Programming Guide. Dynamic
-//! shared memory is asked for at the launch, so the count is an upper bound for kernels that have any.
+//! The numbers are those of "Technical Specifications per Compute Capability" in the CUDA C++ Programming
+//! Guide. Dynamic shared memory is asked for at the launch, so the count is an upper bound for kernels that
+//! have any.
 
 use cuda_builder::Arch;
 

@@ -1,4 +1,5 @@
-//! `cargo xtask packages`: the packages as they would be published, and strangers' crates that depend on them.
+//! `cargo xtask packages`: the packages as they would be published, and strangers' crates that depend on
+//! them.
 //!
 //! ```text
 //!   cargo publish --dry-run    each package builds from its own archive, in dependency order
@@ -18,13 +19,13 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, heading, output, root, step, target_dir};
 
 /// The packages, each after those that it depends on.
-const PACKAGES: [&str; 5] =
-    ["ptx_sim", "fp8-moe-cust", "fp8-moe-cuda-builder", "fp8-moe", "fp8-moe-cli"];
+const PACKAGES: [&str; 5] = ["ptx_sim", "fp8-moe-cust", "fp8-moe-cuda-builder", "fp8-moe", "fp8-moe-cli"];
 
 /// What an archive may weigh, in bytes.
 const ARCHIVE_LIMIT: u64 = 2 << 20;
 
-/// Crates that an embedder of the library builds, the emulated device included; it goes up only by a decision.
+/// Crates that an embedder of the library builds, the emulated device included; it goes up only by a
+/// decision.
 const EMBEDDED_CRATES: usize = 40;
 
 /// Packs, verifies, unpacks, and builds the strangers' crates.
@@ -62,7 +63,8 @@ fn unpack() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Cargo in one of the strangers' crates, with nothing in its environment but where programs, crates and toolchains are.
+/// Cargo in one of the strangers' crates, with nothing in its environment but where programs, crates and
+/// toolchains are.
 fn stranger(directory: &Path) -> Command {
     let mut command = cargo();
     command.env_clear().current_dir(directory);

@@ -1,7 +1,8 @@
 //! No program of ours defines a function of the CUDA driver's names.
 //!
-//! A program that did would answer the CUDA calls of every library in it: cudarc would compute on the emulated device, without a word.
-//! `libcuda_sim` defines them, as a shared library under the driver's name; that is its purpose.
+//! A program that did would answer the CUDA calls of every library in it: cudarc would compute on the
+//! emulated device, without a word. `libcuda_sim` defines them, as a shared library under the driver's name;
+//! that is its purpose.
 
 use std::path::PathBuf;
 use std::process::Command;

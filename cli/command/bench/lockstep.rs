@@ -10,8 +10,8 @@
 //!
 //! On the emulated device the times are the emulator's own.
 //!
-//! `next` goes on to the next case, which says that it is ready; `quit`, or the end of the input, ends the program, as does
-//! `next` after the last case.
+//! `next` goes on to the next case, which says that it is ready; `quit`, or the end of the input, ends the
+//! program, as does `next` after the last case.
 
 use std::io::{self, BufRead, Write};
 use std::ops::ControlFlow;

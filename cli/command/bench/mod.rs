@@ -43,8 +43,8 @@ pub struct Arguments {
     /// FP8 schemes: per-token, per-tensor, block
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "per-token")]
     scheme: Vec<String>,
-    /// How sums over K are kept: auto (the layer's default), fast (in the tensor cores, where no scale changes along K) or
-    /// promoted (folded into f32 every 128 of K)
+    /// How sums over K are kept: auto (the layer's default), fast (in the tensor cores, where no scale
+    /// changes along K) or promoted (folded into f32 every 128 of K)
     #[arg(long, value_name = "HOW", default_value = "auto")]
     accumulation: String,
     /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
@@ -372,8 +372,8 @@ impl Bench<'_> {
         captured.parts().filter(|part| self.parts.contains(part)).collect()
     }
 
-    /// Keeps a row with its error. A refused argument is that row's alone; after anything else the device is not to be
-    /// trusted.
+    /// Keeps a row with its error. A refused argument is that row's alone; after anything else the device is
+    /// not to be trusted.
     fn fail(&mut self, mut row: Row, error: Error) -> Result<()> {
         row.error = Some(error.to_string());
         self.keep(row)?;

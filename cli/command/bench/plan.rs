@@ -140,8 +140,8 @@ impl Case {
         active
     }
 
-    /// Layers that must take turns in a batch so that its weights are not found in the L2 cache; the emulated device has
-    /// none.
+    /// Layers that must take turns in a batch so that its weights are not found in the L2 cache; the emulated
+    /// device has none.
     pub fn turns(&self, batch: &Batch, device: &Device) -> usize {
         if device.is_emulated() {
             return 1;
@@ -149,8 +149,8 @@ impl Case {
         sets_to_outgrow_cache(device.l2_bytes(), Work::weight_bytes(&self.config, &batch.load))
     }
 
-    /// How many layers are wanted, and how many of them fit into `free` bytes besides the largest batch; an error if not
-    /// one does.
+    /// How many layers are wanted, and how many of them fit into `free` bytes besides the largest batch; an
+    /// error if not one does.
     pub fn sets(&self, device: &Device, free: u64) -> Result<(usize, usize)> {
         let wanted = self.batches.iter().map(|batch| self.turns(batch, device)).max().unwrap_or(1);
         let tokens = self.batches.iter().map(|batch| batch.tokens).max().unwrap_or(0);

@@ -16,7 +16,8 @@ use crate::terminal;
 /// Arguments of `fp8-moe report`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Files that `fp8-moe bench --json` or a peer's benchmark wrote; where two have the same measurement, the later counts
+    /// Files that `fp8-moe bench --json` or a peer's benchmark wrote; where two have the same measurement,
+    /// the later counts
     #[arg(value_name = "FILE.json", required = true)]
     files: Vec<PathBuf>,
     /// Draw time and fraction of the floor over the batch size here

@@ -7,8 +7,8 @@
 //!
 //! The third chart is there where something is compared; an implementation has the same colour in every row.
 //!
-//! Where there is one implementation alone, its parts share a row of charts. Rows that the emulated device counted show bytes
-//! through global memory instead, and how many times the least they are.
+//! Where there is one implementation alone, its parts share a row of charts. Rows that the emulated device
+//! counted show bytes through global memory instead, and how many times the least they are.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -64,8 +64,8 @@ impl Key {
     }
 }
 
-/// All rows, by what they can be compared in, the number of tokens, and the implementation. Of several measurements of the
-/// same, the last counts.
+/// All rows, by what they can be compared in, the number of tokens, and the implementation. Of several
+/// measurements of the same, the last counts.
 pub type Merged<'r> = BTreeMap<Key, Batches<'r>>;
 
 /// By the number of tokens, the rows of each implementation.

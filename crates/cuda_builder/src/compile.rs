@@ -1,8 +1,8 @@
 //! Runs the nested cargo that turns a device crate into whole-program PTX assembly.
 //!
-//! `cargo rustc --release -Zbuild-std=core --target nvptx64-nvidia-cuda -- --emit=asm`: with `lto = "fat"` and one codegen
-//! unit in the device crate's release profile, the assembly of the final crate is the whole program, and no linker for the
-//! target is needed (`true` stands in for it).
+//! `cargo rustc --release -Zbuild-std=core --target nvptx64-nvidia-cuda -- --emit=asm`: with `lto = "fat"`
+//! and one codegen unit in the device crate's release profile, the assembly of the final crate is the whole
+//! program, and no linker for the target is needed (`true` stands in for it).
 
 use std::env;
 use std::fs::{self, File};
@@ -56,7 +56,8 @@ fn cargo_rustc(crate_dir: &Path, arch: Arch, nested: &Path) -> Command {
     let flags = [
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
-        // rustc's own jump threading knows nothing of convergence: it copies a shuffle into both arms of a branch.
+        // rustc's own jump threading knows nothing of convergence: it copies a shuffle into both arms of a
+        // branch.
         "-Zmir-enable-passes=-JumpThreading".to_owned(),
         format!("-Ctarget-cpu={}", arch.name()),
     ];

@@ -10,10 +10,10 @@
 //! pub const SCALE_ROWS: Kernel<Scale> = Kernel::new("scale_rows", ..);
 //! ```
 //!
-//! A kernel that takes one struct is called with that struct; one that takes anything else, with a struct that is named after
-//! it. The generated file expects in scope where it is included: `Arguments`, `DevicePtr`, `Kernel`, `module`, which is passed to
-//! every `Kernel`, `TensorMap` (128 bytes, aligned to 64) if a kernel takes one by value, and the crate `half` if a kernel has
-//! 16-bit floating-point arguments.
+//! A kernel that takes one struct is called with that struct; one that takes anything else, with a struct
+//! that is named after it. The generated file expects in scope where it is included: `Arguments`,
+//! `DevicePtr`, `Kernel`, `module`, which is passed to every `Kernel`, `TensorMap` (128 bytes, aligned to 64)
+//! if a kernel takes one by value, and the crate `half` if a kernel has 16-bit floating-point arguments.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,7 +23,8 @@ use crate::{Built, Error, KernelInfo};
 
 /// The source for the host of all kernels of `builds`, which hold the same device crate for several families.
 ///
-/// A kernel, a struct or an item may exist for some families only; where it exists for several, it is the same.
+/// A kernel, a struct or an item may exist for some families only; where it exists for several, it is the
+/// same.
 pub fn generate(builds: &[Built]) -> Result<String, Error> {
     let kernels = merged("kernel", builds, |built| &built.kernels, |kernel| &kernel.name, interface)?;
     let structs =
@@ -71,9 +72,9 @@ pub fn generate(builds: &[Built]) -> Result<String, Error> {
     formatted(&source)
 }
 
-/// The source of one `static` per build, named after its family (`SM_89`): a slice of `KernelSummary`, which the including
-/// file defines with the fields `name`, `threads`, `min_blocks`, `static_shared` and `text: (usize, usize)`, which is
-/// [`KernelInfo::text`].
+/// The source of one `static` per build, named after its family (`SM_89`): a slice of `KernelSummary`, which
+/// the including file defines with the fields `name`, `threads`, `min_blocks`, `static_shared` and `text:
+/// (usize, usize)`, which is [`KernelInfo::text`].
 pub fn table(builds: &[Built]) -> Result<String, Error> {
     let mut source = String::new();
     for built in builds {

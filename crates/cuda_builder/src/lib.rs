@@ -22,10 +22,11 @@
 //! # }
 //! ```
 //!
-//! The device crate is compiled with `RUSTC_BOOTSTRAP=1`, since the NVPTX target's language features are unstable; that
-//! setting reaches the device crate alone. Everything the build script inherits from the outer cargo (`CARGO_*`,
-//! `RUSTFLAGS`, wrappers) is removed, and the nested target folder `<target>/cuda_builder/<arch>` is shared between the
-//! profiles of the outer build, so that `core` is compiled once per family.
+//! The device crate is compiled with `RUSTC_BOOTSTRAP=1`, since the NVPTX target's language features are
+//! unstable; that setting reaches the device crate alone. Everything the build script inherits from the outer
+//! cargo (`CARGO_*`, `RUSTFLAGS`, wrappers) is removed, and the nested target folder
+//! `<target>/cuda_builder/<arch>` is shared between the profiles of the outer build, so that `core` is
+//! compiled once per family.
 
 mod compile;
 mod error;
@@ -122,8 +123,8 @@ impl CudaBuilder {
         self
     }
 
-    /// Sets the outer target folder; default the one that holds `OUT_DIR`, else `CARGO_TARGET_DIR`, else `target` in the
-    /// device crate's workspace.
+    /// Sets the outer target folder; default the one that holds `OUT_DIR`, else `CARGO_TARGET_DIR`, else
+    /// `target` in the device crate's workspace.
     pub fn target_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.target_dir = Some(dir.into());
         self
@@ -181,7 +182,8 @@ impl CudaBuilder {
     }
 }
 
-/// Compiles the crate in `crate_dir` for every family, side by side, and writes into `folder` what a library embeds:
+/// Compiles the crate in `crate_dir` for every family, side by side, and writes into `folder` what a library
+/// embeds:
 ///
 /// ```text
 /// <crate>.sm_89.ptx  <crate>.sm_90a.ptx    the PTX
@@ -189,8 +191,8 @@ impl CudaBuilder {
 /// summaries.rs                             what launchers::table returns
 /// ```
 ///
-/// The same sources give the same bytes, wherever they and the toolchain lie. No `ptxas` is run. What is compiled on the way goes
-/// into the target folder `target_dir`.
+/// The same sources give the same bytes, wherever they and the toolchain lie. No `ptxas` is run. What is
+/// compiled on the way goes into the target folder `target_dir`.
 pub fn package(crate_dir: &Path, folder: &Path, target_dir: &Path) -> Result<(), Error> {
     let build = |arch| {
         let builder = CudaBuilder::new(crate_dir).arch(arch).target_dir(target_dir);
@@ -262,7 +264,8 @@ fn default_target_dir(crate_dir: &Path) -> PathBuf {
     }
 }
 
-/// The cargo target folder that `path` lies in: the nearest ancestor that cargo has tagged, else `path` itself.
+/// The cargo target folder that `path` lies in: the nearest ancestor that cargo has tagged, else `path`
+/// itself.
 pub fn enclosing_target_dir(path: &Path) -> PathBuf {
     let tagged = path.ancestors().find(|ancestor| ancestor.join("CACHEDIR.TAG").is_file());
     tagged.unwrap_or(path).to_path_buf()

@@ -19,8 +19,8 @@
 //!     .section .debug_info { .. }             goes
 //! ```
 //!
-//! What belongs to no entry (declarations, `.file` lines) moves before the first. So the text up to there, followed by any one
-//! entry, is a module of its own: [`KernelInfo::text`] is where an entry lies.
+//! What belongs to no entry (declarations, `.file` lines) moves before the first. So the text up to there,
+//! followed by any one entry, is a module of its own: [`KernelInfo::text`] is where an entry lies.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -215,7 +215,8 @@ fn skip_section<'a>(head: &str, lines: &mut impl Iterator<Item = &'a str>) {
     }
 }
 
-/// Bytes of the parameter that a line of an entry's head declares: `.param .u64 ..` or `.param .align 8 .b8 NAME[128]`.
+/// Bytes of the parameter that a line of an entry's head declares: `.param .u64 ..` or `.param .align 8 .b8
+/// NAME[128]`.
 fn param_size(line: &str) -> Option<u32> {
     if line.trim_start().starts_with(".param .align ") {
         return line.split_once('[')?.1.split_once(']')?.0.parse().ok();

@@ -1,7 +1,7 @@
 //! NVIDIA's assembler, `ptxas`: found, run, and its report read.
 //!
-//! It needs no GPU and no CUDA installation; the PyPI package `nvidia-cuda-nvcc` carries it. Where there is none, the build
-//! goes on without the check: the driver assembles PTX at load time anyway.
+//! It needs no GPU and no CUDA installation; the PyPI package `nvidia-cuda-nvcc` carries it. Where there is
+//! none, the build goes on without the check: the driver assembles PTX at load time anyway.
 
 use std::env;
 use std::fs;

@@ -131,8 +131,8 @@ impl Records {
         [KERNEL, ARGUMENTS, HOST].iter().any(|prefix| line.starts_with(prefix))
     }
 
-    /// The parameters of an entry that takes `params`, in order: as they are, or, where structs were taken apart, the largest
-    /// first.
+    /// The parameters of an entry that takes `params`, in order: as they are, or, where structs were taken
+    /// apart, the largest first.
     pub fn flatten(&self, params: &[Param]) -> Result<Vec<FlatParam>, Error> {
         let mut flat = Vec::new();
         self.flatten_into(params, &mut Vec::new(), &mut flat)?;

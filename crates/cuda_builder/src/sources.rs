@@ -7,8 +7,8 @@ use crate::Error;
 
 /// Manifest, lock file and source folder of the crate in `crate_dir` and of every crate it names by `path`.
 ///
-/// Path dependencies are found by their `path = ".."` entries in the manifests, transitively; crates from a registry are
-/// pinned by the lock file. A build script prints one `cargo::rerun-if-changed` line for each.
+/// Path dependencies are found by their `path = ".."` entries in the manifests, transitively; crates from a
+/// registry are pinned by the lock file. A build script prints one `cargo::rerun-if-changed` line for each.
 pub fn source_paths(crate_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut paths = Vec::new();
     let mut pending = vec![canonical(crate_dir)?];

@@ -1,5 +1,6 @@
-//! Compiles `cuda_std`'s emission crate for every family and looks at the PTX: each item becomes the instructions that its
-//! documentation promises, ptxas accepts them, and barriers stay where they were written.
+//! Compiles `cuda_std`'s emission crate for every family and looks at the PTX: each item becomes the
+//! instructions that its documentation promises, ptxas accepts them, and barriers stay where they were
+//! written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ fn build_anew(arch: Arch) -> (Built, String) {
     (built, text)
 }
 
-/// The lines of an entry, from its head to the next one's. (A closing brace may also end a scope of inline assembly.)
+/// The lines of an entry, from its head to the next one's. (A closing brace may also end a scope of inline
+/// assembly.)
 fn body<'a>(text: &'a str, kernel: &str) -> Vec<&'a str> {
     let head = format!(".visible .entry {kernel}(");
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&head));

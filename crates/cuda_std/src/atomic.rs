@@ -10,9 +10,10 @@
 //! | [`reduce_add`] | | | | x, also two or four | `red.relaxed.add` |
 //!
 //! Pointers are generic pointers into *global* memory, or [`Shared`] pointers. Orders are those of the
-//! PTX memory model: [`Order::Relaxed`] makes the operation atomic and orders nothing else; a release by one thread
-//! that an acquire of another observes makes what came before visible to what comes after. The scope says which threads
-//! take part. Both arguments are constants at every call, so that one instruction remains after inlining.
+//! PTX memory model: [`Order::Relaxed`] makes the operation atomic and orders nothing else; a release by one
+//! thread that an acquire of another observes makes what came before visible to what comes after. The scope
+//! says which threads take part. Both arguments are constants at every call, so that one instruction remains
+//! after inlining.
 //!
 //! An unused result makes ptxas emit `RED`, which does not wait for the old value.
 //!
@@ -137,8 +138,8 @@ macro_rules! operation {
         /// Returns the old value.
         ///
         /// # Safety
-        /// The place is valid, a multiple of the value's size, and touched by nothing but atomics while other threads may
-        /// access it.
+        /// The place is valid, a multiple of the value's size, and touched by nothing but atomics while other
+        /// threads may access it.
         #[inline(always)]
         pub unsafe fn $name<P: $trait>(place: P, $($operand: P::Value,)+ order: Order, scope: Scope) -> P::Value {
             // SAFETY: the caller's contract.
@@ -192,9 +193,9 @@ pub trait Reducible: Copy {
     unsafe fn reduce_add(self, place: *mut Self, scope: Scope);
 }
 
-/// Adds `value` to what is at `place` in global memory and returns nothing: `red.relaxed.add.f32`, of vectors `.v2.f32` and
-/// `.v4.f32`. The elements of a vector are added one by one, each atomically, to nearest even; subnormals count as 0. What several
-/// threads add is summed in any order.
+/// Adds `value` to what is at `place` in global memory and returns nothing: `red.relaxed.add.f32`, of vectors
+/// `.v2.f32` and `.v4.f32`. The elements of a vector are added one by one, each atomically, to nearest even;
+/// subnormals count as 0. What several threads add is summed in any order.
 ///
 /// # Safety
 /// As [`add`].

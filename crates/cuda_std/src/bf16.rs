@@ -7,8 +7,8 @@
 //!   packed pair (u32)   [ high half | low half ]    element 0 of memory is the low half
 //! ```
 //!
-//! Conversions from f32 round to nearest even, overflow to infinity, and turn NaN into 0x7fff. Conversions to f32 are exact.
-//! (PTX ISA, "Data Movement and Conversion Instructions: cvt"; the packed forms need sm_80.)
+//! Conversions from f32 round to nearest even, overflow to infinity, and turn NaN into 0x7fff. Conversions to
+//! f32 are exact. (PTX ISA, "Data Movement and Conversion Instructions: cvt"; the packed forms need sm_80.)
 
 use core::arch::asm;
 
@@ -60,7 +60,8 @@ impl F16 {
 #[inline(always)]
 pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
     let packed: u32;
-    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source first.
+    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source
+    // first.
     unsafe {
         asm!("cvt.rn.bf16x2.f32 {}, {}, {};", out(reg32) packed, in(reg32) high, in(reg32) low,
             options(pure, nomem, nostack, preserves_flags));
@@ -72,7 +73,8 @@ pub fn bf16x2_from_f32(low: f32, high: f32) -> u32 {
 #[inline(always)]
 pub fn f16x2_from_f32(low: f32, high: f32) -> u32 {
     let packed: u32;
-    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source first.
+    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source
+    // first.
     unsafe {
         asm!("cvt.rn.f16x2.f32 {}, {}, {};", out(reg32) packed, in(reg32) high, in(reg32) low,
             options(pure, nomem, nostack, preserves_flags));

@@ -1,4 +1,5 @@
-//! Bulk copies: one thread asks, the copy engine moves a line of bytes between global and shared memory (sm_90a).
+//! Bulk copies: one thread asks, the copy engine moves a line of bytes between global and shared memory
+//! (sm_90a).
 //!
 //! ```text
 //!   load    global ──▶ shared     completes its bytes on an mbarrier                    mbarrier::wait
@@ -7,8 +8,9 @@
 //!   prefetch_l2 global ──▶ L2     nobody can wait for it, and nothing depends on it
 //! ```
 //!
-//! A line is a multiple of 16 bytes, at addresses that are multiples of 16. Boxes of tensors are in [`tma`](crate::tma); their
-//! stores belong to the same groups. Shared addresses are 32-bit byte addresses in the shared window (address space 3).
+//! A line is a multiple of 16 bytes, at addresses that are multiples of 16. Boxes of tensors are in
+//! [`tma`](crate::tma); their stores belong to the same groups. Shared addresses are 32-bit byte addresses in
+//! the shared window (address space 3).
 //!
 //! # The two proxies
 //! The engine does not see what threads have written to shared memory until a proxy fence has stood between:
@@ -19,7 +21,8 @@
 //!   all threads:  sync::block(); write to shared again
 //! ```
 //!
-//! In the other direction none is needed: whoever has seen the mbarrier complete may read what a load brought.
+//! In the other direction none is needed: whoever has seen the mbarrier complete may read what a load
+//! brought.
 //!
 //! PTX ISA, "cp.async.bulk", "cp.reduce.async.bulk", "cp.async.bulk.prefetch", "Async proxy".
 
@@ -28,8 +31,8 @@ use core::arch::asm;
 use crate::bf16::{Bf16, F16};
 use crate::l2::Policy;
 
-/// Shows the copy engine and the tensor cores what this thread has written to the block's shared memory, and what others had
-/// written before a barrier that it has passed: `fence.proxy.async.shared::cta`.
+/// Shows the copy engine and the tensor cores what this thread has written to the block's shared memory, and
+/// what others had written before a barrier that it has passed: `fence.proxy.async.shared::cta`.
 #[inline(always)]
 pub fn fence_shared() {
     // SAFETY: only orders.
@@ -40,9 +43,9 @@ pub fn fence_shared() {
 /// `cp.async.bulk.shared::cluster.global`.
 ///
 /// # Safety
-/// `from` is in global memory with `bytes` readable bytes, `to` in this block's shared memory with room for them, all three are
-/// multiples of 16; `barrier` is an mbarrier that expects the bytes; no thread touches the destination before it completes, and
-/// writes of it before the call are ordered by [`fence_shared`].
+/// `from` is in global memory with `bytes` readable bytes, `to` in this block's shared memory with room for
+/// them, all three are multiples of 16; `barrier` is an mbarrier that expects the bytes; no thread touches
+/// the destination before it completes, and writes of it before the call are ordered by [`fence_shared`].
 #[inline(always)]
 pub unsafe fn load(to: u32, from: *const u8, bytes: u32, barrier: u32) {
     // SAFETY: the caller's contract.
@@ -82,10 +85,12 @@ pub unsafe fn load_hinted(to: u32, from: *const u8, bytes: u32, barrier: u32, po
     }
 }
 
-/// Asks L2 for `bytes` bytes, which a later access then need not wait for: `cp.async.bulk.prefetch.L2.global`.
+/// Asks L2 for `bytes` bytes, which a later access then need not wait for:
+/// `cp.async.bulk.prefetch.L2.global`.
 ///
-/// A hint: no thread sees that the bytes have come, and L2 may have dropped them by the time that they are read. The thread goes on at
-/// once, and may exit. One line of L2 at a time, on older GPUs as well, is [`memory::prefetch_l2`](crate::memory::prefetch_l2).
+/// A hint: no thread sees that the bytes have come, and L2 may have dropped them by the time that they are
+/// read. The thread goes on at once, and may exit. One line of L2 at a time, on older GPUs as well, is
+/// [`memory::prefetch_l2`](crate::memory::prefetch_l2).
 ///
 /// # Safety
 /// `from` is in global memory with `bytes` bytes, written or not; both are multiples of 16.
@@ -107,9 +112,10 @@ pub unsafe fn prefetch_l2(from: *const u8, bytes: u32) {
 /// Copies `bytes` bytes from shared memory at `from`: `cp.async.bulk.global.shared::cta.bulk_group`.
 ///
 /// # Safety
-/// `from` is in this block's shared memory with `bytes` written bytes, `to` in global memory with room for them, all three are
-/// multiples of 16. What threads wrote at `from` is ordered by [`fence_shared`]. Until this thread has returned from [`wait_read`] no
-/// thread writes at `from`, until it has returned from [`wait`] none touches `to`; other grids may after this one has ended.
+/// `from` is in this block's shared memory with `bytes` written bytes, `to` in global memory with room for
+/// them, all three are multiples of 16. What threads wrote at `from` is ordered by [`fence_shared`]. Until
+/// this thread has returned from [`wait_read`] no thread writes at `from`, until it has returned from
+/// [`wait`] none touches `to`; other grids may after this one has ended.
 #[inline(always)]
 pub unsafe fn store(to: *mut u8, from: u32, bytes: u32) {
     // SAFETY: the caller's contract.
@@ -126,11 +132,12 @@ pub unsafe fn store(to: *mut u8, from: u32, bytes: u32) {
     }
 }
 
-/// Adds the numbers in the `bytes` bytes of shared memory at `from` to those at `to`: `cp.reduce.async.bulk..add`.
+/// Adds the numbers in the `bytes` bytes of shared memory at `from` to those at `to`:
+/// `cp.reduce.async.bulk..add`.
 ///
-/// Each element is an atomic addition, relaxed, at the scope of the GPU: lines of many blocks may be added to the same place, in an
-/// order that differs from run to run. Sums of floating-point numbers then differ in their last bits. Those of 16 bits round after
-/// every addition.
+/// Each element is an atomic addition, relaxed, at the scope of the GPU: lines of many blocks may be added to
+/// the same place, in an order that differs from run to run. Sums of floating-point numbers then differ in
+/// their last bits. Those of 16 bits round after every addition.
 ///
 /// # Safety
 /// As for [`store`], but that others may add to `to` meanwhile; it holds numbers already.
@@ -189,16 +196,16 @@ pub fn commit() {
     unsafe { asm!("cp.async.bulk.commit_group;", options(nostack)) }
 }
 
-/// Waits until at most the `PENDING` youngest groups of this thread have not ended; this thread then sees what they have
-/// written: `cp.async.bulk.wait_group`.
+/// Waits until at most the `PENDING` youngest groups of this thread have not ended; this thread then sees
+/// what they have written: `cp.async.bulk.wait_group`.
 #[inline(always)]
 pub fn wait<const PENDING: u32>() {
     // SAFETY: waiting has no precondition. The asm counts as writing memory, so no access moves above it.
     unsafe { asm!("cp.async.bulk.wait_group {};", const PENDING, options(nostack)) }
 }
 
-/// Waits until at most the `PENDING` youngest groups of this thread have yet to read shared memory, which may then be written
-/// again: `cp.async.bulk.wait_group.read`.
+/// Waits until at most the `PENDING` youngest groups of this thread have yet to read shared memory, which may
+/// then be written again: `cp.async.bulk.wait_group.read`.
 #[inline(always)]
 pub fn wait_read<const PENDING: u32>() {
     // SAFETY: as in `wait`.

@@ -1,7 +1,9 @@
-//! Clusters: blocks that run at the same time on neighbouring SMs and reach each other's shared memory (sm_90a).
+//! Clusters: blocks that run at the same time on neighbouring SMs and reach each other's shared memory
+//! (sm_90a).
 //!
-//! The launch says how many blocks make a cluster. A shared-memory address of a block, with the number of a block of the
-//! cluster, becomes an address of the cluster's window by `mapa`; [`mbarrier::arrive_at`](crate::mbarrier::arrive_at) does that.
+//! The launch says how many blocks make a cluster. A shared-memory address of a block, with the number of a
+//! block of the cluster, becomes an address of the cluster's window by `mapa`;
+//! [`mbarrier::arrive_at`](crate::mbarrier::arrive_at) does that.
 //!
 //! PTX ISA, "Cluster of Cooperative Thread Arrays", "barrier.cluster".
 
@@ -26,8 +28,8 @@ pub fn rank() -> u32 {
     rank
 }
 
-/// Waits for all threads of the cluster that have not exited; their memory accesses before it are visible after it:
-/// `barrier.cluster.arrive` and `.wait`. Aligned: all lanes of a warp execute it together.
+/// Waits for all threads of the cluster that have not exited; their memory accesses before it are visible
+/// after it: `barrier.cluster.arrive` and `.wait`. Aligned: all lanes of a warp execute it together.
 #[inline(always)]
 pub fn sync() {
     // SAFETY: as the barriers of `crate::sync`.
@@ -37,8 +39,9 @@ pub fn sync() {
     }
 }
 
-/// The address in the cluster's window of what lies at `address` in the shared memory of block `rank` of the cluster:
-/// `mapa.shared::cluster`. A block's shared memory lies there in one piece, so that differences of addresses stay.
+/// The address in the cluster's window of what lies at `address` in the shared memory of block `rank` of the
+/// cluster: `mapa.shared::cluster`. A block's shared memory lies there in one piece, so that differences of
+/// addresses stay.
 #[inline(always)]
 pub fn map(address: u32, rank: u32) -> u32 {
     let mapped: u32;

@@ -1,7 +1,7 @@
 //! Codes: which of several kinds something is, as a number that host and device agree on; and flags.
 //!
-//! An enum with `#[host]` is known to both. The host passes the enum; a kernel gets a [`Code`], a number that it compares with
-//! the enum.
+//! An enum with `#[host]` is known to both. The host passes the enum; a kernel gets a [`Code`], a number that
+//! it compares with the enum.
 
 use core::marker::PhantomData;
 
@@ -46,7 +46,8 @@ impl<K: Kind> Code<K> {
         self.code == kind.code()
     }
 
-    /// Whether it is another. (`!is(..)` is another instruction to LLVM, which makes one of two branches on it.)
+    /// Whether it is another. (`!is(..)` is another instruction to LLVM, which makes one of two branches on
+    /// it.)
     #[inline(always)]
     pub fn is_not(self, kind: K) -> bool {
         self.code != kind.code()

@@ -2,10 +2,10 @@
 //!
 //! PTX ISA, "Data Movement and Conversion Instructions: Non-bulk copy".
 //!
-//! A copy is *issued* by [`copy16`], [`copy16_zfill`] or [`copy4_zfill`], *committed* together with all earlier
-//! uncommitted copies of the same thread into one group by [`commit`], and *landed* once [`wait`] leaves at most
-//! a given number of that thread's youngest groups pending. Landing is seen by the issuing thread alone: a block
-//! barrier after [`wait`] is what shows it to the other threads.
+//! A copy is *issued* by [`copy16`], [`copy16_zfill`] or [`copy4_zfill`], *committed* together with all
+//! earlier uncommitted copies of the same thread into one group by [`commit`], and *landed* once [`wait`]
+//! leaves at most a given number of that thread's youngest groups pending. Landing is seen by the issuing
+//! thread alone: a block barrier after [`wait`] is what shows it to the other threads.
 //!
 //! ```text
 //! thread:  copy16 copy16 commit | copy16 copy16 commit | wait::<1>()      -> first group landed
@@ -19,8 +19,8 @@ use core::arch::asm;
 /// Copies 16 bytes, bypassing L1 (`.cg`), with the hint to fetch the surrounding 128 bytes into L2.
 ///
 /// # Safety
-/// `dst` is a 16-byte-aligned shared address with 16 writable bytes that nobody reads or writes until the copy
-/// has landed; `src` is a 16-byte-aligned global address with 16 readable bytes.
+/// `dst` is a 16-byte-aligned shared address with 16 writable bytes that nobody reads or writes until the
+/// copy has landed; `src` is a 16-byte-aligned global address with 16 readable bytes.
 #[inline(always)]
 pub unsafe fn copy16(dst: u32, src: *const u8) {
     // SAFETY: the caller vouches for both addresses; the instruction touches nothing else.
@@ -81,8 +81,8 @@ pub unsafe fn copy4_zfill(dst: u32, src: *const u8, keep: bool) {
 /// Closes the group of all copies that this thread has issued since the last commit. The group may be empty.
 #[inline(always)]
 pub fn commit() {
-    // SAFETY: `cp.async.commit_group` only counts; it reads and writes no memory by itself. Without `nomem` the
-    // compiler keeps it in order with the copies around it.
+    // SAFETY: `cp.async.commit_group` only counts; it reads and writes no memory by itself. Without `nomem`
+    // the compiler keeps it in order with the copies around it.
     unsafe { asm!("cp.async.commit_group;", options(nostack, preserves_flags)) }
 }
 

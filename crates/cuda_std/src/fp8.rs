@@ -8,9 +8,10 @@
 //!   packed pair    [ high byte | low byte ]    element 0 of memory is the low byte
 //! ```
 //!
-//! Conversions to FP8 round to nearest even and saturate to the largest finite value (`.satfinite`); NaN becomes 0x7f. Names read
-//! `destination_from_source`, and where two values are packed the first argument is the low half, which is the first in memory.
-//! (PTX ISA, "Data Movement and Conversion Instructions: cvt"; sm_89 and later.)
+//! Conversions to FP8 round to nearest even and saturate to the largest finite value (`.satfinite`); NaN
+//! becomes 0x7f. Names read `destination_from_source`, and where two values are packed the first argument is
+//! the low half, which is the first in memory. (PTX ISA, "Data Movement and Conversion Instructions: cvt";
+//! sm_89 and later.)
 
 use core::arch::asm;
 
@@ -23,11 +24,13 @@ pub const E5M2_MAX: f32 = 57344.0;
 /// The e4m3 encoding that a NaN converts to.
 pub const E4M3_NAN: u8 = 0x7f;
 
-/// Two e4m3 values from two f32 values, to nearest even, saturating: `low` in bits 0..8, `high` in bits 8..16.
+/// Two e4m3 values from two f32 values, to nearest even, saturating: `low` in bits 0..8, `high` in bits
+/// 8..16.
 #[inline(always)]
 pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
     let packed: u16;
-    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source first.
+    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source
+    // first.
     unsafe {
         asm!("cvt.rn.satfinite.e4m3x2.f32 {}, {}, {};", out(reg16) packed, in(reg32) high, in(reg32) low,
             options(pure, nomem, nostack, preserves_flags));
@@ -39,7 +42,8 @@ pub fn e4m3x2_from_f32(low: f32, high: f32) -> u16 {
 #[inline(always)]
 pub fn e5m2x2_from_f32(low: f32, high: f32) -> u16 {
     let packed: u16;
-    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source first.
+    // SAFETY: a register-to-register conversion without side effects; PTX takes the upper half's source
+    // first.
     unsafe {
         asm!("cvt.rn.satfinite.e5m2x2.f32 {}, {}, {};", out(reg16) packed, in(reg32) high, in(reg32) low,
             options(pure, nomem, nostack, preserves_flags));

@@ -1,4 +1,5 @@
-//! How long the L2 cache keeps what an access brings in: policies, made once and handed to accesses (sm_80 and later).
+//! How long the L2 cache keeps what an access brings in: policies, made once and handed to accesses (sm_80
+//! and later).
 //!
 //! ```text
 //!   l2::Policy::evict_first()    a stream that is read once
@@ -32,10 +33,11 @@ impl Policy {
         Self::evict_last_of(1.0)
     }
 
-    /// As [`evict_last`](Self::evict_last), of a part of what is accessed, chosen by address; the priority of the rest is unchanged.
+    /// As [`evict_last`](Self::evict_last), of a part of what is accessed, chosen by address; the priority of
+    /// the rest is unchanged.
     ///
-    /// `part` is above 0 and at most 1. It is for data that does not fit into L2 together: a part that stays is worth more
-    /// than all of it evicting itself.
+    /// `part` is above 0 and at most 1. It is for data that does not fit into L2 together: a part that stays
+    /// is worth more than all of it evicting itself.
     #[inline(always)]
     pub fn evict_last_of(part: f32) -> Self {
         let policy;

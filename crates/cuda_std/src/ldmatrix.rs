@@ -2,8 +2,8 @@
 //!
 //! PTX ISA, "Warp Level Matrix Load Instruction: ldmatrix" (sm_75 and later).
 //!
-//! A matrix is 8 rows of 16 bytes. The address of row `i` of matrix `j` comes from lane `8*j + i`, and register
-//! `j` of lane `l` receives bytes `4*(l%4) .. 4*(l%4)+4` of row `l/4`:
+//! A matrix is 8 rows of 16 bytes. The address of row `i` of matrix `j` comes from lane `8*j + i`, and
+//! register `j` of lane `l` receives bytes `4*(l%4) .. 4*(l%4)+4` of row `l/4`:
 //!
 //! ```text
 //!               bytes 0..4  4..8  8..12 12..16         address given by lane
@@ -14,8 +14,8 @@
 //! ```
 //!
 //! For 8-bit elements that is four elements of one row in each register: what `mma.m16n8k32` wants (see
-//! [`mma`](crate::mma)). The 8 rows of a matrix are read in one pass if they lie in 8 different 16-byte columns
-//! of the 128-byte-wide shared memory, whatever the rows' distance; a swizzle sees to that.
+//! [`mma`](crate::mma)). The 8 rows of a matrix are read in one pass if they lie in 8 different 16-byte
+//! columns of the 128-byte-wide shared memory, whatever the rows' distance; a swizzle sees to that.
 
 use core::arch::asm;
 

@@ -25,16 +25,16 @@
 //! | `wgmma` | the asynchronous tensor cores of a warpgroup (sm_90a) | `wgmma`, `setmaxnreg` |
 //!
 //! # Two rules
-//! **Convergence.** What synchronises or talks across threads is an LLVM intrinsic, which LLVM knows to be convergent, and
-//! never `asm!`, which from Rust is not. Collective functions (barriers, shuffles, votes) are safe to call as far as Rust's
-//! memory is concerned, and each says which threads must execute it together; a call that breaks that hangs or yields
-//! garbage values.
+//! **Convergence.** What synchronises or talks across threads is an LLVM intrinsic, which LLVM knows to be
+//! convergent, and never `asm!`, which from Rust is not. Collective functions (barriers, shuffles, votes) are
+//! safe to call as far as Rust's memory is concerned, and each says which threads must execute it together; a
+//! call that breaks that hangs or yields garbage values.
 //!
-//! **No local memory.** An array in registers is indexed by constants only: a run-time index moves it to local memory,
-//! which is DRAM. The build fails on any stack frame.
+//! **No local memory.** An array in registers is indexed by constants only: a run-time index moves it to
+//! local memory, which is DRAM. The build fails on any stack frame.
 //!
-//! Pointers that a kernel takes are generic to rustc; LLVM infers global memory for kernel arguments and emits
-//! `ld.global`/`st.global` for plain Rust accesses through them.
+//! Pointers that a kernel takes are generic to rustc; LLVM infers global memory for kernel arguments and
+//! emits `ld.global`/`st.global` for plain Rust accesses through them.
 
 #![no_std]
 #![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics)]

@@ -1,4 +1,5 @@
-//! f32 arithmetic that Rust's operators do not give: fused multiply-add, and the approximations of the special function unit.
+//! f32 arithmetic that Rust's operators do not give: fused multiply-add, and the approximations of the
+//! special function unit.
 //!
 //! | function | PTX | error |
 //! |---|---|---|
@@ -6,8 +7,8 @@
 //! | [`ex2`] | `ex2.approx.ftz.f32` | at most 2 ulp; subnormal arguments and results are flushed to 0 |
 //! | [`rcp`] | `rcp.approx.ftz.f32` | at most 1 ulp; subnormal arguments and results are flushed to 0 |
 //!
-//! `a / b` is `div.rn.f32` and `1.0 / b` is `rcp.rn.f32`: IEEE, and several times as many instructions. `a * b + c` is two
-//! roundings, never contracted.
+//! `a / b` is `div.rn.f32` and `1.0 / b` is `rcp.rn.f32`: IEEE, and several times as many instructions. `a *
+//! b + c` is two roundings, never contracted.
 //!
 //! PTX ISA, "Floating Point Instructions".
 

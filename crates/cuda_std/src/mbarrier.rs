@@ -9,8 +9,9 @@
 //!   producer: expect_tx(full, bytes); tma copies ...        consumer: wait(full, parity); read; arrive(empty)
 //! ```
 //!
-//! Waiting takes the *parity* of the phase to wait for: 0 for the first, then alternating. A fresh barrier counts as
-//! having completed a phase of parity 1, so that `wait(empty, 1)` passes at once on the first lap of a ring.
+//! Waiting takes the *parity* of the phase to wait for: 0 for the first, then alternating. A fresh barrier
+//! counts as having completed a phase of parity 1, so that `wait(empty, 1)` passes at once on the first lap
+//! of a ring.
 //!
 //! All addresses are shared-memory addresses (`u32`) aligned to 8 bytes. PTX ISA, "mbarrier".
 
@@ -32,8 +33,8 @@ pub unsafe fn init(barrier: u32, arrivals: u32) {
     }
 }
 
-/// Makes initialised barriers visible to the block, the cluster and the copy engine: `fence.mbarrier_init` and the proxy
-/// fence. The initialising thread calls it before the block barrier.
+/// Makes initialised barriers visible to the block, the cluster and the copy engine: `fence.mbarrier_init`
+/// and the proxy fence. The initialising thread calls it before the block barrier.
 #[inline(always)]
 pub fn fence_init() {
     // SAFETY: fences touch no memory.
@@ -42,7 +43,8 @@ pub fn fence_init() {
     }
 }
 
-/// Arrives once, and makes the current phase wait for `bytes` more bytes of copies: `mbarrier.arrive.expect_tx`.
+/// Arrives once, and makes the current phase wait for `bytes` more bytes of copies:
+/// `mbarrier.arrive.expect_tx`.
 ///
 /// # Safety
 /// `barrier` is an initialised barrier with an arrival pending.
@@ -64,11 +66,12 @@ pub unsafe fn arrive(barrier: u32) {
     unsafe { asm!("mbarrier.arrive.shared::cta.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
-/// Arrives once at the barrier that lies at `barrier` in the shared memory of block `rank` of the cluster: `mapa` and
-/// `mbarrier.arrive.shared::cluster`.
+/// Arrives once at the barrier that lies at `barrier` in the shared memory of block `rank` of the cluster:
+/// `mapa` and `mbarrier.arrive.shared::cluster`.
 ///
-/// It releases at the scope of the block, which is enough to hand shared memory back after reads. `.release.cluster` would become a
-/// `MEMBAR.ALL.GPU` before every arrival: it halved the rate of a GEMM that arrives once a stage.
+/// It releases at the scope of the block, which is enough to hand shared memory back after reads.
+/// `.release.cluster` would become a `MEMBAR.ALL.GPU` before every arrival: it halved the rate of a GEMM that
+/// arrives once a stage.
 ///
 /// # Safety
 /// `barrier` is an initialised barrier there with an arrival pending, and that block has not exited.
@@ -87,7 +90,8 @@ pub unsafe fn arrive_at(barrier: u32, rank: u32) {
     }
 }
 
-/// As [`arrive_at`], at a barrier whose address in the cluster's window is known: [`cluster::map`](crate::cluster::map).
+/// As [`arrive_at`], at a barrier whose address in the cluster's window is known:
+/// [`cluster::map`](crate::cluster::map).
 ///
 /// # Safety
 /// As [`arrive_at`]; `barrier` is its address in the window.
@@ -97,8 +101,8 @@ pub unsafe fn arrive_mapped(barrier: u32) {
     unsafe { asm!("mbarrier.arrive.shared::cluster.b64 _, [{}];", in(reg32) barrier, options(nostack)) }
 }
 
-/// Arrives once when all `cp.async` copies that this thread has issued so far have landed: `cp.async.mbarrier.arrive.noinc`. The
-/// arrival is one of those that [`init`] was told of.
+/// Arrives once when all `cp.async` copies that this thread has issued so far have landed:
+/// `cp.async.mbarrier.arrive.noinc`. The arrival is one of those that [`init`] was told of.
 ///
 /// # Safety
 /// `barrier` is an initialised barrier with an arrival pending for this thread.
@@ -110,8 +114,9 @@ pub unsafe fn arrive_after_copies(barrier: u32) {
     }
 }
 
-/// Keeps the current phase from completing until all `cp.async` copies that this thread has issued so far have landed:
-/// `cp.async.mbarrier.arrive`, which adds the arrival that it makes. [`init`] is told of others; the thread [`arrive`]s itself.
+/// Keeps the current phase from completing until all `cp.async` copies that this thread has issued so far
+/// have landed: `cp.async.mbarrier.arrive`, which adds the arrival that it makes. [`init`] is told of others;
+/// the thread [`arrive`]s itself.
 ///
 /// # Safety
 /// `barrier` is an initialised barrier with an arrival pending, of this thread or one that waits for it.
@@ -121,7 +126,8 @@ pub unsafe fn hold_for_copies(barrier: u32) {
     unsafe { asm!("cp.async.mbarrier.arrive.shared::cta.b64 [{}];", in(reg32) barrier, options(nostack)) }
 }
 
-/// Whether the phase of `parity` has completed; may sleep for a while first: `mbarrier.try_wait.parity`, acquire.
+/// Whether the phase of `parity` has completed; may sleep for a while first: `mbarrier.try_wait.parity`,
+/// acquire.
 ///
 /// # Safety
 /// `barrier` is an initialised barrier, at most one phase ahead of `parity`.

@@ -1,8 +1,9 @@
-//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints, fences.
+//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints,
+//! fences.
 //!
-//! A Rust load through a kernel argument already is `ld.global`; what it cannot say is the width, the cache policy, or that
-//! nobody writes the data while the grid runs. Those are here. All addresses are generic pointers into global memory and a
-//! multiple of the access's size.
+//! A Rust load through a kernel argument already is `ld.global`; what it cannot say is the width, the cache
+//! policy, or that nobody writes the data while the grid runs. Those are here. All addresses are generic
+//! pointers into global memory and a multiple of the access's size.
 //!
 //! PTX ISA, `ld`, `ld.global.nc`, `st`, `prefetch`, `fence`.
 
@@ -113,7 +114,8 @@ macro_rules! vector {
             #[inline(always)]
             unsafe fn load<const PATH: u32>(pointer: *const Self) -> Self {
                 $(let $name: $lane;)+
-                // SAFETY: the caller vouches for the address. `readonly`: the load stays between the writes around it.
+                // SAFETY: the caller vouches for the address. `readonly`: the load stays between the writes
+                // around it.
                 unsafe {
                     match PATH {
                         path::COHERENT => vector!(@load "ld.global.", $suffix, $operands, $class, pointer, $($name)+),
@@ -208,7 +210,8 @@ pub fn prefetch_l2<T>(pointer: *const T) {
     }
 }
 
-/// Orders this thread's accesses before it and after it, as the other threads of the block see them: `fence.acq_rel.cta`.
+/// Orders this thread's accesses before it and after it, as the other threads of the block see them:
+/// `fence.acq_rel.cta`.
 #[inline(always)]
 pub fn fence_block() {
     // SAFETY: only orders.

@@ -1,9 +1,10 @@
-//! Warp-level tensor-core multiply-accumulate on FP8, `mma.sync.m16n8k32` (native on sm_89 and sm_120, emulated
-//! by the driver's compiler on sm_90).
+//! Warp-level tensor-core multiply-accumulate on FP8, `mma.sync.m16n8k32` (native on sm_89 and sm_120,
+//! emulated by the driver's compiler on sm_90).
 //!
 //! PTX ISA, "Matrix Fragments for mma.m16n8k32" (PTX 8.4 and later for e4m3).
 //!
-//! `D[16x8] = A[16x32] * B[32x8] + C[16x8]`, spread over the 32 lanes of a warp. With `g = lane / 4`, `q = lane % 4`:
+//! `D[16x8] = A[16x32] * B[32x8] + C[16x8]`, spread over the 32 lanes of a warp. With `g = lane / 4`, `q =
+//! lane % 4`:
 //!
 //! ```text
 //! A (16 rows x 32 k, 4 elements to a register)      B (32 k x 8 columns)        C, D (16 rows x 8 columns, f32)
@@ -25,8 +26,8 @@ use core::arch::asm;
 #[inline(always)]
 pub unsafe fn m16n8k32_e4m3(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
     let [d0, d1, d2, d3] = accumulator;
-    // SAFETY: the caller vouches for convergence; the instruction touches registers only. It is not `pure`, so
-    // that the compiler cannot sink it into a divergent branch that alone uses the result.
+    // SAFETY: the caller vouches for convergence; the instruction touches registers only. It is not `pure`,
+    // so that the compiler cannot sink it into a divergent branch that alone uses the result.
     unsafe {
         asm!(
             "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 \
@@ -48,9 +49,9 @@ pub unsafe fn m16n8k32_e4m3(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]
 
 /// `accumulator += A * B` for bf16 A and B, `mma.sync.m16n8k16` (sm_80 and later), in place.
 ///
-/// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". As the picture above, with two elements to a
-/// register where that has four: `a[0]` is row g, k 2q and 2q+1; `a[1]` row g+8; `a[2]`, `a[3]` the same at k 8+2q; `b[0]`
-/// is column g, k 2q and 2q+1, `b[1]` the same at k 8+2q.
+/// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". As the picture above, with two
+/// elements to a register where that has four: `a[0]` is row g, k 2q and 2q+1; `a[1]` row g+8; `a[2]`, `a[3]`
+/// the same at k 8+2q; `b[0]` is column g, k 2q and 2q+1, `b[1]` the same at k 8+2q.
 ///
 /// # Safety
 /// All 32 lanes of the warp execute it together.

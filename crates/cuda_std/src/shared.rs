@@ -9,12 +9,13 @@
 //!        `-- as_ptr()                           cvta.shared.u64: a generic pointer
 //! ```
 //!
-//! rustc knows no address spaces, so a Rust `static` cannot live in shared memory. The array is declared by `global_asm!`
-//! and its address is a `u32`, which is also what `ldmatrix`, `cp.async` and `mbarrier` want. [`Shared::read`] and
-//! [`Shared::write`] are `ld.shared` and `st.shared`; an access through [`Shared::as_ptr`] is generic, which costs a check of
-//! the address window on every access.
+//! rustc knows no address spaces, so a Rust `static` cannot live in shared memory. The array is declared by
+//! `global_asm!` and its address is a `u32`, which is also what `ldmatrix`, `cp.async` and `mbarrier` want.
+//! [`Shared::read`] and [`Shared::write`] are `ld.shared` and `st.shared`; an access through
+//! [`Shared::as_ptr`] is generic, which costs a check of the address window on every access.
 //!
-//! Nothing initialises shared memory: write first. Accesses of different threads are ordered by barriers ([`crate::sync`]).
+//! Nothing initialises shared memory: write first. Accesses of different threads are ordered by barriers
+//! ([`crate::sync`]).
 //!
 //! PTX ISA, "State Spaces: Shared State Space".
 
@@ -93,8 +94,8 @@ impl<T: Element> Shared<T> {
     /// Reads the element: one `ld.shared`, of 1, 2, 4, 8 or 16 bytes.
     ///
     /// # Safety
-    /// The address lies in the block's shared memory, is a multiple of the element's size, and was written; no other thread
-    /// writes it between the same two barriers.
+    /// The address lies in the block's shared memory, is a multiple of the element's size, and was written;
+    /// no other thread writes it between the same two barriers.
     #[inline(always)]
     pub unsafe fn read(self) -> T {
         // SAFETY: the caller's contract is the trait's.
@@ -104,8 +105,8 @@ impl<T: Element> Shared<T> {
     /// Writes the element: one `st.shared`, of 1, 2, 4, 8 or 16 bytes.
     ///
     /// # Safety
-    /// The address lies in the block's shared memory and is a multiple of the element's size; no other thread accesses it
-    /// between the same two barriers.
+    /// The address lies in the block's shared memory and is a multiple of the element's size; no other thread
+    /// accesses it between the same two barriers.
     #[inline(always)]
     pub unsafe fn write(self, value: T) {
         // SAFETY: the caller's contract is the trait's.
@@ -133,7 +134,8 @@ macro_rules! element {
             #[inline(always)]
             unsafe fn load_shared(address: u32) -> Self {
                 let value: $carrier;
-                // SAFETY: the caller vouches for the address; `readonly` keeps the load behind barriers, which write.
+                // SAFETY: the caller vouches for the address; `readonly` keeps the load behind barriers,
+                // which write.
                 unsafe {
                     asm!(
                         concat!("ld.shared.", $suffix, " {value}, [{address}];"),
@@ -219,7 +221,8 @@ vector_element! {
 
 /// The dynamic shared memory of the block, whose size the host gives at launch; aligned to 1024 bytes.
 ///
-/// `.extern .shared .align 1024 .b8 dynamic_shared[]` and `mov.u32`. It begins behind the static arrays of the kernel.
+/// `.extern .shared .align 1024 .b8 dynamic_shared[]` and `mov.u32`. It begins behind the static arrays of
+/// the kernel.
 #[inline(always)]
 pub fn dynamic<T>() -> Shared<T> {
     let address: u32;
@@ -237,8 +240,9 @@ pub fn dynamic<T>() -> Shared<T> {
 /// let tile = shared_array!(gemm.tile: [u8; 4096], align = 128);
 /// ```
 ///
-/// The array's type and length are names of the enclosing module. The dotted name becomes the PTX symbol; it is unique in the module, so it begins with the kernel's name (which a macro
-/// that generates kernels has at hand: `shared_array!($kernel.tile: ..)`). A kernel that does not use the array pays nothing.
+/// The array's type and length are names of the enclosing module. The dotted name becomes the PTX symbol; it
+/// is unique in the module, so it begins with the kernel's name (which a macro that generates kernels has at
+/// hand: `shared_array!($kernel.tile: ..)`). A kernel that does not use the array pays nothing.
 #[macro_export]
 macro_rules! shared_array {
     ($kernel:ident . $name:ident : [$ty:ty; $len:expr]) => {

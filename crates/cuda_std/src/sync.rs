@@ -1,8 +1,8 @@
 //! Barriers: of a block, of some of its warps, of a warp.
 //!
-//! All are LLVM intrinsics and not `asm!`, because LLVM knows that the intrinsics are *convergent*: it must not make
-//! their execution depend on more conditions than the source does. Inline assembly from Rust is not convergent, and a
-//! `bar.sync` written that way is duplicated into both arms of a branch.
+//! All are LLVM intrinsics and not `asm!`, because LLVM knows that the intrinsics are *convergent*: it must
+//! not make their execution depend on more conditions than the source does. Inline assembly from Rust is not
+//! convergent, and a `bar.sync` written that way is duplicated into both arms of a branch.
 //!
 //! | function | PTX | who |
 //! |---|---|---|
@@ -32,20 +32,21 @@ unsafe extern "C" {
     fn bar_warp_sync(mask: u32);
 }
 
-/// Waits for all threads of the block; their shared and global memory accesses before it are visible after it.
+/// Waits for all threads of the block; their shared and global memory accesses before it are visible after
+/// it.
 ///
 /// `bar.sync 0`. Aligned: every thread of the block executes this same call, warps converged.
 #[inline(always)]
 pub fn block() {
-    // SAFETY: the barrier touches no memory of its own, and a block barrier only orders accesses; that all threads arrive
-    // converged is the contract of the crate for collective operations.
+    // SAFETY: the barrier touches no memory of its own, and a block barrier only orders accesses; that all
+    // threads arrive converged is the contract of the crate for collective operations.
     unsafe { barrier_sync_all(0) }
 }
 
 /// Waits until `threads` threads have arrived at the named barrier `id`.
 ///
-/// `bar.sync id, threads`. `id` is 1 to 15 (0 is [`block`]'s), `threads` a multiple of 32 that counts those who wait and
-/// those who call [`named_arrive`]. Aligned: all lanes of a warp execute it together.
+/// `bar.sync id, threads`. `id` is 1 to 15 (0 is [`block`]'s), `threads` a multiple of 32 that counts those
+/// who wait and those who call [`named_arrive`]. Aligned: all lanes of a warp execute it together.
 #[inline(always)]
 pub fn named(id: u32, threads: u32) {
     // SAFETY: as `block`.
@@ -54,7 +55,8 @@ pub fn named(id: u32, threads: u32) {
 
 /// Arrives at the named barrier `id` without waiting.
 ///
-/// `bar.arrive id, threads`. Same arguments as [`named`]; the producer's half of a producer and consumer pair.
+/// `bar.arrive id, threads`. Same arguments as [`named`]; the producer's half of a producer and consumer
+/// pair.
 #[inline(always)]
 pub fn named_arrive(id: u32, threads: u32) {
     // SAFETY: as `block`.

@@ -1,7 +1,7 @@
 //! Who am I: the index of a thread in its block, of a block in its grid, and their extents.
 //!
-//! Each function reads one special register (PTX ISA, "Special Registers"). All are free of side effects and need no
-//! convergence. Kernels here use one-dimensional blocks; where a function assumes that, it says so.
+//! Each function reads one special register (PTX ISA, "Special Registers"). All are free of side effects and
+//! need no convergence. Kernels here use one-dimensional blocks; where a function assumes that, it says so.
 
 #[allow(improper_ctypes)]
 unsafe extern "C" {

@@ -5,17 +5,17 @@
 //!   global [.., rows, bytes] ──box at (column, row, ..)──▶ shared, 128-byte rows, 16-byte chunk c of row r at c ^ (r % 8)
 //! ```
 //!
-//! Coordinates are in elements, innermost first. Elements of the box outside the tensor arrive as zeros and count as
-//! bytes like the others; stores leave them out. Loads complete on an mbarrier, stores and reductions belong to the groups of
-//! [`bulk`](crate::bulk), where the fence is that they need. PTX ISA, "cp.async.bulk.tensor"; swizzle modes in "Tensor", "Swizzling
-//! Modes".
+//! Coordinates are in elements, innermost first. Elements of the box outside the tensor arrive as zeros and
+//! count as bytes like the others; stores leave them out. Loads complete on an mbarrier, stores and
+//! reductions belong to the groups of [`bulk`](crate::bulk), where the fence is that they need. PTX ISA,
+//! "cp.async.bulk.tensor"; swizzle modes in "Tensor", "Swizzling Modes".
 
 use core::arch::asm;
 
 use crate::l2::Policy;
 
-/// A tensor map, aligned to 64 bytes. As an argument of a [`kernel`](crate::kernel) it lies in the kernel's parameters, which
-/// the copy engine reads without a fence.
+/// A tensor map, aligned to 64 bytes. As an argument of a [`kernel`](crate::kernel) it lies in the kernel's
+/// parameters, which the copy engine reads without a fence.
 #[repr(C, align(64))]
 pub struct TensorMap([u64; 16]);
 
@@ -37,9 +37,9 @@ pub unsafe fn prefetch_map(map: *const TensorMap) {
 /// `cp.async.bulk.tensor.2d`.
 ///
 /// # Safety
-/// `map` is a tensor map of rank 2 that outlives the copy; `to` has room for its box and the alignment its swizzle wants
-/// (128 bytes; 1024 for whole atoms of the 128-byte swizzle); `barrier` is an mbarrier that expects the bytes; no thread
-/// touches the destination before the barrier completes.
+/// `map` is a tensor map of rank 2 that outlives the copy; `to` has room for its box and the alignment its
+/// swizzle wants (128 bytes; 1024 for whole atoms of the 128-byte swizzle); `barrier` is an mbarrier that
+/// expects the bytes; no thread touches the destination before the barrier completes.
 #[inline(always)]
 pub unsafe fn load_2d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1]: [i32; 2]) {
     // SAFETY: the caller's contract.
@@ -51,8 +51,8 @@ pub unsafe fn load_2d(to: u32, map: *const TensorMap, barrier: u32, [c0, c1]: [i
     }
 }
 
-/// As [`load_2d`], into the shared memory of every block of the cluster whose bit is set in `blocks`: to the same address in each,
-/// completing on the barrier at the same address in each. `.multicast::cluster`.
+/// As [`load_2d`], into the shared memory of every block of the cluster whose bit is set in `blocks`: to the
+/// same address in each, completing on the barrier at the same address in each. `.multicast::cluster`.
 ///
 /// # Safety
 /// As for [`load_2d`], in every block that is named.
@@ -158,11 +158,12 @@ pub unsafe fn load_3d_hinted(
 /// `cp.async.bulk.tensor.2d.global.shared::cta`.
 ///
 /// # Safety
-/// `map` is a tensor map of rank 2 that outlives the copy; `from` holds its box, with the alignment that its swizzle wants (128 bytes;
-/// 1024 for whole atoms of the 128-byte swizzle). What threads wrote at `from` is ordered by
-/// [`bulk::fence_shared`](crate::bulk::fence_shared). Until this thread has returned from
+/// `map` is a tensor map of rank 2 that outlives the copy; `from` holds its box, with the alignment that its
+/// swizzle wants (128 bytes; 1024 for whole atoms of the 128-byte swizzle). What threads wrote at `from` is
+/// ordered by [`bulk::fence_shared`](crate::bulk::fence_shared). Until this thread has returned from
 /// [`bulk::wait_read`](crate::bulk::wait_read) no thread writes at `from`, until it has returned from
-/// [`bulk::wait`](crate::bulk::wait) none touches the box in global memory; other grids may after this one has ended.
+/// [`bulk::wait`](crate::bulk::wait) none touches the box in global memory; other grids may after this one
+/// has ended.
 #[inline(always)]
 pub unsafe fn store_2d(map: *const TensorMap, [c0, c1]: [i32; 2], from: u32) {
     // SAFETY: the caller's contract.
@@ -189,11 +190,12 @@ pub unsafe fn store_3d(map: *const TensorMap, [c0, c1, c2]: [i32; 3], from: u32)
     }
 }
 
-/// As [`store_2d`], adding the box to what is there: `cp.reduce.async.bulk.tensor.2d..add`. The element type is the map's; the order
-/// of additions is as for [`bulk::reduce_add`](crate::bulk::reduce_add).
+/// As [`store_2d`], adding the box to what is there: `cp.reduce.async.bulk.tensor.2d..add`. The element type
+/// is the map's; the order of additions is as for [`bulk::reduce_add`](crate::bulk::reduce_add).
 ///
 /// # Safety
-/// As for [`store_2d`], but that others may add to the box in global memory meanwhile; it holds numbers already.
+/// As for [`store_2d`], but that others may add to the box in global memory meanwhile; it holds numbers
+/// already.
 #[inline(always)]
 pub unsafe fn reduce_add_2d(map: *const TensorMap, [c0, c1]: [i32; 2], from: u32) {
     // SAFETY: the caller's contract.

@@ -1,8 +1,8 @@
 //! Talking across the 32 lanes of a warp: shuffles, votes, match, reductions.
 //!
-//! All are convergent LLVM intrinsics (see [`crate::sync`] for why). `mask` names the lanes that take part: the calling lane
-//! is one of them, and all of them execute the same call with the same `mask`. A shuffle that reads a lane outside `mask`
-//! yields an undefined value.
+//! All are convergent LLVM intrinsics (see [`crate::sync`] for why). `mask` names the lanes that take part:
+//! the calling lane is one of them, and all of them execute the same call with the same `mask`. A shuffle
+//! that reads a lane outside `mask` yields an undefined value.
 //!
 //! PTX ISA, `shfl.sync`, `vote.sync`, `match.sync`, `redux.sync`, `elect.sync`, `activemask`.
 
@@ -91,7 +91,8 @@ impl Lane for f32 {
 /// The value of lane `lane_id ^ lane_mask`: `shfl.sync.bfly.b32`.
 #[inline(always)]
 pub fn shfl_xor<T: Lane>(mask: u32, value: T, lane_mask: u32) -> T {
-    // SAFETY: a shuffle touches registers only; that the lanes of `mask` arrive together is the contract of the module.
+    // SAFETY: a shuffle touches registers only; that the lanes of `mask` arrive together is the contract of
+    // the module.
     T::from_lane(unsafe { shfl_bfly(mask, value.to_lane(), lane_mask, 31) })
 }
 
@@ -215,14 +216,15 @@ pub fn reduce_and(mask: u32, value: u32) -> u32 {
 
 /// Combines the values of all 32 lanes with `op` in a butterfly; every lane gets the result.
 ///
-/// Five `shfl.sync.bfly.b32`. `op` is commutative; then all lanes get the same bits, since a butterfly pairs the same
-/// operands in every lane. All 32 lanes take part.
+/// Five `shfl.sync.bfly.b32`. `op` is commutative; then all lanes get the same bits, since a butterfly pairs
+/// the same operands in every lane. All 32 lanes take part.
 #[inline(always)]
 pub fn reduce<T: Lane>(value: T, op: impl Fn(T, T) -> T) -> T {
     reduce_groups::<T, 32>(value, op)
 }
 
-/// As [`reduce`], within each aligned group of `LANES` lanes (a power of two up to 32). All 32 lanes take part.
+/// As [`reduce`], within each aligned group of `LANES` lanes (a power of two up to 32). All 32 lanes take
+/// part.
 #[inline(always)]
 pub fn reduce_groups<T: Lane, const LANES: u32>(value: T, op: impl Fn(T, T) -> T) -> T {
     const {

@@ -1,7 +1,7 @@
 //! `wgmma`: the asynchronous tensor cores of a warpgroup, FP8 from shared memory (sm_90a).
 //!
-//! Four consecutive warps (the first a multiple of four) multiply together. For e4m3 both operands lie in shared memory
-//! with K contiguous, as rows of 128 bytes in the 128-byte swizzle that TMA writes:
+//! Four consecutive warps (the first a multiple of four) multiply together. For e4m3 both operands lie in
+//! shared memory with K contiguous, as rows of 128 bytes in the 128-byte swizzle that TMA writes:
 //!
 //! ```text
 //!   A: 64 rows of 128 bytes = 64 x 128 of K      accumulators of N columns: N/2 registers a thread
@@ -13,9 +13,10 @@
 //! fence(); wgmma_e4m3!(128, acc, a, b, keep); commit(); .. wait::<0>(); wgmma_tie!(64, acc);
 //! ```
 //!
-//! `wgmma_tie!` emits nothing: it stops LLVM from moving uses of the accumulators above the wait. With a group still in
-//! flight (`wait::<1>`) nothing may touch its accumulators, not even a tie or a branch that merges two versions of them, or
-//! `ptxas` injects a wait (C7517). PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+//! `wgmma_tie!` emits nothing: it stops LLVM from moving uses of the accumulators above the wait. With a
+//! group still in flight (`wait::<1>`) nothing may touch its accumulators, not even a tie or a branch that
+//! merges two versions of them, or `ptxas` injects a wait (C7517). PTX ISA, "Asynchronous Warpgroup Level
+//! Matrix Instructions".
 
 pub use cuda_std_macros::{wgmma_e4m3, wgmma_tie};
 
@@ -33,12 +34,14 @@ unsafe extern "C" {
     fn setmaxnreg_dec(registers: u32);
 }
 
-/// The lower half of the descriptor of an operand at shared-memory address `address`: rows of 128 bytes in the 128-byte swizzle,
-/// K contiguous. The upper half is the same for all such operands; `wgmma_e4m3!` adds it.
+/// The lower half of the descriptor of an operand at shared-memory address `address`: rows of 128 bytes in
+/// the 128-byte swizzle, K contiguous. The upper half is the same for all such operands; `wgmma_e4m3!` adds
+/// it.
 ///
-/// PTX ISA, "Matrix Descriptor Format": address / 16 in bits 0-13 (shared memory ends far below 2^18), a leading offset that is not
-/// used in this layout in bits 16-29. Above: the stride between 8-row atoms (1024 bytes) / 16 in bits 32-45, swizzle 1 (128 bytes)
-/// in bits 62-63. Adding to the result moves the operand by 16 bytes for each 1.
+/// PTX ISA, "Matrix Descriptor Format": address / 16 in bits 0-13 (shared memory ends far below 2^18), a
+/// leading offset that is not used in this layout in bits 16-29. Above: the stride between 8-row atoms (1024
+/// bytes) / 16 in bits 32-45, swizzle 1 (128 bytes) in bits 62-63. Adding to the result moves the operand by
+/// 16 bytes for each 1.
 #[inline(always)]
 pub fn descriptor(address: u32) -> u32 {
     (address >> 4) + (1 << 16)
@@ -65,8 +68,8 @@ pub fn wait<const PENDING: u64>() {
     unsafe { wgmma_wait_group(PENDING) }
 }
 
-/// Raises the registers of each thread of this warpgroup to `REGISTERS` (24 to 256, a multiple of 8), waiting until the
-/// block's pool has them: `setmaxnreg.inc`. Aligned; the kernel needs launch bounds.
+/// Raises the registers of each thread of this warpgroup to `REGISTERS` (24 to 256, a multiple of 8), waiting
+/// until the block's pool has them: `setmaxnreg.inc`. Aligned; the kernel needs launch bounds.
 #[inline(always)]
 pub fn raise_registers<const REGISTERS: u32>() {
     // SAFETY: register numbers are checked by the assembler.

@@ -1,7 +1,7 @@
 //! `#[arguments]`: structs that kernels take, and how a kernel comes to know their fields.
 //!
-//! An attribute sees the item that it stands on and nothing else. So a struct of arguments leaves a macro beside it, under its
-//! own name, which hands its fields on:
+//! An attribute sees the item that it stands on and nothing else. So a struct of arguments leaves a macro
+//! beside it, under its own name, which hands its fields on:
 //!
 //! ```text
 //! #[kernel] fn gemm(arguments: Plain)  -->  Plain! { state }  -->  resolve_arguments! { {fields of Plain} state }

@@ -40,8 +40,8 @@ struct Kernel {
 }
 
 impl Parse for Kernel {
-    /// `{ fields } (path) [ (path) { fields } .. ] [ attribute ] { function }`: first the struct that has come, then those
-    /// that had come before it.
+    /// `{ fields } (path) [ (path) { fields } .. ] [ attribute ] { function }`: first the struct that has
+    /// come, then those that had come before it.
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let fields = fields(input)?;
         let mut known = vec![(path(input)?, fields)];
@@ -143,7 +143,8 @@ impl Kernel {
         })
     }
 
-    /// The value of a parameter or field of type `ty`, in terms of the entry's parameters, which are added to `flat`.
+    /// The value of a parameter or field of type `ty`, in terms of the entry's parameters, which are added to
+    /// `flat`.
     fn value(&self, flat: &mut Flat, name: &str, ty: &Type) -> syn::Result<TokenStream> {
         if let Some(leaf) = Leaf::of(ty)? {
             return Ok(match leaf {
@@ -171,7 +172,8 @@ impl Kernel {
     }
 }
 
-/// The parameters of an entry. Those of structs go by size, the largest first: so that there is no padding between them.
+/// The parameters of an entry. Those of structs go by size, the largest first: so that there is no padding
+/// between them.
 struct Flat {
     kernel: String,
     parameters: Vec<Parameter>,
@@ -201,10 +203,11 @@ impl Flat {
         quote!(#name)
     }
 
-    /// One more, a tensor map: 128 bytes that rustc can pass (it crashes on a parameter aligned over 16). `cuda_builder` raises
-    /// the alignment in the PTX.
+    /// One more, a tensor map: 128 bytes that rustc can pass (it crashes on a parameter aligned over 16).
+    /// `cuda_builder` raises the alignment in the PTX.
     ///
-    /// The address is taken in PTX, by the parameter's symbol: taken in Rust, LLVM would copy the parameter to the stack.
+    /// The address is taken in PTX, by the parameter's symbol: taken in Rust, LLVM would copy the parameter
+    /// to the stack.
     fn push_map(&mut self, name: &str, is_sorted: bool) -> TokenStream {
         // Where parameters are sorted, maps come first.
         let before = |parameter: &&Parameter| !is_sorted || parameter.size == MAP_BYTES;

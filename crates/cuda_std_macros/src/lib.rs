@@ -17,10 +17,11 @@
 //!        +--> //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 shared=0 (arguments : Scale)
 //! ```
 //!
-//! The lines that begin with `//#` are records: comments in the PTX, left there by `global_asm!`. `cuda_builder` reads them
-//! back. The launch bounds become `.maxntid`/`.minnctapersm` directives; structs of arguments, numbers, enums and functions
-//! become Rust for the host, so that both sides have the same. Because a record is made by the compiler and not by scanning
-//! source, kernels that `macro_rules!` generates work like any other, and numbers arrive evaluated.
+//! The lines that begin with `//#` are records: comments in the PTX, left there by `global_asm!`.
+//! `cuda_builder` reads them back. The launch bounds become `.maxntid`/`.minnctapersm` directives; structs of
+//! arguments, numbers, enums and functions become Rust for the host, so that both sides have the same.
+//! Because a record is made by the compiler and not by scanning source, kernels that `macro_rules!` generates
+//! work like any other, and numbers arrive evaluated.
 
 mod arguments;
 mod host;
@@ -33,32 +34,34 @@ use syn::{Error, parse_macro_input};
 
 /// Makes an `unsafe fn` a kernel that the host can launch.
 ///
-/// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks that must fit
-/// on one SM at a time; together they bound the registers a thread may use. `cluster` (default 1) is the number of blocks
-/// along x that make a cluster. `shared` (default 0) is the dynamic shared memory of a block, in bytes, where that is the
-/// same for every launch. All are constant expressions.
+/// `threads` (required) is the number of threads of a block, `min_blocks` (default 1) the number of blocks
+/// that must fit on one SM at a time; together they bound the registers a thread may use. `cluster`
+/// (default 1) is the number of blocks along x that make a cluster. `shared` (default 0) is the dynamic
+/// shared memory of a block, in bytes, where that is the same for every launch. All are constant expressions.
 ///
-/// `wgmma_n` is N of the kernel's `wgmma`s, all of one shape: the PTX gate looks for `QGMMA.64xNx32` in its machine code,
-/// and for no other. Without it, the gate wants none.
+/// `wgmma_n` is N of the kernel's `wgmma`s, all of one shape: the PTX gate looks for `QGMMA.64xNx32` in its
+/// machine code, and for no other. Without it, the gate wants none.
 ///
-/// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its body,
-/// `grid::wait` waits for that and `grid::launch_dependents` lets its own successor begin. With `overlap = within` the body
-/// does both itself.
+/// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its
+/// body, `grid::wait` waits for that and `grid::launch_dependents` lets its own successor begin. With
+/// `overlap = within` the body does both itself.
 ///
-/// Parameters are at most eight: raw pointers (to numbers, `Bf16`, `F16` or arrays of them), `u32`, `i32`, `u64`, `i64`,
-/// `f32`, `Flag`, `Code<..>`, `TensorMap`, which the body sees as a `*const TensorMap` into the kernel's parameters, and
-/// structs of [`arguments`](macro@arguments), which are taken apart: into the entry's parameters, the largest first. Slices, references and other structs are refused: rustc
-/// passes them so that PTX loses the address space.
+/// Parameters are at most eight: raw pointers (to numbers, `Bf16`, `F16` or arrays of them), `u32`, `i32`,
+/// `u64`, `i64`, `f32`, `Flag`, `Code<..>`, `TensorMap`, which the body sees as a `*const TensorMap` into the
+/// kernel's parameters, and structs of [`arguments`](macro@arguments), which are taken apart: into the
+/// entry's parameters, the largest first. Slices, references and other structs are refused: rustc passes them
+/// so that PTX loses the address space.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     kernel::begin(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// Makes a struct one that kernels take, as it is or inside of another. Its fields are what a kernel's parameters may be; a
-/// field that is such a struct itself is named by a path that is valid wherever the kernel is, `crate::..`.
+/// Makes a struct one that kernels take, as it is or inside of another. Its fields are what a kernel's
+/// parameters may be; a field that is such a struct itself is named by a path that is valid wherever the
+/// kernel is, `crate::..`.
 ///
-/// The host has a struct of the same name with the same fields, and the same documentation: no links in it. Names are those
-/// of one namespace.
+/// The host has a struct of the same name with the same fields, and the same documentation: no links in it.
+/// Names are those of one namespace.
 #[proc_macro_attribute]
 pub fn arguments(attribute: TokenStream, item: TokenStream) -> TokenStream {
     arguments::expand(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
@@ -66,7 +69,8 @@ pub fn arguments(attribute: TokenStream, item: TokenStream) -> TokenStream {
 
 /// Gives the host an item as well:
 ///
-/// - a constant: of an integer type, or of a struct of integers, written as a struct literal. The host gets its value;
+/// - a constant: of an integer type, or of a struct of integers, written as a struct literal. The host gets
+///   its value;
 /// - an enum with `#[repr(u32)]`, the codes that a `Code` may hold;
 /// - a struct of numbers;
 /// - a `const fn`, which names nothing but its parameters and other such items.
@@ -77,7 +81,8 @@ pub fn host(attribute: TokenStream, item: TokenStream) -> TokenStream {
     host::expand(attribute.into(), item.into()).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// The next step of `#[kernel]`, with the fields of one more struct: what the macro beside such a struct expands to.
+/// The next step of `#[kernel]`, with the fields of one more struct: what the macro beside such a struct
+/// expands to.
 #[doc(hidden)]
 #[proc_macro]
 pub fn resolve_arguments(input: TokenStream) -> TokenStream {
@@ -86,14 +91,15 @@ pub fn resolve_arguments(input: TokenStream) -> TokenStream {
 
 /// Writes a loop over integer literals out: `unroll!(for i in 0..64 { acc[i] += part[i] })`.
 ///
-/// In the body, `i` is the literal, so that arrays in registers are indexed by constants; also inside other macros, nested
-/// `unroll!`s among them.
+/// In the body, `i` is the literal, so that arrays in registers are indexed by constants; also inside other
+/// macros, nested `unroll!`s among them.
 #[proc_macro]
 pub fn unroll(input: TokenStream) -> TokenStream {
     unroll::unroll(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see `cuda_std::wgmma`.
+/// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see
+/// `cuda_std::wgmma`.
 #[proc_macro]
 pub fn wgmma_e4m3(input: TokenStream) -> TokenStream {
     wgmma::product(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()

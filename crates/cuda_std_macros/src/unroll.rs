@@ -38,7 +38,8 @@ fn literal(expr: Option<&Expr>) -> Result<usize> {
 }
 
 impl Substitute<'_> {
-    /// The tokens of another macro, nested `unroll!`s above all, with every identifier of the variable's name replaced.
+    /// The tokens of another macro, nested `unroll!`s above all, with every identifier of the variable's name
+    /// replaced.
     fn in_tokens(&self, tokens: TokenStream) -> TokenStream {
         let replace = |token| match token {
             TokenTree::Ident(name) if name == *self.variable => {

@@ -35,7 +35,8 @@ impl Parse for Product {
 
 /// K of one `wgmma` e4m3 instruction, and of the four that walk a 128-byte row.
 const K_STEPS: u32 = 4;
-/// The upper half of every descriptor: atoms of 8 rows 1024 bytes apart, 128-byte swizzle; see `cuda_std::wgmma::descriptor`.
+/// The upper half of every descriptor: atoms of 8 rows 1024 bytes apart, 128-byte swizzle; see
+/// `cuda_std::wgmma::descriptor`.
 const DESCRIPTOR_HIGH: u32 = (1024 >> 4) | 1 << 30;
 /// Descriptor units (16 bytes) between two K steps of 32 bytes.
 const STEP_UNITS: u32 = 2;

@@ -38,7 +38,8 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 impl Context {
-    /// The device's primary context, which all parts of a program share (cudarc and the CUDA runtime use it too).
+    /// The device's primary context, which all parts of a program share (cudarc and the CUDA runtime use it
+    /// too).
     pub fn primary(device: Device) -> CudaResult<Context> {
         let (driver, mut raw) = (device.driver(), std::ptr::null_mut());
         // SAFETY: `raw` is a valid place for one handle.
@@ -61,7 +62,8 @@ impl Context {
     /// A context that another part of the program owns.
     ///
     /// # Safety
-    /// `raw` must be a context of `driver`, and must not be destroyed before the last clone of the result is dropped.
+    /// `raw` must be a context of `driver`, and must not be destroyed before the last clone of the result is
+    /// dropped.
     pub unsafe fn from_raw(driver: Driver, raw: CUcontext) -> CudaResult<Context> {
         let borrowed = Context::new(Device::from_raw(driver, 0), raw, Origin::Borrowed);
         let mut device = 0;
@@ -92,7 +94,8 @@ impl Context {
         self.inner.device.driver()
     }
 
-    /// Makes the context current on this thread, if it is not, until the result is dropped; then the one before is current again.
+    /// Makes the context current on this thread, if it is not, until the result is dropped; then the one
+    /// before is current again.
     pub fn enter(&self) -> CudaResult<Current> {
         let (driver, mut current) = (self.driver(), std::ptr::null_mut());
         // SAFETY: `current` is a valid place for one handle.
@@ -175,7 +178,8 @@ impl Drop for Current {
     fn drop(&mut self) {
         if let Some(driver) = self.pushed {
             let mut popped = std::ptr::null_mut();
-            // SAFETY: pops what `enter` pushed on this thread. It fails only where the driver has gone down with the process.
+            // SAFETY: pops what `enter` pushed on this thread. It fails only where the driver has gone down
+            // with the process.
             let _ = unsafe { (driver.table().cuCtxPopCurrent_v2)(&mut popped) };
         }
     }

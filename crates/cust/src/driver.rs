@@ -40,7 +40,8 @@ struct Inner {
     details: Option<Details>,
 }
 
-/// What the emulated device tells beside a result code: why a call failed, and what the last faulting kernel did.
+/// What the emulated device tells beside a result code: why a call failed, and what the last faulting kernel
+/// did.
 #[derive(Clone, Copy)]
 enum Details {
     /// It is linked into this program.
@@ -54,7 +55,8 @@ enum Details {
 }
 
 impl Driver {
-    /// NVIDIA's driver: `libcuda.so.1`, or `nvcuda.dll` on Windows. It is loaded and started by the first call.
+    /// NVIDIA's driver: `libcuda.so.1`, or `nvcuda.dll` on Windows. It is loaded and started by the first
+    /// call.
     ///
     /// # Errors
     /// If there is none, if it does not start, or if it is older than CUDA 12.0. The error says which.
@@ -63,8 +65,8 @@ impl Driver {
         DRIVER.get_or_init(|| load().map_err(Unavailable)).clone()
     }
 
-    /// The emulated device `ptx_sim`, which is linked into this program. `ptx_sim`'s documentation lists the environment variables
-    /// that it reads.
+    /// The emulated device `ptx_sim`, which is linked into this program. `ptx_sim`'s documentation lists the
+    /// environment variables that it reads.
     ///
     /// # Errors
     /// If such a variable has a value that it does not understand.
@@ -76,8 +78,9 @@ impl Driver {
                 let function = name.to_str().ok().and_then(ptx_sim::driver::function);
                 function.unwrap_or(std::ptr::null())
             };
-            // SAFETY: each of `ptx_sim`'s functions has the meaning and the signature of NVIDIA's of its name, and is code of this
-            // program. `extern "C"`, as which they are defined, is "system" on every 64-bit system.
+            // SAFETY: each of `ptx_sim`'s functions has the meaning and the signature of NVIDIA's of its
+            // name, and is code of this program. `extern "C"`, as which they are defined, is "system" on
+            // every 64-bit system.
             let table =
                 unsafe { Table::fill(lookup) }.map_err(|name| format!("the emulated device lacks {name}"))?;
             Driver::start(Inner { table, details: Some(Details::Linked) })
@@ -85,8 +88,8 @@ impl Driver {
         DRIVER.get_or_init(|| start().map_err(Unavailable)).clone()
     }
 
-    /// A driver of the same functions as `self`, but for those that `change` replaces: for tests that count or check what is
-    /// called. It stays for as long as the process.
+    /// A driver of the same functions as `self`, but for those that `change` replaces: for tests that count
+    /// or check what is called. It stays for as long as the process.
     ///
     /// # Safety
     /// What `change` puts into the table must do what the replaced function does.
@@ -119,7 +122,8 @@ impl Driver {
         &self.0.table
     }
 
-    /// Whether it is the emulated device, linked into this program or loaded under the name of NVIDIA's library.
+    /// Whether it is the emulated device, linked into this program or loaded under the name of NVIDIA's
+    /// library.
     pub fn is_emulated(self) -> bool {
         self.0.details.is_some()
     }
@@ -217,8 +221,8 @@ unsafe fn text(text: *const c_char) -> Option<String> {
 /// Loads NVIDIA's library and starts it.
 fn load() -> Result<Driver, String> {
     let name = LIBRARY.ok_or("no CUDA here: NVIDIA has no driver for this system")?;
-    // SAFETY: loading runs the library's initialisers; a library of this name is NVIDIA's driver, or stands for it, and is made to
-    // be loaded like this.
+    // SAFETY: loading runs the library's initialisers; a library of this name is NVIDIA's driver, or stands
+    // for it, and is made to be loaded like this.
     let library =
         unsafe { libloading::Library::new(name) }.map_err(|error| missing(name, &error.to_string()))?;
     // It stays loaded until the process ends, as threads of its own may be running.

@@ -56,7 +56,8 @@ impl CudaError {
     }
 }
 
-/// The name that `cuda.h` gives an exported function: without the suffix that tells versions of its binary interface apart.
+/// The name that `cuda.h` gives an exported function: without the suffix that tells versions of its binary
+/// interface apart.
 fn api_name(call: &'static str) -> &'static str {
     call.strip_suffix("_v2").unwrap_or(call)
 }

@@ -76,7 +76,8 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
-        // SAFETY: made by `new`, destroyed once; who waits for it goes on waiting for what it was recorded behind.
+        // SAFETY: made by `new`, destroyed once; who waits for it goes on waiting for what it was recorded
+        // behind.
         let _ = unsafe { call!(self.context.driver(), cuEventDestroy_v2(self.raw)) };
     }
 }

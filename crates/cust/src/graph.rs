@@ -54,7 +54,8 @@ impl Drop for Template {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
         if !self.raw.is_null() {
-            // SAFETY: the graph came from a capture and is destroyed once; instantiated graphs do not refer to it.
+            // SAFETY: the graph came from a capture and is destroyed once; instantiated graphs do not refer
+            // to it.
             let _ = unsafe { call!(self.context.driver(), cuGraphDestroy(self.raw)) };
         }
     }
@@ -66,7 +67,8 @@ pub struct GraphExec {
     raw: CUgraphExec,
 }
 
-// SAFETY: the handle may be used from any thread; launches of one graph are made one at a time, which `launch` asks for.
+// SAFETY: the handle may be used from any thread; launches of one graph are made one at a time, which
+// `launch` asks for.
 unsafe impl Send for GraphExec {}
 // SAFETY: as above.
 unsafe impl Sync for GraphExec {}
@@ -75,8 +77,8 @@ impl GraphExec {
     /// Enqueues the graph.
     ///
     /// # Safety
-    /// What its nodes were captured with must hold again: memory that is allocated, and not used by others, until the stream has
-    /// run them. No other thread may launch the graph at the same time.
+    /// What its nodes were captured with must hold again: memory that is allocated, and not used by others,
+    /// until the stream has run them. No other thread may launch the graph at the same time.
     pub unsafe fn launch(&self, stream: &Stream) -> CudaResult<()> {
         let _current = self.context.enter()?;
         // SAFETY: both are alive; the memory is the caller's contract.

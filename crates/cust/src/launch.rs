@@ -19,7 +19,8 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block, bytes.
     pub dynamic_shared: u32,
-    /// Whether the kernel may begin before its predecessor in the stream has ended (programmatic stream serialization).
+    /// Whether the kernel may begin before its predecessor in the stream has ended (programmatic stream
+    /// serialization).
     pub overlap: bool,
 }
 
@@ -27,8 +28,8 @@ impl Stream {
     /// Enqueues a kernel; `params` has one pointer per parameter, each to a value of that parameter's size.
     ///
     /// # Safety
-    /// `params` must be as said. The values must mean to the kernel what it expects: memory of this device that stays allocated, and
-    /// is not used by others, until the stream has run the kernel.
+    /// `params` must be as said. The values must mean to the kernel what it expects: memory of this device
+    /// that stays allocated, and is not used by others, until the stream has run the kernel.
     pub unsafe fn launch(
         &self,
         function: &Function,
@@ -48,8 +49,8 @@ impl Stream {
             num_attrs: c_uint::from(config.overlap),
         };
         let _current = self.context().enter()?;
-        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive; the parameters are the
-        // caller's contract.
+        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive; the
+        // parameters are the caller's contract.
         unsafe {
             call!(
                 self.driver(),

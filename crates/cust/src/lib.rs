@@ -1,8 +1,8 @@
 //! The CUDA driver API for Rust, over a table of function pointers.
 //!
-//! The name and the shape (contexts, modules, streams, events, memory, graphs, launches) are those of Rust-CUDA's `cust`. That one
-//! links against `libcuda`, and its build script wants a CUDA toolkit; this one looks for the driver when it is asked for it, and
-//! links against nothing:
+//! The name and the shape (contexts, modules, streams, events, memory, graphs, launches) are those of
+//! Rust-CUDA's `cust`. That one links against `libcuda`, and its build script wants a CUDA toolkit; this one
+//! looks for the driver when it is asked for it, and links against nothing:
 //!
 //! ```text
 //!   Driver::cuda() ──▶ libcuda.so.1, nvcuda.dll ──┐
@@ -10,9 +10,9 @@
 //!   Driver::sim()  ──▶ ptx_sim (feature `sim`) ───┘
 //! ```
 //!
-//! No function of the driver's names is defined or imported here. A program that uses NVIDIA's driver by other means keeps it, and
-//! one process may use a GPU and the emulated device side by side: a [`Context`] knows its [`Driver`], and everything that lives in
-//! a context knows the context.
+//! No function of the driver's names is defined or imported here. A program that uses NVIDIA's driver by
+//! other means keeps it, and one process may use a GPU and the emulated device side by side: a [`Context`]
+//! knows its [`Driver`], and everything that lives in a context knows the context.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -30,12 +30,13 @@
 //! | `sim` | for tests: seed, counters and faults of the emulated device (feature `sim`) |
 //!
 //! # The current context
-//! The driver has a current context per thread. Functions here make theirs current where it is not, and restore the caller's before
-//! they return, so that programs with contexts of their own are not disturbed.
+//! The driver has a current context per thread. Functions here make theirs current where it is not, and
+//! restore the caller's before they return, so that programs with contexts of their own are not disturbed.
 //!
 //! # What is safe
-//! Handles are created, used and destroyed safely. What the driver does in the background is not checked here: copies, fills,
-//! launches and graphs read and write memory after their call has returned, so those are unsafe.
+//! Handles are created, used and destroyed safely. What the driver does in the background is not checked
+//! here: copies, fills, launches and graphs read and write memory after their call has returned, so those are
+//! unsafe.
 
 pub mod context;
 pub mod device;

@@ -9,7 +9,8 @@ use crate::sys::CUdeviceptr;
 
 /// Bytes in the memory of a device, freed on drop.
 ///
-/// It is a range of addresses, no more: what reads and writes it, and when, is the business of who enqueues that.
+/// It is a range of addresses, no more: what reads and writes it, and when, is the business of who enqueues
+/// that.
 pub struct DeviceMemory {
     context: Context,
     address: CUdeviceptr,
@@ -47,8 +48,8 @@ impl Drop for DeviceMemory {
         let Ok(_current) = self.context.enter() else { return };
         // Freeing is nothing that a graph records, even if this thread is capturing one.
         let _ = self.context.relaxed(|| {
-            // SAFETY: the address came from cuMemAlloc and is freed once. A failure (a context lost to a fault) leaves nothing to
-            // be done.
+            // SAFETY: the address came from cuMemAlloc and is freed once. A failure (a context lost to a
+            // fault) leaves nothing to be done.
             unsafe { call!(self.context.driver(), cuMemFree_v2(self.address)) }
         });
     }
@@ -65,8 +66,8 @@ impl Stream {
     /// Copies `bytes` bytes from host memory to device memory.
     ///
     /// # Safety
-    /// Both ranges must be valid, and stay so until the stream has copied; nothing else may use the device's meanwhile, and nothing
-    /// may write the host's.
+    /// Both ranges must be valid, and stay so until the stream has copied; nothing else may use the device's
+    /// meanwhile, and nothing may write the host's.
     pub unsafe fn copy_from_host(&self, to: CUdeviceptr, from: *const u8, bytes: usize) -> CudaResult<()> {
         let _current = self.context().enter()?;
         // SAFETY: the caller's contract; the stream is alive.
@@ -76,8 +77,8 @@ impl Stream {
     /// Copies `bytes` bytes from device memory to host memory.
     ///
     /// # Safety
-    /// Both ranges must be valid, and stay so until the stream has copied; nothing else may use the host's meanwhile, and nothing
-    /// may write the device's.
+    /// Both ranges must be valid, and stay so until the stream has copied; nothing else may use the host's
+    /// meanwhile, and nothing may write the device's.
     pub unsafe fn copy_to_host(&self, to: *mut u8, from: CUdeviceptr, bytes: usize) -> CudaResult<()> {
         let _current = self.context().enter()?;
         // SAFETY: the caller's contract; the stream is alive.
@@ -87,8 +88,8 @@ impl Stream {
     /// Copies `bytes` bytes in device memory.
     ///
     /// # Safety
-    /// The ranges must be valid, not overlap, and stay valid until the stream has copied; nothing else may use `to` meanwhile, and
-    /// nothing may write `from`.
+    /// The ranges must be valid, not overlap, and stay valid until the stream has copied; nothing else may
+    /// use `to` meanwhile, and nothing may write `from`.
     pub unsafe fn copy(&self, to: CUdeviceptr, from: CUdeviceptr, bytes: usize) -> CudaResult<()> {
         let _current = self.context().enter()?;
         // SAFETY: the caller's contract; the stream is alive.

@@ -28,7 +28,8 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 impl Module {
-    /// Loads PTX into `context`. The error has what the driver's compiler, or the emulated device, says of it.
+    /// Loads PTX into `context`. The error has what the driver's compiler, or the emulated device, says of
+    /// it.
     pub fn from_ptx(context: &Context, ptx: &str) -> CudaResult<Module> {
         let driver = context.driver();
         let Ok(text) = CString::new(ptx) else {
@@ -73,7 +74,8 @@ impl Module {
         // A name with a NUL is no kernel's: the driver finds none that is empty.
         let text = CString::new(name).unwrap_or_default();
         let _current = context.enter()?;
-        // SAFETY: `raw` is a valid place for one handle, the name is NUL-terminated, and the module is loaded.
+        // SAFETY: `raw` is a valid place for one handle, the name is NUL-terminated, and the module is
+        // loaded.
         unsafe { call!(context.driver(), cuModuleGetFunction(&mut raw, *module, text.as_ptr())) }?;
         Ok(Function { module: self.clone(), raw })
     }

@@ -1,5 +1,5 @@
-//! What a test may set and ask of the emulated device that is linked into the program. All of it belongs to the calling thread;
-//! on a GPU it has no effect, and there is nothing to tell.
+//! What a test may set and ask of the emulated device that is linked into the program. All of it belongs to
+//! the calling thread; on a GPU it has no effect, and there is nothing to tell.
 //!
 //! Environment variables set the device up, for the whole process:
 //!

@@ -60,7 +60,8 @@ impl Stream {
         unsafe { call!(self.driver(), cuStreamSynchronize(self.raw)) }
     }
 
-    /// Makes everything enqueued from now on wait for what `event` was last recorded behind. It may be of another context.
+    /// Makes everything enqueued from now on wait for what `event` was last recorded behind. It may be of
+    /// another context.
     pub fn wait_event(&self, event: &Event) -> CudaResult<()> {
         let _current = self.context.enter()?;
         // SAFETY: both are alive.

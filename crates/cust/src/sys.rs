@@ -154,7 +154,8 @@ const _: () = {
 
 macro_rules! table {
     ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
-        /// The driver's functions, one pointer each. Those whose names end in `_v2` are what `cuda.h` calls by the name without it.
+        /// The driver's functions, one pointer each. Those whose names end in `_v2` are what `cuda.h` calls
+        /// by the name without it.
         #[derive(Clone, Copy)]
         pub struct Table {
             $($(#[$doc])* pub $name: unsafe extern "system" fn($($argument: $type),*) -> CUresult,)*
@@ -164,12 +165,12 @@ macro_rules! table {
             /// The functions' names, as the driver exports them.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
 
-            /// Fills the table, asking `lookup` for the address of each function. The error is the name of the first that it does
-            /// not have.
+            /// Fills the table, asking `lookup` for the address of each function. The error is the name of
+            /// the first that it does not have.
             ///
             /// # Safety
-            /// `lookup` must give, for each name, null or the address of a function of the meaning and signature that NVIDIA's
-            /// driver has under it, which stays there as long as the process.
+            /// `lookup` must give, for each name, null or the address of a function of the meaning and
+            /// signature that NVIDIA's driver has under it, which stays there as long as the process.
             pub unsafe fn fill(lookup: impl Fn(&CStr) -> *const c_void) -> Result<Table, &'static str> {
                 Ok(Table {
                     $($name: {

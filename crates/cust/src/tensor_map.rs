@@ -54,7 +54,8 @@ impl Matrix {
         let _current = context.enter()?;
         let mut map = CUtensorMap { opaque: [0; 16] };
         let element_strides = [1, 1];
-        // SAFETY: two dimensions, with as many sizes, box sizes and element strides, and one stride; the map is written.
+        // SAFETY: two dimensions, with as many sizes, box sizes and element strides, and one stride; the map
+        // is written.
         unsafe {
             call!(
                 context.driver(),

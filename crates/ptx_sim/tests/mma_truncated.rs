@@ -118,8 +118,8 @@ fn a_conversion_to_f16_keeps_more() {
     let hopper = Truncation::HOPPER_FP8_AS_F16;
     assert_eq!(sum(hopper, &[(0, false, 0), (15, false, -18)], 0.0), 1.0 + 2f32.powi(-18));
     assert_eq!(sum(hopper, &[(0, false, 8), (15, false, -18)], 0.0), 256.0);
-    // Elements 0 and 1 of every four come first. 2^-18 at k = 2 meets what they leave, which is nothing; beside 2^13
-    // and -2^13 in its own step it vanishes.
+    // Elements 0 and 1 of every four come first. 2^-18 at k = 2 meets what they leave, which is nothing;
+    // beside 2^13 and -2^13 in its own step it vanishes.
     let first = [(0, false, 13), (1, true, 13), (2, false, -18)];
     assert_eq!(sum(hopper, &first, 0.0), 2f32.powi(-18));
     assert_eq!(sum(hopper, &[(2, false, 13), (3, true, 13), (6, false, -18)], 0.0), 0.0);

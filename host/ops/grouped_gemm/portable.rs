@@ -29,8 +29,9 @@ impl GroupedGemm<'_> {
             a_scale_strides: self.a_scale.strides(),
             out_type,
         };
-        // SAFETY: `check` has compared lengths, alignments and devices with the plan. The permutation has the plan's sizes, so that
-        // the tiles of its schedule, built for this height, are inside the P rows and E_loc experts.
+        // SAFETY: `check` has compared lengths, alignments and devices with the plan. The permutation has the
+        // plan's sizes, so that the tiles of its schedule, built for this height, are inside the P rows and
+        // E_loc experts.
         unsafe { stream.device().launch(stream, &tile.kernel(promoted), blocks, &arguments) }
     }
 }

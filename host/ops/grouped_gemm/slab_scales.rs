@@ -1,7 +1,8 @@
-//! The scales of A that change along K, as the Hopper kernels take them: by TMA, a tile's rows of one group at a time
-//! (`kernels-gpu/src/grouped_gemm/hopper/slab_scales.rs`).
+//! The scales of A that change along K, as the Hopper kernels take them: by TMA, a tile's rows of one group
+//! at a time (`kernels-gpu/src/grouped_gemm/hopper/slab_scales.rs`).
 //!
-//! TMA wants lines that begin at multiples of 16 bytes, and boxes that do: a tile's box begins up to three rows before it.
+//! TMA wants lines that begin at multiples of 16 bytes, and boxes that do: a tile's box begins up to three
+//! rows before it.
 
 use super::{AScale, GemmShape, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
@@ -10,8 +11,9 @@ use crate::gpu::tensor_map;
 use crate::kernels::launchers::SLAB_SCALES_EXTRA_ROWS;
 use crate::plan::tiles::HopperTile;
 
-/// The map of A's scales as `[groups, P]`, for scales that have been checked against `shape`, of which P is not 0. Refuses those that
-/// TMA cannot reach. Of scales that do not change along K there is none; a kernel does not read it then.
+/// The map of A's scales as `[groups, P]`, for scales that have been checked against `shape`, of which P is
+/// not 0. Refuses those that TMA cannot reach. Of scales that do not change along K there is none; a kernel
+/// does not read it then.
 pub(in crate::ops) fn of_a(
     op: &'static str,
     a_scale: &AScale<'_>,

@@ -9,11 +9,11 @@ use crate::kernels::launchers;
 use crate::ops::permutation::Permutation;
 use crate::plan::elements;
 
-/// Sums of D's rows by token: `sums[t] += w[t, j] * D[p]` for every row p that the permutation has for slot j of token t. D is
-/// f32 here, rounded nowhere.
+/// Sums of D's rows by token: `sums[t] += w[t, j] * D[p]` for every row p that the permutation has for slot j
+/// of token t. D is f32 here, rounded nowhere.
 ///
-/// The additions are atomic and come in any order, so that two runs differ in the last bits. Whoever calls sets `sums` to what
-/// is to be added to, 0 as a rule. The kernels of Hopper alone have this.
+/// The additions are atomic and come in any order, so that two runs differ in the last bits. Whoever calls
+/// sets `sums` to what is to be added to, 0 as a rule. The kernels of Hopper alone have this.
 #[derive(Debug)]
 pub struct TokenSums<'a> {
     /// f32 `[T, N]`, 16-byte aligned.
@@ -31,7 +31,8 @@ pub(super) const NONE: launchers::TokenSums = launchers::TokenSums {
 };
 
 impl TokenSums<'_> {
-    /// As the kernels take them, besides the sums. After [`TokenSums::check`], of a permutation that has rows.
+    /// As the kernels take them, besides the sums. After [`TokenSums::check`], of a permutation that has
+    /// rows.
     pub(super) fn raw(&self, permutation: &Permutation<'_>) -> launchers::TokenSums {
         let (tokens, top_k) = (permutation.tokens(), permutation.top_k());
         launchers::TokenSums {

@@ -16,8 +16,9 @@
 //! | gelu-tanh, swigluoai | `2^-20 + 2^-22 * |y|` | y is rounded itself: 2u, and 1.702 g |
 //! | gelu | `2^-20` | the tail is computed as such, not as 1 - erf, and `e^x` as `2^t * (1 + d)`, d being what t lost |
 //!
-//! After rounding to e4m3, which keeps 4 bits, a value is off the exactly rounded one only if it lies within these bounds of a
-//! midpoint. The logistic function is six instructions a value; they are what the end of a gated GEMM's item consists of.
+//! After rounding to e4m3, which keeps 4 bits, a value is off the exactly rounded one only if it lies within
+//! these bounds of a midpoint. The logistic function is six instructions a value; they are what the end of a
+//! gated GEMM's item consists of.
 //!
 //! Where the true value's magnitude is below `2^-120`, 0 may be returned.
 //! NaN in gate or up gives NaN; so does minus infinity in gate, infinity times 0, as in the formulas.
@@ -95,8 +96,8 @@ fn sigmoid_weighted(x: f32, y: f32) -> f32 {
     x * rcp(1.0 + ex2(y * -LOG2_E))
 }
 
-/// `e^x` to 4 units in the last place; 0 below -104, infinite above 89. NaN becomes finite: the caller multiplies by something that
-/// is NaN as well.
+/// `e^x` to 4 units in the last place; 0 below -104, infinite above 89. NaN becomes finite: the caller
+/// multiplies by something that is NaN as well.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     #[expect(clippy::manual_clamp, reason = "two instructions; `clamp` keeps NaN and takes four")]

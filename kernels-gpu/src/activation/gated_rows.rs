@@ -35,8 +35,8 @@ impl<T: Element> Rows for GatedRows<T> {
     #[inline(always)]
     fn chunk(&self, row: u32, column: u32) -> Chunk {
         let columns = self.intermediate;
-        // SAFETY: the row exists, by the constructor's contract, and holds both halves; `vector` is what `vectorised` says, and
-        // holds for the upper half as well, since both are whole chunks.
+        // SAFETY: the row exists, by the constructor's contract, and holds both halves; `vector` is what
+        // `vectorised` says, and holds for the upper half as well, since both are whole chunks.
         let (gate, up) = unsafe {
             let gate = self.x.add(row as usize * 2 * columns as usize);
             let up = gate.add(columns as usize);

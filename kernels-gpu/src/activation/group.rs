@@ -1,4 +1,5 @@
-//! Kernels `activation_group_*`: activation, then quantisation with one scale for every 128 or 64 columns of a row.
+//! Kernels `activation_group_*`: activation, then quantisation with one scale for every 128 or 64 columns of
+//! a row.
 //!
 //! `scale = max(absmax(group), 1e-10) / 448`, `q = e4m3(value / scale)`. Grid: as [`tensor`](super::tensor).
 

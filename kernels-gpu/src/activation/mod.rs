@@ -10,8 +10,8 @@
 //!   x [P, 2I] bf16, f16, f32 --> activation(gate) * up --> scale --> e4m3, one rounding --> q [P, I]
 //! ```
 //!
-//! The scales are those of [`quantize`](crate::quantize), whose row loops these kernels share. Rows from `*valid_rows` on are
-//! neither read nor written.
+//! The scales are those of [`quantize`](crate::quantize), whose row loops these kernels share. Rows from
+//! `*valid_rows` on are neither read nor written.
 
 use cuda_std::arguments;
 use cuda_std::code::Code;

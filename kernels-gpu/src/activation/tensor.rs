@@ -1,6 +1,8 @@
-//! Kernels `activation_tensor_*`: activation, then quantisation with one given scale: `q = e4m3(value * (1 / scale))`.
+//! Kernels `activation_tensor_*`: activation, then quantisation with one given scale: `q = e4m3(value * (1 /
+//! scale))`.
 //!
-//! Grid: see [`warp_rows`](crate::quantize::warp_rows); the rows are known on the device alone, so it is sized for the device.
+//! Grid: see [`warp_rows`](crate::quantize::warp_rows); the rows are known on the device alone, so it is
+//! sized for the device.
 
 use super::Activate;
 use super::gated_rows::GatedRows;

@@ -1,7 +1,7 @@
 //! Kernels `activation_token_*`: activation, then quantisation with one scale for every row.
 //!
-//! `scale = max(absmax(row) / 448, 1 / (448 * 512))`, `q = e4m3(value / scale)`. Grid: one-dimensional, a block takes every
-//! `grid_dim_x`-th row; see [`block_rows`](crate::quantize::block_rows).
+//! `scale = max(absmax(row) / 448, 1 / (448 * 512))`, `q = e4m3(value / scale)`. Grid: one-dimensional, a
+//! block takes every `grid_dim_x`-th row; see [`block_rows`](crate::quantize::block_rows).
 
 use super::Activate;
 use super::gated_rows::GatedRows;
@@ -27,7 +27,8 @@ macro_rules! activation_token {
         /// Activates the rows of `x` below `*valid_rows` and quantises them to `q`.
         ///
         /// # Safety
-        /// The arrays are null, where they may be, or have their stated sizes; dynamic shared memory holds `kept_spans` spans. Nothing written is read.
+        /// The arrays are null, where they may be, or have their stated sizes; dynamic shared memory holds
+        /// `kept_spans` spans. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 4, overlap = before)]
         pub unsafe fn $name(arguments: ActivateToken) {
             let ActivateToken { common, scales, kept_spans } = arguments;

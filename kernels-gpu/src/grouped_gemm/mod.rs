@@ -1,11 +1,13 @@
-//! The grouped GEMM: `D[rows of e, n] = A[rows of e, k] * B[e][n, k]^T` for every expert e, e4m3 in, f32 accumulation.
+//! The grouped GEMM: `D[rows of e, n] = A[rows of e, k] * B[e][n, k]^T` for every expert e, e4m3 in, f32
+//! accumulation.
 //!
 //! | module | GPUs | operands reach the tensor cores by |
 //! |---|---|---|
 //! | [`portable`] | sm_89 and later | `cp.async`, `ldmatrix`, `mma.sync` |
 //! | `hopper` | sm_90a | TMA, `wgmma` |
 //!
-//! Both walk the same device-built tile schedule ([`schedule`]) and take the same scales ([`scale_arguments`]).
+//! Both walk the same device-built tile schedule ([`schedule`]) and take the same scales
+//! ([`scale_arguments`]).
 
 #[cfg(target_feature = "sm_90a")]
 pub(crate) mod hopper;

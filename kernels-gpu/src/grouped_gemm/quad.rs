@@ -1,8 +1,9 @@
 //! Transposition among lanes, by shuffles.
 //!
 //! # Within groups of four
-//! A lane of the tensor cores' result holds two adjacent columns of each tile of 8: 4 bytes of a row. Four lanes together
-//! hold a row of 32 columns; a 4x4 transposition gives each of them one tile's 8 columns, 16 bytes:
+//! A lane of the tensor cores' result holds two adjacent columns of each tile of 8: 4 bytes of a row. Four
+//! lanes together hold a row of 32 columns; a 4x4 transposition gives each of them one tile's 8 columns, 16
+//! bytes:
 //!
 //! ```text
 //!              tile 0  tile 1  tile 2  tile 3                      word 0  word 1  word 2  word 3
@@ -12,12 +13,13 @@
 //!  lane q=3     a3      b3      c3      d3              lane q=3    d0      d1      d2      d3     columns 24-31
 //! ```
 //!
-//! One store instruction of a warp then writes 64 contiguous bytes of each of 8 rows: whole sectors, without shared memory
-//! and without a barrier.
+//! One store instruction of a warp then writes 64 contiguous bytes of each of 8 rows: whole sectors, without
+//! shared memory and without a barrier.
 //!
 //! # Operands swapped
-//! Where the weights are on the M side, a lane has two rows of A, adjacent, of a column of D, and of another 8 further. A store wants
-//! adjacent columns of one row. Seen by the bits of indices, lane and register exchange two bits:
+//! Where the weights are on the M side, a lane has two rows of A, adjacent, of a column of D, and of another
+//! 8 further. A store wants adjacent columns of one row. Seen by the bits of indices, lane and register
+//! exchange two bits:
 //!
 //! ```text
 //!            lane bits 4   3   2   1   0      register   half of it             a pair of 16 bits is    rows 2 q, 2 q + 1
@@ -29,7 +31,8 @@
 
 use cuda_std::warp::{FULL_MASK, shfl_xor};
 
-/// Transposes the 4x4 matrix whose row q is held by lane q of a group of four. All lanes of the warp call it together.
+/// Transposes the 4x4 matrix whose row q is held by lane q of a group of four. All lanes of the warp call it
+/// together.
 #[inline(always)]
 pub fn transpose_in_quad(words: [u32; 4], quad_lane: u32) -> [u32; 4] {
     let [w0, w1, w2, w3] = words;
@@ -41,8 +44,8 @@ pub fn transpose_in_quad(words: [u32; 4], quad_lane: u32) -> [u32; 4] {
     [w0, w1, w2, w3]
 }
 
-/// Swaps `high` of the lane whose `bit` is clear with `low` of the lane `distance` above, whose bit is set. All lanes of
-/// the warp call it together.
+/// Swaps `high` of the lane whose `bit` is clear with `low` of the lane `distance` above, whose bit is set.
+/// All lanes of the warp call it together.
 #[inline(always)]
 fn exchange(low: u32, high: u32, bit: bool, distance: u32) -> (u32, u32) {
     let sent = if bit { low } else { high };
@@ -50,8 +53,9 @@ fn exchange(low: u32, high: u32, bit: bool, distance: u32) -> (u32, u32) {
     if bit { (received, high) } else { (low, received) }
 }
 
-/// The four columns that this lane has of one row, of `words[h]`: rows `2 q` and `2 q + 1` of column `8 h + g`, 16 bits each, lane being
-/// `4 g + q`. Which row and columns: see above. All lanes of the warp call it together.
+/// The four columns that this lane has of one row, of `words[h]`: rows `2 q` and `2 q + 1` of column `8 h +
+/// g`, 16 bits each, lane being `4 g + q`. Which row and columns: see above. All lanes of the warp call it
+/// together.
 #[cfg(target_feature = "sm_90a")]
 #[inline(always)]
 pub fn columns_of_a_row(words: [u32; 2], lane: u32) -> [u32; 2] {

@@ -11,7 +11,8 @@
 
 use crate::abi::{AScaleKind, BScaleKind, SCALE_BLOCK, SLAB, Scales, Strides};
 
-// The kinds as numbers: of a comparison of numbers, or a match on them, LLVM makes other code than of `Code::is`.
+// The kinds as numbers: of a comparison of numbers, or a match on them, LLVM makes other code than of
+// `Code::is`.
 #[cfg(target_feature = "sm_90a")]
 pub const A_PER_ROW: u32 = AScaleKind::Row as u32;
 pub const A_PER_GROUP: u32 = AScaleKind::Group as u32;
@@ -26,7 +27,8 @@ impl Scales {
         self.a.wrapping_add(row as usize * strides.row as usize)
     }
 
-    /// Address of the scale of the block of B that holds `column` of `expert`, and slab 0, for scales per block.
+    /// Address of the scale of the block of B that holds `column` of `expert`, and slab 0, for scales per
+    /// block.
     #[inline(always)]
     pub fn b_block_row(&self, expert: u32, column: u32, n: u32, k: u32) -> *const f32 {
         let block = expert as usize * n.div_ceil(SCALE_BLOCK) as usize + (column / SCALE_BLOCK) as usize;
@@ -34,7 +36,8 @@ impl Scales {
     }
 }
 
-/// The number of the scale of the block of B that holds `column` of `expert`, and slab 0, among fewer than 2^31.
+/// The number of the scale of the block of B that holds `column` of `expert`, and slab 0, among fewer than
+/// 2^31.
 #[cfg(target_feature = "sm_90a")]
 #[inline(always)]
 pub fn b_block_number(expert: u32, column: u32, n: u32, k: u32) -> u32 {

@@ -1,8 +1,8 @@
 //! Which part of D a work item is: the device-built tile schedule times the tiles of N.
 //!
-//! Items are numbered so that blocks that run at the same time share operands in L2. Row tiles are taken in bands, as
-//! [`problem_sizes`](crate::problem_sizes) cuts them: all of an expert, if they are not too many. Inside a band the row tile runs fastest,
-//! then the column tile:
+//! Items are numbered so that blocks that run at the same time share operands in L2. Row tiles are taken in
+//! bands, as [`problem_sizes`](crate::problem_sizes) cuts them: all of an expert, if they are not too many.
+//! Inside a band the row tile runs fastest, then the column tile:
 //!
 //! ```text
 //!                    n tile 0   1   2   3
@@ -13,8 +13,8 @@
 //!                          10  13            tile 4
 //! ```
 //!
-//! A band of h tiles from tile f on has h times as many items as there are column tiles, and those before it f times as many: item i
-//! belongs to the band of row tile `i / column tiles`.
+//! A band of h tiles from tile f on has h times as many items as there are column tiles, and those before it
+//! f times as many: item i belongs to the band of row tile `i / column tiles`.
 
 use core::hint::assert_unchecked;
 use cuda_std::{memory, warp};
@@ -55,8 +55,8 @@ impl Band {
     #[inline(always)]
     pub fn height(&self) -> u32 {
         let height = (self.rows + self.block_m - 1) >> self.block_m.trailing_zeros();
-        // SAFETY: a band has rows. Without this, a division by the height ends in a trap, and with a trap in reach ptxas does not use
-        // the registers that `setmaxnreg` brings.
+        // SAFETY: a band has rows. Without this, a division by the height ends in a trap, and with a trap in
+        // reach ptxas does not use the registers that `setmaxnreg` brings.
         unsafe { assert_unchecked(height != 0) };
         height
     }
@@ -93,12 +93,14 @@ impl WorkList {
     /// Reads the header of the schedule, of tiles of `block_m` rows. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it, for tiles of `block_m` rows, a power of two.
+    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it, for tiles of `block_m` rows, a
+    /// power of two.
     #[inline(always)]
     pub unsafe fn new(schedule: *const [u32; 4], block_m: u32, n: u32, columns: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [row_tiles, ..] = unsafe { memory::load_nc(schedule) };
-        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not diverge.
+        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over items do not
+        // diverge.
         let row_tiles = warp::shfl_idx(warp::FULL_MASK, row_tiles, 0);
         Self { schedule, row_tiles, column_tiles: n.div_ceil(columns), columns, block_m }
     }
@@ -113,8 +115,9 @@ impl WorkList {
     #[inline(always)]
     pub fn tile(&self, item: u32) -> Tile {
         let entry = self.entry(item);
-        // SAFETY: entries of the schedule, 16-byte aligned; no kernel writes the schedule while this one runs. The second is loaded
-        // though it follows from the first, which takes registers that the largest tile does not have.
+        // SAFETY: entries of the schedule, 16-byte aligned; no kernel writes the schedule while this one
+        // runs. The second is loaded though it follows from the first, which takes registers that the largest
+        // tile does not have.
         unsafe {
             let first = memory::load_nc(entry);
             let band = self.band_of(item, first);
@@ -126,7 +129,8 @@ impl WorkList {
         }
     }
 
-    /// Where the schedule has the entry that tells the band of the item with the given number, below [`len`](Self::len).
+    /// Where the schedule has the entry that tells the band of the item with the given number, below
+    /// [`len`](Self::len).
     #[inline(always)]
     fn entry(&self, item: u32) -> *const [u32; 4] {
         self.schedule.wrapping_add((FIRST_TILE + self.near(item)) as usize)
@@ -136,7 +140,8 @@ impl WorkList {
     #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub fn band(&self, item: u32) -> Band {
-        // SAFETY: an entry of the schedule, 16-byte aligned; no kernel writes the schedule while this one runs.
+        // SAFETY: an entry of the schedule, 16-byte aligned; no kernel writes the schedule while this one
+        // runs.
         self.band_of(item, unsafe { memory::load_nc(self.entry(item)) })
     }
 

@@ -1,7 +1,8 @@
 //! Permutation of expanded rows into expert order: a stable counting sort of the routed ids.
 //!
-//! Token `t` and slot `s` make the *expanded row* `r = t*k + s`, and `topk_ids[r]` is the expert it goes to. The
-//! grouped GEMM wants the rows of one expert together, so the sort brings them there and leaves two index lists:
+//! Token `t` and slot `s` make the *expanded row* `r = t*k + s`, and `topk_ids[r]` is the expert it goes to.
+//! The grouped GEMM wants the rows of one expert together, so the sort brings them there and leaves two index
+//! lists:
 //!
 //! ```text
 //! r                      0  1  2  3  4  5  6  7        (R = 8 rows, 3 local experts, one id is invalid)
@@ -15,8 +16,9 @@
 //! sorted_rows            1  4  7  R  2  R  0  5  6  R  3  R ..   padding, and all after the last row, is R
 //! ```
 //!
-//! The *key* of a row is its local expert, or `local_experts` if the id is invalid (`< 0`, `>= experts`, or mapped
-//! outside `0..local_experts`): invalid rows form one more bucket behind all experts, in no expert's count.
+//! The *key* of a row is its local expert, or `local_experts` if the id is invalid (`< 0`, `>= experts`, or
+//! mapped outside `0..local_experts`): invalid rows form one more bucket behind all experts, in no expert's
+//! count.
 //!
 //! The result is unique (stable sort), so it is the same bit for bit however the work is cut. The cut:
 //!
@@ -25,9 +27,10 @@
 //! |-- warp 0 --|-- warp 1 --| .. |-- warp 0 --|-- ..        each ranking warp 1 to 4 times 32 of them
 //! ```
 //!
-//! One launch does all, and no block waits for another: every block reads *all* ids, and so knows by itself how many rows
-//! of each key come before its own. That is cheap: the ids are few (128 KB for 4096 tokens with 8 experts each), they lie in
-//! L2, and counting them is one shared-memory atomic per 32 ids. See [`sort`] for the steps.
+//! One launch does all, and no block waits for another: every block reads *all* ids, and so knows by itself
+//! how many rows of each key come before its own. That is cheap: the ids are few (128 KB for 4096 tokens with
+//! 8 experts each), they lie in L2, and counting them is one shared-memory atomic per 32 ids. See [`sort`]
+//! for the steps.
 
 mod block_scan;
 mod rows;
@@ -38,7 +41,8 @@ pub(crate) use block_scan::exclusive_scan;
 
 use cuda_std::{arguments, host, memory};
 
-/// Threads of every block that sorts or scans; a multiple of 32, and at most 1024 so that one warp can scan the warps.
+/// Threads of every block that sorts or scans; a multiple of 32, and at most 1024 so that one warp can scan
+/// the warps.
 pub(crate) const THREADS: u32 = 512;
 /// Warps of such a block.
 pub(crate) const WARPS: u32 = THREADS / 32;

@@ -6,8 +6,8 @@
 //! source row         0   2   -   3 ..                 token = r / top_k; padding rows become zeros, scale 0
 //! ```
 //!
-//! A warp copies a row, 16 bytes to a lane where addresses and width allow, else a byte. Rows at or past the last
-//! offset (invalid ids, and everything behind them) are neither read nor written.
+//! A warp copies a row, 16 bytes to a lane where addresses and width allow, else a byte. Rows at or past the
+//! last offset (invalid ids, and everything behind them) are neither read nor written.
 
 use cuda_std::memory::Vector;
 use cuda_std::{arguments, grid, host, kernel, memory, thread};
@@ -114,8 +114,8 @@ pub unsafe fn permute_rows(arguments: PermuteRows) {
         bytes: row_bytes,
     };
     let alignment = activations.addr() | permuted.addr() | row_bytes as usize;
-    // SAFETY: both rows exist (a padding row has no source), and every row starts at a multiple of 16 if the two
-    // bases and the row's width are multiples of 16.
+    // SAFETY: both rows exist (a padding row has no source), and every row starts at a multiple of 16 if the
+    // two bases and the row's width are multiples of 16.
     unsafe {
         if alignment.is_multiple_of(16) {
             copy.run([0u32; 4]);

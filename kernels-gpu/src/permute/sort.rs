@@ -14,8 +14,8 @@
 //!    destination = base[key] + cursor[warp][key] + rank: write it  │  all threads: padding
 //! ```
 //!
-//! A handful of rows costs one trip to memory for the ids, four barriers, and the stores. Where there are several blocks the
-//! work of each grows with all rows, but only by a shared-memory atomic per 32 ids.
+//! A handful of rows costs one trip to memory for the ids, four barriers, and the stores. Where there are
+//! several blocks the work of each grows with all rows, but only by a shared-memory atomic per 32 ids.
 
 use super::tables::{MAX_STEPS, Ranked, Tables};
 use super::{Routing, THREADS, WARPS, exclusive_scan};
@@ -62,7 +62,8 @@ pub(crate) struct Permute {
 /// [tables](super::tables::permute_table_bytes).
 ///
 /// # Safety
-/// The lists have their stated lengths. Without a map `experts == local_experts`; with one, there is an expert.
+/// The lists have their stated lengths. Without a map `experts == local_experts`; with one, there is an
+/// expert.
 #[kernel(threads = THREADS, min_blocks = 2)]
 pub unsafe fn permute(arguments: Permute) {
     let Permute { routing, expert_offsets, outputs, sizes, schedule, alignment, ranking_warps, steps } =
@@ -75,8 +76,8 @@ pub unsafe fn permute(arguments: Permute) {
     let first_of_block = block * (32 * ranking_warps * steps);
     let first_row = first_of_block + warp_id * (32 * steps) + thread::lane_id();
 
-    // SAFETY: the arguments are as the contract says. Whole warps rank or do not; all else is the same for all threads, and
-    // the barriers are as each step asks.
+    // SAFETY: the arguments are as the contract says. Whole warps rank or do not; all else is the same for
+    // all threads, and the barriers are as each step asks.
     unsafe {
         tables.zero();
         grid::wait();
@@ -117,11 +118,12 @@ pub unsafe fn permute(arguments: Permute) {
     }
 }
 
-/// Turns counts into destinations, and writes what follows from the counts alone: in block 0 the offsets of all experts and
-/// their problem sizes, in every block its share of the tiles. Returns the number of tiles.
+/// Turns counts into destinations, and writes what follows from the counts alone: in block 0 the offsets of
+/// all experts and their problem sizes, in every block its share of the tiles. Returns the number of tiles.
 ///
 /// # Safety
-/// All threads of the block execute it together, behind a barrier after the counting; the lists are the kernel's.
+/// All threads of the block execute it together, behind a barrier after the counting; the lists are the
+/// kernel's.
 #[inline(always)]
 unsafe fn scan_keys(
     tables: Tables,
@@ -151,12 +153,13 @@ unsafe fn scan_keys(
                 tiles = schedule.tiles(padded);
             }
         }
-        // SAFETY: all threads are here: the loop bound is the same for all. Every call is followed by a barrier.
+        // SAFETY: all threads are here: the loop bound is the same for all. Every call is followed by a
+        // barrier.
         let (sums, totals) = unsafe { exclusive_scan([padded, tiles]) };
         if key < tables.keys {
             let start = rows_before + sums[0];
-            // SAFETY: one thread to each key, so one writer to each word; the offsets have `keys` entries, the sizes one
-            // to an expert, and the tile count over all experts bounds the tiles.
+            // SAFETY: one thread to each key, so one writer to each word; the offsets have `keys` entries,
+            // the sizes one to an expert, and the tile count over all experts bounds the tiles.
             unsafe {
                 tables.base(key).write(start + before);
                 tables.end(key).write(start + count);
@@ -186,7 +189,8 @@ impl PermutedRows {
     /// After [`scan_keys`], by the warp that ranked the row; the outputs have their stated lengths.
     #[inline(always)]
     unsafe fn place(self, tables: Tables, local_experts: u32, row: u32, key: u32, rank: u32) {
-        // SAFETY: destinations are distinct and below `capacity` by the scan, rows are below the number of rows.
+        // SAFETY: destinations are distinct and below `capacity` by the scan, rows are below the number of
+        // rows.
         unsafe {
             let destination = tables.base(key).read() + u32::from(tables.cursor(key).read()) + rank;
             *self.sorted_rows.add(destination as usize) = row as i32;
@@ -198,8 +202,8 @@ impl PermutedRows {
         }
     }
 
-    /// Writes the sentinel R to every destination that no row has: the padding of each expert, and everything from the last
-    /// row to the capacity. Every block does its share.
+    /// Writes the sentinel R to every destination that no row has: the padding of each expert, and everything
+    /// from the last row to the capacity. Every block does its share.
     ///
     /// # Safety
     /// After [`scan_keys`]; the outputs have their stated lengths.
@@ -224,7 +228,8 @@ impl PermutedRows {
         let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
         let mut key = block * WARPS + thread::warp_id();
         while key < routing.local_experts {
-            // SAFETY: key < keys, after the scan. Regions begin at multiples of the alignment, so they end at one.
+            // SAFETY: key < keys, after the scan. Regions begin at multiples of the alignment, so they end at
+            // one.
             let end = unsafe { tables.end(key).read() };
             fill(end + thread::lane_id(), end.div_ceil(alignment) * alignment, 32, key as i32);
             key += blocks * WARPS;

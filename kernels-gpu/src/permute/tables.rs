@@ -11,8 +11,8 @@
 //! ends       [keys]  all rows that are not before        one past the last row of that key, padding not counted
 //! ```
 //!
-//! A block has at most 2048 rows, so a u16 holds any count of its own. Keys are adjacent: where a thread has a key, the
-//! threads of a warp hit 32 banks. With one block, `bases` and `ends` are not used while counting.
+//! A block has at most 2048 rows, so a u16 holds any count of its own. Keys are adjacent: where a thread has
+//! a key, the threads of a warp hit 32 banks. With one block, `bases` and `ends` are not used while counting.
 
 use super::{Routing, THREADS};
 use cuda_std::atomic::{self, Order, Scope};
@@ -87,11 +87,13 @@ impl Tables {
 
     /// Counts all rows: those before row `first` in `bases`, the others in `ends`.
     ///
-    /// The counters are shared by all warps. Lanes that hit the same counter are merged by the hardware (`ATOMS.POPC.INC`), so
-    /// that skewed ids cost no more than even ones, and the sums do not depend on the order.
+    /// The counters are shared by all warps. Lanes that hit the same counter are merged by the hardware
+    /// (`ATOMS.POPC.INC`), so that skewed ids cost no more than even ones, and the sums do not depend on the
+    /// order.
     ///
     /// # Safety
-    /// All threads of the block execute it, behind a barrier after [`zero`](Self::zero); a barrier must follow.
+    /// All threads of the block execute it, behind a barrier after [`zero`](Self::zero); a barrier must
+    /// follow.
     #[inline(always)]
     pub unsafe fn count_all(self, routing: Routing, first: u32) {
         // Two loops, so that the common one without a map has no branch for each id.
@@ -158,21 +160,23 @@ impl Tables {
         }
     }
 
-    /// Counts the rows of this warp in its cursors, and ranks them. `id(step)` is the id of the lane's row, if it has one.
+    /// Counts the rows of this warp in its cursors, and ranks them. `id(step)` is the id of the lane's row,
+    /// if it has one.
     ///
-    /// Lanes with equal keys find each other with `match.any`; the lowest of them writes the new count for all. So
-    /// there is no atomic, and rows are ranked in ascending order.
+    /// Lanes with equal keys find each other with `match.any`; the lowest of them writes the new count for
+    /// all. So there is no atomic, and rows are ranked in ascending order.
     ///
     /// # Safety
-    /// All lanes of the warp execute it together, behind a barrier after [`zero`](Self::zero); the warp has cursors, and
-    /// `1 <= steps <= MAX_STEPS`.
+    /// All lanes of the warp execute it together, behind a barrier after [`zero`](Self::zero); the warp has
+    /// cursors, and `1 <= steps <= MAX_STEPS`.
     #[inline(always)]
     pub unsafe fn rank(self, routing: Routing, steps: u32, ids: [Option<i32>; MAX_STEPS]) -> Ranked {
         // SAFETY: the map is as the routing says.
         let key = |id: Option<i32>| id.map_or(NO_ROW, |id| unsafe { routing.key(id) });
         let keys = [key(ids[0]), key(ids[1]), key(ids[2]), key(ids[3])];
         let mut ranks = [0; MAX_STEPS];
-        // SAFETY: the conditions are the same for all lanes; the first step finds the cursors as `zero` left them.
+        // SAFETY: the conditions are the same for all lanes; the first step finds the cursors as `zero` left
+        // them.
         unsafe {
             ranks[0] = self.rank_step(keys[0], true);
             if steps > 1 {
@@ -195,8 +199,8 @@ impl Tables {
         let inside = key != NO_ROW;
         let equals = warp::match_any(warp::FULL_MASK, key);
         let lower = (equals & ((1u32 << thread::lane_id()) - 1)).count_ones();
-        // SAFETY: the key of a lane inside has a cursor, which only this warp touches. The warp barriers keep the write of the
-        // step before ahead of the reads, and the reads ahead of the write.
+        // SAFETY: the key of a lane inside has a cursor, which only this warp touches. The warp barriers keep
+        // the write of the step before ahead of the reads, and the reads ahead of the write.
         unsafe {
             let mut count = 0;
             if !first {
@@ -213,10 +217,12 @@ impl Tables {
         }
     }
 
-    /// Turns the counts of `key` in each warp into the counts of the warps before; returns the rows of the block.
+    /// Turns the counts of `key` in each warp into the counts of the warps before; returns the rows of the
+    /// block.
     ///
     /// # Safety
-    /// One thread to a key, behind a barrier after [`rank`](Self::rank); a barrier must follow. At most 8 pairs.
+    /// One thread to a key, behind a barrier after [`rank`](Self::rank); a barrier must follow. At most 8
+    /// pairs.
     #[inline(always)]
     pub unsafe fn sum_warps(self, key: u32) -> u32 {
         // All reads first: they are in flight together.

@@ -4,8 +4,9 @@
 //!   grid (x, y):  block (i, j)  ->  partials[j * grid_dim_x + i]     every block writes its own, none is ever initialised
 //! ```
 //!
-//! A maximum does not depend on its order, so the result is the same bits at any grid size. `quantize_tensor_*` takes the largest
-//! of the partial results itself: two launches in all, no atomics, nothing to clear beforehand.
+//! A maximum does not depend on its order, so the result is the same bits at any grid size.
+//! `quantize_tensor_*` takes the largest of the partial results itself: two launches in all, no atomics,
+//! nothing to clear beforehand.
 
 use super::block_rows::block_max;
 use super::chunk::{CHUNK, WARP_COLUMNS, absmax};
@@ -70,8 +71,9 @@ unsafe fn block_absmax(
 
 macro_rules! absmax_partials {
     ($($name:ident: $ty:ident),+) => {$(
-        /// The largest magnitude in the rows of `x [rows, columns]` that go anywhere, each times `row_weight [rows]` where that is
-        /// not null: block (i, j) writes that of its share to `partials[j * grid_dim_x + i]`. NaN does not count.
+        /// The largest magnitude in the rows of `x [rows, columns]` that go anywhere, each times `row_weight
+        /// [rows]` where that is not null: block (i, j) writes that of its share to `partials[j * grid_dim_x
+        /// + i]`. NaN does not count.
         ///
         /// # Safety
         /// The arrays are null, where they may be, or have their stated sizes.

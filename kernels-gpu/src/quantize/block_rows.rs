@@ -8,18 +8,20 @@
 //!   pass 2   values from shared memory, q = x / scale, to every destination
 //! ```
 //!
-//! A thread keeps its own values, so only the maximum needs a barrier. Spans that shared memory has no room for are computed
-//! again. The two halves of a chunk lie in planes of their own, where the 16-byte accesses of neighbours are neighbours:
+//! A thread keeps its own values, so only the maximum needs a barrier. Spans that shared memory has no room
+//! for are computed again. The two halves of a chunk lie in planes of their own, where the 16-byte accesses
+//! of neighbours are neighbours:
 //!
 //! ```text
 //!   span s:   [ thread 0, values 0..4 | thread 1, values 0..4 | ... ][ thread 0, values 4..8 | thread 1, values 4..8 | ... ]
 //! ```
 //!
-//! Where the rows were complete before the preceding kernel began, a block does pass 1 of its first row before it waits for that one,
-//! which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes anywhere or not.
+//! Where the rows were complete before the preceding kernel began, a block does pass 1 of its first row
+//! before it waits for that one, which tells where the row goes ([`FirstRow`]). It then reads the row whether
+//! it goes anywhere or not.
 //!
-//! The warps' maxima alternate between two places, so that a warp that is one row ahead cannot overwrite what a slower one
-//! still reads: it would have to be two rows ahead, and a barrier lies in between.
+//! The warps' maxima alternate between two places, so that a warp that is one row ahead cannot overwrite what
+//! a slower one still reads: it would have to be two rows ahead, and a barrier lies in between.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, absmax, pack, store_packed, vectorised};
 use super::cleared::Cleared;
@@ -50,7 +52,8 @@ const SPAN_BYTES: u32 = SPAN_COLUMNS * size_of::<f32>() as u32;
 /// The largest of all threads' `value`, in all of them. The whole block calls it.
 ///
 /// # Safety
-/// `slots` is one f32 of shared memory per warp, which no thread accesses after its last barrier before the call.
+/// `slots` is one f32 of shared memory per warp, which no thread accesses after its last barrier before the
+/// call.
 #[inline(always)]
 pub unsafe fn block_max(value: f32, slots: Shared<f32>) -> f32 {
     let largest = warp::reduce_max_f32(value);
@@ -103,7 +106,8 @@ fn column_of(span: u32) -> u32 {
     span * SPAN_COLUMNS + thread::thread_idx_x() * CHUNK
 }
 
-/// Pass 1: keeps the values of `row`, as far as there is room, and returns its largest magnitude. The whole block calls it.
+/// Pass 1: keeps the values of `row`, as far as there is room, and returns its largest magnitude. The whole
+/// block calls it.
 ///
 /// # Safety
 /// The dynamic shared memory has room for `kept_spans` spans; `slots` as [`block_max`] asks.
@@ -122,7 +126,8 @@ unsafe fn first_pass(source: impl Rows, row: u32, columns: u32, kept_spans: u32,
     unsafe { block_max(largest, slots) }
 }
 
-/// The largest magnitude of the row that the block begins with, if pass 1 of it is done: see [`quantize_block_rows`].
+/// The largest magnitude of the row that the block begins with, if pass 1 of it is done: see
+/// [`quantize_block_rows`].
 #[derive(Clone, Copy)]
 pub struct FirstRow(Option<f32>);
 
@@ -159,14 +164,16 @@ fn saturate(values: &Chunk, bound: f32) -> Chunk {
     values.map(|value| if value.abs() > bound { bound.copysign(value) } else { value })
 }
 
-/// Quantises the rows of `source` to the rows of `q` that `destinations` names, with one scale per row, and a row of zeros to
-/// each padding row, or leads their scales alone there. Magnitudes over `absmax_limit` count as `absmax_limit` and saturate. `ahead`: what has been done of it, for the
-/// same source. The same rows of `cleared` are cleared, whether they go anywhere or not.
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, with one scale per row, and a
+/// row of zeros to each padding row, or leads their scales alone there. Magnitudes over `absmax_limit` count
+/// as `absmax_limit` and saturate. `ahead`: what has been done of it, for the same source. The same rows of
+/// `cleared` are cleared, whether they go anywhere or not.
 ///
 /// # Safety
-/// `q` has every row that is written, of `columns` writable bytes, `scales` an element for every destination, and `cleared` every row; nobody else accesses them
-/// while the grid runs. `maxima` is [`SHARED`] elements of shared memory that nothing else uses, and the dynamic shared memory
-/// has room for the values of `kept_spans` spans.
+/// `q` has every row that is written, of `columns` writable bytes, `scales` an element for every destination,
+/// and `cleared` every row; nobody else accesses them while the grid runs. `maxima` is [`SHARED`] elements of
+/// shared memory that nothing else uses, and the dynamic shared memory has room for the values of
+/// `kept_spans` spans.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
 #[inline(always)]
 pub unsafe fn quantize_block_rows(
@@ -203,7 +210,8 @@ pub unsafe fn quantize_block_rows(
             let largest = match ahead {
                 Some(largest) => largest,
                 None => {
-                    // SAFETY: the slots alternate, so that the last barrier lies between this use and the last but one.
+                    // SAFETY: the slots alternate, so that the last barrier lies between this use and the
+                    // last but one.
                     let largest = unsafe { first_pass(source, row, columns, kept_spans, slots) };
                     slots = Shared::from_address(2 * maxima.address() + WARPS * 4 - slots.address());
                     largest
@@ -232,7 +240,8 @@ pub unsafe fn quantize_block_rows(
                         store(destination, column_of(span), packed);
                     }
                     if span == 0 && thread == 0 {
-                        // SAFETY: the destination's scale exists, by the caller's contract; one thread writes.
+                        // SAFETY: the destination's scale exists, by the caller's contract; one thread
+                        // writes.
                         unsafe { scales.add(destination).write(scale) };
                     }
                 });

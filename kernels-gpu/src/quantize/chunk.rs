@@ -1,4 +1,5 @@
-//! Chunks: eight consecutive values of a row, in the registers of one thread. The unit of work of every elementwise kernel.
+//! Chunks: eight consecutive values of a row, in the registers of one thread. The unit of work of every
+//! elementwise kernel.
 //!
 //! ```text
 //!   bf16, f16   16 bytes   one 128-bit access          f32   32 bytes   two
@@ -7,8 +8,9 @@
 //!   row of 20 columns:   [ chunk 0: 0..8 ][ chunk 1: 8..16 ][ chunk 2: 16..20, four values missing ]
 //! ```
 //!
-//! An access is one vector instruction where pointer and row length allow it for every row (`vector`), else one instruction
-//! per value that exists. A missing value reads as 0 and is never stored, so any row length works, at any alignment.
+//! An access is one vector instruction where pointer and row length allow it for every row (`vector`), else
+//! one instruction per value that exists. A missing value reads as 0 and is never stored, so any row length
+//! works, at any alignment.
 
 use cuda_std::bf16::{Bf16, F16, bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::fp8::e4m3x4_from_f32;
@@ -35,7 +37,8 @@ pub trait Element: Copy {
     /// The elements are readable global memory that nobody writes while the grid runs, 16-byte aligned.
     unsafe fn load(source: *const Self) -> Chunk;
 
-    /// As [`load`](Self::load), from L2, whatever an earlier kernel has left in L1: for what is read before the grid waits.
+    /// As [`load`](Self::load), from L2, whatever an earlier kernel has left in L1: for what is read before
+    /// the grid waits.
     ///
     /// # Safety
     /// As [`load`](Self::load).
@@ -138,7 +141,8 @@ impl Element for f32 {
     }
 }
 
-/// Whether every chunk of every row can be accessed by vector instructions: rows of whole chunks, from an aligned address.
+/// Whether every chunk of every row can be accessed by vector instructions: rows of whole chunks, from an
+/// aligned address.
 #[inline(always)]
 pub fn vectorised<T>(rows: *const T, columns: u32) -> bool {
     columns.is_multiple_of(CHUNK) && (rows as usize).is_multiple_of(16)
@@ -147,13 +151,15 @@ pub fn vectorised<T>(rows: *const T, columns: u32) -> bool {
 /// The chunk at `column` of the row at `row`, which has `columns` columns; zeros past its end.
 ///
 /// # Safety
-/// The row is readable global memory that nobody writes while the grid runs; `vector` only where [`vectorised`] says so.
+/// The row is readable global memory that nobody writes while the grid runs; `vector` only where
+/// [`vectorised`] says so.
 #[inline(always)]
 pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, vector: bool) -> Chunk {
     let mut values = [0.0; CHUNK as usize];
     if vector {
         if column < columns {
-            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by contract.
+            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by
+            // contract.
             values = unsafe { T::load(row.add(column as usize)) };
         }
     } else {
@@ -170,12 +176,14 @@ pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, v
 /// Stores the chunk at `column` of the row at `row`, as far as the row's `columns` reach.
 ///
 /// # Safety
-/// The row is writable global memory, and no other thread accesses these columns; `vector` only where [`vectorised`] says so.
+/// The row is writable global memory, and no other thread accesses these columns; `vector` only where
+/// [`vectorised`] says so.
 #[inline(always)]
 pub unsafe fn store_chunk<T: Element>(row: *mut T, column: u32, columns: u32, vector: bool, values: &Chunk) {
     if vector {
         if column < columns {
-            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by contract.
+            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by
+            // contract.
             unsafe { T::store(row.add(column as usize), values) };
         }
     } else {
@@ -208,7 +216,8 @@ pub fn pack(v: &Chunk) -> PackedChunk {
 pub unsafe fn store_packed(row: *mut u8, column: u32, columns: u32, vector: bool, packed: PackedChunk) {
     if vector {
         if column < columns {
-            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by contract.
+            // SAFETY: the rows are whole chunks, so that eight columns from `column` exist; alignment by
+            // contract.
             unsafe { memory::store(row.add(column as usize).cast::<[u32; 2]>(), packed) };
         }
     } else {

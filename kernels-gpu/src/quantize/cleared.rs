@@ -1,4 +1,5 @@
-//! Rows that are set to 0 on the way, for a later kernel of the layer to add to: so they cost no launch of their own.
+//! Rows that are set to 0 on the way, for a later kernel of the layer to add to: so they cost no launch of
+//! their own.
 
 use super::chunk::{CHUNK, store_chunk, vectorised};
 
@@ -17,7 +18,8 @@ impl Cleared {
     /// The rows at `rows`.
     ///
     /// # Safety
-    /// `rows` is null, or has every row that [`chunk`](Self::chunk) is called for, writable, and nobody else accesses them.
+    /// `rows` is null, or has every row that [`chunk`](Self::chunk) is called for, writable, and nobody else
+    /// accesses them.
     #[inline(always)]
     pub unsafe fn new(rows: *mut f32, columns: u32) -> Self {
         Cleared { rows, columns, vector: vectorised(rows, columns) }

@@ -8,9 +8,10 @@
 //!
 //! Where the rows stay, those are the places of the row's scales, and its values go to its own place, once.
 //!
-//! A warp reads up to 32 slots of a token at once, one per lane, and visits the valid ones. A token without a valid slot is
-//! not read at all. In aligned mode the rows between an expert's last row and the next expert's first belong to no token:
-//! `sorted_rows` marks them with a row number past the end, and [`Padding`] finds them, 32 at a time.
+//! A warp reads up to 32 slots of a token at once, one per lane, and visits the valid ones. A token without a
+//! valid slot is not read at all. In aligned mode the rows between an expert's last row and the next expert's
+//! first belong to no token: `sorted_rows` marks them with a row number past the end, and [`Padding`] finds
+//! them, 32 at a time.
 
 use cuda_std::code::Flag;
 use cuda_std::{arguments, memory, thread, warp};
@@ -67,11 +68,12 @@ impl Destinations {
         }
     }
 
-    /// Rows `0..rows`, each to the `top_k` places `inverse[row * top_k ..]` below `*valid_rows`; to its own place where
-    /// `inverse` is null. A null `valid_rows` is no limit.
+    /// Rows `0..rows`, each to the `top_k` places `inverse[row * top_k ..]` below `*valid_rows`; to its own
+    /// place where `inverse` is null. A null `valid_rows` is no limit.
     ///
     /// # Safety
-    /// `inverse` is null or `rows * top_k` readable elements, `valid_rows` null or readable; nobody writes them while the grid runs.
+    /// `inverse` is null or `rows * top_k` readable elements, `valid_rows` null or readable; nobody writes
+    /// them while the grid runs.
     #[inline(always)]
     unsafe fn scatter(rows: u32, inverse: *const i32, top_k: u32, valid_rows: *const i64) -> Self {
         // Destinations are i32: this limit keeps every non-negative one and skips every negative one.
@@ -140,8 +142,8 @@ impl Destinations {
         }
     }
 
-    /// The padding rows among the `capacity` destinations, which `sorted_rows` marks with a row number past the end.
-    /// None where `sorted_rows` is null.
+    /// The padding rows among the `capacity` destinations, which `sorted_rows` marks with a row number past
+    /// the end. None where `sorted_rows` is null.
     #[inline(always)]
     pub fn padding(&self, sorted_rows: *const i32, capacity: u32) -> Padding {
         let limit = if sorted_rows.is_null() { 0 } else { capacity.min(self.valid_rows) };
@@ -157,7 +159,8 @@ pub struct Padding {
 }
 
 impl Padding {
-    /// Calls `visit` with each padding row in the share of warp `warp_index` of `warps`. The whole warp calls it.
+    /// Calls `visit` with each padding row in the share of warp `warp_index` of `warps`. The whole warp calls
+    /// it.
     #[inline(always)]
     pub fn for_each(&self, warp_index: u32, warps: u32, mut visit: impl FnMut(usize)) {
         let mut first = warp_index * 32;

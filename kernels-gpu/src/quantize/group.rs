@@ -1,6 +1,7 @@
 //! Kernels `quantize_group_*`: one scale for every 128 or 64 columns of a row.
 //!
-//! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see [`warp_rows`](super::warp_rows).
+//! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see
+//! [`warp_rows`](super::warp_rows).
 
 use super::cleared::Cleared;
 use super::destinations::{Destinations, RowTargets};
@@ -20,7 +21,8 @@ pub struct QuantizeGroup {
     pub out: crate::quantize::QuantizedRows,
     /// Where the scales go: the groups of every destination.
     pub scales: crate::abi::GroupScalesOut,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: Flag,
 }
 

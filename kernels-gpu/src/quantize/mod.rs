@@ -11,18 +11,19 @@
 //!   row 0  ----- read once, quantised in registers -----> rows 7, 41, 2          written once per valid destination
 //! ```
 //!
-//! Or the rows stay, in the order of the tokens, and their scales alone are written once per valid destination: for a GEMM that gathers
-//! its rows, whose scales come by TMA.
+//! Or the rows stay, in the order of the tokens, and their scales alone are written once per valid
+//! destination: for a GEMM that gathers its rows, whose scales come by TMA.
 //!
-//! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest magnitude.
-//! Inputs are bf16, f16 or f32; any number of columns, at any alignment.
+//! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest
+//! magnitude. Inputs are bf16, f16 or f32; any number of columns, at any alignment.
 //!
 //! # Before the predecessor has ended
-//! With `x_is_settled` the first row of every warp or block is read, and scaled as far as that goes without its destinations, before
-//! the kernel waits for the one before it in the stream, which may be writing the destinations at that time. The caller vouches that
-//! `x`, `row_weight` and a given scale were complete before that kernel began. They are read past L1, and whether a row goes anywhere
-//! or not. Destinations, padding and everything that is written stay behind the wait, and no thread signals before it has waited: what
-//! follows relies on that ([`cuda_std::grid`]).
+//! With `x_is_settled` the first row of every warp or block is read, and scaled as far as that goes without
+//! its destinations, before the kernel waits for the one before it in the stream, which may be writing the
+//! destinations at that time. The caller vouches that `x`, `row_weight` and a given scale were complete
+//! before that kernel began. They are read past L1, and whether a row goes anywhere or not. Destinations,
+//! padding and everything that is written stay behind the wait, and no thread signals before it has waited:
+//! what follows relies on that ([`cuda_std::grid`]).
 
 use cuda_std::arguments;
 

@@ -9,7 +9,8 @@ pub trait Rows: Copy {
     fn chunk(&self, row: u32, column: u32) -> Chunk;
 }
 
-/// The rows of a matrix, each optionally times a weight of its own, rounded to the matrix's type as the models do it.
+/// The rows of a matrix, each optionally times a weight of its own, rounded to the matrix's type as the
+/// models do it.
 #[derive(Clone, Copy)]
 pub struct DenseRows<T> {
     x: *const T,
@@ -22,14 +23,15 @@ impl<T: Element> DenseRows<T> {
     /// The rows of `x`, which have `columns` columns each.
     ///
     /// # Safety
-    /// The rows that are asked for exist in `x`, and in `row_weight` unless that is null; nobody writes them while the grid runs.
+    /// The rows that are asked for exist in `x`, and in `row_weight` unless that is null; nobody writes them
+    /// while the grid runs.
     #[inline(always)]
     pub unsafe fn new(x: *const T, row_weight: *const f32, columns: u32) -> Self {
         DenseRows { x, row_weight, columns, vector: vectorised(x, columns) }
     }
 
-    /// The same rows, to be read before the grid waits for its predecessor. None where a chunk takes more than one access: such
-    /// matrices are rare, and not worth the code.
+    /// The same rows, to be read before the grid waits for its predecessor. None where a chunk takes more
+    /// than one access: such matrices are rare, and not worth the code.
     ///
     /// # Safety
     /// Rows and weights were written before the kernel that precedes this one in the stream began.
@@ -49,7 +51,8 @@ impl<T: Element> DenseRows<T> {
     }
 }
 
-/// Rows that were complete before the kernel's predecessor began, read from L2: L1 may hold what stood there in an earlier layer.
+/// Rows that were complete before the kernel's predecessor began, read from L2: L1 may hold what stood there
+/// in an earlier layer.
 #[derive(Clone, Copy)]
 pub struct SettledRows<T>(DenseRows<T>);
 
@@ -71,7 +74,8 @@ impl<T: Element> Rows for SettledRows<T> {
         let DenseRows { x, columns, .. } = self.0;
         let mut values = [0.0; CHUNK as usize];
         if column < columns {
-            // SAFETY: the row exists, by the constructor's contract. It is whole chunks, all aligned, or there were no such rows.
+            // SAFETY: the row exists, by the constructor's contract. It is whole chunks, all aligned, or
+            // there were no such rows.
             values = unsafe { T::load_strong(x.add(row as usize * columns as usize + column as usize)) };
         }
         // SAFETY: the row exists, by the constructor's contract.

@@ -1,7 +1,8 @@
 //! From a largest magnitude to a scale, and from values to quotients.
 //!
-//! A scale multiplies back, `x ~= q * scale`. NaN does not count in a largest magnitude. An infinite one makes the scale
-//! infinite: the finite values of that row become 0 and the infinite ones NaN, as the divisions say.
+//! A scale multiplies back, `x ~= q * scale`. NaN does not count in a largest magnitude. An infinite one
+//! makes the scale infinite: the finite values of that row become 0 and the infinite ones NaN, as the
+//! divisions say.
 
 use cuda_std::fp8::E4M3_MAX;
 use cuda_std::math::fma;
@@ -33,13 +34,14 @@ pub fn of_group_absmax(absmax: f32) -> f32 {
 ///   q  = RN(q0 - r * e)
 /// ```
 ///
-/// An e4m3 result depends on how the quotient compares with the e4m3 values and the midpoints between them, all of which have
-/// five significant bits. For every such m, every significand of s and every x within 6 units of m * s, q compares with m as
-/// RN(x / s) does (`tests/quantize.rs` checks all of them; powers of two do not matter). Elsewhere the error of q cannot reach an m.
+/// An e4m3 result depends on how the quotient compares with the e4m3 values and the midpoints between them,
+/// all of which have five significant bits. For every such m, every significand of s and every x within 6
+/// units of m * s, q compares with m as RN(x / s) does (`tests/quantize.rs` checks all of them; powers of two
+/// do not matter). Elsewhere the error of q cannot reach an m.
 ///
-/// Preconditions, which the scales of this module satisfy: `2^-43 < s`, and `|x / s|` does not overflow. Below 2^-10, where the
-/// residual may underflow, the e4m3 value is a zero with the sign of x in any case. An infinite scale gives 0, and NaN
-/// for an infinite x.
+/// Preconditions, which the scales of this module satisfy: `2^-43 < s`, and `|x / s|` does not overflow.
+/// Below 2^-10, where the residual may underflow, the e4m3 value is a zero with the sign of x in any case. An
+/// infinite scale gives 0, and NaN for an infinite x.
 #[derive(Clone, Copy)]
 pub struct Divisor {
     scale: f32,
@@ -50,7 +52,8 @@ impl Divisor {
     /// Division by `scale`.
     #[inline(always)]
     pub fn new(scale: f32) -> Self {
-        // With an infinite scale the reciprocal is 0, and the residual must be finite for it to have no effect.
+        // With an infinite scale the reciprocal is 0, and the residual must be finite for it to have no
+        // effect.
         Divisor { scale: if scale < f32::INFINITY { scale } else { 0.0 }, reciprocal: 1.0 / scale }
     }
 

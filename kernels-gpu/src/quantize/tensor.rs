@@ -1,4 +1,5 @@
-//! Kernels `quantize_tensor_*`: one scale for the whole tensor, given or from the partial maxima of `absmax_*`.
+//! Kernels `quantize_tensor_*`: one scale for the whole tensor, given or from the partial maxima of
+//! `absmax_*`.
 //!
 //! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
 
@@ -26,14 +27,16 @@ pub struct QuantizeTensor {
     pub out: crate::quantize::QuantizedRows,
     /// Partial maxima.
     pub partial_count: u32,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: Flag,
 }
 
 macro_rules! quantize_tensor {
     ($($name:ident: $ty:ident),+) => {$(
-        /// Quantises `x`. The scale is `*scale`; where `scale` is null, the one for the largest of the partial maxima, which
-        /// goes to `*scale_out`. Only with a given scale may `x_is_settled` hold: see [`quantize`](super).
+        /// Quantises `x`. The scale is `*scale`; where `scale` is null, the one for the largest of the
+        /// partial maxima, which goes to `*scale_out`. Only with a given scale may `x_is_settled` hold: see
+        /// [`quantize`](super).
         ///
         /// # Safety
         /// The arrays are null, where they may be, or have their stated sizes. Nothing written is read.

@@ -25,7 +25,8 @@ pub struct QuantizeToken {
     pub scales: *mut f32,
     /// Spans of a row that dynamic shared memory holds.
     pub kept_spans: u32,
-    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before it has ended.
+    /// Whether the rows were complete before the kernel's predecessor began: the first are then read before
+    /// it has ended.
     pub x_is_settled: Flag,
 }
 
@@ -34,7 +35,8 @@ macro_rules! quantize_token {
         /// Quantises `x`; the scale of a destination goes to `scales[destination]`.
         ///
         /// # Safety
-        /// The arrays are null, where they may be, or have their stated sizes; dynamic shared memory holds `kept_spans` spans. Nothing written is read.
+        /// The arrays are null, where they may be, or have their stated sizes; dynamic shared memory holds
+        /// `kept_spans` spans. Nothing written is read.
         #[kernel(threads = THREADS, min_blocks = 4, overlap = within)]
         pub unsafe fn $name(arguments: QuantizeToken) {
             let QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled } = arguments;

@@ -1,4 +1,5 @@
-//! Quantisation where a scale spans at most a warp's columns: a warp takes 256 columns of a row, independently of all others.
+//! Quantisation where a scale spans at most a warp's columns: a warp takes 256 columns of a row,
+//! independently of all others.
 //!
 //! ```text
 //!              block_idx_y = 0          1            2
@@ -12,8 +13,9 @@
 //!
 //! No barrier and no shared memory; the values stay in registers from load to store.
 //!
-//! Where the rows were complete before the preceding kernel began, a warp has its first row scaled before it waits for that one,
-//! which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes anywhere or not.
+//! Where the rows were complete before the preceding kernel began, a warp has its first row scaled before it
+//! waits for that one, which tells where the row goes ([`FirstRow`]). It then reads the row whether it goes
+//! anywhere or not.
 
 use super::chunk::{CHUNK, Chunk, PackedChunk, WARP_COLUMNS, absmax, pack, store_packed, vectorised};
 use super::cleared::Cleared;
@@ -54,11 +56,12 @@ impl TensorScale {
         TensorScale { inverse: 1.0 / scale }
     }
 
-    /// For the scale at `scale`; or, where that is null, for the one that belongs to the largest of `partial_count` partial
-    /// maxima, which is also written to `scale_out`. The whole block calls it.
+    /// For the scale at `scale`; or, where that is null, for the one that belongs to the largest of
+    /// `partial_count` partial maxima, which is also written to `scale_out`. The whole block calls it.
     ///
     /// # Safety
-    /// `scale` is readable, or `partials` holds `partial_count` readable elements and `scale_out` is writable.
+    /// `scale` is readable, or `partials` holds `partial_count` readable elements and `scale_out` is
+    /// writable.
     #[inline(always)]
     pub unsafe fn given_or_from_partials(
         scale: *const f32,
@@ -132,7 +135,8 @@ impl Scheme for GroupScales {
         if column < self.columns && column.is_multiple_of(group_size) {
             let group = (column / group_size) as u64;
             let at = row as u64 * strides.row + group * strides.group;
-            // SAFETY: the destination's scales exist, by the constructor's contract; one lane per group writes.
+            // SAFETY: the destination's scales exist, by the constructor's contract; one lane per group
+            // writes.
             unsafe { scales.add(at as usize).write(scale) };
         }
     }
@@ -146,7 +150,8 @@ fn place() -> (u32, u32, u32) {
     (column, first, thread::grid_dim_x() * WARPS)
 }
 
-/// This lane's chunk of the row that its warp begins with, scaled, if that has been done: see [`quantize_warp_rows`].
+/// This lane's chunk of the row that its warp begins with, scaled, if that has been done: see
+/// [`quantize_warp_rows`].
 #[derive(Clone, Copy)]
 pub struct FirstRow(Option<(PackedChunk, f32)>);
 
@@ -165,12 +170,13 @@ impl FirstRow {
     }
 }
 
-/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each padding row, or leads their
-/// scales alone there; clears the same rows of `cleared`, whether they go anywhere or not.
-/// `ahead`: what has been done of it, for the same source and scheme.
+/// Quantises the rows of `source` to the rows of `q` that `destinations` names, and a row of zeros to each
+/// padding row, or leads their scales alone there; clears the same rows of `cleared`, whether they go
+/// anywhere or not. `ahead`: what has been done of it, for the same source and scheme.
 ///
 /// # Safety
-/// `q` has every row that is written, of `columns` writable bytes, and `cleared` every row; nobody else accesses them while the grid runs.
+/// `q` has every row that is written, of `columns` writable bytes, and `cleared` every row; nobody else
+/// accesses them while the grid runs.
 #[allow(clippy::too_many_arguments, reason = "the arguments of a kernel")]
 #[inline(always)]
 pub unsafe fn quantize_warp_rows(

@@ -1,4 +1,5 @@
-//! Grouped top-k (DeepSeek-V2/V3, GLM-4.5, Kimi-K2): first the best groups of experts, then the best experts in them.
+//! Grouped top-k (DeepSeek-V2/V3, GLM-4.5, Kimi-K2): first the best groups of experts, then the best experts
+//! in them.
 //!
 //! ```text
 //! logits[t]          | group 0         | group 1         | ..          experts / groups experts to a group
@@ -10,8 +11,8 @@
 //! weight             score (not biased) [ / (sum + 1e-20) ] * routed_scaling_factor
 //! ```
 //!
-//! One token to a warp. Shared memory of a warp: `keys [experts]` of the biased scores, where a dropped group's become 0 (no
-//! candidate), and `group_keys [groups]`.
+//! One token to a warp. Shared memory of a warp: `keys [experts]` of the biased scores, where a dropped
+//! group's become 0 (no candidate), and `group_keys [groups]`.
 
 use super::selection::{
     self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TopK, finite_or_zero, key_of, logistic, next_pick, score_of,
@@ -41,8 +42,8 @@ pub struct GroupedTopK {
 
 /// Picks the `top_k` experts of every token.
 ///
-/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared memory](selection::top_k_shared_bytes) for a word an
-/// expert and one a group.
+/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared
+/// memory](selection::top_k_shared_bytes) for a word an expert and one a group.
 ///
 /// # Safety
 /// The arrays are null, where they may be, or have their stated sizes.
@@ -58,8 +59,8 @@ pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
     let lane = thread::lane_id();
     let keys: Shared<u32> = shared::dynamic().add(thread::warp_id() * (experts + groups));
     let group_keys = keys.add(experts);
-    // SAFETY: token < tokens, so that its rows exist; warp barriers separate the writes of keys from the reads of other
-    // lanes; a lane reads back only weights that it wrote itself.
+    // SAFETY: token < tokens, so that its rows exist; warp barriers separate the writes of keys from the
+    // reads of other lanes; a lane reads back only weights that it wrote itself.
     unsafe {
         let logits = logits.add(token as usize * experts as usize);
         let topk_ids = topk_ids.add(token as usize * top_k as usize);
@@ -112,8 +113,8 @@ pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
 /// Sets the keys of all but the `topk_group` best groups to 0.
 ///
 /// # Safety
-/// All lanes of the warp execute it together, behind a warp barrier after the keys were written; `keys [groups * size]`,
-/// `group_keys [groups]`, `topk_group <= groups`.
+/// All lanes of the warp execute it together, behind a warp barrier after the keys were written; `keys
+/// [groups * size]`, `group_keys [groups]`, `topk_group <= groups`.
 #[inline(always)]
 unsafe fn keep_best_groups(
     keys: Shared<u32>,

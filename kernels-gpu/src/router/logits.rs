@@ -1,8 +1,9 @@
-//! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, bf16 in, f32 accumulation and output.
+//! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, bf16 in, f32 accumulation and
+//! output.
 //!
-//! A gate in f32 is given as planes of bf16 whose sum it is: `gate[e][h] = sum over p of plane[p][e][h]`. Three bf16 hold the
-//! 24 bits of an f32, and a product of two bf16 is exact in f32, so that nothing of the weight is lost. The sum over h goes
-//! through the planes one after the other.
+//! A gate in f32 is given as planes of bf16 whose sum it is: `gate[e][h] = sum over p of plane[p][e][h]`.
+//! Three bf16 hold the 24 bits of an f32, and a product of two bf16 is exact in f32, so that nothing of the
+//! weight is lost. The sum over h goes through the planes one after the other.
 //!
 //! Three kernels by the number of tokens; all split the sum in a fixed way, so that each is deterministic.
 //!
@@ -12,9 +13,10 @@
 //! | `router_logits_16x8` | 16 tokens x 8 experts, 8 warps split H | tens to hundreds of tokens |
 //! | `router_logits_64x64` | 64 tokens x 64 experts, 4 tiles of 32x32, 2 warps each split H | many tokens |
 //!
-//! The two tensor-core kernels use no shared memory on the way in. A sum does not mind in which order its terms come, so the
-//! k index of `mma.m16n8k16` may be any permutation of 32 columns, as long as both operands use the same. This one lets every
-//! lane load 16 contiguous bytes, which are its registers for two instructions:
+//! The two tensor-core kernels use no shared memory on the way in. A sum does not mind in which order its
+//! terms come, so the k index of `mma.m16n8k16` may be any permutation of 32 columns, as long as both
+//! operands use the same. This one lets every lane load 16 contiguous bytes, which are its registers for two
+//! instructions:
 //!
 //! ```text
 //! columns of a row       0 ..  7   8 .. 15  16 .. 23  24 .. 31         lane = 4g + q holds row g
@@ -22,7 +24,8 @@
 //! its 4 registers        r0 r1 | r2 r3                                 r0 r1: first mma, r2 r3: second
 //! ```
 //!
-//! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both operands.
+//! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both
+//! operands.
 
 use cuda_std::bf16::{Bf16, f32x2_from_bf16x2};
 use cuda_std::{arguments, host, kernel, memory, mma, shared, sync, thread, warp};
@@ -61,8 +64,8 @@ pub struct LogitsTile {
     pub experts: u32,
 }
 
-/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes. Of a matrix in planes, one
-/// behind the other, the first.
+/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes. Of a
+/// matrix in planes, one behind the other, the first.
 #[derive(Clone, Copy)]
 struct Matrix {
     base: *const Bf16,
@@ -120,8 +123,8 @@ impl Matrix {
     }
 }
 
-/// A block's tile: `WM x WN` warps side by side, each with `16 FM x 8 FN` outputs, and `WK` such sets that take turns at the
-/// columns; `STEPS` times 32 columns are loaded before they are multiplied.
+/// A block's tile: `WM x WN` warps side by side, each with `16 FM x 8 FN` outputs, and `WK` such sets that
+/// take turns at the columns; `STEPS` times 32 columns are loaded before they are multiplied.
 struct Tile<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>;
 
 impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>
@@ -133,7 +136,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// Bytes of dynamic shared memory: see [`add_sets`](Self::add_sets).
     const SHARED_BYTES: u32 = (WK - 1) * WM * WN * (FM * FN) as u32 * 32 * 16;
 
-    /// Computes the tile of this block. Dynamic shared memory: a set's outputs as f32 for every set but the first.
+    /// Computes the tile of this block. Dynamic shared memory: a set's outputs as f32 for every set but the
+    /// first.
     ///
     /// # Safety
     /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
@@ -173,7 +177,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
 
     /// Adds the products with one plane of the gate, of the columns that set `wk` takes.
     ///
-    /// `tokens` are the lane's rows of `hidden`, `first_expert` its first row of `gate`, `q` its place among four.
+    /// `tokens` are the lane's rows of `hidden`, `first_expert` its first row of `gate`, `q` its place among
+    /// four.
     ///
     /// # Safety
     /// All lanes of the warp execute it together; `tokens` are rows of `hidden`.
@@ -198,7 +203,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         let mut column = wk * STEP + q * 8;
         // The last column of the last lane of a step decides for the warp, which stays together.
         let mut step_end = wk * STEP + STEP;
-        // SAFETY: all pointers are rows; the first loop's columns are all inside, and the alignment is known there.
+        // SAFETY: all pointers are rows; the first loop's columns are all inside, and the alignment is known
+        // there.
         unsafe {
             if hidden.aligned && gate.aligned {
                 let ahead = (STEPS as u32 - 1) * WK * STEP;
@@ -316,7 +322,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         }
     }
 
-    /// Stores what lies inside `[tokens, experts]`. `token` and `expert` are those of the lane's first output.
+    /// Stores what lies inside `[tokens, experts]`. `token` and `expert` are those of the lane's first
+    /// output.
     ///
     /// # Safety
     /// `logits [tokens, experts]`.
@@ -422,8 +429,8 @@ const FEW: usize = 8;
 #[host]
 pub const LOGITS_FEW: LogitsTile = LogitsTile { tokens: FEW as u32, experts: 1 };
 
-/// Repeats a block for every token of [`FEW`], with the index as a constant: a loop left as one would put the sums that it
-/// indexes in local memory.
+/// Repeats a block for every token of [`FEW`], with the index as a constant: a loop left as one would put the
+/// sums that it indexes in local memory.
 macro_rules! for_few_tokens {
     ($index:ident, $body:block) => {
         for_few_tokens!(@ $index, $body, 0 1 2 3 4 5 6 7)
@@ -454,8 +461,8 @@ pub unsafe fn router_logits_few(arguments: RouterLogits) {
     let mut plane = 0;
     while plane < planes {
         let weights = gate.plane(plane).row(expert);
-        // SAFETY: `weights` and every `states.row` are rows, and all columns are inside; with aligned rows, their number is a
-        // multiple of 8.
+        // SAFETY: `weights` and every `states.row` are rows, and all columns are inside; with aligned rows,
+        // their number is a multiple of 8.
         unsafe {
             if states.aligned && gate.aligned {
                 let mut column = thread * 8;
@@ -489,8 +496,8 @@ pub unsafe fn router_logits_few(arguments: RouterLogits) {
     // [warp][token]
     let partial = shared::dynamic::<f32>();
     let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
-    // All reductions first: with a write by lane 0 between two of them, LLVM threads that branch past the next reduction,
-    // and its shuffles exist twice, once for lane 0 and once for the others.
+    // All reductions first: with a write by lane 0 between two of them, LLVM threads that branch past the
+    // next reduction, and its shuffles exist twice, once for lane 0 and once for the others.
     for_few_tokens!(T, {
         sums[T] = warp::reduce_add_f32(sums[T]);
     });

@@ -4,8 +4,8 @@
 //! hidden [T, H] --logits--> [T, E] --top-k--> topk_ids [T, k], topk_weights [T, k]
 //! ```
 //!
-//! [`logits`] multiplies by the gate's weights; three top-k kernels score and pick: [`softmax`] (Mixtral, Qwen3),
-//! [`grouped`] (DeepSeek, GLM, Kimi) and [`sigmoid`] (Llama 4).
+//! [`logits`] multiplies by the gate's weights; three top-k kernels score and pick: [`softmax`] (Mixtral,
+//! Qwen3), [`grouped`] (DeepSeek, GLM, Kimi) and [`sigmoid`] (Llama 4).
 
 mod grouped;
 mod logits;

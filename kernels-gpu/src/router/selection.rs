@@ -1,15 +1,16 @@
 //! Picking the best of many scores, one after the other, by one warp.
 //!
-//! A score becomes a *key*, a u32 that orders like the score, so that comparing candidates is comparing integers:
+//! A score becomes a *key*, a u32 that orders like the score, so that comparing candidates is comparing
+//! integers:
 //!
 //! ```text
 //! f32   -inf .. -1.0 .. 0.0 .. 1.0 .. +inf        sign bit set: invert all bits; clear: set the sign bit
 //! u32   007fffff ..  80000000 ..  ff800000        0 is below every number: not a candidate
 //! ```
 //!
-//! Candidates are ordered by descending key, then ascending index: that is the order of the output, and ties go to the
-//! lowest index. The next pick is the first candidate *behind the last pick* in that order. So nothing has to be marked as
-//! taken, no candidate can be picked twice, and the scores are only read.
+//! Candidates are ordered by descending key, then ascending index: that is the order of the output, and ties
+//! go to the lowest index. The next pick is the first candidate *behind the last pick* in that order. So
+//! nothing has to be marked as taken, no candidate can be picked twice, and the scores are only read.
 
 use core::arch::asm;
 use cuda_std::{arguments, host, thread, warp};
@@ -74,8 +75,8 @@ pub(super) fn finite_or_zero(score: f32) -> f32 {
     if score.abs() < f32::INFINITY { score } else { 0.0 }
 }
 
-/// The first candidate behind `last`, in all lanes of the warp; index `u32::MAX` if there is none. `key(i)` is called for
-/// `i = lane, lane + 32, ..` below `count`; all lanes execute it together.
+/// The first candidate behind `last`, in all lanes of the warp; index `u32::MAX` if there is none. `key(i)`
+/// is called for `i = lane, lane + 32, ..` below `count`; all lanes execute it together.
 #[inline(always)]
 pub(super) fn next_pick(count: u32, last: Pick, key: impl Fn(u32) -> u32) -> Pick {
     let mut best = Pick { key: 0, index: u32::MAX };

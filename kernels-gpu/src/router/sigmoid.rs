@@ -1,7 +1,7 @@
 //! Llama 4's routing: the k largest logits (k = 1 in the published models), weighted by their sigmoid.
 //!
-//! The weight belongs to the expert's *input*: the caller scales the activations by it before they are quantised, and does
-//! not apply it again at the end.
+//! The weight belongs to the expert's *input*: the caller scales the activations by it before they are
+//! quantised, and does not apply it again at the end.
 
 use super::selection::{self, Pick, TOP_K_TOKENS_PER_BLOCK, TopK, key_of, logistic, next_pick, score_of};
 use cuda_std::{kernel, thread};

@@ -22,8 +22,8 @@ pub struct SoftmaxTopK {
 
 /// Picks the `top_k` experts of every token.
 ///
-/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared memory](selection::top_k_shared_bytes) for a word an
-/// expert.
+/// Launch: a block for every [`TOP_K_TOKENS_PER_BLOCK`]; [dynamic shared
+/// memory](selection::top_k_shared_bytes) for a word an expert.
 ///
 /// # Safety
 /// The arrays have their stated sizes.
@@ -37,7 +37,8 @@ pub unsafe fn softmax_top_k(arguments: SoftmaxTopK) {
     }
     let lane = thread::lane_id();
     let keys: Shared<u32> = shared::dynamic().add(thread::warp_id() * experts);
-    // SAFETY: token < tokens, so that its rows exist. A lane reads back only the keys and weights that it wrote itself.
+    // SAFETY: token < tokens, so that its rows exist. A lane reads back only the keys and weights that it
+    // wrote itself.
     unsafe {
         let logits = logits.add(token as usize * experts as usize);
         let topk_ids = topk_ids.add(token as usize * top_k as usize);

@@ -1,7 +1,8 @@
-//! cudarc, linked with `dynamic-linking`, calls libcuda by its symbols. They must reach libcuda and not fp8-moe's emulated
-//! device, which this program has as well.
+//! cudarc, linked with `dynamic-linking`, calls libcuda by its symbols. They must reach libcuda and not
+//! fp8-moe's emulated device, which this program has as well.
 //!
-//! `cargo xtask packages` runs it over a libcuda.so.1 of its own, in which every function answers `CUDA_ERROR_NO_DEVICE`.
+//! `cargo xtask packages` runs it over a libcuda.so.1 of its own, in which every function answers
+//! `CUDA_ERROR_NO_DEVICE`.
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUresult;

@@ -1,7 +1,7 @@
 //! NVIDIA's assembler and disassembler, from PyPI.
 //!
-//! The exact versions matter: the committed resource table holds this assembler's register counts. The wheels are plain
-//! archives; nothing of Python is installed.
+//! The exact versions matter: the committed resource table holds this assembler's register counts. The wheels
+//! are plain archives; nothing of Python is installed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,8 +1,9 @@
 //! The source of Rust's `core`, which the NVPTX target is built from.
 //!
-//! rustup's component `rust-src` is the usual way. Where rustup cannot download, Debian packages the same files: the
-//! source package of exactly our version, from the suite named below, unpacked into a folder of the project's own and
-//! linked into the sysroot. apt runs with its own configuration and lists, so the system's are neither used nor changed.
+//! rustup's component `rust-src` is the usual way. Where rustup cannot download, Debian packages the same
+//! files: the source package of exactly our version, from the suite named below, unpacked into a folder of
+//! the project's own and linked into the sysroot. apt runs with its own configuration and lists, so the
+//! system's are neither used nor changed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -103,7 +104,8 @@ fn from_debian(version: &str, unpacked: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The Debian version of upstream `version` in `apt-cache madison`'s lines `rust-src | 1.95.0+dfsg1-2~bpo13+1 | ..`.
+/// The Debian version of upstream `version` in `apt-cache madison`'s lines `rust-src | 1.95.0+dfsg1-2~bpo13+1
+/// | ..`.
 fn find_version<'a>(offered: &'a str, version: &str) -> Option<&'a str> {
     let mut versions = offered.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim()));
     versions.find(|candidate| {

@@ -6,7 +6,8 @@ use ptx_sim::{Counters, Fault, FaultKind};
 use super::ways::*;
 use super::{Device, PLAIN, SEEDS, SWIZZLED, UINT32, caught, map, right, word_of_box, words};
 
-/// Runs a kernel in each of `ways` under all seeds and compares what is at the address that it gives; then in a way that is wrong.
+/// Runs a kernel in each of `ways` under all seeds and compares what is at the address that it gives; then in
+/// a way that is wrong.
 #[track_caller]
 fn check(
     run: impl Fn(&Device, u32) -> (u64, Result<Counters, Fault>),
@@ -64,7 +65,8 @@ fn element(values: &[u32], [width, height]: [i32; 2], [x, y]: [i32; 2]) -> u32 {
 
 #[test]
 fn boxes_with_hints() {
-    // The kernel's places: (-4, 2) in a matrix of 40 x 20, boxes of 32 x 16; (4, 1, 1) in 3 of them, boxes of 32 x 8 in 2.
+    // The kernel's places: (-4, 2) in a matrix of 40 x 20, boxes of 32 x 16; (4, 1, 1) in 3 of them, boxes of
+    // 32 x 8 in 2.
     let values = words(40 * 20 * 3);
     let mut expected = vec![0; 1024];
     for row in 0..16 {

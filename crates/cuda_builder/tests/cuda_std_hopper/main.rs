@@ -1,5 +1,5 @@
-//! Compiles `cuda_std`'s kernels for Hopper's asynchronous items (its crate `tests/hopper`) and runs them on the emulated device:
-//! right ones give what an oracle says under every seed, wrong ones are caught.
+//! Compiles `cuda_std`'s kernels for Hopper's asynchronous items (its crate `tests/hopper`) and runs them on
+//! the emulated device: right ones give what an oracle says under every seed, wrong ones are caught.
 
 #![allow(clippy::result_large_err)]
 

@@ -181,7 +181,8 @@ fn pairs(halves: impl Iterator<Item = u16>) -> Vec<u32> {
     halves.as_chunks().0.iter().map(|[low, high]| u32::from(*low) | u32::from(*high) << 16).collect()
 }
 
-/// Number `i` of the line of block `b`: small enough that all sums are exact in 8 bits; that of block -1 is there before.
+/// Number `i` of the line of block `b`: small enough that all sums are exact in 8 bits; that of block -1 is
+/// there before.
 fn number(b: i32, i: i32) -> i32 {
     (i * 5 + b * 3) % 17 - 8
 }

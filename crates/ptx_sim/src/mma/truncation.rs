@@ -23,8 +23,9 @@
 //! | `mma.sync` on FP8 | Hopper | [`Truncation::HOPPER_FP8_AS_F16`] (1) | H200: every bit |
 //! | all others | all | exact, as [`TensorCores::Exact`] | |
 //!
-//! (1) Hopper has no such instruction. ptxas 13.0 converts the operands to `f16` and takes two `HMMA.16816`: the first
-//! from zero with elements 0 and 1 of every four along K, the second with 2 and 3. An `FADD` adds the accumulator.
+//! (1) Hopper has no such instruction. ptxas 13.0 converts the operands to `f16` and takes two `HMMA.16816`:
+//! the first from zero with elements 0 and 1 of every four along K, the second with 2 and 3. An `FADD` adds
+//! the accumulator.
 //!
 //! `tests/tensor_cores` compares it with the bits of a card, and names the parameters that fit
 //! if these do not.
@@ -80,7 +81,8 @@ pub struct Truncation {
     /// Mantissa bits of the result.
     pub mantissa_bits: i32,
     /// As Hopper's `mma.sync` on FP8 is compiled: operands are converted to `f16`, where `e4m3` has no
-    /// subnormals; a step takes two of every four elements; the accumulator is added last, rounded to nearest.
+    /// subnormals; a step takes two of every four elements; the accumulator is added last, rounded to
+    /// nearest.
     pub as_f16: bool,
 }
 

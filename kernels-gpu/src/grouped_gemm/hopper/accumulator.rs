@@ -17,8 +17,9 @@ pub trait Accumulator: Copy {
     /// [descriptors](cuda_std::wgmma::descriptor) of 64 and N rows.
     ///
     /// # Safety
-    /// All warps of the warpgroup call it together, after `wgmma::fence`. The operands are in shared memory, visible to the
-    /// asynchronous proxy, and stay until the group that this belongs to has been waited for; so do the registers.
+    /// All warps of the warpgroup call it together, after `wgmma::fence`. The operands are in shared memory,
+    /// visible to the asynchronous proxy, and stay until the group that this belongs to has been waited for;
+    /// so do the registers.
     unsafe fn multiply(&mut self, a: u32, b: u32, keep: bool);
 
     /// Pins the registers to this place of the program, behind the wait that precedes it.

@@ -1,4 +1,5 @@
-//! What the gated ends share: the activation of gate and up, and quantisation to e4m3 for the second projection.
+//! What the gated ends share: the activation of gate and up, and quantisation to e4m3 for the second
+//! projection.
 
 use cuda_std::arguments;
 use cuda_std::code::Code;
@@ -43,8 +44,8 @@ impl HopperGated {
 }
 
 impl GatedArguments {
-    /// The first rows of the two boxes of B, gate and up, for 128 columns of the intermediate of `expert` from `column` on, and
-    /// where their scales are.
+    /// The first rows of the two boxes of B, gate and up, for 128 columns of the intermediate of `expert`
+    /// from `column` on, and where their scales are.
     #[inline(always)]
     pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
         let Self { intermediate, k, .. } = self;

@@ -5,13 +5,15 @@
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
 //! | [`narrow`] | 256 columns x 8 to 64 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
 //!
-//! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first projection of a layer, an
-//! activation of gate and up with requantisation to e4m3 ([`gated`]), so that the intermediate never goes to memory in more than 8 bits.
+//! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first
+//! projection of a layer, an activation of gate and up with requantisation to e4m3 ([`gated`]), so that the
+//! intermediate never goes to memory in more than 8 bits.
 //!
 //! # A block
-//! Nine warps, or in the wide kernels twelve. Two warpgroups (warps 0 to 7) multiply; warp 8 fills a [`ring`] of stages for them, each one
-//! slab of 128 bytes of K. One lane of it asks for tiles by TMA, and brings the scales that change along K ([`slab_scales`]).
-//! The sequence of slabs runs on across items: while one item's results are stored, the next one's slabs arrive.
+//! Nine warps, or in the wide kernels twelve. Two warpgroups (warps 0 to 7) multiply; warp 8 fills a [`ring`]
+//! of stages for them, each one slab of 128 bytes of K. One lane of it asks for tiles by TMA, and brings the
+//! scales that change along K ([`slab_scales`]). The sequence of slabs runs on across items: while one item's
+//! results are stored, the next one's slabs arrive.
 //!
 //! ```text
 //!   warp 8        | slab 0 | slab 1 | slab 2 | slab 3 (next item) ..      waits only for free stages
@@ -20,15 +22,19 @@
 //! ```
 //!
 //! # Scales and accumulation
-//! Hopper's tensor cores keep about 14 bits of an FP8 sum. The *fast* kernels leave it there for all of K; the *promoted* ones
-//! start every slab from zero and fold it into f32 registers, with the scales that change along K.
+//! Hopper's tensor cores keep about 14 bits of an FP8 sum. The *fast* kernels leave it there for all of K;
+//! the *promoted* ones start every slab from zero and fold it into f32 registers, with the scales that change
+//! along K.
 //!
 //! # Contract of the entry points (checked by the host before the launch)
-//! - arguments are as [`HopperGemm`], [`HopperGated`] and [`HopperGathered`] say, `n` of the gated ends a multiple of 16;
-//! - the schedule is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws it;
+//! - arguments are as [`HopperGemm`], [`HopperGated`] and [`HopperGathered`] say, `n` of the gated ends a
+//!   multiple of 16;
+//! - the schedule is built for the kernel's rows per item, as [`problem_sizes`](crate::problem_sizes) draws
+//!   it;
 //! - A, its scales and the outputs have all rows of the schedule; nobody else accesses the outputs meanwhile;
 //! - the map of A's scales per group is as [`SlabScales`](slab_scales::SlabScales) wants it;
-//! - fast kernels take scales of A per call or row, of B per expert or channel. What the kinds do not lead to is not read.
+//! - fast kernels take scales of A per call or row, of B per expert or channel. What the kinds do not lead to
+//!   is not read.
 
 mod accumulator;
 pub(crate) mod gated;
@@ -72,7 +78,8 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
-    /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there are none.
+    /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
+    /// are none.
     pub a_slab_scales: TensorMap,
     /// Columns of D, a multiple of 8.
     pub n: u32,

@@ -12,7 +12,8 @@ impl HopperGemm {
         SlabScales::new(self.a_slab_scales, &self.scales)
     }
 
-    /// The first rows of the two boxes of B for 256 columns of `expert` from `column` on, and where their scales are.
+    /// The first rows of the two boxes of B for 256 columns of `expert` from `column` on, and where their
+    /// scales are.
     #[inline(always)]
     pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
         let Self { n, k, .. } = self;

@@ -9,14 +9,15 @@
 //!     issue TMA copies of operands and A's scales     arrive(empty[s]) once per warp, when all of that is done
 //! ```
 //!
-//! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase of parity 1, so
-//! the producer's first lap does not wait.
+//! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase
+//! of parity 1, so the producer's first lap does not wait.
 //!
-//! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when the consumers of
-//! both blocks are done with it: every consumer warp arrives at both blocks' barriers.
+//! In a cluster of two, either producer also fills a part of the other block's stages. A stage is free when
+//! the consumers of both blocks are done with it: every consumer warp arrives at both blocks' barriers.
 //!
-//! In a gathered ring 128 threads copy operands as well, with `cp.async`, and each arrives behind its copies. These write through
-//! the generic proxy, and `wgmma` reads through the asynchronous one: a consumer fences when it has waited.
+//! In a gathered ring 128 threads copy operands as well, with `cp.async`, and each arrives behind its copies.
+//! These write through the generic proxy, and `wgmma` reads through the asynchronous one: a consumer fences
+//! when it has waited.
 
 use cuda_std::shared::Shared;
 use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
@@ -25,9 +26,9 @@ use super::slab_scales::{SlabScales, block_slot, first_slot, slot_bytes};
 use super::{CONSUMER_WARPS, ROWS_128};
 use crate::abi::SLAB;
 
-/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others. With `SCALED` each has
-/// slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster. With `GATHERED` the 128 threads of a producer
-/// warpgroup copy operands.
+/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others.
+/// With `SCALED` each has slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster.
+/// With `GATHERED` the 128 threads of a producer warpgroup copy operands.
 #[derive(Clone, Copy)]
 pub struct Ring<
     const STAGES: u32,
@@ -37,7 +38,8 @@ pub struct Ring<
     const GATHERED: bool = false,
 > {
     base: u32,
-    /// How much higher the other block's shared memory lies in the cluster's window than this block's in its own.
+    /// How much higher the other block's shared memory lies in the cluster's window than this block's in its
+    /// own.
     neighbour: u32,
 }
 
@@ -65,7 +67,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// Bytes of dynamic shared memory up to the end of the ring.
     pub const BYTES: u32 = Self::BARRIERS + STAGES * 2 * mbarrier::BYTES;
 
-    /// Lays the ring into dynamic shared memory and initialises its barriers. All threads of the block call it together.
+    /// Lays the ring into dynamic shared memory and initialises its barriers. All threads of the block call
+    /// it together.
     #[inline(always)]
     pub fn new() -> Self {
         let base = shared::dynamic::<u8>().address();
@@ -75,7 +78,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         if thread::thread_idx_x() == 0 {
             let mut stage = 0;
             while stage < STAGES {
-                // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the barrier below.
+                // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the
+                // barrier below.
                 unsafe {
                     // One arrival tells the bytes to expect.
                     mbarrier::init(ring.full(stage), 1 + Self::COPIERS);
@@ -107,7 +111,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
 
     /// The number of a row's slot in every stage, of a tile of `rows` rows from `first_row` on.
     ///
-    /// Rows past the end of the tile take the slot of the last one: what TMA has brought for them may be what nobody has written.
+    /// Rows past the end of the tile take the slot of the last one: what TMA has brought for them may be what
+    /// nobody has written.
     #[inline(always)]
     pub fn row_slot(row: u32, first_row: u32, rows: u32) -> u32 {
         first_slot(first_row) + row.min(rows - 1)
@@ -125,13 +130,14 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         Shared::from_address(self.scales(stage) + block_slot(Self::A_ROWS) * 4)
     }
 
-    /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask which there are. All
-    /// threads of the block call it together, before anything is copied.
+    /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask
+    /// which there are. All threads of the block call it together, before anything is copied.
     #[inline(always)]
     pub fn fill_constant_scales(&self, scales: &SlabScales) {
         let (thread, mut stage) = (thread::thread_idx_x(), 0);
         while stage < STAGES {
-            // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them before all reads.
+            // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them
+            // before all reads.
             unsafe {
                 if !scales.has_a() && thread < block_slot(Self::A_ROWS) {
                     self.row_scale(stage, thread).write(1.0);
@@ -186,7 +192,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
         unsafe { mbarrier::wait(self.full(position.stage), position.parity) }
         if GATHERED {
-            // Here and not in the producer, which would have to wait for its copies before it could fence and arrive.
+            // Here and not in the producer, which would have to wait for its copies before it could fence and
+            // arrive.
             bulk::fence_shared();
         }
     }
@@ -196,8 +203,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     pub fn release(&self, stage: u32) {
         sync::warp(cuda_std::warp::FULL_MASK);
         let lane = thread::lane_id();
-        // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the stage once. Blocks of
-        // a cluster exit together.
+        // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the
+        // stage once. Blocks of a cluster exit together.
         unsafe {
             if lane == 0 {
                 mbarrier::arrive(self.empty(stage));
@@ -221,7 +228,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         position
     }
 
-    /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a thread does.
+    /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a
+    /// thread does.
     #[inline(always)]
     pub fn leave(&self) {
         if BLOCKS > 1 {

@@ -1,4 +1,5 @@
-//! The scales that change along K: those of A come by TMA with the operands of a slab, those of B through the lanes of the producer warp.
+//! The scales that change along K: those of A come by TMA with the operands of a slab, those of B through the
+//! lanes of the producer warp.
 //!
 //! ```text
 //!   A, group-major                    first_row ..             B, all of them in a row
@@ -9,10 +10,11 @@
 //!   slots of a stage     | A: up to 3 rows before the tile's, its N | B: first block, second |
 //! ```
 //!
-//! TMA asks for multiples of 16 bytes, begins at multiples of 16 bytes in memory and of 128 in shared memory. A tile begins at any
-//! row, so that its box begins up to three rows earlier. Rows past the end of a tile come along as well. Nobody may have written their
-//! scales: the consumers do not read them. Of B one scale a slab is wanted, too little for TMA: every lane of the producer warp loads
-//! that of another slab, and one of them stores the slab's when its turn comes, before it arrives at the barrier.
+//! TMA asks for multiples of 16 bytes, begins at multiples of 16 bytes in memory and of 128 in shared memory.
+//! A tile begins at any row, so that its box begins up to three rows earlier. Rows past the end of a tile
+//! come along as well. Nobody may have written their scales: the consumers do not read them. Of B one scale a
+//! slab is wanted, too little for TMA: every lane of the producer warp loads that of another slab, and one of
+//! them stores the slab's when its turn comes, before it arrives at the barrier.
 
 use cuda_std::code::Code;
 use cuda_std::shared::Shared;
@@ -41,8 +43,8 @@ pub fn first_slot(first_row: u32) -> u32 {
     first_row % SLAB_SCALES_EXTRA_ROWS
 }
 
-/// Where the scales of an item's two blocks of B are: the number of that of the first for slab 0, and how far behind it that of the
-/// second is.
+/// Where the scales of an item's two blocks of B are: the number of that of the first for slab 0, and how far
+/// behind it that of the second is.
 #[derive(Clone, Copy)]
 pub struct BlockScales {
     pub first: u32,
@@ -52,7 +54,8 @@ pub struct BlockScales {
 /// Where the scales that change along K are. There are such of A, of B, of both or of neither.
 #[derive(Clone, Copy)]
 pub struct SlabScales {
-    /// f32 `[slabs, rows]`, in boxes of four more than a tile's rows of one slab, where A has a scale per group.
+    /// f32 `[slabs, rows]`, in boxes of four more than a tile's rows of one slab, where A has a scale per
+    /// group.
     a: *const TensorMap,
     a_kind: Code<AScaleKind>,
     /// f32, all scales of B, where B has a scale per block.
@@ -88,7 +91,8 @@ impl SlabScales {
         self.b_kind.is(BScaleKind::Block)
     }
 
-    /// Bytes of a slab's scales of a tile of up to `rows` rows: what the barrier of a stage expects besides the operands.
+    /// Bytes of a slab's scales of a tile of up to `rows` rows: what the barrier of a stage expects besides
+    /// the operands.
     #[inline(always)]
     pub fn bytes(&self, rows: u32) -> u32 {
         if self.has_a() { (rows + SLAB_SCALES_EXTRA_ROWS) * 4 } else { 0 }
@@ -106,11 +110,12 @@ impl SlabScales {
         }
     }
 
-    /// Asks for the scales of a slab of A, of the tile of rows from `first_row` on, to the slots at `slots`, completing on `full`.
+    /// Asks for the scales of a slab of A, of the tile of rows from `first_row` on, to the slots at `slots`,
+    /// completing on `full`.
     ///
     /// # Safety
-    /// The calling thread alone asks. The stage is free, `full` expects the [`bytes`](Self::bytes), and the map is the kernel's
-    /// parameter.
+    /// The calling thread alone asks. The stage is free, `full` expects the [`bytes`](Self::bytes), and the
+    /// map is the kernel's parameter.
     #[inline(always)]
     pub unsafe fn load_a(&self, slots: u32, full: u32, first_row: u32, slab: u32) {
         if self.has_a() {

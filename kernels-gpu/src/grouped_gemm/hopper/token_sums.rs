@@ -6,8 +6,8 @@
 //!   row 7 of expert 3 --> slot 13, top_k = 4: token 3           sums[3] += w[13] * D[7]
 //! ```
 //!
-//! The additions are `red`, which no thread waits for. The order is arbitrary, so the last bits vary. Split parts are added
-//! directly.
+//! The additions are `red`, which no thread waits for. The order is arbitrary, so the last bits vary. Split
+//! parts are added directly.
 
 use cuda_std::{arguments, memory};
 
@@ -31,9 +31,10 @@ impl TokenSums {
     /// The row is one of the P, and the kernel has waited for its predecessor.
     #[inline(always)]
     pub unsafe fn of_row(&self, row: u32) -> (Option<u32>, f32) {
-        // SAFETY: the caller's contract. The slot is brought back to an existing one instead of branching round the second load, so
-        // that those of several rows are on their way together. `top_k` is not 0: a check would end in a trap, and with a trap in
-        // reach ptxas does not use the registers that `setmaxnreg` brings.
+        // SAFETY: the caller's contract. The slot is brought back to an existing one instead of branching
+        // round the second load, so that those of several rows are on their way together. `top_k` is not 0: a
+        // check would end in a trap, and with a trap in reach ptxas does not use the registers that
+        // `setmaxnreg` brings.
         unsafe {
             let slot = memory::load_nc(self.sorted_rows.add(row as usize)) as u32;
             let mut weight = 1.0;

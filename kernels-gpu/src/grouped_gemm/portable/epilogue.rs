@@ -1,6 +1,8 @@
-//! From accumulators to D: end scales, conversion, transposition within groups of four lanes ([`quad`]), 16-byte stores.
+//! From accumulators to D: end scales, conversion, transposition within groups of four lanes ([`quad`]),
+//! 16-byte stores.
 //!
-//! f32 results need no transposition: a lane's two columns are 8 bytes, and those of its group of four a sector.
+//! f32 results need no transposition: a lane's two columns are 8 bytes, and those of its group of four a
+//! sector.
 
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::memory;
@@ -48,7 +50,8 @@ pub(super) unsafe fn store<const MT: usize, const WARPS_M: u32>(
         });
     });
 
-    // Now this lane holds the 8 columns of `mma` tile q. All shuffles are done: from here on lanes may diverge.
+    // Now this lane holds the 8 columns of `mma` tile q. All shuffles are done: from here on lanes may
+    // diverge.
     let column = tile.n0 + warp.column - warp.quad_lane * 2 + warp.quad_lane * 8;
     if column >= arguments.n {
         return;
@@ -60,8 +63,8 @@ pub(super) unsafe fn store<const MT: usize, const WARPS_M: u32>(
         unroll!(h < 2 => {
             let row = mt as u32 * 16 + h as u32 * 8;
             if first_row + row < tile.rows {
-                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so that the 8
-                // elements of 2 bytes exist and are 16-byte aligned as `out` is.
+                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so
+                // that the 8 elements of 2 bytes exist and are 16-byte aligned as `out` is.
                 unsafe { memory::store(arguments.out.add((first + row as usize * n) * 2).cast(), words[mt][h]) };
             }
         });
@@ -90,8 +93,8 @@ unsafe fn store_f32<const MT: usize, const WARPS_M: u32>(
             unroll!(nt < NT => {
                 if first_row + row < tile.rows && column + nt as u32 * 8 < arguments.n {
                     let element = first + row as usize * n + nt * 8;
-                    // SAFETY: the row is the tile's and the column D's; N is a multiple of 8 and the column even, so that both
-                    // elements exist and are 8-byte aligned.
+                    // SAFETY: the row is the tile's and the column D's; N is a multiple of 8 and the column
+                    // even, so that both elements exist and are 8-byte aligned.
                     unsafe { memory::store(arguments.out.add(element * 4).cast(), scaled(total, scales, mt, nt, h)) };
                 }
             });

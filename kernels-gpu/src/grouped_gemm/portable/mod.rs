@@ -1,11 +1,13 @@
-//! The grouped GEMM of the portable family: `D[rows of e, n] = A[rows of e, k] * B[e][n, k]^T` for every expert e,
-//! e4m3 in, f32 accumulation, bf16, f16 or f32 out (sm_89 and later: `cp.async`, `ldmatrix`, `mma.sync`).
+//! The grouped GEMM of the portable family: `D[rows of e, n] = A[rows of e, k] * B[e][n, k]^T` for every
+//! expert e, e4m3 in, f32 accumulation, bf16, f16 or f32 out (sm_89 and later: `cp.async`, `ldmatrix`,
+//! `mma.sync`).
 //!
 //! # Work
 //! The rows of A lie in permuted order, one expert after the other. A schedule built on the device cuts them
-//! into tiles of at most BM rows of one expert; a tile of the schedule times 128 columns of N is a *work item*
-//! ([`schedule`]). The grid is persistent: block `b` of `G` takes items `b, b+G, b+2G, ...`. Nothing but the
-//! schedule says where experts begin and end, so empty experts cost nothing and the host never learns the counts.
+//! into tiles of at most BM rows of one expert; a tile of the schedule times 128 columns of N is a *work
+//! item* ([`schedule`]). The grid is persistent: block `b` of `G` takes items `b, b+G, b+2G, ...`. Nothing
+//! but the schedule says where experts begin and end, so empty experts cost nothing and the host never learns
+//! the counts.
 //!
 //! # Pipeline
 //! K is cut into slabs of 128. A *stage* of shared memory holds one slab of one item:
@@ -24,10 +26,10 @@
 //! ```
 //!
 //! All threads copy (`cp.async`, 16 bytes each, zeros for rows and chunks that do not exist) STAGES-1 slabs
-//! ahead of the slab being multiplied, and the sequence of slabs runs on across work items: while the last slab
-//! of an item is multiplied and its results stored, the first slabs of the next items are in flight
-//! ([`pipeline`]). One block barrier per slab does both jobs: it shows the next slab to everybody and says that
-//! the stage of the previous slab may be overwritten.
+//! ahead of the slab being multiplied, and the sequence of slabs runs on across work items: while the last
+//! slab of an item is multiplied and its results stored, the first slabs of the next items are in flight
+//! ([`pipeline`]). One block barrier per slab does both jobs: it shows the next slab to everybody and says
+//! that the stage of the previous slab may be overwritten.
 //!
 //! ```text
 //!  slab s       k32=0          k32=1          k32=2          k32=3
@@ -47,11 +49,11 @@
 //! | 128 | 2 x 4 | 4 | 3 | 96 KiB + scales | many rows per expert |
 //!
 //! # Scales and accumulation
-//! The *fast* kernels leave the running sum in the tensor core's accumulator for all of K and scale at the end.
-//! The *promoted* kernels start every slab from zero and fold it into a second set of f32 registers,
-//! `total += (sa * sb) * slab`, where sa and sb are the scales that change along K (1x128 groups of A, 128x128
-//! blocks of B) or 1. Scales that do not change along K are applied once at the end, by both ([`scales`]). Block
-//! scales exist in the promoted kernels only.
+//! The *fast* kernels leave the running sum in the tensor core's accumulator for all of K and scale at the
+//! end. The *promoted* kernels start every slab from zero and fold it into a second set of f32 registers,
+//! `total += (sa * sb) * slab`, where sa and sb are the scales that change along K (1x128 groups of A,
+//! 128x128 blocks of B) or 1. Scales that do not change along K are applied once at the end, by both
+//! ([`scales`]). Block scales exist in the promoted kernels only.
 //!
 //! # Contract of the entry points (checked by the host before the launch)
 //! - the arguments are as [`PortableGemm`] says, and `k` is at least 16;
@@ -78,8 +80,8 @@ const BN: u32 = 128;
 /// Warps side by side along N; each owns 32 columns.
 const WARPS_N: u32 = 4;
 
-/// Whether values may be fetched ahead of their use into registers. Not on sm_90a, which has no FP8 `mma.sync`: ptxas
-/// emulates it by unpacking to f16, and the unpacked copies take the registers.
+/// Whether values may be fetched ahead of their use into registers. Not on sm_90a, which has no FP8
+/// `mma.sync`: ptxas emulates it by unpacking to f16, and the unpacked copies take the registers.
 const REGISTERS_TO_SPARE: bool = !cfg!(target_feature = "sm_90a");
 
 /// Rows of a block's tile.
@@ -123,11 +125,11 @@ pub struct PortableGemm {
 unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: bool>(
     arguments: &PortableGemm,
 ) {
-    // SAFETY: pointers and shapes are as the contract of the entry points says. All control flow here depends on
-    // values that are the same in all threads of the block, so barriers, `ldmatrix`, `mma` and shuffles are
-    // executed by whole warps. A stage is overwritten only by copies issued after the barrier that ends the slab
-    // it held (all its fragments and scales are in registers by then), and read only after each thread has waited
-    // for its own copies and passed the barrier that follows.
+    // SAFETY: pointers and shapes are as the contract of the entry points says. All control flow here depends
+    // on values that are the same in all threads of the block, so barriers, `ldmatrix`, `mma` and shuffles
+    // are executed by whole warps. A stage is overwritten only by copies issued after the barrier that ends
+    // the slab it held (all its fragments and scales are in registers by then), and read only after each
+    // thread has waited for its own copies and passed the barrier that follows.
     unsafe {
         let work = WorkList::new(arguments.schedule, WARPS_M * MT as u32 * 16, arguments.n, BN);
         let mut item = thread::block_idx_x();
@@ -172,7 +174,8 @@ unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, c
                 loader.wait_for_next_stage();
                 sync::block();
                 vacated = stage;
-                // After the very last slab nothing is in flight; its own stage is read once more, and ignored.
+                // After the very last slab nothing is in flight; its own stage is read once more, and
+                // ignored.
                 stage = if last_slab && no_more_items { stage } else { loader.after(stage) };
                 step_0 = accumulator.add_product_and_load(&step_3, &warp, stage, 0);
                 if PROMOTED {
@@ -191,7 +194,8 @@ unsafe fn grouped_gemm<const MT: usize, const WARPS_M: u32, const STAGES: u32, c
     }
 }
 
-/// Defines the fast and the promoted entry point of a tile: their names, and the constants of [`grouped_gemm`].
+/// Defines the fast and the promoted entry point of a tile: their names, and the constants of
+/// [`grouped_gemm`].
 macro_rules! entries {
     ($fast:ident, $promoted:ident, $tile:ident, $mt:literal, $warps_m:literal) => {
         entries!(@ $fast, $tile, $mt, $warps_m, false, "fast");

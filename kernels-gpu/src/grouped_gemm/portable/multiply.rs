@@ -7,8 +7,9 @@
 //! row    wm*MT*16 + mt*16 + h*8 + g         column    wn*32 + nt*8 + 2*q + j
 //! ```
 //!
-//! `ldmatrix` takes row addresses from lanes. The eight rows of a matrix start 128 bytes apart, and the swizzle
-//! spreads them over the eight 16-byte columns: no bank conflicts. In a step of 32 bytes of K (`k32`):
+//! `ldmatrix` takes row addresses from lanes. The eight rows of a matrix start 128 bytes apart, and the
+//! swizzle spreads them over the eight 16-byte columns: no bank conflicts. In a step of 32 bytes of K
+//! (`k32`):
 //!
 //! ```text
 //! A, 16 rows   lanes  0-15: rows 0-15, chunk 2*k32        B, 16 columns  lanes  0- 7: columns 0- 7, chunk 2*k32
@@ -30,8 +31,8 @@ use crate::abi::SLAB;
 /// Column tiles of 8 that a warp owns.
 pub(super) const NT: usize = 4;
 
-/// Repeats a block with `$i` = 0, 1, 2, 3, as far as it is below `$n`, as straight code: a register array may be
-/// indexed by constants only.
+/// Repeats a block with `$i` = 0, 1, 2, 3, as far as it is below `$n`, as straight code: a register array may
+/// be indexed by constants only.
 macro_rules! unroll {
     ($i:ident < $n:expr => $body:block) => {{
         unroll!(@ 0, $i, $n, $body);
@@ -92,7 +93,8 @@ impl<const MT: usize> Fragments<MT> {
     /// Loads step `k32` (0 to 3) of a stage.
     ///
     /// # Safety
-    /// All lanes of the warp call it together; the stage has landed, and a barrier has shown it to this thread.
+    /// All lanes of the warp call it together; the stage has landed, and a barrier has shown it to this
+    /// thread.
     #[inline(always)]
     pub unsafe fn load<const WARPS_M: u32>(warp: &WarpTile<MT, WARPS_M>, stage: u32, k32: u32) -> Self {
         let (mut a_swizzle, mut b_swizzle) = (warp.a_swizzle, warp.b_swizzle);
@@ -102,7 +104,8 @@ impl<const MT: usize> Fragments<MT> {
         let a_address = stage + warp.a_row + (a_swizzle ^ (k32 * 32));
         let b_address = stage + warp.b_row + (b_swizzle ^ (k32 * 32));
         let mut fragments = Self { a: [[0; 4]; MT], b: [[0; 2]; NT] };
-        // SAFETY: the caller vouches for the stage; all addresses lie in its A and B tiles, at multiples of 16.
+        // SAFETY: the caller vouches for the stage; all addresses lie in its A and B tiles, at multiples of
+        // 16.
         unsafe {
             unroll!(mt < MT => {
                 fragments.a[mt] = ldmatrix::x4(a_address + mt as u32 * 16 * SLAB);
@@ -137,8 +140,8 @@ impl<const MT: usize> Accumulator<MT> {
         });
     }
 
-    /// [`add_product`](Self::add_product) of the fragments of one step, and the fragments of the next: step `k32` of
-    /// `stage`. Loaded first, if registers permit.
+    /// [`add_product`](Self::add_product) of the fragments of one step, and the fragments of the next: step
+    /// `k32` of `stage`. Loaded first, if registers permit.
     ///
     /// # Safety
     /// As [`Fragments::load`].

@@ -1,7 +1,8 @@
 //! The copies: brings slab after slab of work item after work item into the ring of stages.
 //!
-//! Each thread copies the same chunk column of every 16*WARPS_M-th row: MT chunks of A and 8/WARPS_M of B per slab.
-//! Eight threads with consecutive numbers copy the eight chunks of one row: 128 contiguous bytes of global memory.
+//! Each thread copies the same chunk column of every 16*WARPS_M-th row: MT chunks of A and 8/WARPS_M of B per
+//! slab. Eight threads with consecutive numbers copy the eight chunks of one row: 128 contiguous bytes of
+//! global memory.
 
 use cuda_std::shared::{self, Shared};
 use cuda_std::{cp_async, thread};
@@ -60,9 +61,9 @@ pub(super) struct Loader<const MT: usize, const WARPS_M: u32, const STAGES: u32,
     /// Where in the A (and the B) tile of a stage this thread's first chunk goes.
     chunk_offset: u32,
 
-    // The item being loaded: its tile, addresses of this thread's first chunk in the next slab, how many rows and
-    // columns of the item lie at or after its first row, how many bytes of K at or after its chunk (zero or less:
-    // none), and how many slabs are left.
+    // The item being loaded: its tile, addresses of this thread's first chunk in the next slab, how many rows
+    // and columns of the item lie at or after its first row, how many bytes of K at or after its chunk (zero
+    // or less: none), and how many slabs are left.
     tile: Tile,
     a: *const u8,
     b: *const u8,
@@ -129,8 +130,8 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     pub unsafe fn fill(&mut self, arguments: &PortableGemm, work: &WorkList) -> u32 {
         let mut stage = self.ring;
         for i in 0..STAGES {
-            // SAFETY: `stage` runs over the STAGES stages of the block's dynamic shared memory, none of which is
-            // in use yet; the scale slots written here are those that no copy ever writes.
+            // SAFETY: `stage` runs over the STAGES stages of the block's dynamic shared memory, none of which
+            // is in use yet; the scale slots written here are those that no copy ever writes.
             unsafe {
                 if PROMOTED {
                     self.set_constant_scales(stage, arguments);
@@ -169,7 +170,8 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
         }
     }
 
-    /// Issues the copies of the next slab into `stage`, and commits them as one group (empty if there is none).
+    /// Issues the copies of the next slab into `stage`, and commits them as one group (empty if there is
+    /// none).
     ///
     /// # Safety
     /// The contract of the entry points; no thread reads `stage` until it has landed.
@@ -181,7 +183,8 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
             let a_stage = stage + self.chunk_offset;
             let b_stage = a_stage + b_offset(MT, WARPS_M);
             // SAFETY: `keep` is true only for chunks inside the item's rows of A and expert's rows of B; all
-            // chunks are 16-byte aligned since the bases are and K is a multiple of 16. The stage is the caller's.
+            // chunks are 16-byte aligned since the bases are and K is a multiple of 16. The stage is the
+            // caller's.
             unsafe {
                 let mut source = self.a;
                 for i in 0..MT as u32 {
@@ -261,7 +264,8 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
             self.a_scale = self.a_scale.wrapping_add(arguments.a_scale_strides.group as usize);
         }
         if let B_PER_BLOCK = arguments.scales.b_kind.raw() {
-            // The last warp, which has no scale of A to copy unless the tile is as high as the block has threads.
+            // The last warp, which has no scale of A to copy unless the tile is as high as the block has
+            // threads.
             if thread == Self::THREADS - 1 {
                 // SAFETY: the item's block of B and this slab have a scale: `ceil(K / 128)` of them in a row.
                 unsafe { cp_async::copy4_zfill(slots + rows * 4, self.b_scale.cast(), true) };
@@ -275,8 +279,8 @@ impl<const MT: usize, const WARPS_M: u32, const STAGES: u32, const PROMOTED: boo
     unsafe fn set_constant_scales(&self, stage: u32, arguments: &PortableGemm) {
         let (thread, rows) = (thread::thread_idx_x(), tile_rows(MT, WARPS_M));
         let slots = stage + scales_offset(MT, WARPS_M);
-        // SAFETY: each slot is inside the stage and written by one thread; the barrier before the first slab is
-        // multiplied orders the writes before all reads.
+        // SAFETY: each slot is inside the stage and written by one thread; the barrier before the first slab
+        // is multiplied orders the writes before all reads.
         unsafe {
             if arguments.scales.a_kind.raw() != A_PER_GROUP && thread < rows {
                 Shared::<f32>::from_address(slots).add(thread).write(1.0);

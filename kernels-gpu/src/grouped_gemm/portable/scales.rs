@@ -1,7 +1,7 @@
 //! When a lane reads which scale.
 //!
-//! Scales that change along K travel through the stages of the pipeline, the others are read while the item's last slab is
-//! multiplied.
+//! Scales that change along K travel through the stages of the pipeline, the others are read while the item's
+//! last slab is multiplied.
 
 use cuda_std::memory;
 use cuda_std::shared::Shared;
@@ -51,8 +51,8 @@ pub(super) struct EndScales<const MT: usize> {
 impl<const MT: usize> EndScales<MT> {
     pub const ONE: Self = Self { a: [[1.0; 2]; MT], b: [[1.0; 2]; NT] };
 
-    /// Reads the scales of a tile. Rows past the end of the tile get the scale of its last row, columns past the
-    /// end of D the scale 1; neither is stored.
+    /// Reads the scales of a tile. Rows past the end of the tile get the scale of its last row, columns past
+    /// the end of D the scale 1; neither is stored.
     ///
     /// # Safety
     /// The contract of the entry points, for the tile of an item of the list.
@@ -65,8 +65,8 @@ impl<const MT: usize> EndScales<MT> {
     ) -> Self {
         let mut scales = Self::ONE;
         let (first_row, first_column) = (recomputed(warp.row), recomputed(warp.column));
-        // SAFETY: rows are clamped to the tile's, which exist; columns are compared with N; N is a multiple of 8,
-        // so that a column of even number and its right neighbour exist together.
+        // SAFETY: rows are clamped to the tile's, which exist; columns are compared with N; N is a multiple
+        // of 8, so that a column of even number and its right neighbour exist together.
         unsafe {
             if arguments.a_kind.is_not(AScaleKind::Group) {
                 let per_row = arguments.a_kind.is(AScaleKind::Row);

@@ -1,9 +1,9 @@
 //! One small kernel for each item of `cuda_std`, with the instructions it must become.
 //!
 //! `emit!` makes a kernel named after the item and records the expected instructions in the PTX as a comment
-//! (`//#emits name: instruction, instruction`); `cuda_builder`'s test `cuda_std_emission` compiles this crate for every GPU
-//! family and looks for them in the kernel's body. Inputs come from memory, so that nothing folds away, and the result goes
-//! to memory, so that nothing is dropped. The kernels are never launched.
+//! (`//#emits name: instruction, instruction`); `cuda_builder`'s test `cuda_std_emission` compiles this crate
+//! for every GPU family and looks for them in the kernel's body. Inputs come from memory, so that nothing
+//! folds away, and the result goes to memory, so that nothing is dropped. The kernels are never launched.
 
 #![no_std]
 #![feature(abi_ptx, asm_experimental_arch)]
@@ -16,7 +16,8 @@ use cuda_std::{
     cp_async, fp8, grid, kernel, l2, ldmatrix, math, memory, mma, shared_array, sync, thread, warp,
 };
 
-/// A kernel `$name` that computes a `u32` from the words at `$input` and stores it, and what its PTX must hold.
+/// A kernel `$name` that computes a `u32` from the words at `$input` and stores it, and what its PTX must
+/// hold.
 macro_rules! emit {
     ($($name:ident, $instructions:literal, |$input:ident| $body:expr;)+) => {$(
         core::arch::global_asm!(concat!("//#emits ", stringify!($name), ": ", $instructions));

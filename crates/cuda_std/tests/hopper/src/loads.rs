@@ -1,5 +1,5 @@
-//! Loads into shared memory: lines and boxes with hints to L2, a box for both blocks of a cluster, copies of 16 bytes that arrive
-//! at an mbarrier.
+//! Loads into shared memory: lines and boxes with hints to L2, a box for both blocks of a cluster, copies of
+//! 16 bytes that arrive at an mbarrier.
 
 use cuda_std::l2::Policy;
 use cuda_std::shared::Shared;
@@ -32,7 +32,8 @@ unsafe fn init(barrier: Shared<u64>, arrivals: u32) {
 /// Waits for the barrier's first phase, and copies `words` words to `out`.
 ///
 /// # Safety
-/// There are as many words in shared memory, and `out` has room for them; all threads of the cluster call this.
+/// There are as many words in shared memory, and `out` has room for them; all threads of the cluster call
+/// this.
 #[inline(always)]
 unsafe fn take(tile: Shared<u32>, barrier: Shared<u64>, out: *mut u32, words: u32, way: u32) {
     // SAFETY: the caller's contract.
@@ -71,8 +72,8 @@ pub unsafe fn load_lines(from: *const u32, out: *mut u32, way: u32) {
     }
 }
 
-/// Every thread asks L2 for a line of `from`, each behind the other, and writes its number to `out`; the way [`PAST_THE_END`] is one line
-/// too far on.
+/// Every thread asks L2 for a line of `from`, each behind the other, and writes its number to `out`; the way
+/// [`PAST_THE_END`] is one line too far on.
 ///
 /// # Safety
 /// `from` has 64 lines of 256 bytes, `out` room for 64 words.

@@ -16,7 +16,8 @@ const LINE: u32 = 256;
 /// Fills `words` words of shared memory from `values`, and shows them to the copy engine and to the block.
 ///
 /// # Safety
-/// There is room for the words, and `values` has as many; all threads of the block call this with the same `way`.
+/// There is room for the words, and `values` has as many; all threads of the block call this with the same
+/// `way`.
 #[inline(always)]
 unsafe fn fill(tile: Shared<u32>, values: *const u32, words: u32, way: u32) {
     if way == FENCE_TOO_EARLY {
@@ -137,8 +138,8 @@ pub unsafe fn store_line(values: *const u32, to: *mut u8, way: u32) {
     }
 }
 
-/// Stores a line and, in a group of its own, another; reads a word of the first back when at most one group is left, a word of
-/// the second when none is.
+/// Stores a line and, in a group of its own, another; reads a word of the first back when at most one group
+/// is left, a word of the second when none is.
 ///
 /// # Safety
 /// `values` has 128 words, `to` room for as many and holds something, `seen` has room for two.

@@ -1,4 +1,5 @@
-//! Ways in which a kernel of this crate is run: its last argument. The test that launches the kernels reads this file too.
+//! Ways in which a kernel of this crate is run: its last argument. The test that launches the kernels reads
+//! this file too.
 
 /// The right way.
 pub const RIGHT: u32 = 0;
@@ -14,7 +15,8 @@ pub const NO_WAIT: u32 = 4;
 pub const WAIT_LEAVES_ONE: u32 = 5;
 /// The copy is never committed, so that the wait does not cover it.
 pub const NO_COMMIT: u32 = 6;
-/// Shared memory is read behind a barrier of all threads, when the load that fills it has been asked for but not waited for.
+/// Shared memory is read behind a barrier of all threads, when the load that fills it has been asked for but
+/// not waited for.
 pub const NO_LANDING: u32 = 7;
 /// A wait for reads of shared memory stands where the writes of global memory must be waited for.
 pub const WAIT_FOR_READS: u32 = 8;

@@ -1,4 +1,5 @@
-//! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every slab.
+//! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every
+//! slab.
 
 use cuda_std::{thread, warp, wgmma};
 
@@ -25,7 +26,8 @@ impl Columns {
     #[inline(always)]
     pub fn new(base: u32) -> Self {
         let thread = thread::thread_idx_x();
-        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers then.
+        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform
+        // registers then.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread / 32, 0);
         Self {
             column: thread / 32 * 16 + thread % 32 / 4,
@@ -55,7 +57,8 @@ pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
-        // SAFETY: the stage holds twice 128 rows of B and N rows of A, and is released after the group has been waited for.
+        // SAFETY: the stage holds twice 128 rows of B and N rows of A, and is released after the group has
+        // been waited for.
         unsafe {
             let (a, b) = (columns.a + stage, columns.b + stage);
             products[0].multiply(b, a, false);

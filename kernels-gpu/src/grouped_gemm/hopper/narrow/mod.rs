@@ -1,5 +1,6 @@
-//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16, 32 or 64 columns, so that
-//! nothing is padded to 64 rows. The work is a stream of weights; what counts is that every SM streams its share of it.
+//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16, 32 or
+//! 64 columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that
+//! every SM streams its share of it.
 //!
 //! ```text
 //!   a stage                            product of a warpgroup: two tiles of 64 x N
@@ -12,15 +13,16 @@
 //!   +--------------------+
 //! ```
 //!
-//! Sums are always folded into f32 registers, every 128 of K: there are few of them. How items are cut for the grid is in
-//! [`share`].
+//! Sums are always folded into f32 registers, every 128 of K: there are few of them. How items are cut for
+//! the grid is in [`share`].
 //!
 //! # Before the predecessor has ended
-//! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights and their scales before it waits
-//! for the kernel before it. The caller vouches that the number of tiles and the tiles were written by a kernel before that one, and
-//! that every thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why). Everything
-//! else is touched behind the wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may still
-//! use (the counters lie beside the number of tiles, but are words of their own), and the output.
+//! With `schedule_is_settled` a block reads its share of the schedule and asks for its first weights and
+//! their scales before it waits for the kernel before it. The caller vouches that the number of tiles and the
+//! tiles were written by a kernel before that one, and that every thread of that one waits before it signals
+//! or exits, which is what makes them visible ([`grid`] says why). Everything else is touched behind the
+//! wait: rows and scales, which the predecessor may have written, partial sums and counters, which it may
+//! still use (the counters lie beside the number of tiles, but are words of their own), and the output.
 
 mod consume;
 mod produce;
@@ -115,9 +117,9 @@ macro_rules! plain {
         pub unsafe fn $name(arguments: HopperGemm) {
             let HopperGemm { a, b, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
             let slab_scales = arguments.slab_scales();
-            // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role executes
-            // its collective operations with whole warps; branches depend on the schedule and the block alone. Stages pass
-            // between the roles by the ring's barriers alone.
+            // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and
+            // each role executes its collective operations with whole warps; branches depend on the schedule
+            // and the block alone. Stages pass between the roles by the ring's barriers alone.
             unsafe {
                 produce::prefetch_maps(a, b, &slab_scales);
                 let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();

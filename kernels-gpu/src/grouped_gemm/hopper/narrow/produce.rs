@@ -1,9 +1,9 @@
-//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile has rows for, each with the
-//! scales that change along K. Only boxes that hold this tile's rows are loaded. The other
-//! rows of a stage are stale, at first zeros, and their sums are discarded.
+//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile
+//! has rows for, each with the scales that change along K. Only boxes that hold this tile's rows are loaded.
+//! The other rows of a stage are stale, at first zeros, and their sums are discarded.
 //!
-//! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel has waited for its
-//! predecessor, so that they arrive while that one ends:
+//! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel
+//! has waited for its predecessor, so that they arrive while that one ends:
 //!
 //! ```text
 //!   predecessor       ............................ | end
@@ -25,8 +25,8 @@ use crate::grouped_gemm::hopper::{CONSUMERS, ROWS_128};
 /// Rows of a box of A: as many as repeat the swizzle.
 pub const BOX_ROWS: u32 = 8;
 
-/// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it together, before anything is
-/// asked for.
+/// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it
+/// together, before anything is asked for.
 #[inline(always)]
 pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
     ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
@@ -76,8 +76,8 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     a: *const TensorMap,
     b: *const TensorMap,
     scales: SlabScales,
-    /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and between two of them more
-    /// weights pass through L2 than it holds.
+    /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and
+    /// between two of them more weights pass through L2 than it holds.
     once: Policy,
     lane: u32,
 }
@@ -94,12 +94,12 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         Self { ring, position: Position::START, ahead: 0, a, b, scales, once, lane: thread::lane_id() }
     }
 
-    /// Asks for the weights of the first slabs of a share, one to a stage. `weights` says which rows a part takes, and where their
-    /// scales are.
+    /// Asks for the weights of the first slabs of a share, one to a stage. `weights` says which rows a part
+    /// takes, and where their scales are.
     ///
     /// # Safety
-    /// The contract of the kernels; all lanes of the producer warp call it together, before [`fill`](Self::fill), which then
-    /// fills the stages with the parts of this share.
+    /// The contract of the kernels; all lanes of the producer warp call it together, before
+    /// [`fill`](Self::fill), which then fills the stages with the parts of this share.
     #[inline(always)]
     pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> ([u32; 2], BlockScales)) {
         while self.ahead < STAGES
@@ -121,7 +121,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// Fills stages with a part.
     ///
     /// # Safety
-    /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer warp call it together.
+    /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
+    /// warp call it together.
     #[inline(always)]
     pub unsafe fn fill(&mut self, part: &Part, weights: ([u32; 2], BlockScales)) {
         let (rows, blocks) = weights;
@@ -133,8 +134,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
-            // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes the tile's rows, up to N, behind
-            // them. The map is the kernel's parameter.
+            // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes the
+            // tile's rows, up to N, behind them. The map is the kernel's parameter.
             unsafe {
                 if self.ahead > 0 {
                     self.ahead -= 1;
@@ -158,8 +159,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         }
     }
 
-    /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks for the weights; `scales` are
-    /// those of their blocks.
+    /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks
+    /// for the weights; `scales` are those of their blocks.
     ///
     /// # Safety
     /// The stage is free.
@@ -176,8 +177,8 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             return;
         }
         let (to, full, k0) = (self.ring.stage(stage), self.ring.full(stage), (slab * SLAB) as i32);
-        // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs, whatever of them lies
-        // outside the tensors. The map is the kernel's parameter.
+        // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs,
+        // whatever of them lies outside the tensors. The map is the kernel's parameter.
         unsafe {
             self.scales.store_b(self.ring.scales(stage), N, scales);
             let boxes = tile_rows.div_ceil(BOX_ROWS);

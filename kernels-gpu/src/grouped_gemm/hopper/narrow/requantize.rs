@@ -25,8 +25,8 @@ pub const fn shared_bytes(n: u32) -> u32 {
     (CONSUMER_WARPS + 1) * n * 4
 }
 
-/// Activates and quantises a thread's part of an item, and stores what exists of it. `shared` is the address of
-/// [`shared_bytes`] that nothing else uses.
+/// Activates and quantises a thread's part of an item, and stores what exists of it. `shared` is the address
+/// of [`shared_bytes`] that nothing else uses.
 ///
 /// # Safety
 /// The contract of the kernels, for an item of the schedule; all consumer threads call it together.
@@ -95,7 +95,8 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 16));
             if lane < 4 {
-                // SAFETY: each warp has N words, written by one lane each; the barrier of the last item lies behind its reads.
+                // SAFETY: each warp has N words, written by one lane each; the barrier of the last item lies
+                // behind its reads.
                 unsafe { maxima.add(thread / 32 * N + row_of(j, c)).write(largest) };
             }
         },

@@ -1,7 +1,7 @@
 //! The same share of work for every block, however many items there are, and the sums of items that were cut.
 //!
-//! All slabs of all items stand in a row, and each of `G` blocks takes as much of it. An item that falls into the shares of several
-//! blocks is summed up in parts:
+//! All slabs of all items stand in a row, and each of `G` blocks takes as much of it. An item that falls into
+//! the shares of several blocks is summed up in parts:
 //!
 //! ```text
 //!   slabs    | item 0       | item 1       | item 2       | item 3       |
@@ -9,13 +9,14 @@
 //!            | whole        | head | tail  | head | ..
 //! ```
 //!
-//! Cutting has a price: sums go through memory, at the end of the kernel with nothing left to hide it. Where it buys little, shares
-//! end with items: see [`Division`].
+//! Cutting has a price: sums go through memory, at the end of the kernel with nothing left to hide it. Where
+//! it buys little, shares end with items: see [`Division`].
 //!
-//! A block writes a part's sums to memory, in a slot of its own: one for the tail of an item that an earlier block began, one for
-//! the head of an item that a later block ends. The block that is last to do so, as a counter tells, adds the parts up in
-//! the order of the blocks, so that the result is the same whoever is last; nobody waits. The counter is the one of the block
-//! with the item's head, of which a block has at most one.
+//! A block writes a part's sums to memory, in a slot of its own: one for the tail of an item that an earlier
+//! block began, one for the head of an item that a later block ends. The block that is last to do so, as a
+//! counter tells, adds the parts up in the order of the blocks, so that the result is the same whoever is
+//! last; nobody waits. The counter is the one of the block with the item's head, of which a block has at most
+//! one.
 
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::shared::Shared;
@@ -47,8 +48,9 @@ pub struct Part {
 /// | up to `2 G` | all | no: every block takes one or two whole items |
 /// | more | all | wherever a share ends |
 ///
-/// The first two leave blocks without work, all the time or towards the end. The stream of weights does not suffer as long as the
-/// others take in what memory delivers; where fewer than two thirds of the blocks would be left, the last applies.
+/// The first two leave blocks without work, all the time or towards the end. The stream of weights does not
+/// suffer as long as the others take in what memory delivers; where fewer than two thirds of the blocks would
+/// be left, the last applies.
 #[derive(Clone, Copy)]
 struct Division {
     /// Blocks that have a share.
@@ -106,13 +108,14 @@ impl Share {
     /// The share of this block. All lanes of the warp call it together.
     ///
     /// # Safety
-    /// `schedule` is a schedule, complete and performed, whether or not this kernel has waited for its predecessor; its tiles times
-    /// `columns` times `slabs` are below 2^31.
+    /// `schedule` is a schedule, complete and performed, whether or not this kernel has waited for its
+    /// predecessor; its tiles times `columns` times `slabs` are below 2^31.
     #[inline(always)]
     pub unsafe fn new(schedule: *const [u32; 4], columns: u32, slabs: u32) -> Self {
         // SAFETY: a schedule begins with its header, whose first element is the number of tiles.
         let [tiles, ..] = unsafe { memory::load_strong(schedule) };
-        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over parts do not diverge.
+        // The same in all lanes; the shuffle says so to ptxas, which then knows that loops over parts do not
+        // diverge.
         let items = warp::shfl_idx(warp::FULL_MASK, tiles * columns, 0);
         let division = Division::new(items, slabs, thread::grid_dim_x());
         let (units, unit) = if division.whole { (items, slabs) } else { (items * slabs, 1) };
@@ -133,7 +136,8 @@ impl Share {
         let item_start = self.next - first_slab;
         self.next += slabs;
         let tile = item / self.columns;
-        // SAFETY: an item's tile is one of the schedule, whose entries are 16-byte aligned and not written now.
+        // SAFETY: an item's tile is one of the schedule, whose entries are 16-byte aligned and not written
+        // now.
         let [expert, first_row, rows, _] =
             unsafe { memory::load_strong(self.schedule.add((FIRST_TILE + tile) as usize)) };
         Some(Part { expert, first_row, rows, column: item % self.columns, first_slab, slabs, item_start })
@@ -196,10 +200,10 @@ impl Parts {
             let number = 2 * block as usize + is_head as usize;
             self.partials.wrapping_add(number * 2 * vectors + thread as usize)
         };
-        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it. Who counts the last
-        // part sees all of them: in every block the barrier orders the writes of all threads before thread 0's arrival at the
-        // counter, which releases at the scope of the GPU what it has seen; the last arrival acquires, and the next barrier hands
-        // that on to the reading threads.
+        // SAFETY: each block writes its own slots, once a launch each, and each thread its own vectors of it.
+        // Who counts the last part sees all of them: in every block the barrier orders the writes of all
+        // threads before thread 0's arrival at the counter, which releases at the scope of the GPU what it
+        // has seen; the last arrival acquires, and the next barrier hands that on to the reading threads.
         unsafe {
             let own = slot(thread::block_idx_x(), part.first_slab == 0);
             sums[0].save(own, CONSUMERS as usize);

@@ -1,8 +1,8 @@
 //! The plain end: end scales, conversion to D's type.
 //!
-//! A lane has two columns of D that are 8 apart, of rows of A two by two. 16-bit elements are exchanged among the lanes, so that each has
-//! four neighbours of a row. f32 is stored one element at a time, and sums by token are added to in the same way: eight lanes of a warp
-//! have eight neighbours of a row.
+//! A lane has two columns of D that are 8 apart, of rows of A two by two. 16-bit elements are exchanged among
+//! the lanes, so that each has four neighbours of a row. f32 is stored one element at a time, and sums by
+//! token are added to in the same way: eight lanes of a warp have eight neighbours of a row.
 
 use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
@@ -171,8 +171,8 @@ unsafe fn store_16_bits<A: Accumulator>(
             let four = columns_of_a_row(words, lane);
             if eight + row < part.rows && column < *n {
                 let row = part.first_row + eight + row;
-                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 4, so that the four elements exist
-                // and are 8-byte aligned as `out` is.
+                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 4, so
+                // that the four elements exist and are 8-byte aligned as `out` is.
                 unsafe {
                     memory::store(
                         out.cast::<u16>().add(row as usize * *n as usize + column as usize).cast(),

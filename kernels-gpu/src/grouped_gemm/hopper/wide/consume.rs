@@ -1,7 +1,8 @@
-//! The consumer warpgroups: products of all slabs of an item, with the sum in the tensor cores or in f32 registers.
+//! The consumer warpgroups: products of all slabs of an item, with the sum in the tensor cores or in f32
+//! registers.
 //!
-//! With promotion one warpgroup can fold while the other's products are made. Nothing makes them take turns: named barriers that did
-//! gained nothing on an H100.
+//! With promotion one warpgroup can fold while the other's products are made. Nothing makes them take turns:
+//! named barriers that did gained nothing on an H100.
 
 use cuda_std::math::fma;
 use cuda_std::{thread, unroll, warp, wgmma};
@@ -28,7 +29,8 @@ impl Rows {
     #[inline(always)]
     pub fn new(base: u32) -> Self {
         let thread = thread::thread_idx_x();
-        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers then.
+        // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform
+        // registers then.
         let warp = warp::shfl_idx(warp::FULL_MASK, thread / 32, 0);
         Self {
             row: thread / 32 * 16 + thread % 32 / 4,
@@ -46,7 +48,8 @@ impl Rows {
     }
 }
 
-/// The sum over all slabs, kept by the tensor cores. One `wgmma` group stays in flight while the next is issued.
+/// The sum over all slabs, kept by the tensor cores. One `wgmma` group stays in flight while the next is
+/// issued.
 ///
 /// # Safety
 /// The ring is filled with the slabs of one item; all consumer warps call it together.
@@ -74,7 +77,8 @@ pub unsafe fn fast<
         let stage = position.stage * (STAGE_BYTES / 16);
         ring.wait_full(position);
         wgmma::fence();
-        // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the group has been waited for.
+        // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the group has been waited
+        // for.
         unsafe { total.multiply(rows.a + stage, rows.b + stage, slab != 0) };
         wgmma::commit();
         wgmma::wait::<1>();
@@ -91,8 +95,9 @@ pub unsafe fn fast<
     (total, position)
 }
 
-/// The sum over all slabs, folded into f32 registers with the scales of every slab. Columns 0 to 127 have the first block scale of
-/// the stage, the others the second. Both halves are multiplied into the same registers, one after the other.
+/// The sum over all slabs, folded into f32 registers with the scales of every slab. Columns 0 to 127 have the
+/// first block scale of the stage, the others the second. Both halves are multiplied into the same registers,
+/// one after the other.
 ///
 /// # Safety
 /// As [`fast`].
@@ -131,7 +136,8 @@ pub unsafe fn promoted<
         unroll!(for half in 0..2 {
             let factors = [a[0] * b[half], a[1] * b[half]];
             wgmma::fence();
-            // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the groups have been waited for.
+            // SAFETY: the stage holds 128 rows of A and 256 of B, and is released after the groups have been
+            // waited for.
             unsafe {
                 let (a, b) = (rows.a + stage, rows.b + stage + half * (ROWS_128 / 16));
                 product.multiply(a, b, false);

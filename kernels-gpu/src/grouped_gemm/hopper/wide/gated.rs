@@ -1,7 +1,8 @@
 //! The gated end, and its entry points: those of silu, and those of the other activations.
 //!
-//! The driver compiles a kernel when it is first used. An activation, written out for the 64 values of a thread, is a good part of a
-//! gated kernel, and nearly all models have silu: it has entry points of its own, without the others.
+//! The driver compiles a kernel when it is first used. An activation, written out for the 64 values of a
+//! thread, is a good part of a gated kernel, and nearly all models have silu: it has entry points of its own,
+//! without the others.
 
 use cuda_std::kernel;
 
@@ -13,7 +14,8 @@ use crate::grouped_gemm::hopper::slab_scales::{BlockScales, SlabScales};
 use crate::grouped_gemm::hopper::{GATED_COLUMNS, HopperGated};
 use crate::grouped_gemm::schedule::Tile;
 
-/// 128 columns of the intermediate: gate and up in one item. The activation is silu if `IS_SILU`, and another if not.
+/// 128 columns of the intermediate: gate and up in one item. The activation is silu if `IS_SILU`, and another
+/// if not.
 pub struct Gated<const IS_SILU: bool>(pub GatedArguments);
 
 impl<const IS_SILU: bool> End for Gated<IS_SILU> {
@@ -62,7 +64,8 @@ macro_rules! fast {
         /// Scales of A per call or row, of B per expert or channel.
         ///
         /// # Safety
-        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of those.
+        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of
+        /// those.
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
         pub unsafe fn $name(arguments: HopperGated) {
             let HopperGated { a, b, scales, schedule, out, intermediate, k, .. } = arguments;

@@ -1,8 +1,9 @@
-//! Rows of A gathered by token: what fills the ring, and the entry points, of gated kernels that need no permuted copy of A.
+//! Rows of A gathered by token: what fills the ring, and the entry points, of gated kernels that need no
+//! permuted copy of A.
 //!
-//! The permutation says whose row of A the permuted row p is: `sorted_rows[p] = token * top_k + slot`. TMA of Hopper takes rows that
-//! follow each other, so that the threads of the last warpgroup copy instead, 16 bytes at a time with `cp.async`, to where TMA
-//! would have put them:
+//! The permutation says whose row of A the permuted row p is: `sorted_rows[p] = token * top_k + slot`. TMA of
+//! Hopper takes rows that follow each other, so that the threads of the last warpgroup copy instead, 16 bytes
+//! at a time with `cp.async`, to where TMA would have put them:
 //!
 //! ```text
 //!   thread t, of warp w = t / 32:     knows the token of row t of the tile, and copies its scale, if A has any that change along K
@@ -14,13 +15,13 @@
 //!                  + 2   l18 l19 l16 l17 ..
 //! ```
 //!
-//! Rows past the end of the tile, padding and bytes past the end of K become zeros, which costs no read. Of a tile of up to 64 rows
-//! nobody reads the rows from 64 on, and they are left alone.
+//! Rows past the end of the tile, padding and bytes past the end of K become zeros, which costs no read. Of a
+//! tile of up to 64 rows nobody reads the rows from 64 on, and they are left alone.
 //!
 //! # Order
-//! B comes by TMA, half from each block that shares it. Each block gathers its own A. Each of the 128 threads waits for a stage
-//! to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it does not wait for them. The
-//! consumers fence ([`ring`](super::super::ring)).
+//! B comes by TMA, half from each block that shares it. Each block gathers its own A. Each of the 128 threads
+//! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
+//! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
@@ -78,7 +79,8 @@ impl TokenRows {
     /// `sorted_rows` has the row.
     #[inline(always)]
     unsafe fn token(&self, row: u32) -> Option<u32> {
-        // SAFETY: the caller's contract; the permutation is complete, and `top_k` at least 1: a check would end in a trap.
+        // SAFETY: the caller's contract; the permutation is complete, and `top_k` at least 1: a check would
+        // end in a trap.
         let expanded = unsafe {
             core::hint::assert_unchecked(self.top_k != 0);
             memory::load_nc(self.sorted_rows.add(row as usize)) as u32
@@ -140,9 +142,10 @@ impl Source<true> for Gathered {
                 // SAFETY: as above; the item has the slab.
                 let block_scales = if SCALED { unsafe { blocks.next(&scales) } } else { [1.0; 2] };
                 ring.wait_empty(position);
-                // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each from another block where they
-                // are shared; the bytes expected are those of B. Tokens that exist have a row, of which the chunks before the end of K are
-                // read, and a scale for every slab where A has such. The map is the kernel's parameter.
+                // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each
+                // from another block where they are shared; the bytes expected are those of B. Tokens that
+                // exist have a row, of which the chunks before the end of K are read, and a scale for every
+                // slab where A has such. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
                         let slots = ring.scales(stage);
@@ -202,11 +205,12 @@ macro_rules! fast {
     ($name:ident, $is_silu:literal, $activations:literal) => {
         #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), A gathered; ", $activations, ".")]
         ///
-        /// The schedule's row p is row `sorted_rows[p] / top_k` of A, or zeros where there is no such token. Scales of A per
-        /// call or permuted row.
+        /// The schedule's row p is row `sorted_rows[p] / top_k` of A, or zeros where there is no such token.
+        /// Scales of A per call or permuted row.
         ///
         /// # Safety
-        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of those.
+        /// The contract in the module documentation of [`hopper`](super::super). The activation is one of
+        /// those.
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
         pub unsafe fn $name(arguments: HopperGathered) {
             let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;

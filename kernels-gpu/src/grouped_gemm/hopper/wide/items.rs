@@ -1,7 +1,7 @@
 //! Which items the two blocks of a cluster take, and which operand they share.
 //!
-//! Two row tiles of an expert side by side share the columns, and with them B, twice as large as A; a row tile without a partner
-//! takes two neighbouring items of its columns, which share A:
+//! Two row tiles of an expert side by side share the columns, and with them B, twice as large as A; a row
+//! tile without a partner takes two neighbouring items of its columns, which share A:
 //!
 //! ```text
 //!   row tiles of a band         columns 0     1     2     3           through L2 for an item of 48 KiB a slab
@@ -10,11 +10,11 @@
 //!     tile 2   blocks 0, 1            b     b     f     f             a row on its own      half of A 8 + B 32 = 40 KiB
 //! ```
 //!
-//! A last tile of up to 64 rows takes half the time: as the second of a pair it would wait for the first. So neither it nor the tile
-//! before it is paired then, if their number is even.
+//! A last tile of up to 64 rows takes half the time: as the second of a pair it would wait for the first. So
+//! neither it nor the tile before it is paired then, if their number is even.
 //!
-//! Items of clusters are numbered as [`schedule`](crate::grouped_gemm::schedule) does, a column being two columns of items: a band of h
-//! tiles has h of them, above `a c b`, `e g f`.
+//! Items of clusters are numbered as [`schedule`](crate::grouped_gemm::schedule) does, a column being two
+//! columns of items: a band of h tiles has h of them, above `a c b`, `e g f`.
 
 use cuda_std::{cluster, thread};
 
@@ -24,8 +24,8 @@ use crate::grouped_gemm::schedule::{Band, Tile, WorkList};
 /// What a block of a cluster does next.
 #[derive(Clone, Copy)]
 pub struct Item {
-    /// The block's own rows and columns. The right one of two neighbours may lie past the last column; its block multiplies all the
-    /// same, for the sake of the other.
+    /// The block's own rows and columns. The right one of two neighbours may lie past the last column; its
+    /// block multiplies all the same, for the sake of the other.
     pub tile: Tile,
     /// Whether the blocks share B, else A.
     pub shares_b: bool,
@@ -38,8 +38,8 @@ pub struct Item {
 ///   round 1    items G .. 2G       cluster c takes the (c + 7)-th, and so on
 /// ```
 ///
-/// Without that rotation a cluster would always take the same of an expert's row tiles where their number divides G, and some clusters
-/// the short last ones alone.
+/// Without that rotation a cluster would always take the same of an expert's row tiles where their number
+/// divides G, and some clusters the short last ones alone.
 pub struct Items {
     work: WorkList,
     clusters: u32,
@@ -57,7 +57,8 @@ impl Items {
     /// The items of this block, of `columns` of D's `n` columns.
     ///
     /// # Safety
-    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it. All lanes of the warp call it together.
+    /// `schedule` is as [`problem_sizes`](crate::problem_sizes) draws it. All lanes of the warp call it
+    /// together.
     #[inline(always)]
     pub unsafe fn new(schedule: *const [u32; 4], n: u32, columns: u32) -> Self {
         // SAFETY: the caller's contract.
@@ -67,7 +68,8 @@ impl Items {
         Self { work, clusters, round: 0, place, n, columns }
     }
 
-    /// The block's next item. All lanes of the warp call it together, and both blocks of the cluster as often.
+    /// The block's next item. All lanes of the warp call it together, and both blocks of the cluster as
+    /// often.
     #[inline(always)]
     pub fn next(&mut self) -> Option<Item> {
         loop {

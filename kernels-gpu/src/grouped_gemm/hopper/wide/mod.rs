@@ -10,13 +10,15 @@
 //!   +-----------------+                                                  N = 128
 //! ```
 //!
-//! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
-//! column are in the same thread, and a row's maximum is in the four lanes of a quad. See [`gated`].
+//! The gated kernels produce 128 columns of the intermediate, a whole scale group of the second projection:
+//! gate and up of a column are in the same thread, and a row's maximum is in the four lanes of a quad. See
+//! [`gated`].
 //!
-//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand: see [`items`].
+//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand:
+//! see [`items`].
 //!
-//! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to be gathered
-//! ([`gather`]; gated kernels alone). Everything behind the ring is the same.
+//! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to
+//! be gathered ([`gather`]; gated kernels alone). Everything behind the ring is the same.
 
 mod consume;
 mod end_scales;
@@ -45,27 +47,29 @@ use produce::Producer;
 /// Rows of an item.
 const BM: u32 = 128;
 
-/// Threads of a block: two warpgroups that multiply, and one of whose warps the first fills the ring; the others wait for the end.
+/// Threads of a block: two warpgroups that multiply, and one of whose warps the first fills the ring; the
+/// others wait for the end.
 ///
-/// A warp's registers come from a quarter of the multiprocessor. With nine warps a quarter may hold three, and none can have more
-/// than 168 a thread; with twelve, a whole warpgroup gives registers back.
+/// A warp's registers come from a quarter of the multiprocessor. With nine warps a quarter may hold three,
+/// and none can have more than 168 a thread; with twelve, a whole warpgroup gives registers back.
 const THREADS: u32 = CONSUMERS + 128;
 
-/// Registers of a thread that does not multiply, and of one that does. Threads start with 168 registers. `setmaxnreg.inc`
-/// deadlocks if it asks for more than the producers released.
+/// Registers of a thread that does not multiply, and of one that does. Threads start with 168 registers.
+/// `setmaxnreg.inc` deadlocks if it asks for more than the producers released.
 const PRODUCER_REGISTERS: u32 = 40;
 const CONSUMER_REGISTERS: u32 = 232;
 const _: () =
     assert!((THREADS - CONSUMERS) * PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= THREADS * 168);
 
-/// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this size: 32 or 40 KiB
-/// instead of 48 for every 8.4 MFLOP.
+/// Blocks of a cluster. They share an operand, so that less comes through L2, whose rate limits tiles of this
+/// size: 32 or 40 KiB instead of 48 for every 8.4 MFLOP.
 const BLOCKS: u32 = 2;
 
 const STAGES: u32 = 4;
 const STAGE_BYTES: u32 = ROWS_128 + 2 * ROWS_128;
 
-/// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share it.
+/// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share
+/// it.
 #[host]
 pub const WIDE: GemmTile = GemmTile {
     rows: BM,
@@ -92,8 +96,8 @@ trait End {
     /// The scales that change along K, for a promoted kernel.
     fn slab_scales(&self) -> SlabScales;
 
-    /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are. Rows may lie past the
-    /// end of B; scales exist if B has any per block.
+    /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are.
+    /// Rows may lie past the end of B; scales exist if B has any per block.
     fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales);
 
     /// The scales, of which those of whole sums are applied before [`finish`](Self::finish).
@@ -180,8 +184,8 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     k: u32,
     end: &E,
 ) {
-    // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its collective operations
-    // with whole warps. Stages pass between them by the ring's barriers alone.
+    // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its
+    // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
         let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
         if PROMOTED {

@@ -57,8 +57,8 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
         }
     }
 
-    /// Fills stages with all slabs of an item. `boxes` are the first rows of its two boxes of B, 128 rows each, and `blocks` their
-    /// scales, for a scaled ring.
+    /// Fills stages with all slabs of an item. `boxes` are the first rows of its two boxes of B, 128 rows
+    /// each, and `blocks` their scales, for a scaled ring.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
@@ -79,8 +79,9 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             // SAFETY: as above; the item has the slab.
             let block_scales = if SCALED { unsafe { blocks.next(&self.scales) } } else { [1.0; 2] };
             self.ring.wait_empty(self.position);
-            // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, one half of either from each block; the
-            // bytes expected are theirs and the scales', whatever of them lies outside the tensors. The maps are the kernel's parameters.
+            // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, one half of
+            // either from each block; the bytes expected are theirs and the scales', whatever of them lies
+            // outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
                     let (a, b) = (to, to + ROWS_128);

@@ -144,7 +144,8 @@ unsafe fn store_row(packed: &[u16; 16], tile: &Tile, rows: &Rows, h: u32, argume
         let low = [w0 & 0xffff | w1 << 16, w2 & 0xffff | w3 << 16];
         let high = [w0 >> 16 | w1 & 0xffff_0000, w2 >> 16 | w3 & 0xffff_0000];
         let column = tile.n0 + 64 * half + 8 * rows.quad_lane;
-        // SAFETY: the row is the tile's and the columns, multiples of 8, are q's, so that 8 bytes exist and are aligned.
+        // SAFETY: the row is the tile's and the columns, multiples of 8, are q's, so that 8 bytes exist and
+        // are aligned.
         unsafe {
             let at = arguments.out.q.add(row * arguments.intermediate as usize + column as usize);
             if exists && column < arguments.intermediate {

@@ -1,5 +1,5 @@
-//! The plain end: conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns at a
-//! time, of which the four lanes of a quad make a sector.
+//! The plain end: conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns
+//! at a time, of which the four lanes of a quad make a sector.
 
 use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
@@ -42,7 +42,8 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Ho
 unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
     let HopperGemm { out, n, tokens, .. } = arguments;
     let column = tile.n0 + 2 * rows.quad_lane;
-    // Rows past the end take the last one's token, which they do not use: so both look-ups are on their way together.
+    // Rows past the end take the last one's token, which they do not use: so both look-ups are on their way
+    // together.
     // SAFETY: a tile of the schedule has a row, and its rows are among the P.
     let of_rows =
         [rows.row, rows.row + 8].map(|row| unsafe { tokens.of_row(tile.first_row + row.min(tile.rows - 1)) });
@@ -56,7 +57,8 @@ unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGe
             unroll!(for j in 0..32 {
                 let pair = [total[4 * j + 2 * h] * weight, total[4 * j + 2 * h + 1] * weight];
                 if column + 8 * j < *n {
-                    // SAFETY: the token's sums exist; the column is theirs and even, so that both elements exist and are 8-byte aligned.
+                    // SAFETY: the token's sums exist; the column is theirs and even, so that both elements
+                    // exist and are 8-byte aligned.
                     unsafe {
                         atomic::reduce_add(to.wrapping_add(8 * j).cast::<[f32; 2]>(), pair, Scope::Gpu)
                     };
@@ -85,7 +87,8 @@ unsafe fn store_32_columns(
         unroll!(for t in 0..4 {
             let column = tile.n0 + column + 8 * t + 2 * quad_lane;
             if exists && column < arguments.n {
-                // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and are 8-byte aligned.
+                // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and are
+                // 8-byte aligned.
                 unsafe { memory::store(arguments.out.add((start + column as usize) * 4).cast(), pairs[t]) };
             }
         });
@@ -99,8 +102,8 @@ unsafe fn store_32_columns(
     let words = transpose_in_quad(words, quad_lane);
     let column = tile.n0 + column + 8 * quad_lane;
     if exists && column < arguments.n {
-        // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so that the 8 elements of 2
-        // bytes exist and are 16-byte aligned as `out` is.
+        // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so that the
+        // 8 elements of 2 bytes exist and are 16-byte aligned as `out` is.
         unsafe { memory::store(arguments.out.add((start + column as usize) * 2).cast(), words) };
     }
 }
