@@ -134,6 +134,7 @@ fn device_weights_that_do_not_fit_are_refused() {
         w13_scale: device.zeros(w13_scale).unwrap().into(),
         w2_scale: device.zeros(w2_scale).unwrap().into(),
         input_scales,
+        shared: None,
     };
     let refusal = |weights| match MoeLayer::from_device(&device, &config, weights) {
         Ok(_) => panic!("not refused"),

@@ -113,6 +113,7 @@ fn operations(
         y: (&copied).into(),
         permutation,
         topk_weights: None,
+        addend: None,
         hidden: HIDDEN,
         out: (&mut out).into(),
     };
@@ -439,7 +440,7 @@ fn a_captured_permutation_stays_in_its_capture() {
     device.default_stream().synchronize().unwrap();
     let mut sum = |stream: &Stream, permutation: &Permutation<'_>| {
         let (y, out) = ((&y).into(), (&mut out).into());
-        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out })
+        unpermute(stream, Unpermute { y, permutation, topk_weights: None, addend: None, hidden: 8, out })
     };
     let mut memory = Memory::new(&device, shape);
     let mut escaped = None;

@@ -78,9 +78,6 @@ pub fn load_layer(
     let config = checkpoint.config();
     let moe = MoeConfig { intermediate_scales: scales, reduction, ..checkpoint.layer_config(&prefix)? };
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &moe));
-    if let Some(shared) = checkpoint.shared_experts(&prefix) {
-        eprintln!("note     {shared} is not computed: the output is that of the routed experts");
-    }
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")
             .expect("a valid template"),

@@ -11,7 +11,7 @@ use fp8_moe::Result;
 use fp8_moe::SliceMut;
 use fp8_moe::Stream;
 use fp8_moe::internals::padded_intermediate;
-use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization};
+use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, WeightScales};
 
 /// Layers of one config.
 pub struct Layers {
@@ -60,7 +60,8 @@ impl Layers {
                 w2: w2.into(),
                 w13_scale: device.upload(&w13_scale)?.into(),
                 w2_scale: device.upload(&w2_scale)?.into(),
-                input_scales: (config.quantization == Quantization::TensorStatic).then_some(INPUT_SCALES),
+                input_scales: config.quantization.is_static().then_some(INPUT_SCALES),
+                shared: None,
             };
             MoeLayer::from_device(device, config, weights)
         };
@@ -98,12 +99,12 @@ fn scales(config: &MoeConfig, source: &mut ChaCha8Rng) -> (Vec<f32>, Vec<f32>) {
     let mut draw =
         |columns: usize| source.random_range(0.5..1.5) / (WEIGHT_DEVIATION * (columns as f32).sqrt());
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-    let w13: Vec<f32> = match config.quantization {
+    let w13: Vec<f32> = match config.quantization.weights() {
         // One scale per half of an expert.
-        Quantization::TensorStatic => (0..2 * config.local_count())
+        WeightScales::Tensor => (0..2 * config.local_count())
             .flat_map(|_| std::iter::repeat_n(draw(hidden), padded_intermediate(config)))
             .collect(),
-        Quantization::ChannelToken | Quantization::Block128 => (0..w13).map(|_| draw(hidden)).collect(),
+        WeightScales::Channel | WeightScales::Block128 => (0..w13).map(|_| draw(hidden)).collect(),
     };
     (w13, (0..w2).map(|_| draw(intermediate)).collect())
 }

@@ -26,7 +26,7 @@
 use super::part::Part;
 use super::routing::Routed;
 use fp8_moe::internals::is_gated;
-use fp8_moe::{MoeConfig, MoeLayer, Quantization, Reduction, Result};
+use fp8_moe::{ActivationScales, MoeConfig, MoeLayer, Reduction, Result, WeightScales};
 
 /// What a routing means for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,17 +108,17 @@ impl Work {
         let (rows, experts) = (load.local_rows, load.active_experts());
         let all_rows = load.tokens * config.top_k;
         let scales = |rows: usize, columns: usize| {
-            4 * match config.quantization {
-                Quantization::TensorStatic => 0,
-                Quantization::ChannelToken => rows,
-                Quantization::Block128 => rows * columns.div_ceil(128),
+            4 * match config.quantization.activations() {
+                ActivationScales::Static => 0,
+                ActivationScales::Token => rows,
+                ActivationScales::Group128 => rows * columns.div_ceil(128),
             }
         };
         // Scales of one expert; gate and up apart.
-        let (w13_scales, w2_scales) = match config.quantization {
-            Quantization::TensorStatic => (2, 1),
-            Quantization::ChannelToken => (2 * i, h),
-            Quantization::Block128 => {
+        let (w13_scales, w2_scales) = match config.quantization.weights() {
+            WeightScales::Tensor => (2, 1),
+            WeightScales::Channel => (2 * i, h),
+            WeightScales::Block128 => {
                 let blocks = i.div_ceil(128) * h.div_ceil(128);
                 (2 * blocks, blocks)
             }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::models::{Model, Number, Renormalize, Scoring};
+use super::models::{Model, Number, Renormalize, Scoring, SharedSize};
 use crate::error::{Error, Result};
 use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
@@ -30,6 +30,17 @@ pub struct ModelConfig {
     pub moe: MoeConfig,
     /// Keys that the config lacks, with what the model's class takes then.
     pub defaults: Vec<(&'static str, String)>,
+    /// Columns of the intermediate of a shared expert, where the model has one.
+    pub(crate) shared: Option<SharedColumns>,
+}
+
+/// Columns of the intermediate of a shared expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedColumns {
+    /// 0: there is none.
+    pub size: usize,
+    /// Whether the config says so; else it is what the class takes.
+    pub is_stated: bool,
 }
 
 /// The parts of a config that belong to the language model.
@@ -119,6 +130,10 @@ impl ModelConfig {
             quantization,
             ..MoeConfig::default()
         };
+        let shared = match &model.tensors.shared {
+            Some(shared) => Some(keys.shared(&shared.size, moe.intermediate_size)?),
+            None => None,
+        };
         let defaults = keys.defaults;
         moe.validate().map_err(|e| match e {
             Error::Argument { name, value, rule, .. } => {
@@ -126,7 +141,7 @@ impl ModelConfig {
             }
             other => other,
         })?;
-        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults })
+        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults, shared })
     }
 }
 
@@ -174,6 +189,27 @@ impl<'a> Keys<'a> {
             return if equal { Ok(first) } else { Err(self.wrong(name, value, rule)) };
         }
         whole(value).ok_or_else(|| self.wrong(name, value, "a whole number"))
+    }
+
+    /// The size of a shared expert beside experts of `intermediate` columns.
+    fn shared(&mut self, size: &SharedSize, intermediate: usize) -> Result<SharedColumns> {
+        let (number, of_each) = match size {
+            SharedSize::Own(number) => (number, 1),
+            SharedSize::Experts(number) => (number, intermediate),
+            SharedSize::Expert => return Ok(SharedColumns { size: intermediate, is_stated: false }),
+        };
+        match self.find(number.keys)? {
+            Some((_, Value::Null)) => Ok(SharedColumns { size: 0, is_stated: true }),
+            None if number.default.is_none() => Ok(SharedColumns { size: 0, is_stated: false }),
+            found => {
+                let (count, is_stated) = (self.number(number)?, found.is_some());
+                let size = count.checked_mul(of_each).filter(|&size| size < 1 << 24);
+                let size = size.ok_or_else(|| {
+                    self.error(format!("config: {} = {count}: must be below 2^24 columns", number.keys[0]))
+                })?;
+                Ok(SharedColumns { size, is_stated })
+            }
+        }
     }
 
     fn flag(&mut self, key: &'static str, default: bool) -> Result<bool> {

@@ -10,6 +10,9 @@
 //!                                 Columns    [E, H, 2I]      columns of expert 7: I of gate, I of up; transposed here
 //! ```
 //!
+//! A shared expert, `<prefix>.shared_experts.gate_proj.weight` and so on, is read as an expert of a layout of
+//! its own, or where it is not quantised as numbers.
+//!
 //! Every byte of a weight is looked at once, before it is copied to the device: an e4m3 NaN is refused.
 
 use std::borrow::Cow;
@@ -17,15 +20,32 @@ use std::borrow::Cow;
 use safetensors::Dtype;
 
 use super::files::Files;
-use super::models::{Fused, Model, Order};
+use super::models::{Fused, Model, Order, SHARED_PROJECTIONS, Shared};
 use super::quantization::{ActivationScales, Scheme, WeightScales};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
-use crate::layer::{ExpertSource, ExpertWeights, MoeConfig, MoeWeights, Quantization, RouterWeights};
+use crate::layer::{
+    self, ExpertSource, ExpertWeights, MoeConfig, MoeWeights, RouterWeights, SharedExpert, SharedKind,
+    SharedMatrices, SharedWeights,
+};
 
 /// Columns and rows of a block as a layer has them.
 const BLOCK: usize = 128;
+
+/// What may stand beside a matrix, itself included.
+const OF_WEIGHTS: [&str; 10] = [
+    "weight",
+    "weight_scale_inv",
+    "weight_scale",
+    "scale",
+    "qscale_weight",
+    "input_scale",
+    "activation_scale",
+    "qscale_act",
+    "output_scale",
+    "weight_shape",
+];
 
 /// Reads a layer.
 pub(crate) struct LayerReader<'a> {
@@ -36,6 +56,8 @@ pub(crate) struct LayerReader<'a> {
     scheme: Scheme,
     layout: Layout,
     local: Vec<usize>,
+    /// The scheme of a shared expert that is quantised.
+    shared_scheme: Option<Scheme>,
 }
 
 /// How a layer's experts lie in its tensors.
@@ -45,6 +67,8 @@ pub(crate) enum Layout {
     Each([&'static str; 3]),
     /// Gate and up, and down, of all experts.
     Fused([&'static str; 2], Order),
+    /// Gate, up and down below this name, of the one expert there is: a shared one.
+    One(&'static str),
 }
 
 /// One of the three matrices of an expert.
@@ -93,6 +117,7 @@ impl Layout {
     pub fn modules(self, prefix: &str) -> Vec<String> {
         match self {
             Layout::Each(names) => names.map(|name| format!("{prefix}.experts.0.{name}")).into(),
+            Layout::One(own) => SHARED_PROJECTIONS.map(|name| format!("{prefix}.{own}.{name}")).into(),
             Layout::Fused(names, _) => {
                 names.map(|name| format!("{prefix}.{}", name.strip_suffix(".weight").unwrap_or(name))).into()
             }
@@ -101,17 +126,19 @@ impl Layout {
 }
 
 impl<'a> LayerReader<'a> {
-    /// A reader of the layer `prefix`, whose experts are quantised by `scheme`.
+    /// A reader of the layer `prefix`, whose experts are quantised by `scheme`, and a shared one by
+    /// `shared_scheme` where it is.
     pub fn new(
         files: &'a Files,
         model: &'static Model,
         prefix: &str,
         config: &MoeConfig,
         scheme: Scheme,
+        shared_scheme: Option<Scheme>,
     ) -> Result<LayerReader<'a>> {
         let layout = Layout::find(files, model, prefix)?;
         let (local, prefix, config) = (config.local_ids(), prefix.to_owned(), config.clone());
-        let reader = LayerReader { files, model, prefix, config, scheme, layout, local };
+        let reader = LayerReader { files, model, prefix, config, scheme, layout, local, shared_scheme };
         reader.check_names()?;
         Ok(reader)
     }
@@ -130,7 +157,7 @@ impl<'a> LayerReader<'a> {
             let is_known = tensors.router.contains(&rest)
                 || tensors.bias.contains(&rest)
                 || self.is_known_of_experts(rest)?
-                || self.is_shared(rest);
+                || self.is_known_of_shared(rest);
             if !is_known {
                 return Err(
                     self.refuse(format!("{name} is not known as a tensor of {}", self.model.model_type))
@@ -140,27 +167,18 @@ impl<'a> LayerReader<'a> {
         Ok(())
     }
 
-    fn is_shared(&self, rest: &str) -> bool {
-        let mut shared = self.model.tensors.shared.iter();
-        shared.any(|shared| {
-            rest.strip_prefix(shared).is_some_and(|rest| rest.starts_with('.') || rest == "_gate.weight")
-        })
+    fn is_known_of_shared(&self, rest: &str) -> bool {
+        let Some(shared) = &self.model.tensors.shared else { return false };
+        let of_matrix = || {
+            let (matrix, what) = rest.strip_prefix(shared.name)?.strip_prefix('.')?.split_once('.')?;
+            Some(SHARED_PROJECTIONS.contains(&matrix) && OF_WEIGHTS.contains(&what))
+        };
+        shared.gate == Some(rest) || of_matrix().unwrap_or(false)
     }
 
     fn is_known_of_experts(&self, rest: &str) -> Result<bool> {
-        const OF_WEIGHTS: [&str; 10] = [
-            "weight",
-            "weight_scale_inv",
-            "weight_scale",
-            "scale",
-            "qscale_weight",
-            "input_scale",
-            "activation_scale",
-            "qscale_act",
-            "output_scale",
-            "weight_shape",
-        ];
         match self.layout {
+            Layout::One(_) => Ok(false),
             Layout::Each(names) => {
                 let Some(rest) = rest.strip_prefix("experts.") else { return Ok(false) };
                 let Some((number, matrix)) = rest.split_once('.') else { return Ok(false) };
@@ -192,7 +210,72 @@ impl<'a> LayerReader<'a> {
                 ActivationScales::TensorStatic => Some(self.input_scales()?),
                 _ => None,
             },
+            shared: self.config.shared.map(|shared| self.shared(shared)).transpose()?,
         })
+    }
+
+    /// The weights of the shared expert.
+    fn shared(&self, shared: SharedExpert) -> Result<SharedWeights<'a>> {
+        let names = self.shared_names()?;
+        let gate = match names.gate.filter(|_| shared.gate) {
+            Some(gate) => Some(self.numbers(gate, &[1, self.config.hidden_size])?),
+            None => None,
+        };
+        let matrices = match self.shared_reader() {
+            Some(reader) => SharedMatrices::Quantised {
+                expert: reader.expert(0)?,
+                input_scales: match self.config.shared_layer() {
+                    Some(layer) if layer.quantization.is_static() => Some(reader.input_scales()?),
+                    _ => None,
+                },
+            },
+            None => {
+                let MoeConfig { hidden_size: h, .. } = self.config;
+                let size = shared.intermediate_size;
+                let [gate, up, down] = SHARED_PROJECTIONS.map(|name| format!("{}.{name}.weight", names.name));
+                SharedMatrices::Bf16 {
+                    gate: self.numbers(&gate, &[size, h])?,
+                    up: self.numbers(&up, &[size, h])?,
+                    down: self.numbers(&down, &[h, size])?,
+                }
+            }
+        };
+        Ok(SharedWeights { matrices, gate })
+    }
+
+    fn shared_names(&self) -> Result<&'static Shared> {
+        let shared = self.model.tensors.shared.as_ref();
+        shared.ok_or_else(|| self.refuse(format!("{} has no shared experts", self.model.model_type)))
+    }
+
+    /// A reader of the shared expert as one of a layer, where it is quantised.
+    fn shared_reader(&self) -> Option<LayerReader<'a>> {
+        let (shared, scheme) = (self.config.shared?, self.shared_scheme.clone()?);
+        let SharedKind::Quantised(quantization) = shared.weights else { return None };
+        let config = MoeConfig {
+            intermediate_size: shared.intermediate_size,
+            quantization,
+            experts: 1,
+            shared: None,
+            local_experts: None,
+            ..self.config.clone()
+        };
+        Some(LayerReader {
+            files: self.files,
+            model: self.model,
+            prefix: self.prefix.clone(),
+            config,
+            scheme,
+            layout: Layout::One(self.model.tensors.shared.as_ref()?.name),
+            local: vec![0],
+            shared_scheme: None,
+        })
+    }
+
+    /// The tensor `name` of the layer, whose elements are finite numbers that are not quantised.
+    fn numbers(&self, name: &str, shape: &[usize]) -> Result<RouterWeights<'a>> {
+        let tensor = self.files.tensor(&format!("{}.{name}", self.prefix))?.expect_shape(shape)?;
+        finite_numbers(tensor)
     }
 
     fn router(&self) -> Result<RouterWeights<'a>> {
@@ -200,13 +283,7 @@ impl<'a> LayerReader<'a> {
         let tensor = self.one_of(self.model.tensors.router)?.ok_or_else(|| {
             self.refuse(format!("there is no tensor {}.{}", self.prefix, self.model.tensors.router[0]))
         })?;
-        let tensor = tensor.expect_shape(&shape)?;
-        let values = tensor.to_f32()?;
-        tensor.check_finite(&values)?;
-        Ok(match tensor.dtype {
-            Dtype::BF16 => RouterWeights::Bf16(tensor.as_bf16()),
-            _ => RouterWeights::F32(values.into()),
-        })
+        finite_numbers(tensor.expect_shape(&shape)?)
     }
 
     /// The bias of the scores; zeros where the model has one that the checkpoint lacks.
@@ -217,7 +294,7 @@ impl<'a> LayerReader<'a> {
         };
         let tensor = if tensor.shape == [1, experts] { tensor } else { tensor.expect_shape(&[experts])? };
         let values = tensor.to_f32()?;
-        tensor.check_finite(&values)?;
+        tensor.check_finite(values.iter().copied())?;
         Ok(Some(values))
     }
 
@@ -238,11 +315,15 @@ impl<'a> LayerReader<'a> {
     /// is taken, over all experts of the model, so that every rank uses the same. An expert that calibration
     /// never reached has none, and takes that of the others.
     fn input_scales(&self) -> Result<[f32; 2]> {
-        let [gate, up, down] = MATRICES.map(|matrix| self.largest_input_scale(matrix));
-        let first = match (gate?, up?) {
-            (Some(gate), Some(up)) => Some(gate.max(up)),
-            (gate, up) => gate.or(up),
+        // A shared expert that is computed as one of them is quantised with them.
+        let shared = self.shared_reader().filter(|_| self.config.shared_slots() > 0);
+        let largest = |matrix| -> Result<Option<f32>> {
+            let own = self.largest_input_scale(matrix)?;
+            let other = shared.as_ref().map(|reader| reader.largest_input_scale(matrix)).transpose()?;
+            Ok(own.into_iter().chain(other.flatten()).reduce(f32::max))
         };
+        let [gate, up, down] = MATRICES.map(largest);
+        let first = gate?.into_iter().chain(up?).reduce(f32::max);
         let found = |scale: Option<f32>, matrix| {
             scale.ok_or_else(|| {
                 self.refuse(format!(
@@ -257,7 +338,7 @@ impl<'a> LayerReader<'a> {
     }
 
     fn largest_input_scale(&self, matrix: Matrix) -> Result<Option<f32>> {
-        let of_each = matches!(self.layout, Layout::Each(_));
+        let of_each = !matches!(self.layout, Layout::Fused(..));
         let mut largest: Option<f32> = None;
         for expert in 0..if of_each { self.config.experts } else { 1 } {
             let names = input_scale_names(&self.tensor_name(matrix, expert));
@@ -277,6 +358,7 @@ impl<'a> LayerReader<'a> {
         match self.layout {
             Layout::Each(names) => format!("experts.{expert}.{}.weight", names[matrix as usize]),
             Layout::Fused(names, _) => names[usize::from(matrix == Matrix::Down)].to_owned(),
+            Layout::One(own) => format!("{own}.{}.weight", SHARED_PROJECTIONS[matrix as usize]),
         }
     }
 
@@ -325,7 +407,7 @@ impl<'a> LayerReader<'a> {
             )));
         }
         match self.layout {
-            Layout::Each(_) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
+            Layout::Each(_) | Layout::One(_) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
             Layout::Fused(_, order) => {
                 let [outer, inner] = self.fused_shape(matrix, order);
                 tensor.expect(Dtype::F8_E4M3, &[self.config.experts, outer, inner])
@@ -382,14 +464,16 @@ impl<'a> LayerReader<'a> {
         let tensor = self.one_of(&names)?.ok_or_else(missing)?;
         let values = self.scale_values(&tensor)?;
         let found = match self.layout {
-            Layout::Each(_) => self.scales_of_one(matrix, &tensor, &values),
+            Layout::Each(_) | Layout::One(_) => self.scales_of_one(matrix, &tensor, &values),
             Layout::Fused(_, order) => self.scales_of_fused(matrix, expert, order, &tensor, &values),
         }?;
-        Ok(match (self.scheme.weights, self.config.quantization) {
-            (WeightScales::Tensor, Quantization::ChannelToken) => vec![found[0]; self.shape(matrix)[0]],
-            (WeightScales::Block(block), _) => self.in_blocks(matrix, block, &found),
-            _ => found,
-        })
+        match (self.scheme.weights, self.config.quantization.weights()) {
+            (WeightScales::Tensor, layer::WeightScales::Channel) => Ok(vec![found[0]; self.shape(matrix)[0]]),
+            (WeightScales::Block(block), _) => {
+                in_blocks(self.shape(matrix), block, &found).map_err(|what| tensor.error(what))
+            }
+            _ => Ok(found),
+        }
     }
 
     /// The numbers of a tensor of scales, which must be finite and not negative. Zero is one: an all-zero
@@ -482,21 +566,24 @@ impl<'a> LayerReader<'a> {
             }
         }
     }
-
-    /// Scales of blocks of `[high, wide]`, multiples of 128, as scales of blocks of 128 by 128.
-    fn in_blocks(&self, matrix: Matrix, [high, wide]: [usize; 2], scales: &[f32]) -> Vec<f32> {
-        let [rows, columns] = self.shape(matrix);
-        let across = columns.div_ceil(wide);
-        let at = |row: usize, column: usize| scales[row * BLOCK / high * across + column * BLOCK / wide];
-        let (down, across) = (rows.div_ceil(BLOCK), columns.div_ceil(BLOCK));
-        (0..down).flat_map(|row| (0..across).map(move |column| at(row, column))).collect()
-    }
 }
 
 impl ExpertSource for LayerReader<'_> {
     fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>> {
         self.expert(self.local[index]).map(Cow::Owned)
     }
+}
+
+/// A tensor of finite numbers, as it is where it is bf16.
+fn finite_numbers(tensor: Tensor<'_>) -> Result<RouterWeights<'_>> {
+    if tensor.dtype == Dtype::BF16 {
+        let values = tensor.as_bf16();
+        tensor.check_finite(values.iter().map(|value| value.to_f32()))?;
+        return Ok(RouterWeights::Bf16(values));
+    }
+    let values = tensor.to_f32()?;
+    tensor.check_finite(values.iter().copied())?;
+    Ok(RouterWeights::F32(values.into()))
 }
 
 /// The names that the scales of a weight may go by, below the layer's prefix; blocks' names first.
@@ -521,6 +608,37 @@ fn input_scale_names(weight: &str) -> Vec<String> {
     }
 }
 
+/// The scales of a `[rows, columns]` matrix in blocks of `[high, wide]`, row-major, as those of its blocks of
+/// 128 by 128. Each of these must have one scale: a larger block's is repeated, smaller blocks' must agree.
+fn in_blocks(
+    [rows, columns]: [usize; 2],
+    [high, wide]: [usize; 2],
+    scales: &[f32],
+) -> Result<Vec<f32>, String> {
+    let across = columns.div_ceil(wide);
+    let mut blocks = Vec::new();
+    for top in (0..rows).step_by(BLOCK) {
+        for left in (0..columns).step_by(BLOCK) {
+            let (bottom, right) = ((top + BLOCK).min(rows) - 1, (left + BLOCK).min(columns) - 1);
+            let first = scales[top / high * across + left / wide];
+            for row in top / high..=bottom / high {
+                for column in left / wide..=right / wide {
+                    let other = scales[row * across + column];
+                    if other != first {
+                        return Err(format!(
+                            "the blocks of {high}x{wide} in rows {top}..={bottom} and columns {left}..={right} \
+                             have different scales, {first} and {other}: not supported: the kernels have one \
+                             for 128x128, and to quantise the weights again would change them"
+                        ));
+                    }
+                }
+            }
+            blocks.push(first);
+        }
+    }
+    Ok(blocks)
+}
+
 /// The transposed matrix `[columns, rows]` of `rows` by `columns` elements whose rows begin `stride` apart.
 fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4m3> {
     // Squares whose lines stay in the first cache on both sides.
@@ -542,6 +660,19 @@ fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_other_sizes_keep_their_scales_or_are_refused() {
+        // 256x128: repeated, the last one short. 64x128 and 1x128: merged where they agree.
+        assert_eq!(
+            in_blocks([272, 130], [256, 128], &[1.0, 2.0, 3.0, 4.0]),
+            Ok(vec![1.0, 2.0, 1.0, 2.0, 3.0, 4.0])
+        );
+        assert_eq!(in_blocks([192, 64], [64, 128], &[1.0, 1.0, 2.0]), Ok(vec![1.0, 2.0]));
+        assert_eq!(in_blocks([3, 256], [1, 128], &[1.0, 2.0, 1.0, 2.0, 1.0, 2.0]), Ok(vec![1.0, 2.0]));
+        let error = in_blocks([192, 128], [64, 64], &[1.0, 1.0, 1.0, 5.0, 1.0, 1.0]).unwrap_err();
+        assert!(error.starts_with("the blocks of 64x64 in rows 0..=127 and columns 0..=127"), "{error}");
+    }
 
     #[test]
     fn transposes() {

@@ -97,8 +97,27 @@ pub(crate) struct Tensors {
     pub matrices: Option<[&'static str; 3]>,
     /// One tensor for all experts.
     pub fused: Option<Fused>,
-    /// Experts that every token has.
-    pub shared: &'static [&'static str],
+    /// An MLP that every token goes through.
+    pub shared: Option<Shared>,
+}
+
+/// An MLP that every token goes through: `<prefix>.<name>.<gate_proj|up_proj|down_proj>.weight`.
+pub(crate) struct Shared {
+    pub name: &'static str,
+    /// Columns of its intermediate.
+    pub size: SharedSize,
+    /// The tensor `[1, H]` whose product with a token, through a sigmoid, weighs its output.
+    pub gate: Option<&'static str>,
+}
+
+/// How many columns the intermediate of a shared expert has.
+pub(crate) enum SharedSize {
+    /// What the key says.
+    Own(Number),
+    /// As many experts' as the key says; null says none.
+    Experts(Number),
+    /// An expert's.
+    Expert,
 }
 
 /// Tensors that hold a matrix of every expert.
@@ -148,7 +167,20 @@ const fn grouped(groups: [usize; 2], renormalize: bool, factor: f64) -> Scoring 
     }
 }
 
-const PROJECTIONS: Option<[&str; 3]> = Some(["gate_proj", "up_proj", "down_proj"]);
+/// Qwen's shared expert, with a gate.
+const fn gated_shared(default: usize) -> Option<Shared> {
+    let size = SharedSize::Own(number(&["shared_expert_intermediate_size"], default));
+    Some(Shared { name: "shared_expert", size, gate: Some("shared_expert_gate.weight") })
+}
+
+/// DeepSeek's shared experts, so many of the routed ones' size.
+const fn shared_experts(count: Number) -> Option<Shared> {
+    Some(Shared { name: "shared_experts", size: SharedSize::Experts(count), gate: None })
+}
+
+const PROJECTIONS: Option<[&str; 3]> = Some(SHARED_PROJECTIONS);
+/// The matrices of a shared expert.
+pub(crate) const SHARED_PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 const GATE: &[&str] = &["gate.weight"];
 const FUSED: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Rows });
@@ -156,15 +188,14 @@ const FUSED_COLUMNS: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Columns });
 
 const MIXTRAL: Tensors =
-    Tensors { router: GATE, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: &[] };
-const QWEN: Tensors =
-    Tensors { router: GATE, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: &["shared_expert"] };
+    Tensors { router: GATE, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: None };
+const QWEN: Tensors = Tensors { router: GATE, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: None };
 const DEEPSEEK: Tensors = Tensors {
     router: GATE,
     bias: &["gate.e_score_correction_bias"],
     matrices: PROJECTIONS,
     fused: FUSED,
-    shared: &["shared_experts"],
+    shared: shared_experts(number(&["n_shared_experts"], 1)),
 };
 const GRANITE: Tensors = Tensors {
     router: &["router.layer.weight", "router.weight"],
@@ -177,7 +208,7 @@ const GRANITE: Tensors = Tensors {
         ],
         order: Order::Rows,
     }),
-    shared: &[],
+    shared: None,
 };
 
 type Fixed = &'static [(&'static str, &'static [&'static str])];
@@ -214,7 +245,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
         fixed: SOFTMAX,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(5632), ..QWEN },
     },
     Model {
         model_type: "qwen3_moe",
@@ -226,7 +257,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "qwen3_next",
@@ -238,7 +269,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
         fixed: SOFTMAX,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
     Model {
         model_type: "qwen3_5_moe_text",
@@ -250,7 +281,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Always),
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
     Model {
         model_type: "qwen3_vl_moe_text",
@@ -262,7 +293,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Always),
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: Tensors { shared: &[], fused: FUSED_COLUMNS, ..QWEN },
+        tensors: Tensors { fused: FUSED_COLUMNS, ..QWEN },
     },
     Model {
         model_type: "qwen3_omni_moe_text",
@@ -274,7 +305,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "deepseek_v2",
@@ -287,7 +318,7 @@ pub(crate) const MODELS: &[Model] = &[
         scoring: Scoring::DeepSeekV2,
         // DeepSeek's own code divides by the sum where this is true, the class in transformers does not.
         fixed: &[("scoring_func", &["\"softmax\""]), ("norm_topk_prob", &["false"])],
-        tensors: Tensors { bias: &[], ..DEEPSEEK },
+        tensors: Tensors { bias: &[], shared: shared_experts(number(&["n_shared_experts"], 2)), ..DEEPSEEK },
     },
     Model {
         model_type: "deepseek_v3",
@@ -371,7 +402,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], false, 1.0),
         fixed: SIGMOID,
-        tensors: DEEPSEEK,
+        tensors: Tensors { shared: shared_experts(required(&["n_shared_experts"])), ..DEEPSEEK },
     },
     Model {
         model_type: "mimo_v2_flash",
@@ -383,7 +414,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(2048),
         scoring: grouped([1, 1], true, 1.0),
         fixed: SIGMOID,
-        tensors: Tensors { shared: &[], ..DEEPSEEK },
+        tensors: Tensors { shared: None, ..DEEPSEEK },
     },
     Model {
         model_type: "exaone_moe",
@@ -395,7 +426,11 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1024),
         scoring: grouped([1, 1], true, 2.5),
         fixed: SIGMOID,
-        tensors: Tensors { bias: &["e_score_correction_bias", "gate.e_score_correction_bias"], ..DEEPSEEK },
+        tensors: Tensors {
+            bias: &["e_score_correction_bias", "gate.e_score_correction_bias"],
+            shared: shared_experts(number(&["num_shared_experts"], 1)),
+            ..DEEPSEEK
+        },
     },
     Model {
         model_type: "mistral4",
@@ -452,6 +487,7 @@ pub(crate) const MODELS: &[Model] = &[
         fixed: &[],
         tensors: Tensors {
             bias: &["moe_statics.e_score_correction_bias", "gate.moe_statics.e_score_correction_bias"],
+            shared: shared_experts(number(&["moe_num_shared_experts"], 2)),
             ..DEEPSEEK
         },
     },
@@ -465,7 +501,11 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: number(&["intermediate_size"], 11008),
         scoring: Scoring::Softmax(Renormalize::Always),
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: Tensors { router: &["gate.wg.weight"], shared: &["shared_mlp"], ..QWEN },
+        tensors: Tensors {
+            router: &["gate.wg.weight"],
+            shared: Some(Shared { name: "shared_mlp", size: SharedSize::Expert, gate: None }),
+            ..QWEN
+        },
     },
     Model {
         model_type: "granitemoe",
@@ -489,7 +529,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: number(&["intermediate_size"], 14336),
         scoring: Scoring::Softmax(Renormalize::Never),
         fixed: SOFTMAX,
-        tensors: Tensors { router: &["router.weight"], shared: &[], ..QWEN },
+        tensors: Tensors { router: &["router.weight"], ..QWEN },
     },
     Model {
         model_type: "olmoe",
@@ -501,7 +541,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: number(&["intermediate_size"], 2048),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "llama4_text",
@@ -513,7 +553,12 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: number(&["intermediate_size"], 8192),
         scoring: Scoring::SigmoidInput,
         fixed: &[],
-        tensors: Tensors { router: &["router.weight"], fused: FUSED_COLUMNS, ..QWEN },
+        tensors: Tensors {
+            router: &["router.weight"],
+            fused: FUSED_COLUMNS,
+            shared: Some(Shared { name: "shared_expert", size: SharedSize::Expert, gate: None }),
+            ..QWEN
+        },
     },
 ];
 

@@ -1,5 +1,7 @@
 /// Rows of a block at a time, a warp each, 256 columns at a time.
 pub const ABSMAX_ROWS_PER_BLOCK: u32 = 16;
+/// Threads of a block, a token each at a time.
+pub const APPEND_SHARED_THREADS: u32 = 256;
 /// Which scales A has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -257,12 +259,15 @@ pub struct ProblemSizes {
 /// What all of these kernels read, and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantize {
-    /// `[rows, columns]`, of the type that the kernel's name says.
+    /// `[rows / slots, columns]`, of the type that the kernel's name says.
     pub x: DevicePtr<u8>,
     /// f32 `[rows]`, multiplies each row before anything else; null for none.
     pub row_weight: DevicePtr<f32>,
-    /// Rows of `x`.
+    /// Rows to quantise.
     pub rows: u32,
+    /// How many of them a row of `x` makes, one after the other; more than 1 where they have weights of their
+    /// own.
+    pub slots: u32,
     /// Columns of `x`.
     pub columns: u32,
     /// Where the rows go.
@@ -438,6 +443,36 @@ impl Arguments for ActivateGroup {
         )
     }
 }
+/// Arguments of the kernel `activation_plain`.
+#[derive(Clone, Copy, Debug)]
+pub struct ActivatePlain {
+    /// f32 `[rows, 2 * intermediate]`.
+    pub x: DevicePtr<f32>,
+    /// f32 `[rows]`: each row is multiplied by the sigmoid of its own; null for none.
+    pub row_logits: DevicePtr<f32>,
+    /// bf16 `[rows, intermediate]`.
+    pub out: DevicePtr<half::bf16>,
+    /// Rows of `x` and `out`.
+    pub rows: u32,
+    /// I.
+    pub intermediate: u32,
+    /// What joins gate and up.
+    pub function: ActivationFunction,
+}
+impl Arguments for ActivatePlain {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.row_logits).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.intermediate).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.function).cast_mut().cast(),
+            ],
+        )
+    }
+}
 /// Arguments of the kernels `activation_tensor_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct ActivateTensor {
@@ -483,6 +518,45 @@ impl Arguments for ActivateToken {
                 ::core::ptr::from_ref(&self.common.intermediate).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.kept_spans).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernel `append_shared`.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendShared {
+    /// i32 `[tokens, top_k]`.
+    pub given_ids: DevicePtr<i32>,
+    /// f32 `[tokens, top_k]`.
+    pub given_weights: DevicePtr<f32>,
+    /// f32 `[tokens]`; null where the weight of shared experts is 1.
+    pub gate_logits: DevicePtr<f32>,
+    /// i32 `[tokens, top_k + shared]`.
+    pub topk_ids: DevicePtr<i32>,
+    /// f32 `[tokens, top_k + shared]`.
+    pub topk_weights: DevicePtr<f32>,
+    /// T.
+    pub tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// k.
+    pub top_k: u32,
+    /// Shared experts, at least 1.
+    pub shared: u32,
+}
+impl Arguments for AppendShared {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.given_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.given_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.gate_logits).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.topk_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
             ],
         )
     }
@@ -540,6 +614,8 @@ impl Arguments for GroupedTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.groups).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_group).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.softmax_scores)).cast_mut().cast(),
@@ -884,6 +960,7 @@ impl Arguments for QuantizeGroup {
                 ::core::ptr::from_ref(&self.scales.strides.row).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.strides.group).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -932,6 +1009,7 @@ impl Arguments for QuantizeTensor {
                 ::core::ptr::from_ref(&self.out.q).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.cleared).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -977,6 +1055,7 @@ impl Arguments for QuantizeToken {
                 ::core::ptr::from_ref(&self.scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.absmax_limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1040,6 +1119,8 @@ impl Arguments for SoftmaxTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
             ],
         )
@@ -1048,11 +1129,11 @@ impl Arguments for SoftmaxTopK {
 /// What all top-k kernels read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct TopK {
-    /// f32 `[tokens, experts]`.
+    /// f32 `[tokens, experts]`; with `shared_gate` `[tokens, experts + 1]`.
     pub logits: DevicePtr<f32>,
-    /// i32 `[tokens, top_k]`.
+    /// i32 `[tokens, top_k + shared]`.
     pub topk_ids: DevicePtr<i32>,
-    /// f32 `[tokens, top_k]`.
+    /// f32 `[tokens, top_k + shared]`.
     pub topk_weights: DevicePtr<f32>,
     /// T.
     pub tokens: u32,
@@ -1060,6 +1141,10 @@ pub struct TopK {
     pub experts: u32,
     /// k, from 1 to E.
     pub top_k: u32,
+    /// Slots behind the picked ones, for experts that every token has: `E`, `E + 1`, ..
+    pub shared: u32,
+    /// Whether their weight is the sigmoid of the logit behind those of the experts; else it is 1.
+    pub shared_gate: bool,
 }
 impl Arguments for TopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1071,6 +1156,8 @@ impl Arguments for TopK {
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.shared_gate)).cast_mut().cast(),
             ],
         )
     }
@@ -1086,6 +1173,8 @@ pub struct Unpermute {
     pub topk_weights: DevicePtr<f32>,
     /// i64: rows from it on are skipped.
     pub valid_rows: DevicePtr<i64>,
+    /// f32 `[tokens, columns]`, added behind the last slot; null for none.
+    pub addend: DevicePtr<f32>,
     /// `[tokens, columns]`, of the last type in the kernel's name.
     pub out: DevicePtr<u8>,
     /// T.
@@ -1105,6 +1194,7 @@ impl Arguments for Unpermute {
                 ::core::ptr::from_ref(&self.inverse).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.valid_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.addend).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
@@ -1219,6 +1309,15 @@ pub const ACTIVATION_GROUP_F32: Kernel<ActivateGroup> = Kernel::new(
     0,
     module,
 );
+/// Kernel `activation_plain`: 128 threads per block, at least 6 blocks per SM.
+pub const ACTIVATION_PLAIN: Kernel<ActivatePlain> = Kernel::new(
+    "activation_plain",
+    128,
+    1,
+    false,
+    0,
+    module,
+);
 /// Kernel `activation_tensor_bf16`: 128 threads per block, at least 6 blocks per SM.
 pub const ACTIVATION_TENSOR_BF16: Kernel<ActivateTensor> = Kernel::new(
     "activation_tensor_bf16",
@@ -1270,6 +1369,15 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
     256,
     1,
     true,
+    0,
+    module,
+);
+/// Kernel `append_shared`: 256 threads per block, at least 1 blocks per SM.
+pub const APPEND_SHARED: Kernel<AppendShared> = Kernel::new(
+    "append_shared",
+    256,
+    1,
+    false,
     0,
     module,
 );

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{MoeConfig, Reduction, Routing, RowScales, SharedRun};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -38,7 +38,7 @@ pub enum Hidden<'a> {
     Quantised {
         /// `[T, H]`, 16-byte aligned.
         values: Slice<'a, E4m3>,
-        /// One for each token, or for each token and 128 columns, as [`Quantization`] has it; none where one
+        /// One for each token, or for each token and 128 columns, as [`Quantization`](crate::Quantization) has it; none where one
         /// is given for all.
         scales: Option<Slice<'a, f32>>,
         /// Where `scales` are: `ScaleLayout::row_major` of 1, or of H / 128 rounded up, as a rule.
@@ -399,6 +399,7 @@ impl Request<'_> {
         require(can_add || !adds, OP, "out", format!("Add to {}", out.as_activations().type_name()), || {
             "must be Write, or Add to f32 with the order-free reduction".into()
         })?;
+        self.check_shared(config)?;
         match &self.routed {
             Some(Routed { topk_ids, topk_weights }) => {
                 let slots = elements(OP, "topk_ids", &[tokens, config.top_k])?;
@@ -413,6 +414,23 @@ impl Request<'_> {
             }
         }
         Ok(tokens)
+    }
+
+    /// Refuses what a shared expert beside the others, or its gate, cannot have.
+    fn check_shared(&self, config: &MoeConfig) -> Result<()> {
+        let is_beside = config.shared_run() == SharedRun::Beside;
+        let is_bf16 = matches!(self.hidden, Hidden::Bf16(_));
+        require(
+            is_bf16 || !is_beside && !config.routes_shared(),
+            OP,
+            "hidden",
+            self.hidden.type_name(),
+            || "must be bf16 for a shared expert beside the others, or one with a gate".into(),
+        )?;
+        let adds = matches!(self.out, Output::Add(_));
+        require(!adds || !is_beside, OP, "out", "Add", || {
+            "must be Write where a shared expert runs beside the others: sums begin with what it gives".into()
+        })
     }
 }
 
@@ -435,7 +453,7 @@ fn check_given_scales(
             Err(Error::argument(OP, "scales", "None", format!("must be given for {}", config.quantization)))
         }
         (None, Some(_)) => {
-            let rule = format!("must be None for {}: the layer has it", Quantization::TensorStatic);
+            let rule = format!("must be None for {}: the layer has it", config.quantization);
             Err(Error::argument(OP, "scales", "Some", rule))
         }
     }

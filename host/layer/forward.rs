@@ -4,8 +4,9 @@ use half::{bf16, f16};
 
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
+use super::shared::SharedParts;
 use super::weights::DeviceWeights;
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{MoeConfig, Reduction, Routing, RowScales, WeightScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -25,10 +26,10 @@ use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
-    Grouped, RouterLogits, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Grouped, RouterLogits, SharedSlots, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
-use crate::plan::{First, Plan};
+use crate::plan::{First, Plan, SharedPlan};
 
 /// Types that a layer can write: bf16, f16, f32.
 pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
@@ -86,9 +87,10 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the
-    /// last two.
-    pub const NAMES: [&'static str; 8] = [
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a forward
+    /// never runs both of the last two.
+    pub const NAMES: [&'static str; 9] = [
+        "shared expert",
         "router",
         "permute",
         "quantise",
@@ -178,11 +180,35 @@ impl Call<'_> {
             partials: cutter.take(&layout.partials),
             products: cutter.take(&layout.products),
         };
-        let sums = cutter.take(&layout.sums);
+        let mut sums = cutter.take(&layout.sums);
+        let mut shared = cutter.take(&layout.shared);
+        let shared_parts = SharedParts {
+            products: cutter.take(&layout.shared_products),
+            middle: cutter.take(&layout.shared_middle),
+            logits: cutter.take(&layout.shared_logits),
+            layer: cutter.take(&layout.shared_layer),
+        };
+        let is_beside = !matches!(self.plan.shared, SharedPlan::None);
+        if is_beside {
+            self.step(0);
+            let target = match (self.config.reduction, &mut out) {
+                (Reduction::Deterministic, _) => shared.reborrow(),
+                (Reduction::OrderFree, ActivationsMut::F32(out)) => out.reborrow(),
+                (Reduction::OrderFree, _) => sums.reborrow(),
+            };
+            self.shared_beside(stream, hidden, shared_parts, target)?;
+        }
         let routed = match routed {
-            Some(routed) => routed,
+            Some(given) => {
+                let (ids, weights) = (topk_ids.reborrow(), topk_weights.reborrow());
+                if self.append_shared(stream, hidden, given, logits, ids, weights)? {
+                    Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
+                } else {
+                    given
+                }
+            }
             None => {
-                self.step(0);
+                self.step(1);
                 let Hidden::Bf16(hidden) = hidden else {
                     return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
                 };
@@ -190,39 +216,40 @@ impl Call<'_> {
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
             }
         };
-        if self.config.local_count() == 0 {
+        if self.config.slot_local_experts() == 0 {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
         }
         let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute(out),
             (Reduction::OrderFree, ActivationsMut::F32(out)) => {
-                End::Add { sums: out, clears: !adds, cast_to: None }
+                End::Add { sums: out, clears: !adds && !is_beside, cast_to: None }
             }
-            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some(out) },
+            (Reduction::OrderFree, out) => End::Add { sums, clears: !is_beside, cast_to: Some(out) },
         };
-        self.step(1);
-        let mut permutation = self.permute(stream, routed, lists)?;
         self.step(2);
-        let given = self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
+        let mut permutation = self.permute(stream, routed, lists)?;
         self.step(3);
+        let given = self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
+        self.step(4);
         match &self.plan.first {
             First::Gated(plan) => self.gated_gemm(stream, plan, given, permutation.reborrow(), &mut parts)?,
             First::Apart(plan) => {
                 self.first_gemm(stream, plan, permutation.reborrow(), &mut parts)?;
-                self.step(4);
+                self.step(5);
                 self.activate(stream, &permutation, &mut parts)?;
             }
         }
-        self.step(5);
+        self.step(6);
         self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
             End::Unpermute(out) => {
-                self.step(6);
-                self.unpermute(stream, routed, &permutation, &parts, out)
+                self.step(7);
+                let addend = is_beside.then(|| shared.as_slice());
+                self.unpermute(stream, routed, &permutation, &parts, addend, out)
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some(out), .. } => {
-                self.step(7);
+                self.step(8);
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
                 cast(stream, Cast { rows, columns, x: sums.as_slice(), out })
             }
@@ -243,6 +270,8 @@ impl Call<'_> {
         topk_weights: SliceMut<'_, f32>,
     ) -> Result<()> {
         let MoeConfig { experts, top_k, hidden_size, routing, .. } = *self.config;
+        let shared = SharedSlots { count: self.config.shared_slots(), gated: self.config.routes_shared() };
+        let rows = experts + usize::from(shared.gated);
         let Some(router) = &self.weights.router else {
             return Err(crate::Error::argument(
                 OP,
@@ -254,16 +283,16 @@ impl Call<'_> {
         let tokens = self.plan.tokens();
         let args = RouterLogits {
             tokens,
-            experts,
+            experts: rows,
             hidden: hidden_size,
             hidden_states: hidden,
             gate: router.as_slice(),
-            planes: router.len() / (experts * hidden_size),
+            planes: router.len() / (rows * hidden_size),
             logits: logits.reborrow(),
             path: self.plan.router,
         };
         router_logits(stream, args)?;
-        let top = TopK { tokens, experts, top_k, logits: logits.as_slice(), topk_ids, topk_weights };
+        let top = TopK { tokens, experts, top_k, shared, logits: logits.as_slice(), topk_ids, topk_weights };
         match routing {
             Routing::Softmax { renormalize } => softmax_top_k(stream, top, renormalize),
             Routing::SigmoidInput => sigmoid_top_k(stream, top),
@@ -323,10 +352,16 @@ impl Call<'_> {
             }
         };
         let scales = self.config.first_scales();
+        // The slots of a token have weights of their own where inputs are weighed and there is more than one.
+        let by_slot = self.config.routing == Routing::SigmoidInput && self.config.slots() > 1;
+        if let (End::Add { sums, clears: true, .. }, true) = (&mut *end, by_slot) {
+            sums.fill_bytes(0, stream)?;
+        }
         let args = Quantize {
             x,
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
             destinations: match (self.plan.gathers(), scales) {
+                _ if by_slot => Destinations::Slots { permutation },
                 (true, RowScales::Tensor | RowScales::Group128) => Destinations::Identity,
                 (true, RowScales::Token) => Destinations::Scales { permutation, fill_padding: false },
                 (false, _) => Destinations::Scatter { permutation, fill_padding: false },
@@ -342,6 +377,7 @@ impl Call<'_> {
             },
             q: parts.quantised.reborrow(),
             cleared: match end {
+                End::Add { clears: true, .. } if by_slot => None,
                 End::Add { sums, clears: true, .. } => Some(sums.reborrow()),
                 End::Unpermute(_) | End::Add { .. } => None,
             },
@@ -433,10 +469,10 @@ impl Call<'_> {
             a: parts.intermediate.as_slice(),
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
-            b_scale: match self.config.quantization {
-                Quantization::TensorStatic => BScale::Expert(scale),
-                Quantization::ChannelToken => BScale::Channel(scale),
-                Quantization::Block128 => BScale::Block(scale),
+            b_scale: match self.config.quantization.weights() {
+                WeightScales::Tensor => BScale::Expert(scale),
+                WeightScales::Channel => BScale::Channel(scale),
+                WeightScales::Block128 => BScale::Block(scale),
             },
             permutation,
             out,
@@ -483,9 +519,9 @@ impl Call<'_> {
     /// here.
     fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
-        match self.config.quantization {
-            Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
-            Quantization::Block128 => BScale::Block(scale),
+        match self.config.quantization.weights() {
+            WeightScales::Tensor | WeightScales::Channel => BScale::Channel(scale),
+            WeightScales::Block128 => BScale::Block(scale),
         }
     }
 
@@ -553,6 +589,7 @@ impl Call<'_> {
         routed: Routed<'_>,
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
+        addend: Option<Slice<'_, f32>>,
         out: ActivationsMut<'_>,
     ) -> Result<()> {
         let products = parts.products.as_slice();
@@ -560,6 +597,7 @@ impl Call<'_> {
             y: Activations::Bf16(products.cast()),
             permutation,
             topk_weights: self.output_weights(routed),
+            addend,
             hidden: self.config.hidden_size,
             out,
         };

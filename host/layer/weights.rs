@@ -22,13 +22,14 @@ use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization, Routing};
-use crate::error::{Result, require};
+use crate::config::{MoeConfig, Quantization, Routing, WeightScales};
+use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
+use crate::layer::shared_weights::{Shared, SharedDeviceWeights, SharedWeights};
 use crate::ops::router::bf16_planes;
 
 const OP: &str = "MoeLayer::new";
@@ -81,7 +82,7 @@ impl<'a> From<&'a [f32]> for RouterWeights<'a> {
 }
 
 impl RouterWeights<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             RouterWeights::Bf16(weights) => weights.len(),
             RouterWeights::F32(weights) => weights.len(),
@@ -96,8 +97,18 @@ impl RouterWeights<'_> {
         }
     }
 
+    /// Refuses an element that is not finite.
+    pub(super) fn require_finite(&self, name: &str) -> Result<()> {
+        match (0..self.len()).find(|&index| !self.is_finite(index)) {
+            Some(bad) => {
+                require(false, OP, &format!("{name}[{bad}]"), "not finite", || "must be finite".into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// On the device, as the planes that the kernels take.
-    fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
+    pub(super) fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
         match self {
             RouterWeights::Bf16(weights) => device.upload(weights),
             RouterWeights::F32(weights) => device.upload(&bf16_planes(weights)),
@@ -135,9 +146,11 @@ pub struct MoeWeights<'a> {
     pub correction_bias: Option<Cow<'a, [f32]>>,
     /// This rank's experts, in the order of [`MoeConfig::local_ids`].
     pub experts: Vec<ExpertWeights<'a>>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// For [`MoeConfig::shared`].
+    pub shared: Option<SharedWeights<'a>>,
 }
 
 /// All weights of a layer in device memory, laid out as the kernels read them. For
@@ -151,7 +164,7 @@ pub struct MoeWeights<'a> {
 /// down's columns and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
 pub struct MoeDeviceWeights {
-    /// Router `[planes, E, H]`, one to three planes whose sum it is
+    /// Router `[planes, E, H]` (`E + 1` with the gate of a shared expert that is computed as experts), one to three planes whose sum it is
     /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the
     /// caller.
     pub router: Option<DeviceMemory<bf16>>,
@@ -166,9 +179,11 @@ pub struct MoeDeviceWeights {
     pub w13_scale: DeviceMemory<f32>,
     /// Per tensor `[E_loc]`, per channel `[E_loc, H]`, in blocks `[E_loc, ceil(H/128), I'/128]`.
     pub w2_scale: DeviceMemory<f32>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// For [`MoeConfig::shared`].
+    pub shared: Option<SharedDeviceWeights>,
 }
 
 /// How far loading has come, in bytes of expert weights.
@@ -190,22 +205,23 @@ pub(crate) struct DeviceWeights {
     pub w2_scale: DeviceMemory<f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
     pub input_scales: [Buffer<f32>; 2],
-    /// i32 `[E]`, -1 = not on this rank.
+    /// i32 `[E + s]`, -1 = not on this rank.
     pub expert_map: Option<Buffer<i32>>,
+    pub shared: Option<Shared>,
 }
 
 /// Scales of a `[rows, columns]` matrix.
 fn scale_count(quantization: Quantization, rows: usize, columns: usize) -> usize {
-    match quantization {
-        Quantization::TensorStatic => 1,
-        Quantization::ChannelToken => rows,
-        Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+    match quantization.weights() {
+        WeightScales::Tensor => 1,
+        WeightScales::Channel => rows,
+        WeightScales::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
     }
 }
 
 impl ExpertWeights<'_> {
-    /// Refuses matrices and scales that do not fit `config`; `expert` is its number, for errors.
-    fn validate(&self, config: &MoeConfig, expert: usize) -> Result<()> {
+    /// Refuses matrices and scales that do not fit `config`; `name` is the expert's, for errors.
+    pub(super) fn validate(&self, config: &MoeConfig, name: &str) -> Result<()> {
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let matrices = [
             ("gate", &self.gate, &self.gate_scale, i, h),
@@ -213,16 +229,16 @@ impl ExpertWeights<'_> {
             ("down", &self.down, &self.down_scale, h, i),
         ];
         for (matrix, data, scale, rows, columns) in matrices {
-            exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
+            exactly(&format!("{name}.{matrix}"), data.len(), rows * columns)?;
             let count = scale_count(config.quantization, rows, columns);
-            exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
+            exactly(&format!("{name}.{matrix}_scale"), scale.len(), count)?;
         }
         Ok(())
     }
 }
 
 /// Refuses a number of elements that is not the expected one.
-fn exactly(name: &str, len: usize, expected: usize) -> Result<()> {
+pub(super) fn exactly(name: &str, len: usize, expected: usize) -> Result<()> {
     require(len == expected, OP, name, format!("{len} elements"), || format!("must have {expected}"))
 }
 
@@ -230,17 +246,16 @@ impl MoeWeights<'_> {
     /// Refuses a router that does not fit `config` or is not finite.
     fn validate_router(&self, config: &MoeConfig) -> Result<()> {
         let (h, e) = (config.hidden_size, config.experts);
-        let finite =
-            |name: String, is_finite| require(is_finite, OP, &name, "not finite", || "must be finite".into());
         if let Some(router) = &self.router {
             exactly("router", router.len(), e * h)?;
-            let bad = (0..router.len()).find(|&index| !router.is_finite(index));
-            finite(format!("router[{}]", bad.unwrap_or(0)), bad.is_none())?;
+            router.require_finite("router")?;
         }
         if let Some(bias) = &self.correction_bias {
             exactly("correction_bias", bias.len(), e)?;
-            let bad = bias.iter().position(|b| !b.is_finite());
-            finite(format!("correction_bias[{}]", bad.unwrap_or(0)), bad.is_none())?;
+            if let Some(bad) = bias.iter().position(|b| !b.is_finite()) {
+                let name = format!("correction_bias[{bad}]");
+                return require(false, OP, &name, "not finite", || "must be finite".into());
+            }
         }
         Ok(())
     }
@@ -256,7 +271,7 @@ impl MoeWeights<'_> {
         exactly("experts", self.experts.len(), config.local_count())?;
         let ids = config.local_ids();
         for (&expert, weights) in ids.iter().zip(&self.experts) {
-            weights.validate(config, expert)?;
+            weights.validate(config, &format!("experts[{expert}]"))?;
         }
         self.upload_from(device, config, &Given(&self.experts, ids), progress)
     }
@@ -270,29 +285,73 @@ impl MoeWeights<'_> {
         source: &dyn ExpertSource,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<DeviceWeights> {
+        self.uploaded(device, config, source, progress)?.complete(device, config)
+    }
+
+    /// As [`upload`](Self::upload), as a layer of memory that is there already takes them.
+    pub(super) fn upload_all(&self, device: &Device, config: &MoeConfig) -> Result<MoeDeviceWeights> {
+        self.uploaded(device, config, &Given(&self.experts, config.local_ids()), &|_| {})
+    }
+
+    fn uploaded(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+        source: &dyn ExpertSource,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<MoeDeviceWeights> {
         config.validate()?;
         self.validate_router(config)?;
         check_input_scales(config, self.input_scales)?;
+        let shared = match (&self.shared, config.shared) {
+            (Some(weights), Some(shared)) => {
+                weights.validate(config, shared)?;
+                Some(weights)
+            }
+            (None, None) => None,
+            (weights, _) => {
+                let (given, wanted) = (weights.is_some(), config.shared.is_some());
+                return Err(Error::argument(
+                    OP,
+                    "shared",
+                    format!("given: {given}"),
+                    format!("must be given: {wanted}, as the config says"),
+                ));
+            }
+        };
         let layout = Layout::new(config);
         let ids = config.local_ids();
-        let mut w13 = device.uninit::<E4m3>(ids.len() * layout.w13)?;
-        let mut w2 = device.uninit::<E4m3>(ids.len() * layout.w2)?;
+        let shared_parts = shared.map(|weights| weights.parts(config)).unwrap_or_default();
+        let experts = ids.len() + shared_parts.len();
+        let mut w13 = device.uninit::<E4m3>(experts * layout.w13)?;
+        let mut w2 = device.uninit::<E4m3>(experts * layout.w2)?;
         let bytes = (3 * config.hidden_size * config.intermediate_size) as u64;
-        let total = ids.len() as u64 * bytes;
+        let total = experts as u64 * bytes;
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
-        let jobs: Vec<_> = ids.iter().enumerate().zip(parts).collect();
-        let scales = jobs.into_par_iter().map(|((index, &number), (w13, w2))| -> Result<_> {
-            let expert = source.expert(index)?;
-            expert.validate(config, number)?;
+        let jobs: Vec<_> = parts.enumerate().collect();
+        let scales = jobs.into_par_iter().map(|(index, (w13, w2))| -> Result<_> {
+            let expert = match ids.get(index) {
+                Some(number) => {
+                    let expert = source.expert(index)?;
+                    expert.validate(config, &format!("experts[{number}]"))?;
+                    expert
+                }
+                None => Cow::Borrowed(&shared_parts[index - ids.len()]),
+            };
             layout.upload_expert(&expert, w13, w2)?;
             progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
             Ok(layout.scales(&expert))
         });
         let scales = scales.collect::<Result<Vec<_>>>()?;
         let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
-        let weights = MoeDeviceWeights {
-            router: self.router.as_ref().map(|r| r.upload(device)).transpose()?.map(Into::into),
+        let gate = shared.filter(|_| config.routes_shared()).and_then(|weights| weights.gate.as_ref());
+        let router = match (&self.router, gate) {
+            (Some(router), Some(gate)) => Some(router.stacked(gate).upload(device)?),
+            (router, _) => router.as_ref().map(|router| router.upload(device)).transpose()?,
+        };
+        Ok(MoeDeviceWeights {
+            router: router.map(Into::into),
             correction_bias: self
                 .correction_bias
                 .as_deref()
@@ -304,14 +363,14 @@ impl MoeWeights<'_> {
             w13_scale: device.upload(&w13_scale.concat())?.into(),
             w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
-        };
-        weights.complete(device, config)
+            shared: shared.map(|weights| weights.upload(device, config)).transpose()?,
+        })
     }
 }
 
 /// Static activations need scales, others must not have any.
 fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()> {
-    let is_static = config.quantization == Quantization::TensorStatic;
+    let is_static = config.quantization.is_static();
     match scales {
         Some(scales) => {
             let usable = is_static && scales.iter().all(|s| s.is_finite() && *s > 0.0);
@@ -324,14 +383,15 @@ fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()
 }
 
 impl MoeDeviceWeights {
-    /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale.
+    /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale. They hold this
+    /// rank's experts, and behind them those that a shared expert is computed as.
     pub fn lengths(config: &MoeConfig) -> [usize; 4] {
         let (local, hidden, padded) =
-            (config.local_count(), config.hidden_size, config.padded_intermediate());
-        let (w13_scale, w2_scale) = match config.quantization {
-            Quantization::TensorStatic => (2 * padded, 1),
-            Quantization::ChannelToken => (2 * padded, hidden),
-            Quantization::Block128 => {
+            (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
+        let (w13_scale, w2_scale) = match config.quantization.weights() {
+            WeightScales::Tensor => (2 * padded, 1),
+            WeightScales::Channel => (2 * padded, hidden),
+            WeightScales::Block128 => {
                 let (hidden, intermediate) = (hidden.div_ceil(128), padded / 128);
                 (2 * intermediate * hidden, hidden * intermediate)
             }
@@ -388,12 +448,21 @@ impl MoeDeviceWeights {
         exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
         exactly("w2_scale", (self.w2_scale.len(), self.w2_scale.device()), w2_scale)?;
         if let Some(router) = &self.router {
-            let gate = config.experts * config.hidden_size;
+            let gate = (config.experts + usize::from(config.routes_shared())) * config.hidden_size;
             let planes = (router.len() / gate).clamp(1, 3);
             exactly("router", (router.len(), router.device()), planes * gate)?;
         }
         if let Some(bias) = &self.correction_bias {
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
+        }
+        match (&self.shared, config.shared) {
+            (Some(weights), Some(shared)) => weights.validate(device, config, shared)?,
+            (weights, shared) => {
+                let fits = weights.is_some() == shared.is_some();
+                require(fits, OP, "shared", format!("given: {}", weights.is_some()), || {
+                    format!("must be given: {}, as the config says", shared.is_some())
+                })?;
+            }
         }
         check_input_scales(config, self.input_scales)
     }
@@ -416,6 +485,7 @@ impl MoeDeviceWeights {
                 None => [device.uninit(0)?, device.uninit(0)?],
             },
             expert_map: config.expert_map().map(|map| device.upload(&map)).transpose()?,
+            shared: self.shared.map(|shared| shared.complete(device, config)).transpose()?,
         })
     }
 }
@@ -487,9 +557,9 @@ impl Layout {
     /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its
     /// padded size have the same number of them.
     fn append_w13_scales(&self, to: &mut Vec<f32>, scales: &[f32]) {
-        match self.quantization {
-            Quantization::TensorStatic => to.extend(std::iter::repeat_n(scales[0], self.padded)),
-            Quantization::ChannelToken | Quantization::Block128 => to.extend_from_slice(scales),
+        match self.quantization.weights() {
+            WeightScales::Tensor => to.extend(std::iter::repeat_n(scales[0], self.padded)),
+            WeightScales::Channel | WeightScales::Block128 => to.extend_from_slice(scales),
         }
     }
 }

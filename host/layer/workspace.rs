@@ -31,8 +31,9 @@ impl Workspace {
         self.memory.as_mut_slice()
     }
 
-    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]`
-    /// and weights f32 `[T, k]`.
+    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 and weights
+    /// f32 `[T, k]`. With a shared expert that is computed as `s` experts they are `[T, k + s]`
+    /// ([`MoeConfig::slots`]), of which the last s are `E .. E + s`.
     ///
     /// # Errors
     /// A workspace that is too small for so many tokens.

@@ -4,6 +4,10 @@
 //! once, to e4m3; the scales are those of [`quantize`](super::quantize). The error of the activation
 //! functions is documented in `kernels-gpu/src/activation/functions.rs`: a few units in the last place of
 //! f32.
+//!
+//! [`activation_plain`] rounds to bf16 instead, for a second projection that is not quantised.
+
+use half::bf16;
 
 use super::permutation::Permutation;
 use super::quantize::{Activations, check_groups, group_scales_out};
@@ -142,4 +146,49 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
             }
         }
     }
+}
+
+/// Arguments of [`activation_plain`].
+#[derive(Debug)]
+pub struct ActivationPlain<'a> {
+    /// f32 `[rows, 2I]`.
+    pub x: Slice<'a, f32>,
+    /// f32 `[rows]`: each row is multiplied by the sigmoid of its own.
+    pub row_logits: Option<Slice<'a, f32>>,
+    /// What joins gate and up.
+    pub function: ActivationFunction,
+    /// bf16 `[rows, I]`.
+    pub out: SliceMut<'a, bf16>,
+}
+
+/// Joins gate and up of every row, rounding to bf16: for a second projection that is not quantised.
+///
+/// With no rows nothing is launched.
+///
+/// # Errors
+/// Arrays that are too short or on another device.
+pub fn activation_plain(stream: &Stream, shape: ActivationShape, args: ActivationPlain<'_>) -> Result<()> {
+    const OP: &str = "activation_plain";
+    let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
+    let rows = checked_i32(OP, "rows", shape.rows)?;
+    args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
+    if let Some(row_logits) = &args.row_logits {
+        row_logits.check(OP, "row_logits", shape.rows, stream)?;
+    }
+    args.out.check(OP, "out", shape.rows * shape.intermediate, stream)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let arguments = launchers::ActivatePlain {
+        x: args.x.ptr(),
+        row_logits: args.row_logits.map_or(DevicePtr::null(), |logits| logits.ptr()),
+        out: args.out.ptr(),
+        rows,
+        intermediate,
+        function: args.function,
+    };
+    let device = stream.device();
+    let grid = warp_rows_grid(device, rows, intermediate);
+    // SAFETY: every array was checked to have its extent on this device.
+    unsafe { device.launch(stream, &launchers::ACTIVATION_PLAIN, grid, &arguments) }
 }

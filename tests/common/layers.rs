@@ -127,11 +127,7 @@ pub fn random_routing(config: &MoeConfig, tokens: usize, skew: Skew, seed: u64) 
 }
 
 pub fn any_quantization() -> impl Strategy<Value = Quantization> {
-    prop_oneof![
-        Just(Quantization::TensorStatic),
-        Just(Quantization::ChannelToken),
-        Just(Quantization::Block128)
-    ]
+    prop::sample::select(&Quantization::ALL)
 }
 
 pub fn any_skew() -> impl Strategy<Value = Skew> {

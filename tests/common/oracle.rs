@@ -7,7 +7,10 @@
 //! intermediate as it is, and [`Layer::emulated`] sums as tensor cores do.
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
-use fp8_moe::{E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing};
+use fp8_moe::{
+    ActivationScales, E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing,
+    WeightScales,
+};
 use half::bf16;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -58,10 +61,10 @@ impl Matrix {
         source.fill_bytes(&mut bytes);
         // Exponents below 8: magnitudes below 2, about 0.6 in the mean square.
         let data = bytes.into_iter().map(|byte| E4m3(byte & 0xbf)).collect();
-        let scales = match quantization {
-            Quantization::TensorStatic => 1,
-            Quantization::ChannelToken => rows,
-            Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+        let scales = match quantization.weights() {
+            WeightScales::Tensor => 1,
+            WeightScales::Channel => rows,
+            WeightScales::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
         };
         let unit = 1.0 / (0.6 * (columns as f32).sqrt());
         let scale = (0..scales).map(|_| unit * source.random_range(0.5..1.5)).collect();
@@ -69,10 +72,10 @@ impl Matrix {
     }
 
     fn scale(&self, quantization: Quantization, row: usize, column: usize) -> f64 {
-        let index = match quantization {
-            Quantization::TensorStatic => 0,
-            Quantization::ChannelToken => row,
-            Quantization::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
+        let index = match quantization.weights() {
+            WeightScales::Tensor => 0,
+            WeightScales::Channel => row,
+            WeightScales::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
         };
         f64::from(self.scale[index])
     }
@@ -165,10 +168,16 @@ impl Layer {
             router,
             bias: matches!(config.routing, Routing::Grouped { .. }).then_some(bias),
             // Intermediates reach 20 and more: with odd seeds they saturate.
-            input_scales: (q == Quantization::TensorStatic)
+            input_scales: q
+                .is_static()
                 .then_some([4.0 / 448.0, [32.0 / 448.0, 6.0 / 448.0][seed as usize % 2]]),
             config,
         }
+    }
+
+    /// Gives expert `to` the scales of down of expert `from`, as the parts of one expert have them.
+    pub fn share_down_scales(&mut self, from: usize, to: usize) {
+        self.experts[to].down.scale = self.experts[from].down.scale.clone();
     }
 
     /// Makes outputs `factor` times as large.
@@ -195,25 +204,26 @@ impl Layer {
             correction_bias: self.bias.as_deref().map(Into::into),
             experts: config.local_ids().into_iter().map(expert).collect(),
             input_scales: self.input_scales,
+            shared: None,
         }
     }
 
     /// Scales of the inputs of GEMM 1 and of GEMM 2.
     fn activation_scales(&self) -> [Scales; 2] {
-        match (self.config.quantization, self.config.intermediate_scales) {
-            (Quantization::TensorStatic, _) => {
+        match (self.config.quantization.activations(), self.config.intermediate_scales) {
+            (ActivationScales::Static, _) => {
                 self.input_scales.expect("the static scheme has input scales").map(Scales::Given)
             }
-            (Quantization::ChannelToken, IntermediateScales::Token) => [Scales::Row; 2],
-            (Quantization::ChannelToken, IntermediateScales::Group128) => [Scales::Row, Scales::Group],
-            (Quantization::Block128, _) => [Scales::Group; 2],
+            (ActivationScales::Token, IntermediateScales::Token) => [Scales::Row; 2],
+            (ActivationScales::Token, IntermediateScales::Group128) => [Scales::Row, Scales::Group],
+            (ActivationScales::Group128, _) => [Scales::Group; 2],
         }
     }
 
     /// K over which tensor cores keep a sum, whose operands have scales like these.
     fn slab(&self, scales: Scales, k: usize) -> usize {
         let scales_change =
-            matches!(scales, Scales::Group) || self.config.quantization == Quantization::Block128;
+            matches!(scales, Scales::Group) || self.config.quantization.weights() == WeightScales::Block128;
         if scales_change || self.config.accumulation == Accumulation::Promoted { 128 } else { k }
     }
 

@@ -1,8 +1,8 @@
 //! Router logits and the three top-k operations against f64 maths.
 
 use fp8_moe::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, TopK, bf16_planes, grouped_top_k, router_logits, sigmoid_top_k,
-    softmax_top_k,
+    Grouped, RouterLogits, RouterLogitsPath, SharedSlots, TopK, bf16_planes, grouped_top_k, router_logits,
+    sigmoid_top_k, softmax_top_k,
 };
 use fp8_moe::{Device, Error, Result};
 use half::bf16;
@@ -315,6 +315,7 @@ fn refuses_bad_arguments() {
             tokens,
             experts,
             top_k,
+            shared: SharedSlots::default(),
             logits: logits.as_slice(),
             topk_ids: ids.as_mut_slice(),
             topk_weights: weights.as_mut_slice(),

@@ -5,6 +5,7 @@
 //! | [`tensor`] | one, given |
 //! | [`token`] | one per row |
 //! | [`group`] | one per row and 128 or 64 columns |
+//! | [`plain`] | none: bf16, for shared experts that are not quantised |
 //!
 //! ```text
 //!   x [P, 2I] bf16, f16, f32 --> activation(gate) * up --> scale --> e4m3, one rounding --> q [P, I]
@@ -36,5 +37,6 @@ pub struct Activate {
 pub mod functions;
 pub mod gated_rows;
 pub mod group;
+mod plain;
 pub mod tensor;
 pub mod token;
