@@ -76,7 +76,8 @@ pub fn load_layer(
 ) -> Result<(String, MoeLayer)> {
     let prefix = checkpoint.find_layer(layer)?;
     let config = checkpoint.config();
-    let moe = MoeConfig { intermediate_scales: scales, reduction, ..checkpoint.layer_config(&prefix)? };
+    let moe = checkpoint.layer_config(&prefix)?.to_builder();
+    let moe = moe.intermediate_scales(scales).reduction(reduction).build()?;
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &moe));
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")

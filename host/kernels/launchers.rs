@@ -1,7 +1,5 @@
 /// Rows of a block at a time, a warp each, 256 columns at a time.
 pub const ABSMAX_ROWS_PER_BLOCK: u32 = 16;
-/// Threads of a block, a token each at a time.
-pub const APPEND_SHARED_THREADS: u32 = 256;
 /// Which scales A has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -16,6 +14,7 @@ pub enum AScaleKind {
 /// What joins gate and up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum ActivationFunction {
     /// `up * gate / (1 + e^-gate)`.
     #[default]
@@ -259,15 +258,12 @@ pub struct ProblemSizes {
 /// What all of these kernels read, and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantize {
-    /// `[rows / slots, columns]`, of the type that the kernel's name says.
+    /// `[rows, columns]`, of the type that the kernel's name says.
     pub x: DevicePtr<u8>,
     /// f32 `[rows]`, multiplies each row before anything else; null for none.
     pub row_weight: DevicePtr<f32>,
-    /// Rows to quantise.
+    /// Rows of `x`.
     pub rows: u32,
-    /// How many of them a row of `x` makes, one after the other; more than 1 where they have weights of their
-    /// own.
-    pub slots: u32,
     /// Columns of `x`.
     pub columns: u32,
     /// Where the rows go.
@@ -443,36 +439,6 @@ impl Arguments for ActivateGroup {
         )
     }
 }
-/// Arguments of the kernel `activation_plain`.
-#[derive(Clone, Copy, Debug)]
-pub struct ActivatePlain {
-    /// f32 `[rows, 2 * intermediate]`.
-    pub x: DevicePtr<f32>,
-    /// f32 `[rows]`: each row is multiplied by the sigmoid of its own; null for none.
-    pub row_logits: DevicePtr<f32>,
-    /// bf16 `[rows, intermediate]`.
-    pub out: DevicePtr<half::bf16>,
-    /// Rows of `x` and `out`.
-    pub rows: u32,
-    /// I.
-    pub intermediate: u32,
-    /// What joins gate and up.
-    pub function: ActivationFunction,
-}
-impl Arguments for ActivatePlain {
-    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
-        f(
-            &mut [
-                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.row_logits).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.intermediate).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.function).cast_mut().cast(),
-            ],
-        )
-    }
-}
 /// Arguments of the kernels `activation_tensor_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct ActivateTensor {
@@ -518,45 +484,6 @@ impl Arguments for ActivateToken {
                 ::core::ptr::from_ref(&self.common.intermediate).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.kept_spans).cast_mut().cast(),
-            ],
-        )
-    }
-}
-/// Arguments of the kernel `append_shared`.
-#[derive(Clone, Copy, Debug)]
-pub struct AppendShared {
-    /// i32 `[tokens, top_k]`.
-    pub given_ids: DevicePtr<i32>,
-    /// f32 `[tokens, top_k]`.
-    pub given_weights: DevicePtr<f32>,
-    /// f32 `[tokens]`; null where the weight of shared experts is 1.
-    pub gate_logits: DevicePtr<f32>,
-    /// i32 `[tokens, top_k + shared]`.
-    pub topk_ids: DevicePtr<i32>,
-    /// f32 `[tokens, top_k + shared]`.
-    pub topk_weights: DevicePtr<f32>,
-    /// T.
-    pub tokens: u32,
-    /// E.
-    pub experts: u32,
-    /// k.
-    pub top_k: u32,
-    /// Shared experts, at least 1.
-    pub shared: u32,
-}
-impl Arguments for AppendShared {
-    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
-        f(
-            &mut [
-                ::core::ptr::from_ref(&self.given_ids).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.given_weights).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.gate_logits).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.topk_ids).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
             ],
         )
     }
@@ -614,8 +541,6 @@ impl Arguments for GroupedTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.groups).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_group).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.softmax_scores)).cast_mut().cast(),
@@ -960,7 +885,6 @@ impl Arguments for QuantizeGroup {
                 ::core::ptr::from_ref(&self.scales.strides.row).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.strides.group).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1009,7 +933,6 @@ impl Arguments for QuantizeTensor {
                 ::core::ptr::from_ref(&self.out.q).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.cleared).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1055,7 +978,6 @@ impl Arguments for QuantizeToken {
                 ::core::ptr::from_ref(&self.scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.absmax_limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1119,8 +1041,6 @@ impl Arguments for SoftmaxTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
             ],
         )
@@ -1129,11 +1049,11 @@ impl Arguments for SoftmaxTopK {
 /// What all top-k kernels read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct TopK {
-    /// f32 `[tokens, experts]`; with `shared_gate` `[tokens, experts + 1]`.
+    /// f32 `[tokens, experts]`.
     pub logits: DevicePtr<f32>,
-    /// i32 `[tokens, top_k + shared]`.
+    /// i32 `[tokens, top_k]`.
     pub topk_ids: DevicePtr<i32>,
-    /// f32 `[tokens, top_k + shared]`.
+    /// f32 `[tokens, top_k]`.
     pub topk_weights: DevicePtr<f32>,
     /// T.
     pub tokens: u32,
@@ -1141,10 +1061,6 @@ pub struct TopK {
     pub experts: u32,
     /// k, from 1 to E.
     pub top_k: u32,
-    /// Slots behind the picked ones, for experts that every token has: `E`, `E + 1`, ..
-    pub shared: u32,
-    /// Whether their weight is the sigmoid of the logit behind those of the experts; else it is 1.
-    pub shared_gate: bool,
 }
 impl Arguments for TopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1156,8 +1072,6 @@ impl Arguments for TopK {
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.shared_gate)).cast_mut().cast(),
             ],
         )
     }
@@ -1173,8 +1087,6 @@ pub struct Unpermute {
     pub topk_weights: DevicePtr<f32>,
     /// i64: rows from it on are skipped.
     pub valid_rows: DevicePtr<i64>,
-    /// f32 `[tokens, columns]`, added behind the last slot; null for none.
-    pub addend: DevicePtr<f32>,
     /// `[tokens, columns]`, of the last type in the kernel's name.
     pub out: DevicePtr<u8>,
     /// T.
@@ -1194,7 +1106,6 @@ impl Arguments for Unpermute {
                 ::core::ptr::from_ref(&self.inverse).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.valid_rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.addend).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
@@ -1309,15 +1220,6 @@ pub const ACTIVATION_GROUP_F32: Kernel<ActivateGroup> = Kernel::new(
     0,
     module,
 );
-/// Kernel `activation_plain`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_PLAIN: Kernel<ActivatePlain> = Kernel::new(
-    "activation_plain",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
 /// Kernel `activation_tensor_bf16`: 128 threads per block, at least 6 blocks per SM.
 pub const ACTIVATION_TENSOR_BF16: Kernel<ActivateTensor> = Kernel::new(
     "activation_tensor_bf16",
@@ -1369,15 +1271,6 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
     256,
     1,
     true,
-    0,
-    module,
-);
-/// Kernel `append_shared`: 256 threads per block, at least 1 blocks per SM.
-pub const APPEND_SHARED: Kernel<AppendShared> = Kernel::new(
-    "append_shared",
-    256,
-    1,
-    false,
     0,
     module,
 );

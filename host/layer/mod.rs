@@ -33,8 +33,8 @@ mod weights;
 mod workspace;
 
 pub use crate::config::{
-    Accumulation, ActivationFunction, ActivationScales, Gather, IntermediateScales, MoeConfig, Quantization,
-    Reduction, Routing, SharedExpert, SharedKind, WeightScales,
+    Accumulation, ActivationFunction, ActivationScales, Gather, IntermediateScales, MoeConfig,
+    MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
 };
 pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
@@ -64,6 +64,13 @@ pub struct MoeLayer {
     config: MoeConfig,
     weights: DeviceWeights,
     loaded: Loaded,
+}
+
+impl std::fmt::Debug for MoeLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let MoeLayer { device, config, .. } = self;
+        f.debug_struct("MoeLayer").field("device", device).field("config", config).finish_non_exhaustive()
+    }
 }
 
 const OP: &str = "MoeLayer::forward";

@@ -190,22 +190,16 @@ impl Layer {
     pub fn weights(&self, config: &MoeConfig) -> MoeWeights<'_> {
         let expert = |n: usize| {
             let Expert { gate, up, down } = &self.experts[n];
-            ExpertWeights {
-                gate: gate.data.as_slice().into(),
-                up: up.data.as_slice().into(),
-                down: down.data.as_slice().into(),
-                gate_scale: gate.scale.as_slice().into(),
-                up_scale: up.scale.as_slice().into(),
-                down_scale: down.scale.as_slice().into(),
-            }
+            ExpertWeights::new()
+                .gate(&gate.data, &gate.scale)
+                .up(&up.data, &up.scale)
+                .down(&down.data, &down.scale)
         };
-        MoeWeights {
-            router: Some(self.router.as_slice().into()),
-            correction_bias: self.bias.as_deref().map(Into::into),
-            experts: config.local_ids().into_iter().map(expert).collect(),
-            input_scales: self.input_scales,
-            shared: None,
-        }
+        let experts = config.local_ids().into_iter().map(expert).collect();
+        let mut weights = MoeWeights::new(experts).router(self.router.as_slice());
+        weights.correction_bias = self.bias.as_deref().map(Into::into);
+        weights.input_scales = self.input_scales;
+        weights
     }
 
     /// Scales of the inputs of GEMM 1 and of GEMM 2.
@@ -381,6 +375,7 @@ impl Layer {
                 let factor = f64::from(scaling_factor) / if renormalize { sum + 1e-20 } else { 1.0 };
                 picked.into_iter().map(|i| (i, scores[i] * factor)).collect()
             }
+            other => panic!("no oracle for {other:?}"),
         }
     }
 }
