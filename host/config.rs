@@ -5,7 +5,62 @@
 
 use crate::error::{Error, Result, require};
 
+use crate::kernels::launchers;
+
 pub use crate::kernels::launchers::ActivationFunction;
+
+/// How gate and up, the first projection's results, become the second's input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Gating {
+    /// What joins them.
+    pub function: ActivationFunction,
+    /// What gate is at most, and up in magnitude, before that. Without, `SwigluOai` has the limit 7, which is
+    /// gpt-oss's, and the others have none.
+    pub limit: Option<f32>,
+    /// Whether there is a gate. Without, up takes its place too: with `Relu2` the value is `relu(up)^2`.
+    pub is_gated: bool,
+}
+
+impl From<ActivationFunction> for Gating {
+    fn from(function: ActivationFunction) -> Gating {
+        Gating { function, limit: None, is_gated: true }
+    }
+}
+
+impl Gating {
+    /// With [`Gating::limit`].
+    pub fn limit(self, limit: Option<f32>) -> Gating {
+        Gating { limit, ..self }
+    }
+
+    /// With a gate, or without.
+    pub fn gated(self, is_gated: bool) -> Gating {
+        Gating { is_gated, ..self }
+    }
+
+    /// The limit that applies; infinite for none.
+    pub(crate) fn bound(&self) -> f32 {
+        let default = if self.function == ActivationFunction::SwigluOai { 7.0 } else { f32::INFINITY };
+        self.limit.unwrap_or(default)
+    }
+
+    /// Columns from a gate of `intermediate` to its up.
+    pub(crate) fn up(&self, intermediate: usize) -> usize {
+        if self.is_gated { intermediate } else { 0 }
+    }
+
+    /// As kernels take it.
+    pub(crate) fn raw(&self, intermediate: u32) -> launchers::Gating {
+        let up = if self.is_gated { intermediate } else { 0 };
+        launchers::Gating { up, limit: self.bound(), function: self.function }
+    }
+
+    /// Refuses a limit that is not positive.
+    pub(crate) fn check(&self, op: &'static str, name: &str) -> Result<()> {
+        require(self.bound() > 0.0, op, name, self.bound(), || "must be over 0".into())
+    }
+}
 
 /// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -303,7 +358,6 @@ impl SharedExpert {
 
 /// What the matrices of a shared expert are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum SharedKind {
     /// e4m3 with scales, its activations quantised too.
     Quantised(Quantization),
@@ -357,6 +411,11 @@ pub struct MoeConfig {
     pub routing: Routing,
     /// Between the projections.
     pub activation: ActivationFunction,
+    /// What gate is at most, and up in magnitude, in front of the activation ([`Gating::limit`]).
+    pub activation_limit: Option<f32>,
+    /// Whether experts have a gate: `down(f(gate(x)) * up(x))`; else they are `down(f(up(x)) * up(x))`, with
+    /// `f` the positive part for `Relu2`: `down(relu(up(x))^2)`.
+    pub gated: bool,
     /// FP8 scheme.
     pub quantization: Quantization,
     /// Scales of the activations between the projections, where those before the first are per token.
@@ -384,6 +443,8 @@ impl Default for MoeConfig {
             top_k: 0,
             routing: Routing::Softmax { renormalize: true },
             activation: ActivationFunction::Silu,
+            activation_limit: None,
+            gated: true,
             quantization: Quantization::Block128,
             intermediate_scales: IntermediateScales::default(),
             accumulation: Accumulation::Promoted,
@@ -422,6 +483,8 @@ impl MoeConfigBuilder {
         top_k: usize,
         routing: Routing,
         activation: ActivationFunction,
+        activation_limit: Option<f32>,
+        gated: bool,
         quantization: Quantization,
         intermediate_scales: IntermediateScales,
         accumulation: Accumulation,
@@ -501,6 +564,9 @@ impl MoeConfig {
                 "must be finite".into()
             })?;
         }
+        self.gating().check(OP, "activation_limit")?;
+        let joins = self.gated || self.activation == ActivationFunction::Relu2;
+        require(joins, OP, "gated", "false", || format!("must be true for {:?}", self.activation))?;
         if let Some(shared) = &self.shared {
             sixteen("shared.intermediate_size", shared.intermediate_size)?;
             let runs = self.shared_run() != SharedRun::Beside || self.local_count() > 0;
@@ -519,6 +585,16 @@ impl MoeConfig {
             )?;
         }
         Ok(())
+    }
+
+    /// How gate and up become the second projection's input.
+    pub(crate) fn gating(&self) -> Gating {
+        Gating::from(self.activation).limit(self.activation_limit).gated(self.gated)
+    }
+
+    /// Rows of w13 for each column of the intermediate: gate and up, or up alone.
+    pub(crate) fn halves(&self) -> usize {
+        if self.gated { 2 } else { 1 }
     }
 
     /// E_loc, the experts this rank holds.

@@ -92,6 +92,7 @@ fn operations(
             a_scale: AScale::Row(q_scales.as_slice()),
             b: w.as_slice(),
             b_scale: BScale::Expert(w_scale.as_slice()),
+            bias: None,
             permutation: permutation.reborrow(),
             out: GemmOut::F32(products.as_mut_slice()),
             workspace: workspace.as_mut_slice(),
@@ -103,7 +104,7 @@ fn operations(
     let args = Activation {
         x: (&products).into(),
         permutation: Some(permutation),
-        function: ActivationFunction::Silu,
+        gating: ActivationFunction::Silu.into(),
         requantization: Requantization::TensorStatic { scale: given.as_slice() },
         q: activated.as_mut_slice(),
     };
@@ -514,6 +515,7 @@ fn plans_of_other_heights_are_refused() {
         a_scale: AScale::Call(scale.as_slice()),
         b: b.as_slice(),
         b_scale: BScale::Expert(scale.as_slice()),
+        bias: None,
         permutation,
         out: GemmOut::F32(out.as_mut_slice()),
         workspace: workspace.as_mut_slice(),

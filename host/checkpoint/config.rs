@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::models::{Model, Number, Renormalize, Scoring, SharedSize};
+use super::models::{Activation, Model, Number, Renormalize, Scoring, SharedSize};
 use crate::error::{Error, Result};
 use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
@@ -126,7 +126,9 @@ impl ModelConfig {
             experts,
             top_k: keys.number(&model.top_k)?,
             routing: keys.routing(model.scoring)?,
-            activation: keys.activation()?,
+            activation: keys.activation(model.activation)?,
+            activation_limit: keys.limit(model.activation)?,
+            gated: model.activation.is_gated(),
             quantization,
             ..MoeConfig::default()
         };
@@ -252,14 +254,32 @@ impl<'a> Keys<'a> {
         Err(self.wrong(key, value, &rule))
     }
 
-    fn activation(&mut self) -> Result<ActivationFunction> {
-        match self.text("hidden_act", "silu")? {
-            "silu" | "swish" => Ok(ActivationFunction::Silu),
-            "gelu" => Ok(ActivationFunction::Gelu),
-            "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
-            other => Err(self.error(format!(
-                "config: hidden_act = \"{other}\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
-            ))),
+    fn activation(&mut self, activation: Activation) -> Result<ActivationFunction> {
+        match activation {
+            Activation::Gated(key, default) => match self.text(key, default)? {
+                "silu" | "swish" => Ok(ActivationFunction::Silu),
+                "gelu" => Ok(ActivationFunction::Gelu),
+                "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
+                other => Err(self.error(format!(
+                    "config: {key} = \"{other}\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
+                ))),
+            },
+            // The class computes this, whatever `hidden_act` says; its slope is a key.
+            Activation::SwigluOai => match self.real("swiglu_alpha", 1.702)? {
+                1.702 => Ok(ActivationFunction::SwigluOai),
+                other => Err(self.error(format!("config: swiglu_alpha = {other}: must be 1.702"))),
+            },
+            Activation::Relu2(key) => match self.text(key, "relu2")? {
+                "relu2" => Ok(ActivationFunction::Relu2),
+                other => Err(self.error(format!("config: {key} = \"{other}\": must be relu2"))),
+            },
+        }
+    }
+
+    fn limit(&mut self, activation: Activation) -> Result<Option<f32>> {
+        match activation {
+            Activation::SwigluOai => Ok(Some(self.real("swiglu_limit", 7.0)? as f32)),
+            Activation::Gated(..) | Activation::Relu2(_) => Ok(None),
         }
     }
 

@@ -82,12 +82,13 @@ enum Matrix {
 const MATRICES: [Matrix; 3] = [Matrix::Gate, Matrix::Up, Matrix::Down];
 
 impl Matrix {
-    /// Which part of a fused tensor it is, and how many there are: gate and up lie side by side, down alone.
-    fn place(self) -> (usize, usize) {
+    /// Which part of a fused tensor it is, and how many there are: gate and up lie side by side, down alone,
+    /// and so does up where there is no gate.
+    fn place(self, is_gated: bool) -> (usize, usize) {
         match self {
             Matrix::Gate => (0, 2),
-            Matrix::Up => (1, 2),
-            Matrix::Down => (0, 1),
+            Matrix::Up if is_gated => (1, 2),
+            Matrix::Up | Matrix::Down => (0, 1),
         }
     }
 }
@@ -156,6 +157,7 @@ impl<'a> LayerReader<'a> {
             let rest = &name[start.len()..];
             let is_known = tensors.router.contains(&rest)
                 || tensors.bias.contains(&rest)
+                || tensors.router_bias == Some(rest)
                 || self.is_known_of_experts(rest)?
                 || self.is_known_of_shared(rest);
             if !is_known {
@@ -190,10 +192,12 @@ impl<'a> LayerReader<'a> {
                         format!("{prefix} has an expert {number}, but the config says there are {experts}");
                     return Err(self.refuse(what));
                 }
-                Ok(names.contains(&matrix) && OF_WEIGHTS.contains(&what))
+                let is_bias = what == "bias" && self.model.tensors.biases;
+                Ok(names.contains(&matrix) && (OF_WEIGHTS.contains(&what) || is_bias))
             }
             Layout::Fused(names, _) => Ok(names.iter().any(|name| {
                 rest == *name
+                    || self.model.tensors.biases && rest == format!("{name}_bias")
                     || weight_scale_names(name).iter().any(|other| rest == other)
                     || input_scale_names(name).iter().any(|other| rest == other)
             })),
@@ -210,8 +214,64 @@ impl<'a> LayerReader<'a> {
                 ActivationScales::TensorStatic => Some(self.input_scales()?),
                 _ => None,
             },
+            router_bias: match self.model.tensors.router_bias {
+                Some(name) => Some(self.biases(name, &[self.config.experts])?.into()),
+                None => None,
+            },
+            expert_biases: self.expert_biases()?.map(|biases| biases.map(Cow::Owned)),
             shared: self.config.shared.map(|shared| self.shared(shared)).transpose()?,
         })
+    }
+
+    /// The matrices that an expert has.
+    fn matrices(&self) -> &'static [Matrix] {
+        if self.config.gated { &MATRICES } else { &MATRICES[1..] }
+    }
+
+    /// The numbers of a tensor of biases, which must be finite.
+    fn biases(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.files.tensor(&format!("{}.{name}", self.prefix))?.expect_shape(shape)?;
+        let values = tensor.to_f32()?;
+        tensor.check_finite(values.iter().copied())?;
+        Ok(values)
+    }
+
+    /// The biases of this rank's experts: of gate and up, and of down.
+    fn expert_biases(&self) -> Result<Option<[Vec<f32>; 2]>> {
+        if !self.model.tensors.biases {
+            return Ok(None);
+        }
+        let MoeConfig { experts, hidden_size: h, intermediate_size: i, .. } = self.config;
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        match self.layout {
+            Layout::Fused([gate_up, down], order) => {
+                let columns = self.config.halves() * i;
+                let all = self.biases(&format!("{gate_up}_bias"), &[experts, columns])?;
+                let of_down = self.biases(&format!("{down}_bias"), &[experts, h])?;
+                for &expert in &self.local {
+                    let own = &all[expert * columns..(expert + 1) * columns];
+                    match order {
+                        Order::Interleaved => {
+                            first.extend(own.iter().step_by(2));
+                            first.extend(own.iter().skip(1).step_by(2));
+                        }
+                        Order::Rows | Order::Columns => first.extend(own),
+                    }
+                    second.extend(&of_down[expert * h..(expert + 1) * h]);
+                }
+            }
+            Layout::Each(_) | Layout::One(_) => {
+                for &expert in &self.local {
+                    for &matrix in self.matrices() {
+                        let name = self.tensor_name(matrix, expert);
+                        let name = format!("{}.bias", name.strip_suffix(".weight").unwrap_or(&name));
+                        let values = self.biases(&name, &self.shape(matrix)[..1])?;
+                        if matrix == Matrix::Down { &mut second } else { &mut first }.extend(values);
+                    }
+                }
+            }
+        }
+        Ok(Some([first, second]))
     }
 
     /// The weights of the shared expert.
@@ -234,7 +294,10 @@ impl<'a> LayerReader<'a> {
                 let size = shared.intermediate_size;
                 let [gate, up, down] = SHARED_PROJECTIONS.map(|name| format!("{}.{name}.weight", names.name));
                 SharedMatrices::Bf16 {
-                    gate: self.numbers(&gate, &[size, h])?,
+                    gate: match self.config.gated {
+                        true => self.numbers(&gate, &[size, h])?,
+                        false => RouterWeights::Bf16(Cow::Borrowed(&[])),
+                    },
                     up: self.numbers(&up, &[size, h])?,
                     down: self.numbers(&down, &[h, size])?,
                 }
@@ -322,7 +385,8 @@ impl<'a> LayerReader<'a> {
             let other = shared.as_ref().map(|reader| reader.largest_input_scale(matrix)).transpose()?;
             Ok(own.into_iter().chain(other.flatten()).reduce(f32::max))
         };
-        let [gate, up, down] = MATRICES.map(largest);
+        let gate = if self.config.gated { largest(Matrix::Gate) } else { Ok(None) };
+        let (up, down) = (largest(Matrix::Up), largest(Matrix::Down));
         let first = gate?.into_iter().chain(up?).reduce(f32::max);
         let found = |scale: Option<f32>, matrix| {
             scale.ok_or_else(|| {
@@ -334,7 +398,7 @@ impl<'a> LayerReader<'a> {
                 ))
             })
         };
-        Ok([found(first, Matrix::Gate)?, found(down?, Matrix::Down)?])
+        Ok([found(first, self.matrices()[0])?, found(down?, Matrix::Down)?])
     }
 
     fn largest_input_scale(&self, matrix: Matrix) -> Result<Option<f32>> {
@@ -375,21 +439,20 @@ impl<'a> LayerReader<'a> {
     pub fn expert(&self, expert: usize) -> Result<ExpertWeights<'a>> {
         let weights = |matrix| self.weights(matrix, expert);
         let scale = |matrix| self.weight_scale(matrix, expert);
-        Ok(ExpertWeights {
-            gate: weights(Matrix::Gate)?,
-            up: weights(Matrix::Up)?,
-            down: weights(Matrix::Down)?,
-            gate_scale: scale(Matrix::Gate)?.into(),
-            up_scale: scale(Matrix::Up)?.into(),
-            down_scale: scale(Matrix::Down)?.into(),
-        })
+        let expert = ExpertWeights::new()
+            .up(weights(Matrix::Up)?, scale(Matrix::Up)?)
+            .down(weights(Matrix::Down)?, scale(Matrix::Down)?);
+        if !self.config.gated {
+            return Ok(expert);
+        }
+        Ok(expert.gate(weights(Matrix::Gate)?, scale(Matrix::Gate)?))
     }
 
     /// Checks types and shapes of all tensors, and the values of all but the matrices.
     pub fn check(&self) -> Result<()> {
         self.rest()?;
         for &expert in &self.local {
-            for matrix in MATRICES {
+            for &matrix in self.matrices() {
                 self.tensor_of(matrix, expert)?;
                 self.weight_scale(matrix, expert)?;
             }
@@ -418,11 +481,8 @@ impl<'a> LayerReader<'a> {
     /// Outer and inner size of an expert's part of the fused tensor that holds a matrix.
     fn fused_shape(&self, matrix: Matrix, order: Order) -> [usize; 2] {
         let [rows, columns] = self.shape(matrix);
-        let all = matrix.place().1 * rows;
-        match order {
-            Order::Rows => [all, columns],
-            Order::Columns => [columns, all],
-        }
+        let all = matrix.place(self.config.gated).1 * rows;
+        if order.is_transposed() { [columns, all] } else { [all, columns] }
     }
 
     fn weights(&self, matrix: Matrix, expert: usize) -> Result<Cow<'a, [E4m3]>> {
@@ -433,7 +493,7 @@ impl<'a> LayerReader<'a> {
         };
         let [rows, columns] = self.shape(matrix);
         let [outer, inner] = self.fused_shape(matrix, order);
-        let (part, _) = matrix.place();
+        let (part, parts) = matrix.place(self.config.gated);
         let start = expert * outer * inner;
         match order {
             Order::Rows => {
@@ -442,13 +502,14 @@ impl<'a> LayerReader<'a> {
                 tensor.check_e4m3(bytes, start)?;
                 Ok(Cow::Borrowed(bytemuck::cast_slice(bytes)))
             }
-            Order::Columns => {
+            Order::Columns | Order::Interleaved => {
                 let bytes = &tensor.bytes[start..start + outer * inner];
                 // Once for each tensor, not for each part of it.
                 if part == 0 {
                     tensor.check_e4m3(bytes, start)?;
                 }
-                Ok(Cow::Owned(transpose(&bytes[part * rows..], inner, columns, rows)))
+                let (first, step) = if order == Order::Columns { (part * rows, 1) } else { (part, parts) };
+                Ok(Cow::Owned(transpose(&bytes[first..], [inner, step], columns, rows)))
             }
         }
     }
@@ -525,7 +586,8 @@ impl<'a> LayerReader<'a> {
     ) -> Result<Vec<f32>> {
         let experts = self.config.experts;
         let [rows, columns] = self.shape(matrix);
-        let (part, parts) = matrix.place();
+        let (part, parts) = matrix.place(self.config.gated);
+        let is_interleaved = order == Order::Interleaved && parts > 1;
         let wrong = |expected: String| {
             tensor.error(format!("has shape {:?}; the config says {expected}", tensor.shape))
         };
@@ -540,27 +602,33 @@ impl<'a> LayerReader<'a> {
                 let all = parts * rows;
                 match tensor.shape {
                     [e, n] | [e, n, 1] | [e, 1, n] if *e == experts && *n == all => {
-                        let start = expert * all + part * rows;
-                        Ok(values[start..start + rows].to_vec())
+                        let own = &values[expert * all..(expert + 1) * all];
+                        Ok(match is_interleaved {
+                            true => own.iter().skip(part).step_by(parts).copied().collect(),
+                            false => own[part * rows..(part + 1) * rows].to_vec(),
+                        })
                     }
                     _ => Err(wrong(format!("[{experts}, {all}, 1]"))),
                 }
+            }
+            WeightScales::Block(_) if is_interleaved => {
+                Err(tensor.error("blocks of gate and up in turns are not supported: they share scales"))
             }
             WeightScales::Block([high, wide]) => {
                 // Each part has blocks of its own: one never holds rows of both.
                 let [down, across] = [rows.div_ceil(high), columns.div_ceil(wide)];
                 let all = down * parts;
-                let shape = match order {
-                    Order::Rows => [experts, all, across],
-                    Order::Columns => [experts, across, all],
+                let shape = match order.is_transposed() {
+                    false => [experts, all, across],
+                    true => [experts, across, all],
                 };
                 if tensor.shape != shape {
                     return Err(wrong(format!("{shape:?}")));
                 }
                 let of_expert = &values[expert * all * across..][..all * across];
-                let at = |row: usize, column: usize| match order {
-                    Order::Rows => of_expert[(part * down + row) * across + column],
-                    Order::Columns => of_expert[column * all + part * down + row],
+                let at = |row: usize, column: usize| match order.is_transposed() {
+                    false => of_expert[(part * down + row) * across + column],
+                    true => of_expert[column * all + part * down + row],
                 };
                 Ok((0..down).flat_map(|row| (0..across).map(move |column| at(row, column))).collect())
             }
@@ -639,8 +707,9 @@ fn in_blocks(
     Ok(blocks)
 }
 
-/// The transposed matrix `[columns, rows]` of `rows` by `columns` elements whose rows begin `stride` apart.
-fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4m3> {
+/// The transposed matrix `[columns, rows]` of `rows` by `columns` elements, whose rows begin `stride` apart,
+/// and whose columns `step`.
+fn transpose(bytes: &[u8], [stride, step]: [usize; 2], rows: usize, columns: usize) -> Vec<E4m3> {
     // Squares whose lines stay in the first cache on both sides.
     const SIDE: usize = 64;
     let mut out = vec![E4m3::default(); rows * columns];
@@ -649,7 +718,7 @@ fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4
             for row in top..(top + SIDE).min(rows) {
                 let line = &bytes[row * stride..];
                 for column in left..(left + SIDE).min(columns) {
-                    out[column * rows + row] = E4m3(line[column]);
+                    out[column * rows + row] = E4m3(line[column * step]);
                 }
             }
         }
@@ -678,10 +747,12 @@ mod tests {
     fn transposes() {
         let (rows, columns, stride) = (70, 130, 140);
         let bytes: Vec<u8> = (0..rows * stride).map(|i| (i % 251) as u8).collect();
-        let out = transpose(&bytes, stride, rows, columns);
-        for row in 0..rows {
-            for column in 0..columns {
-                assert_eq!(out[column * rows + row].0, bytes[row * stride + column]);
+        for (step, columns) in [(1, columns), (2, columns / 2)] {
+            let out = transpose(&bytes, [stride, step], rows, columns);
+            for row in 0..rows {
+                for column in 0..columns {
+                    assert_eq!(out[column * rows + row].0, bytes[row * stride + column * step]);
+                }
             }
         }
     }

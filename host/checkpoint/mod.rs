@@ -150,6 +150,12 @@ impl Checkpoint {
         Ok(MoeConfig { quantization, shared: self.shared_expert(prefix)?, ..self.config.moe.clone() })
     }
 
+    /// The modules that the shared expert `own` is, as a config may name them.
+    fn shared_modules(&self, own: &str) -> Vec<String> {
+        let names = SHARED_PROJECTIONS.iter().skip(usize::from(!self.config.moe.gated));
+        names.map(|name| format!("{own}.{name}")).collect()
+    }
+
     /// The shared expert of the layer `prefix`: sizes by the config, quantised or not by its tensors.
     fn shared_expert(&self, prefix: &str) -> Result<Option<SharedExpert>> {
         let (Some(shared), Some(columns)) = (&self.model.tensors.shared, self.config.shared) else {
@@ -157,7 +163,8 @@ impl Checkpoint {
         };
         let refuse = |what: String| Err(Error::checkpoint(self.path(), what));
         let own = format!("{prefix}.{}", shared.name);
-        let weight = format!("{own}.{}.weight", SHARED_PROJECTIONS[0]);
+        let first = if self.config.moe.gated { SHARED_PROJECTIONS[0] } else { SHARED_PROJECTIONS[1] };
+        let weight = format!("{own}.{first}.weight");
         match (self.shared_experts(prefix), columns) {
             (None, SharedColumns { size: 1.., is_stated: true }) => {
                 return refuse(format!("there is no tensor {weight}, though the config has a shared expert"));
@@ -170,7 +177,7 @@ impl Checkpoint {
         }
         let weights = match self.files.tensor(&weight)?.dtype {
             Dtype::F8_E4M3 => {
-                let scheme = self.schemes.of(&SHARED_PROJECTIONS.map(|matrix| format!("{own}.{matrix}")))?;
+                let scheme = self.schemes.of(&self.shared_modules(&own))?;
                 let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
                 SharedKind::Quantised(quantization)
             }
@@ -276,8 +283,7 @@ impl Checkpoint {
         }
         let shared_scheme = match (config.shared, &self.model.tensors.shared) {
             (Some(SharedExpert { weights: SharedKind::Quantised(_), .. }), Some(shared)) => {
-                let modules = SHARED_PROJECTIONS.map(|matrix| format!("{prefix}.{}.{matrix}", shared.name));
-                Some(self.schemes.of(&modules)?)
+                Some(self.schemes.of(&self.shared_modules(&format!("{prefix}.{}", shared.name)))?)
             }
             _ => None,
         };

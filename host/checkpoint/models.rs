@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub intermediate_size: Number,
     /// From logits to experts and weights.
     pub scoring: Scoring,
+    /// Between the projections.
+    pub activation: Activation,
     /// Keys that the class does not read but configs have, with the only values that say what the class does,
     /// as JSON.
     pub fixed: &'static [(&'static str, &'static [&'static str])],
@@ -87,13 +89,38 @@ pub(crate) enum Scoring {
     SigmoidInput,
 }
 
+/// What experts do between their projections.
+#[derive(Clone, Copy)]
+pub(crate) enum Activation {
+    /// `f(gate) * up`, the key and the default of `f`.
+    Gated(&'static str, &'static str),
+    /// gpt-oss: `(up + 1) * gate * sigmoid(1.702 gate)` within `swiglu_limit`, 7 where it is missing.
+    SwigluOai,
+    /// `relu(up)^2` without a gate; the key that says so.
+    Relu2(&'static str),
+}
+
+const SILU: Activation = Activation::Gated("hidden_act", "silu");
+
+impl Activation {
+    /// Whether experts have a gate.
+    pub fn is_gated(self) -> bool {
+        !matches!(self, Activation::Relu2(_))
+    }
+}
+
 /// What the tensors of a layer are called, below its prefix.
 pub(crate) struct Tensors {
     /// The router's weight.
     pub router: &'static [&'static str],
+    /// What is added to the logits; none where the model has nothing of the kind.
+    pub router_bias: Option<&'static str>,
+    /// Whether matrices have biases: `<matrix>.bias`, or in fused layouts `<tensor>_bias`.
+    pub biases: bool,
     /// The bias of the scores in selection; none where the model has none.
     pub bias: &'static [&'static str],
-    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down.
+    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its name
+    /// is up's.
     pub matrices: Option<[&'static str; 3]>,
     /// One tensor for all experts.
     pub fused: Option<Fused>,
@@ -135,6 +162,15 @@ pub(crate) enum Order {
     Rows,
     /// `[E, H, 2I]`, gate columns first; `[E, I, H]`.
     Columns,
+    /// `[E, H, 2I]`, gate in even columns, up in odd ones; `[E, I, H]`.
+    Interleaved,
+}
+
+impl Order {
+    /// Whether an expert's matrix lies transposed.
+    pub fn is_transposed(self) -> bool {
+        self != Order::Rows
+    }
 }
 
 const fn number(keys: &'static [&'static str], default: usize) -> Number {
@@ -188,10 +224,12 @@ const FUSED_COLUMNS: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Columns });
 
 const MIXTRAL: Tensors =
-    Tensors { router: GATE, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: None };
-const QWEN: Tensors = Tensors { router: GATE, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: None };
+    Tensors { router: GATE, router_bias: None, biases: false, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: None };
+const QWEN: Tensors = Tensors { router: GATE, router_bias: None, biases: false, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: None };
 const DEEPSEEK: Tensors = Tensors {
     router: GATE,
+    router_bias: None,
+    biases: false,
     bias: &["gate.e_score_correction_bias"],
     matrices: PROJECTIONS,
     fused: FUSED,
@@ -199,6 +237,8 @@ const DEEPSEEK: Tensors = Tensors {
 };
 const GRANITE: Tensors = Tensors {
     router: &["router.layer.weight", "router.weight"],
+    router_bias: None,
+    biases: false,
     bias: &[],
     matrices: None,
     fused: Some(Fused {
@@ -232,6 +272,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 14336),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: MIXTRAL,
     },
@@ -244,6 +285,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: Tensors { shared: gated_shared(5632), ..QWEN },
     },
@@ -256,6 +298,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: QWEN,
     },
@@ -268,6 +311,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(10),
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
@@ -280,6 +324,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
@@ -292,6 +337,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: Tensors { fused: FUSED_COLUMNS, ..QWEN },
     },
@@ -304,6 +350,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: QWEN,
     },
@@ -317,6 +364,7 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1407),
         scoring: Scoring::DeepSeekV2,
         // DeepSeek's own code divides by the sum where this is true, the class in transformers does not.
+        activation: SILU,
         fixed: &[("scoring_func", &["\"softmax\""]), ("norm_topk_prob", &["false"])],
         tensors: Tensors { bias: &[], shared: shared_experts(number(&["n_shared_experts"], 2)), ..DEEPSEEK },
     },
@@ -329,6 +377,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([8, 4], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -341,6 +390,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([8, 4], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -353,6 +403,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -365,6 +416,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -377,6 +429,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1536),
         scoring: grouped([1, 1], true, 1.8),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -389,6 +442,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([1, 1], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -401,6 +455,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: required(&["num_experts_per_tok"]),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], false, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: Tensors { shared: shared_experts(required(&["n_shared_experts"])), ..DEEPSEEK },
     },
@@ -413,6 +468,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: Tensors { shared: None, ..DEEPSEEK },
     },
@@ -425,6 +481,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1024),
         scoring: grouped([1, 1], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: Tensors {
             bias: &["e_score_correction_bias", "gate.e_score_correction_bias"],
@@ -446,6 +503,7 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Key(true),
             factor: Some(1.0),
         },
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: Tensors { bias: &[], ..DEEPSEEK },
     },
@@ -463,6 +521,7 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Always,
             factor: None,
         },
+        activation: SILU,
         fixed: &[
             ("scoring_func", &["\"sigmoid\""]),
             ("use_routing_bias", &["true"]),
@@ -484,6 +543,7 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Always,
             factor: None,
         },
+        activation: SILU,
         fixed: &[],
         tensors: Tensors {
             bias: &["moe_statics.e_score_correction_bias", "gate.moe_statics.e_score_correction_bias"],
@@ -500,6 +560,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: Number { lists: true, ..number(&["moe_topk", "num_experts_per_tok"], 1) },
         intermediate_size: number(&["intermediate_size"], 11008),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: Tensors {
             router: &["gate.wg.weight"],
@@ -516,6 +577,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 11008),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: GRANITE,
     },
@@ -528,6 +590,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 14336),
         scoring: Scoring::Softmax(Renormalize::Never),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: Tensors { router: &["router.weight"], ..QWEN },
     },
@@ -540,6 +603,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: number(&["intermediate_size"], 2048),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: QWEN,
     },
@@ -552,6 +616,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(1),
         intermediate_size: number(&["intermediate_size"], 8192),
         scoring: Scoring::SigmoidInput,
+        activation: SILU,
         fixed: &[],
         tensors: Tensors {
             router: &["router.weight"],
@@ -560,12 +625,54 @@ pub(crate) const MODELS: &[Model] = &[
             ..QWEN
         },
     },
+    Model {
+        model_type: "gpt_oss",
+        also: &[],
+        class: ("GptOssConfig", "gpt_oss/configuration_gpt_oss.py"),
+        hidden_size: hidden(2880),
+        experts: number(&["num_local_experts", "num_experts"], 128),
+        top_k: number(&["num_experts_per_tok", "experts_per_token"], 4),
+        intermediate_size: number(&["intermediate_size"], 2880),
+        scoring: Scoring::Softmax(Renormalize::Always),
+        activation: Activation::SwigluOai,
+        fixed: SOFTMAX_RENORMALIZED,
+        tensors: Tensors {
+            router: &["router.weight"],
+            router_bias: Some("router.bias"),
+            biases: true,
+            fused: Some(Fused {
+                names: &[["experts.gate_up_proj", "experts.down_proj"]],
+                order: Order::Interleaved,
+            }),
+            ..QWEN
+        },
+    },
+    Model {
+        model_type: "nemotron_h",
+        also: &[],
+        class: ("NemotronHConfig", "nemotron_h/configuration_nemotron_h.py"),
+        hidden_size: hidden(4096),
+        experts: number(&["n_routed_experts", "num_local_experts"], 8),
+        top_k: per_token(2),
+        intermediate_size: intermediate(7688),
+        scoring: grouped([1, 1], true, 1.0),
+        activation: Activation::Relu2("mlp_hidden_act"),
+        fixed: &[("moe_latent_size", &["null"]), ("mlp_bias", &["false"])],
+        tensors: Tensors {
+            matrices: Some(["up_proj", "up_proj", "down_proj"]),
+            fused: Some(Fused { names: &[["experts.up_proj", "experts.down_proj"]], order: Order::Rows }),
+            shared: Some(Shared {
+                name: "shared_experts",
+                size: SharedSize::Own(number(&["moe_shared_expert_intermediate_size"], 7688)),
+                gate: None,
+            }),
+            ..DEEPSEEK
+        },
+    },
 ];
 
 /// Models that the loader knows and cannot compute, and what they need.
 const REFUSED: &[(&[&str], &str)] = &[
-    (&["gpt_oss"], "its experts and router have biases"),
-    (&["nemotron_h"], "its experts have no gate"),
     (
         &["deepseek_v4"],
         "its scores are sqrt(softplus(logit)), its activation has limits, and its first layers choose by token id",
@@ -610,7 +717,7 @@ mod tests {
             assert!(seen.insert(model_type), "{model_type} stands twice");
         }
         assert_eq!(Model::of("kimi_k2").expect("a row").model_type, "deepseek_v3");
-        assert!(Model::of("gpt_oss").is_none() && Model::refusal("gpt_oss").is_some());
+        assert!(Model::of("phimoe").is_none() && Model::refusal("phimoe").is_some());
     }
 
     #[test]

@@ -288,6 +288,7 @@ impl Call<'_> {
             hidden_states: hidden,
             gate: router.as_slice(),
             planes: router.len() / (rows * hidden_size),
+            bias: self.weights.router_bias.as_ref().map(|bias| bias.as_slice()),
             logits: logits.reborrow(),
             path: self.plan.router,
         };
@@ -436,6 +437,7 @@ impl Call<'_> {
             a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
+            bias: self.bias(0),
             permutation,
             out: GemmOut::F32(parts.products.reborrow().cast()),
             workspace: parts.partials.reborrow(),
@@ -474,6 +476,7 @@ impl Call<'_> {
                 WeightScales::Channel => BScale::Channel(scale),
                 WeightScales::Block128 => BScale::Block(scale),
             },
+            bias: self.bias(1),
             permutation,
             out,
             workspace: parts.partials.reborrow(),
@@ -515,6 +518,11 @@ impl Call<'_> {
         }
     }
 
+    /// What is added to the sums of GEMM 1 or 2.
+    fn bias(&self, number: usize) -> Option<Slice<'_, f32>> {
+        self.weights.expert_biases.as_ref().map(|biases| biases[number].as_slice())
+    }
+
     /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
     /// here.
     fn w13_scale(&self) -> BScale<'_> {
@@ -550,8 +558,9 @@ impl Call<'_> {
             a_scale,
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
+            bias: self.bias(0),
             permutation,
-            function: self.config.activation,
+            gating: self.config.gating(),
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
             workspace: parts.partials.reborrow(),
@@ -571,7 +580,7 @@ impl Call<'_> {
         let args = Activation {
             x: Activations::F32(parts.products.as_slice().cast()),
             permutation: Some(permutation),
-            function: self.config.activation,
+            gating: self.config.gating(),
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
         };

@@ -33,7 +33,7 @@ mod weights;
 mod workspace;
 
 pub use crate::config::{
-    Accumulation, ActivationFunction, ActivationScales, Gather, IntermediateScales, MoeConfig,
+    Accumulation, ActivationFunction, ActivationScales, Gather, Gating, IntermediateScales, MoeConfig,
     MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
 };
 pub use call::{

@@ -49,6 +49,7 @@ impl Call<'_> {
             hidden_states: x,
             gate: matrix.as_slice(),
             planes: matrix.len() / (rows * columns),
+            bias: None,
             logits: out,
             path: self.plan.router,
         };
@@ -81,7 +82,7 @@ impl Call<'_> {
                 let out_of_first = products.reborrow();
                 self.multiply(
                     stream,
-                    Product { x, matrix: w13, rows: 2 * size, columns: h, out: out_of_first },
+                    Product { x, matrix: w13, rows: self.config.halves() * size, columns: h, out: out_of_first },
                 )?;
                 if let Some(gate) = gate {
                     let out = logits.reborrow();
@@ -90,7 +91,7 @@ impl Call<'_> {
                 let args = ActivationPlain {
                     x: products.as_slice(),
                     row_logits: gate.is_some().then(|| logits.as_slice()),
-                    function: self.config.activation,
+                    gating: self.config.gating(),
                     out: middle.reborrow(),
                 };
                 activation_plain(stream, ActivationShape { rows: tokens, intermediate: size }, args)?;

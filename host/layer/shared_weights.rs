@@ -27,6 +27,7 @@ const OP: &str = "MoeLayer::new";
 
 /// The weights of [`MoeConfig::shared`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct SharedWeights<'a> {
     /// Its projections.
     pub matrices: SharedMatrices<'a>,
@@ -34,8 +35,21 @@ pub struct SharedWeights<'a> {
     pub gate: Option<RouterWeights<'a>>,
 }
 
+impl<'a> SharedWeights<'a> {
+    /// `matrices`, without a gate.
+    pub fn new(matrices: SharedMatrices<'a>) -> SharedWeights<'a> {
+        SharedWeights { matrices, gate: None }
+    }
+
+    /// With the gate `[H]`.
+    pub fn gate(self, gate: impl Into<RouterWeights<'a>>) -> SharedWeights<'a> {
+        SharedWeights { gate: Some(gate.into()), ..self }
+    }
+}
+
 /// The projections of a shared expert, `Is` being the columns of its intermediate.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum SharedMatrices<'a> {
     /// For [`SharedKind::Quantised`].
     Quantised {
@@ -57,6 +71,7 @@ pub enum SharedMatrices<'a> {
 
 /// The weights of [`MoeConfig::shared`] in device memory.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum SharedDeviceWeights {
     /// Its matrices are the last `s = Is / I` experts of the layer's; with a gate the router has one more
     /// row, which is the gate.
@@ -131,8 +146,9 @@ impl SharedWeights<'_> {
             }
             (SharedMatrices::Bf16 { gate, up, down }, SharedKind::Bf16) => {
                 for (name, matrix) in [("gate", gate), ("up", up), ("down", down)] {
+                    let elements = if name == "gate" && !config.gated { 0 } else { size * h };
                     let name = format!("shared.{name}");
-                    exactly(&name, matrix.len(), size * h)?;
+                    exactly(&name, matrix.len(), elements)?;
                     matrix.require_finite(&name)?;
                 }
                 Ok(())
@@ -190,9 +206,14 @@ fn part_of<'a>(
 ) -> ExpertWeights<'a> {
     let (h, i) = (config.hidden_size, config.intermediate_size);
     let blocks = h.div_ceil(128);
-    let rows = |matrix: &'a [_]| Cow::Borrowed(&matrix[part * i * h..(part + 1) * i * h]);
+    // Without a gate there is nothing of it.
+    let rows = |matrix: &'a [_]| match matrix {
+        [] => Cow::Borrowed(matrix),
+        matrix => Cow::Borrowed(&matrix[part * i * h..(part + 1) * i * h]),
+    };
     let row_scales = |scales: &'a [f32]| {
         Cow::Borrowed(match config.quantization.weights() {
+            _ if scales.is_empty() => scales,
             WeightScales::Tensor => scales,
             WeightScales::Channel => &scales[part * i..(part + 1) * i],
             WeightScales::Block128 if parts == 1 => scales,
@@ -258,7 +279,7 @@ impl SharedDeviceWeights {
         match self {
             SharedDeviceWeights::Experts { gate } if config.shared_slots() > 0 => has_gate(gate),
             SharedDeviceWeights::Bf16 { w13, w2, gate } if shared.weights == SharedKind::Bf16 => {
-                planes("shared.w13", w13, 2 * size * h)?;
+                planes("shared.w13", w13, config.halves() * size * h)?;
                 planes("shared.w2", w2, h * size)?;
                 has_gate(gate)
             }

@@ -121,16 +121,11 @@ mod tests {
             };
             let config = MoeConfig { routing, quantization, intermediate_scales, ..sizes };
             let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
-            let weights = MoeDeviceWeights {
-                router: Some(device.zeros(2 * 128).expect("memory").into()),
-                correction_bias: None,
-                w13: device.zeros(w13).expect("memory").into(),
-                w2: device.zeros(w2).expect("memory").into(),
-                w13_scale: device.zeros(w13_scale).expect("memory").into(),
-                w2_scale: device.zeros(w2_scale).expect("memory").into(),
-                input_scales: quantization.is_static().then_some([1.0, 1.0]),
-                shared: None,
-            };
+            let [w13_scale, w2_scale] = [w13_scale, w2_scale].map(|len| device.zeros(len).expect("memory"));
+            let [w13, w2] = [w13, w2].map(|len| device.zeros(len).expect("memory"));
+            let weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
+            let mut weights = weights.router(device.zeros(2 * 128).expect("memory"));
+            weights.input_scales = quantization.is_static().then_some([1.0, 1.0]);
             MoeLayer::from_device(device, &config, weights).expect("a layer")
         };
         schemes.map(layer).into()

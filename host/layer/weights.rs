@@ -11,6 +11,9 @@
 //! w2         [E_loc]                   [E_loc, H]                [E_loc, ceil(H/128), I'/128]
 //! ```
 //!
+//! Experts without a gate have up alone in w13, `[E_loc, I', H]`, and biases come per row: `[E_loc, 2I']` and
+//! `[E_loc, H]`, f32.
+//!
 //! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half
 //! begins at a block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is
 //! requantised.
@@ -184,6 +187,11 @@ pub struct MoeWeights<'a> {
     /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// `[E]`, added to the logits: gpt-oss.
+    pub router_bias: Option<Cow<'a, [f32]>>,
+    /// Added to what the projections give, in f32: gate and up `[E_loc, 2I]`, gate first (`[E_loc, I]` without
+    /// a gate), and down `[E_loc, H]`. A shared expert has none.
+    pub expert_biases: Option<[Cow<'a, [f32]>; 2]>,
     /// For [`MoeConfig::shared`].
     pub shared: Option<SharedWeights<'a>>,
 }
@@ -207,6 +215,20 @@ impl<'a> MoeWeights<'a> {
     /// With [`MoeWeights::input_scales`].
     pub fn input_scales(self, scales: [f32; 2]) -> Self {
         MoeWeights { input_scales: Some(scales), ..self }
+    }
+
+    /// With [`MoeWeights::router_bias`].
+    pub fn router_bias(self, bias: impl Into<Cow<'a, [f32]>>) -> Self {
+        MoeWeights { router_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeWeights::expert_biases`].
+    pub fn expert_biases(
+        self,
+        first: impl Into<Cow<'a, [f32]>>,
+        second: impl Into<Cow<'a, [f32]>>,
+    ) -> Self {
+        MoeWeights { expert_biases: Some([first.into(), second.into()]), ..self }
     }
 
     /// With [`MoeWeights::shared`].
@@ -245,6 +267,11 @@ pub struct MoeDeviceWeights {
     /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// `[E]`, added to the logits; `E + 1` where the router has so many rows, the last being 0.
+    pub router_bias: Option<DeviceMemory<f32>>,
+    /// `[E_loc + s, 2I']` and `[E_loc + s, H]`, added to what the projections give, 16-byte aligned; zeros for
+    /// the s experts that a shared one is computed as.
+    pub expert_biases: Option<[DeviceMemory<f32>; 2]>,
     /// For [`MoeConfig::shared`].
     pub shared: Option<SharedDeviceWeights>,
 }
@@ -270,6 +297,8 @@ pub(crate) struct DeviceWeights {
     pub input_scales: [Buffer<f32>; 2],
     /// i32 `[E + s]`, -1 = not on this rank.
     pub expert_map: Option<Buffer<i32>>,
+    pub router_bias: Option<DeviceMemory<f32>>,
+    pub expert_biases: Option<[DeviceMemory<f32>; 2]>,
     pub shared: Option<Shared>,
 }
 
@@ -277,14 +306,16 @@ impl ExpertWeights<'_> {
     /// Refuses matrices and scales that do not fit `config`; `name` is the expert's, for errors.
     pub(super) fn validate(&self, config: &MoeConfig, name: &str) -> Result<()> {
         let (h, i) = (config.hidden_size, config.intermediate_size);
+        // Without a gate there is nothing of it.
+        let gate = if config.gated { i } else { 0 };
         let matrices = [
-            ("gate", &self.gate, &self.gate_scale, i, h),
+            ("gate", &self.gate, &self.gate_scale, gate, h),
             ("up", &self.up, &self.up_scale, i, h),
             ("down", &self.down, &self.down_scale, h, i),
         ];
         for (matrix, data, scale, rows, columns) in matrices {
             exactly(&format!("{name}.{matrix}"), data.len(), rows * columns)?;
-            let count = config.quantization.weight_scales(rows, columns);
+            let count = if rows == 0 { 0 } else { config.quantization.weight_scales(rows, columns) };
             exactly(&format!("{name}.{matrix}_scale"), scale.len(), count)?;
         }
         Ok(())
@@ -304,13 +335,26 @@ impl MoeWeights<'_> {
             exactly("router", router.len(), e * h)?;
             router.require_finite("router")?;
         }
+        let finite = |name: &str, values: &[f32], count: usize| {
+            exactly(name, values.len(), count)?;
+            match values.iter().position(|value| !value.is_finite()) {
+                Some(bad) => {
+                    require(false, OP, &format!("{name}[{bad}]"), "not finite", || "must be finite".into())
+                }
+                None => Ok(()),
+            }
+        };
         if let Some(bias) = &self.correction_bias {
             check_uses_bias(config)?;
-            exactly("correction_bias", bias.len(), e)?;
-            if let Some(bad) = bias.iter().position(|b| !b.is_finite()) {
-                let name = format!("correction_bias[{bad}]");
-                return require(false, OP, &name, "not finite", || "must be finite".into());
-            }
+            finite("correction_bias", bias, e)?;
+        }
+        if let Some(bias) = &self.router_bias {
+            finite("router_bias", bias, e)?;
+        }
+        if let Some([first, second]) = &self.expert_biases {
+            let local = config.local_count();
+            finite("expert_biases[0]", first, local * config.halves() * config.intermediate_size)?;
+            finite("expert_biases[1]", second, local * h)?;
         }
         Ok(())
     }
@@ -380,7 +424,8 @@ impl MoeWeights<'_> {
         let experts = ids.len() + shared_parts.len();
         let mut w13 = device.uninit::<E4m3>(experts * layout.w13)?;
         let mut w2 = device.uninit::<E4m3>(experts * layout.w2)?;
-        let bytes = (3 * config.hidden_size * config.intermediate_size) as u64;
+        let matrices = config.halves() + 1;
+        let bytes = (matrices * config.hidden_size * config.intermediate_size) as u64;
         let total = experts as u64 * bytes;
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
@@ -418,6 +463,20 @@ impl MoeWeights<'_> {
             w13_scale: device.upload(&w13_scale.concat())?.into(),
             w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
+            router_bias: match &self.router_bias {
+                Some(bias) => {
+                    let gate = if config.routes_shared() { &[0.0][..] } else { &[] };
+                    Some(device.upload(&[&bias[..], gate].concat())?.into())
+                }
+                None => None,
+            },
+            expert_biases: match &self.expert_biases {
+                Some(biases) => {
+                    let [first, second] = layout.biases(biases, experts);
+                    Some([device.upload(&first)?.into(), device.upload(&second)?.into()])
+                }
+                None => None,
+            },
             shared: shared.map(|weights| weights.upload(device, config)).transpose()?,
         })
     }
@@ -462,6 +521,8 @@ impl MoeDeviceWeights {
             w13_scale: w13_scale.into(),
             w2_scale: w2_scale.into(),
             input_scales: None,
+            router_bias: None,
+            expert_biases: None,
             shared: None,
         }
     }
@@ -481,6 +542,20 @@ impl MoeDeviceWeights {
         MoeDeviceWeights { input_scales: Some(scales), ..self }
     }
 
+    /// With [`MoeDeviceWeights::router_bias`].
+    pub fn router_bias(self, bias: impl Into<DeviceMemory<f32>>) -> Self {
+        MoeDeviceWeights { router_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::expert_biases`].
+    pub fn expert_biases(
+        self,
+        first: impl Into<DeviceMemory<f32>>,
+        second: impl Into<DeviceMemory<f32>>,
+    ) -> Self {
+        MoeDeviceWeights { expert_biases: Some([first.into(), second.into()]), ..self }
+    }
+
     /// With [`MoeDeviceWeights::shared`].
     pub fn shared(self, shared: SharedDeviceWeights) -> Self {
         MoeDeviceWeights { shared: Some(shared), ..self }
@@ -491,15 +566,16 @@ impl MoeDeviceWeights {
     pub fn lengths(config: &MoeConfig) -> [usize; 4] {
         let (local, hidden, padded) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
+        let rows = config.halves() * padded;
         let (w13_scale, w2_scale) = match config.quantization.weights() {
-            WeightScales::Tensor => (2 * padded, 1),
-            WeightScales::Channel => (2 * padded, hidden),
+            WeightScales::Tensor => (rows, 1),
+            WeightScales::Channel => (rows, hidden),
             WeightScales::Block128 => {
                 let (hidden, intermediate) = (hidden.div_ceil(128), padded / 128);
-                (2 * intermediate * hidden, hidden * intermediate)
+                (rows / 128 * hidden, hidden * intermediate)
             }
         };
-        [2 * padded * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
+        [rows * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
     }
 
     /// Gate and up that lie apart, as the one array that the kernels read, enqueued on `stream`: for w13 from
@@ -559,6 +635,15 @@ impl MoeDeviceWeights {
             check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
         }
+        if let Some(bias) = &self.router_bias {
+            let rows = config.experts + usize::from(config.routes_shared());
+            exactly("router_bias", (bias.len(), bias.device()), rows)?;
+        }
+        if let Some([first, second]) = &self.expert_biases {
+            let (local, columns) = (config.slot_local_experts(), config.halves() * config.padded_intermediate());
+            exactly("expert_biases[0]", (first.len(), first.device()), local * columns)?;
+            exactly("expert_biases[1]", (second.len(), second.device()), local * config.hidden_size)?;
+        }
         match (&self.shared, config.shared) {
             (Some(weights), Some(shared)) => weights.validate(device, config, shared)?,
             (weights, shared) => {
@@ -584,6 +669,8 @@ impl MoeDeviceWeights {
                 Some([first, second]) => [device.upload(&[first])?, device.upload(&[second])?],
                 None => [device.uninit(0)?, device.uninit(0)?],
             },
+            router_bias: self.router_bias,
+            expert_biases: self.expert_biases,
             expert_map: config.expert_map().map(|map| device.upload(&map)).transpose()?,
             shared: self.shared.map(|shared| shared.complete(device, config)).transpose()?,
         })
@@ -605,6 +692,7 @@ fn parts(buffer: &mut Buffer<E4m3>, len: usize) -> Vec<SliceMut<'_, E4m3>> {
 /// Where the parts of an expert go.
 struct Layout {
     quantization: Quantization,
+    gated: bool,
     hidden: usize,
     intermediate: usize,
     padded: usize,
@@ -617,8 +705,9 @@ impl Layout {
     fn new(config: &MoeConfig) -> Layout {
         let (hidden, intermediate, padded) =
             (config.hidden_size, config.intermediate_size, config.padded_intermediate());
-        let (w13, w2) = (2 * padded * hidden, hidden * padded);
-        Layout { quantization: config.quantization, hidden, intermediate, padded, w13, w2 }
+        let gated = config.gated;
+        let (w13, w2) = (config.halves() * padded * hidden, hidden * padded);
+        Layout { quantization: config.quantization, gated, hidden, intermediate, padded, w13, w2 }
     }
 
     /// Copies one expert into its parts of w13 and w2.
@@ -629,8 +718,10 @@ impl Layout {
         mut w2: SliceMut<'_, E4m3>,
     ) -> Result<()> {
         let stream = w2.device().default_stream();
-        let (gate, up) = w13.split_at(self.padded * self.hidden);
-        for (mut half, matrix) in [(gate, &expert.gate), (up, &expert.up)] {
+        let gate = if self.gated { self.padded * self.hidden } else { 0 };
+        let (gate, up) = w13.split_at(gate);
+        let halves = [(gate, &expert.gate), (up, &expert.up)];
+        for (mut half, matrix) in halves.into_iter().skip(usize::from(!self.gated)) {
             let padding = (self.padded - self.intermediate) * self.hidden;
             half.slice_mut(..matrix.len()).copy_from(matrix, &stream)?;
             half.slice_mut(matrix.len()..).copy_from(&vec![E4m3::default(); padding], &stream)?;
@@ -649,9 +740,25 @@ impl Layout {
     /// An expert's scales of w13 and of w2, as the device has them.
     fn scales(&self, expert: &ExpertWeights<'_>) -> (Vec<f32>, Vec<f32>) {
         let mut w13 = Vec::new();
-        self.append_w13_scales(&mut w13, &expert.gate_scale);
+        if self.gated {
+            self.append_w13_scales(&mut w13, &expert.gate_scale);
+        }
         self.append_w13_scales(&mut w13, &expert.up_scale);
         (w13, expert.down_scale.to_vec())
+    }
+
+    /// The biases of this rank's experts for `experts` of them, the last being shared ones without; each half
+    /// padded as the matrices are.
+    fn biases(&self, [first, second]: &[Cow<'_, [f32]>; 2], experts: usize) -> [Vec<f32>; 2] {
+        let mut padded = Vec::new();
+        for half in first.chunks(self.intermediate) {
+            padded.extend_from_slice(half);
+            padded.resize(padded.len() + self.padded - self.intermediate, 0.0);
+        }
+        padded.resize(experts * (self.w13 / self.hidden), 0.0);
+        let mut second = second.to_vec();
+        second.resize(experts * self.hidden, 0.0);
+        [padded, second]
     }
 
     /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its

@@ -17,10 +17,10 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
-use crate::plan::checked_i32;
+use crate::plan::{checked_i32, elements};
 use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
 
-pub use crate::config::ActivationFunction;
+pub use crate::config::{ActivationFunction, Gating};
 
 const OP: &str = "activation";
 
@@ -61,12 +61,12 @@ pub enum Requantization<'a> {
 /// Arguments of [`activation`].
 #[derive(Debug)]
 pub struct Activation<'a> {
-    /// bf16, f16 or f32 `[P, 2I]`.
+    /// bf16, f16 or f32 `[P, 2I]`; `[P, I]` without a gate.
     pub x: Activations<'a>,
     /// Rows from its last offset on are neither read nor written. Without it, all are.
     pub permutation: Option<&'a Permutation<'a>>,
     /// What joins gate and up.
-    pub function: ActivationFunction,
+    pub gating: Gating,
     /// How to scale.
     pub requantization: Requantization<'a>,
     /// e4m3 `[P, I]`.
@@ -82,7 +82,9 @@ pub struct Activation<'a> {
 pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>) -> Result<()> {
     let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
-    args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
+    args.gating.check(OP, "gating.limit")?;
+    let columns = shape.intermediate + args.gating.up(shape.intermediate);
+    args.x.check(OP, "x", elements(OP, "x", &[shape.rows, columns])?, stream)?;
     let valid_rows = match args.permutation {
         Some(permutation) => {
             permutation.check_size(OP, "rows", shape.rows, (permutation.rows(), "rows"))?;
@@ -109,7 +111,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
         q: args.q.ptr().cast(),
         rows,
         intermediate,
-        function: args.function,
+        gating: args.gating.raw(intermediate),
     };
     let device = stream.device();
     let grid = warp_rows_grid(device, rows, intermediate);
@@ -152,12 +154,12 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
 /// Arguments of [`activation_plain`].
 #[derive(Debug)]
 pub struct ActivationPlain<'a> {
-    /// f32 `[rows, 2I]`.
+    /// f32 `[rows, 2I]`; `[rows, I]` without a gate.
     pub x: Slice<'a, f32>,
     /// f32 `[rows]`: each row is multiplied by the sigmoid of its own.
     pub row_logits: Option<Slice<'a, f32>>,
     /// What joins gate and up.
-    pub function: ActivationFunction,
+    pub gating: Gating,
     /// bf16 `[rows, I]`.
     pub out: SliceMut<'a, bf16>,
 }
@@ -172,7 +174,9 @@ pub fn activation_plain(stream: &Stream, shape: ActivationShape, args: Activatio
     const OP: &str = "activation_plain";
     let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
-    args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
+    args.gating.check(OP, "gating.limit")?;
+    let columns = shape.intermediate + args.gating.up(shape.intermediate);
+    args.x.check(OP, "x", elements(OP, "x", &[shape.rows, columns])?, stream)?;
     if let Some(row_logits) = &args.row_logits {
         row_logits.check(OP, "row_logits", shape.rows, stream)?;
     }
@@ -186,7 +190,7 @@ pub fn activation_plain(stream: &Stream, shape: ActivationShape, args: Activatio
         out: args.out.ptr(),
         rows,
         intermediate,
-        function: args.function,
+        gating: args.gating.raw(intermediate),
     };
     let device = stream.device();
     let grid = warp_rows_grid(device, rows, intermediate);

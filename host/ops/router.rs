@@ -39,6 +39,8 @@ pub struct RouterLogits<'a> {
     pub gate: Slice<'a, bf16>,
     /// 1, or for a gate in f32 as many as hold it, see [`bf16_planes`].
     pub planes: usize,
+    /// f32 `[E]`, added to each token's logits.
+    pub bias: Option<Slice<'a, f32>>,
     /// f32 `[T, E]`.
     pub logits: SliceMut<'a, f32>,
     /// Which kernel; they differ in the order of the sum.
@@ -76,6 +78,9 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     args.hidden_states.check(OP, "hidden_states", args.tokens * args.hidden, stream)?;
     require((1..=3).contains(&args.planes), OP, "planes", args.planes, || "must be in 1..=3".into())?;
     args.gate.check(OP, "gate", args.planes * args.experts * args.hidden, stream)?;
+    if let Some(bias) = &args.bias {
+        bias.check(OP, "bias", args.experts, stream)?;
+    }
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
     path.check(OP, args.tokens, args.experts)?;
@@ -86,6 +91,7 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     let arguments = launchers::RouterLogits {
         hidden_states: args.hidden_states.ptr(),
         gate: args.gate.ptr(),
+        bias: args.bias.map_or(DevicePtr::null(), |bias| bias.ptr()),
         logits: args.logits.ptr(),
         tokens,
         experts,

@@ -97,7 +97,8 @@ impl Plan {
         let capacity = permutation.capacity();
         let intermediate = config.padded_intermediate();
         let first_shape = GatedShape { rows: capacity, intermediate, k: hidden, experts: local_experts };
-        let expected = GemmShape { rows: expected_rows(&permutation), ..first_shape.gemm() };
+        let first_gemm = GemmShape { n: config.halves() * intermediate, ..first_shape.gemm() };
+        let expected = GemmShape { rows: expected_rows(&permutation), ..first_gemm };
         let block_m = block_m(device, &expected, path);
         let has_blocks = config.quantization.weights() == WeightScales::Block128;
         let options = GemmOptions {
@@ -113,7 +114,7 @@ impl Plan {
         let first = if is_gated {
             First::Gated(GatedPlan::new(device, first_shape, block_m, options, gathers)?)
         } else {
-            First::Apart(GemmPlan::new(device, first_shape.gemm(), block_m, options)?)
+            First::Apart(GemmPlan::new(device, first_gemm, block_m, options)?)
         };
         let second_shape = GemmShape { rows: capacity, n: hidden, k: intermediate, experts: local_experts };
         let slab_scales = has_blocks || config.second_scales() == RowScales::Group128;

@@ -80,7 +80,7 @@ impl Layout {
         };
         let (first_products, first_partials) = match &plan.first {
             First::Gated(first) => (0, first.workspace_bytes()),
-            First::Apart(first) => (4 * 2 * intermediate, first.workspace_bytes()),
+            First::Apart(first) => (4 * config.halves() * intermediate, first.workspace_bytes()),
         };
         let (second_products, sums) = match config.reduction {
             Reduction::Deterministic => (2 * hidden, 0),
@@ -121,7 +121,7 @@ impl Layout {
             products: part(capacity, first_products.max(second_products), 1)?,
             sums: part(tokens, sums, 4)?,
             shared: part(tokens, if is_beside && sums == 0 { hidden } else { 0 }, 4)?,
-            shared_products: part(tokens, 2 * shared_size, 4)?,
+            shared_products: part(tokens, config.halves() * shared_size, 4)?,
             shared_middle: part(tokens, shared_size, 2)?,
             shared_logits: part(if shared_size > 0 { tokens } else { 0 }, 1, 4)?,
             shared_layer: part(shared_layer, 1, 1)?,

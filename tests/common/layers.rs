@@ -2,7 +2,7 @@
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
 use fp8_moe::{
-    Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, SliceMut,
+    ActivationFunction, Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, SliceMut,
     Stream,
 };
 use half::bf16;
@@ -139,11 +139,15 @@ prop_compose! {
         activation in prop::sample::select(&FUNCTIONS),
         promoted in prop::bool::weighted(0.7),
         token_scales in prop::bool::weighted(0.3),
+        limit in prop::option::weighted(0.3, 0.5f32..3.0),
+        gated in prop::bool::weighted(0.8),
     ) -> MoeConfig {
         let sizes = [experts, k.min(experts), hidden * 16, intermediate * 16];
         config(quantization, Routing::Softmax { renormalize: true }, sizes)
             .to_builder()
             .activation(activation)
+            .activation_limit(limit)
+            .gated(gated || activation != ActivationFunction::Relu2)
             .accumulation(if promoted { Accumulation::Promoted } else { Accumulation::Fast })
             .intermediate_scales(match token_scales {
                 true => IntermediateScales::Token,

@@ -36,6 +36,7 @@ fn run_logits(
         hidden_states: states.as_slice(),
         gate: gate.as_slice(),
         planes: gate.len() / (experts * hidden).max(1),
+        bias: None,
         logits: logits.as_mut_slice(),
         path,
     };
@@ -370,6 +371,7 @@ fn refuses_bad_arguments() {
         hidden_states: states.as_slice(),
         gate: gate.as_slice(),
         planes: 1,
+        bias: None,
         logits: out.as_mut_slice(),
         path: RouterLogitsPath::Auto,
     };

@@ -1,8 +1,6 @@
 //! Shared experts: as more experts of the grouped GEMMs they give the bits of a layer that has them as
 //! experts; beside them, the sum of both, in bf16 within the bound of their own sums in f64.
 
-use std::borrow::Cow;
-
 use crate::common::activation;
 use crate::common::layers::{
     Poison, Skew, any_quantization, config, drawn_device, random_routing, run_own, run_routed,
@@ -34,6 +32,7 @@ fn floats(weights: &RouterWeights<'_>) -> Vec<f64> {
     match weights {
         RouterWeights::Bf16(weights) => weights.iter().map(|w| w.to_f64()).collect(),
         RouterWeights::F32(weights) => weights.iter().map(|&w| w.into()).collect(),
+        other => panic!("numbers makes no {other:?}"),
     }
 }
 
@@ -45,24 +44,27 @@ fn logistic(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// `parts` experts as one, whose intermediate is theirs side by side; scales by channel or tensor.
-fn joined<'a>(experts: &[ExpertWeights<'a>], h: usize, i: usize) -> ExpertWeights<'static> {
-    let rows = |matrix: fn(&ExpertWeights<'a>) -> &[fp8_moe::E4m3]| -> Cow<'static, [_]> {
-        experts.iter().flat_map(|e| matrix(e).iter().copied()).collect()
-    };
-    let scales = |scale: fn(&ExpertWeights<'a>) -> &[f32]| -> Cow<'static, [_]> {
-        experts.iter().flat_map(|e| scale(e).iter().copied()).collect()
-    };
-    ExpertWeights {
-        gate: rows(|e| &e.gate),
-        up: rows(|e| &e.up),
-        down: (0..h)
-            .flat_map(|n| experts.iter().flat_map(move |e| e.down[n * i..(n + 1) * i].to_vec()))
-            .collect(),
-        gate_scale: scales(|e| &e.gate_scale),
-        up_scale: scales(|e| &e.up_scale),
-        down_scale: experts[0].down_scale.to_vec().into(),
+fn shared_weights<'a>(matrices: SharedMatrices<'a>, gate: &Option<RouterWeights<'a>>) -> SharedWeights<'a> {
+    let weights = SharedWeights::new(matrices);
+    match gate {
+        Some(gate) => weights.gate(gate.clone()),
+        None => weights,
     }
+}
+
+/// What `of` gives of each, one behind the other.
+fn all<T: Copy>(experts: &[ExpertWeights<'_>], of: impl for<'b> Fn(&'b ExpertWeights<'_>) -> &'b [T]) -> Vec<T> {
+    experts.iter().flat_map(|expert| of(expert).to_vec()).collect()
+}
+
+/// Several experts as one, whose intermediate is theirs side by side; scales by channel.
+fn joined(experts: &[ExpertWeights<'_>], h: usize, i: usize) -> ExpertWeights<'static> {
+    let down: Vec<_> =
+        (0..h).flat_map(|n| experts.iter().flat_map(move |e| e.down[n * i..(n + 1) * i].to_vec())).collect();
+    ExpertWeights::new()
+        .gate(all(experts, |e| &e.gate), all(experts, |e| &e.gate_scale))
+        .up(all(experts, |e| &e.up), all(experts, |e| &e.up_scale))
+        .down(down, experts[0].down_scale.to_vec())
 }
 
 prop_compose! {
@@ -95,8 +97,9 @@ proptest! {
         let all = Layer::random(config(quantization, SOFTMAX, [experts + 1, 1, h, i]), seed);
         let mut source = StdRng::seed_from_u64(seed);
         let gate = gate.then(|| numbers(1, h, source.random(), &mut source));
-        let shared = SharedExpert { intermediate_size: i, weights: SharedKind::Quantised(quantization), gate: gate.is_some() };
-        let mut config = MoeConfig { shared: Some(shared), ..config(quantization, routing, [experts, k, h, i]) };
+        let shared = SharedExpert::new(i, SharedKind::Quantised(quantization)).gate(gate.is_some());
+        let mut config = config(quantization, routing, [experts, k, h, i]);
+        config.shared = Some(shared);
         if routing == Routing::SigmoidInput {
             // Its slots are compared with two forwards of half the rows: by kernels whose sums do not depend
             // on how many there are.
@@ -109,9 +112,8 @@ proptest! {
         let expert = weights.experts.pop().unwrap();
         weights.router = Some(RouterWeights::Bf16(all.router[..experts * h].into()));
         weights.correction_bias = None;
-        weights.shared = Some(SharedWeights {
-            matrices: SharedMatrices::Quantised { expert, input_scales: None }, gate: gate.clone(),
-        });
+        let matrices = SharedMatrices::Quantised { expert, input_scales: None };
+        weights.shared = Some(shared_weights(matrices, &gate));
         let layer = MoeLayer::new(&device, &config, &weights).unwrap();
         let hidden = hidden_states(tokens * h, seed);
         let (ours, ids, slot_weights) = if given {
@@ -142,14 +144,15 @@ proptest! {
             prop_assert!((f64::from(weights[k]) - expected).abs() < 1e-5, "{} {expected}", weights[k]);
         }
         // Without a shared expert: all slots given. Llama-4's way weighs inputs, one slot a token.
-        let plain = MoeConfig { experts: experts + 1, top_k: k + 1, routing: SOFTMAX, shared: None, ..config.clone() };
+        let mut plain = config.clone();
+        (plain.experts, plain.top_k, plain.routing, plain.shared) = (experts + 1, k + 1, SOFTMAX, None);
         if routing != Routing::SigmoidInput {
             let plain = MoeLayer::new(&device, &plain, &all.weights(&plain)).unwrap();
             let expected: Vec<f32> =
                 run_routed(&stream, &plain, &hidden, &ids, &slot_weights, Poison::Fresh).unwrap();
             prop_assert_eq!(ours, expected);
         } else {
-            let one = MoeConfig { top_k: 1, routing, ..plain };
+            let one = plain.to_builder().top_k(1).routing(routing).build().unwrap();
             let one = MoeLayer::new(&device, &one, &all.weights(&one)).unwrap();
             let slots = [0, 1].map(|slot| {
                 let pick = |n: usize| ids.iter().copied().skip(n).step_by(2).collect::<Vec<_>>();
@@ -173,16 +176,15 @@ proptest! {
         let (experts, k, h, i) = (4, 2, 16 * sizes.0, 16 * sizes.1);
         let mut all = Layer::random(config(quantization, SOFTMAX, [experts + 2, 1, h, i]), seed);
         all.share_down_scales(experts, experts + 1);
-        let shared = SharedExpert { intermediate_size: 2 * i, weights: SharedKind::Quantised(quantization), gate: false };
-        let config = MoeConfig { shared: Some(shared), ..config(quantization, SOFTMAX, [experts, k, h, i]) };
+        let mut config = config(quantization, SOFTMAX, [experts, k, h, i]);
+        config.shared = Some(SharedExpert::new(2 * i, SharedKind::Quantised(quantization)));
         let device = drawn_device(seed);
         let stream = device.default_stream();
         let mut weights = all.weights(&all.config);
         let expert = joined(&weights.experts.split_off(experts), h, i);
         weights.router = None;
-        weights.shared = Some(SharedWeights {
-            matrices: SharedMatrices::Quantised { expert, input_scales: None }, gate: None,
-        });
+        let matrices = SharedMatrices::Quantised { expert, input_scales: None };
+        weights.shared = Some(SharedWeights::new(matrices));
         let layer = MoeLayer::new(&device, &config, &weights).unwrap();
         let hidden = hidden_states(tokens * h, seed);
         let (ids, slot_weights) = random_routing(&config, tokens, Skew::Uniform, seed);
@@ -190,7 +192,8 @@ proptest! {
         let ids: Vec<i32> = ids.chunks(k).flat_map(|ids| ids.iter().copied().chain([4, 5])).collect();
         let slot_weights: Vec<f32> =
             slot_weights.chunks(k).flat_map(|w| w.iter().copied().chain([1.0; 2])).collect();
-        let plain = MoeConfig { experts: experts + 2, top_k: k + 2, shared: None, ..config };
+        let mut plain = config;
+        (plain.experts, plain.top_k, plain.shared) = (experts + 2, k + 2, None);
         let plain = MoeLayer::new(&device, &plain, &all.weights(&plain)).unwrap();
         let expected: Vec<f32> =
             run_routed(&stream, &plain, &hidden, &ids, &slot_weights, Poison::Fresh).unwrap();
@@ -215,10 +218,9 @@ proptest! {
         let other = Layer::random(config(quantizations.1, SOFTMAX, [1, 1, h, size]), seed ^ 1);
         let mut source = StdRng::seed_from_u64(seed);
         let gate = gate.then(|| numbers(1, h, true, &mut source));
-        let shared = SharedExpert {
-            intermediate_size: size, weights: SharedKind::Quantised(quantizations.1), gate: gate.is_some(),
-        };
-        let with = MoeConfig { shared: Some(shared), ..own.config.clone() };
+        let shared = SharedExpert::new(size, SharedKind::Quantised(quantizations.1)).gate(gate.is_some());
+        let mut with = own.config.clone();
+        with.shared = Some(shared);
         prop_assume!(with.slots() == k);
         let device = drawn_device(seed);
         let stream = device.default_stream();
@@ -226,18 +228,16 @@ proptest! {
         let mut weights = own.weights(&own.config);
         let routed = run_own(&stream, &MoeLayer::new(&device, &own.config, &weights).unwrap(), &hidden).unwrap();
         let mut of_other = other.weights(&other.config);
-        weights.shared = Some(SharedWeights {
-            matrices: SharedMatrices::Quantised {
-                expert: of_other.experts[0].clone(), input_scales: of_other.input_scales,
-            },
-            gate: gate.clone(),
-        });
+        let expert = of_other.experts[0].clone();
+        let matrices = SharedMatrices::Quantised { expert, input_scales: of_other.input_scales };
+        weights.shared = Some(shared_weights(matrices, &gate));
         let layer = MoeLayer::new(&device, &with, &weights).unwrap();
         let (ours, ids, slot_weights) = run_own(&stream, &layer, &hidden).unwrap();
         prop_assert_eq!((&ids, &slot_weights), (&routed.1, &routed.2));
         // The same shared expert as a layer, by a router that is the gate.
         let gated = Routing::Grouped { sigmoid: true, groups: 1, topk_group: 1, renormalize: false, scaling_factor: 1.0 };
-        let alone = MoeConfig { routing: if gate.is_some() { gated } else { SOFTMAX }, ..other.config.clone() };
+        let routing = if gate.is_some() { gated } else { SOFTMAX };
+        let alone = other.config.to_builder().routing(routing).build().unwrap();
         of_other.correction_bias = None;
         of_other.router = Some(gate.unwrap_or(RouterWeights::Bf16(vec![bf16::ONE; h].into())));
         let (beside, ..) = run_own(&stream, &MoeLayer::new(&device, &alone, &of_other).unwrap(), &hidden).unwrap();
@@ -256,7 +256,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let (h, size) = (16 * sizes.0, 16 * sizes.1);
-        let own = MoeConfig { activation: function, ..config(Quantization::ChannelToken, SOFTMAX, [4, 2, h, 32]) };
+        let mut own = config(Quantization::ChannelToken, SOFTMAX, [4, 2, h, 32]);
+        own.activation = function;
         let own = Layer::random(own, seed);
         let mut source = StdRng::seed_from_u64(seed);
         let [left, right] = [0, 1].map(|_| numbers(size, h, exact, &mut source));
@@ -266,12 +267,10 @@ proptest! {
         let stream = device.default_stream();
         let mut weights = own.weights(&own.config);
         let (routed, ..) = run_own(&stream, &MoeLayer::new(&device, &own.config, &weights).unwrap(), &hidden).unwrap();
-        weights.shared = Some(SharedWeights {
-            matrices: SharedMatrices::Bf16 { gate: left.clone(), up: right.clone(), down: down.clone() },
-            gate: gate.clone(),
-        });
-        let shared = SharedExpert { intermediate_size: size, weights: SharedKind::Bf16, gate: gate.is_some() };
-        let with = MoeConfig { shared: Some(shared), ..own.config.clone() };
+        let matrices = SharedMatrices::Bf16 { gate: left.clone(), up: right.clone(), down: down.clone() };
+        weights.shared = Some(shared_weights(matrices, &gate));
+        let mut with = own.config.clone();
+        with.shared = Some(SharedExpert::new(size, SharedKind::Bf16).gate(gate.is_some()));
         let (ours, ..) = run_own(&stream, &MoeLayer::new(&device, &with, &weights).unwrap(), &hidden).unwrap();
         let [left, right, down] = [&left, &right, &down].map(floats);
         for (token, x) in hidden.chunks(h).enumerate() {
@@ -304,8 +303,9 @@ proptest! {
 /// Ranks add up to the whole: the first has the shared expert.
 #[test]
 fn the_first_rank_has_it() {
-    let shared = SharedExpert { intermediate_size: 32, weights: SharedKind::Bf16, gate: true };
-    let whole = MoeConfig { shared: Some(shared), ..config(Quantization::Block128, SOFTMAX, [4, 2, 64, 32]) };
+    let shared = SharedExpert::new(32, SharedKind::Bf16).gate(true);
+    let mut whole = config(Quantization::Block128, SOFTMAX, [4, 2, 64, 32]);
+    whole.shared = Some(shared);
     assert_eq!(whole.for_rank(0, 2).unwrap().shared, Some(shared));
     assert_eq!(whole.for_rank(1, 2).unwrap().shared, None);
 }
@@ -317,36 +317,35 @@ fn refusals() {
     let stream = device.default_stream();
     let own = Layer::random(config(Quantization::ChannelToken, SOFTMAX, [4, 2, 64, 32]), 1);
     let mut source = StdRng::seed_from_u64(1);
-    let bf16_weights = |gate: bool, source: &mut StdRng| SharedWeights {
-        matrices: SharedMatrices::Bf16 {
-            gate: numbers(48, 64, true, source),
-            up: numbers(48, 64, true, source),
-            down: numbers(64, 48, true, source),
-        },
-        gate: gate.then(|| numbers(1, 64, true, source)),
-    };
+    let [left, right] = [0, 1].map(|_| numbers(48, 64, true, &mut source));
+    let down = numbers(64, 48, true, &mut source);
+    let matrices = SharedMatrices::Bf16 { gate: left, up: right, down };
     let refusal = |config: &MoeConfig, weights: &MoeWeights<'_>| match MoeLayer::new(device, config, weights)
     {
         Err(error @ Error::Argument { .. }) => error.to_string(),
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("was accepted"),
     };
-    let shared = SharedExpert { intermediate_size: 48, weights: SharedKind::Bf16, gate: false };
-    let with = |shared| MoeConfig { shared: Some(shared), ..own.config.clone() };
+    let shared = SharedExpert::new(48, SharedKind::Bf16);
+    let with = |shared| {
+        let mut config = own.config.clone();
+        config.shared = Some(shared);
+        config
+    };
     let mut weights = own.weights(&own.config);
     assert!(refusal(&with(shared), &weights).contains("shared = given: false: must be given: true"));
-    weights.shared = Some(bf16_weights(true, &mut source));
+    weights.shared = Some(SharedWeights::new(matrices).gate(numbers(1, 64, true, &mut source)));
     assert!(refusal(&own.config, &weights).contains("shared = given: true: must be given: false"));
     assert!(refusal(&with(shared), &weights).contains("shared.gate = true: must be given: false"));
-    let gated = SharedExpert { gate: true, ..shared };
-    let odd = SharedExpert { intermediate_size: 40, ..gated };
+    let gated = shared.gate(true);
+    let odd = SharedExpert::new(40, SharedKind::Bf16).gate(true);
     assert!(
         refusal(&with(odd), &weights)
             .contains("shared.intermediate_size = 40: must be a positive multiple of 16")
     );
-    let other = SharedExpert { intermediate_size: 64, ..gated };
+    let other = SharedExpert::new(64, SharedKind::Bf16).gate(true);
     assert!(refusal(&with(other), &weights).contains("shared.gate = 3072 elements: must have 4096"));
-    let quantised = SharedExpert { weights: SharedKind::Quantised(Quantization::ChannelToken), ..gated };
+    let quantised = SharedExpert::new(48, SharedKind::Quantised(Quantization::ChannelToken)).gate(true);
     assert!(
         refusal(&with(quantised), &weights).contains("shared.matrices = of another kind: must be Quantised")
     );

@@ -7,6 +7,7 @@
 //! | A per row and group | `a[r * row_stride + g * group_stride]` | every slab |
 //! | B per expert | `b[e]` | at the end |
 //! | B per column | `b[e * n + c]` | at the end |
+//! | bias | `bias[e * n + c]`, added to the scaled sum | at the end |
 //! | B per block | `b[(e * ceil(n / 128) + c / 128) * ceil(k / 128) + g]` | every slab |
 
 use crate::abi::{AScaleKind, BScaleKind, SCALE_BLOCK, SLAB, Scales, Strides};

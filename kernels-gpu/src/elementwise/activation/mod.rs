@@ -15,12 +15,11 @@
 //! Rows from `*valid_rows` on are neither read nor written.
 
 use cuda_std::arguments;
-use cuda_std::code::Code;
 
 /// What all of these kernels read and write.
 #[arguments]
 pub struct Activate {
-    /// `[rows, 2 * intermediate]`, of the type that the kernel's name says.
+    /// `[rows, intermediate + gating.up]`, of the type that the kernel's name says.
     pub x: *const u8,
     /// i64: rows from it on are neither read nor written; null for no limit.
     pub valid_rows: *const i64,
@@ -31,7 +30,7 @@ pub struct Activate {
     /// I.
     pub intermediate: u32,
     /// What joins gate and up.
-    pub function: Code<crate::abi::ActivationFunction>,
+    pub gating: crate::abi::Gating,
 }
 
 pub mod functions;

@@ -13,13 +13,12 @@ use crate::elementwise::rows::chunk::{CHUNK, WARP_COLUMNS, store_chunk, vectoris
 use crate::elementwise::rows::source::Rows;
 use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::Bf16;
-use cuda_std::code::Code;
 use cuda_std::{arguments, kernel, memory, thread};
 
 /// Arguments of the kernel `activation_plain`.
 #[arguments]
 pub struct ActivatePlain {
-    /// f32 `[rows, 2 * intermediate]`.
+    /// f32 `[rows, intermediate + gating.up]`.
     pub x: *const f32,
     /// f32 `[rows]`: each row is multiplied by the sigmoid of its own; null for none.
     pub row_logits: *const f32,
@@ -30,7 +29,7 @@ pub struct ActivatePlain {
     /// I.
     pub intermediate: u32,
     /// What joins gate and up.
-    pub function: Code<crate::abi::ActivationFunction>,
+    pub gating: crate::abi::Gating,
 }
 
 /// Activates the rows of `x`.
@@ -39,9 +38,9 @@ pub struct ActivatePlain {
 /// The arrays are null, where they may be, or have their stated sizes. Nothing written is read.
 #[kernel(threads = THREADS, min_blocks = 6)]
 pub unsafe fn activation_plain(arguments: ActivatePlain) {
-    let ActivatePlain { x, row_logits, out, rows, intermediate, function } = arguments;
+    let ActivatePlain { x, row_logits, out, rows, intermediate, gating } = arguments;
     // SAFETY: the kernel's contract.
-    let source = unsafe { GatedRows::new(x, intermediate, function) };
+    let source = unsafe { GatedRows::new(x, intermediate, gating) };
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let vector = vectorised(out, intermediate);
     let mut row = thread::block_idx_x() * WARPS + thread::warp_id();
