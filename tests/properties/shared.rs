@@ -284,7 +284,7 @@ proptest! {
                 middle.push(value);
                 // Sums of h products in f32; no function here is steeper than 1.2. bf16 keeps 8 bits.
                 let of_sums = (h as f64 + 8.0) * 2f64.powi(-24) * (1.2 * g_size * factor.abs() + act.abs() * u_size);
-                errors.push(of_sums + 2f64.powi(-9) * value.abs() + 2f64.powi(-18) * value.abs() + 1e-30);
+                errors.push(of_sums + 2f64.powi(-8) * value.abs() + 2f64.powi(-18) * value.abs() + 1e-30);
             }
             for n in 0..h {
                 let row = &down[n * size..(n + 1) * size];
