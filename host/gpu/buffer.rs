@@ -205,7 +205,8 @@ impl<'a, T: Pod> Slice<'a, T> {
     /// # Safety
     /// - `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid
     ///   until every operation that was given the slice has completed on its stream; if one was captured,
-    ///   until the graph is dropped.
+    ///   until the graph is dropped. A launch of that graph writes what its operations wrote: the memory must
+    ///   not hold the lists of a `Permutation` then that is used later.
     /// - Until then nothing may write the memory, but for operations on the same stream, or ordered with it
     ///   by the caller: the library does not know whose memory it is.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> Slice<'a, T> {
@@ -263,6 +264,11 @@ impl<'a, T: Pod> Slice<'a, T> {
         }
         stream.synchronize()?;
         Ok(host)
+    }
+
+    /// What it is a part of; none of memory of another program, or of no elements.
+    pub(crate) fn memory(&self) -> Option<&'a Arc<Allocation>> {
+        self.memory
     }
 
     /// Refuses the argument `name` of `op` when it lies on another device than `stream`.

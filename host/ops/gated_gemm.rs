@@ -162,6 +162,7 @@ impl GatedGemm<'_> {
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
         let is_silu = self.function == ActivationFunction::Silu;
+        let lists = self.permutation.unchanged();
         if plan.gathers() {
             let a = launchers::TokenRows {
                 a: self.a.ptr().cast(),
@@ -178,7 +179,7 @@ impl GatedGemm<'_> {
                 (false, false) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED,
             };
             // SAFETY: as below. A gathered row that belongs to no token is zeros.
-            return unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) };
+            return unsafe { stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists) };
         }
         let arguments = launchers::HopperGated {
             a: tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?,
@@ -204,9 +205,9 @@ impl GatedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
         // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
-        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
-        // borrowed exclusively, as are the partial sums. No two scales have one place.
-        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts, if its lists
+        // are unchanged; it is borrowed exclusively, as are the partial sums. No two scales have one place.
+        unsafe { stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists) }
     }
 
     /// Where the results go, as the kernels take it.

@@ -7,6 +7,7 @@
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::checked_i32;
@@ -115,16 +116,17 @@ pub fn problem_sizes(
 }
 
 /// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc +
-/// 1]`.
+/// 1]`, in `unchanged` memory.
 ///
 /// # Safety
-/// The offsets have their length, and ascend from 0 to at most `rows`, below 2^31.
+/// The offsets have their length, and, if they are unchanged, ascend from 0 to at most `rows`, below 2^31.
 pub(super) unsafe fn write_tile_schedule(
     stream: &Stream,
     expert_offsets: Slice<'_, i64>,
     local_experts: usize,
     rows: usize,
     out: &TileScheduleOut<'_>,
+    unchanged: &Unchanged<'_>,
 ) -> Result<()> {
     let arguments = launchers::WriteTileSchedule {
         expert_offsets: expert_offsets.ptr(),
@@ -137,7 +139,9 @@ pub(super) unsafe fn write_tile_schedule(
     let blocks = (rows / out.block_m).div_ceil(64).clamp(1, most) as u32;
     // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the
     // tiles of any offsets up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
-    unsafe { stream.device().launch(stream, &launchers::TILE_SCHEDULE, blocks, &arguments) }
+    unsafe {
+        stream.device().launch_over(stream, &launchers::TILE_SCHEDULE, blocks, &arguments, unchanged)
+    }
 }
 
 /// Where problem sizes go, as kernels take it; null pointers where there are none.

@@ -18,6 +18,7 @@ use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::launch::{DevicePtr, Kernel};
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::checked_i32;
@@ -275,7 +276,9 @@ pub(super) fn group_scales_out(
 }
 
 /// Destinations, checked.
-struct Targets {
+struct Targets<'a> {
+    /// The lists that they come from.
+    lists: Unchanged<'a>,
     /// As the kernels take them.
     raw: launchers::RowTargets,
     /// Rows of `q`.
@@ -284,8 +287,8 @@ struct Targets {
     scale_rows: usize,
 }
 
-impl Destinations<'_> {
-    fn check(&self, rows: usize, stream: &Stream) -> Result<Targets> {
+impl<'a> Destinations<'a> {
+    fn check(&self, rows: usize, stream: &Stream) -> Result<Targets<'a>> {
         let identity = launchers::RowTargets {
             inverse: DevicePtr::null(),
             valid_rows: DevicePtr::null(),
@@ -295,12 +298,16 @@ impl Destinations<'_> {
             rows_stay: false,
         };
         let (permutation, fill_padding) = match *self {
-            Destinations::Identity => return Ok(Targets { raw: identity, q_rows: rows, scale_rows: rows }),
+            Destinations::Identity => {
+                let lists = Unchanged::NOTHING;
+                return Ok(Targets { lists, raw: identity, q_rows: rows, scale_rows: rows });
+            }
             Destinations::Valid { permutation } => {
                 permutation.check_size(OP, "rows", rows, (permutation.rows(), "rows"))?;
                 permutation.check(OP, stream)?;
                 let raw = launchers::RowTargets { valid_rows: permutation.valid_rows(), ..identity };
-                return Ok(Targets { raw, q_rows: rows, scale_rows: rows });
+                let lists = permutation.unchanged();
+                return Ok(Targets { lists, raw, q_rows: rows, scale_rows: rows });
             }
             Destinations::Scatter { permutation, fill_padding }
             | Destinations::Scales { permutation, fill_padding } => (permutation, fill_padding),
@@ -318,7 +325,8 @@ impl Destinations<'_> {
             capacity: scale_rows as u32,
             rows_stay,
         };
-        Ok(Targets { raw, q_rows: if rows_stay { rows } else { scale_rows }, scale_rows })
+        let q_rows = if rows_stay { rows } else { scale_rows };
+        Ok(Targets { lists: permutation.unchanged(), raw, q_rows, scale_rows })
     }
 }
 
@@ -391,7 +399,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     if let Some(row_weight) = &args.row_weight {
         row_weight.check(OP, "row_weight", shape.rows, stream)?;
     }
-    let Targets { raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
+    let Targets { lists, raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
     args.scheme.check(scale_rows, shape.columns, stream)?;
     if let Some(cleared) = &args.cleared {
@@ -439,8 +447,9 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
                 x_is_settled,
             };
             // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes
-            // where there is one, which leads each row to places below P of its own.
-            unsafe { device.launch(stream, &tensor, grid, &arguments) }
+            // where there is one, which leads each row to places below P of its own, if its lists are
+            // unchanged.
+            unsafe { device.launch_over(stream, &tensor, grid, &arguments, &lists) }
         }
         Scheme::TensorDynamic { scale, workspace } => {
             let partials: DevicePtr<f32> = workspace.ptr().cast();
@@ -461,8 +470,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: as above; the grid has at most MAX_PARTIALS blocks, and
             // the partial maxima are written before they are read.
             unsafe {
-                device.launch(stream, &absmax, absmax_grid, &maxima)?;
-                device.launch(stream, &tensor, grid, &arguments)
+                device.launch_over(stream, &absmax, absmax_grid, &maxima, &lists)?;
+                device.launch_over(stream, &tensor, grid, &arguments, &lists)
             }
         }
         Scheme::Token { scales, absmax_limit } => {
@@ -476,7 +485,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             let arguments =
                 launchers::QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled };
             // SAFETY: as above; the shared memory holds the kept spans.
-            unsafe { device.launch(stream, &kernel.with_shared(shared), blocks, &arguments) }
+            unsafe { device.launch_over(stream, &kernel.with_shared(shared), blocks, &arguments, &lists) }
         }
         Scheme::Group { group_size, scales, layout } => {
             let kernel = x.pick(
@@ -488,7 +497,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: as above; no two scales have one place.
             unsafe {
                 let arguments = launchers::QuantizeGroup { common, out, scales, x_is_settled };
-                device.launch(stream, &kernel, grid, &arguments)
+                device.launch_over(stream, &kernel, grid, &arguments, &lists)
             }
         }
     }

@@ -100,6 +100,9 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
     };
     let grid = warp_rows_grid(stream.device(), tokens, columns);
     // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what
-    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
-    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
+    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`, if its lists are
+    // unchanged.
+    unsafe {
+        stream.device().launch_over(stream, &kernel, grid, &arguments, &args.permutation.unchanged())
+    }
 }
