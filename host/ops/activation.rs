@@ -32,6 +32,7 @@ pub struct ActivationShape {
 
 /// How to scale the activated values.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Requantization<'a> {
     /// One scale, given: `q = value * (1 / scale)`.
     TensorStatic {
