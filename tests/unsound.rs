@@ -38,20 +38,9 @@ struct Sizes {
     experts: usize,
 }
 
-/// Every operation that takes a permutation, one after the other, on buffers for `sizes`, run to the end.
+/// Every operation that takes a permutation, one after the other, on buffers for `sizes`. Each element is
+/// written before.
 fn operations(
-    device: &Device,
-    stream: &Stream,
-    permutation: &mut Permutation<'_>,
-    sizes: Sizes,
-) -> [Result<()>; 6] {
-    let results = enqueue(device, stream, permutation, sizes);
-    stream.synchronize().unwrap_or_else(|e| panic!("{e}"));
-    results
-}
-
-/// As [`operations`], enqueued alone. Each element that is read is written before.
-fn enqueue(
     device: &Device,
     stream: &Stream,
     permutation: &mut Permutation<'_>,
@@ -128,6 +117,7 @@ fn enqueue(
         out: (&mut out).into(),
     };
     let summed = unpermute(stream, args);
+    stream.synchronize().unwrap_or_else(|e| panic!("{e}"));
     [copy, scatter, padded, multiplied, activated, summed]
 }
 
@@ -483,18 +473,40 @@ fn a_permutation_from_outside_stays_out_of_captures() {
     for device in devices() {
         let stream = Stream::new(&device).unwrap();
         let ids = device.zeros::<i32>(8).unwrap();
+        let (y, mut out): (Buffer<bf16>, Buffer<bf16>) =
+            (device.zeros(64).unwrap(), device.zeros(64).unwrap());
+        let (mut q, mut q_scales) = (device.zeros::<E4m3>(64).unwrap(), device.zeros::<f32>(8).unwrap());
         let mut memory = Memory::new(&device, shape);
-        let sizes = memory.sizes();
-        let mut permutation = memory.permute(&stream, &ids, None).unwrap();
+        let permutation = memory.permute(&stream, &ids, None).unwrap();
+        let mut both = |stream: &Stream| {
+            let args = Unpermute {
+                y: (&y).into(),
+                permutation: &permutation,
+                topk_weights: None,
+                hidden: 8,
+                out: (&mut out).into(),
+            };
+            let summed = unpermute(stream, args);
+            let args = Quantize {
+                x: (&y).into(),
+                row_weight: None,
+                destinations: Destinations::Scatter { permutation: &permutation, fill_padding: true },
+                scheme: Scheme::Token { scales: q_scales.as_mut_slice(), absmax_limit: None },
+                q: q.as_mut_slice(),
+                cleared: None,
+            };
+            [summed, quantize(stream, QuantizeShape { rows: 8, columns: 8 }, args)]
+        };
         let graph = stream.capture(|capturing| {
-            for result in enqueue(&device, capturing, &mut permutation, sizes) {
+            for result in both(capturing) {
                 let refused = result.unwrap_err().to_string();
                 assert!(refused.contains("must be made in the capture that it is used in"), "{refused}");
             }
             Ok(())
         });
         assert_eq!(graph.unwrap().kernels(), 0);
-        operations(&device, &stream, &mut permutation, sizes).into_iter().for_each(|result| result.unwrap());
+        both(&stream).into_iter().for_each(|result| result.unwrap());
+        stream.synchronize().unwrap();
     }
 }
 

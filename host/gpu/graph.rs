@@ -44,6 +44,9 @@ pub struct Recorder {
 
 impl Recorder {
     /// A new one.
+    ///
+    /// # Errors
+    /// If the driver makes no stream.
     pub fn new(device: &Device) -> Result<Recorder> {
         Ok(Recorder { stream: Stream::new(device)? })
     }
@@ -76,6 +79,9 @@ pub struct Capture<'a> {
 
 impl Capture<'_> {
     /// Makes a graph of what was recorded.
+    ///
+    /// # Errors
+    /// What the driver says of the capture.
     pub fn end(self) -> Result<Graph> {
         let stream = self.stream;
         std::mem::forget(self);

@@ -35,6 +35,9 @@ enum Mode {
 
 impl Stream {
     /// A new stream.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Stream> {
         let raw = cust::Stream::new(device.context())?;
         Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
@@ -212,6 +215,9 @@ pub struct Event {
 
 impl Event {
     /// An event that has not been recorded.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Event> {
         Ok(Event { raw: cust::Event::new(device.context(), true)?, device: device.clone() })
     }
@@ -235,11 +241,17 @@ impl Event {
     }
 
     /// Waits until the stream has passed the event.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.raw.synchronize()?)
     }
 
     /// Milliseconds from `start` to this event, both passed.
+    ///
+    /// # Errors
+    /// If one of them has not been passed.
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         Ok(self.raw.elapsed_ms(&start.raw)?)
     }

@@ -24,6 +24,7 @@ use super::grouped_gemm::{
 };
 use super::permutation::Permutation;
 use super::quantize::check_groups;
+use crate::config::{COPY_BYTES, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -80,6 +81,9 @@ pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
 ///
 /// # Safety
 /// As for [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+///
+/// # Errors
+/// Those of [`gated_gemm`].
 pub unsafe fn gated_gemm_with_settled_schedule(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }
@@ -99,9 +103,10 @@ impl GatedGemm<'_> {
         let plan = self.plan;
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
         check_plan(OP, plan.device(), (rows, experts), &self.permutation, stream)?;
-        let blocks_fit = !matches!(self.b_scale, BScale::Block(_)) || intermediate.is_multiple_of(128);
+        let blocks_fit =
+            !matches!(self.b_scale, BScale::Block(_)) || intermediate.is_multiple_of(SCALE_BLOCK);
         require(blocks_fit, OP, "intermediate", intermediate, || {
-            "must be a positive multiple of 128 with block scales".into()
+            format!("must be a positive multiple of {SCALE_BLOCK} with block scales")
         })?;
         let shape = plan.shape().gemm();
         let a_rows = if plan.gathers() { self.permutation.tokens() } else { rows };
@@ -135,9 +140,9 @@ impl GatedGemm<'_> {
     fn check_gathered(&self, stream: &Stream) -> Result<()> {
         let (tokens, k) = (self.permutation.tokens(), self.plan.shape().k);
         // The last number stands for no row.
-        let chunks = tokens.saturating_mul(k / 16);
+        let chunks = tokens.saturating_mul(k / COPY_BYTES);
         require(chunks < u32::MAX as usize, OP, "tokens", tokens, || {
-            format!("must keep A of {k} columns below 2^36 - 16 bytes")
+            format!("must keep A of {k} columns below 2^32 - 1 times {COPY_BYTES} bytes")
         })?;
         if let AScale::Group { scales, .. } = self.a_scale {
             let most = u32::MAX as usize / 2;

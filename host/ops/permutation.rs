@@ -246,7 +246,8 @@ impl<'a> Permutation<'a> {
             (None, None) if !self.unchanged().holds() => Err(overwritten(op)),
             (own, its) if own == its => Ok(()),
             (Some(_), _) => {
-                let rule = "must be used in the capture that it was made in: outside it has not been computed";
+                let rule =
+                    "must be used in the capture that it was made in: outside it has not been computed";
                 Err(Error::argument(op, "permutation", "one that was captured", rule))
             }
             (None, _) => {
@@ -259,7 +260,9 @@ impl<'a> Permutation<'a> {
     /// The lists' memory, which must hold what it held when it was sorted or scanned: for the launch of an
     /// operation that relies on it.
     pub(super) fn unchanged(&self) -> Unchanged<'_> {
-        fn memory<'m, T: bytemuck::Pod>(list: Option<Slice<'m, T>>) -> Option<&'m std::sync::Arc<Allocation>> {
+        fn memory<'m, T: bytemuck::Pod>(
+            list: Option<Slice<'m, T>>,
+        ) -> Option<&'m std::sync::Arc<Allocation>> {
             list.and_then(|list| list.memory())
         }
         let offsets = self.expert_offsets.as_slice().memory();

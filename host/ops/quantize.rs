@@ -253,6 +253,9 @@ pub const fn quantize_workspace_bytes() -> usize {
     MAX_PARTIALS as usize * size_of::<f32>()
 }
 
+/// Columns that may share a scale.
+const GROUP_SIZES: [usize; 2] = [launchers::SMALL_GROUP as usize, launchers::SLAB as usize];
+
 /// Refuses group scales that the kernels cannot write.
 pub(super) fn check_groups(
     op: &'static str,
@@ -262,8 +265,10 @@ pub(super) fn check_groups(
     (rows, columns): (usize, usize),
     stream: &Stream,
 ) -> Result<()> {
-    let holds = matches!(group_size, 64 | 128);
-    require(holds, op, "group_size", group_size, || "must be 64 or 128".into())?;
+    require(GROUP_SIZES.contains(&group_size), op, "group_size", group_size, || {
+        let [small, large] = GROUP_SIZES;
+        format!("must be {small} or {large}")
+    })?;
     let groups = columns.div_ceil(group_size);
     layout.check_apart(op, "layout", rows, groups)?;
     scales.check(op, "scales", layout.extent(rows, groups), stream)
@@ -387,6 +392,9 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
 /// directly precedes this call in the stream began, and that kernel does not write them. The first holds
 /// where that kernel was launched without programmatic stream serialization, as `permute` is; else as for
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+///
+/// # Errors
+/// Those of [`quantize`].
 pub unsafe fn quantize_with_settled_input(
     stream: &Stream,
     shape: QuantizeShape,
@@ -429,9 +437,10 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     };
     // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
     let x_is_settled = x_is_settled && !targets.inverse.is_null();
-    // A warp looks for padding among 32 rows at a time.
+    // A warp looks for padding among as many rows at a time as it has lanes.
     let has_padding = !targets.sorted_rows.is_null();
-    let warp_rows = if has_padding { rows.max(targets.capacity.div_ceil(32)) } else { rows };
+    let warp_rows =
+        if has_padding { rows.max(targets.capacity.div_ceil(launchers::WARP_THREADS)) } else { rows };
     let device = stream.device();
     let grid = warp_rows_grid(device, warp_rows, columns);
     let tensor = x.pick(
