@@ -231,7 +231,7 @@ impl Quantization {
         match self.weights() {
             WeightScales::Tensor => 1,
             WeightScales::Channel => rows,
-            WeightScales::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+            WeightScales::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
         }
     }
 
@@ -241,7 +241,7 @@ impl Quantization {
         match self.activations() {
             ActivationScales::Static => 0,
             ActivationScales::Token => 1,
-            ActivationScales::Group128 => columns.div_ceil(128),
+            ActivationScales::Group128 => columns.div_ceil(GROUP),
         }
     }
 }
@@ -288,7 +288,7 @@ pub enum IntermediateScales {
 /// | | adds | rounds before | the same bits every time | devices |
 /// |---|---|---|---|---|
 /// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
-/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
+/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is arbitrary | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -516,6 +516,26 @@ pub(crate) enum RowScales {
     Group128,
 }
 
+impl RowScales {
+    /// Scales of a row of `columns` columns; 0 where one is given for all.
+    pub(crate) fn of_row(self, columns: usize) -> usize {
+        match self {
+            RowScales::Tensor => 0,
+            RowScales::Token => 1,
+            RowScales::Group128 => columns.div_ceil(GROUP),
+        }
+    }
+}
+
+/// Columns of activations that share a scale, in layers.
+pub(crate) const GROUP: usize = launchers::SLAB as usize;
+
+/// Rows and columns of weights that share a block scale.
+pub(crate) const SCALE_BLOCK: usize = launchers::SCALE_BLOCK as usize;
+
+/// Bytes that the addresses of matrices are multiples of, and columns that their widths are.
+pub(crate) const COPY_BYTES: usize = launchers::COPY_BYTES as usize;
+
 const OP: &str = "MoeConfig";
 
 impl MoeConfig {
@@ -530,15 +550,18 @@ impl MoeConfig {
     }
 
     /// Refuses sizes that the kernels cannot do, with the rule.
+    ///
+    /// # Errors
+    /// The first size that breaks a rule.
     pub fn validate(&self) -> Result<()> {
-        let sixteen = |name, size: usize| {
-            require(size > 0 && size.is_multiple_of(16), OP, name, size, || {
-                "must be a positive multiple of 16".into()
+        let columns = |name, size: usize| {
+            require(size > 0 && size.is_multiple_of(COPY_BYTES), OP, name, size, || {
+                format!("must be a positive multiple of {COPY_BYTES}")
             })?;
             require(size < 1 << 24, OP, name, size, || "must be below 2^24".into())
         };
-        sixteen("hidden_size", self.hidden_size)?;
-        sixteen("intermediate_size", self.intermediate_size)?;
+        columns("hidden_size", self.hidden_size)?;
+        columns("intermediate_size", self.intermediate_size)?;
         require((1..=4096).contains(&self.experts), OP, "experts", self.experts, || {
             "must be in 1..=4096".into()
         })?;
@@ -686,6 +709,9 @@ impl MoeConfig {
 
     /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts. A shared
     /// expert is the first rank's, so that the sum over ranks has it once.
+    ///
+    /// # Errors
+    /// A rank that is not below `ranks`; more ranks than experts.
     pub fn for_rank(&self, rank: usize, ranks: usize) -> Result<MoeConfig> {
         require(ranks > 0 && self.experts.is_multiple_of(ranks), OP, "ranks", ranks, || {
             format!("must divide the {} experts", self.experts)
@@ -732,7 +758,7 @@ impl MoeConfig {
     /// result.
     pub(crate) fn padded_intermediate(&self) -> usize {
         match self.quantization.weights() {
-            WeightScales::Block128 => self.intermediate_size.next_multiple_of(128),
+            WeightScales::Block128 => self.intermediate_size.next_multiple_of(SCALE_BLOCK),
             WeightScales::Tensor | WeightScales::Channel => self.intermediate_size,
         }
     }

@@ -23,6 +23,7 @@ use super::files::Files;
 use super::models::{Fused, Model, Order, SHARED_PROJECTIONS, Shared};
 use super::quantization::{ActivationScales, Scheme, WeightScales};
 use super::tensor::Tensor;
+use crate::config::SCALE_BLOCK;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
 use crate::layer::{
@@ -31,7 +32,7 @@ use crate::layer::{
 };
 
 /// Columns and rows of a block as a layer has them.
-const BLOCK: usize = 128;
+const BLOCK: usize = SCALE_BLOCK;
 
 /// What may stand beside a matrix, itself included.
 const OF_WEIGHTS: [&str; 10] = [

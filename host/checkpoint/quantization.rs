@@ -17,6 +17,7 @@ use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::config::{Sections, kind};
+use crate::config::{GROUP, SCALE_BLOCK};
 use crate::error::{Error, Result};
 use crate::layer::Quantization;
 
@@ -349,7 +350,7 @@ impl Reader {
             "FP8" => (WeightScales::Tensor, ActivationScales::TensorStatic),
             "FP8_PER_CHANNEL_PER_TOKEN" => (WeightScales::Channel, ActivationScales::Token),
             "FP8_PB_WO" | "FP8_PB_REAL" | "FP8_BLOCK_SCALES" => {
-                (WeightScales::Block([128, 128]), ActivationScales::Group(128))
+                (WeightScales::Block([SCALE_BLOCK; 2]), ActivationScales::Group(GROUP))
             }
             other => {
                 return Err(refuse(format!(
@@ -534,9 +535,9 @@ impl Scheme {
             (W::Block(_), A::TensorStatic) => Ok(Quantization::BlockStatic),
             (W::Tensor | W::Channel, A::Token | A::TensorDynamic) => Ok(Quantization::ChannelToken),
             (W::Block(_), A::Token | A::TensorDynamic) => Ok(Quantization::BlockToken),
-            (_, A::Group(columns)) if columns == 0 || !columns.is_multiple_of(128) => Err(format!(
+            (_, A::Group(columns)) if columns == 0 || !columns.is_multiple_of(GROUP) => Err(format!(
                 "config: {}: activations in groups of {columns} are not supported: the kernels scale every \
-                 128 columns, so that groups must be multiples of 128",
+                 {GROUP} columns, so that groups must be multiples of {GROUP}",
                 self.said_by
             )),
             (W::Tensor | W::Channel, A::Group(_)) => Ok(Quantization::ChannelGroup),

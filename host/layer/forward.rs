@@ -6,7 +6,7 @@ use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::shared::SharedParts;
 use super::weights::DeviceWeights;
-use crate::config::{MoeConfig, Reduction, Routing, RowScales, WeightScales};
+use crate::config::{GROUP, MoeConfig, Reduction, Routing, RowScales, WeightScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -87,8 +87,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a forward
-    /// never runs both of the last two.
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a
+    /// forward never runs both `unpermute` and `cast`.
     pub const NAMES: [&'static str; 9] = [
         "shared expert",
         "router",
@@ -106,9 +106,8 @@ impl Step {
 enum End<'a> {
     /// GEMM 2 writes them, and a kernel behind it adds them up.
     Unpermute(ActivationsMut<'a>),
-    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that
-    /// GEMM 2, which waits for the second, finds them cleared. The output is cast from the sums where it is
-    /// not they.
+    /// The quantisation sets the sums to 0, and GEMM 2 adds to them. Two kernels lie between, so that GEMM 2,
+    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them.
     Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
 }
 
@@ -371,7 +370,7 @@ impl Call<'_> {
                 RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
                 RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
                 RowScales::Group128 => Scheme::Group {
-                    group_size: 128,
+                    group_size: GROUP,
                     scales: parts.scales.reborrow(),
                     layout: self.plan.first_scales,
                 },
@@ -404,7 +403,7 @@ impl Call<'_> {
         if gathers && kind != RowScales::Token {
             return Ok(Some(given));
         }
-        let groups = if kind == RowScales::Token { 1 } else { self.config.hidden_size.div_ceil(128) };
+        let groups = kind.of_row(self.config.hidden_size);
         let scales = given.scales.map(|scales| PermuteScales {
             groups,
             scales,
@@ -513,7 +512,7 @@ impl Call<'_> {
             }
             RowScales::Token => Requantization::Token { scales },
             RowScales::Group128 => {
-                Requantization::Group { group_size: 128, scales, layout: self.plan.second_scales }
+                Requantization::Group { group_size: GROUP, scales, layout: self.plan.second_scales }
             }
         }
     }

@@ -25,7 +25,7 @@ use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization, Routing, WeightScales};
+use crate::config::{MoeConfig, Quantization, Routing, SCALE_BLOCK, WeightScales};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -571,8 +571,8 @@ impl MoeDeviceWeights {
             WeightScales::Tensor => (rows, 1),
             WeightScales::Channel => (rows, hidden),
             WeightScales::Block128 => {
-                let (hidden, intermediate) = (hidden.div_ceil(128), padded / 128);
-                (rows / 128 * hidden, hidden * intermediate)
+                let (hidden, intermediate) = (hidden.div_ceil(SCALE_BLOCK), padded / SCALE_BLOCK);
+                (rows / SCALE_BLOCK * hidden, hidden * intermediate)
             }
         };
         [rows * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)

@@ -87,6 +87,9 @@ pub(crate) enum SharedPlan {
 
 impl Plan {
     /// The plan of forwards of `tokens` tokens. The config has been validated.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Plan> {
         check_device(device, config)?;
         let MoeConfig { path, hidden_size: hidden, .. } = *config;
@@ -171,6 +174,9 @@ impl Plan {
     /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less:
     /// fewer partial sums, and gathered rows are not scattered. So the last number of tokens before each
     /// change of height counts as well.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
         // A layer beside this one changes its tiles at other numbers of tokens: the most of both suffices.
         let beside = match config.shared_layer() {
