@@ -591,7 +591,7 @@ impl MoeConfig {
         let joins = self.gated || self.activation == ActivationFunction::Relu2;
         require(joins, OP, "gated", "false", || format!("must be true for {:?}", self.activation))?;
         if let Some(shared) = &self.shared {
-            sixteen("shared.intermediate_size", shared.intermediate_size)?;
+            columns("shared.intermediate_size", shared.intermediate_size)?;
             let runs = self.shared_run() != SharedRun::Beside || self.local_count() > 0;
             require(runs, OP, "shared", "Some", || "must be None on a rank without experts".into())?;
         }

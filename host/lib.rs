@@ -63,10 +63,10 @@ pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, ActivationScales, DeviceMemory, ExpertIds, ExpertWeights, Forward,
-    Gather, Gating, Hidden, IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer, MoeWeights,
-    Output, OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
-    Reduction, RouterWeights, Routing, SharedDeviceWeights, SharedExpert, SharedKind, SharedMatrices,
-    SharedWeights, Step, WeightScales, Workspace,
+    Gather, Gating, Hidden, IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer,
+    MoeWeights, Output, OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput,
+    RawRouting, Reduction, RouterWeights, Routing, SharedDeviceWeights, SharedExpert, SharedKind,
+    SharedMatrices, SharedWeights, Step, WeightScales, Workspace,
 };
 
 /// The README's example compiles.

@@ -485,6 +485,7 @@ fn a_permutation_from_outside_stays_out_of_captures() {
                 y: (&y).into(),
                 permutation: &permutation,
                 topk_weights: None,
+                addend: None,
                 hidden: 8,
                 out: (&mut out).into(),
             };

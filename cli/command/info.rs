@@ -4,9 +4,7 @@
 use std::path::PathBuf;
 
 use fp8_moe::checkpoint::{Inspection, LayerSummary};
-use fp8_moe::{
-    Checkpoint, DeviceSpec, Family, MoeConfig, Result, SharedExpert, SharedKind, internals,
-};
+use fp8_moe::{Checkpoint, DeviceSpec, Family, MoeConfig, Result, SharedExpert, SharedKind, internals};
 
 use crate::terminal;
 

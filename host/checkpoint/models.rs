@@ -223,9 +223,24 @@ const FUSED: Option<Fused> =
 const FUSED_COLUMNS: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Columns });
 
-const MIXTRAL: Tensors =
-    Tensors { router: GATE, router_bias: None, biases: false, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: None };
-const QWEN: Tensors = Tensors { router: GATE, router_bias: None, biases: false, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: None };
+const MIXTRAL: Tensors = Tensors {
+    router: GATE,
+    router_bias: None,
+    biases: false,
+    bias: &[],
+    matrices: Some(["w1", "w3", "w2"]),
+    fused: FUSED,
+    shared: None,
+};
+const QWEN: Tensors = Tensors {
+    router: GATE,
+    router_bias: None,
+    biases: false,
+    bias: &[],
+    matrices: PROJECTIONS,
+    fused: FUSED,
+    shared: None,
+};
 const DEEPSEEK: Tensors = Tensors {
     router: GATE,
     router_bias: None,

@@ -82,7 +82,13 @@ impl Call<'_> {
                 let out_of_first = products.reborrow();
                 self.multiply(
                     stream,
-                    Product { x, matrix: w13, rows: self.config.halves() * size, columns: h, out: out_of_first },
+                    Product {
+                        x,
+                        matrix: w13,
+                        rows: self.config.halves() * size,
+                        columns: h,
+                        out: out_of_first,
+                    },
                 )?;
                 if let Some(gate) = gate {
                     let out = logits.reborrow();

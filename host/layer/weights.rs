@@ -223,11 +223,7 @@ impl<'a> MoeWeights<'a> {
     }
 
     /// With [`MoeWeights::expert_biases`].
-    pub fn expert_biases(
-        self,
-        first: impl Into<Cow<'a, [f32]>>,
-        second: impl Into<Cow<'a, [f32]>>,
-    ) -> Self {
+    pub fn expert_biases(self, first: impl Into<Cow<'a, [f32]>>, second: impl Into<Cow<'a, [f32]>>) -> Self {
         MoeWeights { expert_biases: Some([first.into(), second.into()]), ..self }
     }
 
@@ -640,7 +636,8 @@ impl MoeDeviceWeights {
             exactly("router_bias", (bias.len(), bias.device()), rows)?;
         }
         if let Some([first, second]) = &self.expert_biases {
-            let (local, columns) = (config.slot_local_experts(), config.halves() * config.padded_intermediate());
+            let (local, columns) =
+                (config.slot_local_experts(), config.halves() * config.padded_intermediate());
             exactly("expert_biases[0]", (first.len(), first.device()), local * columns)?;
             exactly("expert_biases[1]", (second.len(), second.device()), local * config.hidden_size)?;
         }

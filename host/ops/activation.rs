@@ -18,8 +18,8 @@ use crate::gpu::launch::DevicePtr;
 use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
-use crate::plan::{checked_i32, elements};
 use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
+use crate::plan::{checked_i32, elements};
 
 pub use crate::config::{ActivationFunction, Gating};
 

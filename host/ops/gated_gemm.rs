@@ -20,8 +20,7 @@
 use super::activation::{ActivationFunction, Gating, Requantization};
 use super::grouped_gemm::{
     AScale, B_BOX, BScale, GemmShape, check_bias, check_matrix, check_matrix_mut, check_plan, check_scales,
-    raw_scales,
-    slab_scales,
+    raw_scales, slab_scales,
 };
 use super::permutation::Permutation;
 use super::quantize::check_groups;
@@ -174,7 +173,8 @@ impl GatedGemm<'_> {
         let scales = raw_scales(&self.a_scale, &self.b_scale, self.bias);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
-        let is_silu = self.gating.function == ActivationFunction::Silu && self.gating.bound() == f32::INFINITY;
+        let is_silu =
+            self.gating.function == ActivationFunction::Silu && self.gating.bound() == f32::INFINITY;
         let lists = self.permutation.unchanged();
         if plan.gathers() {
             let a = launchers::TokenRows {

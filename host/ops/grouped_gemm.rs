@@ -91,11 +91,7 @@ pub enum BScale<'a> {
 }
 
 /// The scales of both operands and the bias, as the kernels take them.
-pub(super) fn raw_scales(
-    a_scale: &AScale<'_>,
-    b_scale: &BScale<'_>,
-    bias: Option<Slice<'_, f32>>,
-) -> Scales {
+pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>, bias: Option<Slice<'_, f32>>) -> Scales {
     let (a, a_kind) = match a_scale {
         AScale::Call(scale) => (scale, AScaleKind::Call),
         AScale::Row(scales) => (scales, AScaleKind::Row),

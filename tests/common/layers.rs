@@ -2,8 +2,8 @@
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
 use fp8_moe::{
-    ActivationFunction, Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, SliceMut,
-    Stream,
+    ActivationFunction, Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result,
+    Routing, SliceMut, Stream,
 };
 use half::bf16;
 use proptest::prelude::*;

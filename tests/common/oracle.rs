@@ -204,7 +204,11 @@ impl Layer {
         if let Some([first, second]) = &self.biases {
             let part = |biases: &[f32]| -> Vec<f32> {
                 let each = biases.len() / self.config.experts;
-                config.local_ids().into_iter().flat_map(|n| biases[n * each..(n + 1) * each].to_vec()).collect()
+                config
+                    .local_ids()
+                    .into_iter()
+                    .flat_map(|n| biases[n * each..(n + 1) * each].to_vec())
+                    .collect()
             };
             weights = weights.expert_biases(part(first), part(second));
         }
@@ -271,7 +275,8 @@ impl Layer {
         let tokens = hidden.par_chunks(h).zip(ids.par_chunks(k)).zip(weights.par_chunks(k));
         let token = |((row, ids), weights)| {
             let mut outputs = Outputs::new(h);
-            for Slot { number, expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights) {
+            for Slot { number, expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights)
+            {
                 let biased = |half: usize, sums: Vec<Estimate>| -> Vec<Estimate> {
                     let biased = sums.into_iter().enumerate().map(|(n, sum)| {
                         let value = sum.value + self.first_bias(number, half, n);
@@ -288,7 +293,9 @@ impl Layer {
                 let middle: Vec<Estimate> = gates
                     .into_iter()
                     .zip(ups)
-                    .map(|(gate, up)| bounds::gated(gate, up, act, |x| activation::factor_within(function, limit, x)))
+                    .map(|(gate, up)| {
+                        bounds::gated(gate, up, act, |x| activation::factor_within(function, limit, x))
+                    })
                     .collect();
                 let middle = Quantised::of(&middle, second);
                 let scale = |row, column| down.scale(quantization, row, column);

@@ -53,7 +53,10 @@ fn shared_weights<'a>(matrices: SharedMatrices<'a>, gate: &Option<RouterWeights<
 }
 
 /// What `of` gives of each, one behind the other.
-fn all<T: Copy>(experts: &[ExpertWeights<'_>], of: impl for<'b> Fn(&'b ExpertWeights<'_>) -> &'b [T]) -> Vec<T> {
+fn all<T: Copy>(
+    experts: &[ExpertWeights<'_>],
+    of: impl for<'b> Fn(&'b ExpertWeights<'_>) -> &'b [T],
+) -> Vec<T> {
     experts.iter().flat_map(|expert| of(expert).to_vec()).collect()
 }
 
