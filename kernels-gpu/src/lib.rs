@@ -15,5 +15,6 @@ mod grouped_gemm;
 mod permute;
 mod problem_sizes;
 mod quantize;
+mod ranks;
 mod router;
 mod unpermute;
