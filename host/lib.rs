@@ -45,6 +45,7 @@ pub mod internals;
 pub mod kernels;
 pub mod layer;
 pub mod ops;
+pub mod parallel;
 pub mod plan;
 
 pub use checkpoint::Checkpoint;
