@@ -298,12 +298,7 @@ pub(crate) struct Lent<T> {
 impl<'a, T: Pod> Slice<'a, T> {
     /// The slice, to be read by another thread.
     pub(crate) fn lend(&self) -> Lent<T> {
-        Lent {
-            device: self.device.clone(),
-            memory: self.memory.cloned(),
-            ptr: self.ptr,
-            len: self.len,
-        }
+        Lent { device: self.device.clone(), memory: self.memory.cloned(), ptr: self.ptr, len: self.len }
     }
 }
 

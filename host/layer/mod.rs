@@ -166,7 +166,10 @@ impl MoeLayer {
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
         let Forward { hidden, routed, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        self.enqueue(stream, Request { hidden, routed, workspace: workspace.memory(), out, observe, is_weighed: false })
+        self.enqueue(
+            stream,
+            Request { hidden, routed, workspace: workspace.memory(), out, observe, is_weighed: false },
+        )
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,

@@ -180,11 +180,7 @@ pub(crate) fn compare<T: AsRef<str>>(all: &[Vec<(T, String)>]) -> Result<(), Fai
 }
 
 /// Waits for `stream`, asking `look` meanwhile whether that makes sense. False: the limit has passed.
-pub(crate) fn poll(
-    stream: &Stream,
-    limit: Duration,
-    mut look: impl FnMut() -> Result<()>,
-) -> Result<bool> {
+pub(crate) fn poll(stream: &Stream, limit: Duration, mut look: impl FnMut() -> Result<()>) -> Result<bool> {
     let end = Event::new(stream.device())?;
     end.record(stream)?;
     let started = Instant::now();

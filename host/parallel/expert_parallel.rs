@@ -183,7 +183,9 @@ impl ExpertParallel {
         options: ExpertOptions,
     ) -> Result<ExpertParallel> {
         let (experts, ranks) = (layer.config().experts, communicator.size());
-        require(options.max_tokens > 0, OP, "max_tokens", options.max_tokens, || "must be at least 1".into())?;
+        require(options.max_tokens > 0, OP, "max_tokens", options.max_tokens, || {
+            "must be at least 1".into()
+        })?;
         require(options.chunk != Some(0), OP, "chunk", 0, || "must be at least 1".into())?;
         let same = layer.device().same_as(communicator.device());
         require(same, OP, "layer", format!("a layer on {}", layer.device()), || {
@@ -221,9 +223,13 @@ impl ExpertParallel {
             || format!("must be of {} experts on {} ranks", config.experts, self.communicator.size()),
         )?;
         let expected = self.placement.of_rank(rank);
-        require(config.local_ids() == expected, OP, "layer", format!("experts {:?}", config.local_ids()), || {
-            format!("must have the experts of rank {rank}, {expected:?}")
-        })?;
+        require(
+            config.local_ids() == expected,
+            OP,
+            "layer",
+            format!("experts {:?}", config.local_ids()),
+            || format!("must have the experts of rank {rank}, {expected:?}"),
+        )?;
         let device = self.layer.device();
         self.holders =
             self.placement.has_replicas().then(|| Holders::new(device, &self.placement)).transpose()?;
@@ -296,10 +302,8 @@ impl ExpertParallel {
     pub fn replace(&mut self, layer: MoeLayer, placement: Placement) -> Result<()> {
         let abort = self.communicator.abort_handle();
         let replace = || {
-            let [old, new] = [&self.layer, &layer].map(|layer| MoeConfig {
-                local_experts: None,
-                ..layer.config().clone()
-            });
+            let [old, new] = [&self.layer, &layer]
+                .map(|layer| MoeConfig { local_experts: None, ..layer.config().clone() });
             require(old == new, OP, "layer", format!("{new:?}"), || {
                 "must have the config of the old one, but for its experts".into()
             })?;
@@ -572,7 +576,12 @@ impl ExpertParallel {
     }
 
     /// This rank's experts on the rows of all ranks.
-    fn run_experts(&mut self, stream: &Stream, chunk: Chunk, workspace: &mut ParallelWorkspace) -> Result<()> {
+    fn run_experts(
+        &mut self,
+        stream: &Stream,
+        chunk: Chunk,
+        workspace: &mut ParallelWorkspace,
+    ) -> Result<()> {
         let Wire { ranks, hidden, top_k, groups, partials } = self.wire;
         let (rank, rows) = (self.communicator.rank(), ranks * chunk.capacity);
         let mut ids = workspace.ids.slice(..rows * top_k);

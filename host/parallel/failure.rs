@@ -7,6 +7,7 @@
 //! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -129,4 +130,14 @@ impl std::fmt::Debug for AbortHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AbortHandle").field("rank", &self.rank).field("failure", &self.failure()).finish()
     }
+}
+
+/// Ranks that did not come.
+pub(super) fn late(missing: &[usize], op: &str, limit: Duration) -> Failure {
+    let others = match missing {
+        [] | [_] => String::new(),
+        [_, others @ ..] => format!(" (nor have {others:?})"),
+    };
+    let what = format!("has not called {op} within {:.1} s{others}", limit.as_secs_f64());
+    Failure { rank: missing.first().copied().unwrap_or(0), what }
 }

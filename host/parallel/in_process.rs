@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
-use super::failure::{AbortHandle, Board, Failure};
+use super::failure::{AbortHandle, Board, Failure, late};
 use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Buffer, Lent, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -129,7 +129,10 @@ impl InProcess {
             // SAFETY: every rank stays in its call, with the borrows of what it lends, until `readers` is 0,
             // which it is not before `reading` is dropped, below.
             let slices = unsafe {
-                posts.iter().map(|post| post.lent.iter().map(|lent| lent.as_slice()).collect()).collect::<Vec<_>>()
+                posts
+                    .iter()
+                    .map(|post| post.lent.iter().map(|lent| lent.as_slice()).collect())
+                    .collect::<Vec<_>>()
             };
             copy(&slices)
         });
@@ -293,16 +296,6 @@ impl Group {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
-
-/// Ranks that did not come.
-pub(super) fn late(missing: &[usize], op: &str, limit: Duration) -> Failure {
-    let others = match missing {
-        [] | [_] => String::new(),
-        [_, others @ ..] => format!(" (nor have {others:?})"),
-    };
-    let what = format!("has not called {op} within {:.1} s{others}", limit.as_secs_f64());
-    Failure { rank: missing.first().copied().unwrap_or(0), what }
 }
 
 impl Communicator for InProcess {

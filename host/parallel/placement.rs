@@ -86,7 +86,10 @@ impl Placement {
         let experts = loads.len();
         let most = slots.min(experts);
         require(ranks.saturating_mul(most) >= experts && ranks > 0, OP, "slots", slots, || {
-            format!("must be at least {}, for {experts} experts on {ranks} ranks", experts.div_ceil(ranks.max(1)))
+            format!(
+                "must be at least {}, for {experts} experts on {ranks} ranks",
+                experts.div_ceil(ranks.max(1))
+            )
         })?;
         let mut copies = vec![1u64; experts];
         for _ in experts..ranks * most {
@@ -112,9 +115,8 @@ impl Placement {
             let load = loads[expert] as f64 / copies[expert] as f64;
             let mut placed = 0;
             for _ in 0..copies[expert] {
-                let free = (0..ranks).filter(|&rank| {
-                    of_rank[rank].len() < slots && !of_rank[rank].contains(&expert)
-                });
+                let free = (0..ranks)
+                    .filter(|&rank| of_rank[rank].len() < slots && !of_rank[rank].contains(&expert));
                 let lightest = free.min_by(|&a, &b| load_of[a].total_cmp(&load_of[b]).then(a.cmp(&b)));
                 // A replica for which no rank has room is left out; the first has one by the count above.
                 let Some(rank) = lightest else { break };
@@ -200,7 +202,10 @@ mod tests {
             let lists = lists.iter().map(|list| list.to_vec()).collect();
             Placement::from_lists(3, lists).expect_err("a bad list").to_string()
         };
-        assert_eq!(refusal(&[&[0, 1], &[1, 3, 2]]), "Placement: ranks[1] = 3: must be below 3, the number of experts");
+        assert_eq!(
+            refusal(&[&[0, 1], &[1, 3, 2]]),
+            "Placement: ranks[1] = 3: must be below 3, the number of experts"
+        );
         assert_eq!(refusal(&[&[0, 1, 0], &[2]]), "Placement: ranks[0] = 0: must be there once");
         assert_eq!(refusal(&[&[0], &[2]]), "Placement: ranks = no expert 1: must hold every expert");
         assert!(refusal(&[]).contains("must be at least 1"));
