@@ -28,13 +28,21 @@ use crate::ops::quantize::ActivationsMut;
 /// Something that all ranks must have alike: its name, and this rank's value.
 pub type Term = (&'static str, String);
 
-/// How long ranks wait for each other.
+/// How long ranks wait for each other: 30 s and 10 minutes by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// For a call that all ranks make at about the same time.
     pub call: Duration,
     /// For what takes one rank longer than another: starting, loading weights, compiling kernels.
     pub start: Duration,
+}
+
+impl Limits {
+    /// Limits of calls and of starting.
+    pub fn new(call: Duration, start: Duration) -> Limits {
+        Limits { call, start }
+    }
 }
 
 impl Default for Limits {

@@ -45,6 +45,7 @@ const OP: &str = "ExpertParallel";
 
 /// Choices of an [`ExpertParallel`]; the same on all ranks.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ExpertOptions {
     /// Most tokens of a rank in one forward.
     pub max_tokens: usize,
@@ -64,6 +65,30 @@ impl ExpertOptions {
     pub fn new(max_tokens: usize) -> ExpertOptions {
         let partials = Partials::default();
         ExpertOptions { max_tokens, chunk: None, placement: None, partials, statistics: false }
+    }
+
+    /// With memory for so many tokens of each rank at a time.
+    #[must_use]
+    pub fn chunk(self, tokens: usize) -> ExpertOptions {
+        ExpertOptions { chunk: Some(tokens), ..self }
+    }
+
+    /// With a placement.
+    #[must_use]
+    pub fn placement(self, placement: Placement) -> ExpertOptions {
+        ExpertOptions { placement: Some(placement), ..self }
+    }
+
+    /// With parts that travel as `partials` says.
+    #[must_use]
+    pub fn partials(self, partials: Partials) -> ExpertOptions {
+        ExpertOptions { partials, ..self }
+    }
+
+    /// With rows counted per expert, or not.
+    #[must_use]
+    pub fn statistics(self, statistics: bool) -> ExpertOptions {
+        ExpertOptions { statistics, ..self }
     }
 }
 

@@ -42,6 +42,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Where the ranks of a group meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rendezvous {
     /// This rank, from 0.
     pub rank: usize,
@@ -60,6 +61,13 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
+    /// At a port of rank 0's machine, all ranks on one machine, with default limits: 30 s, 10 minutes, and 5 s
+    /// of silence.
+    pub fn new(rank: usize, size: usize, address: impl Into<String>, port: u16) -> Rendezvous {
+        let (limits, silence) = (Limits::default(), Duration::from_secs(5));
+        Rendezvous { rank, size, local_rank: rank, address: address.into(), port, limits, silence }
+    }
+
     /// As `torchrun` says it: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`, with
     /// default limits. Where `torchrun`'s own agent has that port (`TORCHELASTIC_USE_AGENT_STORE`), the next
     /// one is taken; `FP8_MOE_PORT` names another.
@@ -95,9 +103,8 @@ impl Rendezvous {
         };
         let port = u16::try_from(port)
             .map_err(|_| Error::argument(OP, "MASTER_PORT", port, "must be at most 65535"))?;
-        let (local_rank, address) = (number("LOCAL_RANK")?, text("MASTER_ADDR")?);
-        let (limits, silence) = (Limits::default(), Duration::from_secs(5));
-        Ok(Rendezvous { rank, size, local_rank, address, port, limits, silence })
+        let local_rank = number("LOCAL_RANK")?;
+        Ok(Rendezvous { local_rank, ..Rendezvous::new(rank, size, text("MASTER_ADDR")?, port) })
     }
 }
 

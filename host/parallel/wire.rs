@@ -31,6 +31,7 @@ const OP: &str = "ExpertParallel::workspace";
 
 /// The type in which ranks' parts of the result travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Partials {
     /// bfloat16: a part is rounded to it before the sum.
     #[default]

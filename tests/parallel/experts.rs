@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fp8_moe::parallel::{Batch, Communicator, ExpertOptions, Partials, Placement};
+use fp8_moe::parallel::{Batch, Communicator, Partials, Placement};
 use fp8_moe::{IntermediateScales, MoeConfig, Quantization, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use crate::common::checks::out_of_bounds;
 use crate::common::layers::{Poison, Skew, any_skew, config, on_device, run_own, run_routed};
 use crate::common::oracle;
 use crate::common::{cases, device, timing};
-use crate::group::{Case, LIMITS, Tokens, on_ranks};
+use crate::group::{Case, Tokens, limits, on_ranks};
 
 const SOFTMAX: Routing = Routing::Softmax { renormalize: true };
 
@@ -30,10 +30,8 @@ fn one_to_eight_ranks() {
 /// Every scheme, and the routing that weighs the input, whose rows are weighed before they travel.
 #[test]
 fn schemes() {
-    let token = MoeConfig {
-        intermediate_scales: IntermediateScales::Token,
-        ..config(Quantization::ChannelToken, SOFTMAX, [6, 2, 144, 112])
-    };
+    let mut token = config(Quantization::ChannelToken, SOFTMAX, [6, 2, 144, 112]);
+    token.intermediate_scales = IntermediateScales::Token;
     let layers = [
         config(Quantization::TensorStatic, SOFTMAX, [6, 2, 144, 112]),
         config(Quantization::ChannelToken, SOFTMAX, [6, 2, 144, 112]),
@@ -138,7 +136,7 @@ fn parts_in_f32() {
     let mut case = Case::new(block(8, 3), &[2, 3], Skew::Uniform, 22);
     case.options.partials = Partials::F32;
     let outputs =
-        on_ranks(2, LIMITS, |rank, group| case.run(rank, group, Poison::Byte(0xff)).expect("a forward"));
+        on_ranks(2, limits(), |rank, group| case.run(rank, group, Poison::Byte(0xff)).expect("a forward"));
     let stream = device().default_stream();
     let layers: Vec<_> = (0..2).map(|rank| case.part(&device(), rank)).collect();
     // Both ranks' tokens, three places each.
@@ -174,7 +172,7 @@ fn own_routing() {
             run_own(&device().default_stream(), &whole, &tokens.hidden).expect("a forward");
         (tokens.ids, tokens.weights) = (ids, weights);
     }
-    let outputs = on_ranks(3, LIMITS, |rank, communicator| {
+    let outputs = on_ranks(3, limits(), |rank, communicator| {
         let mut experts = case.expert_parallel(rank, communicator).expect("a rank");
         let stream = Stream::new(&device()).expect("a stream");
         let mut workspace = experts.workspace().expect("memory");
@@ -190,7 +188,7 @@ fn own_routing() {
 #[test]
 fn three_calls() {
     let case = Case::new(block(6, 2), &[3, 2], Skew::Uniform, 41);
-    let outputs = on_ranks(2, LIMITS, |rank, communicator| {
+    let outputs = on_ranks(2, limits(), |rank, communicator| {
         let mut experts = case.expert_parallel(rank, communicator).expect("a rank");
         let [stream, other] = [(); 2].map(|()| Stream::new(&device()).expect("a stream"));
         let mut workspace = experts.workspace().expect("memory");
@@ -226,7 +224,7 @@ fn statistics_and_a_new_placement() {
     let placement = Placement::balanced(&loads, 2, 4).expect("eight places");
     assert!(placement.has_replicas());
     let balanced = Case::new(block(6, 2), &[5, 4], Skew::Steep, 51).placed(placement.clone());
-    let outputs = on_ranks(2, LIMITS, |rank, communicator| {
+    let outputs = on_ranks(2, limits(), |rank, communicator| {
         let mut experts = case.expert_parallel(rank, communicator).expect("a rank");
         let stream = Stream::new(&device()).expect("a stream");
         let mut workspace = experts.workspace().expect("memory");
@@ -263,7 +261,7 @@ fn statistics_and_a_new_placement() {
 #[test]
 fn all_reduce() {
     for len in [1, 7, 8, 129, 1024] {
-        let sums = on_ranks(3, LIMITS, |rank, communicator: Arc<dyn Communicator>| {
+        let sums = on_ranks(3, limits(), |rank, communicator: Arc<dyn Communicator>| {
             let stream = Stream::new(&device()).expect("a stream");
             let values: Vec<bf16> = oracle::hidden_states(len, rank as u64);
             let wide: Vec<f32> = values.iter().map(|x| x.to_f32()).collect();
@@ -306,7 +304,7 @@ proptest! {
             .collect();
         let placement = Placement::from_lists(experts, lists).expect("all experts");
         let mut case = Case::new(config, &tokens, skew, seed).placed(placement);
-        case.options = ExpertOptions { chunk, ..case.options };
+        case.options.chunk = chunk;
         case.check(Poison::Random(seed));
     }
 }

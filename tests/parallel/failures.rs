@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fp8_moe::parallel::{Batch, Communicator, ExpertOptions, Limits, Placement};
+use fp8_moe::parallel::{Batch, Communicator, ExpertOptions, ExpertParallel, Limits, Placement};
 use fp8_moe::{Error, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
 
 use crate::common::device;
 use crate::common::layers::{Poison, Skew, config};
-use crate::group::{Case, LIMITS, Tokens, on_ranks};
+use crate::group::{Case, Tokens, limits, on_ranks};
 
 fn case(tokens: &[usize]) -> Case {
     let config = config(Quantization::Block128, Routing::Softmax { renormalize: true }, [4, 2, 128, 128]);
@@ -37,7 +37,7 @@ fn mistake<T: Send>(
     text: &str,
     work: impl Fn(usize, Arc<dyn Communicator>) -> Result<T> + Sync,
 ) {
-    let results = on_ranks(ranks, LIMITS, work);
+    let results = on_ranks(ranks, limits(), work);
     for (rank, result) in results.into_iter().enumerate() {
         let what = match result {
             Err(error @ Error::Argument { .. }) if rank == at_fault => error.to_string(),
@@ -51,11 +51,12 @@ fn mistake<T: Send>(
 fn another_config() {
     let case = case(&[1, 1, 1]);
     mistake(3, 1, "has config = ", |rank, communicator| {
-        let config = MoeConfig { top_k: if rank == 1 { 3 } else { 2 }, ..case.config().clone() };
+        let mut config: MoeConfig = case.config().clone();
+        config.top_k = if rank == 1 { 3 } else { 2 };
         let placement = Placement::linear(4, 3)?;
         let config = placement.config(&config, rank);
         let layer = MoeLayer::new(&device(), &config, &case.layer.weights(&config))?;
-        fp8_moe::parallel::ExpertParallel::new(layer, communicator, ExpertOptions::new(4))
+        ExpertParallel::new(layer, communicator, ExpertOptions::new(4))
     });
 }
 
@@ -69,8 +70,8 @@ fn another_placement() {
         };
         let config = placement.config(case.config(), rank);
         let layer = MoeLayer::new(&device(), &config, &case.layer.weights(&config))?;
-        let options = ExpertOptions { placement: Some(placement), ..ExpertOptions::new(4) };
-        fp8_moe::parallel::ExpertParallel::new(layer, communicator, options)
+        let options = ExpertOptions::new(4).placement(placement);
+        ExpertParallel::new(layer, communicator, options)
     });
 }
 
@@ -79,7 +80,7 @@ fn experts_of_another_rank() {
     let case = case(&[1, 1]);
     mistake(2, 0, "must have the experts of rank 0, [0, 1]", |rank, communicator| {
         let layer = case.part(&device(), if rank == 0 { 1 } else { rank });
-        fp8_moe::parallel::ExpertParallel::new(layer, communicator, ExpertOptions::new(4))
+        ExpertParallel::new(layer, communicator, ExpertOptions::new(4))
     });
 }
 
@@ -89,18 +90,13 @@ fn another_capacity() {
     mistake(3, 2, "has capacity = 3; rank 0 has 2", |rank, communicator| {
         let options = ExpertOptions::new(8);
         let layer = case.part(&device(), rank);
-        let mut experts = fp8_moe::parallel::ExpertParallel::new(layer, communicator, options)?;
+        let mut experts = ExpertParallel::new(layer, communicator, options)?;
         forward(&case, rank, &mut experts, if rank == 2 { 3 } else { 2 })
     });
 }
 
 /// A forward of the rank's tokens.
-fn forward(
-    case: &Case,
-    rank: usize,
-    experts: &mut fp8_moe::parallel::ExpertParallel,
-    capacity: usize,
-) -> Result<Vec<bf16>> {
+fn forward(case: &Case, rank: usize, experts: &mut ExpertParallel, capacity: usize) -> Result<Vec<bf16>> {
     let stream = Stream::new(&device())?;
     let mut workspace = experts.workspace()?;
     let Tokens { hidden, ids, weights } = &case.tokens[rank];
@@ -135,7 +131,7 @@ fn too_many_tokens() {
 #[test]
 fn a_rank_that_skips_the_forward() {
     let case = case(&[1, 0]);
-    let limits = Limits { call: Duration::from_millis(300), start: Duration::from_millis(1500) };
+    let limits = Limits::new(Duration::from_millis(300), Duration::from_millis(1500));
     let results = on_ranks(2, limits, |rank, group| {
         let mut experts = case.expert_parallel(rank, group)?;
         if rank == 1 {
@@ -156,7 +152,7 @@ fn a_rank_that_skips_the_forward() {
 #[test]
 fn a_rank_that_leaves() {
     let case = case(&[1, 1, 1]);
-    let results = on_ranks(3, LIMITS, |rank, group| {
+    let results = on_ranks(3, limits(), |rank, group| {
         let mut experts = case.expert_parallel(rank, group)?;
         if rank == 2 { Ok(Vec::new()) } else { forward(&case, rank, &mut experts, 1) }
     });
@@ -169,7 +165,7 @@ fn a_rank_that_leaves() {
 #[test]
 fn a_forward_that_is_left_half_done() {
     let case = case(&[1, 1]);
-    let results = on_ranks(2, LIMITS, |rank, group| {
+    let results = on_ranks(2, limits(), |rank, group| {
         let mut experts = case.expert_parallel(rank, group)?;
         if rank == 0 {
             return forward(&case, rank, &mut experts, 1).map(|_| ());
@@ -210,7 +206,7 @@ fn another_order() {
 fn another_number_of_forwards() {
     let mut case = case(&[1, 1]);
     case.options = ExpertOptions::new(4);
-    let limits = Limits { call: Duration::from_secs(2), ..LIMITS };
+    let limits = Limits::new(Duration::from_secs(2), Duration::from_secs(60));
     let results = on_ranks(2, limits, |rank, group| {
         let mut experts = case.expert_parallel(rank, group)?;
         forward(&case, rank, &mut experts, 1)?;
@@ -228,7 +224,7 @@ fn another_number_of_forwards() {
 #[test]
 fn aborts() {
     let case = case(&[1, 1]);
-    let results = on_ranks(2, LIMITS, |rank, group| {
+    let results = on_ranks(2, limits(), |rank, group| {
         let mut experts = case.expert_parallel(rank, group)?;
         let abort = experts.communicator().abort_handle();
         if rank == 0 {
@@ -249,7 +245,7 @@ fn aborts() {
 #[test]
 fn captures_are_refused() {
     let case = case(&[1, 1]);
-    let results = on_ranks(2, LIMITS, |rank, group| {
+    let results = on_ranks(2, limits(), |rank, group| {
         let experts = case.expert_parallel(rank, group)?;
         let communicator = experts.communicator();
         assert!(!communicator.can_be_captured());

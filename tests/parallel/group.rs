@@ -12,7 +12,9 @@ use crate::common::layers::{Poison, Skew, random_routing, run_routed};
 use crate::common::oracle::{self, Layer};
 
 /// Long enough for the emulated device, short enough for a test.
-pub const LIMITS: Limits = Limits { call: Duration::from_secs(60), start: Duration::from_secs(60) };
+pub fn limits() -> Limits {
+    Limits::new(Duration::from_secs(60), Duration::from_secs(60))
+}
 
 /// Runs `work` on every rank of a group over the tests' device, a thread to a rank; the results by rank. A
 /// rank's handle is dropped when its work returns.
@@ -109,7 +111,7 @@ impl Case {
         let mut out = device.uninit::<bf16>(hidden.len())?;
         let batch = Batch::new(&hidden).routed(&ids, &weights).capacity(self.capacity);
         experts.forward(&stream, batch, &mut workspace, &mut out)?;
-        experts.communicator().wait(&stream, LIMITS.call)?;
+        experts.communicator().wait(&stream, limits().call)?;
         out.to_vec(&stream)
     }
 
@@ -118,7 +120,7 @@ impl Case {
         rank: usize,
         communicator: Arc<dyn Communicator>,
     ) -> Result<ExpertParallel> {
-        let options = ExpertOptions { placement: Some(self.placement.clone()), ..self.options.clone() };
+        let options = self.options.clone().placement(self.placement.clone());
         let layer = self.part(communicator.device(), rank);
         ExpertParallel::new(layer, communicator, options)
     }
@@ -182,7 +184,7 @@ impl Case {
     #[track_caller]
     pub fn check(&self, poison: Poison) {
         let outputs =
-            on_ranks(self.ranks(), LIMITS, |rank, communicator| self.run(rank, communicator, poison));
+            on_ranks(self.ranks(), limits(), |rank, communicator| self.run(rank, communicator, poison));
         let expected = self.expected();
         for (rank, (output, expected)) in outputs.into_iter().zip(expected).enumerate() {
             let output = output.unwrap_or_else(|error| panic!("rank {rank}: {error}"));

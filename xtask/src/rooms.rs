@@ -26,9 +26,9 @@ struct Rooms {
     tangled: &'static [&'static str],
 }
 
-const CRATES: [Rooms; 2] = [HOST, PTX_SIM];
+const CRATES: [Rooms; 3] = [HOST, KERNELS, PTX_SIM];
 
-/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints.
+/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints, ranks.
 const HOST: Rooms = Rooms {
     source: "host",
     arrows: &[
@@ -41,7 +41,24 @@ const HOST: Rooms = Rooms {
         ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
+        ("parallel", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
         ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
+    ],
+    tangled: &[],
+};
+
+/// The device crate: what the host knows too, the tile list, and over them the kernels of each step.
+const KERNELS: Rooms = Rooms {
+    source: "kernels-gpu/src",
+    arrows: &[
+        ("abi", &[]),
+        ("scan", &[]),
+        ("schedule", &["abi", "scan"]),
+        ("permute", &["abi", "scan", "schedule"]),
+        ("router", &["abi"]),
+        ("elementwise", &["abi"]),
+        ("ranks", &["abi", "elementwise"]),
+        ("gemm", &["abi", "elementwise", "schedule"]),
     ],
     tangled: &[],
 };

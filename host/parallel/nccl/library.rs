@@ -55,7 +55,7 @@ pub const ncclSum: c_int = 0;
 
 /// What the ranks of a communicator find each other by. Rank 0 draws it and gives it to the others.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct ncclUniqueId {
     /// 128 bytes that mean something to NCCL alone.
     pub internal: [u8; 128],
@@ -107,7 +107,7 @@ impl ncclConfig_t {
 macro_rules! table {
     ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $result:ty;)*) => {
         /// The functions of NCCL that this library calls.
-        #[derive(Clone, Copy)]
+        #[derive(Clone, Copy, Debug)]
         pub struct Table {
             $($(#[$doc])* pub $name: unsafe extern "C" fn($($argument: $type),*) -> $result,)*
         }

@@ -9,11 +9,11 @@
 //! One rounding at the end, the same order always: the result depends neither on the grid nor on who sent
 //! first.
 //!
-//! A warp takes 256 columns of a row, as in [`warp_rows`](crate::quantize::warp_rows). Four ranks are loaded
+//! A warp takes 256 columns of a row, as in [`warp_rows`](crate::elementwise::rows::warp_rows). Four ranks are loaded
 //! before the first is added, so that their latencies overlap.
 
-use crate::quantize::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
-use crate::quantize::warp_rows::{THREADS, WARPS};
+use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
+use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::{arguments, kernel, thread};
 
