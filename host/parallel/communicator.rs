@@ -139,6 +139,8 @@ pub trait Communicator: Send + Sync {
 pub struct Calls {
     enqueued: AtomicU64,
     captured: AtomicU64,
+    /// The capture that a `ParallelGraph` is made of.
+    capture: Mutex<Option<u64>>,
     /// What the ranks settled on last.
     settled: Mutex<Vec<Term>>,
 }
@@ -154,10 +156,31 @@ impl Calls {
         self.captured.load(Ordering::Acquire)
     }
 
-    /// Counts a call that has been enqueued on `stream`.
-    pub fn count(&self, stream: &Stream) {
-        let counter = if stream.capture_id().is_some() { &self.captured } else { &self.enqueued };
-        counter.fetch_add(1, Ordering::AcqRel);
+    /// Counts a call that is about to be enqueued on `stream`.
+    ///
+    /// # Errors
+    /// If the stream is being captured otherwise than by [`ParallelGraph`](super::ParallelGraph), whose
+    /// launches settle: ranks might launch graphs that do not fit together.
+    pub fn count(&self, op: &'static str, stream: &Stream) -> Result<()> {
+        let Some(capture) = stream.capture_id() else {
+            self.enqueued.fetch_add(1, Ordering::AcqRel);
+            return Ok(());
+        };
+        let own = *self.capture.lock().unwrap_or_else(PoisonError::into_inner);
+        require(own == Some(capture), op, "stream", format!("{stream:?}, which is being captured"), || {
+            "must be captured by ParallelGraph".into()
+        })?;
+        self.captured.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Runs `work`, which may enqueue calls on a stream that is being captured.
+    pub(super) fn in_capture<T>(&self, stream: &Stream, work: impl FnOnce() -> T) -> T {
+        let set = |capture| *self.capture.lock().unwrap_or_else(PoisonError::into_inner) = capture;
+        set(stream.capture_id());
+        let result = work();
+        set(None);
+        result
     }
 
     /// Counts the calls of a graph that has been launched.

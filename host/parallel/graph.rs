@@ -38,7 +38,8 @@ impl ParallelGraph {
                 "must be one that can be captured, as NCCL's".into()
             })?;
             let before = communicator.calls().captured();
-            let graph = stream.capture(work)?;
+            let calls = communicator.calls();
+            let graph = stream.capture(|stream| calls.in_capture(stream, || work(stream)))?;
             let calls = communicator.calls().captured() - before;
             let terms = vec![("the graph", name.to_owned()), ("collective calls in it", calls.to_string())];
             communicator.agree(&terms)?;
@@ -52,14 +53,10 @@ impl ParallelGraph {
     /// # Errors
     /// Ranks that launch another graph or do something else, by name; a group that has failed; those of
     /// [`Graph::launch`].
-    ///
-    /// # Safety
-    /// That of [`Graph::launch`].
-    pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
+    pub fn launch(&self, stream: &Stream) -> Result<()> {
         let launch = || {
             self.communicator.settle(&self.terms)?;
-            // SAFETY: the caller's contract.
-            unsafe { self.graph.launch(stream) }?;
+            self.graph.launch(stream)?;
             self.communicator.calls().replayed(self.calls);
             Ok(())
         };

@@ -111,7 +111,7 @@ impl InProcess {
         if !self.can_be_captured() {
             stream.refuse_capture(op)?;
         }
-        self.calls.count(stream);
+        self.calls.count(op, stream)?;
         if self.group.size == 1 {
             return self.group.board.check();
         }

@@ -219,8 +219,7 @@ fn graphs_are_replayed_under_changing_routings() {
             ids.copy_from(&tokens.ids, &stream).expect("a copy");
             weights.copy_from(&tokens.weights, &stream).expect("a copy");
             out.fill_bytes(0xff, &stream).expect("a fill");
-            // SAFETY: nobody else uses the workspace.
-            unsafe { graph.launch(&stream) }.expect("a launch");
+            graph.launch(&stream).expect("a launch");
             let replayed = out.to_vec(&stream).expect("a copy");
             out.fill_bytes(0xff, &stream).expect("a fill");
             let batch = Batch::new(&hidden).routed(&ids, &weights);
@@ -284,19 +283,27 @@ fn other_graphs_are_refused() {
         let graphs = ["one", "two"].map(|name| capture(rank, &communicator, name, 1));
         let [one, two] = graphs;
         let (one, two, stream) = (one?, two?, Stream::new(&device())?);
-        // SAFETY: nobody else uses the workspaces.
-        unsafe {
+        one.launch(&stream)?;
+        if rank == 0 {
             one.launch(&stream)?;
-            if rank == 0 {
-                one.launch(&stream)?;
-                two.launch(&stream)
-            } else {
-                two.launch(&stream)
-            }
         }
+        two.launch(&stream)
     });
     name_rank_1(outcomes, "has collective calls so far = 2; rank 0 has 4");
     drop(case);
+}
+
+/// A graph that does not settle when it is launched is not made.
+#[test]
+fn other_captures_are_refused() {
+    on_ranks(1, limits(), |_, peers| {
+        let communicator = connect(peers).expect("a rank");
+        let (stream, mut memory) =
+            (Stream::new(&device()).expect("a stream"), device().zeros::<u8>(4).expect("memory"));
+        let gather = |stream: &Stream| communicator.all_gather(stream, &mut [memory.as_mut_slice()]);
+        let text = stream.capture(gather).expect_err("a refusal").to_string();
+        assert!(text.ends_with("which is being captured: must be captured by ParallelGraph"), "{text}");
+    });
 }
 
 /// The sum over ranks goes in the type of the output.

@@ -193,7 +193,7 @@ impl Nccl {
         call: &'static str,
         work: impl FnOnce(&Calling) -> Result<()>,
     ) -> Result<()> {
-        self.calls.count(stream);
+        self.calls.count(call, stream)?;
         let mut outcome = Ok(());
         stream.enqueue(|raw| {
             // SAFETY: the caller's contract; the stream is the one whose memory has been said.
