@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cust::Driver;
 use fp8_moe::parallel::nccl::{Library, Nccl};
 use fp8_moe::parallel::{
     Batch, Communicator, Limits, ParallelGraph, Peers, Placement, Rendezvous, TensorParallel,
@@ -21,6 +22,15 @@ use crate::group::{Case, Tokens, limits};
 use crate::start::meeting;
 
 const SOFTMAX: Routing = Routing::Softmax { renormalize: true };
+
+/// Whether there are two GPUs, which the tests say where there are not.
+fn are_there() -> bool {
+    let are = Driver::cuda().is_ok_and(|driver| driver.device_count().is_ok_and(|count| count >= 2));
+    if !are {
+        eprintln!("skipped: there are no two GPUs");
+    }
+    are
+}
 
 /// GPU number `rank`.
 fn gpu(rank: usize) -> Device {
@@ -52,6 +62,9 @@ fn on_gpus<T: Send>(
 #[test]
 #[ignore = "takes two GPUs"]
 fn nccl_equals_in_process() {
+    if !are_there() {
+        return;
+    }
     println!("{:?}", Library::load().expect("NCCL"));
     let sizes = |quantization| config(quantization, SOFTMAX, [16, 4, 1024, 512]);
     let mut cases = Vec::new();
@@ -83,6 +96,9 @@ fn nccl_equals_in_process() {
 #[test]
 #[ignore = "takes two GPUs"]
 fn sums_over_nccl() {
+    if !are_there() {
+        return;
+    }
     let config = config(Quantization::Block128, SOFTMAX, [8, 2, 512, 256]);
     let case = Case::new(config, &[33, 33], Skew::Uniform, 9);
     let Tokens { hidden, ids, weights } = &case.tokens[0];
@@ -90,7 +106,8 @@ fn sums_over_nccl() {
         let device = communicator.device().clone();
         let share = fp8_moe::parallel::TensorShare::new(case.config(), rank, 2).expect("a share");
         let of_share = share.weights(&case.layer.weights(case.config())).expect("weights");
-        let layer = fp8_moe::MoeLayer::new(&device, &share.config(case.config()), &of_share).expect("a layer");
+        let layer =
+            fp8_moe::MoeLayer::new(&device, &share.config(case.config()), &of_share).expect("a layer");
         let stream = Stream::new(&device).expect("a stream");
         let mut workspace = layer.workspace(33).expect("memory");
         let hidden = device.upload(hidden).expect("memory");
@@ -113,7 +130,11 @@ fn sums_over_nccl() {
 #[test]
 #[ignore = "takes two GPUs"]
 fn a_thousand_replays() {
-    let mut case = Case::new(config(Quantization::Block128, SOFTMAX, [16, 4, 1024, 512]), &[64, 64], Skew::Uniform, 7);
+    if !are_there() {
+        return;
+    }
+    let mut case =
+        Case::new(config(Quantization::Block128, SOFTMAX, [16, 4, 1024, 512]), &[64, 64], Skew::Uniform, 7);
     case.options.statistics = true;
     on_gpus(2, limits(), |rank, communicator| {
         let device = communicator.device().clone();
@@ -122,7 +143,8 @@ fn a_thousand_replays() {
         let mut workspace = experts.workspace().expect("memory");
         let Tokens { hidden, ids, weights } = &case.tokens[rank];
         let hidden = device.upload(hidden).expect("memory");
-        let (mut ids, mut weights) = (device.upload(ids).expect("memory"), device.upload(weights).expect("memory"));
+        let (mut ids, mut weights) =
+            (device.upload(ids).expect("memory"), device.upload(weights).expect("memory"));
         let mut out = device.uninit::<bf16>(hidden.len()).expect("memory");
         let graph = ParallelGraph::capture(&communicator, &stream, "decode", |stream| {
             experts.forward(stream, Batch::new(&hidden).routed(&ids, &weights), &mut workspace, &mut out)
@@ -164,7 +186,8 @@ fn worker() {
 }
 
 fn process(rank: usize, port: u16) -> Result<(Case, Arc<dyn Communicator>)> {
-    let case = Case::new(config(Quantization::Block128, SOFTMAX, [16, 4, 1024, 512]), &[8, 8], Skew::Uniform, 8);
+    let case =
+        Case::new(config(Quantization::Block128, SOFTMAX, [16, 4, 1024, 512]), &[8, 8], Skew::Uniform, 8);
     let mut place = Rendezvous::new(rank, 2, "127.0.0.1", port);
     place.limits = Limits::new(Duration::from_secs(20), Duration::from_secs(60));
     place.silence = Duration::from_secs(3);
@@ -209,6 +232,9 @@ fn start_worker(port: u16) -> Child {
 #[test]
 #[ignore = "takes two GPUs"]
 fn two_processes() {
+    if !are_there() {
+        return;
+    }
     for stop in ["KILL", "STOP"] {
         let port = meeting(2, limits())[0].port;
         let mut child = start_worker(port);

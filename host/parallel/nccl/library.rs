@@ -386,7 +386,11 @@ mod tests {
         assert_eq!(candidates(None, path.clone()), [NAME.into()], "no python there");
         std::fs::write(bin.join("python3"), "").expect("a file");
         assert_eq!(candidates(None, path.clone()), [NAME.into(), library]);
-        assert_eq!(candidates(Some("/opt/nccl.so".into()), path), [std::path::Path::new("/opt/nccl.so")], "and nothing else");
+        assert_eq!(
+            candidates(Some("/opt/nccl.so".into()), path),
+            [std::path::Path::new("/opt/nccl.so")],
+            "and nothing else"
+        );
     }
 
     /// Offsets as in `nccl.h`.
