@@ -383,14 +383,12 @@ mod tests {
         std::fs::create_dir_all(library.parent().expect("a folder")).expect("a folder");
         let path = Some(bin.clone().into_os_string());
         std::fs::write(&library, "").expect("a file");
-        assert_eq!(candidates(None, path.clone()), [NAME.into()], "no python there");
+        let named = std::path::PathBuf::from(NAME);
+        assert_eq!(candidates(None, path.clone()), [named.clone()], "no python there");
         std::fs::write(bin.join("python3"), "").expect("a file");
-        assert_eq!(candidates(None, path.clone()), [NAME.into(), library]);
-        assert_eq!(
-            candidates(Some("/opt/nccl.so".into()), path),
-            [std::path::Path::new("/opt/nccl.so")],
-            "and nothing else"
-        );
+        assert_eq!(candidates(None, path.clone()), [named, library]);
+        let given = std::path::PathBuf::from("/opt/nccl.so");
+        assert_eq!(candidates(Some(given.clone()), path), [given], "and nothing else");
     }
 
     /// Offsets as in `nccl.h`.
