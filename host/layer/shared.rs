@@ -70,7 +70,14 @@ impl Call<'_> {
                 let Some(config) = self.config.shared_layer() else { return Ok(()) };
                 let call = Call { config: &config, weights, plan, observe: &|_| {} };
                 let out = Output::Write(ActivationsMut::F32(out));
-                let request = Request { hidden, routed: None, workspace: layer, out, observe: &|_| {} };
+                let request = Request {
+                    hidden,
+                    is_weighed: false,
+                    routed: None,
+                    workspace: layer,
+                    out,
+                    observe: &|_| {},
+                };
                 call.enqueue(stream, request)
             }
             (SharedPlan::Bf16, Some(Shared::Bf16 { w13, w2, gate })) => {

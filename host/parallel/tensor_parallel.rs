@@ -59,13 +59,20 @@ impl TensorShare {
         require(intermediate.is_multiple_of(16 * ranks), OP, "ranks", ranks, || {
             format!("must divide the intermediate size, {intermediate}, into multiples of 16")
         })?;
-        require(config.shared.is_none() && config.gated, OP, "config", "a shared expert, or no gate", || {
-            "must be of experts with a gate, without a shared one".into()
-        })?;
+        require(
+            config.shared.is_none() && config.gated,
+            OP,
+            "config",
+            "a shared expert, or no gate",
+            || "must be of experts with a gate, without a shared one".into(),
+        )?;
         let each = intermediate / ranks;
         let (start, end) = (rank * each, (rank + 1) * each);
-        let ranges =
-            if quantization.weights() == WeightScales::Block128 { blocks_first(start..end)? } else { vec![start..end] };
+        let ranges = if quantization.weights() == WeightScales::Block128 {
+            blocks_first(start..end)?
+        } else {
+            vec![start..end]
+        };
         Ok(TensorShare { ranges, hidden, intermediate, quantization })
     }
 
@@ -102,8 +109,7 @@ impl TensorShare {
     fn expert(&self, index: usize, expert: &ExpertWeights<'_>) -> Result<ExpertWeights<'static>> {
         let (h, i) = (self.hidden, self.intermediate);
         let (down_blocks, row_blocks) = (i.div_ceil(128), h.div_ceil(128));
-        let scales =
-            [self.quantization.weight_scales(i, h), self.quantization.weight_scales(h, i)];
+        let scales = [self.quantization.weight_scales(i, h), self.quantization.weight_scales(h, i)];
         let lengths = [
             ("gate", expert.gate.len(), i * h),
             ("up", expert.up.len(), i * h),
