@@ -35,9 +35,7 @@ fn main() -> Result<()> {
         // Where a model's router would run, in the same graph or before it.
         let chosen: Vec<i32> = (0..TOKENS * k).map(|i| ((i * 3 + step) % experts) as i32).collect();
         ids.copy_from(&chosen, &stream)?;
-        // SAFETY: the graph writes its workspace and `out`. No permutation lies there: no other forward uses
-        // the workspace.
-        unsafe { graph.launch(&stream) }?;
+        graph.launch(&stream)?;
 
         layer.forward_routed(&stream, &hidden, &ids, &weights, &mut other_workspace, &mut expected)?;
         let (replayed, expected) = (out.to_vec(&stream)?, expected.to_vec(&stream)?);

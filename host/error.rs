@@ -105,6 +105,9 @@ impl From<CudaError> for Error {
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
+///
+/// # Errors
+/// [`Error::Argument`], unless `holds`.
 pub fn require(
     holds: bool,
     op: &'static str,

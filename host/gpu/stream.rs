@@ -12,7 +12,7 @@ use cust::CudaResult;
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
-use crate::gpu::order::{Access, Allocation, Queue};
+use crate::gpu::order::{Access, Allocation, Queue, Unchanged};
 
 /// An ordered queue of work on one device.
 ///
@@ -54,6 +54,9 @@ enum Mode {
 
 impl Stream {
     /// A new stream.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Stream> {
         let raw = cust::Stream::new(device.context())?;
         Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
@@ -69,8 +72,11 @@ impl Stream {
     /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be
     ///   `CU_STREAM_PER_THREAD`, which is another stream in every thread.
     /// - A capture by another program must not begin or end on it while the handle is there. What is captured
-    ///   through a handle must stay alive as long as the graph, and whoever launches the graph must order it
-    ///   with other uses of the same memory.
+    ///   through a handle must stay alive as long as the graph. Whoever launches the graph must order it with
+    ///   other uses of the same memory, and must not launch it between two operations of a forward, or of a
+    ///   `Permutation`, whose memory it writes.
+    /// - Kernels of others on it that are launched with programmatic stream serialization wait for their
+    ///   predecessor (`griddepcontrol.wait`), in all threads.
     pub unsafe fn from_raw(device: &Device, raw: *mut c_void) -> Stream {
         // SAFETY: the caller's contract.
         let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
@@ -165,12 +171,21 @@ impl Stream {
         !self.is_foreign_capture() && !self.is_rehearsal()
     }
 
+    /// Whether it is lent, and its owner captures it meanwhile.
+    fn is_captured_by_its_owner(&self) -> Result<bool> {
+        #[cfg(feature = "cudarc")]
+        if matches!(self.mode, Mode::Lent) {
+            return Ok(self.queue.raw().is_capturing()?);
+        }
+        Ok(false)
+    }
+
     /// Refuses what would outlive a loan: work on a lent stream that its owner captures, and lent memory in a
     /// capture of this library.
     #[cfg(feature = "cudarc")]
     fn refuse_captured_loans(&self, memory: &Allocation) -> Result<()> {
         let op = "Device::cudarc_scope";
-        if matches!(self.mode, Mode::Lent) && self.queue.raw().is_capturing()? {
+        if self.is_captured_by_its_owner()? {
             let rule = "must not be captured while it is lent: `forward_raw` can be captured by cudarc";
             return Err(Error::argument(op, "stream", format!("{self:?}"), rule));
         }
@@ -191,15 +206,25 @@ impl Stream {
 
     /// Enqueues `work`, whose uses of memory have been said; nothing in a rehearsal.
     pub(crate) fn enqueue(&self, work: impl FnOnce(&cust::Stream) -> CudaResult<()>) -> CudaResult<()> {
+        self.enqueue_over(&Unchanged::NOTHING, work).map(|_| ())
+    }
+
+    /// As [`enqueue`](Self::enqueue), for work that relies on what `lists` held; returns false, with nothing
+    /// enqueued, if a graph may have overwritten them.
+    pub(crate) fn enqueue_over(
+        &self,
+        lists: &Unchanged<'_>,
+        work: impl FnOnce(&cust::Stream) -> CudaResult<()>,
+    ) -> CudaResult<bool> {
         if self.is_rehearsal() {
-            return Ok(());
+            return Ok(true);
         }
-        self.queue.enqueue(&self.device.shared().gate, work)
+        self.queue.enqueue(&self.device.shared().gate, lists, work)
     }
 
     /// Refuses `op`, which a graph cannot hold, on a stream that is being captured.
     pub(crate) fn refuse_capture(&self, op: &'static str) -> Result<()> {
-        if !self.queue.is_capturing() {
+        if !self.queue.is_capturing() && !self.is_captured_by_its_owner()? {
             return Ok(());
         }
         let rule = "must not be one that is being captured";
@@ -285,6 +310,9 @@ pub struct Event {
 
 impl Event {
     /// An event that has not been recorded.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Event> {
         Ok(Event { raw: cust::Event::new(device.context(), true)?, device: device.clone() })
     }
@@ -308,11 +336,17 @@ impl Event {
     }
 
     /// Waits until the stream has passed the event.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.raw.synchronize()?)
     }
 
     /// Milliseconds from `start` to this event, both passed.
+    ///
+    /// # Errors
+    /// If one of them has not been passed.
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         Ok(self.raw.elapsed_ms(&start.raw)?)
     }

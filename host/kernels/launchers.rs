@@ -39,6 +39,11 @@ pub enum BScaleKind {
 }
 /// Rows of B in a TMA box.
 pub const B_BOX_ROWS: u32 = 128;
+/// What N is a multiple of: 16 bytes of D in 16 bits.
+pub const COLUMNS_MULTIPLE: u32 = 8;
+/// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
+/// a multiple.
+pub const COPY_BYTES: u32 = 16;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
 pub const FIRST_TILE: u32 = 65;
 /// Columns of the intermediate in an item of a gated kernel: half of the tile's are gate, half are up.
@@ -175,6 +180,8 @@ pub const SCHEDULE_COUNTERS: u32 = 256;
 pub const SLAB: u32 = 128;
 /// Rows that a box has besides a tile's: up to three before it, and as many behind it that the size is one.
 pub const SLAB_SCALES_EXTRA_ROWS: u32 = 4;
+/// Columns that share a scale of activations where it is not [`SLAB`], for other programs.
+pub const SMALL_GROUP: u32 = 64;
 /// Bytes of dynamic shared memory for the values of a span.
 pub const SPAN_BYTES: u32 = 8192;
 /// Columns that a block covers with one chunk per thread.
@@ -185,6 +192,8 @@ pub const TOP_K_TOKENS_PER_BLOCK: u32 = 4;
 pub const WARP_COLUMNS: u32 = 256;
 /// Rows of a block at a time, a warp each, of the kernels whose warps are independent.
 pub const WARP_ROWS_PER_BLOCK: u32 = 4;
+/// Threads of a warp.
+pub const WARP_THREADS: u32 = 32;
 /// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share
 /// it.
 pub const WIDE: GemmTile = GemmTile {

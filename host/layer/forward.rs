@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::weights::DeviceWeights;
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -340,7 +340,7 @@ impl Call<'_> {
                 RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
                 RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
                 RowScales::Group128 => Scheme::Group {
-                    group_size: 128,
+                    group_size: GROUP,
                     scales: parts.scales.reborrow(),
                     layout: self.plan.first_scales,
                 },
@@ -372,7 +372,7 @@ impl Call<'_> {
         if gathers && kind != RowScales::Token {
             return Ok(Some(given));
         }
-        let groups = if kind == RowScales::Token { 1 } else { self.config.hidden_size.div_ceil(128) };
+        let groups = kind.of_row(self.config.hidden_size);
         let scales = given.scales.map(|scales| PermuteScales {
             groups,
             scales,
@@ -479,7 +479,7 @@ impl Call<'_> {
             }
             RowScales::Token => Requantization::Token { scales },
             RowScales::Group128 => {
-                Requantization::Group { group_size: 128, scales, layout: self.plan.second_scales }
+                Requantization::Group { group_size: GROUP, scales, layout: self.plan.second_scales }
             }
         }
     }

@@ -95,11 +95,17 @@ const OP: &str = "MoeLayer::forward";
 
 impl MoeLayer {
     /// Copies the weights to the device. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Weights that do not fit `config`; a config that the device has no kernels for; too little memory.
     pub fn new(device: &Device, config: &MoeConfig, weights: &MoeWeights<'_>) -> Result<MoeLayer> {
         Self::with_progress(device, config, weights, &|_| {})
     }
 
     /// As [`MoeLayer::new`], telling `progress` after every expert how far it is (from several threads).
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn with_progress(
         device: &Device,
         config: &MoeConfig,
@@ -123,6 +129,9 @@ impl MoeLayer {
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
         plan::check_device(device, config)?;

@@ -45,9 +45,12 @@ impl GroupedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
         // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
-        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
-        // borrowed exclusively, as are the partial sums. An element of `sorted_rows` that is no slot is
-        // skipped.
-        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts, if its lists
+        // are unchanged; it is borrowed exclusively, as are the partial sums. An element of `sorted_rows`
+        // that is no slot is skipped.
+        unsafe {
+            let lists = self.permutation.unchanged();
+            stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists)
+        }
     }
 }
