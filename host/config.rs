@@ -142,7 +142,7 @@ pub enum IntermediateScales {
 /// | | adds | rounds before | the same bits every time | devices |
 /// |---|---|---|---|---|
 /// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
-/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
+/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is arbitrary | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reduction {

@@ -168,7 +168,7 @@ impl<'s> Cuts<'s> {
         let Some(part) = Part::of_step(step.name) else { return };
         self.close();
         // SAFETY: all graphs of a run sort the same ids to the same place of the workspace, which stays
-        // borrowed: once a permutation has been replayed, its lists hold the same ever after. `Captured`
+        // borrowed: once a permutation has been replayed, its lists stay the same. `Captured`
         // replays what comes before a part.
         match unsafe { self.recorder.begin() } {
             Ok(capture) => *self.open.borrow_mut() = Some((part, capture)),

@@ -86,8 +86,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the
-    /// last two.
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a
+    /// forward never runs both `unpermute` and `cast`.
     pub const NAMES: [&'static str; 8] = [
         "router",
         "permute",
@@ -104,9 +104,9 @@ impl Step {
 enum End<'a> {
     /// GEMM 2 writes them, and a kernel behind it adds them up; and to the output, if `adds`.
     Unpermute { out: ActivationsMut<'a>, adds: bool },
-    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that
-    /// GEMM 2, which waits for the second, finds them cleared. The output is cast from the sums where it is
-    /// not they.
+    /// The quantisation sets the sums to 0, and GEMM 2 adds to them. Two kernels lie between, so that GEMM 2,
+    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them, or added
+    /// to.
     Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<(ActivationsMut<'a>, bool)> },
 }
 

@@ -19,7 +19,7 @@
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::{
-    AScale, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
+    AScale, B_BOX, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
     slab_scales,
 };
 use super::permutation::Permutation;
@@ -162,7 +162,7 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, launchers::B_BOX_ROWS)?;
+        let b = tensor_map::of_matrix(&self.b, (experts * 2 * intermediate, k), B_BOX)?;
         let scales = raw_scales(&self.a_scale, &self.b_scale);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
@@ -187,7 +187,7 @@ impl GatedGemm<'_> {
             return unsafe { stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists) };
         }
         let arguments = launchers::HopperGated {
-            a: tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?,
+            a: tensor_map::of_matrix(&self.a, (rows, plan.shape().k), tile.a_box())?,
             b,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?,
             intermediate,

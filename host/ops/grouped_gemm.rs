@@ -105,6 +105,9 @@ pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
     Scales { a: a.ptr(), b: b.ptr(), a_kind, b_kind }
 }
 
+/// Rows of B, and bytes of K, that are asked for at a time.
+pub(super) const B_BOX: [u32; 2] = [launchers::B_BOX_ROWS, launchers::SLAB];
+
 /// Where D goes.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -162,11 +162,11 @@ impl HopperTile {
         matches!(self, HopperTile::Wide)
     }
 
-    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on
+    /// Rows of A, and bytes of K, that are asked for at a time: of a wide tile, what one block of the cluster asks for on
     /// behalf of both; of a narrow one, as few as can be, since an expert seldom has as many rows as its
     /// tile.
-    pub(crate) const fn a_box_rows(self) -> u32 {
-        self.numbers().a_box_rows
+    pub(crate) const fn a_box(self) -> [u32; 2] {
+        [self.numbers().a_box_rows, launchers::SLAB]
     }
 
     /// Columns of D in an item.

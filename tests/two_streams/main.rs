@@ -138,6 +138,29 @@ fn graphs_keep_and_order_what_they_use() {
     assert_sound();
 }
 
+/// A handle of one driver is an address that another must not follow.
+#[test]
+fn events_of_another_driver_are_refused() {
+    let (_turn, device) = watched();
+    let other = common::device();
+    let (stream, others) = (Stream::new(&device).unwrap(), Stream::new(&other).unwrap());
+    let (event, its) = (Event::new(&device).unwrap(), Event::new(&other).unwrap());
+    event.record(&stream).unwrap();
+    its.record(&others).unwrap();
+    for refused in [
+        event.record(&others),
+        stream.wait_event(&its),
+        others.wait_event(&event),
+        event.elapsed_ms(&its).map(drop),
+        its.elapsed_ms(&event).map(drop),
+    ] {
+        refused.unwrap_err();
+    }
+    stream.wait_event(&event).unwrap();
+    stream.synchronize().unwrap();
+    assert_sound();
+}
+
 #[test]
 fn captures_refuse_what_a_graph_cannot_hold() {
     let (_turn, device) = watched();

@@ -1,7 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/gemm/hopper`).
 
 use super::slab_scales;
-use super::{GemmShape, GroupedGemm, OP, raw_scales};
+use super::{B_BOX, GemmShape, GroupedGemm, OP, raw_scales};
 use crate::error::Result;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
@@ -22,8 +22,8 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = shape;
         let (out, out_type) = self.out.raw();
         let arguments = launchers::HopperGemm {
-            a: tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?,
-            b: tensor_map::of_matrix(&self.b, experts * n, k, launchers::B_BOX_ROWS)?,
+            a: tensor_map::of_matrix(&self.a, (rows, k), tile.a_box())?,
+            b: tensor_map::of_matrix(&self.b, (experts * n, k), B_BOX)?,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
