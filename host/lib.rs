@@ -96,6 +96,7 @@ pub mod internals;
 mod kernels;
 pub mod layer;
 pub mod ops;
+pub mod parallel;
 pub mod plan;
 
 pub use checkpoint::Checkpoint;

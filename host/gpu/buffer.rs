@@ -355,6 +355,38 @@ impl<'a, T: Pod> Slice<'a, T> {
     }
 }
 
+/// A slice for another thread, without its lifetime.
+pub(crate) struct Lent<T> {
+    device: Device,
+    /// Keeps memory of this library allocated.
+    memory: Option<Arc<Allocation>>,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<'a, T: Pod> Slice<'a, T> {
+    /// The slice, to be read by another thread.
+    pub(crate) fn lend(&self) -> Lent<T> {
+        Lent { device: self.device.clone(), memory: self.memory.cloned(), ptr: self.ptr, len: self.len }
+    }
+}
+
+impl<T: Pod> Lent<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The slice again.
+    ///
+    /// # Safety
+    /// The borrow that the slice came from has not ended, and does not end before the result is used for the
+    /// last time.
+    pub unsafe fn as_slice(&self) -> Slice<'_, T> {
+        Slice { device: &self.device, memory: self.memory.as_ref(), ptr: self.ptr, len: self.len }
+    }
+}
+
 /// Refuses a slice of `len` elements where `needed` are needed.
 fn check_len(op: &'static str, name: &str, len: usize, needed: usize) -> Result<()> {
     if len >= needed {

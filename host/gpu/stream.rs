@@ -343,6 +343,11 @@ impl Event {
         Ok(self.raw.synchronize()?)
     }
 
+    /// Whether the stream has passed the event. True if it was never recorded.
+    pub fn is_passed(&self) -> Result<bool> {
+        Ok(self.raw.is_done()?)
+    }
+
     /// Milliseconds from `start` to this event, both passed.
     ///
     /// # Errors

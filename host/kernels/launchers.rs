@@ -171,6 +171,8 @@ pub const PORTABLE_64: GemmTile = GemmTile {
 };
 /// Experts of a block of the kernel `problem_sizes`, a thread each.
 pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
+/// Threads per block.
+pub const ROUTING_THREADS: u32 = 256;
 /// Columns of D, rows of B, that share a block scale.
 pub const SCALE_BLOCK: u32 = 128;
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
@@ -520,6 +522,66 @@ impl Arguments for Cast {
                 ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `choose_replicas`.
+#[derive(Clone, Copy, Debug)]
+pub struct ChooseReplicas {
+    /// i32 `[slots]`: slot s is of token `s / top_k`, counted over all ranks.
+    pub ids: DevicePtr<i32>,
+    /// i32 `[slots]`.
+    pub out: DevicePtr<i32>,
+    /// u32 `[experts + 1]`: the holders of expert e are elements `first[e] .. first[e + 1]` of `holders`.
+    pub first: DevicePtr<u32>,
+    /// u32: ranks.
+    pub holders: DevicePtr<u32>,
+    /// R * c * k.
+    pub slots: u32,
+    /// k, at least 1.
+    pub top_k: u32,
+    /// c, tokens of a rank, at least 1.
+    pub rank_tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// This rank.
+    pub rank: u32,
+}
+impl Arguments for ChooseReplicas {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.holders).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `count_rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct CountRows {
+    /// i64 `[experts + 1]`.
+    pub offsets: DevicePtr<i64>,
+    /// u64 `[experts]`.
+    pub counts: DevicePtr<u64>,
+    /// E_loc.
+    pub experts: u32,
+}
+impl Arguments for CountRows {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.offsets).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.counts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
             ],
         )
     }
@@ -1058,6 +1120,66 @@ impl Arguments for SoftmaxTopK {
         )
     }
 }
+/// Arguments of `stage_routing`.
+#[derive(Clone, Copy, Debug)]
+pub struct StageRouting {
+    /// i32 `[slots]`; null where ids and weights are in place already.
+    pub ids: DevicePtr<i32>,
+    /// f32 `[slots]`, likewise.
+    pub weights: DevicePtr<f32>,
+    /// i32 `[capacity]`.
+    pub ids_out: DevicePtr<i32>,
+    /// f32 `[capacity]`.
+    pub weights_out: DevicePtr<f32>,
+    /// T * k.
+    pub slots: u32,
+    /// c * k, at least `slots`.
+    pub capacity: u32,
+}
+impl Arguments for StageRouting {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ids_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.capacity).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernels `sum_ranks_*`.
+#[derive(Clone, Copy, Debug)]
+pub struct SumRanks {
+    /// `[ranks, .., columns]`, of the first type in the kernel's name.
+    pub x: DevicePtr<u8>,
+    /// `[rows, columns]`, of the last type in the kernel's name.
+    pub out: DevicePtr<u8>,
+    /// Elements from a rank's rows to the next rank's: a multiple of `columns`.
+    pub rank_stride: u64,
+    /// Ranks, at least 1.
+    pub ranks: u32,
+    /// Rows of each rank, and of the output.
+    pub rows: u32,
+    /// Columns of both.
+    pub columns: u32,
+}
+impl Arguments for SumRanks {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_stride).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ranks).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
+            ],
+        )
+    }
+}
 /// What all top-k kernels read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct TopK {
@@ -1293,6 +1415,24 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
 pub const CAST_BF16: Kernel<Cast> = Kernel::new("cast_bf16", 128, 1, true, 0, module);
 /// Kernel `cast_f16`: 128 threads per block, at least 8 blocks per SM.
 pub const CAST_F16: Kernel<Cast> = Kernel::new("cast_f16", 128, 1, true, 0, module);
+/// Kernel `choose_replicas`: 256 threads per block, at least 8 blocks per SM.
+pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = Kernel::new(
+    "choose_replicas",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `count_rows`: 256 threads per block, at least 8 blocks per SM.
+pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
+    "count_rows",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
 pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = Kernel::new(
     "grouped_gemm_fast_128",
@@ -1688,6 +1828,78 @@ pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = Kernel::new(
     128,
     1,
     false,
+    0,
+    module,
+);
+/// Kernel `stage_routing`: 256 threads per block, at least 8 blocks per SM.
+pub const STAGE_ROUTING: Kernel<StageRouting> = Kernel::new(
+    "stage_routing",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_f16",
+    128,
+    1,
+    true,
     0,
     module,
 );

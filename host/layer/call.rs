@@ -293,6 +293,8 @@ pub(crate) struct Request<'a> {
     pub workspace: SliceMut<'a, u8>,
     pub out: Output<'a>,
     pub observe: &'a dyn Fn(Step),
+    /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
+    pub is_weighed: bool,
 }
 
 impl RawForward {
@@ -348,7 +350,7 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, out, observe: &|_| {} })
+        Ok(Request { hidden, routed, workspace, out, observe: &|_| {}, is_weighed: false })
     }
 }
 
@@ -404,12 +406,13 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, workspace, out, observe } = self;
+        let Request { hidden, routed, workspace, out, observe, is_weighed } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
-        Request { hidden: *hidden, routed: *routed, workspace: workspace.reborrow(), out, observe: *observe }
+        let (hidden, routed, observe, is_weighed) = (*hidden, *routed, *observe, *is_weighed);
+        Request { hidden, routed, workspace: workspace.reborrow(), out, observe, is_weighed }
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.
@@ -426,6 +429,10 @@ impl Request<'_> {
             Hidden::Quantised { values, scales, layout } => {
                 values.check(OP, "hidden", len, stream)?;
                 aligned("hidden", values.ptr().raw(), MATRIX)?;
+                let weighs = config.routing == Routing::SigmoidInput && !self.is_weighed;
+                require(!weighs, OP, "hidden", "e4m3", || {
+                    "must not be quantised where the routing weighs the input".into()
+                })?;
                 check_given_scales(config, tokens, scales, layout, stream)?;
             }
         }
@@ -457,10 +464,6 @@ fn check_given_scales(
     layout: ScaleLayout,
     stream: &Stream,
 ) -> Result<()> {
-    if config.routing == Routing::SigmoidInput {
-        let rule = "must not be quantised where the routing weighs the input";
-        return Err(Error::argument(OP, "hidden", "e4m3", rule));
-    }
     match (scale_groups(config), scales) {
         (None, None) => Ok(()),
         (Some(groups), Some(scales)) => scales.check(OP, "scales", layout.extent(tokens, groups), stream),

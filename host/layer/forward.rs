@@ -239,7 +239,7 @@ impl Call<'_> {
         (self.observe)(Step { name: Step::NAMES[index], index });
     }
 
-    fn route(
+    pub fn route(
         &self,
         stream: &Stream,
         hidden: Activations<'_>,

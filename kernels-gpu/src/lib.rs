@@ -8,6 +8,7 @@
 //! | [`permute`] | expanded rows into the order of experts |
 //! | [`router`] | logits, and the experts of each token |
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
+//! | [`ranks`] | routings that travel between ranks, and the sum of what comes back |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
 //!
 //! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
@@ -24,6 +25,7 @@ mod abi;
 mod elementwise;
 mod gemm;
 mod permute;
+mod ranks;
 mod router;
 mod scan;
 mod schedule;
