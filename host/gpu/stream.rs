@@ -344,6 +344,9 @@ impl Event {
     }
 
     /// Whether the stream has passed the event. True if it was never recorded.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
     pub fn is_passed(&self) -> Result<bool> {
         Ok(self.raw.is_done()?)
     }
