@@ -13,11 +13,11 @@ use super::call::{Hidden, Output, Request, Routed};
 use super::forward::Call;
 use super::shared_weights::Shared;
 use crate::error::{Error, Result};
-use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
 use crate::ops::activation::{ActivationPlain, ActivationShape, activation_plain};
-use crate::ops::quantize::ActivationsMut;
+use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::ops::router::{AppendShared, RouterLogits, append_shared, router_logits};
 use crate::plan::SharedPlan;
 use half::bf16;
@@ -32,11 +32,22 @@ pub(super) struct SharedParts<'a> {
 
 /// `[T, rows] = x [T, columns] * matrix [planes, rows, columns]^T`.
 struct Product<'a> {
-    x: Slice<'a, bf16>,
+    x: Activations<'a>,
     matrix: &'a DeviceMemory<bf16>,
     rows: usize,
     columns: usize,
     out: SliceMut<'a, f32>,
+}
+
+/// Hidden states that are not quantised.
+fn numbers(hidden: Hidden<'_>) -> Result<Activations<'_>> {
+    match hidden {
+        Hidden::Bf16(hidden) => Ok(Activations::Bf16(hidden)),
+        Hidden::F16(hidden) => Ok(Activations::F16(hidden)),
+        Hidden::Quantised { .. } => {
+            Err(Error::argument(OP, "hidden", hidden.type_name(), "must be bf16 or f16"))
+        }
+    }
 }
 
 impl Call<'_> {
@@ -81,9 +92,7 @@ impl Call<'_> {
                 call.enqueue(stream, request)
             }
             (SharedPlan::Bf16, Some(Shared::Bf16 { w13, w2, gate })) => {
-                let Hidden::Bf16(x) = hidden else {
-                    return Err(Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
-                };
+                let x = numbers(hidden)?;
                 let (h, tokens) = (self.config.hidden_size, self.plan.tokens());
                 let size = self.config.shared.map_or(0, |shared| shared.intermediate_size);
                 let out_of_first = products.reborrow();
@@ -108,7 +117,7 @@ impl Call<'_> {
                     out: middle.reborrow(),
                 };
                 activation_plain(stream, ActivationShape { rows: tokens, intermediate: size }, args)?;
-                let x = middle.as_slice();
+                let x = Activations::Bf16(middle.as_slice());
                 self.multiply(stream, Product { x, matrix: w2, rows: h, columns: size, out })
             }
             _ => Ok(()),
@@ -132,9 +141,7 @@ impl Call<'_> {
             return Ok(false);
         };
         if let Some(gate) = gate {
-            let Hidden::Bf16(x) = hidden else {
-                return Err(Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
-            };
+            let x = numbers(hidden)?;
             let (columns, out) = (self.config.hidden_size, logits.reborrow());
             self.multiply(stream, Product { x, matrix: gate, rows: 1, columns, out })?;
         }

@@ -203,6 +203,7 @@ impl Case {
             addend: None,
             hidden: self.shape.hidden,
             out: (&mut out).into(),
+            adds: false,
         };
         let enqueued = if settled {
             // SAFETY: a copy from the host precedes; everything before it has ended.

@@ -39,6 +39,7 @@ fn new_rows_are_not_settled() {
             addend: None,
             hidden: 256,
             out: (&mut x).into(),
+            adds: false,
         };
         unpermute(&stream, args).unwrap();
         let mut quantized = |settled| {
@@ -104,6 +105,7 @@ fn a_new_routing_is_not_settled() {
             addend: None,
             hidden: 8,
             out: (&mut out).into(),
+            adds: false,
         };
         if settled {
             // SAFETY: on the emulated device a wrong promise is a report.

@@ -8,8 +8,9 @@ use crate::common::layers::{
 use crate::common::oracle::{Layer, hidden_states};
 use crate::common::{cases, families};
 use fp8_moe::ops::grouped_gemm::Path;
+use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::{
-    Error, ExpertWeights, Forward, MoeConfig, MoeLayer, MoeWeights, Quantization, RouterWeights, Routing,
+    E4m3, Error, ExpertWeights, Forward, Hidden, MoeConfig, MoeLayer, MoeWeights, Quantization, RouterWeights, Routing,
     SharedExpert, SharedKind, SharedMatrices, SharedWeights,
 };
 use half::bf16;
@@ -352,13 +353,18 @@ fn refusals() {
     assert!(
         refusal(&with(quantised), &weights).contains("shared.matrices = of another kind: must be Quantised")
     );
-    // Of hidden states that are not bf16, and of outputs that are added to.
+    // Of hidden states that are quantised.
+    let (quantised, scales) = (device.zeros::<E4m3>(64).unwrap(), device.zeros::<f32>(1).unwrap());
     let layer = MoeLayer::new(device, &with(gated), &weights).unwrap();
     let mut workspace = layer.workspace(1).unwrap();
-    let hidden = device.zeros::<half::f16>(64).unwrap();
+    let hidden = Hidden::Quantised {
+        values: quantised.as_slice(),
+        scales: Some(scales.as_slice()),
+        layout: ScaleLayout::row_major(1),
+    };
     let (ids, slots) = (device.zeros::<i32>(2).unwrap(), device.zeros::<f32>(2).unwrap());
     let mut out = device.zeros::<f32>(64).unwrap();
-    let forward = Forward::new(&hidden, &mut workspace, &mut out).routed(&ids, &slots);
+    let forward = Forward::new(hidden, &mut workspace, &mut out).routed(&ids, &slots);
     let error = layer.forward_with(&stream, forward).unwrap_err().to_string();
-    assert!(error.contains("hidden = f16: must be bf16 for a shared expert beside the others"), "{error}");
+    assert!(error.contains("hidden = e4m3: must be bf16 or f16 for a shared expert beside the others"), "{error}");
 }
