@@ -442,7 +442,10 @@ fn a_captured_permutation_stays_in_its_capture() {
     device.default_stream().synchronize().unwrap();
     let mut sum = |stream: &Stream, permutation: &Permutation<'_>| {
         let (y, out) = ((&y).into(), (&mut out).into());
-        unpermute(stream, Unpermute { y, permutation, topk_weights: None, addend: None, hidden: 8, out, adds: false })
+        unpermute(
+            stream,
+            Unpermute { y, permutation, topk_weights: None, addend: None, hidden: 8, out, adds: false },
+        )
     };
     let mut memory = Memory::new(&device, shape);
     let mut escaped = None;

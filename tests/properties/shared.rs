@@ -10,8 +10,8 @@ use crate::common::{cases, families};
 use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::{
-    E4m3, Error, ExpertWeights, Forward, Hidden, MoeConfig, MoeLayer, MoeWeights, Quantization, RouterWeights, Routing,
-    SharedExpert, SharedKind, SharedMatrices, SharedWeights,
+    E4m3, Error, ExpertWeights, Forward, Hidden, MoeConfig, MoeLayer, MoeWeights, Quantization,
+    RouterWeights, Routing, SharedExpert, SharedKind, SharedMatrices, SharedWeights,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -366,5 +366,8 @@ fn refusals() {
     let mut out = device.zeros::<f32>(64).unwrap();
     let forward = Forward::new(hidden, &mut workspace, &mut out).routed(&ids, &slots);
     let error = layer.forward_with(&stream, forward).unwrap_err().to_string();
-    assert!(error.contains("hidden = e4m3: must be bf16 or f16 for a shared expert beside the others"), "{error}");
+    assert!(
+        error.contains("hidden = e4m3: must be bf16 or f16 for a shared expert beside the others"),
+        "{error}"
+    );
 }
