@@ -2,6 +2,7 @@
 //! whose bytes are zeros that no disk has.
 
 #[path = "common/command.rs"]
+#[allow(dead_code, reason = "shared with the other tests of the command")]
 mod command;
 
 use std::fs::File;
