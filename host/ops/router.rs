@@ -38,7 +38,8 @@ pub struct RouterLogits<'a> {
     pub planes: usize,
     /// f32 `[T, E]`.
     pub logits: SliceMut<'a, f32>,
-    /// Which kernel; they differ in the order of the sum.
+    /// Which kernel; they differ in the order of the sum. States in f16 are for [`RouterLogitsPath::Few`] in
+    /// any case.
     pub path: RouterLogitsPath,
 }
 
@@ -77,7 +78,8 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     require((1..=3).contains(&args.planes), OP, "planes", args.planes, || "must be in 1..=3".into())?;
     args.gate.check(OP, "gate", args.planes * args.experts * args.hidden, stream)?;
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
-    let path = args.path.resolve(args.tokens);
+    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
+    let path = if is_f16 { RouterLogitsPath::Few } else { args.path.resolve(args.tokens) };
     path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());
@@ -89,7 +91,6 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
             return Err(Error::argument(OP, "hidden_states", "f32", "must be bf16 or f16"));
         }
     };
-    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
     let (kernel, grid) = path.launch(tokens, experts, is_f16);
     let arguments = launchers::RouterLogits {
         hidden_states,
