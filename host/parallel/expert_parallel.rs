@@ -29,7 +29,7 @@ use super::communicator::{Communicator, Term};
 use super::placement::Placement;
 use super::routing::{self, Holders};
 use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{MoeConfig, Quantization, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Routing, RowScales};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -258,6 +258,10 @@ impl ExpertParallel {
             format!("{} experts on {} ranks", self.placement.experts(), self.placement.ranks()),
             || format!("must be of {} experts on {} ranks", config.experts, self.communicator.size()),
         )?;
+        require(config.shared.is_none(), OP, "layer", "with a shared expert", || {
+            "must be without: rows here are those of all ranks' tokens; a layer of it beside this one has its own"
+                .into()
+        })?;
         let expected = self.placement.of_rank(rank);
         require(
             config.local_ids() == expected,
@@ -286,7 +290,7 @@ impl ExpertParallel {
             ("chunk", self.chunk().to_string()),
             ("partials", format!("{:?}", self.options.partials)),
         ];
-        if shared.quantization == Quantization::TensorStatic {
+        if shared.quantization.is_static() {
             // Rows are quantised by one rank and multiplied by another.
             let stream = self.layer.device().default_stream();
             let scale = self.layer.weights().input_scales[0].to_vec(&stream)?;
@@ -617,7 +621,7 @@ impl ExpertParallel {
                 }
                 RowScales::Token => Scheme::Token { scales, absmax_limit: None },
                 RowScales::Group128 => {
-                    Scheme::Group { group_size: 128, scales, layout: self.wire.scale_layout() }
+                    Scheme::Group { group_size: GROUP, scales, layout: self.wire.scale_layout() }
                 }
             },
             q: workspace.values.slice_mut(block(hidden)),

@@ -200,8 +200,10 @@ impl Case {
             y,
             permutation: &permutation,
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
+            addend: None,
             hidden: self.shape.hidden,
             out: (&mut out).into(),
+            adds: false,
         };
         let enqueued = if settled {
             // SAFETY: a copy from the host precedes; everything before it has ended.

@@ -18,4 +18,5 @@ mod problem_sizes;
 mod quantise;
 mod router;
 mod settled;
+mod shared;
 mod unpermute;

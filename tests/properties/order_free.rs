@@ -117,6 +117,7 @@ fn gemm<'a>(
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
+        bias: None,
         permutation,
         out,
         workspace: workspace.as_mut_slice(),
@@ -204,7 +205,10 @@ proptest! {
         let stream = device.default_stream();
         let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
         let config = config.to_builder().routing(routing).top_k(top_k).build().unwrap();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let (h, k) = (layer.config.hidden_size, layer.config.top_k);
         let hidden = oracle::hidden_states(tokens * h, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
@@ -315,7 +319,7 @@ fn casts_round_to_nearest_even() {
             let mut out = device.uninit::<u16>(x.len()).unwrap();
             let mut run = |to: fn(&mut Buffer<u16>) -> ActivationsMut<'_>| {
                 out.fill_bytes(POISON, &stream).unwrap();
-                let args = Cast { rows, columns, x: from.as_slice(), out: to(&mut out) };
+                let args = Cast { rows, columns, x: from.as_slice(), out: to(&mut out), adds: false };
                 cast(&stream, args).unwrap();
                 out.to_vec(&stream).unwrap()
             };
@@ -393,11 +397,21 @@ fn refusals_name_argument_value_and_rule() {
         "grouped_gemm: out = TokenSums: must be D itself for the portable kernels"
     );
     let mut out = device.zeros::<f32>(8).unwrap();
-    let args =
-        Cast { rows: 1, columns: 8, x: weights.as_slice(), out: ActivationsMut::F32(out.as_mut_slice()) };
+    let args = Cast {
+        rows: 1,
+        columns: 8,
+        x: weights.as_slice(),
+        out: ActivationsMut::F32(out.as_mut_slice()),
+        adds: false,
+    };
     assert_eq!(refusal(cast(&stream, args)), "cast: out = f32: must be bf16 or f16");
     let mut out = device.zeros::<bf16>(8).unwrap();
-    let args =
-        Cast { rows: 2, columns: 8, x: weights.as_slice(), out: ActivationsMut::Bf16(out.as_mut_slice()) };
+    let args = Cast {
+        rows: 2,
+        columns: 8,
+        x: weights.as_slice(),
+        out: ActivationsMut::Bf16(out.as_mut_slice()),
+        adds: false,
+    };
     assert_eq!(refusal(cast(&stream, args)), "cast: x = 8 elements: must have at least 16 elements");
 }
