@@ -1910,27 +1910,9 @@ pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     3584,
     module,
 );
-/// Kernel `router_logits_16x8_f16`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_16X8_F16: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_16x8_f16",
-    256,
-    1,
-    false,
-    3584,
-    module,
-);
 /// Kernel `router_logits_64x64`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     "router_logits_64x64",
-    256,
-    1,
-    false,
-    16384,
-    module,
-);
-/// Kernel `router_logits_64x64_f16`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_64X64_F16: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_64x64_f16",
     256,
     1,
     false,
