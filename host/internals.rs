@@ -3,6 +3,7 @@
 
 pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};
+pub use crate::ops::read_stream::read_stream;
 pub use crate::kernels::{KernelSummary, module, ptx, summaries};
 pub use crate::plan::tiles::{BLOCK_M, HopperTile, PortableTile};
 

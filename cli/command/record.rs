@@ -78,6 +78,10 @@ pub struct DeviceRecord {
 pub struct RatesRecord {
     /// Of a large copy in device memory, read and written bytes together.
     pub copy_bytes_per_s: f64,
+    /// Of a stream of 2 GiB or more that is only read, where it was measured: floors are of it then, else of
+    /// the copy.
+    #[serde(default)]
+    pub read_bytes_per_s: Option<f64>,
     pub matrix_flops_per_s: f64,
     /// What the second rate is of.
     #[serde(default)]

@@ -166,6 +166,8 @@ pub const PORTABLE_64: GemmTile = GemmTile {
 };
 /// Experts of a block of the kernel `problem_sizes`, a thread each.
 pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
+/// Bytes of a copy.
+pub const READ_STREAM_RUN: u32 = 32768;
 /// Columns of D, rows of B, that share a block scale.
 pub const SCALE_BLOCK: u32 = 128;
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
@@ -990,6 +992,24 @@ impl Arguments for QuantizeToken {
         )
     }
 }
+/// Arguments of [`read_stream`].
+#[derive(Clone, Copy, Debug)]
+pub struct ReadStream {
+    /// What is read, 16-byte aligned.
+    pub from: DevicePtr<u8>,
+    /// Runs of [`READ_STREAM_RUN`] bytes.
+    pub runs: u32,
+}
+impl Arguments for ReadStream {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.from).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.runs).cast_mut().cast(),
+            ],
+        )
+    }
+}
 /// Arguments of the kernels `router_logits_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterLogits {
@@ -1602,6 +1622,15 @@ pub const QUANTIZE_TOKEN_F32: Kernel<QuantizeToken> = Kernel::new(
     1,
     true,
     0,
+    module,
+);
+/// Kernel `read_stream`: 32 threads per block, at least 1 blocks per SM.
+pub const READ_STREAM: Kernel<ReadStream> = Kernel::new(
+    "read_stream",
+    32,
+    1,
+    false,
+    196656,
     module,
 );
 /// Kernel `router_logits_16x8`: 256 threads per block, at least 2 blocks per SM.

@@ -22,5 +22,6 @@ pub mod permutation;
 pub mod permute;
 pub mod problem_sizes;
 pub mod quantize;
+pub(crate) mod read_stream;
 pub mod router;
 pub mod unpermute;

@@ -9,6 +9,7 @@
 //! | [`router`] | logits, and the experts of each token |
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
+//! | `read_stream` | what benchmarks find the rate of memory with (Hopper) |
 //!
 //! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
 //!
@@ -24,6 +25,8 @@ mod abi;
 mod elementwise;
 mod gemm;
 mod permute;
+#[cfg(target_feature = "sm_90a")]
+mod read_stream;
 mod router;
 mod scan;
 mod schedule;

@@ -57,6 +57,7 @@ const KERNELS: Rooms = Rooms {
         ("router", &["abi"]),
         ("elementwise", &["abi"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
+        ("read_stream", &[]),
     ],
     tangled: &[],
 };
