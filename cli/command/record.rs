@@ -146,6 +146,10 @@ pub struct Row {
     pub fraction: Option<f64>,
     #[serde(default)]
     pub error: Option<String>,
+    /// Relative L2 distance of the implementation's results, in this scheme, from exact arithmetic on the
+    /// quantised operands, where it was compared: on small cases, not on this one.
+    #[serde(default)]
+    pub exact_rel_l2: Option<f64>,
     /// What the emulated device counted.
     #[serde(default)]
     pub counted: Option<Counted>,
@@ -303,6 +307,7 @@ pub mod tests {
             floor_us: Some(median_us / 2.0),
             fraction: Some(0.5),
             error: None,
+            exact_rel_l2: None,
             counted: None,
         }
     }

@@ -9,8 +9,8 @@ use super::routing::RoutingKind;
 use super::run::Run;
 use super::timing::{Timer, Timing};
 use fp8_moe::internals::read_stream;
-use fp8_moe::{Device, Event, Result, Stream};
 use fp8_moe::{Accumulation, IntermediateScales};
+use fp8_moe::{Device, Event, Result, Stream};
 
 /// Bytes of the stream whose rate is measured: no cache holds any of it, and its start and end do not count.
 const STREAM_BYTES: usize = 2 << 30;

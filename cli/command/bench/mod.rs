@@ -213,8 +213,7 @@ impl Bench<'_> {
         };
         let told = read.map(|read| format!("read {:.2}, ", read / 1e12)).unwrap_or_default();
         eprintln!("rates    {told}copy {:.2} TB/s; matrix {:.0} TFLOP/s, {of}", copy / 1e12, matrix / 1e12);
-        self.rates =
-            Some(Rates { bytes_per_second: read.unwrap_or(copy), matrix_flops_per_second: matrix });
+        self.rates = Some(Rates { bytes_per_second: read.unwrap_or(copy), matrix_flops_per_second: matrix });
         self.record.rates = Some(RatesRecord {
             copy_bytes_per_s: copy,
             read_bytes_per_s: read,
@@ -320,6 +319,7 @@ impl Bench<'_> {
             floor_us: None,
             fraction: None,
             error: None,
+            exact_rel_l2: None,
             counted: None,
         };
         row.set_work(Work::new(part, &case.config, &batch.load, fusion), self.rates.as_ref());

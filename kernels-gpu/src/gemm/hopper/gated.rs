@@ -5,6 +5,7 @@ use cuda_std::arguments;
 use cuda_std::code::Code;
 
 use super::slab_scales::{BlockScales, SlabScales};
+use super::weights::Weights;
 use super::{GATED_COLUMNS, HopperGated};
 use crate::abi::{SLAB, Scales};
 use crate::gemm::scales::b_block_number;
@@ -33,6 +34,8 @@ pub struct GatedArguments {
     /// Columns of the results.
     pub intermediate: u32,
     pub k: u32,
+    /// Whether B is packed.
+    pub packed: bool,
 }
 
 impl HopperGated {
@@ -44,15 +47,21 @@ impl HopperGated {
 }
 
 impl GatedArguments {
-    /// The first rows of the two boxes of B, gate and up, for 128 columns of the intermediate of `expert`
-    /// from `column` on, and where their scales are.
+    /// B, gate and up, for 128 columns of the intermediate of `expert` from `column` on, which may lie past
+    /// the last.
     #[inline(always)]
-    pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
+    pub fn weights(&self, expert: u32, column: u32) -> Weights {
         let Self { intermediate, k, .. } = self;
         let gate = expert * 2 * intermediate + column;
         // Of columns past the last, any scale will do.
         let first = b_block_number(expert, column.min(intermediate - 1), 2 * intermediate, *k);
         let distance = intermediate / GATED_COLUMNS * k.div_ceil(SLAB);
-        ([gate, gate + intermediate], BlockScales { first, distance })
+        let blocks = BlockScales { first, distance };
+        if !self.packed {
+            return Weights { starts: [gate, gate + intermediate], halves: [GATED_COLUMNS; 2], blocks };
+        }
+        let half = intermediate.saturating_sub(column).min(GATED_COLUMNS);
+        let line = (gate + column) * k.div_ceil(SLAB);
+        Weights { starts: [line, line + half], halves: [half; 2], blocks }
     }
 }

@@ -43,6 +43,7 @@ mod plain;
 mod ring;
 mod slab_scales;
 pub(crate) mod token_sums;
+pub(crate) mod weights;
 pub(crate) mod wide;
 
 use cuda_std::code::{Code, Flag};
@@ -78,6 +79,8 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
+    /// B packed ([`weights`]), 128-byte aligned; null where it is read by the map.
+    pub b_packed: *const u8,
     /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
     /// are none.
     pub a_slab_scales: TensorMap,
@@ -108,6 +111,8 @@ pub struct HopperGated {
     pub a: TensorMap,
     /// w13 e4m3 `[experts * 2 * intermediate, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
+    /// As `HopperGemm` has it.
+    pub b_packed: *const u8,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
@@ -133,6 +138,8 @@ pub struct HopperGathered {
     pub a: crate::gemm::hopper::wide::gather::TokenRows,
     /// As `HopperGated` has it.
     pub b: TensorMap,
+    /// As `HopperGated` has it.
+    pub b_packed: *const u8,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
     pub intermediate: u32,
     /// K, a multiple of 16.

@@ -103,7 +103,7 @@ pub const NARROW_64: GemmTile = GemmTile {
 };
 
 macro_rules! plain {
-    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $tile:ident, $stages:literal, $n:literal, $registers:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
         /// # Safety
@@ -112,24 +112,24 @@ macro_rules! plain {
                                     threads = THREADS,
                                     wgmma_n = $n,
                                     overlap = within,
-                                    shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
+                                    shared = shared_bytes::<$stages, { $tile.operand_bytes }>($n)
                                 )]
         pub unsafe fn $name(arguments: HopperGemm) {
-            let HopperGemm { a, b, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
-            let slab_scales = arguments.slab_scales();
+            let HopperGemm { a, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
+            let (b, slab_scales) = (arguments.matrix(), arguments.slab_scales());
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and
             // each role executes its collective operations with whole warps; branches depend on the schedule
             // and the block alone. Stages pass between the roles by the ring's barriers alone.
             unsafe {
-                produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
-                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                produce::prefetch_maps(a, &b, &slab_scales);
+                let ring = Ring::<$stages, { $tile.operand_bytes }, true, 1>::new();
+                produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::<$n, $stages, _>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
@@ -146,7 +146,7 @@ macro_rules! plain {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                    (totals, position) = consume::sums::<[f32; $registers], $n, $stages, _>(
                         &ring,
                         position,
                         &part,
@@ -164,13 +164,16 @@ macro_rules! plain {
     };
 }
 
-plain!(hopper_narrow_8, NARROW_8, 8, 4);
-plain!(hopper_narrow_16, NARROW_16, 16, 8);
-plain!(hopper_narrow_32, NARROW_32, 32, 16);
-plain!(hopper_narrow_64, NARROW_64, 64, 32);
+plain!(hopper_narrow_8, NARROW_8, 6, 8, 4);
+plain!(hopper_narrow_8_s4, NARROW_8, 4, 8, 4);
+plain!(hopper_narrow_16, NARROW_16, 6, 16, 8);
+plain!(hopper_narrow_16_s4, NARROW_16, 4, 16, 8);
+plain!(hopper_narrow_32, NARROW_32, 6, 32, 16);
+plain!(hopper_narrow_32_s4, NARROW_32, 4, 32, 16);
+plain!(hopper_narrow_64, NARROW_64, 5, 64, 32);
 
 macro_rules! gated {
-    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $tile:ident, $stages:literal, $n:literal, $registers:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
         ///
         /// # Safety
@@ -179,24 +182,24 @@ macro_rules! gated {
             threads = THREADS,
             wgmma_n = $n,
             overlap = within,
-            shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
+            shared = shared_bytes::<$stages, { $tile.operand_bytes }>($n)
         )]
         pub unsafe fn $name(launch: HopperGated) {
-            let HopperGated { a, b, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
+            let HopperGated { a, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
                 launch;
-            let slab_scales = launch.slab_scales();
-            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k };
+            let (b, slab_scales) = (launch.matrix(), launch.slab_scales());
+            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k, packed: !launch.b_packed.is_null() };
             // SAFETY: as in the plain kernels.
             unsafe {
-                produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
-                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                produce::prefetch_maps(a, &b, &slab_scales);
+                let ring = Ring::<$stages, { $tile.operand_bytes }, true, 1>::new();
+                produce::clear_rows::<$n, $stages, _>(&ring);
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, intermediate.div_ceil(GATED_COLUMNS), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::<$n, $stages, _>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * GATED_COLUMNS));
                     grid::wait();
                     grid::launch_dependents();
@@ -213,7 +216,7 @@ macro_rules! gated {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                    (totals, position) = consume::sums::<[f32; $registers], $n, $stages, _>(
                         &ring, position, &part, &columns, &slab_scales,
                     );
                     if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
@@ -226,7 +229,10 @@ macro_rules! gated {
     };
 }
 
-gated!(hopper_narrow_gated_8, NARROW_8, 8, 4);
-gated!(hopper_narrow_gated_16, NARROW_16, 16, 8);
-gated!(hopper_narrow_gated_32, NARROW_32, 32, 16);
-gated!(hopper_narrow_gated_64, NARROW_64, 64, 32);
+gated!(hopper_narrow_gated_8, NARROW_8, 6, 8, 4);
+gated!(hopper_narrow_gated_8_s4, NARROW_8, 4, 8, 4);
+gated!(hopper_narrow_gated_16, NARROW_16, 6, 16, 8);
+gated!(hopper_narrow_gated_16_s4, NARROW_16, 4, 16, 8);
+gated!(hopper_narrow_gated_32, NARROW_32, 6, 32, 16);
+gated!(hopper_narrow_gated_32_s4, NARROW_32, 4, 32, 16);
+gated!(hopper_narrow_gated_64, NARROW_64, 5, 64, 32);

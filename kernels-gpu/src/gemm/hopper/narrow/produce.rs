@@ -19,7 +19,8 @@ use super::THREADS;
 use super::share::{Part, Share};
 use crate::abi::SLAB;
 use crate::gemm::hopper::ring::{Position, Ring};
-use crate::gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
+use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
+use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
@@ -56,11 +57,11 @@ pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
 /// # Safety
 /// They are tensor maps, and so are those of the scales that there are.
 #[inline(always)]
-pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap, scales: &SlabScales) {
+pub unsafe fn prefetch_maps(a: *const TensorMap, b: &Matrix, scales: &SlabScales) {
     if thread::thread_idx_x() == CONSUMERS {
         // SAFETY: the caller's contract.
         unsafe {
-            tma::prefetch_map(b);
+            b.prefetch_map();
             tma::prefetch_map(a);
             scales.prefetch_map();
         }
@@ -74,7 +75,7 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     /// Stages from `position` on whose weights are on their way.
     ahead: u32,
     a: *const TensorMap,
-    b: *const TensorMap,
+    b: Matrix,
     scales: SlabScales,
     /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and
     /// between two of them more weights pass through L2 than it holds.
@@ -87,7 +88,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     pub fn new(
         ring: Ring<STAGES, STAGE_BYTES, true, 1>,
         a: *const TensorMap,
-        b: *const TensorMap,
+        b: Matrix,
         scales: SlabScales,
     ) -> Self {
         let once = Policy::evict_first();
@@ -101,17 +102,17 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// The contract of the kernels; all lanes of the producer warp call it together, before
     /// [`fill`](Self::fill), which then fills the stages with the parts of this share.
     #[inline(always)]
-    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> ([u32; 2], BlockScales)) {
+    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> Weights) {
         while self.ahead < STAGES
             && let Some(part) = share.next()
         {
-            let (rows, blocks) = weights(&part);
+            let weights = weights(&part);
             // SAFETY: blocks have a scale for every slab of the part.
-            let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab, part.slabs) };
+            let mut blocks = unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab, part.slabs) };
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free; the part has the slab.
-                unsafe { self.ask_for_weights(self.ahead, slab, rows, part.rows, blocks.next(&self.scales)) };
+                unsafe { self.ask_for_weights(self.ahead, slab, &weights, part.rows, blocks.next(&self.scales)) };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -124,12 +125,11 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
     /// warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, part: &Part, weights: ([u32; 2], BlockScales)) {
-        let (rows, blocks) = weights;
+    pub unsafe fn fill(&mut self, part: &Part, weights: Weights) {
         let begun = self.ahead.min(part.slabs);
         // SAFETY: blocks have a scale for every slab of the part.
         let mut blocks =
-            unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab + begun, part.slabs - begun) };
+            unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab + begun, part.slabs - begun) };
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
@@ -142,7 +142,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                 } else {
                     let scales = blocks.next(&self.scales);
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, rows, part.rows, scales);
+                    self.ask_for_weights(stage, slab, &weights, part.rows, scales);
                 }
                 if self.lane == 0 {
                     let mut row = 0;
@@ -169,22 +169,22 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         &self,
         stage: u32,
         slab: u32,
-        rows: [u32; 2],
+        weights: &Weights,
         tile_rows: u32,
         scales: [f32; 2],
     ) {
         if self.lane != 0 {
             return;
         }
-        let (to, full, k0) = (self.ring.stage(stage), self.ring.full(stage), (slab * SLAB) as i32);
+        let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
         // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs,
         // whatever of them lies outside the tensors. The map is the kernel's parameter.
         unsafe {
             self.scales.store_b(self.ring.scales(stage), N, scales);
             let boxes = tile_rows.div_ceil(BOX_ROWS);
-            mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N));
-            tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
-            tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
+            let bytes = self.b.bytes(weights) + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N);
+            mbarrier::arrive_expect_tx(full, bytes);
+            self.b.load(to, full, slab, weights, Some(self.once));
         }
     }
 }

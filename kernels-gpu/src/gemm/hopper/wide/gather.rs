@@ -23,7 +23,6 @@
 //! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
 //! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
-use cuda_std::tma::{self, TensorMap};
 use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
 use super::gated::Gated;
@@ -35,8 +34,9 @@ use crate::abi::SLAB;
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
+use crate::gemm::hopper::weights::Matrix;
 use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
-use crate::schedule::work::Tile;
+use crate::schedule::Tile;
 
 /// Bytes of a copy.
 const CHUNK: u32 = 16;
@@ -99,7 +99,7 @@ impl Source<true> for Gathered {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, true>,
         mut items: Items,
         end: &impl End,
-        b: *const TensorMap,
+        b: Matrix,
         k: u32,
     ) {
         let thread = thread::thread_idx_x() - CONSUMERS;
@@ -109,11 +109,11 @@ impl Source<true> for Gathered {
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
         let scales = end.slab_scales();
-        let bytes = 2 * ROWS_128;
         let mut position = Position::START;
         let rank = cluster::rank();
         while let Some(Item { tile, shares_b }) = items.next() {
-            let ([first, second], blocks) = end.operands(&tile);
+            let weights = end.operands(&tile);
+            let bytes = b.bytes(&weights);
             let mut token = None;
             if thread < tile.rows {
                 // SAFETY: the permutation has the tile's rows.
@@ -134,7 +134,7 @@ impl Source<true> for Gathered {
                 unsafe { Notes::of(&ring).write(position.stage, &tile) };
             }
             // SAFETY: blocks have a scale for every slab.
-            let mut blocks = unsafe { BlockLanes::new(&scales, blocks, 0, k.div_ceil(SLAB)) };
+            let mut blocks = unsafe { BlockLanes::new(&scales, weights.blocks, 0, k.div_ceil(SLAB)) };
             let mut k0 = 0;
             while k0 < k {
                 let Position { stage, .. } = position;
@@ -154,12 +154,9 @@ impl Source<true> for Gathered {
                         }
                         mbarrier::arrive_expect_tx(full, bytes);
                         if shares_b {
-                            let own = if rank == 0 { first } else { second };
-                            let to = to + (1 + rank) * ROWS_128;
-                            tma::load_2d_multicast(to, b, full, [k0 as i32, own as i32], BOTH);
+                            b.load_half(to + (1 + rank) * ROWS_128, full, k0 / SLAB, &weights, rank, BOTH);
                         } else {
-                            tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
-                            tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
+                            b.load(to + ROWS_128, full, k0 / SLAB, &weights, None);
                         }
                     }
                     if SCALED && scales.has_a() {
@@ -213,9 +210,10 @@ macro_rules! fast {
         /// those.
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
             let rows = Gathered { rows: a, scales: scales.a, row_stride: 0, group_stride: 0 };
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k });
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
         }
@@ -235,11 +233,12 @@ macro_rules! promoted {
         /// As [`hopper_wide_gated_fast_gathered`].
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
             let (row_stride, group_stride) = (a.scale_strides.row as u32, a.scale_strides.group as u32);
             let rows = Gathered { rows: a, scales: scales.a, row_stride, group_stride };
             let slab_scales = SlabScales::new(core::ptr::null(), &scales);
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k });
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
         }

@@ -31,10 +31,11 @@ mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
+use super::weights::{Matrix, Weights};
 use cuda_std::{grid, host, kernel, thread, warp, wgmma};
 
 use super::ring::{Position, Ring};
-use super::slab_scales::{BlockScales, SlabScales};
+use super::slab_scales::SlabScales;
 use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGemm, ROWS_128};
 use crate::abi::{GemmTile, SLAB, Scales};
 use crate::schedule::work::Tile;
@@ -96,9 +97,8 @@ trait End {
     /// The scales that change along K, for a promoted kernel.
     fn slab_scales(&self) -> SlabScales;
 
-    /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are.
-    /// Rows may lie past the end of B; scales exist if B has any per block.
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales);
+    /// The weights that an item takes. Rows may lie past the end of B; scales exist if B has any per block.
+    fn operands(&self, tile: &Tile) -> Weights;
 
     /// The scales, of which those of whole sums are applied before [`finish`](Self::finish).
     fn scales(&self) -> &Scales;
@@ -127,7 +127,7 @@ trait Source<const GATHERED: bool>: Copy {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
         items: Items,
         end: &impl End,
-        b: *const Map,
+        b: Matrix,
         k: u32,
     );
 }
@@ -142,14 +142,14 @@ impl Source<false> for *const Map {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         mut items: Items,
         end: &impl End,
-        b: *const Map,
+        b: Matrix,
         k: u32,
     ) {
         let mut producer = Producer::new(ring, self, b, end.slab_scales(), k);
         while let Some(item) = items.next() {
-            let (boxes, blocks) = end.operands(&item.tile);
+            let weights = end.operands(&item.tile);
             // SAFETY: the caller's contract.
-            unsafe { producer.fill(&item, boxes, blocks) };
+            unsafe { producer.fill(&item, weights) };
         }
         // SAFETY: as above.
         unsafe { producer.finish() };
@@ -163,7 +163,7 @@ impl Source<false> for *const Map {
 #[inline(always)]
 unsafe fn run<const PROMOTED: bool, E: End>(
     a: *const Map,
-    b: *const Map,
+    b: Matrix,
     schedule: *const [u32; 4],
     k: u32,
     end: &E,
@@ -179,7 +179,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
 #[inline(always)]
 unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERED>, E: End>(
     a: S,
-    b: *const Map,
+    b: Matrix,
     schedule: *const [u32; 4],
     k: u32,
     end: &E,
@@ -243,7 +243,7 @@ impl End for Plain {
     }
 
     #[inline(always)]
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+    fn operands(&self, tile: &Tile) -> Weights {
         self.arguments.weights(tile.expert, tile.n0)
     }
 
@@ -270,7 +270,7 @@ impl End for Plain {
 /// The contract in the module documentation of [`hopper`](super).
 #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
 pub unsafe fn hopper_wide_fast(arguments: HopperGemm) {
-    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let (b, HopperGemm { a, schedule, k, .. }) = (arguments.matrix(), arguments);
     let end = Plain { arguments, slab_scales: SlabScales::NONE };
     // SAFETY: the kernel's contract.
     unsafe { run::<false, _>(a, b, schedule, k, &end) }
@@ -282,7 +282,7 @@ pub unsafe fn hopper_wide_fast(arguments: HopperGemm) {
 /// The contract in the module documentation of [`hopper`](super).
 #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
 pub unsafe fn hopper_wide_promoted(arguments: HopperGemm) {
-    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let (b, HopperGemm { a, schedule, k, .. }) = (arguments.matrix(), arguments);
     let end = Plain { arguments, slab_scales: arguments.slab_scales() };
     // SAFETY: the kernel's contract.
     unsafe { run::<true, _>(a, b, schedule, k, &end) }

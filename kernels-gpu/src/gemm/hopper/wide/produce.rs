@@ -16,9 +16,10 @@ use super::notes::Notes;
 use super::{BLOCKS, BM};
 use crate::abi::SLAB;
 use crate::gemm::hopper::ring::{Position, Ring};
-use crate::gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
+use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
+use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
-use crate::schedule::work::Tile;
+use crate::schedule::Tile;
 
 /// The mask of a cluster's blocks.
 pub const BOTH: u16 = (1 << BLOCKS) - 1;
@@ -30,7 +31,7 @@ pub struct Producer<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: boo
     rank: u32,
     position: Position,
     a: *const TensorMap,
-    b: *const TensorMap,
+    b: Matrix,
     scales: SlabScales,
     k: u32,
     lane: u32,
@@ -41,7 +42,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
     pub fn new(
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         a: *const TensorMap,
-        b: *const TensorMap,
+        b: Matrix,
         scales: SlabScales,
         k: u32,
     ) -> Self {
@@ -63,7 +64,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, item: &Item, boxes: [u32; 2], blocks: BlockScales) {
+    pub unsafe fn fill(&mut self, item: &Item, weights: Weights) {
         let tile = &item.tile;
         self.ring.wait_empty(self.position);
         if self.lane == 0 {
@@ -71,7 +72,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             unsafe { Notes::of(&self.ring).write(self.position.stage, tile) };
         }
         // SAFETY: blocks have a scale for every slab.
-        let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, 0, self.k.div_ceil(SLAB)) };
+        let mut blocks = unsafe { BlockLanes::new(&self.scales, weights.blocks, 0, self.k.div_ceil(SLAB)) };
         let mut k0 = 0;
         while k0 < self.k {
             let Position { stage, .. } = self.position;
@@ -87,25 +88,23 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
                     let (a, b) = (to, to + ROWS_128);
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
-                    let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
                     let slots = self.ring.scales(stage);
                     if SCALED {
                         self.scales.store_b(slots, BM, block_scales);
                     }
                     mbarrier::arrive_expect_tx(
                         full,
-                        3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 },
+                        ROWS_128 + self.b.bytes(&weights) + if SCALED { self.scales.bytes(BM) } else { 0 },
                     );
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
                         tma::load_2d(a + ROWS_64, self.a, full, lower);
-                        let half = if self.rank == 0 { first } else { second };
-                        tma::load_2d_multicast(b + self.rank * ROWS_128, self.b, full, half, BOTH);
+                        let to = b + self.rank * ROWS_128;
+                        self.b.load_half(to, full, k0 / SLAB, &weights, self.rank, BOTH);
                     } else {
                         let half = if self.rank == 0 { upper } else { lower };
                         tma::load_2d_multicast(a + self.rank * ROWS_64, self.a, full, half, BOTH);
-                        tma::load_2d(b, self.b, full, first);
-                        tma::load_2d(b + ROWS_128, self.b, full, second);
+                        self.b.load(b, full, k0 / SLAB, &weights, None);
                     }
                     if SCALED {
                         self.scales.load_a(slots, full, tile.first_row, k0 / SLAB);
