@@ -139,7 +139,7 @@ impl MoeLayer {
 
     /// The plan of forwards of `tokens` tokens.
     pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
-        Plan::new(&self.device, &self.config, tokens)
+        Plan::new(&self.device, &self.config, tokens, self.weights.layout)
     }
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.

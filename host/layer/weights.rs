@@ -14,6 +14,9 @@
 //! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half
 //! begins at a block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is
 //! requantised.
+//!
+//! Where the kernels read packed weights, w13 and w2 are packed on the device when they have been copied
+//! ([`WeightLayout`]), in place: no second copy of a layer is in memory.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +32,7 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
+use crate::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
 use crate::ops::router::bf16_planes;
 
 const OP: &str = "MoeLayer::new";
@@ -227,6 +231,8 @@ pub struct MoeDeviceWeights {
     /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// How w13 and w2 lie in memory.
+    pub layout: WeightLayout,
 }
 
 /// How far loading has come, in bytes of expert weights.
@@ -244,6 +250,8 @@ pub(crate) struct DeviceWeights {
     pub correction_bias: Option<DeviceMemory<f32>>,
     pub w13: DeviceMemory<E4m3>,
     pub w2: DeviceMemory<E4m3>,
+    /// How w13 and w2 lie in memory.
+    pub layout: WeightLayout,
     pub w13_scale: DeviceMemory<f32>,
     pub w2_scale: DeviceMemory<f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
@@ -341,6 +349,8 @@ impl MoeWeights<'_> {
         });
         let scales = scales.collect::<Result<Vec<_>>>()?;
         let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
+        let layout =
+            MoeDeviceWeights::pack(&device.default_stream(), config, w13.as_mut_slice(), w2.as_mut_slice())?;
         let weights = MoeDeviceWeights {
             router: self.router.as_ref().map(|r| r.upload(device)).transpose()?.map(Into::into),
             correction_bias: self
@@ -354,6 +364,7 @@ impl MoeWeights<'_> {
             w13_scale: device.upload(&w13_scale.concat())?.into(),
             w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
+            layout,
         };
         weights.complete(device, config)
     }
@@ -398,6 +409,7 @@ impl MoeDeviceWeights {
             w13_scale: w13_scale.into(),
             w2_scale: w2_scale.into(),
             input_scales: None,
+            layout: WeightLayout::Checkpoint,
         }
     }
 
@@ -414,6 +426,36 @@ impl MoeDeviceWeights {
     /// With [`MoeDeviceWeights::input_scales`].
     pub fn input_scales(self, scales: [f32; 2]) -> Self {
         MoeDeviceWeights { input_scales: Some(scales), ..self }
+    }
+
+    /// With w13 and w2 that lie in memory so.
+    pub fn layout(self, layout: WeightLayout) -> Self {
+        MoeDeviceWeights { layout, ..self }
+    }
+
+    /// Packs `w13` and `w2` of a layer of `config`, as a checkpoint has them, where they are, if the layer's
+    /// kernels read packed weights and these take as much memory; says how they lie in memory then, which is
+    /// to be told by [`MoeDeviceWeights::layout`]. Enqueued on `stream`, with memory for one expert meanwhile.
+    ///
+    /// # Errors
+    /// Slices that are too short or on another device; too little memory.
+    pub fn pack(
+        stream: &Stream,
+        config: &MoeConfig,
+        w13: SliceMut<'_, E4m3>,
+        w2: SliceMut<'_, E4m3>,
+    ) -> Result<WeightLayout> {
+        let device = stream.device();
+        let Some([first, second]) =
+            PackedShape::of_layer(device, config).filter(|[shape, _]| !shape.is_empty())
+        else {
+            return Ok(WeightLayout::Checkpoint);
+        };
+        let most = first.of_one().len().max(second.of_one().len());
+        let mut scratch = device.uninit(most)?;
+        pack_weights_in_place(stream, first, w13, scratch.as_mut_slice())?;
+        pack_weights_in_place(stream, second, w2, scratch.as_mut_slice())?;
+        Ok(WeightLayout::Packed)
     }
 
     /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale.
@@ -488,6 +530,11 @@ impl MoeDeviceWeights {
             check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
         }
+        let packs =
+            self.layout == WeightLayout::Checkpoint || PackedShape::of_layer(device, config).is_some();
+        require(packs, OP, "layout", "Packed", || {
+            "must be Checkpoint but for the Hopper kernels and sizes that are multiples of 128".into()
+        })?;
         check_input_scales(config, self.input_scales)
     }
 
@@ -498,6 +545,7 @@ impl MoeDeviceWeights {
             correction_bias: self.correction_bias,
             w13: self.w13,
             w2: self.w2,
+            layout: self.layout,
             w13_scale: self.w13_scale,
             w2_scale: self.w2_scale,
             input_scales: match self.input_scales {

@@ -18,6 +18,7 @@
 //! not offered: a row's maximum is known only when all its columns are.
 
 use super::activation::{ActivationFunction, Requantization};
+use super::grouped_gemm::hopper::weights;
 use super::grouped_gemm::{
     AScale, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
     slab_scales,
@@ -32,6 +33,7 @@ use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
 use crate::kernels::launchers;
 use crate::plan::elements;
+use crate::plan::packed::weight_len;
 use crate::plan::tiles::HopperTile;
 
 pub use crate::plan::gemm::{GatedPlan, GatedShape};
@@ -47,7 +49,7 @@ pub struct GatedGemm<'a> {
     /// they come along with the rows; scales per row are those of the P permuted rows
     /// ([`Destinations::Scales`](super::quantize::Destinations::Scales)).
     pub a_scale: AScale<'a>,
-    /// e4m3 `[E_loc, 2I, K]`.
+    /// e4m3 `[E_loc, 2I, K]`, or packed as the plan has it.
     pub b: Slice<'a, E4m3>,
     /// Its scales, N being 2I.
     pub b_scale: BScale<'a>,
@@ -106,7 +108,7 @@ impl GatedGemm<'_> {
         let shape = plan.shape().gemm();
         let a_rows = if plan.gathers() { self.permutation.tokens() } else { rows };
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
-        check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
+        check_matrix(OP, &self.b, "b", weight_len(OP, plan.weights(), [experts, shape.n, k])?, stream)?;
         check_matrix_mut(OP, &self.q, "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
         let scaled_rows = if let AScale::Group { .. } = self.a_scale { a_rows } else { rows };
         let scaled = GemmShape { rows: scaled_rows, ..shape };
@@ -157,7 +159,7 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, launchers::B_BOX_ROWS)?;
+        let (b, b_packed) = weights(&self.b, plan.weights(), experts * 2 * intermediate, k)?;
         let scales = raw_scales(&self.a_scale, &self.b_scale);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
@@ -170,7 +172,8 @@ impl GatedGemm<'_> {
                 top_k: self.permutation.top_k() as u32,
                 scale_strides: self.a_scale.strides(),
             };
-            let arguments = launchers::HopperGathered { a, b, intermediate, k, scales, schedule, out };
+            let arguments =
+                launchers::HopperGathered { a, b, b_packed, intermediate, k, scales, schedule, out };
             let kernel = match (promoted, is_silu) {
                 (true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU,
                 (true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED,
@@ -183,6 +186,7 @@ impl GatedGemm<'_> {
         let arguments = launchers::HopperGated {
             a: tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?,
             b,
+            b_packed,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?,
             intermediate,
             k,
@@ -195,8 +199,6 @@ impl GatedGemm<'_> {
         let kernel = match (tile, promoted, is_silu) {
             (HopperTile::Narrow8, ..) => launchers::HOPPER_NARROW_GATED_8,
             (HopperTile::Narrow16, ..) => launchers::HOPPER_NARROW_GATED_16,
-            (HopperTile::Narrow32, ..) => launchers::HOPPER_NARROW_GATED_32,
-            (HopperTile::Narrow64, ..) => launchers::HOPPER_NARROW_GATED_64,
             (HopperTile::Wide, true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_SILU,
             (HopperTile::Wide, true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED,
             (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,

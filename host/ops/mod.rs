@@ -7,6 +7,7 @@
 //!
 //! | operation | from | to |
 //! |---|---|---|
+//! | [`pack_weights`](mod@pack_weights) | weights | the same, packed |
 //! | [`router`] | hidden states | ids and weights |
 //! | [`permute`](mod@permute) | ids | a permutation |
 //! | [`quantize`](mod@quantize) | hidden states, permutation | e4m3 rows and scales |
@@ -18,6 +19,7 @@ pub mod activation;
 pub mod cast;
 pub mod gated_gemm;
 pub mod grouped_gemm;
+pub mod pack_weights;
 pub mod permutation;
 pub mod permute;
 pub mod problem_sizes;

@@ -48,6 +48,10 @@ proptest! {
                 assert_within_rounding(&problem, &d, format, accumulation);
                 let settled = run_with(&on_device, format, accumulation, path, true);
                 prop_assert!(settled == d, "the settled schedule's result differs");
+                if let Path::Hopper { .. } = path {
+                    let packed = OnDevice::new(&device, &problem, block_m).packed(false);
+                    prop_assert!(run(&packed, format, accumulation, path) == d, "packed weights' result differs");
+                }
             }
         }
     }

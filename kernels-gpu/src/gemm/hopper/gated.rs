@@ -5,7 +5,7 @@ use cuda_std::arguments;
 use cuda_std::code::Code;
 
 use super::slab_scales::{BlockScales, SlabScales};
-use super::weights::Weights;
+use super::weights::{Weights, gated_lines};
 use super::{GATED_COLUMNS, HopperGated};
 use crate::abi::{SLAB, Scales};
 use crate::gemm::scales::b_block_number;
@@ -60,8 +60,8 @@ impl GatedArguments {
         if !self.packed {
             return Weights { starts: [gate, gate + intermediate], halves: [GATED_COLUMNS; 2], blocks };
         }
-        let half = intermediate.saturating_sub(column).min(GATED_COLUMNS);
-        let line = (gate + column) * k.div_ceil(SLAB);
-        Weights { starts: [line, line + half], halves: [half; 2], blocks }
+        // Past the last column those of the last item, which nobody takes the results of.
+        let (starts, halves) = gated_lines(expert, column, *intermediate, *k);
+        Weights { starts, halves, blocks }
     }
 }

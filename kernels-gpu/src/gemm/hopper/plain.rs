@@ -1,7 +1,7 @@
 //! What the plain kernels share: where D goes, and which weights an item takes.
 
 use super::slab_scales::{BlockScales, SlabScales};
-use super::weights::Weights;
+use super::weights::{Weights, plain_lines};
 use super::{B_BOX_ROWS, HopperGemm};
 use crate::abi::SLAB;
 use crate::gemm::scales::b_block_number;
@@ -25,9 +25,8 @@ impl HopperGemm {
         if self.b_packed.is_null() {
             return Weights { starts: [row, row + B_BOX_ROWS], halves: [B_BOX_ROWS; 2], blocks };
         }
-        let rows = n.saturating_sub(column).min(2 * B_BOX_ROWS);
-        let half = rows.min(B_BOX_ROWS);
-        let line = row * k.div_ceil(SLAB);
-        Weights { starts: [line, line + half], halves: [half, rows - half], blocks }
+        // Past the last column those of the last item, which nobody takes the results of.
+        let (starts, halves) = plain_lines(expert, column, *n, *k);
+        Weights { starts, halves, blocks }
     }
 }

@@ -1,27 +1,34 @@
-//! Where an item's 256 rows of B come from: boxes of the matrix as a checkpoint has it, or a run of packed
-//! weights.
+//! Where an item's 256 rows of B come from: boxes of the matrix as a checkpoint has it, or packed weights.
 //!
-//! Packed weights lie in memory as the ring's stages hold them, slab behind slab, so that a stage is one
-//! linear copy:
+//! # Packed weights, version 1
+//! They lie in memory as the ring's stages hold them, slab behind slab, so that a stage is one linear copy:
 //!
 //! ```text
-//!   B of expert e, rows n0 .. n0 + 256 (plain), or gate and up of columns n0 .. n0 + 128 (gated)
+//!   an item: rows n0 .. n0 + 256 of an expert's B (plain), or gate and up of columns n0 .. n0 + 128 (gated)
 //!
-//!        slab 0             slab 1
-//!     | 128 lines | 128 lines | 128 lines | 128 lines | ..      a line: 128 bytes of K of one row, its eight chunks of
-//!       first half  second      first half  second              16 bytes exchanged: chunk c of row r is at c ^ (r % 8)
+//!        slab 0                        slab 1
+//!     | first half  | second half | first half  | second half | ..  | the next item, and behind the last the next expert
+//!       128 lines     128 lines
+//!
+//!   a half   plain: rows n0 .. n0 + 128 and n0 + 128 .. n0 + 256       gated: gate, up of the same columns
+//!   a line   128 bytes of K of row r of the half, in chunks of 16: chunk c lies at c ^ (r % 8), as the 128-byte
+//!            swizzle of TMA would put it
 //! ```
 //!
-//! The last rows of an expert may be fewer: its halves are then as short as they are. What K lacks to a
-//! multiple of 128 is zeros. The items of an expert follow each other, and so do the experts.
+//! The last item of an expert has the rows that are left: its halves are as short as they are (of a plain one
+//! the second first). What K lacks to a multiple of 128 is zeros. So with K a multiple of 128 packed weights
+//! take as many bytes as others.
 
 use cuda_std::bulk;
 use cuda_std::l2::Policy;
 use cuda_std::tma::{self, TensorMap};
 
 use super::slab_scales::BlockScales;
-use super::{HopperGated, HopperGathered, HopperGemm, ROWS_128};
+use super::{GATED_COLUMNS, HopperGated, HopperGathered, HopperGemm, ROWS_128};
 use crate::abi::SLAB;
+
+/// Most lines of a half.
+const HALF: u32 = ROWS_128 / SLAB;
 
 /// B of a launch.
 #[derive(Clone, Copy)]
@@ -42,20 +49,53 @@ pub struct Weights {
     pub blocks: BlockScales,
 }
 
+/// Where the halves of a packed item begin, in lines, at slab 0, and how many lines each has.
+pub type Lines = ([u32; 2], [u32; 2]);
+
+/// Those of columns `column` to `column + 256` of `expert`, of `n` columns: of the last item where there are
+/// none.
+#[inline(always)]
+pub fn plain_lines(expert: u32, column: u32, n: u32, k: u32) -> Lines {
+    let column = column.min((n - 1) / (2 * HALF) * (2 * HALF));
+    let rows = (n - column).min(2 * HALF);
+    let half = rows.min(HALF);
+    let line = (expert * n + column) * k.div_ceil(SLAB);
+    ([line, line + half], [half, rows - half])
+}
+
+/// Those of gate and up of columns `column` to `column + 128` of `expert`, of `intermediate` columns: of the
+/// last item where there are none.
+#[inline(always)]
+pub fn gated_lines(expert: u32, column: u32, intermediate: u32, k: u32) -> Lines {
+    let column = column.min((intermediate - 1) / GATED_COLUMNS * GATED_COLUMNS);
+    let half = (intermediate - column).min(GATED_COLUMNS);
+    let line = 2 * (expert * intermediate + column) * k.div_ceil(SLAB);
+    ([line, line + half], [half; 2])
+}
+
 impl Matrix {
     #[inline(always)]
     pub fn new(map: *const TensorMap, packed: *const u8) -> Self {
         Self { map, packed }
     }
 
-    /// Fetches the map ahead of its first use, by the calling thread.
+    /// Fetches the map ahead of its first use, by the calling thread, if there is one.
     ///
     /// # Safety
-    /// It is a tensor map.
+    /// It is a tensor map, unless B is packed.
     #[inline(always)]
     pub unsafe fn prefetch_map(&self) {
-        // SAFETY: the caller's contract.
-        unsafe { tma::prefetch_map(self.map) };
+        if self.packed.is_null() {
+            // SAFETY: the caller's contract.
+            unsafe { tma::prefetch_map(self.map) };
+        }
+    }
+
+    /// Whether an item may have fewer than all of a stage's rows of B, where an expert has `columns` columns
+    /// and an item `span`. Of a box, rows past the end arrive as zeros; of packed weights they do not arrive.
+    #[inline(always)]
+    pub fn may_be_short(&self, columns: u32, span: u32) -> bool {
+        !self.packed.is_null() && !columns.is_multiple_of(span)
     }
 
     /// Bytes that arrive of a slab of both halves.
@@ -101,9 +141,9 @@ impl Matrix {
                 None => bulk::load(to, from, lines * SLAB, full),
             };
             let [first, second] = weights.halves;
-            if first == 128 {
+            if first == HALF {
                 copy(to, self.line(weights, slab, 0), first + second);
-            } else if first > 0 {
+            } else {
                 copy(to, self.line(weights, slab, 0), first);
                 if second > 0 {
                     copy(to + ROWS_128, self.line(weights, slab, 1), second);

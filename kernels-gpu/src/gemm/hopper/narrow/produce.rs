@@ -1,6 +1,6 @@
-//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile
-//! has rows for, each with the scales that change along K. Only boxes that hold this tile's rows are loaded.
-//! The other rows of a stage are stale, at first zeros, and their sums are discarded.
+//! The producer warp: slab by slab, 256 rows of weights ([`weights`](super::super::weights)), by TMA as many
+//! boxes of eight rows as the tile has rows for, and the scales that change along K. Only boxes that hold this
+//! tile's rows are loaded. The other rows of a stage are stale, at first zeros, and their sums are discarded.
 //!
 //! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel
 //! has waited for its predecessor, so that they arrive while that one ends:
@@ -11,11 +11,9 @@
 //! ```
 
 use cuda_std::l2::Policy;
-use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{bulk, mbarrier, sync, thread};
+use cuda_std::{mbarrier, thread};
 
-use super::THREADS;
 use super::share::{Part, Share};
 use crate::abi::SLAB;
 use crate::gemm::hopper::ring::{Position, Ring};
@@ -25,32 +23,6 @@ use crate::gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
 pub const BOX_ROWS: u32 = 8;
-
-/// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it
-/// together, before anything is asked for.
-#[inline(always)]
-pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
-) {
-    if N == BOX_ROWS {
-        return;
-    }
-    const VECTORS: u32 = SLAB / 16;
-    let mut stage = 0;
-    while stage < STAGES {
-        let rows = Shared::<[u32; 4]>::from_address(ring.stage(stage) + 2 * ROWS_128);
-        let mut vector = thread::thread_idx_x();
-        while vector < N * VECTORS {
-            // SAFETY: one of the stage's N rows, each vector of which one thread writes, before TMA does.
-            unsafe { rows.add(vector).write([0; 4]) };
-            vector += THREADS;
-        }
-        stage += 1;
-    }
-    // TMA and `wgmma` come through the other proxy.
-    bulk::fence_shared();
-    sync::block();
-}
 
 /// Fetches the tensor maps ahead of their first use, by a lane of the producer.
 ///

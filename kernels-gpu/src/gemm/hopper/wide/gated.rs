@@ -13,7 +13,7 @@ use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::slab_scales::SlabScales;
 use crate::gemm::hopper::weights::Weights;
 use crate::gemm::hopper::{GATED_COLUMNS, HopperGated};
-use crate::schedule::Tile;
+use crate::schedule::work::Tile;
 
 /// 128 columns of the intermediate: gate and up in one item. The activation is silu if `IS_SILU`, and another
 /// if not.

@@ -36,7 +36,7 @@ use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
 use crate::gemm::hopper::weights::Matrix;
 use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
-use crate::schedule::Tile;
+use crate::schedule::work::Tile;
 
 /// Bytes of a copy.
 const CHUNK: u32 = 16;

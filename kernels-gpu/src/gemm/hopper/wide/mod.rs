@@ -31,11 +31,11 @@ mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
-use super::weights::{Matrix, Weights};
 use cuda_std::{grid, host, kernel, thread, warp, wgmma};
 
 use super::ring::{Position, Ring};
 use super::slab_scales::SlabScales;
+use super::weights::{Matrix, Weights};
 use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGemm, ROWS_128};
 use crate::abi::{GemmTile, SLAB, Scales};
 use crate::schedule::work::Tile;
@@ -81,9 +81,19 @@ pub const WIDE: GemmTile = GemmTile {
     partial_bytes: 0,
 };
 
-/// Dynamic shared memory: the ring, and behind it the notes and the scales of whole sums.
+/// Dynamic shared memory: the ring, and behind it the notes, the scales of whole sums, and rows on their way
+/// to D.
 const fn shared_bytes<const PROMOTED: bool>() -> u32 {
-    Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES
+    staging::<PROMOTED>() + CONSUMER_WARPS * store::WARP_BYTES
+}
+
+/// Where in it the rows are on their way to D: at a multiple of 128 bytes, so that chunks can be exchanged by
+/// their addresses' bits.
+const fn staging<const PROMOTED: bool>() -> u32 {
+    let offset =
+        Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES;
+    assert!(offset.is_multiple_of(SLAB));
+    offset
 }
 
 /// What a kernel does with the items: plain or gated.
@@ -93,6 +103,12 @@ trait End {
 
     /// Columns of the output.
     fn n(&self) -> u32;
+
+    /// Whether the last item of an expert may be short.
+    #[inline(always)]
+    fn may_be_short(&self, b: &Matrix) -> bool {
+        b.may_be_short(self.n(), Self::COLUMNS)
+    }
 
     /// The scales that change along K, for a promoted kernel.
     fn slab_scales(&self) -> SlabScales;
@@ -187,7 +203,8 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its
     // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
-        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
+        let cleared = if end.may_be_short(&b) { 0 } else { STAGE_BYTES };
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new(cleared);
         if PROMOTED {
             ring.fill_constant_scales(&end.slab_scales());
         }
@@ -204,7 +221,7 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
             return;
         }
         wgmma::raise_registers::<CONSUMER_REGISTERS>();
-        let rows = Rows::new(ring.stage(0));
+        let rows = Rows::new(ring.stage(0), ring.stage(0) + const { staging::<PROMOTED>() });
         let mut shelf = Shelf::new(ring.end(), warp / 4);
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;

@@ -19,7 +19,7 @@ use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
 use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
-use crate::schedule::Tile;
+use crate::schedule::work::Tile;
 
 /// The mask of a cluster's blocks.
 pub const BOTH: u16 = (1 << BLOCKS) - 1;
