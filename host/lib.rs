@@ -31,10 +31,12 @@
 //!   an operation touches, lists of a permutation included, is checked with the operation's stream, which
 //!   then waits for conflicting work on other streams. Memory is freed when no stream uses it any more.
 //!   `host/gpu/mod.rs` has the reasons.
-//! - *Captured work* has not run: a permutation made in a capture is refused outside it. Replaying a graph is
-//!   unsafe, since it writes memory that nobody lends it, and so may write the lists of a permutation.
+//! - *Captured work* has not run: a permutation made in a capture is refused outside it, and one made outside
+//!   is refused in captures. A replay writes memory that nobody lends it, and so may write the lists of a
+//!   permutation: operations refuse the permutation from then on.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 #![warn(missing_debug_implementations)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 pub mod checkpoint;
 mod config;
@@ -46,6 +48,7 @@ pub mod internals;
 mod kernels;
 pub mod layer;
 pub mod ops;
+pub mod parallel;
 pub mod plan;
 
 pub use checkpoint::Checkpoint;

@@ -45,11 +45,17 @@ impl Device {
     ///
     /// A process may open a GPU and the emulated device beside each other. Devices that are opened several
     /// times share their context and the kernels that have been loaded.
+    ///
+    /// # Errors
+    /// If there is no such device, no driver, or none of the kernels runs there.
     pub fn open(spec: DeviceSpec) -> Result<Device> {
         Self::open_as(spec, None)
     }
 
     /// Opens a device for the kernels of `family`, which may be older than its best one.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; a family whose kernels the device cannot run.
     pub fn open_family(spec: DeviceSpec, family: Family) -> Result<Device> {
         Self::open_as(spec, Some(family))
     }
@@ -163,6 +169,9 @@ impl Device {
     }
 
     /// The CUDA version of the driver, e.g. `(13, 0)`.
+    ///
+    /// # Errors
+    /// What the driver says.
     pub fn driver_version(&self) -> Result<(u32, u32)> {
         Ok(self.context().driver().version()?)
     }
@@ -193,6 +202,9 @@ impl Device {
     }
 
     /// Device memory that is free now, bytes.
+    ///
+    /// # Errors
+    /// What the driver says.
     pub fn free_memory_bytes(&self) -> Result<u64> {
         Ok(self.context().free_memory()? as u64)
     }

@@ -12,7 +12,7 @@ use cust::CudaResult;
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
-use crate::gpu::order::{Access, Allocation, Queue};
+use crate::gpu::order::{Access, Allocation, Queue, Unchanged};
 
 /// An ordered queue of work on one device.
 ///
@@ -35,6 +35,9 @@ enum Mode {
 
 impl Stream {
     /// A new stream.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Stream> {
         let raw = cust::Stream::new(device.context())?;
         Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
@@ -50,8 +53,11 @@ impl Stream {
     /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be
     ///   `CU_STREAM_PER_THREAD`, which is another stream in every thread.
     /// - A capture by another program must not begin or end on it while the handle is there. What is captured
-    ///   through a handle must stay alive as long as the graph, and whoever launches the graph must order it
-    ///   with other uses of the same memory.
+    ///   through a handle must stay alive as long as the graph. Whoever launches the graph must order it with
+    ///   other uses of the same memory, and must not launch it between two operations of a forward, or of a
+    ///   `Permutation`, whose memory it writes.
+    /// - Kernels of others on it that are launched with programmatic stream serialization wait for their
+    ///   predecessor (`griddepcontrol.wait`), in all threads.
     pub unsafe fn from_raw(device: &Device, raw: *mut c_void) -> Stream {
         // SAFETY: the caller's contract.
         let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
@@ -123,10 +129,20 @@ impl Stream {
 
     /// Enqueues `work`, whose uses of memory have been said; nothing in a rehearsal.
     pub(crate) fn enqueue(&self, work: impl FnOnce(&cust::Stream) -> CudaResult<()>) -> CudaResult<()> {
+        self.enqueue_over(&Unchanged::NOTHING, work).map(|_| ())
+    }
+
+    /// As [`enqueue`](Self::enqueue), for work that relies on what `lists` held; returns false, with nothing
+    /// enqueued, if a graph may have overwritten them.
+    pub(crate) fn enqueue_over(
+        &self,
+        lists: &Unchanged<'_>,
+        work: impl FnOnce(&cust::Stream) -> CudaResult<()>,
+    ) -> CudaResult<bool> {
         if self.is_rehearsal() {
-            return Ok(());
+            return Ok(true);
         }
-        self.queue.enqueue(&self.device.shared().gate, work)
+        self.queue.enqueue(&self.device.shared().gate, lists, work)
     }
 
     /// Refuses `op`, which a graph cannot hold, on a stream that is being captured.
@@ -199,6 +215,9 @@ pub struct Event {
 
 impl Event {
     /// An event that has not been recorded.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Event> {
         Ok(Event { raw: cust::Event::new(device.context(), true)?, device: device.clone() })
     }
@@ -222,11 +241,22 @@ impl Event {
     }
 
     /// Waits until the stream has passed the event.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.raw.synchronize()?)
     }
 
+    /// Whether the stream has passed the event. True if it was never recorded.
+    pub fn is_passed(&self) -> Result<bool> {
+        Ok(self.raw.is_done()?)
+    }
+
     /// Milliseconds from `start` to this event, both passed.
+    ///
+    /// # Errors
+    /// If one of them has not been passed.
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         Ok(self.raw.elapsed_ms(&start.raw)?)
     }

@@ -39,6 +39,11 @@ pub enum BScaleKind {
 }
 /// Rows of B in a TMA box.
 pub const B_BOX_ROWS: u32 = 128;
+/// What N is a multiple of: 16 bytes of D in 16 bits.
+pub const COLUMNS_MULTIPLE: u32 = 8;
+/// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
+/// a multiple.
+pub const COPY_BYTES: u32 = 16;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
 pub const FIRST_TILE: u32 = 65;
 /// Columns of the intermediate in an item of a gated kernel: half of the tile's are gate, half are up.
@@ -86,16 +91,34 @@ pub struct LogitsTile {
 pub const NARROW_16: GemmTile = GemmTile {
     rows: 16,
     columns: 256,
-    stages: 4,
+    stages: 6,
     operand_bytes: 34816,
     a_box_rows: 8,
     partial_bytes: 32768,
+};
+/// Up to 32 rows.
+pub const NARROW_32: GemmTile = GemmTile {
+    rows: 32,
+    columns: 256,
+    stages: 6,
+    operand_bytes: 36864,
+    a_box_rows: 8,
+    partial_bytes: 65536,
+};
+/// Up to 64 rows.
+pub const NARROW_64: GemmTile = GemmTile {
+    rows: 64,
+    columns: 256,
+    stages: 5,
+    operand_bytes: 40960,
+    a_box_rows: 8,
+    partial_bytes: 131072,
 };
 /// Up to 8 rows.
 pub const NARROW_8: GemmTile = GemmTile {
     rows: 8,
     columns: 256,
-    stages: 4,
+    stages: 6,
     operand_bytes: 33792,
     a_box_rows: 8,
     partial_bytes: 16384,
@@ -148,8 +171,8 @@ pub const PORTABLE_64: GemmTile = GemmTile {
 };
 /// Experts of a block of the kernel `problem_sizes`, a thread each.
 pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
-/// Bytes of a copy.
-pub const READ_STREAM_RUN: u32 = 32768;
+/// Threads per block.
+pub const ROUTING_THREADS: u32 = 256;
 /// Columns of D, rows of B, that share a block scale.
 pub const SCALE_BLOCK: u32 = 128;
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
@@ -159,6 +182,8 @@ pub const SCHEDULE_COUNTERS: u32 = 256;
 pub const SLAB: u32 = 128;
 /// Rows that a box has besides a tile's: up to three before it, and as many behind it that the size is one.
 pub const SLAB_SCALES_EXTRA_ROWS: u32 = 4;
+/// Columns that share a scale of activations where it is not [`SLAB`], for other programs.
+pub const SMALL_GROUP: u32 = 64;
 /// Bytes of dynamic shared memory for the values of a span.
 pub const SPAN_BYTES: u32 = 8192;
 /// Columns that a block covers with one chunk per thread.
@@ -169,6 +194,8 @@ pub const TOP_K_TOKENS_PER_BLOCK: u32 = 4;
 pub const WARP_COLUMNS: u32 = 256;
 /// Rows of a block at a time, a warp each, of the kernels whose warps are independent.
 pub const WARP_ROWS_PER_BLOCK: u32 = 4;
+/// Threads of a warp.
+pub const WARP_THREADS: u32 = 32;
 /// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share
 /// it.
 pub const WIDE: GemmTile = GemmTile {
@@ -496,6 +523,66 @@ impl Arguments for Cast {
         )
     }
 }
+/// Arguments of `choose_replicas`.
+#[derive(Clone, Copy, Debug)]
+pub struct ChooseReplicas {
+    /// i32 `[slots]`: slot s is of token `s / top_k`, counted over all ranks.
+    pub ids: DevicePtr<i32>,
+    /// i32 `[slots]`.
+    pub out: DevicePtr<i32>,
+    /// u32 `[experts + 1]`: the holders of expert e are elements `first[e] .. first[e + 1]` of `holders`.
+    pub first: DevicePtr<u32>,
+    /// u32: ranks.
+    pub holders: DevicePtr<u32>,
+    /// R * c * k.
+    pub slots: u32,
+    /// k, at least 1.
+    pub top_k: u32,
+    /// c, tokens of a rank, at least 1.
+    pub rank_tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// This rank.
+    pub rank: u32,
+}
+impl Arguments for ChooseReplicas {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.holders).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `count_rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct CountRows {
+    /// i64 `[experts + 1]`.
+    pub offsets: DevicePtr<i64>,
+    /// u64 `[experts]`.
+    pub counts: DevicePtr<u64>,
+    /// E_loc.
+    pub experts: u32,
+}
+impl Arguments for CountRows {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.offsets).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.counts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+            ],
+        )
+    }
+}
 /// Arguments of the kernel `grouped_top_k`.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedTopK {
@@ -541,8 +628,6 @@ pub struct HopperGated {
     pub a: TensorMap,
     /// w13 e4m3 `[experts * 2 * intermediate, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
-    /// As `HopperGemm` has it.
-    pub b_packed: DevicePtr<u8>,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
@@ -567,7 +652,6 @@ impl Arguments for HopperGated {
                 ::core::ptr::from_ref(&self.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
@@ -596,8 +680,6 @@ pub struct HopperGathered {
     pub a: TokenRows,
     /// As `HopperGated` has it.
     pub b: TensorMap,
-    /// As `HopperGated` has it.
-    pub b_packed: DevicePtr<u8>,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
     pub intermediate: u32,
     /// K, a multiple of 16.
@@ -618,7 +700,6 @@ impl Arguments for HopperGathered {
                 ::core::ptr::from_ref(&self.a.sorted_rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a.scale_strides.row).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a.scale_strides.group).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
@@ -645,8 +726,6 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
-    /// B packed ([`weights`]), 128-byte aligned; null where it is read by the map.
-    pub b_packed: DevicePtr<u8>,
     /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
     /// are none.
     pub a_slab_scales: TensorMap,
@@ -676,7 +755,6 @@ impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&self.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
@@ -694,39 +772,6 @@ impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&u32::from(self.schedule_is_settled))
                     .cast_mut()
                     .cast(),
-            ],
-        )
-    }
-}
-/// Arguments of [`pack_weights`].
-#[derive(Clone, Copy, Debug)]
-pub struct PackWeights {
-    /// e4m3 `[experts, rows, k]`, 16-byte aligned.
-    pub matrix: DevicePtr<u8>,
-    /// The same packed, 16-byte aligned.
-    pub packed: DevicePtr<u8>,
-    /// Experts.
-    pub experts: u32,
-    /// Rows of an expert: a multiple of 8, of gated weights of 16.
-    pub rows: u32,
-    /// K, a multiple of 16.
-    pub k: u32,
-    /// Whether the first half of an expert's rows is gate and the second up.
-    pub is_gated: bool,
-    /// Whether `matrix` is written, else `packed`.
-    pub unpacks: bool,
-}
-impl Arguments for PackWeights {
-    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
-        f(
-            &mut [
-                ::core::ptr::from_ref(&self.matrix).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.packed).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.k).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.is_gated)).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.unpacks)).cast_mut().cast(),
             ],
         )
     }
@@ -1016,24 +1061,6 @@ impl Arguments for QuantizeToken {
         )
     }
 }
-/// Arguments of [`read_stream`].
-#[derive(Clone, Copy, Debug)]
-pub struct ReadStream {
-    /// What is read, 16-byte aligned.
-    pub from: DevicePtr<u8>,
-    /// Runs of [`READ_STREAM_RUN`] bytes.
-    pub runs: u32,
-}
-impl Arguments for ReadStream {
-    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
-        f(
-            &mut [
-                ::core::ptr::from_ref(&self.from).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.runs).cast_mut().cast(),
-            ],
-        )
-    }
-}
 /// Arguments of the kernels `router_logits_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterLogits {
@@ -1086,6 +1113,66 @@ impl Arguments for SoftmaxTopK {
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `stage_routing`.
+#[derive(Clone, Copy, Debug)]
+pub struct StageRouting {
+    /// i32 `[slots]`; null where ids and weights are in place already.
+    pub ids: DevicePtr<i32>,
+    /// f32 `[slots]`, likewise.
+    pub weights: DevicePtr<f32>,
+    /// i32 `[capacity]`.
+    pub ids_out: DevicePtr<i32>,
+    /// f32 `[capacity]`.
+    pub weights_out: DevicePtr<f32>,
+    /// T * k.
+    pub slots: u32,
+    /// c * k, at least `slots`.
+    pub capacity: u32,
+}
+impl Arguments for StageRouting {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ids_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.capacity).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernels `sum_ranks_*`.
+#[derive(Clone, Copy, Debug)]
+pub struct SumRanks {
+    /// `[ranks, .., columns]`, of the first type in the kernel's name.
+    pub x: DevicePtr<u8>,
+    /// `[rows, columns]`, of the last type in the kernel's name.
+    pub out: DevicePtr<u8>,
+    /// Elements from a rank's rows to the next rank's: a multiple of `columns`.
+    pub rank_stride: u64,
+    /// Ranks, at least 1.
+    pub ranks: u32,
+    /// Rows of each rank, and of the output.
+    pub rows: u32,
+    /// Columns of both.
+    pub columns: u32,
+}
+impl Arguments for SumRanks {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_stride).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ranks).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
             ],
         )
     }
@@ -1322,6 +1409,24 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
 pub const CAST_BF16: Kernel<Cast> = Kernel::new("cast_bf16", 128, 1, true, 0, module);
 /// Kernel `cast_f16`: 128 threads per block, at least 8 blocks per SM.
 pub const CAST_F16: Kernel<Cast> = Kernel::new("cast_f16", 128, 1, true, 0, module);
+/// Kernel `choose_replicas`: 256 threads per block, at least 8 blocks per SM.
+pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = Kernel::new(
+    "choose_replicas",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `count_rows`: 256 threads per block, at least 8 blocks per SM.
+pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
+    "count_rows",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
 pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = Kernel::new(
     "grouped_gemm_fast_128",
@@ -1391,7 +1496,25 @@ pub const HOPPER_NARROW_16: Kernel<HopperGemm> = Kernel::new(
     288,
     1,
     true,
-    140432,
+    210352,
+    module,
+);
+/// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_32: Kernel<HopperGemm> = Kernel::new(
+    "hopper_narrow_32",
+    288,
+    1,
+    true,
+    223984,
+    module,
+);
+/// Kernel `hopper_narrow_64`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_64: Kernel<HopperGemm> = Kernel::new(
+    "hopper_narrow_64",
+    288,
+    1,
+    true,
+    209120,
     module,
 );
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
@@ -1400,7 +1523,7 @@ pub const HOPPER_NARROW_8: Kernel<HopperGemm> = Kernel::new(
     288,
     1,
     true,
-    136048,
+    203920,
     module,
 );
 /// Kernel `hopper_narrow_gated_16`: 288 threads per block, at least 1 blocks per SM.
@@ -1409,7 +1532,25 @@ pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = Kernel::new(
     288,
     1,
     true,
-    140432,
+    210352,
+    module,
+);
+/// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = Kernel::new(
+    "hopper_narrow_gated_32",
+    288,
+    1,
+    true,
+    223984,
+    module,
+);
+/// Kernel `hopper_narrow_gated_64`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_GATED_64: Kernel<HopperGated> = Kernel::new(
+    "hopper_narrow_gated_64",
+    288,
+    1,
+    true,
+    209120,
     module,
 );
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.
@@ -1418,7 +1559,7 @@ pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = Kernel::new(
     288,
     1,
     true,
-    136048,
+    203920,
     module,
 );
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1427,7 +1568,7 @@ pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1436,7 +1577,7 @@ pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1445,7 +1586,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1454,7 +1595,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel:
     384,
     2,
     true,
-    217216,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1463,7 +1604,7 @@ pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    200832,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1472,7 +1613,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1481,7 +1622,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::
     384,
     2,
     true,
-    219776,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1490,7 +1631,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Ker
     384,
     2,
     true,
-    219776,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1499,7 +1640,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    203392,
     module,
 );
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1508,16 +1649,7 @@ pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    219776,
-    module,
-);
-/// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.
-pub const PACK_WEIGHTS: Kernel<PackWeights> = Kernel::new(
-    "pack_weights",
-    256,
-    1,
-    false,
-    0,
+    203392,
     module,
 );
 /// Kernel `permute`: 512 threads per block, at least 2 blocks per SM.
@@ -1621,15 +1753,6 @@ pub const QUANTIZE_TOKEN_F32: Kernel<QuantizeToken> = Kernel::new(
     0,
     module,
 );
-/// Kernel `read_stream`: 32 threads per block, at least 1 blocks per SM.
-pub const READ_STREAM: Kernel<ReadStream> = Kernel::new(
-    "read_stream",
-    32,
-    1,
-    false,
-    196656,
-    module,
-);
 /// Kernel `router_logits_16x8`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     "router_logits_16x8",
@@ -1672,6 +1795,78 @@ pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = Kernel::new(
     128,
     1,
     false,
+    0,
+    module,
+);
+/// Kernel `stage_routing`: 256 threads per block, at least 8 blocks per SM.
+pub const STAGE_ROUTING: Kernel<StageRouting> = Kernel::new(
+    "stage_routing",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_f16",
+    128,
+    1,
+    true,
     0,
     module,
 );

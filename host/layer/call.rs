@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{COPY_BYTES, MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -25,6 +25,7 @@ use crate::gpu::stream::Stream;
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::plan::elements;
 use crate::plan::rows::ScaleLayout;
+use crate::plan::workspace::ALIGNMENT;
 
 /// Hidden states `[T, H]`.
 #[derive(Clone, Copy, Debug)]
@@ -256,6 +257,8 @@ pub(crate) struct Request<'a> {
     pub workspace: SliceMut<'a, u8>,
     pub out: Output<'a>,
     pub observe: &'a dyn Fn(Step),
+    /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
+    pub is_weighed: bool,
 }
 
 impl RawForward {
@@ -267,19 +270,19 @@ impl RawForward {
         let (rows, h) = (self.tokens, config.hidden_size);
         let matrix = elements(OP, "tokens", &[rows, h])?;
         let slots = elements(OP, "tokens", &[rows, config.top_k])?;
-        aligned("workspace", self.workspace, 256)?;
-        aligned("out", self.out.address, 16)?;
+        aligned("workspace", self.workspace, ALIGNMENT as u64)?;
+        aligned("out", self.out.address, MATRIX)?;
         // SAFETY: lengths and use are the caller's contract.
         let (hidden, routed) = unsafe {
             let hidden = match self.hidden {
-                RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, 16)?),
-                RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, 16)?),
+                RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, MATRIX)?),
+                RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, MATRIX)?),
                 RawHidden::Quantised { values, scales, layout } => {
                     let groups = scale_groups(config);
                     let extent = layout.extent(rows, groups.unwrap_or(0));
-                    let of = |address| slice(device, "scales", address, extent, 16);
+                    let of = |address| slice(device, "scales", address, extent, MATRIX);
                     let (values, scales) =
-                        (slice(device, "hidden", values, matrix, 16)?, scales.map(of).transpose()?);
+                        (slice(device, "hidden", values, matrix, MATRIX)?, scales.map(of).transpose()?);
                     Hidden::Quantised { values, scales, layout }
                 }
             };
@@ -311,9 +314,12 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, out, observe: &|_| {} })
+        Ok(Request { hidden, routed, workspace, out, observe: &|_| {}, is_weighed: false })
     }
 }
+
+/// What addresses of matrices are multiples of.
+const MATRIX: u64 = COPY_BYTES as u64;
 
 fn aligned(name: &str, address: u64, alignment: u64) -> Result<()> {
     require(address.is_multiple_of(alignment), OP, name, format!("{address:#x}"), || {
@@ -337,11 +343,8 @@ unsafe fn slice<'a, T: bytemuck::Pod>(
 
 /// Scales of a quantised token; none where one is given for all.
 fn scale_groups(config: &MoeConfig) -> Option<usize> {
-    match config.first_scales() {
-        RowScales::Tensor => None,
-        RowScales::Token => Some(1),
-        RowScales::Group128 => Some(config.hidden_size.div_ceil(128)),
-    }
+    let scales = config.first_scales();
+    (scales != RowScales::Tensor).then(|| scales.of_row(config.hidden_size))
 }
 
 impl Hidden<'_> {
@@ -367,12 +370,13 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, workspace, out, observe } = self;
+        let Request { hidden, routed, workspace, out, observe, is_weighed } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
-        Request { hidden: *hidden, routed: *routed, workspace: workspace.reborrow(), out, observe: *observe }
+        let (hidden, routed, observe, is_weighed) = (*hidden, *routed, *observe, *is_weighed);
+        Request { hidden, routed, workspace: workspace.reborrow(), out, observe, is_weighed }
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.
@@ -388,7 +392,11 @@ impl Request<'_> {
             Hidden::F16(hidden) => Activations::F16(hidden).check(OP, "hidden", len, stream)?,
             Hidden::Quantised { values, scales, layout } => {
                 values.check(OP, "hidden", len, stream)?;
-                aligned("hidden", values.ptr().raw(), 16)?;
+                aligned("hidden", values.ptr().raw(), MATRIX)?;
+                let weighs = config.routing == Routing::SigmoidInput && !self.is_weighed;
+                require(!weighs, OP, "hidden", "e4m3", || {
+                    "must not be quantised where the routing weighs the input".into()
+                })?;
                 check_given_scales(config, tokens, scales, layout, stream)?;
             }
         }
@@ -424,10 +432,6 @@ fn check_given_scales(
     layout: ScaleLayout,
     stream: &Stream,
 ) -> Result<()> {
-    if config.routing == Routing::SigmoidInput {
-        let rule = "must not be quantised where the routing weighs the input";
-        return Err(Error::argument(OP, "hidden", "e4m3", rule));
-    }
     match (scale_groups(config), scales) {
         (None, None) => Ok(()),
         (Some(groups), Some(scales)) => scales.check(OP, "scales", layout.extent(tokens, groups), stream),

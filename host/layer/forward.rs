@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::weights::DeviceWeights;
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -86,8 +86,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the
-    /// last two.
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a
+    /// forward never runs both `unpermute` and `cast`.
     pub const NAMES: [&'static str; 8] = [
         "router",
         "permute",
@@ -104,9 +104,8 @@ impl Step {
 enum End<'a> {
     /// GEMM 2 writes them, and a kernel behind it adds them up.
     Unpermute(ActivationsMut<'a>),
-    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that
-    /// GEMM 2, which waits for the second, finds them cleared. The output is cast from the sums where it is
-    /// not they.
+    /// The quantisation sets the sums to 0, and GEMM 2 adds to them. Two kernels lie between, so that GEMM 2,
+    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them.
     Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
 }
 
@@ -234,7 +233,7 @@ impl Call<'_> {
         (self.observe)(Step { name: Step::NAMES[index], index });
     }
 
-    fn route(
+    pub fn route(
         &self,
         stream: &Stream,
         hidden: Slice<'_, bf16>,
@@ -335,7 +334,7 @@ impl Call<'_> {
                 RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
                 RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
                 RowScales::Group128 => Scheme::Group {
-                    group_size: 128,
+                    group_size: GROUP,
                     scales: parts.scales.reborrow(),
                     layout: self.plan.first_scales,
                 },
@@ -367,7 +366,7 @@ impl Call<'_> {
         if gathers && kind != RowScales::Token {
             return Ok(Some(given));
         }
-        let groups = if kind == RowScales::Token { 1 } else { self.config.hidden_size.div_ceil(128) };
+        let groups = kind.of_row(self.config.hidden_size);
         let scales = given.scales.map(|scales| PermuteScales {
             groups,
             scales,
@@ -474,7 +473,7 @@ impl Call<'_> {
             }
             RowScales::Token => Requantization::Token { scales },
             RowScales::Group128 => {
-                Requantization::Group { group_size: 128, scales, layout: self.plan.second_scales }
+                Requantization::Group { group_size: GROUP, scales, layout: self.plan.second_scales }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use crate::config::COPY_BYTES;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice};
 use crate::gpu::device::Device;
@@ -47,11 +48,11 @@ impl<T: Pod> DeviceMemory<T> {
     /// An address that is not a multiple of 16.
     pub unsafe fn from_raw(device: &Device, address: u64, len: usize) -> Result<DeviceMemory<T>> {
         require(
-            address.is_multiple_of(16),
+            address.is_multiple_of(COPY_BYTES as u64),
             "DeviceMemory::from_raw",
             "address",
             format!("{address:#x}"),
-            || "must be a multiple of 16".into(),
+            || format!("must be a multiple of {COPY_BYTES}"),
         )?;
         let (device, address) = (device.clone(), DevicePtr::from_raw(address));
         Ok(DeviceMemory(Owner::Foreign { device, address, len }))

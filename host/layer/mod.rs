@@ -50,7 +50,7 @@ use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::plan::{self, Plan};
-use call::Request;
+pub(crate) use call::{Request, Routed};
 use forward::Call;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
@@ -74,11 +74,17 @@ const OP: &str = "MoeLayer::forward";
 
 impl MoeLayer {
     /// Copies the weights to the device. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Weights that do not fit `config`; a config that the device has no kernels for; too little memory.
     pub fn new(device: &Device, config: &MoeConfig, weights: &MoeWeights<'_>) -> Result<MoeLayer> {
         Self::with_progress(device, config, weights, &|_| {})
     }
 
     /// As [`MoeLayer::new`], telling `progress` after every expert how far it is (from several threads).
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn with_progress(
         device: &Device,
         config: &MoeConfig,
@@ -102,6 +108,9 @@ impl MoeLayer {
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
         plan::check_device(device, config)?;
@@ -174,7 +183,10 @@ impl MoeLayer {
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
         let Forward { hidden, routed, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        self.enqueue(stream, Request { hidden, routed, workspace: workspace.memory(), out, observe })
+        self.enqueue(
+            stream,
+            Request { hidden, routed, workspace: workspace.memory(), out, observe, is_weighed: false },
+        )
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,
@@ -232,8 +244,26 @@ impl MoeLayer {
         self.enqueue(&stream, request)
     }
 
+    /// Enqueues the layer's router for `hidden` `[T, H]`: ids and weights, `[T, k]`, by way of `logits` `[T,
+    /// E]`. With no tokens nothing is launched.
+    pub(crate) fn route(
+        &self,
+        stream: &Stream,
+        hidden: Slice<'_, bf16>,
+        logits: SliceMut<'_, f32>,
+        topk_ids: SliceMut<'_, i32>,
+        topk_weights: SliceMut<'_, f32>,
+    ) -> Result<()> {
+        let plan = self.plan(hidden.len() / self.config.hidden_size)?;
+        if plan.tokens() == 0 {
+            return Ok(());
+        }
+        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: &|_| {} };
+        call.route(stream, hidden, logits, topk_ids, topk_weights)
+    }
+
     /// Checks the arguments and enqueues the operations.
-    fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
+    pub(crate) fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be on the layer's device, {}", self.device);
             return Err(crate::Error::argument(OP, "stream", format!("{stream:?}"), rule));

@@ -147,6 +147,7 @@ mod tests {
             workspace: workspace.as_mut_slice(),
             out: Output::Write(O::erase(out.as_mut_slice())),
             observe: &|_| {},
+            is_weighed: false,
         };
         let kernels = rehearse(device, |stream| call.enqueue(stream, request.reborrow()));
         let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();

@@ -14,6 +14,7 @@
 //! | [`grouped_gemm`](mod@grouped_gemm), [`gated_gemm`](mod@gated_gemm) | rows, weights, permutation | products; activated and quantised |
 //! | [`activation`](mod@activation) | gate and up | e4m3 rows and scales |
 //! | [`unpermute`](mod@unpermute), [`cast`](mod@cast) | products, permutation; sums | hidden states |
+//! | [`sum_ranks`](mod@sum_ranks) | rows of several ranks | their sum |
 
 pub mod activation;
 pub mod cast;
@@ -26,4 +27,5 @@ pub mod problem_sizes;
 pub mod quantize;
 pub(crate) mod read_stream;
 pub mod router;
+pub mod sum_ranks;
 pub mod unpermute;

@@ -63,6 +63,9 @@ pub fn bf16_planes(gate: &[f32]) -> Vec<bf16> {
 }
 
 /// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
+///
+/// # Errors
+/// Sizes that the kernels cannot have; arrays that are too short, not aligned or on another device.
 pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     const OP: &str = "router_logits";
     let tokens = checked_i32(OP, "tokens", args.tokens)?;
@@ -156,6 +159,9 @@ impl TopK<'_> {
 ///
 /// A NaN or infinite score counts as 0. A row with a NaN or +inf logit has only such scores: its weights are
 /// 0.
+///
+/// # Errors
+/// Sizes that the kernels cannot have; arrays that are too short or on another device.
 pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Result<()> {
     const OP: &str = "softmax_top_k";
     args.check(OP, stream)?;
@@ -187,6 +193,9 @@ pub struct Grouped<'a> {
 ///
 /// A group's score is its best score, or with a correction bias the sum of its two best biased scores.
 /// Weights are unbiased. A NaN or infinite score counts as 0.
+///
+/// # Errors
+/// Those of [`softmax_top_k`]; groups that do not divide the experts, or have too few.
 pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> Result<()> {
     const OP: &str = "grouped_top_k";
     args.check(OP, stream)?;
@@ -223,6 +232,9 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
 
 /// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for
 /// its output. NaN is below all numbers and has weight 0.
+///
+/// # Errors
+/// Those of [`softmax_top_k`].
 pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     const OP: &str = "sigmoid_top_k";
     args.check(OP, stream)?;

@@ -49,6 +49,9 @@ pub fn unpermute(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
 /// The permutation and `topk_weights` were not written by the kernel that directly precedes this call in the
 /// stream, and every kernel since they were written orders itself behind its predecessor, as
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule) says.
+///
+/// # Errors
+/// Those of [`unpermute`].
 pub unsafe fn unpermute_with_settled_routing(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
     enqueue(stream, args, true)
 }
@@ -101,6 +104,7 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
     };
     let grid = warp_rows_grid(stream.device(), tokens, columns);
     // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what
-    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
-    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
+    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`, if its lists are
+    // unchanged.
+    unsafe { stream.device().launch_over(stream, &kernel, grid, &arguments, &args.permutation.unchanged()) }
 }

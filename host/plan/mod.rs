@@ -77,6 +77,9 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The plan of forwards of `tokens` tokens. The config has been validated.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize, weights: WeightLayout) -> Result<Plan> {
         check_device(device, config)?;
         let MoeConfig { top_k, experts, path, hidden_size: hidden, .. } = *config;
@@ -147,9 +150,12 @@ impl Plan {
 
     /// Bytes that suffice for forwards of any number of tokens up to `tokens`.
     ///
-    /// They do not depend on how the weights lie in memory. They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less:
-    /// fewer partial sums, and gathered rows are not scattered. So the last number of tokens before each
-    /// change of height counts as well.
+    /// They do not depend on how the weights lie in memory. They grow with the tokens as long as the tiles'
+    /// height stays the same. Taller tiles may need less: fewer partial sums, and gathered rows are not
+    /// scattered. So the last number of tokens before each change of height counts as well.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
         let (mut most, mut last) = (0, tokens);
         loop {

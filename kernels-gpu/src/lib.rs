@@ -8,6 +8,7 @@
 //! | [`permute`] | expanded rows into the order of experts |
 //! | [`router`] | logits, and the experts of each token |
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
+//! | [`ranks`] | routings that travel between ranks, and the sum of what comes back |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
 //! | `read_stream` | what benchmarks find the rate of memory with (Hopper) |
 //!
@@ -25,6 +26,7 @@ mod abi;
 mod elementwise;
 mod gemm;
 mod permute;
+mod ranks;
 #[cfg(target_feature = "sm_90a")]
 mod read_stream;
 mod router;

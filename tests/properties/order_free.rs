@@ -267,8 +267,7 @@ fn a_graph_replays() {
         assert!(graph.kernels() <= 5, "{} kernels", graph.kernels());
         for seed in 0..3 {
             timing(seed);
-            // SAFETY: every buffer that was captured is alive, and nothing else uses them.
-            unsafe { graph.launch(&stream) }.unwrap();
+            graph.launch(&stream).unwrap();
             let found = out_of_bounds(&out.to_vec(&stream).unwrap(), &expected);
             assert_eq!(found, None, "{quantization}, replay {seed}");
         }

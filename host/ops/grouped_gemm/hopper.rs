@@ -1,7 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/gemm/hopper`).
 
 use super::slab_scales;
-use super::{GemmShape, GroupedGemm, OP, raw_scales};
+use super::{B_BOX, GemmShape, GroupedGemm, OP, raw_scales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::Slice;
@@ -21,7 +21,7 @@ pub(in crate::ops) fn weights(
 ) -> Result<(TensorMap, DevicePtr<u8>)> {
     match layout {
         WeightLayout::Checkpoint => {
-            Ok((tensor_map::of_matrix(b, rows, k, launchers::B_BOX_ROWS)?, DevicePtr::null()))
+            Ok((tensor_map::of_matrix(b, (rows, k), B_BOX)?, DevicePtr::null()))
         }
         // A kernel does not read the map then.
         WeightLayout::Packed => Ok((TensorMap([0; 16]), b.ptr().cast())),
@@ -42,7 +42,7 @@ impl GroupedGemm<'_> {
         let (out, out_type) = self.out.raw();
         let (b, b_packed) = weights(&self.b, self.plan.weights(), experts * n, k)?;
         let arguments = launchers::HopperGemm {
-            a: tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?,
+            a: tensor_map::of_matrix(&self.a, (rows, k), tile.a_box())?,
             b,
             b_packed,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
@@ -64,9 +64,12 @@ impl GroupedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
         // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
-        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
-        // borrowed exclusively, as are the partial sums. An element of `sorted_rows` that is no slot is
-        // skipped.
-        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts, if its lists
+        // are unchanged; it is borrowed exclusively, as are the partial sums. An element of `sorted_rows`
+        // that is no slot is skipped.
+        unsafe {
+            let lists = self.permutation.unchanged();
+            stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists)
+        }
     }
 }

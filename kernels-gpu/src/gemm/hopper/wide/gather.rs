@@ -25,12 +25,12 @@
 
 use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
+use super::fill::Fill;
 use super::gated::Gated;
 use super::items::{Item, Items};
 use super::notes::Notes;
-use super::produce::BOTH;
-use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
-use crate::abi::SLAB;
+use super::{BLOCKS, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
+use crate::abi::{COPY_BYTES, SLAB};
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
@@ -39,7 +39,7 @@ use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
 use crate::schedule::work::Tile;
 
 /// Bytes of a copy.
-const CHUNK: u32 = 16;
+const CHUNK: u32 = COPY_BYTES;
 /// Chunks of a row of a stage.
 const CHUNKS: u32 = SLAB / CHUNK;
 /// Rows that a warp copies a chunk of with one instruction.
@@ -148,16 +148,9 @@ impl Source<true> for Gathered {
                 // slab where A has such. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
-                        let slots = ring.scales(stage);
-                        if SCALED {
-                            scales.store_b(slots, BM, block_scales);
-                        }
-                        mbarrier::arrive_expect_tx(full, bytes);
-                        if shares_b {
-                            b.load_half(to + (1 + rank) * ROWS_128, full, k0 / SLAB, &weights, rank, BOTH);
-                        } else {
-                            b.load(to + ROWS_128, full, k0 / SLAB, &weights, None);
-                        }
+                        let fill = Fill { to: to + ROWS_128, full, slab: k0 / SLAB };
+                        fill.begin::<SCALED>(&scales, ring.scales(stage), block_scales, bytes);
+                        fill.weights(&b, &weights, shares_b, rank);
                     }
                     if SCALED && scales.has_a() {
                         // Of a row without a token, 0.

@@ -11,6 +11,7 @@
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, mbarrier, thread};
 
+use super::fill::{BOTH, Fill};
 use super::items::Item;
 use super::notes::Notes;
 use super::{BLOCKS, BM};
@@ -20,9 +21,6 @@ use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
 use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::schedule::work::Tile;
-
-/// The mask of a cluster's blocks.
-pub const BOTH: u16 = (1 << BLOCKS) - 1;
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
@@ -58,8 +56,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
         }
     }
 
-    /// Fills stages with all slabs of an item. `boxes` are the first rows of its two boxes of B, 128 rows
-    /// each, and `blocks` their scales, for a scaled ring.
+    /// Fills stages with all slabs of an item, whose `weights` these are.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
@@ -85,27 +82,21 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             // outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
-                    let (a, b) = (to, to + ROWS_128);
+                    let (a, fill) = (to, Fill { to: to + ROWS_128, full, slab: k0 / SLAB });
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let slots = self.ring.scales(stage);
-                    if SCALED {
-                        self.scales.store_b(slots, BM, block_scales);
-                    }
-                    mbarrier::arrive_expect_tx(
-                        full,
-                        ROWS_128 + self.b.bytes(&weights) + if SCALED { self.scales.bytes(BM) } else { 0 },
-                    );
+                    let a_scales = if SCALED { self.scales.bytes(BM) } else { 0 };
+                    let bytes = ROWS_128 + self.b.bytes(&weights) + a_scales;
+                    fill.begin::<SCALED>(&self.scales, slots, block_scales, bytes);
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
                         tma::load_2d(a + ROWS_64, self.a, full, lower);
-                        let to = b + self.rank * ROWS_128;
-                        self.b.load_half(to, full, k0 / SLAB, &weights, self.rank, BOTH);
                     } else {
                         let half = if self.rank == 0 { upper } else { lower };
                         tma::load_2d_multicast(a + self.rank * ROWS_64, self.a, full, half, BOTH);
-                        self.b.load(b, full, k0 / SLAB, &weights, None);
                     }
+                    fill.weights(&self.b, &weights, item.shares_b, self.rank);
                     if SCALED {
                         self.scales.load_a(slots, full, tile.first_row, k0 / SLAB);
                     }
