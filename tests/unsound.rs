@@ -115,6 +115,7 @@ fn operations(
         topk_weights: None,
         hidden: HIDDEN,
         out: (&mut out).into(),
+        adds: false,
     };
     let summed = unpermute(stream, args);
     stream.synchronize().unwrap_or_else(|e| panic!("{e}"));
@@ -439,7 +440,7 @@ fn a_captured_permutation_stays_in_its_capture() {
     device.default_stream().synchronize().unwrap();
     let mut sum = |stream: &Stream, permutation: &Permutation<'_>| {
         let (y, out) = ((&y).into(), (&mut out).into());
-        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out })
+        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out, adds: false })
     };
     let mut memory = Memory::new(&device, shape);
     let mut escaped = None;
@@ -485,6 +486,7 @@ fn a_permutation_from_outside_stays_out_of_captures() {
                 topk_weights: None,
                 hidden: 8,
                 out: (&mut out).into(),
+                adds: false,
             };
             let summed = unpermute(stream, args);
             let args = Quantize {

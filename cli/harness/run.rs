@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+#[cfg(feature = "sim")]
 use cust::sim::{Counters, take_counters};
 use half::bf16;
 use rand::SeedableRng;
@@ -101,6 +102,7 @@ impl<'l> Run<'l> {
 
     /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its
     /// operations in order. On a GPU all counts are zero.
+    #[cfg(feature = "sim")]
     pub fn count(&mut self) -> Result<Vec<(Part, Counters)>> {
         let counted = RefCell::new(vec![(Part::Layer, Counters::default())]);
         let settle = || {

@@ -41,6 +41,23 @@ use crate::gpu::device::Device;
 use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress};
 
 /// An open checkpoint: its tensors, memory-mapped, and its config.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// use fp8_moe::Checkpoint;
+///
+/// # let path = "tests/fixtures/qwen3_moe_block.safetensors";
+/// # if !std::path::Path::new(path).exists() { return Ok(()); } // packages have no fixtures
+/// // A file, or a folder with shards; the config beside it, or in its metadata.
+/// let checkpoint = Checkpoint::open(path, None)?;
+/// let layer = checkpoint.load_layer(&device, None)?; // a prefix of its tensors, where there are several
+/// assert_eq!(layer.config().hidden_size, checkpoint.config().moe.hidden_size);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Checkpoint {
     files: Files,
     config: ModelConfig,

@@ -22,12 +22,27 @@ use crate::gpu::stream::Stream;
 /// It may be used on several streams: an operation waits for those on other streams that write what it uses,
 /// or use what it writes. The memory is freed when the buffer and all graphs that use it are dropped; the
 /// drop waits until no stream uses it.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// let stream = device.default_stream();
+/// let mut buffer = device.zeros::<i32>(6)?;
+/// buffer.slice_mut(2..4).copy_from(&[7, 8], &stream)?; // complete on return
+/// let copy = device.upload(&[1, 2])?;
+/// buffer.slice_mut(4..).copy_from_device(copy.as_slice(), &stream)?; // in the stream's order
+/// assert_eq!(buffer.to_vec(&stream)?, [0, 0, 7, 8, 1, 2]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Buffer<T: Pod> {
-    device: Device,
     ptr: DevicePtr<T>,
     len: usize,
-    /// None where there are no elements.
+    /// None where there are no elements. Dropped before the device, which keeps the context.
     memory: Option<Arc<Allocation>>,
+    device: Device,
 }
 
 impl Device {
@@ -238,6 +253,20 @@ impl<'a, T: Pod> Slice<'a, T> {
         Slice { device, memory: None, ptr, len }
     }
 
+    /// A slice of memory that another program has lent, which is ordered as `memory`.
+    ///
+    /// # Safety
+    /// As [`Slice::from_raw`], but that operations on other streams are ordered too.
+    #[cfg(feature = "cudarc")]
+    pub(crate) unsafe fn lent(
+        device: &'a Device,
+        memory: &'a Arc<Allocation>,
+        ptr: DevicePtr<T>,
+        len: usize,
+    ) -> Slice<'a, T> {
+        Slice { device, memory: Some(memory), ptr, len }
+    }
+
     /// An empty slice with the null pointer.
     pub fn empty(device: &'a Device) -> Slice<'a, T> {
         Slice { device, memory: None, ptr: DevicePtr::null(), len: 0 }
@@ -383,6 +412,20 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// As [`Slice::from_raw`], and nothing else may read the memory either.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> SliceMut<'a, T> {
         SliceMut { device, memory: None, ptr, len, exclusive: PhantomData }
+    }
+
+    /// A slice of memory that another program has lent, which is ordered as `memory`.
+    ///
+    /// # Safety
+    /// As [`SliceMut::from_raw`], but that operations on other streams are ordered too.
+    #[cfg(feature = "cudarc")]
+    pub(crate) unsafe fn lent(
+        device: &'a Device,
+        memory: &'a Arc<Allocation>,
+        ptr: DevicePtr<T>,
+        len: usize,
+    ) -> SliceMut<'a, T> {
+        SliceMut { device, memory: Some(memory), ptr, len, exclusive: PhantomData }
     }
 
     /// An empty slice with the null pointer.

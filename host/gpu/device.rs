@@ -20,6 +20,19 @@ use crate::gpu::spec::DeviceSpec;
 const OLDEST_CUDA: (u32, u32) = (12, 4);
 
 /// A GPU, real or emulated, with its context and loaded kernels. Cheap to clone.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// use fp8_moe::{Device, DeviceSpec};
+///
+/// let device = Device::open(DeviceSpec::Sim)?; // on a GPU: DeviceSpec::Auto
+/// assert_eq!((device.capability(), device.family().arch()), ((9, 0), "sm_90a"));
+/// let squares = device.upload(&[1.0_f32, 4.0, 9.0])?;
+/// assert_eq!(squares.to_vec(&device.default_stream())?, [1.0, 4.0, 9.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,

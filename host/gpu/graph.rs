@@ -100,7 +100,29 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// Captured work, ready to be replayed.
+/// Captured work, ready to be replayed: from [`Stream::capture`].
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// # use half::bf16;
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// # let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// # let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// # let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// # let layer = MoeLayer::new(&device, &config, &weights)?;
+/// # let stream = device.default_stream();
+/// # let hidden = device.upload(&[bf16::ONE; 3 * 64])?;
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<bf16>(3 * 64)?);
+/// let graph = stream.capture(|stream| layer.forward(stream, &hidden, &mut workspace, &mut out))?;
+/// assert_eq!(out.to_vec(&stream)?[0], bf16::ZERO, "nothing has run");
+/// graph.launch(&stream)?;
+/// assert_ne!(out.to_vec(&stream)?[0], bf16::ZERO);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Graph {
     /// There until it is dropped.
     exec: Option<GraphExec>,

@@ -13,6 +13,7 @@
 //! | `enqueue` | launching a kernel |
 //! | `kernel_cache` | the kernels that have been loaded into a context |
 //! | `tensor_map` | descriptors for TMA |
+//! | `cudarc` | contexts, streams and memory of cudarc's (feature `cudarc`) |
 //!
 //! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
 //! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then
@@ -42,6 +43,8 @@
 //!   cannot know.
 
 pub(crate) mod buffer;
+#[cfg(feature = "cudarc")]
+pub mod cudarc;
 pub(crate) mod device;
 pub(crate) mod enqueue;
 pub(crate) mod family;

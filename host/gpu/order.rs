@@ -257,6 +257,23 @@ impl Queue {
         Ok(true)
     }
 
+    /// Memory that another program has lent, as written by what it has enqueued on this stream so far.
+    #[cfg(feature = "cudarc")]
+    pub fn lend(self: &Arc<Queue>) -> Arc<Allocation> {
+        let allocation = Arc::new(Allocation::lent());
+        allocation.note(self, Access::Write, self.has_enqueued());
+        allocation
+    }
+
+    /// Waits for all who use memory that was lent. If that cannot be enqueued, the host waits.
+    #[cfg(feature = "cudarc")]
+    pub fn takes_back(&self, allocation: &Allocation) -> CudaResult<()> {
+        allocation.wait(self, Access::Write).or_else(|error| {
+            lock(&allocation.uses).finish()?;
+            Err(error)
+        })
+    }
+
     /// Counts a piece of work that has been enqueued: its number.
     fn has_enqueued(&self) -> u64 {
         self.enqueued.fetch_add(1, Ordering::AcqRel) + 1
@@ -362,6 +379,7 @@ impl Uses {
 
 /// Device memory, freed when nobody holds it and no stream uses it any more.
 pub(crate) struct Allocation {
+    /// None of memory that another program has lent.
     memory: Option<DeviceMemory>,
     uses: Mutex<Uses>,
     /// How often graphs hold it.
@@ -404,6 +422,23 @@ impl Allocation {
         let memory = Some(DeviceMemory::uninitialized(context, bytes)?);
         let (graphs, overwritten) = (AtomicUsize::new(0), AtomicU64::new(0));
         Ok(Allocation { memory, uses: Mutex::default(), graphs, overwritten })
+    }
+
+    /// Memory that another program has lent, of which nothing is known. It is neither freed nor waited for.
+    #[cfg(feature = "cudarc")]
+    pub fn lent() -> Allocation {
+        Allocation {
+            memory: None,
+            uses: Mutex::default(),
+            graphs: AtomicUsize::new(0),
+            overwritten: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether another program has lent it.
+    #[cfg(feature = "cudarc")]
+    pub fn is_lent(&self) -> bool {
+        self.memory.is_none()
     }
 
     /// The address of its first byte.

@@ -494,6 +494,8 @@ pub struct Cast {
     pub rows: u32,
     /// Columns of both.
     pub columns: u32,
+    /// Whether `x` is added to `out`, which is read then.
+    pub adds: bool,
 }
 impl Arguments for Cast {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -503,6 +505,7 @@ impl Arguments for Cast {
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],
         )
     }
@@ -1108,8 +1111,8 @@ impl Arguments for ReadStream {
 /// Arguments of the kernels `router_logits_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterLogits {
-    /// `[tokens, hidden]`.
-    pub hidden_states: DevicePtr<half::bf16>,
+    /// `[tokens, hidden]`, f16 where the kernel's name says so, else bf16.
+    pub hidden_states: DevicePtr<u8>,
     /// `[planes, experts, hidden]`.
     pub gate: DevicePtr<half::bf16>,
     /// `[tokens, experts]`.
@@ -1272,6 +1275,8 @@ pub struct Unpermute {
     pub top_k: u32,
     /// Whether lists and weights were complete before the kernel's predecessor began.
     pub routing_is_settled: bool,
+    /// Whether the sums are added to `out`, which is read then.
+    pub adds: bool,
 }
 impl Arguments for Unpermute {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1288,6 +1293,7 @@ impl Arguments for Unpermute {
                 ::core::ptr::from_ref(&u32::from(self.routing_is_settled))
                     .cast_mut()
                     .cast(),
+                ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],
         )
     }
@@ -1788,6 +1794,15 @@ pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     3584,
     module,
 );
+/// Kernel `router_logits_16x8_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_16X8_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_16x8_f16",
+    256,
+    1,
+    false,
+    3584,
+    module,
+);
 /// Kernel `router_logits_64x64`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     "router_logits_64x64",
@@ -1797,9 +1812,27 @@ pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     16384,
     module,
 );
+/// Kernel `router_logits_64x64_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_64X64_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_64x64_f16",
+    256,
+    1,
+    false,
+    16384,
+    module,
+);
 /// Kernel `router_logits_few`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_FEW: Kernel<RouterLogits> = Kernel::new(
     "router_logits_few",
+    256,
+    1,
+    false,
+    256,
+    module,
+);
+/// Kernel `router_logits_few_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_FEW_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_few_f16",
     256,
     1,
     false,

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{COPY_BYTES, MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{COPY_BYTES, MoeConfig, Quantization, Routing, RowScales};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -33,7 +33,7 @@ use crate::plan::workspace::ALIGNMENT;
 pub enum Hidden<'a> {
     /// bfloat16.
     Bf16(Slice<'a, bf16>),
-    /// IEEE binary16, with a given routing: the router's kernels read bfloat16.
+    /// IEEE binary16.
     F16(Slice<'a, f16>),
     /// Quantised by the layer's scheme, with a given routing that does not weigh the input.
     Quantised {
@@ -63,9 +63,17 @@ pub enum ExpertIds<'a> {
 pub enum Output<'a> {
     /// Every row is written.
     Write(ActivationsMut<'a>),
-    /// The result is added to what is there, as for shared experts and residuals. Of outputs in f32, with
-    /// [`Reduction::OrderFree`].
+    /// The result is added to what is there, as for shared experts and residuals: in f32, with one rounding
+    /// at the end; with [`Reduction::OrderFree`](crate::Reduction::OrderFree) and an output in f32, expert by
+    /// expert.
     Add(ActivationsMut<'a>),
+}
+
+impl<'a> Output<'a> {
+    /// Adds to `out` `[T, H]`, of bf16, f16 or f32.
+    pub fn add<O: OutputElement>(out: impl Into<SliceMut<'a, O>>) -> Output<'a> {
+        Output::Add(O::erase(out.into()))
+    }
 }
 
 macro_rules! hidden {
@@ -117,6 +125,34 @@ macro_rules! ids {
 ids!(I32: i32, U32: u32);
 
 /// A forward, for [`MoeLayer::forward_with`](crate::MoeLayer::forward_with).
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// # use half::bf16;
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// # let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// # let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// # let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// # let layer = MoeLayer::new(&device, &config, &weights)?;
+/// # let stream = device.default_stream();
+/// use fp8_moe::{Forward, Output};
+/// use half::f16;
+///
+/// let hidden = device.upload(&[f16::ONE; 3 * 64])?;
+/// let (ids, weights) = (device.upload(&[0_u32, 1, 1])?, device.upload(&[1.0_f32; 3])?);
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<f32>(3 * 64)?);
+/// let forward = Forward::new(&hidden, &mut workspace, &mut out).routed(&ids, &weights);
+/// layer.forward_with(&stream, forward)?;
+/// let once = out.to_vec(&stream)?;
+/// let forward = Forward::new(&hidden, &mut workspace, Output::add(&mut out)).routed(&ids, &weights);
+/// layer.forward_with(&stream, forward)?; // out += ..
+/// assert_eq!(out.to_vec(&stream)?[0], 2.0 * once[0]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct Forward<'a> {
     pub(super) hidden: Hidden<'a>,
@@ -402,11 +438,6 @@ impl Request<'_> {
         }
         let (Output::Write(out) | Output::Add(out)) = &self.out;
         out.check(OP, "out", len, stream)?;
-        let adds = matches!(self.out, Output::Add(_));
-        let can_add = config.reduction == Reduction::OrderFree && matches!(out, ActivationsMut::F32(_));
-        require(can_add || !adds, OP, "out", format!("Add to {}", out.as_activations().type_name()), || {
-            "must be Write, or Add to f32 with the order-free reduction".into()
-        })?;
         match &self.routed {
             Some(Routed { topk_ids, topk_weights }) => {
                 let slots = elements(OP, "topk_ids", &[tokens, config.top_k])?;
@@ -414,9 +445,10 @@ impl Request<'_> {
                 topk_weights.check(OP, "topk_weights", slots, stream)?;
             }
             None => {
-                let is_bf16 = matches!(self.hidden, Hidden::Bf16(_));
-                require(is_bf16, OP, "hidden", self.hidden.type_name(), || {
-                    "must be bf16 for the layer's own router; other types take a given routing".into()
+                let can_route = !matches!(self.hidden, Hidden::Quantised { .. });
+                require(can_route, OP, "hidden", self.hidden.type_name(), || {
+                    "must be bf16 or f16 for the layer's own router; quantised ones take a given routing"
+                        .into()
                 })?;
             }
         }

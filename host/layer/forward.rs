@@ -102,11 +102,12 @@ impl Step {
 
 /// How expert outputs become the layer's output.
 enum End<'a> {
-    /// GEMM 2 writes them, and a kernel behind it adds them up.
-    Unpermute(ActivationsMut<'a>),
+    /// GEMM 2 writes them, and a kernel behind it adds them up; and to the output, if `adds`.
+    Unpermute { out: ActivationsMut<'a>, adds: bool },
     /// The quantisation sets the sums to 0, and GEMM 2 adds to them. Two kernels lie between, so that GEMM 2,
-    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them.
-    Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
+    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them, or added
+    /// to.
+    Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<(ActivationsMut<'a>, bool)> },
 }
 
 /// The memory of the permutation.
@@ -182,8 +183,13 @@ impl Call<'_> {
             Some(routed) => routed,
             None => {
                 self.step(0);
-                let Hidden::Bf16(hidden) = hidden else {
-                    return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
+                let hidden = match hidden {
+                    Hidden::Bf16(hidden) => Activations::Bf16(hidden),
+                    Hidden::F16(hidden) => Activations::F16(hidden),
+                    Hidden::Quantised { .. } => {
+                        let rule = "must be bf16 or f16";
+                        return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), rule));
+                    }
                 };
                 self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
@@ -193,11 +199,11 @@ impl Call<'_> {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
         }
         let mut end = match (self.config.reduction, out) {
-            (Reduction::Deterministic, out) => End::Unpermute(out),
+            (Reduction::Deterministic, out) => End::Unpermute { out, adds },
             (Reduction::OrderFree, ActivationsMut::F32(out)) => {
                 End::Add { sums: out, clears: !adds, cast_to: None }
             }
-            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some(out) },
+            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some((out, adds)) },
         };
         self.step(1);
         let mut permutation = self.permute(stream, routed, lists)?;
@@ -215,15 +221,15 @@ impl Call<'_> {
         self.step(5);
         self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
-            End::Unpermute(out) => {
+            End::Unpermute { out, adds } => {
                 self.step(6);
-                self.unpermute(stream, routed, &permutation, &parts, out)
+                self.unpermute(stream, routed, &permutation, &parts, out, adds)
             }
             End::Add { cast_to: None, .. } => Ok(()),
-            End::Add { sums, cast_to: Some(out), .. } => {
+            End::Add { sums, cast_to: Some((out, adds)), .. } => {
                 self.step(7);
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
-                cast(stream, Cast { rows, columns, x: sums.as_slice(), out })
+                cast(stream, Cast { rows, columns, x: sums.as_slice(), out, adds })
             }
         }
     }
@@ -236,7 +242,7 @@ impl Call<'_> {
     pub fn route(
         &self,
         stream: &Stream,
-        hidden: Slice<'_, bf16>,
+        hidden: Activations<'_>,
         mut logits: SliceMut<'_, f32>,
         topk_ids: SliceMut<'_, i32>,
         topk_weights: SliceMut<'_, f32>,
@@ -342,7 +348,7 @@ impl Call<'_> {
             q: parts.quantised.reborrow(),
             cleared: match end {
                 End::Add { sums, clears: true, .. } => Some(sums.reborrow()),
-                End::Unpermute(_) | End::Add { .. } => None,
+                End::Unpermute { .. } | End::Add { .. } => None,
             },
         };
         let shape = QuantizeShape { rows: self.plan.tokens(), columns: self.config.hidden_size };
@@ -421,7 +427,7 @@ impl Call<'_> {
         let out = match end {
             // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does
             // not.
-            End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
+            End::Unpermute { .. } => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
                 topk_weights: self.output_weights(routed),
@@ -553,6 +559,7 @@ impl Call<'_> {
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
+        adds: bool,
     ) -> Result<()> {
         let products = parts.products.as_slice();
         let args = Unpermute {
@@ -561,6 +568,7 @@ impl Call<'_> {
             topk_weights: self.output_weights(routed),
             hidden: self.config.hidden_size,
             out,
+            adds,
         };
         // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie
         // between, whose threads all wait for their predecessors.

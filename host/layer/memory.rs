@@ -17,6 +17,29 @@ use crate::gpu::launch::DevicePtr;
 /// From a [`Buffer`] it is the layer's own; from an `Arc<Buffer>`, all or a [part](DeviceMemory::part) of it,
 /// it is shared: nothing is copied, and safe code cannot write what is shared. [`DeviceMemory::from_raw`]
 /// takes memory of another program.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, MoeConfig, MoeLayer};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(128).experts(2).top_k(1).build()?;
+/// use fp8_moe::{DeviceMemory, MoeDeviceWeights};
+/// use std::sync::Arc;
+///
+/// // Two experts of [2I, H] and [H, I], all e4m3 ones, in one allocation; and their scales.
+/// let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
+/// let all = Arc::new(device.upload(&vec![E4m3::from_f32(1.0); w13 + w2])?);
+/// let weights = MoeDeviceWeights::new(
+///     DeviceMemory::part(all.clone(), 0..w13)?,
+///     device.upload(&vec![1.0_f32; w13_scale])?,
+///     DeviceMemory::part(all.clone(), w13..w13 + w2)?,
+///     device.upload(&vec![1.0_f32; w2_scale])?,
+/// );
+/// let layer = MoeLayer::from_device(&device, &config, weights)?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct DeviceMemory<T: Pod>(Owner<T>);
 
 enum Owner<T: Pod> {

@@ -49,13 +49,35 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
+use crate::ops::quantize::Activations;
 use crate::plan::{self, Plan};
 pub(crate) use call::{Request, Routed};
 use forward::Call;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 
-/// An FP8 MoE layer on a device.
+/// An FP8 MoE layer on a device: from weights, as here, or from a [`Checkpoint`](crate::Checkpoint).
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// use half::bf16;
+///
+/// let device = Device::open(DeviceSpec::Sim)?;
+/// let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// let layer = MoeLayer::new(&device, &config, &weights)?;
+///
+/// let hidden = device.upload(&[bf16::ONE; 3 * 64])?; // [T, H]
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<bf16>(3 * 64)?);
+/// layer.forward(&device.default_stream(), &hidden, &mut workspace, &mut out)?;
+/// assert!(out.to_vec(&device.default_stream())?.iter().all(|y| y.to_f32() > 0.0));
+/// # Ok(())
+/// # }
+/// ```
 pub struct MoeLayer {
     device: Device,
     config: MoeConfig,
@@ -259,7 +281,7 @@ impl MoeLayer {
             return Ok(());
         }
         let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: &|_| {} };
-        call.route(stream, hidden, logits, topk_ids, topk_weights)
+        call.route(stream, Activations::Bf16(hidden), logits, topk_ids, topk_weights)
     }
 
     /// Checks the arguments and enqueues the operations.
@@ -268,6 +290,8 @@ impl MoeLayer {
             let rule = format!("must be on the layer's device, {}", self.device);
             return Err(crate::Error::argument(OP, "stream", format!("{stream:?}"), rule));
         }
+        // Each launch makes the context current where it is not: once here is less than that.
+        let _current = self.device.context().enter()?;
         let tokens = request.check(&self.config, stream)?;
         if tokens == 0 {
             return Ok(());

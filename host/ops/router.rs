@@ -11,11 +11,12 @@
 
 use half::bf16;
 
-use crate::error::{Result, require};
+use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
+use crate::ops::quantize::Activations;
 use crate::plan::checked_i32;
 
 pub use crate::plan::router::RouterLogitsPath;
@@ -29,8 +30,8 @@ pub struct RouterLogits<'a> {
     pub experts: usize,
     /// H.
     pub hidden: usize,
-    /// bf16 `[T, H]`.
-    pub hidden_states: Slice<'a, bf16>,
+    /// bf16 or f16 `[T, H]`.
+    pub hidden_states: Activations<'a>,
     /// bf16 `[planes, E, H]`: the gate is the sum of its planes.
     pub gate: Slice<'a, bf16>,
     /// 1, or for a gate in f32 as many as hold it, see [`bf16_planes`].
@@ -81,9 +82,17 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    let (kernel, grid) = path.launch(tokens, experts);
+    let hidden_states = match &args.hidden_states {
+        Activations::Bf16(states) => states.ptr().cast(),
+        Activations::F16(states) => states.ptr().cast(),
+        Activations::F32(_) => {
+            return Err(Error::argument(OP, "hidden_states", "f32", "must be bf16 or f16"));
+        }
+    };
+    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
+    let (kernel, grid) = path.launch(tokens, experts, is_f16);
     let arguments = launchers::RouterLogits {
-        hidden_states: args.hidden_states.ptr(),
+        hidden_states,
         gate: args.gate.ptr(),
         logits: args.logits.ptr(),
         tokens,

@@ -29,7 +29,7 @@ use super::communicator::{Communicator, Term};
 use super::placement::Placement;
 use super::routing::{self, Holders};
 use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{MoeConfig, Quantization, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Quantization, Routing, RowScales};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -576,7 +576,7 @@ impl ExpertParallel {
                 }
                 RowScales::Token => Scheme::Token { scales, absmax_limit: None },
                 RowScales::Group128 => {
-                    Scheme::Group { group_size: 128, scales, layout: self.wire.scale_layout() }
+                    Scheme::Group { group_size: GROUP, scales, layout: self.wire.scale_layout() }
                 }
             },
             q: workspace.values.slice_mut(block(hidden)),

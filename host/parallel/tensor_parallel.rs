@@ -28,7 +28,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::communicator::Communicator;
-use crate::config::{MoeConfig, Quantization};
+use crate::config::{MoeConfig, Quantization, SCALE_BLOCK};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::Slice;
@@ -93,7 +93,7 @@ impl TensorShare {
 
     fn expert(&self, index: usize, expert: &ExpertWeights<'_>) -> Result<ExpertWeights<'static>> {
         let (h, i) = (self.hidden, self.intermediate);
-        let (down_blocks, row_blocks) = (i.div_ceil(128), h.div_ceil(128));
+        let (down_blocks, row_blocks) = (i.div_ceil(SCALE_BLOCK), h.div_ceil(SCALE_BLOCK));
         let scales = match self.quantization {
             Quantization::TensorStatic => [1, 1],
             Quantization::ChannelToken => [i, h],
@@ -117,7 +117,9 @@ impl TensorShare {
             )?;
         }
         // The blocks of the share's own grid, by the block that each is (a part) of.
-        let blocks = || self.ranges.iter().flat_map(|range| (range.start / 128)..range.end.div_ceil(128));
+        let blocks = || {
+            self.ranges.iter().flat_map(|range| (range.start / SCALE_BLOCK)..range.end.div_ceil(SCALE_BLOCK))
+        };
         let rows = |matrix: &[E4m3]| -> Cow<'static, [E4m3]> {
             self.ranges.iter().flat_map(|range| &matrix[range.start * h..range.end * h]).copied().collect()
         };

@@ -18,7 +18,7 @@
 //! where there is a scale for each row, `ceil(H / 128)` where there is one for each 128 columns, and 0 where
 //! one is given for all. A row takes `H + 4G + 8k` bytes on its way out and 2H on its way back.
 
-use crate::config::{MoeConfig, RowScales};
+use crate::config::MoeConfig;
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, SliceMut};
@@ -69,11 +69,7 @@ impl Wire {
     /// Of a layer over `ranks` ranks.
     pub fn new(config: &MoeConfig, ranks: usize, partials: Partials) -> Wire {
         let hidden = config.hidden_size;
-        let groups = match config.first_scales() {
-            RowScales::Tensor => 0,
-            RowScales::Token => 1,
-            RowScales::Group128 => hidden.div_ceil(128),
-        };
+        let groups = config.first_scales().of_row(hidden);
         Wire { ranks, hidden, top_k: config.top_k, groups, partials }
     }
 

@@ -202,6 +202,7 @@ impl Case {
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
             hidden: self.shape.hidden,
             out: (&mut out).into(),
+            adds: false,
         };
         let enqueued = if settled {
             // SAFETY: a copy from the host precedes; everything before it has ended.
