@@ -40,7 +40,7 @@ pub fn weights<'l>(layer: &'l MoeLayer, wanted: &[bool], stream: &Stream) -> Res
     let packed =
         PackedShape::of_layer(device, layer.config()).filter(|_| weights.layout == WeightLayout::Packed);
     for (index, (copy, matrix)) in copies.iter_mut().zip([&weights.w13, &weights.w2]).enumerate() {
-        let len = matrix.len() / wanted.len().max(1);
+        let len = matrix.len() / layer.config().slot_local_experts().max(1);
         for expert in (0..wanted.len()).filter(|&expert| wanted[expert]) {
             let range = expert * len..(expert + 1) * len;
             let (from, mut to) = (matrix.as_slice().slice(range.clone()), copy.slice_mut(range));

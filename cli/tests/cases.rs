@@ -218,8 +218,8 @@ fn unknown_models_are_read_as_known_ones() {
     let run = fp8_moe(["check", file, "--as", "qwen3_moe"]);
     assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
     assert_one_line_error(&fp8_moe(["check", file, "--as", "gpt2"]), "--as gpt2: must be mixtral, ");
-    let oss = changed(&folder, "oss", "gelu", |draft| draft.config["model_type"] = json!("gpt_oss"));
-    assert_refused(&oss, &["model_type = \"gpt_oss\": not supported: its experts and router have biases"]);
+    let phi = changed(&folder, "phi", "gelu", |draft| draft.config["model_type"] = json!("phimoe"));
+    assert_refused(&phi, &["model_type = \"phimoe\": not supported: its router masks scores"]);
 }
 
 /// `info` describes a checkpoint with a dense layer, one that is not quantised, and one that can be loaded.

@@ -73,13 +73,14 @@ impl PackedShape {
     }
 
     /// Those of w13 and w2 of a layer on `device`, if its weights can be packed in place: its kernels read
-    /// them, and both K are multiples of 128.
+    /// them, it has a gate, and both K are multiples of 128.
     pub fn of_layer(device: &Device, config: &MoeConfig) -> Option<[PackedShape; 2]> {
         let hopper = gemm::takes_hopper("PackedShape", device, config.path).unwrap_or(false);
         let (experts, hidden, intermediate) =
-            (config.local_count(), config.hidden_size, config.padded_intermediate());
+            (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
         let whole = hidden.is_multiple_of(128) && intermediate.is_multiple_of(128);
-        if !hopper || !whole || matches!(config.path, Path::Portable { .. }) {
+        // Without a gate both halves of an item are the same rows.
+        if !hopper || !whole || config.halves() != 2 || matches!(config.path, Path::Portable { .. }) {
             return None;
         }
         let first = if first_is_gated(device, config) {

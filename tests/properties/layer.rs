@@ -20,7 +20,10 @@ proptest! {
         timing(seed);
         let device = drawn_device(seed);
         let stream = device.default_stream();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
         let ours: Vec<f32> =
@@ -35,7 +38,10 @@ proptest! {
         timing(seed);
         let device = drawn_device(seed);
         let stream = device.default_stream();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
         let layer = on_device(&device, &layer);

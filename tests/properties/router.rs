@@ -3,8 +3,8 @@
 use bytemuck::Pod;
 use fp8_moe::ops::quantize::Activations;
 use fp8_moe::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, TopK, bf16_planes, grouped_top_k, router_logits, sigmoid_top_k,
-    softmax_top_k,
+    Grouped, RouterLogits, RouterLogitsPath, SharedSlots, TopK, bf16_planes, grouped_top_k, router_logits,
+    sigmoid_top_k, softmax_top_k,
 };
 use fp8_moe::{Buffer, Device, Error, Result};
 use half::{bf16, f16};
@@ -41,6 +41,7 @@ where
         hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: gate.len() / (experts * hidden).max(1),
+        bias: None,
         logits: logits.as_mut_slice(),
         path,
     };
@@ -348,6 +349,7 @@ fn refuses_bad_arguments() {
             tokens,
             experts,
             top_k,
+            shared: SharedSlots::default(),
             logits: logits.as_slice(),
             topk_ids: ids.as_mut_slice(),
             topk_weights: weights.as_mut_slice(),
@@ -402,6 +404,7 @@ fn refuses_bad_arguments() {
         hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: 1,
+        bias: None,
         logits: out.as_mut_slice(),
         path: RouterLogitsPath::Auto,
     };

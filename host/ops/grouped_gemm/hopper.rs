@@ -20,9 +20,7 @@ pub(in crate::ops) fn weights(
     k: usize,
 ) -> Result<(TensorMap, DevicePtr<u8>)> {
     match layout {
-        WeightLayout::Checkpoint => {
-            Ok((tensor_map::of_matrix(b, (rows, k), B_BOX)?, DevicePtr::null()))
-        }
+        WeightLayout::Checkpoint => Ok((tensor_map::of_matrix(b, (rows, k), B_BOX)?, DevicePtr::null())),
         // A kernel does not read the map then.
         WeightLayout::Packed => Ok((TensorMap([0; 16]), b.ptr().cast())),
     }
@@ -48,7 +46,7 @@ impl GroupedGemm<'_> {
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
-            scales: raw_scales(&self.a_scale, &self.b_scale),
+            scales: raw_scales(&self.a_scale, &self.b_scale, self.bias),
             schedule,
             partials: self.workspace.ptr().cast(),
             out,

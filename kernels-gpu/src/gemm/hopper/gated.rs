@@ -2,7 +2,6 @@
 //! projection.
 
 use cuda_std::arguments;
-use cuda_std::code::Code;
 
 use super::slab_scales::{BlockScales, SlabScales};
 use super::weights::{Weights, gated_lines};
@@ -21,8 +20,8 @@ pub struct Requantization {
     pub scales: *mut f32,
     /// Where in `scales`.
     pub strides: crate::abi::Strides,
-    /// What joins gate and up.
-    pub function: Code<crate::abi::ActivationFunction>,
+    /// What joins gate and up; rows of B for its columns.
+    pub gating: crate::abi::Gating,
 }
 
 /// What the ends of a gated kernel need to know of a launch.
@@ -52,15 +51,16 @@ impl GatedArguments {
     #[inline(always)]
     pub fn weights(&self, expert: u32, column: u32) -> Weights {
         let Self { intermediate, k, .. } = self;
-        let gate = expert * 2 * intermediate + column;
+        let up = self.out.gating.up;
+        let gate = expert * (intermediate + up) + column;
         // Of columns past the last, any scale will do.
-        let first = b_block_number(expert, column.min(intermediate - 1), 2 * intermediate, *k);
-        let distance = intermediate / GATED_COLUMNS * k.div_ceil(SLAB);
+        let first = b_block_number(expert, column.min(intermediate - 1), intermediate + up, *k);
+        let distance = up / GATED_COLUMNS * k.div_ceil(SLAB);
         let blocks = BlockScales { first, distance };
         if !self.packed {
-            return Weights { starts: [gate, gate + intermediate], halves: [GATED_COLUMNS; 2], blocks };
+            return Weights { starts: [gate, gate + up], halves: [GATED_COLUMNS; 2], blocks };
         }
-        // Past the last column those of the last item, which nobody takes the results of.
+        // Past the last column those of the last item, which nobody takes the results of. There is a gate.
         let (starts, halves) = gated_lines(expert, column, *intermediate, *k);
         Weights { starts, halves, blocks }
     }
