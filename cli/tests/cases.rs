@@ -234,6 +234,9 @@ fn info_describes_checkpoints() {
         };
         draft.insert("model.layers.0.mlp.gate_proj.weight", weight(&[128, 64]));
         draft.insert("model.layers.4.mlp.gate.weight", weight(&[8, 64]));
+        for (name, shape) in [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])] {
+            draft.insert(format!("model.layers.4.mlp.shared_experts.{name}.weight"), weight(&shape));
+        }
         for expert in 0..8 {
             for (name, shape) in [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])] {
                 draft.insert(format!("model.layers.4.mlp.experts.{expert}.{name}.weight"), weight(&shape));

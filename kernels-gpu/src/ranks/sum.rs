@@ -12,7 +12,9 @@
 //! A warp takes 256 columns of a row, as in [`warp_rows`](crate::elementwise::rows::warp_rows). Four ranks are loaded
 //! before the first is added, so that their latencies overlap.
 
-use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
+use crate::elementwise::rows::chunk::{
+    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised,
+};
 use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::{arguments, kernel, thread};
@@ -59,7 +61,9 @@ unsafe fn sum_ranks<T: Element, O: Element>(arguments: SumRanks) {
                     return [0.0; CHUNK as usize];
                 }
                 // SAFETY: the rank has the row.
-                unsafe { load_chunk(x.add(rank as usize * rank_stride as usize + start), column, columns, from) }
+                unsafe {
+                    load_chunk(x.add(rank as usize * rank_stride as usize + start), column, columns, from)
+                }
             };
             let batch = [load(rank), load(rank + 1), load(rank + 2), load(rank + 3)];
             add(&mut sum, &batch[0]);

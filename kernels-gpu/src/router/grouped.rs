@@ -15,8 +15,8 @@
 //! group's become 0 (no candidate), and `group_keys [groups]`.
 
 use super::selection::{
-    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, finite_or_zero, key_of, logistic, next_pick,
-    score_of,
+    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, finite_or_zero, key_of, logistic,
+    next_pick, score_of,
 };
 use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};

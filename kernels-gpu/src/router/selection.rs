@@ -74,7 +74,8 @@ impl TopK {
         while slot < self.shared {
             // SAFETY: the token's rows have the slot, and with a gate a logit behind those of the experts.
             unsafe {
-                let gate = if self.shared_gate.is_set() { *rows.logits.add(self.experts as usize) } else { 0.0 };
+                let gate =
+                    if self.shared_gate.is_set() { *rows.logits.add(self.experts as usize) } else { 0.0 };
                 let weight = if self.shared_gate.is_set() { logistic(gate) } else { 1.0 };
                 *rows.topk_ids.add((self.top_k + slot) as usize) = (self.experts + slot) as i32;
                 *rows.topk_weights.add((self.top_k + slot) as usize) = weight;

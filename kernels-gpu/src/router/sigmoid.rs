@@ -36,7 +36,8 @@ pub unsafe fn sigmoid_top_k(arguments: TopK) {
             pick = next_pick(experts, pick, |expert| key_of_logit(*logits.add(expert as usize)));
             if thread::lane_id() == 0 {
                 *topk_ids.add(slot as usize) = pick.index as i32;
-                *topk_weights.add(slot as usize) = if pick.key == 1 { 0.0 } else { logistic(score_of(pick.key)) };
+                *topk_weights.add(slot as usize) =
+                    if pick.key == 1 { 0.0 } else { logistic(score_of(pick.key)) };
             }
             slot += 1;
         }

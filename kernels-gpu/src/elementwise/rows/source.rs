@@ -68,9 +68,7 @@ impl<T: Element> Rows for DenseRows<T> {
     #[inline(always)]
     fn chunk(&self, row: u32, column: u32) -> Chunk {
         // SAFETY: the row exists, by the constructor's contract; `vector` is what `vectorised` says.
-        let values = unsafe {
-            load_chunk(self.start(row), column, self.columns, self.vector)
-        };
+        let values = unsafe { load_chunk(self.start(row), column, self.columns, self.vector) };
         // SAFETY: the row exists, by the constructor's contract.
         self.weighted(row, values, |weight| unsafe { memory::load_nc(weight) })
     }
