@@ -5,6 +5,7 @@ pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};
 pub use crate::kernels::{KernelSummary, module, ptx, summaries};
 pub use crate::ops::read_stream::read_stream;
+pub use crate::parallel::Step as ParallelStep;
 pub use crate::plan::tiles::{BLOCK_M, HopperTile, PortableTile};
 
 use crate::error::Result;
@@ -14,7 +15,10 @@ use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::{MoeConfig, MoeLayer};
 use crate::ops::pack_weights::{PackedShape, WeightLayout, unpack_weights};
+use crate::parallel::{Batch, ExpertParallel, ParallelWorkspace};
 use crate::plan::Plan;
+
+use half::bf16;
 
 /// The weights of a layer on the device, w13 and w2 as a checkpoint has them.
 ///
@@ -84,4 +88,16 @@ pub fn padded_intermediate(config: &MoeConfig) -> usize {
 /// The local expert of every global one, -1 = not on this rank; none if all are.
 pub fn expert_map(config: &MoeConfig) -> Option<Vec<i32>> {
     config.expert_map()
+}
+
+/// A step of an expert-parallel forward of one chunk, by itself, on what the workspace holds.
+pub fn parallel_step(
+    experts: &mut ExpertParallel,
+    step: ParallelStep,
+    stream: &Stream,
+    batch: Batch<'_>,
+    workspace: &mut ParallelWorkspace,
+    out: &mut Buffer<bf16>,
+) -> Result<()> {
+    experts.step(step, stream, batch, workspace, out.into())
 }

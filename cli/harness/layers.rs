@@ -69,6 +69,11 @@ impl Layers {
         Ok(Layers { layers })
     }
 
+    /// The layers, to be kept.
+    pub fn into_vec(self) -> Vec<MoeLayer> {
+        self.layers
+    }
+
     /// The layers.
     pub fn as_slice(&self) -> &[MoeLayer] {
         &self.layers

@@ -42,7 +42,7 @@ const HOST: Rooms = Rooms {
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
         ("parallel", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
-        ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
+        ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "parallel", "plan"]),
     ],
     tangled: &[],
 };

@@ -42,6 +42,10 @@ pub struct Arguments {
     /// Divide the experts among so many ranks, and measure one; tokens are routed to the experts of all
     #[arg(long, value_name = "N", default_value_t = 1)]
     ep: usize,
+    /// Spread the experts over so many ranks, and measure all: a process and a GPU each. Batch sizes are those
+    /// of each rank
+    #[arg(long, value_name = "N", conflicts_with_all = ["tp", "ep", "lockstep", "dump", "plot", "part"])]
+    ranks: Option<usize>,
     /// FP8 schemes: per-token, per-tensor, block
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "per-token")]
     scheme: Vec<String>,
@@ -95,6 +99,13 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn bench(arguments: &Arguments) -> Result<()> {
+    if let Some(count) = arguments.ranks {
+        terminal::try_output(arguments.json.as_deref())?;
+        let cases = plan::cases_over_ranks(arguments)?;
+        return crate::ranks::start(count, arguments.device, |communicator| {
+            crate::ranks::bench::run(&cases, communicator, arguments.json.as_deref())
+        });
+    }
     let started = Instant::now();
     let parts = plan::parts(&arguments.part)?;
     for path in [&arguments.json, &arguments.plot, &arguments.dump] {

@@ -8,6 +8,7 @@ use fp8_moe_cli::{
 };
 
 use super::Arguments;
+use crate::ranks;
 
 /// A model with a scheme: what shares its weights.
 pub struct Case {
@@ -82,6 +83,17 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         }
     }
     Ok(cases)
+}
+
+/// The cases of `--ranks`: every model with every scheme, at all batch sizes.
+pub fn cases_over_ranks(arguments: &Arguments) -> Result<Vec<ranks::bench::Case>> {
+    let whole = cases(arguments, false)?;
+    let of_case = |case: Case| {
+        let Case { model, shape, scheme, routing, config, batches, .. } = case;
+        let tokens = batches.iter().map(|batch| batch.tokens).collect();
+        ranks::bench::Case { model, shape, scheme, routing, config, tokens, seed: arguments.seed }
+    };
+    Ok(whole.into_iter().map(of_case).collect())
 }
 
 /// The accumulation that an argument asks for; none where the layer's default is wanted.
