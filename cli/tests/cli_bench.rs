@@ -151,6 +151,31 @@ fn bench_dumps_a_case() {
 }
 
 #[test]
+fn a_dump_that_the_time_limit_leaves_out_is_an_error() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("case.safetensors");
+    let options = ["--tokens", "3", "--time-limit", "0", "--dump", file.to_str().unwrap()];
+    let run = fp8_moe(SMALL.into_iter().chain(options));
+    let last = run.stderr.lines().last().unwrap_or_default();
+    assert!(run.code != 0 && last.ends_with("was not written: the time limit left its case out"), "{last}");
+    assert!(!file.exists());
+}
+
+#[test]
+fn bench_measures_one_ranks_share_of_a_model() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "1", "--part", "gemm2", "--matrix-rate=100"];
+    let run = fp8_moe(["bench", "--json", file.to_str().unwrap()].into_iter().chain(options));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let record = read_json(&file);
+    let row = &record["rows"][0];
+    assert_eq!((&row["shape"], &row["tp"]), (&json!([256, 8, 2048, 512]), &json!(4)));
+    // 8 experts of 2048 x 128.
+    assert_eq!(row["flops"], json!(2 * 8 * 2048 * 128));
+}
+
+#[test]
 fn bench_names_fast_sums() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("x.json");

@@ -7,6 +7,7 @@
 //!
 //! | operation | from | to |
 //! |---|---|---|
+//! | [`pack_weights`](mod@pack_weights) | weights | the same, packed |
 //! | [`router`] | hidden states | ids and weights |
 //! | [`permute`](mod@permute) | ids | a permutation |
 //! | [`quantize`](mod@quantize) | hidden states, permutation | e4m3 rows and scales |
@@ -19,10 +20,12 @@ pub mod activation;
 pub mod cast;
 pub mod gated_gemm;
 pub mod grouped_gemm;
+pub mod pack_weights;
 pub mod permutation;
 pub mod permute;
 pub mod problem_sizes;
 pub mod quantize;
+pub(crate) mod read_stream;
 pub mod router;
 pub mod sum_ranks;
 pub mod unpermute;

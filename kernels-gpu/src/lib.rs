@@ -10,6 +10,7 @@
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
 //! | [`ranks`] | routings that travel between ranks, and the sum of what comes back |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
+//! | `read_stream` | what benchmarks find the rate of memory with (Hopper) |
 //!
 //! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
 //!
@@ -26,6 +27,8 @@ mod elementwise;
 mod gemm;
 mod permute;
 mod ranks;
+#[cfg(target_feature = "sm_90a")]
+mod read_stream;
 mod router;
 mod scan;
 mod schedule;

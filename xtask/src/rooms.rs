@@ -59,6 +59,7 @@ const KERNELS: Rooms = Rooms {
         ("elementwise", &["abi"]),
         ("ranks", &["abi", "elementwise"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
+        ("read_stream", &[]),
     ],
     tangled: &[],
 };

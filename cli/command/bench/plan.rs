@@ -4,7 +4,7 @@ use std::fmt;
 
 use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 use fp8_moe_cli::{
-    Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
+    Load, MODELS, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
 
 use super::Arguments;
@@ -20,9 +20,10 @@ pub struct Case {
     /// The rank that is measured.
     pub config: MoeConfig,
     pub batches: Vec<Batch>,
-    /// Ranks, for the title.
-    tp: usize,
-    ep: usize,
+    /// Ranks that the intermediate size is divided among.
+    pub tp: usize,
+    /// Ranks that the experts are divided among.
+    pub ep: usize,
 }
 
 /// A number of tokens with their routing.
@@ -33,7 +34,7 @@ pub struct Batch {
 }
 
 /// Batch sizes where the arguments name none.
-const BATCHES: &[usize] = &[1, 8, 64, 512, 4096];
+const BATCHES: &[usize] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 /// The same on the emulated device.
 const EMULATED_BATCHES: &[usize] = &[1, 8];
 
@@ -45,12 +46,9 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         given => given,
     };
     let models = match &arguments.shape {
-        Some(shape) => vec![("custom".to_owned(), shape.parse()?)],
-        None => arguments
-            .model
-            .iter()
-            .map(|name| Model::named(name).map(|model| (model.name.to_owned(), model.shape)))
-            .collect::<Result<Vec<_>>>()?,
+        Some(shape) => vec![Model { name: "custom", shape: shape.parse()?, tp: 1, ep: 1 }],
+        None if arguments.model.iter().any(|name| name == "all") => MODELS.to_vec(),
+        None => arguments.model.iter().map(|name| Model::named(name)).collect::<Result<Vec<_>>>()?,
     };
     let schemes = arguments.scheme.iter().map(|name| name.parse()).collect::<Result<Vec<Scheme>>>()?;
     let routing: RoutingKind = arguments.routing.parse()?;
@@ -65,9 +63,10 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     let reduction: Reduction = arguments.reduction.parse()?;
     let gather = gather(&arguments.gather)?;
     let mut cases = Vec::new();
-    for (model, shape) in &models {
+    for &Model { name, shape, tp, ep } in &models {
+        let (tp, ep) = (tp.saturating_mul(arguments.tp), ep.saturating_mul(arguments.ep));
         for &scheme in &schemes {
-            let config = shape.config(scheme, arguments.tp, arguments.ep)?;
+            let config = shape.config(scheme, tp, ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
             let config = config.to_builder().accumulation(accumulation).reduction(reduction);
             let config = config.gather(gather).build()?;
@@ -79,8 +78,7 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
                     Ok(Batch { tokens, routed, load })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let (model, shape, routing) = (model.clone(), *shape, routing.clone());
-            let Arguments { tp, ep, .. } = *arguments;
+            let (model, routing) = (name.to_owned(), routing.clone());
             cases.push(Case { model, shape, scheme, routing, config, batches, tp, ep });
         }
     }

@@ -293,6 +293,7 @@ fn row(case: &Case, ranks: usize, tokens: usize, part: &str, bytes: u64, timing:
         floor_us: None,
         fraction: None,
         error: None,
+        exact_rel_l2: None,
         counted: None,
     };
     if let Some(timing) = timing {
