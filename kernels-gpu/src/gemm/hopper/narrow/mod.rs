@@ -101,11 +101,11 @@ macro_rules! plain {
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
         #[kernel(
-                                    threads = THREADS,
-                                    wgmma_n = $n,
-                                    overlap = within,
-                                    shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
-                                )]
+                                            threads = THREADS,
+                                            wgmma_n = $n,
+                                            overlap = within,
+                                            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
+                                        )]
         pub unsafe fn $name(arguments: HopperGemm) {
             let HopperGemm { a, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
             let (b, slab_scales) = (arguments.matrix(), arguments.slab_scales());
@@ -114,7 +114,8 @@ macro_rules! plain {
             // and the block alone. Stages pass between the roles by the ring's barriers alone.
             unsafe {
                 produce::prefetch_maps(a, &b, &slab_scales);
-                let ring = Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(n, BN)));
+                let ring =
+                    Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(n, BN)));
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }

@@ -80,11 +80,14 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         {
             let weights = weights(&part);
             // SAFETY: blocks have a scale for every slab of the part.
-            let mut blocks = unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab, part.slabs) };
+            let mut blocks =
+                unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab, part.slabs) };
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free; the part has the slab.
-                unsafe { self.ask_for_weights(self.ahead, slab, &weights, part.rows, blocks.next(&self.scales)) };
+                unsafe {
+                    self.ask_for_weights(self.ahead, slab, &weights, part.rows, blocks.next(&self.scales))
+                };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -100,8 +103,9 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     pub unsafe fn fill(&mut self, part: &Part, weights: Weights) {
         let begun = self.ahead.min(part.slabs);
         // SAFETY: blocks have a scale for every slab of the part.
-        let mut blocks =
-            unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab + begun, part.slabs - begun) };
+        let mut blocks = unsafe {
+            BlockLanes::new(&self.scales, weights.blocks, part.first_slab + begun, part.slabs - begun)
+        };
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;

@@ -91,8 +91,7 @@ const fn shared_bytes<const PROMOTED: bool>() -> u32 {
 /// Where in it the rows are on their way to D: at a multiple of 128 bytes, so that chunks can be exchanged by
 /// their addresses' bits.
 const fn staging<const PROMOTED: bool>() -> u32 {
-    let offset =
-        Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES;
+    let offset = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES;
     assert!(offset.is_multiple_of(SLAB));
     offset
 }
