@@ -9,6 +9,7 @@
 //! How many rows each expert has is known on the device alone, where the tile schedule adapts to it.
 
 use super::packed::{PackedShape, WeightLayout};
+use super::path::takes_hopper;
 use super::permutation::tile_rows;
 use super::tiles::{HopperTile, PortableTile, check_block_m};
 use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
@@ -347,21 +348,6 @@ fn check_sizes(op: &'static str, sizes: [(&str, usize); 4]) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Whether `path` leads to the Hopper kernels on this device; an error if it asks for them in vain.
-pub(crate) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
-    let is_hopper = device.family() == Family::Sm90a;
-    match path {
-        Path::Auto => Ok(is_hopper),
-        Path::Portable { .. } => Ok(false),
-        Path::Hopper { .. } => {
-            require(is_hopper, op, "path", "Hopper", || {
-                format!("must not be Hopper for the kernels of {}", device.family())
-            })?;
-            Ok(true)
-        }
-    }
 }
 
 /// Blocks of a Hopper grid for so many items of `k`.

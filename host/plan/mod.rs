@@ -23,6 +23,7 @@
 
 pub(crate) mod gemm;
 pub(crate) mod packed;
+mod path;
 pub(crate) mod permutation;
 pub(crate) mod router;
 pub(crate) mod rows;
@@ -230,7 +231,7 @@ fn scale_rows(rows: usize) -> usize {
 
 /// Refuses a config that the kernels of `device` cannot do, with the rule.
 pub(crate) fn check_device(device: &Device, config: &MoeConfig) -> Result<()> {
-    gemm::takes_hopper(OP, device, config.path)?;
+    path::takes_hopper(OP, device, config.path)?;
     match config.reduction {
         Reduction::Deterministic => Ok(()),
         Reduction::OrderFree => {
