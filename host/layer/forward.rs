@@ -4,7 +4,6 @@ use half::{bf16, f16};
 
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
-use super::shared::SharedParts;
 use super::weights::DeviceWeights;
 use crate::config::{GROUP, MoeConfig, Reduction, Routing, RowScales, WeightScales};
 use crate::error::Result;
@@ -64,6 +63,14 @@ mod sealed {
             ActivationsMut::F32(slice)
         }
     }
+}
+
+/// The parts of a workspace that a shared expert beside the others uses.
+pub(super) struct SharedParts<'a> {
+    pub products: SliceMut<'a, f32>,
+    pub middle: SliceMut<'a, bf16>,
+    pub logits: SliceMut<'a, f32>,
+    pub layer: SliceMut<'a, u8>,
 }
 
 /// One forward.
