@@ -11,7 +11,7 @@
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::forward::{Call, SharedParts};
-use super::shared_weights::Shared;
+use super::weights::shared::Shared;
 use crate::error::{Error, Result};
 use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;

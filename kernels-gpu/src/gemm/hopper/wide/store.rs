@@ -51,9 +51,7 @@ const F16: u32 = OutType::F16 as u32;
 
 /// Columns of a pass, and bytes of a warp's place for it.
 const COLUMNS: u32 = 64;
-const ROW_BYTES: u32 = 2 * COLUMNS;
-/// Bytes of shared memory that a warp's 16 rows take.
-pub const WARP_BYTES: u32 = 16 * ROW_BYTES;
+pub const ROW_BYTES: u32 = 2 * COLUMNS;
 
 /// Stores 16 rows of the warp as 16-bit elements; `convert` makes two of them.
 ///
