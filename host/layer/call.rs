@@ -57,6 +57,16 @@ pub enum ExpertIds<'a> {
     U32(Slice<'a, u32>),
 }
 
+impl<'a> ExpertIds<'a> {
+    /// As the kernels read them. An id over 2^31 becomes a negative one, as invalid as it was.
+    pub(crate) fn signed(self) -> Slice<'a, i32> {
+        match self {
+            ExpertIds::I32(ids) => ids,
+            ExpertIds::U32(ids) => ids.cast(),
+        }
+    }
+}
+
 /// Where the result `[T, H]` goes.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -174,12 +184,10 @@ impl<'a> Forward<'a> {
 
     /// With a given routing, `[T, k]` each.
     pub fn routed(self, ids: impl Into<ExpertIds<'a>>, weights: impl Into<Slice<'a, f32>>) -> Forward<'a> {
-        let topk_ids = match ids.into() {
-            ExpertIds::I32(ids) => ids,
-            // An id over 2^31 becomes a negative one, as invalid as it was.
-            ExpertIds::U32(ids) => ids.cast(),
-        };
-        Forward { routed: Some(Routed { topk_ids, topk_weights: weights.into() }), ..self }
+        Forward {
+            routed: Some(Routed { topk_ids: ids.into().signed(), topk_weights: weights.into() }),
+            ..self
+        }
     }
 
     /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when
