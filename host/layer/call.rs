@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{COPY_BYTES, MoeConfig, Reduction, Routing, RowScales, SharedRun};
+use crate::config::{ActivationScales, COPY_BYTES, MoeConfig, Reduction, Routing, SharedRun};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -388,7 +388,7 @@ unsafe fn slice<'a, T: bytemuck::Pod>(
 /// Scales of a quantised token; none where one is given for all.
 fn scale_groups(config: &MoeConfig) -> Option<usize> {
     let scales = config.first_scales();
-    (scales != RowScales::Tensor).then(|| scales.of_row(config.hidden_size))
+    (scales != ActivationScales::Static).then(|| scales.of_row(config.hidden_size))
 }
 
 impl Hidden<'_> {

@@ -30,7 +30,7 @@ use super::communicator::{Communicator, Term};
 use super::placement::Placement;
 use super::routing::{self, Holders};
 use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{GROUP, MoeConfig, Routing, RowScales};
+use crate::config::{ActivationScales, GROUP, MoeConfig, Routing};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -510,11 +510,11 @@ impl ExpertParallel {
             row_weight: (config.routing == Routing::SigmoidInput).then(|| weights.as_slice()),
             destinations: Destinations::Identity,
             scheme: match config.first_scales() {
-                RowScales::Tensor => {
+                ActivationScales::Static => {
                     Scheme::TensorStatic { scale: self.layer.weights().input_scales[0].as_slice() }
                 }
-                RowScales::Token => Scheme::Token { scales, absmax_limit: None },
-                RowScales::Group128 => {
+                ActivationScales::Token => Scheme::Token { scales, absmax_limit: None },
+                ActivationScales::Group128 => {
                     Scheme::Group { group_size: GROUP, scales, layout: self.wire.scale_layout() }
                 }
             },

@@ -167,10 +167,10 @@ impl TensorShare {
 /// The ranges that make up `share`, whole blocks of 128 first: what is left of blocks at its ends comes last,
 /// and must fit into one block of its own, with one scale.
 fn blocks_first(share: Range<usize>) -> Result<Vec<Range<usize>>> {
-    let whole = share.start.next_multiple_of(128)..share.end / 128 * 128;
+    let whole = share.start.next_multiple_of(SCALE_BLOCK)..share.end / SCALE_BLOCK * SCALE_BLOCK;
     if whole.start > whole.end {
         // Inside one block, or over the border of two.
-        let border = share.start.next_multiple_of(128);
+        let border = share.start.next_multiple_of(SCALE_BLOCK);
         require(border >= share.end, OP, "ranks", format!("a share of rows {share:?}"), || {
             "must not take parts of two blocks of 128".into()
         })?;

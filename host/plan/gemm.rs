@@ -11,7 +11,7 @@
 use super::packed::{PackedShape, WeightLayout};
 use super::path::takes_hopper;
 use super::permutation::tile_rows;
-use super::tiles::{HopperTile, PortableTile, check_block_m};
+use super::tiles::{HopperTile, PortableTile, check_block_m, one_of};
 use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
@@ -330,7 +330,8 @@ impl GatedPlan {
 
 /// The refusal of a height that the Hopper kernels do not have.
 fn no_tile(op: &'static str, block_m: usize) -> Error {
-    Error::argument(op, "block_m", block_m, "must be 8, 16 or 128 for the Hopper kernels")
+    let heights = one_of(HopperTile::ALL.map(HopperTile::block_m));
+    Error::argument(op, "block_m", block_m, format!("must be {heights} for the Hopper kernels"))
 }
 
 fn check_k(op: &'static str, k: usize) -> Result<()> {

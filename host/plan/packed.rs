@@ -4,7 +4,7 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::{MoeConfig, Path};
+use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
@@ -79,9 +79,9 @@ impl PackedShape {
         let hopper = takes_hopper("PackedShape", device, config.path).unwrap_or(false);
         let (experts, hidden, intermediate) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
-        let whole = hidden.is_multiple_of(128) && intermediate.is_multiple_of(128);
+        let whole = [hidden, intermediate].iter().all(|k| k.is_multiple_of(launchers::SLAB as usize));
         // Without a gate both halves of an item are the same rows.
-        if !hopper || !whole || config.halves() != 2 || matches!(config.path, Path::Portable { .. }) {
+        if !hopper || !whole || config.halves() != 2 {
             return None;
         }
         let first = if first_is_gated(device, config) {

@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use half::bf16;
 
 use super::{ExpertWeights, MoeDeviceWeights, MoeWeights, RouterWeights, exactly};
-use crate::config::{MoeConfig, SharedExpert, SharedKind, SharedRun, WeightScales};
+use crate::config::{MoeConfig, SCALE_BLOCK, SharedExpert, SharedKind, SharedRun, WeightScales};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::device::Device;
@@ -209,7 +209,7 @@ fn part_of<'a>(
     parts: usize,
 ) -> ExpertWeights<'a> {
     let (h, i) = (config.hidden_size, config.intermediate_size);
-    let blocks = h.div_ceil(128);
+    let blocks = h.div_ceil(SCALE_BLOCK);
     // Without a gate there is nothing of it.
     let rows = |matrix: &'a [_]| match matrix {
         [] => Cow::Borrowed(matrix),
@@ -221,7 +221,9 @@ fn part_of<'a>(
             WeightScales::Tensor => scales,
             WeightScales::Channel => &scales[part * i..(part + 1) * i],
             WeightScales::Block128 if parts == 1 => scales,
-            WeightScales::Block128 => &scales[part * (i / 128) * blocks..(part + 1) * (i / 128) * blocks],
+            WeightScales::Block128 => {
+                &scales[part * (i / SCALE_BLOCK) * blocks..(part + 1) * (i / SCALE_BLOCK) * blocks]
+            }
         })
     };
     ExpertWeights {
@@ -231,9 +233,12 @@ fn part_of<'a>(
         gate_scale: row_scales(&expert.gate_scale),
         up_scale: row_scales(&expert.up_scale),
         down_scale: match config.quantization.weights() {
-            WeightScales::Block128 if parts > 1 => {
-                columns(&expert.down_scale, parts * (i / 128), part * (i / 128), i / 128)
-            }
+            WeightScales::Block128 if parts > 1 => columns(
+                &expert.down_scale,
+                parts * (i / SCALE_BLOCK),
+                part * (i / SCALE_BLOCK),
+                i / SCALE_BLOCK,
+            ),
             _ => Cow::Borrowed(&expert.down_scale),
         },
     }
