@@ -7,7 +7,7 @@
 //! | `shared` | what the devices of one context share |
 //! | `order` | who uses which memory on which stream, and who waits for whom |
 //! | `stream` | streams and events |
-//! | `buffer` | device memory: owned, and borrowed by slices |
+//! | `slice`, `buffer` | device memory: borrowed, and owned |
 //! | `graph` | captured work |
 //! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `enqueue` | launching a kernel |
@@ -16,8 +16,8 @@
 //! | `cudarc` | contexts, streams and memory of cudarc's (feature `cudarc`) |
 //!
 //! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
-//! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then
-//! the others.
+//! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `slice`,
+//! `buffer`, then the others.
 //!
 //! # What is safe, and why
 //! No sequence of safe calls makes two streams race, or uses memory that has been freed:
@@ -53,6 +53,7 @@ pub(crate) mod kernel_cache;
 pub(crate) mod launch;
 pub(crate) mod order;
 pub(crate) mod shared;
+pub(crate) mod slice;
 pub(crate) mod spec;
 pub(crate) mod stream;
 pub(crate) mod tensor_map;

@@ -33,8 +33,6 @@ use super::wire::{ParallelWorkspace, Partials, Wire};
 use crate::config::{ActivationScales, GROUP, MoeConfig, Routing};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
-use crate::gpu::device::Device;
-use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::layer::{Hidden, MoeLayer, Output, Request, Routed};
 use crate::ops::quantize::{
@@ -460,12 +458,14 @@ impl ExpertParallel {
         let [columns, top_k] = [self.wire.hidden, self.wire.top_k];
         for tokens in [1, capacity] {
             let (elements, slots) = (tokens * columns, tokens * top_k);
-            let routed =
-                Routed { topk_ids: imagined(&device, slots), topk_weights: imagined(&device, slots) };
+            let routed = Routed {
+                topk_ids: Slice::imagined(&device, slots),
+                topk_weights: Slice::imagined(&device, slots),
+            };
             let batch = Batch {
                 hidden: match class.types[0] {
-                    "f16" => Activations::F16(imagined(&device, elements)),
-                    _ => Activations::Bf16(imagined(&device, elements)),
+                    "f16" => Activations::F16(Slice::imagined(&device, elements)),
+                    _ => Activations::Bf16(Slice::imagined(&device, elements)),
                 },
                 routed: class.is_routed.then_some(routed),
                 capacity: None,
@@ -475,9 +475,9 @@ impl ExpertParallel {
         let chunk = Chunk { tokens: 1, capacity };
         self.run_experts(rehearsal, chunk, workspace)?;
         let out = match class.types[1] {
-            "bf16" => ActivationsMut::Bf16(imagined_mut(&device, columns)),
-            "f16" => ActivationsMut::F16(imagined_mut(&device, columns)),
-            "f32" => ActivationsMut::F32(imagined_mut(&device, columns)),
+            "bf16" => ActivationsMut::Bf16(SliceMut::imagined(&device, columns)),
+            "f16" => ActivationsMut::F16(SliceMut::imagined(&device, columns)),
+            "f32" => ActivationsMut::F32(SliceMut::imagined(&device, columns)),
             _ => return Ok(()),
         };
         self.sum(rehearsal, chunk, workspace, out)
@@ -614,19 +614,6 @@ impl std::fmt::Debug for ExpertParallel {
         let (rank, size) = (self.communicator.rank(), self.communicator.size());
         write!(f, "rank {rank} of {size} of {:?}, {:?}", self.layer.config(), self.placement)
     }
-}
-
-/// Elements for a rehearsal.
-fn imagined<T: bytemuck::Pod>(device: &Device, len: usize) -> Slice<'_, T> {
-    // SAFETY: operations on a rehearsal's stream look at lengths and enqueue nothing, and `rehearse`, which
-    // alone calls this, has such a stream.
-    unsafe { Slice::from_raw(device, DevicePtr::null(), len) }
-}
-
-/// As [`imagined`], to be written.
-fn imagined_mut<T: bytemuck::Pod>(device: &Device, len: usize) -> SliceMut<'_, T> {
-    // SAFETY: as above.
-    unsafe { SliceMut::from_raw(device, DevicePtr::null(), len) }
 }
 
 /// A forward whose rows are at all ranks. It must be combined: dropped before, it has failed the group, whose
