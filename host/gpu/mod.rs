@@ -8,6 +8,7 @@
 //! | `order` | who uses which memory on which stream, and who waits for whom |
 //! | `stream` | streams and events |
 //! | `slice`, `buffer` | device memory: borrowed, and owned |
+//! | `staging` | page-locked host memory on its way to a device |
 //! | `graph` | captured work |
 //! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `enqueue` | launching a kernel |
@@ -55,5 +56,6 @@ pub(crate) mod order;
 pub(crate) mod shared;
 pub(crate) mod slice;
 pub(crate) mod spec;
+pub(crate) mod staging;
 pub(crate) mod stream;
 pub(crate) mod tensor_map;
