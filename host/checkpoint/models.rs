@@ -119,8 +119,8 @@ pub(crate) struct Tensors {
     pub biases: bool,
     /// The bias of the scores in selection; none where the model has none.
     pub bias: &'static [&'static str],
-    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its name
-    /// is up's.
+    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its
+    /// name is up's.
     pub matrices: Option<[&'static str; 3]>,
     /// One tensor for all experts.
     pub fused: Option<Fused>,

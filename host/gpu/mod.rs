@@ -9,6 +9,7 @@
 //! | `order` | who uses which memory on which stream, and who waits for whom |
 //! | `stream` | streams and events |
 //! | `buffer` | device memory: owned, and borrowed by slices |
+//! | `staging` | page-locked host memory on its way to a device |
 //! | `graph` | captured work |
 //! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `enqueue` | launching a kernel |
@@ -58,5 +59,6 @@ mod notes;
 pub(crate) mod order;
 pub(crate) mod shared;
 pub(crate) mod spec;
+pub(crate) mod staging;
 pub(crate) mod stream;
 pub(crate) mod tensor_map;

@@ -41,8 +41,8 @@ pub use call::{
 };
 pub use forward::{OutputElement, Step};
 pub use memory::DeviceMemory;
-pub(crate) use weights::ExpertSource;
 pub use weights::shared::{SharedDeviceWeights, SharedMatrices, SharedWeights};
+pub(crate) use weights::{ExpertSource, Matrix, Scratch};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
 
@@ -111,7 +111,7 @@ impl MoeLayer {
         Self::with_progress(device, config, weights, &|_| {})
     }
 
-    /// As [`MoeLayer::new`], telling `progress` after every expert how far it is (from several threads).
+    /// As [`MoeLayer::new`], telling `progress` how far it is as it goes on, from several threads.
     ///
     /// # Errors
     /// Those of [`MoeLayer::new`].

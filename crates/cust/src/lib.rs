@@ -21,7 +21,7 @@
 //! | [`error`] | [`CudaError`]: which call failed, with which code, and why |
 //! | [`device`] | devices and their attributes |
 //! | [`context`] | contexts, and which one is a thread's current one |
-//! | [`memory`] | device memory |
+//! | [`memory`] | device memory, page-locked host memory |
 //! | [`module`] | PTX in, kernels out |
 //! | [`stream`], [`event`] | queues of work, and points in them |
 //! | [`graph`] | captured work |
@@ -59,6 +59,6 @@ pub use driver::{Driver, Unavailable};
 pub use error::{CudaError, CudaResult};
 pub use event::Event;
 pub use graph::GraphExec;
-pub use memory::DeviceMemory;
+pub use memory::{DeviceMemory, HostMemory};
 pub use module::{Function, Module};
 pub use stream::Stream;
