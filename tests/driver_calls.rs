@@ -62,7 +62,14 @@ impl Case {
 
     fn forward(&mut self, stream: &Stream) -> fp8_moe::Result<()> {
         let layer = &self.layers.as_slice()[0];
-        layer.forward_routed(stream, &self.hidden, &self.ids, &self.weights, &mut self.workspace, &mut self.out)
+        layer.forward_routed(
+            stream,
+            &self.hidden,
+            &self.ids,
+            &self.weights,
+            &mut self.workspace,
+            &mut self.out,
+        )
     }
 }
 

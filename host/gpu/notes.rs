@@ -142,7 +142,11 @@ mod tests {
         let (one, two) = (Arc::new(1), Arc::new(2));
         let mut group = Group::new(0);
         group.add(&one, Access::Read, false);
-        assert!(group.has(&one, Access::Read) && !group.has(&one, Access::Write) && !group.has(&two, Access::Read));
+        assert!(
+            group.has(&one, Access::Read)
+                && !group.has(&one, Access::Write)
+                && !group.has(&two, Access::Read)
+        );
         assert_eq!((group.for_launch(), group.end()), (None, (&[][..], 0)), "nothing was enqueued");
         group.has_enqueued(3);
         group.add(&one, Access::Write, false);

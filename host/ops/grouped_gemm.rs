@@ -290,7 +290,13 @@ pub(super) fn check_scales(
                 &[groups - 1, group_stride],
             )?);
             let rule = || "strides must keep scales inside 2^63 elements".to_owned();
-            require(last.is_some(), op, "a_scale", format_args!("strides {row_stride}, {group_stride}"), rule)?;
+            require(
+                last.is_some(),
+                op,
+                "a_scale",
+                format_args!("strides {row_stride}, {group_stride}"),
+                rule,
+            )?;
             scales.check(
                 op,
                 "a_scale",

@@ -218,9 +218,13 @@ impl Calls {
             return Ok(());
         };
         let own = *self.capture.lock().unwrap_or_else(PoisonError::into_inner);
-        require(own == Some(capture), op, "stream", format_args!("{stream:?}, which is being captured"), || {
-            "must be captured by ParallelGraph".into()
-        })?;
+        require(
+            own == Some(capture),
+            op,
+            "stream",
+            format_args!("{stream:?}, which is being captured"),
+            || "must be captured by ParallelGraph".into(),
+        )?;
         self.captured.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
