@@ -9,7 +9,7 @@ use std::path::Path;
 
 use checkpoints::{Draft, bf16s, e4m3s, f32s, fixtures, mixtral, qwen3};
 use common::device;
-use fp8_moe::{Checkpoint, Error, Result};
+use fp8_moe::{Checkpoint, Error, ExpertWeights, Result};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
@@ -338,6 +338,32 @@ fn larger_blocks_repeat_their_scales() {
     let weights = checkpoint.weights("model.layers.0.mlp", &checkpoint.config().moe).unwrap();
     assert_eq!(*weights.experts[0].gate_scale, [2.0, 2.0, 0.5]);
     assert_eq!(*weights.experts[0].down_scale, [2.0, 0.5, 0.5]);
+}
+
+/// c13: experts fused in one tensor each for gate and up, and for down, are those of separate tensors.
+#[test]
+fn fused_experts_are_the_same_experts() {
+    let mut draft = qwen3();
+    for (number, (name, tensor)) in draft.tensors.iter_mut().enumerate() {
+        match name.ends_with("scale_inv") {
+            true => *tensor = f32s(&[1, 1], 0.01 * number as f32),
+            false => tensor.bytes.rotate_left(2 * number),
+        }
+    }
+    let weights = |draft: Draft| {
+        let folder = tempdir().unwrap();
+        let checkpoint = Checkpoint::open(draft.write(folder.path()), None).unwrap();
+        checkpoint.weights("model.layers.0.mlp", &checkpoint.config().moe).unwrap().experts
+    };
+    let (each, fused) = (weights(draft.clone()), weights(draft.fused()));
+    for (each, fused) in each.iter().zip(&fused) {
+        assert_eq!([&each.gate, &each.up, &each.down], [&fused.gate, &fused.up, &fused.down]);
+        let scales = |expert: &ExpertWeights<'_>| {
+            [&expert.gate_scale, &expert.up_scale, &expert.down_scale].map(|scale| scale.to_vec())
+        };
+        assert_eq!(scales(each), scales(fused));
+    }
+    assert_eq!((each.len(), each[0].gate == each[1].gate), (4, false));
 }
 
 #[test]

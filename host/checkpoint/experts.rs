@@ -186,8 +186,10 @@ impl<'a> LayerReader<'a> {
             Layout::One(_) => Ok(false),
             Layout::Each(names) => {
                 let Some(rest) = rest.strip_prefix("experts.") else { return Ok(false) };
-                let Some((number, matrix)) = rest.split_once('.') else { return Ok(false) };
-                let Ok(number) = number.parse::<usize>() else { return Ok(false) };
+                let Some((digits, matrix)) = rest.split_once('.') else { return Ok(false) };
+                // `01` and `+1` are no names that anything would read.
+                let number = digits.parse::<usize>().ok().filter(|number| number.to_string() == digits);
+                let Some(number) = number else { return Ok(false) };
                 let Some((matrix, what)) = matrix.split_once('.') else { return Ok(false) };
                 if number >= self.config.experts {
                     let (prefix, experts) = (&self.prefix, self.config.experts);

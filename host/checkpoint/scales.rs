@@ -40,14 +40,20 @@ impl LayerReader<'_> {
         let (up, down) = (largest(Matrix::Up), largest(Matrix::Down));
         let first = gate?.into_iter().chain(up?).reduce(f32::max);
         let found = |scale: Option<f32>, matrix| {
-            scale.ok_or_else(|| {
-                self.refuse(format!(
+            let name = self.tensor_name(matrix, 0);
+            match scale {
+                Some(0.0) => Err(self.refuse(format!(
+                    "the input scale of {}.{name} is 0, and so is that of every expert; one must be positive",
+                    self.prefix
+                ))),
+                Some(scale) => Ok(scale),
+                None => Err(self.refuse(format!(
                     "there is no tensor {}.{}, nor one of another expert; {} needs it",
                     self.prefix,
-                    input_scale_names(&self.tensor_name(matrix, 0))[0],
+                    input_scale_names(&name)[0],
                     self.scheme.said_by
-                ))
-            })
+                ))),
+            }
         };
         Ok([found(first, self.matrices()[0])?, found(down?, Matrix::Down)?])
     }

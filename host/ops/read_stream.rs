@@ -17,7 +17,7 @@ const OP: &str = "read_stream";
 pub fn read_stream(stream: &Stream, from: Slice<'_, u8>) -> Result<()> {
     from.check(OP, "from", from.len(), stream)?;
     let address = from.ptr().raw();
-    require(address.is_multiple_of(COPY_BYTES as u64), OP, "from", format!("{address:#x}"), || {
+    require(address.is_multiple_of(COPY_BYTES as u64), OP, "from", format_args!("{address:#x}"), || {
         format!("must be {COPY_BYTES}-byte aligned")
     })?;
     let device = stream.device();
