@@ -16,7 +16,7 @@ const OP: &str = "read_stream";
 pub fn read_stream(stream: &Stream, from: Slice<'_, u8>) -> Result<()> {
     from.check(OP, "from", from.len(), stream)?;
     let address = from.ptr().raw();
-    require(address.is_multiple_of(16), OP, "from", format!("{address:#x}"), || {
+    require(address.is_multiple_of(16), OP, "from", format_args!("{address:#x}"), || {
         "must be 16-byte aligned".into()
     })?;
     let device = stream.device();

@@ -218,9 +218,13 @@ impl Calls {
             return Ok(());
         };
         let own = *self.capture.lock().unwrap_or_else(PoisonError::into_inner);
-        require(own == Some(capture), op, "stream", format!("{stream:?}, which is being captured"), || {
-            "must be captured by ParallelGraph".into()
-        })?;
+        require(
+            own == Some(capture),
+            op,
+            "stream",
+            format_args!("{stream:?}, which is being captured"),
+            || "must be captured by ParallelGraph".into(),
+        )?;
         self.captured.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
@@ -284,7 +288,7 @@ pub(crate) fn poll(stream: &Stream, limit: Duration, mut look: impl FnMut() -> R
 
 /// The bytes of a rank's block of `len` bytes; refused where they do not divide.
 pub(crate) fn block_bytes(op: &'static str, name: &str, len: usize, ranks: usize) -> Result<usize> {
-    require(len.is_multiple_of(ranks), op, name, format!("{len} bytes"), || {
+    require(len.is_multiple_of(ranks), op, name, format_args!("{len} bytes"), || {
         format!("must be a multiple of {ranks}, the ranks")
     })?;
     Ok(len / ranks)

@@ -118,7 +118,7 @@ impl ExpertParallel {
         })?;
         require(options.chunk != Some(0), OP, "chunk", 0, || "must be at least 1".into())?;
         let same = layer.device().same_as(communicator.device());
-        require(same, OP, "layer", format!("a layer on {}", layer.device()), || {
+        require(same, OP, "layer", format_args!("a layer on {}", layer.device()), || {
             format!("must be on the communicator's device, {}", communicator.device())
         })?;
         let placement = match &options.placement {
@@ -238,11 +238,11 @@ impl ExpertParallel {
         let replace = || {
             let [old, new] = [&self.layer, &layer]
                 .map(|layer| MoeConfig { local_experts: None, ..layer.config().clone() });
-            require(old == new, OP, "layer", format!("{new:?}"), || {
+            require(old == new, OP, "layer", format_args!("{new:?}"), || {
                 "must have the config of the old one, but for its experts".into()
             })?;
             let same = layer.device().same_as(self.layer.device());
-            require(same, OP, "layer", format!("a layer on {}", layer.device()), || {
+            require(same, OP, "layer", format_args!("a layer on {}", layer.device()), || {
                 format!("must be on {}", self.layer.device())
             })?;
             (self.layer, self.placement) = (layer, placement);
@@ -381,7 +381,7 @@ impl ExpertParallel {
     /// Refuses a batch that does not fit; its tokens and its capacity.
     fn check(&self, stream: &Stream, batch: &Batch<'_>, workspace: &ParallelWorkspace) -> Result<Chunk> {
         let same = self.layer.device().same_as(stream.device());
-        require(same, OP, "stream", format!("{stream:?}"), || {
+        require(same, OP, "stream", format_args!("{stream:?}"), || {
             format!("must be on the layer's device, {}", self.layer.device())
         })?;
         let (config, h) = (self.layer.config(), self.wire.hidden);
@@ -390,7 +390,7 @@ impl ExpertParallel {
             "must be of this layer, or of one with equal config and options".into()
         })?;
         let (len, tokens) = (batch.len(), batch.len() / h);
-        require(len.is_multiple_of(h), OP, "hidden", format!("{len} elements"), || {
+        require(len.is_multiple_of(h), OP, "hidden", format_args!("{len} elements"), || {
             format!("must be a multiple of {h}, the hidden size")
         })?;
         batch.hidden.check(OP, "hidden", len, stream)?;
@@ -400,7 +400,7 @@ impl ExpertParallel {
         require(capacity <= self.options.max_tokens, OP, "capacity", capacity, || {
             format!("must be at most {}, max_tokens", self.options.max_tokens)
         })?;
-        require(tokens <= capacity, OP, "hidden", format!("{tokens} tokens"), || {
+        require(tokens <= capacity, OP, "hidden", format_args!("{tokens} tokens"), || {
             format!("must be at most {capacity} tokens, the capacity that was announced")
         })?;
         match &batch.routed {
@@ -570,7 +570,7 @@ impl ExpertParallel {
             routed: Some(Routed { topk_ids: ids, topk_weights: workspace.weights.slice(..rows * top_k) }),
             workspace: workspace.layer.memory(),
             out: Output::Write(out),
-            observe: &|_| {},
+            observe: None,
             is_weighed: true,
         };
         self.layer.enqueue(stream, request)?;

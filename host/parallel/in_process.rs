@@ -174,7 +174,7 @@ impl InProcess {
         let bytes = block_bytes(OP, "send", send.len(), ranks)?;
         send.check_device(OP, "send", stream)?;
         receive.check_device(OP, "receive", stream)?;
-        require(receive.len() == send.len(), OP, "receive", format!("{} bytes", receive.len()), || {
+        require(receive.len() == send.len(), OP, "receive", format_args!("{} bytes", receive.len()), || {
             format!("must have {}, as `send` has", send.len())
         })?;
         let block = |rank: usize| rank * bytes..(rank + 1) * bytes;

@@ -155,7 +155,7 @@ impl Nccl {
         let size = ask("ncclCommCount", table.ncclCommCount)?;
         let ordinal = ask("ncclCommCuDevice", table.ncclCommCuDevice)?;
         let own = device.context().device().as_raw().max(0) as usize;
-        require(ordinal == own, "Nccl::from_raw", "comm", format!("of GPU {ordinal}"), || {
+        require(ordinal == own, "Nccl::from_raw", "comm", format_args!("of GPU {ordinal}"), || {
             format!("must be of the device, {device}")
         })?;
         let board = Arc::default();
@@ -236,7 +236,7 @@ impl Nccl {
     fn transpose(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()> {
         const OP: &str = "all_to_all";
         let bytes = block_bytes(OP, "send", send.len(), self.size)?;
-        require(receive.len() == send.len(), OP, "receive", format!("{} bytes", receive.len()), || {
+        require(receive.len() == send.len(), OP, "receive", format_args!("{} bytes", receive.len()), || {
             format!("must have {}, as `send` has", send.len())
         })?;
         send.check(OP, "send", send.len(), stream)?;
