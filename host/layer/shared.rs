@@ -71,16 +71,10 @@ impl Call<'_> {
         match (&self.plan.shared, &self.weights.shared) {
             (SharedPlan::Layer(plan), Some(Shared::Layer(weights))) => {
                 let Some(config) = self.config.shared_layer() else { return Ok(()) };
-                let call = Call { config: &config, weights, plan, observe: &|_| {} };
+                let call = Call { config: &config, weights, plan, observe: None };
                 let out = Output::Write(ActivationsMut::F32(out));
-                let request = Request {
-                    hidden,
-                    is_weighed: false,
-                    routed: None,
-                    workspace: layer,
-                    out,
-                    observe: &|_| {},
-                };
+                let request =
+                    Request { hidden, is_weighed: false, routed: None, workspace: layer, out, observe: None };
                 call.enqueue(stream, request)
             }
             (SharedPlan::Bf16, Some(Shared::Bf16 { w13, w2, gate })) => {
