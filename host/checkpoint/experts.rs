@@ -27,7 +27,7 @@ use safetensors::Dtype;
 use super::files::Files;
 use super::models::{Fused, Model, Order, SHARED_PROJECTIONS, Shared};
 use super::quantization::{ActivationScales, Scheme};
-use super::scales::{input_scale_names, weight_scale_names};
+use super::scale_names::{input_scale_names, weight_scale_names};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
