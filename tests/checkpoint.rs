@@ -5,6 +5,7 @@
 mod checkpoints;
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use checkpoints::{Draft, bf16s, e4m3s, f32s, fixtures, mixtral, qwen3};
@@ -222,7 +223,7 @@ fn configs_that_cannot_be() {
     );
     assert_eq!(
         with("num_experts_per_tok", json!(5)),
-        "config: top_k = 5: must be in 1..=4, the number of experts"
+        "config: num_experts_per_tok = 5: must be in 1..=4, the number of experts"
     );
     assert_eq!(with("hidden_size", json!("64")), "config: hidden_size = \"64\": must be a whole number");
     assert_eq!(
@@ -261,6 +262,49 @@ fn configs_that_cannot_be() {
         "MixtralConfig's default"
     );
     assert_eq!(without("quantization_config"), quantization(json!(null)));
+}
+
+/// Keys that a config lacks are what the model's class in transformers takes, which `tests/fixtures/defaults.py`
+/// has written down; where that has none either, the key is said to be missing.
+#[test]
+fn missing_keys_take_the_defaults_of_the_class() {
+    let text = std::fs::read_to_string(fixtures().join("defaults.json")).unwrap();
+    let classes: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
+    let mut checked = BTreeSet::new();
+    for entry in std::fs::read_dir(fixtures().join("models")).unwrap() {
+        let mut draft = Draft::read(&entry.unwrap().path());
+        let outer = draft.config.clone();
+        let inner =
+            ["/thinker_config/text_config", "/text_config", ""].iter().find_map(|at| outer.pointer(at));
+        let model_type = inner.unwrap()["model_type"].as_str().unwrap();
+        let Some(class) = classes.get(model_type).filter(|_| !checked.contains(model_type)) else { continue };
+        let section = ["quantization_config", "text_config/quantization_config"];
+        let section = section.iter().find_map(|at| outer.pointer(&format!("/{at}")));
+        draft.config = json!({"model_type": model_type, "quantization_config": section});
+        let folder = tempdir().unwrap();
+        match Checkpoint::open(draft.write(folder.path()), None) {
+            Ok(checkpoint) => {
+                let defaults = &checkpoint.config().defaults;
+                assert!(defaults.len() >= 4, "{model_type}: {defaults:?}");
+                for (key, value) in defaults {
+                    let ours: Value = serde_json::from_str(value).unwrap();
+                    let theirs = class.get(key).unwrap_or_else(|| panic!("{model_type} has no {key}"));
+                    let is_same = ours == *theirs || ours.is_number() && ours.as_f64() == theirs.as_f64();
+                    assert!(is_same, "{model_type}: {key} = {ours}, {theirs} in the class");
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                let missing = error.strip_suffix(" is missing").and_then(|start| start.rsplit(' ').next());
+                let is_none = |key: &str| class.get(key).is_none_or(Value::is_null);
+                // Nemotron-H's is 7688.
+                let is_odd = error.ends_with("must be a positive multiple of 16");
+                assert!(missing.is_some_and(is_none) || is_odd, "{model_type}: {error}");
+            }
+        }
+        checked.insert(model_type.to_owned());
+    }
+    assert_eq!(checked.len(), classes.len());
 }
 
 /// What of compressed-tensors and Quark cannot be computed is refused with the words of the config.

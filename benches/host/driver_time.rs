@@ -102,7 +102,8 @@ const NOTHING: &str = "
 /// Time of `launches` bare launches of a kernel that does nothing, the first as it is, the others allowed to
 /// overlap, as in a forward: what the driver takes for any program. The median of a thousand times.
 pub fn bare_launches(context: &Context, launches: u32) -> CudaResult<Duration> {
-    let (stream, module) = (Stream::new(context)?, Module::from_ptx(context, NOTHING)?);
+    // SAFETY: an empty kernel, which drivers compile.
+    let (stream, module) = (Stream::new(context)?, unsafe { Module::from_ptx(context, NOTHING) }?);
     let function = module.function("nothing")?;
     let arguments = [0_u8; 640];
     let mut times = Vec::new();

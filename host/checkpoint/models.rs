@@ -3,6 +3,7 @@
 //! A row says what the module computes, what its config's keys are called and default to, and what its
 //! tensors are called. [`config`](super::config) reads a config by a row; [`experts`](super::experts) reads
 //! tensors by a row. Adding a model is adding a row here, and a fixture in `tests/fixtures/make.py`.
+//! The file is as long as the table: rows are data, read one at a time.
 //!
 //! ```text
 //! <prefix>.<router>                         [E, H]       bf16, f16 or f32

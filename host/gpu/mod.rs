@@ -8,7 +8,7 @@
 //! | `notes` | what a thread has said about the memory that its operations use |
 //! | `order` | who uses which memory on which stream, and who waits for whom |
 //! | `stream` | streams and events |
-//! | `buffer` | device memory: owned, and borrowed by slices |
+//! | `slice`, `buffer` | device memory: borrowed, and owned |
 //! | `staging` | page-locked host memory on its way to a device |
 //! | `graph` | captured work |
 //! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
@@ -20,7 +20,7 @@
 //!
 //! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
 //! order `family`, `launch`, `kernel_cache`, `map_cache`, `notes`, `order`, `shared`, `spec`, `device`,
-//! `stream`, `buffer`, then the others.
+//! `stream`, `slice`, `buffer`, then the others.
 //!
 //! # What is safe, and why
 //! No sequence of safe calls makes two streams race, or uses memory that has been freed:
@@ -58,6 +58,7 @@ pub(crate) mod map_cache;
 mod notes;
 pub(crate) mod order;
 pub(crate) mod shared;
+pub(crate) mod slice;
 pub(crate) mod spec;
 pub(crate) mod staging;
 pub(crate) mod stream;

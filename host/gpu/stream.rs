@@ -349,13 +349,18 @@ impl Event {
     /// Marks the end of everything enqueued on `stream` so far.
     ///
     /// # Errors
-    /// If the stream is another device's, or is being captured.
+    /// If the stream is another device's, or is being captured, by whomever.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
         }
         stream.refuse_capture("record")?;
+        if stream.is_foreign_capture() {
+            // Who waits for it would be captured too, and would not know.
+            let rule = "must not be one that another program captures";
+            return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
+        }
         Ok(self.raw.record(stream.queue.raw())?)
     }
 

@@ -6,8 +6,8 @@ use crate::error::{CudaResult, call};
 use crate::module::Function;
 use crate::stream::Stream;
 use crate::sys::{
-    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUlaunchAttribute, CUlaunchAttributeValue,
-    CUlaunchConfig,
+    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUDA_ERROR_INVALID_HANDLE, CUlaunchAttribute,
+    CUlaunchAttributeValue, CUlaunchConfig,
 };
 
 /// How a kernel is launched.
@@ -25,17 +25,26 @@ pub struct LaunchConfig {
 }
 
 impl Stream {
-    /// Enqueues a kernel; `params` has one pointer per parameter, each to a value of that parameter's size.
+    /// Enqueues a kernel, a function of the stream's context; others are refused. `params` has one pointer per
+    /// parameter, each to a value of that parameter's size.
     ///
     /// # Safety
-    /// `params` must be as said. The values must mean to the kernel what it expects: memory of this device
-    /// that stays allocated, and is not used by others, until the stream has run the kernel.
+    /// - `params` must be as said. The values must mean to the kernel what it expects: memory of this device
+    ///   that stays allocated, and is not used by others, until the stream has run the kernel. Grid, block and
+    ///   shared memory must be such that the kernel keeps to that memory.
+    /// - `function`, or a clone of it, must live until the stream has run the kernel. If the stream is being
+    ///   captured, it must live as long as the [`Template`](crate::graph::Template) and the
+    ///   [`GraphExec`](crate::GraphExec)s that are made of the capture.
     pub unsafe fn launch(
         &self,
         function: &Function,
         config: LaunchConfig,
         params: &mut [*mut c_void],
     ) -> CudaResult<()> {
+        if function.context() != self.context() {
+            // Of another driver its handle would be an address there.
+            return self.driver().check("cuLaunchKernelEx", CUDA_ERROR_INVALID_HANDLE);
+        }
         let mut value = CUlaunchAttributeValue { pad: [0; 64] };
         value.programmatic_stream_serialization_allowed = c_int::from(true);
         let id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -49,8 +58,8 @@ impl Stream {
             num_attrs: c_uint::from(config.overlap),
         };
         let _current = self.context().enter()?;
-        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive; the
-        // parameters are the caller's contract.
+        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive, and of
+        // one context; the parameters are the caller's contract.
         unsafe {
             call!(
                 self.driver(),

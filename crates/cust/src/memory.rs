@@ -11,7 +11,7 @@ use crate::sys::{self, CUdeviceptr};
 /// Bytes in the memory of a device, freed on drop.
 ///
 /// It is a range of addresses, no more: what reads and writes it, and when, is the business of who enqueues
-/// that.
+/// that. It must not be dropped before: that is the contract of the copies, fills and launches.
 pub struct DeviceMemory {
     context: Context,
     address: CUdeviceptr,

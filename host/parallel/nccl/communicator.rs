@@ -16,6 +16,7 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::ops::quantize::ActivationsMut;
+use crate::parallel::communicator::closed::Closed;
 use crate::parallel::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
 use crate::parallel::failure::{AbortHandle, Board};
 use crate::parallel::start::Peers;
@@ -369,6 +370,8 @@ fn hash(value: &impl Hash) -> u64 {
     value.hash(&mut hasher);
     hasher.finish()
 }
+
+impl Closed for Nccl {}
 
 impl Communicator for Nccl {
     fn rank(&self) -> usize {
