@@ -18,6 +18,7 @@ mod inspect;
 mod json;
 mod models;
 mod quantization;
+mod scale_names;
 mod scales;
 mod tensor;
 

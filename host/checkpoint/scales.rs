@@ -14,6 +14,7 @@ use safetensors::Dtype;
 use super::experts::{LayerReader, Layout, part_of_fused};
 use super::models::Order;
 use super::quantization::WeightScales;
+use super::scale_names::{input_scale_names, weight_scale_names};
 use super::tensor::Tensor;
 use crate::config::SCALE_BLOCK;
 use crate::error::Result;
@@ -204,28 +205,6 @@ impl LayerReader<'_> {
         }
         let values = self.scale_values(tensor)?;
         Ok(known.get_or_init(|| values))
-    }
-}
-
-/// The names that the scales of a weight may go by, below the layer's prefix; blocks' names first.
-pub(super) fn weight_scale_names(weight: &str) -> Vec<String> {
-    match weight.strip_suffix(".weight") {
-        Some(module) => ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"]
-            .map(|name| format!("{module}.{name}"))
-            .into(),
-        None => ["scale_inv", "scale", "weight_scale_inv", "weight_scale"]
-            .map(|name| format!("{weight}_{name}"))
-            .into(),
-    }
-}
-
-/// The names that the scale of a weight's input may go by, below the layer's prefix.
-pub(super) fn input_scale_names(weight: &str) -> Vec<String> {
-    match weight.strip_suffix(".weight") {
-        Some(module) => {
-            ["input_scale", "activation_scale", "qscale_act"].map(|name| format!("{module}.{name}")).into()
-        }
-        None => ["input_scale", "activation_scale"].map(|name| format!("{weight}_{name}")).into(),
     }
 }
 
