@@ -1,0 +1,156 @@
+//! The product of a unit's weights and a tile's rows, by eight warps.
+//!
+//! ```text
+//!   a unit's rows:  row groups of 16, eight of each half       RG = half_rows / 8 of them: 1, 2, 4 or 8
+//!   warp w          row group w % RG, of every stage the groups of 128 of K  w / RG, w / RG + 8 / RG, ..
+//!
+//!   m16n8k32, lane (g, q) = (lane / 4, lane % 4), of 64 bytes of K from k on
+//!     A   row g: row g of the first half       its 16 bytes from k + 16 q on, 8 of them to each product
+//!         row g + 8: row g of the second half  likewise
+//!     B   column g: row g of the tile          likewise
+//!     D   [0], [1]: first half, row g, rows 2q and 2q + 1 of the tile      [2], [3]: second half
+//! ```
+//!
+//! Lane q of a row has the same 16 bytes of K in both operands, which is all that a sum over K asks for. The
+//! columns of rows that a tile does not have repeat its first row, and are dropped.
+//!
+//! Eight lanes that load together have two rows of weights at a distance of a multiple of 128 bytes, for the
+//! most part: two accesses to a bank. A stage of 32 KiB takes 512 cycles of the 1600 in which it comes.
+
+use cuda_std::math::fma;
+use cuda_std::mma::m16n8k32_e4m3;
+use cuda_std::shared::Shared;
+use cuda_std::{sync, thread};
+
+use super::memory::{Memory, Position};
+use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, Projection};
+use crate::abi::BScaleKind;
+
+/// Some rows of an expert's matrix, by some of K.
+#[derive(Clone, Copy)]
+pub struct Unit {
+    /// The local expert.
+    pub expert: u32,
+    /// Its first row.
+    pub row: u32,
+    /// Its number among the parts of K.
+    pub part: u32,
+    /// From here on, a multiple of 128,
+    pub k: u32,
+    /// up to here.
+    pub k_end: u32,
+}
+
+/// Multiplies the unit in the stages from `position` on by the input rows, of which there are `rows`, and
+/// leaves the sums of every warp in `buffer`, visible to all consumers. Returns the place after the stages.
+///
+/// # Safety
+/// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are those of
+/// a tile. All consumer threads call it together. Reads of the buffer are over that lie before the last call
+/// with the other one.
+#[inline(always)]
+pub unsafe fn unit(
+    projection: &Projection,
+    unit: &Unit,
+    rows: u32,
+    memory: &Memory,
+    mut position: Position,
+    buffer: u32,
+) -> Position {
+    let Projection { weight_scale_kind, half_rows, .. } = *projection;
+    let has_blocks = weight_scale_kind.is(BScaleKind::Block);
+    let (lane, warp) = (thread::lane_id(), thread::warp_id());
+    let (g, q) = (lane / 4, lane % 4);
+    let row_groups = half_rows / 8;
+    let (row, first_group, step) =
+        (warp % row_groups * 8 + g, warp / row_groups, CONSUMER_WARPS / row_groups);
+    let input = memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q;
+    let mut totals = [0.0; 4];
+    let mut at = unit.k;
+    while at < unit.k_end {
+        let bytes = u32::min(unit.k_end - at, FEW_STAGE_K);
+        memory.wait_full(position);
+        let slot = memory.slot(position);
+        let low = memory.stage(position) + row * bytes + 16 * q;
+        let high = low + half_rows * bytes;
+        let mut group = first_group;
+        while group * 128 < bytes {
+            let k = group * 128;
+            let mut products = [0.0; 4];
+            // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a multiple
+            // of 64; inputs have a group more than that, and scales for each group.
+            unsafe {
+                chunk(low + k, high + k, input + at + k, &mut products);
+                if k + 64 < bytes {
+                    chunk(low + k + 64, high + k + 64, input + at + k + 64, &mut products);
+                }
+                let scales = memory.input_scales.add((at + k) / 128 * FEW_TILE_ROWS + 2 * q);
+                let inputs: [f32; 2] = scales.cast().read();
+                let mut blocks = [1.0; 2];
+                if has_blocks {
+                    blocks = [slot.add(group).read(), slot.add(FEW_STAGE_K / 128 + group).read()];
+                }
+                totals = [
+                    fma(products[0], inputs[0] * blocks[0], totals[0]),
+                    fma(products[1], inputs[1] * blocks[0], totals[1]),
+                    fma(products[2], inputs[0] * blocks[1], totals[2]),
+                    fma(products[3], inputs[1] * blocks[1], totals[3]),
+                ];
+            }
+            group += step;
+        }
+        if !has_blocks && at + bytes == unit.k_end {
+            // SAFETY: the last stage of a unit has a scale for each of its rows.
+            let [low, high] = unsafe { [slot.add(row).read(), slot.add(half_rows + row).read()] };
+            totals = [totals[0] * low, totals[1] * low, totals[2] * high, totals[3] * high];
+        }
+        memory.release(position);
+        at += bytes;
+        position = memory.next(position);
+    }
+    // SAFETY: each lane has a place of its own.
+    unsafe { memory.partials(buffer, warp).add(lane).write(totals) };
+    sync::named(CONSUMER_BARRIER, CONSUMERS);
+    position
+}
+
+/// Adds the products over 64 bytes of K.
+///
+/// # Safety
+/// The addresses are this lane's, 16-byte aligned, written and visible. All lanes of the warp call it together.
+#[inline(always)]
+unsafe fn chunk(low: u32, high: u32, input: u32, products: &mut [f32; 4]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let a: [u32; 4] = Shared::from_address(low).read();
+        let c: [u32; 4] = Shared::from_address(high).read();
+        let b: [u32; 4] = Shared::from_address(input).read();
+        m16n8k32_e4m3(products, [a[0], c[0], a[1], c[1]], [b[0], b[1]]);
+        m16n8k32_e4m3(products, [a[2], c[2], a[3], c[3]], [b[2], b[3]]);
+    }
+}
+
+/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it.
+///
+/// # Safety
+/// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.
+#[inline(always)]
+pub unsafe fn sum(
+    projection: &Projection,
+    memory: &Memory,
+    buffer: u32,
+    half: u32,
+    within: u32,
+    row: u32,
+) -> f32 {
+    let row_groups = projection.half_rows / 8;
+    let (lane, component) = (within % 8 * 4 + row / 2, 2 * half + row % 2);
+    let mut warp = within / 8;
+    let mut sum = 0.0;
+    while warp < CONSUMER_WARPS {
+        // SAFETY: the caller's contract.
+        sum += unsafe { memory.partials(buffer, warp).add(lane).cast::<f32>().add(component).read() };
+        warp += row_groups;
+    }
+    sum
+}
