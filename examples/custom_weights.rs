@@ -26,29 +26,26 @@ fn quantize(matrix: &[f32], rows: usize) -> Channelwise {
 }
 
 fn main() -> Result<()> {
-    let config = MoeConfig {
-        hidden_size: 256,
-        intermediate_size: 128,
-        experts: 4,
-        top_k: 2,
-        quantization: Quantization::ChannelToken,
-        ..MoeConfig::default()
-    };
+    let config = MoeConfig::builder()
+        .hidden_size(256)
+        .intermediate_size(128)
+        .experts(4)
+        .top_k(2)
+        .quantization(Quantization::ChannelToken)
+        .build()?;
     let (h, i) = (config.hidden_size, config.intermediate_size);
     let mut source = StdRng::seed_from_u64(1);
     let mut random = |n: usize| (0..n).map(|_| source.random_range(-0.1..0.1f32)).collect::<Vec<_>>();
     let matrices: Vec<_> = (0..config.experts)
         .map(|_| [quantize(&random(i * h), i), quantize(&random(i * h), i), quantize(&random(h * i), h)])
         .collect();
-    let experts = matrices.iter().map(|[gate, up, down]| ExpertWeights {
-        gate: gate.data.as_slice().into(),
-        up: up.data.as_slice().into(),
-        down: down.data.as_slice().into(),
-        gate_scale: gate.scale.as_slice().into(),
-        up_scale: up.scale.as_slice().into(),
-        down_scale: down.scale.as_slice().into(),
+    let experts = matrices.iter().map(|[gate, up, down]| {
+        ExpertWeights::new()
+            .gate(&gate.data, &gate.scale)
+            .up(&up.data, &up.scale)
+            .down(&down.data, &down.scale)
     });
-    let weights = MoeWeights { experts: experts.collect(), ..MoeWeights::default() };
+    let weights = MoeWeights::new(experts.collect());
 
     let device = Device::open(DeviceSpec::Auto)?;
     let stream = Stream::new(&device)?;

@@ -9,6 +9,7 @@ pub use crate::kernels::launchers::ActivationFunction;
 
 /// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Accumulation {
     /// In the tensor core's accumulator, which on some GPUs has fewer bits than f32 (about 14 on Hopper).
     #[default]
@@ -19,6 +20,7 @@ pub enum Accumulation {
 
 /// Which kernels the GEMMs use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Path {
     /// The best there are for the device and the shape.
     #[default]
@@ -40,6 +42,7 @@ pub enum Path {
 /// Whether the first GEMM of a layer gathers its rows of A by token, or reads copies that the quantisation
 /// has scattered to permuted order. The result is the same, bit for bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Gather {
     /// Where it is faster, by the plan's estimate.
     #[default]
@@ -52,6 +55,7 @@ pub enum Gather {
 
 /// How experts are chosen from the router's logits, and how their outputs are weighted.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Routing {
     /// Softmax over all experts, the k largest; Mixtral, Qwen3-MoE.
     Softmax {
@@ -78,6 +82,7 @@ pub enum Routing {
 
 /// How weights and activations are quantised to e4m3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Quantization {
     /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's
     /// static scheme.
@@ -86,6 +91,28 @@ pub enum Quantization {
     ChannelToken,
     /// Weights in 128x128 blocks, activations in 1x128 groups at run time; DeepSeek-V3, Qwen3.
     Block128,
+}
+
+impl Quantization {
+    /// Scales of a weight matrix `[rows, columns]`, row-major: 1, `[rows]`, or `[ceil(rows / 128),
+    /// ceil(columns / 128)]`.
+    pub fn weight_scales(self, rows: usize, columns: usize) -> usize {
+        match self {
+            Quantization::TensorStatic => 1,
+            Quantization::ChannelToken => rows,
+            Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+        }
+    }
+
+    /// Scales of a row of `columns` hidden states that are found at run time: none, 1, or `ceil(columns /
+    /// 128)`.
+    pub fn row_scales(self, columns: usize) -> usize {
+        match self {
+            Quantization::TensorStatic => 0,
+            Quantization::ChannelToken => 1,
+            Quantization::Block128 => columns.div_ceil(128),
+        }
+    }
 }
 
 impl std::fmt::Display for Quantization {
@@ -100,6 +127,7 @@ impl std::fmt::Display for Quantization {
 
 /// Scales of the activations between the two projections under [`Quantization::ChannelToken`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IntermediateScales {
     /// One per row and 128 columns: finer, and found inside the first GEMM where the device's kernels can.
     #[default]
@@ -115,6 +143,7 @@ pub enum IntermediateScales {
 /// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
 /// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reduction {
     /// `out[t] = cast(sum over slots j, ascending, of w[t, j] * cast16(y[t, j]))`, y being the expert outputs
     /// `[T, k, H]` in f32.
@@ -146,8 +175,27 @@ impl std::str::FromStr for Reduction {
     }
 }
 
-/// An MoE layer's sizes and choices.
+/// An MoE layer's sizes and choices: from [`MoeConfig::builder`], or from a checkpoint.
+///
+/// ```
+/// use fp8_moe::{MoeConfig, Quantization, Routing};
+///
+/// let config = MoeConfig::builder()
+///     .hidden_size(2048)
+///     .intermediate_size(768)
+///     .experts(128)
+///     .top_k(8)
+///     .routing(Routing::Softmax { renormalize: true })
+///     .quantization(Quantization::Block128)
+///     .build()?;
+/// assert_eq!(config.local_count(), 128);
+///
+/// let wrong = config.to_builder().top_k(200).build();
+/// assert_eq!(wrong.unwrap_err().to_string(), "MoeConfig: top_k = 200: must be in 1..=128, the number of experts");
+/// # Ok::<(), fp8_moe::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MoeConfig {
     /// H, columns of the hidden states; a multiple of 16.
     pub hidden_size: usize,
@@ -197,6 +245,51 @@ impl Default for MoeConfig {
     }
 }
 
+/// An [`MoeConfig`] in the making. Every method sets the field of its name; what is not set is as in
+/// `MoeConfig::default()`, which has no sizes.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct MoeConfigBuilder {
+    config: MoeConfig,
+}
+
+macro_rules! setters {
+    ($($field:ident: $ty:ty,)*) => {$(
+        #[doc = concat!("Sets [`MoeConfig::", stringify!($field), "`].")]
+        pub fn $field(mut self, $field: $ty) -> MoeConfigBuilder {
+            self.config.$field = $field;
+            self
+        }
+    )*};
+}
+
+impl MoeConfigBuilder {
+    setters! {
+        hidden_size: usize,
+        intermediate_size: usize,
+        experts: usize,
+        top_k: usize,
+        routing: Routing,
+        activation: ActivationFunction,
+        quantization: Quantization,
+        intermediate_scales: IntermediateScales,
+        accumulation: Accumulation,
+        reduction: Reduction,
+        path: Path,
+        gather: Gather,
+        local_experts: Option<Vec<usize>>,
+    }
+
+    /// The config.
+    ///
+    /// # Errors
+    /// Those of [`MoeConfig::validate`].
+    pub fn build(self) -> Result<MoeConfig> {
+        self.config.validate()?;
+        Ok(self.config)
+    }
+}
+
 /// Scales of the activations before a projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowScales {
@@ -211,6 +304,16 @@ pub(crate) enum RowScales {
 const OP: &str = "MoeConfig";
 
 impl MoeConfig {
+    /// A config without sizes, to be completed: 128x128 blocks, softmax routing, `silu`, all experts here.
+    pub fn builder() -> MoeConfigBuilder {
+        MoeConfigBuilder { config: MoeConfig::default() }
+    }
+
+    /// This config, to be changed.
+    pub fn to_builder(&self) -> MoeConfigBuilder {
+        MoeConfigBuilder { config: self.clone() }
+    }
+
     /// Refuses sizes that the kernels cannot do, with the rule.
     pub fn validate(&self) -> Result<()> {
         let sixteen = |name, size: usize| {

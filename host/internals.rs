@@ -3,6 +3,8 @@
 
 pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};
+pub use crate::kernels::{KernelSummary, module, ptx, summaries};
+pub use crate::plan::tiles::{BLOCK_M, HopperTile, PortableTile};
 
 use crate::error::Result;
 use crate::fp8::E4m3;
@@ -12,6 +14,7 @@ use crate::layer::{MoeConfig, MoeLayer};
 use crate::plan::Plan;
 
 /// The weights of a layer, as they lie on the device: [`MoeDeviceWeights`](crate::MoeDeviceWeights) says how.
+#[derive(Debug)]
 pub struct Weights<'a> {
     /// e4m3 `[E_loc, 2I, H]`, I padded.
     pub w13: Slice<'a, E4m3>,

@@ -34,6 +34,7 @@
 //! - *Captured work* has not run: a permutation made in a capture is refused outside it. Replaying a graph is
 //!   unsafe, since it writes memory that nobody lends it, and so may write the lists of a permutation.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+#![warn(missing_debug_implementations)]
 
 pub mod checkpoint;
 mod config;
@@ -42,7 +43,7 @@ mod fp8;
 mod gpu;
 #[doc(hidden)]
 pub mod internals;
-pub mod kernels;
+mod kernels;
 pub mod layer;
 pub mod ops;
 pub mod plan;
@@ -60,9 +61,9 @@ pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{
     Accumulation, ActivationFunction, DeviceMemory, ExpertIds, ExpertWeights, Forward, Gather, Hidden,
-    IntermediateScales, MoeConfig, MoeDeviceWeights, MoeLayer, MoeWeights, Output, OutputElement, OutputType,
-    Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, RouterWeights, Routing,
-    Step, Workspace,
+    IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer, MoeWeights, Output,
+    OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
+    Reduction, RouterWeights, Routing, Step, Workspace,
 };
 
 /// The README's example compiles.

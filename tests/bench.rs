@@ -36,20 +36,20 @@ fn load(device: &Device, config: &MoeConfig, bytes: &[u8]) -> (Vec<f32>, Vec<f32
         Err(_) => scales.to_vec(),
     };
     let experts = (0..local)
-        .map(|e| ExpertWeights {
-            gate: halves[2 * e].into(),
-            up: halves[2 * e + 1].into(),
-            down: w2[e * w2.len() / local..][..w2.len() / local].into(),
-            gate_scale: per_matrix(scales[2 * e]).into(),
-            up_scale: per_matrix(scales[2 * e + 1]).into(),
-            down_scale: w2_scale[e * w2_scale.len() / local..][..w2_scale.len() / local].into(),
+        .map(|e| {
+            let (down, down_scale) = (w2.len() / local, w2_scale.len() / local);
+            ExpertWeights::new()
+                .gate(halves[2 * e], per_matrix(scales[2 * e]))
+                .up(halves[2 * e + 1], per_matrix(scales[2 * e + 1]))
+                .down(&w2[e * down..][..down], &w2_scale[e * down_scale..][..down_scale])
         })
         .collect();
     let input_scales = tensors.tensor("input_scales").ok().map(|t| {
         let scales: Vec<f32> = bytemuck::pod_collect_to_vec(t.data());
         [scales[0], scales[1]]
     });
-    let weights = MoeWeights { experts, input_scales, ..MoeWeights::default() };
+    let mut weights = MoeWeights::new(experts);
+    weights.input_scales = input_scales;
     let layer = MoeLayer::new(device, config, &weights).unwrap();
 
     let stream = device.default_stream();
@@ -126,14 +126,12 @@ fn device_weights_that_do_not_fit_are_refused() {
     let config = SHAPE.config(Scheme::Block, 1, 1).unwrap();
     let [w13, w2, w13_scale, w2_scale] = fp8_moe::MoeDeviceWeights::lengths(&config);
     assert_eq!([w13, w2], [8 * 2 * 256 * 256, 8 * 256 * 256], "I padded to 256");
-    let weights = |w2: usize, input_scales| fp8_moe::MoeDeviceWeights {
-        router: None,
-        correction_bias: None,
-        w13: device.zeros(w13).unwrap().into(),
-        w2: device.zeros(w2).unwrap().into(),
-        w13_scale: device.zeros(w13_scale).unwrap().into(),
-        w2_scale: device.zeros(w2_scale).unwrap().into(),
-        input_scales,
+    let zeros = |len: usize| device.zeros::<f32>(len).unwrap();
+    let weights = |w2: usize, input_scales| {
+        let (w13, w2) = (device.zeros::<E4m3>(w13).unwrap(), device.zeros::<E4m3>(w2).unwrap());
+        let mut weights = fp8_moe::MoeDeviceWeights::new(w13, zeros(w13_scale), w2, zeros(w2_scale));
+        weights.input_scales = input_scales;
+        weights
     };
     let refusal = |weights| match MoeLayer::from_device(&device, &config, weights) {
         Ok(_) => panic!("not refused"),

@@ -4,7 +4,8 @@ mod common;
 
 use common::{device, families};
 use cust::{Context, Driver};
-use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream, kernels};
+use fp8_moe::internals::{module, summaries};
+use fp8_moe::{Device, DeviceSpec, Error, Event, Family, Stream};
 use fp8_moe_cli::{Layers, Part, RoutingKind, Run, Scheme, Shape};
 
 #[test]
@@ -117,13 +118,13 @@ fn every_kernel_loads_as_a_module_of_its_own() {
     for device in families().iter().map(fresh) {
         assert!(device.loaded_kernels().is_empty(), "none before the first launch");
         device.load_kernels().unwrap();
-        let all: Vec<_> = kernels::summaries(device.family()).iter().map(|kernel| kernel.name).collect();
+        let all: Vec<_> = summaries(device.family()).iter().map(|kernel| kernel.name).collect();
         assert!(all.len() > 20 && device.loaded_kernels() == all, "{device:?}");
         for name in all {
-            let module = kernels::module(device.family(), name).unwrap();
-            assert_eq!(module.matches(".visible .entry ").count(), 1, "{name}");
+            let text = module(device.family(), name).unwrap();
+            assert_eq!(text.matches(".visible .entry ").count(), 1, "{name}");
         }
-        assert_eq!(kernels::module(device.family(), "no_such_kernel"), None);
+        assert_eq!(module(device.family(), "no_such_kernel"), None);
     }
 }
 
@@ -160,7 +161,7 @@ fn kernels_load_from_several_threads() {
             scope.spawn(|| device.load_kernels().unwrap());
         }
     });
-    assert_eq!(device.loaded_kernels().len(), kernels::summaries(device.family()).len());
+    assert_eq!(device.loaded_kernels().len(), summaries(device.family()).len());
 }
 
 #[test]

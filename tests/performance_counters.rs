@@ -13,7 +13,7 @@ use std::path::Path;
 
 use common::families;
 use cust::sim::{Counters, set_seed};
-use fp8_moe::plan::{HopperTile, PortableTile};
+use fp8_moe::internals::{HopperTile, PortableTile};
 use fp8_moe::{Device, Family, Gather, MoeConfig};
 use fp8_moe_cli::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 
@@ -47,7 +47,7 @@ fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &
 
 /// The lines of one layer.
 fn lines(device: &Device, scheme: Scheme, (tokens, gather): (usize, Gather)) -> String {
-    let config = MoeConfig { gather, ..SHAPE.config(scheme, 1, 1).unwrap() };
+    let config = SHAPE.config(scheme, 1, 1).unwrap().to_builder().gather(gather).build().unwrap();
     let routed = RoutingKind::Uniform.draw(tokens, SHAPE.experts, SHAPE.top_k, 0).unwrap();
     let load = Load::new(&config, &routed);
     let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();

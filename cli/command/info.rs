@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use fp8_moe::checkpoint::{Inspection, LayerSummary};
-use fp8_moe::{Checkpoint, DeviceSpec, Family, Result, kernels};
+use fp8_moe::{Checkpoint, DeviceSpec, Family, Result, internals};
 
 use crate::terminal;
 
@@ -86,12 +86,12 @@ fn device_info(spec: DeviceSpec) -> Result<()> {
     println!("driver    CUDA {driver_major}.{driver_minor}");
     device.load_kernels()?;
     for family in Family::ALL {
-        let (used, summaries) = (family == device.family(), kernels::summaries(family));
+        let (used, summaries) = (family == device.family(), internals::summaries(family));
         println!();
         println!(
             "kernels   {family}: {} modules, {} KiB of PTX{}",
             summaries.len(),
-            kernels::ptx(family).len() / 1024,
+            internals::ptx(family).len() / 1024,
             if used { ", all loaded" } else { "" }
         );
         println!("          {:<36} {:>8} {:>10} {:>14}", "kernel", "threads", "blocks", "static shared");

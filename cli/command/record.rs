@@ -31,11 +31,11 @@ pub fn is_peer(implementation: &str) -> bool {
 
 /// Our name with these choices.
 pub fn our_name(config: &MoeConfig) -> &'static str {
-    match (config.accumulation, config.reduction) {
-        (Accumulation::Promoted, Reduction::Deterministic) => OURS,
-        (Accumulation::Fast, Reduction::Deterministic) => OURS_FAST,
-        (Accumulation::Promoted, Reduction::OrderFree) => OURS_ORDER_FREE,
-        (Accumulation::Fast, Reduction::OrderFree) => OURS_FAST_ORDER_FREE,
+    match (config.accumulation == Accumulation::Fast, config.reduction == Reduction::OrderFree) {
+        (false, false) => OURS,
+        (true, false) => OURS_FAST,
+        (false, true) => OURS_ORDER_FREE,
+        (true, true) => OURS_FAST_ORDER_FREE,
     }
 }
 

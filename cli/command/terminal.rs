@@ -76,7 +76,8 @@ pub fn load_layer(
 ) -> Result<(String, MoeLayer)> {
     let prefix = checkpoint.find_layer(layer)?;
     let config = checkpoint.config();
-    let moe = MoeConfig { intermediate_scales: scales, reduction, ..checkpoint.layer_config(&prefix)? };
+    let moe = checkpoint.layer_config(&prefix)?.to_builder();
+    let moe = moe.intermediate_scales(scales).reduction(reduction).build()?;
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &moe));
     if let Some(shared) = checkpoint.shared_experts(&prefix) {
         eprintln!("note     {shared} is not computed: the output is that of the routed experts");

@@ -58,6 +58,10 @@ pub fn dump(
             let (rows, columns) = (i.div_ceil(128), h.div_ceil(128));
             (vec![local, 2 * rows, columns], vec![local, columns, rows])
         }
+        other => {
+            let rule = "must be per tensor, per channel or in blocks, whose shapes the format has";
+            return Err(Error::argument("dump", "quantization", other, rule));
+        }
     };
     let tensor = |name, dtype, shape, bytes: &[u8]| Tensor { name, dtype, shape, bytes: bytes.to_vec() };
     let mut tensors = vec![

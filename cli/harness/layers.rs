@@ -53,15 +53,11 @@ impl Layers {
                 w2_pool.fill(down, &mut source, &stream)?;
             }
             let (w13_scale, w2_scale) = scales(config, &mut source);
-            let weights = MoeDeviceWeights {
-                router: None,
-                correction_bias: None,
-                w13: w13.into(),
-                w2: w2.into(),
-                w13_scale: device.upload(&w13_scale)?.into(),
-                w2_scale: device.upload(&w2_scale)?.into(),
-                input_scales: (config.quantization == Quantization::TensorStatic).then_some(INPUT_SCALES),
-            };
+            let (w13_scale, w2_scale) = (device.upload(&w13_scale)?, device.upload(&w2_scale)?);
+            let mut weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
+            if config.quantization == Quantization::TensorStatic {
+                weights = weights.input_scales(INPUT_SCALES);
+            }
             MoeLayer::from_device(device, config, weights)
         };
         let layers = std::iter::repeat_with(layer).take(sets).collect::<Result<Vec<_>>>()?;
@@ -98,12 +94,13 @@ fn scales(config: &MoeConfig, source: &mut ChaCha8Rng) -> (Vec<f32>, Vec<f32>) {
     let mut draw =
         |columns: usize| source.random_range(0.5..1.5) / (WEIGHT_DEVIATION * (columns as f32).sqrt());
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-    let w13: Vec<f32> = match config.quantization {
+    let w13: Vec<f32> = if config.quantization == Quantization::TensorStatic {
         // One scale per half of an expert.
-        Quantization::TensorStatic => (0..2 * config.local_count())
+        (0..2 * config.local_count())
             .flat_map(|_| std::iter::repeat_n(draw(hidden), padded_intermediate(config)))
-            .collect(),
-        Quantization::ChannelToken | Quantization::Block128 => (0..w13).map(|_| draw(hidden)).collect(),
+            .collect()
+    } else {
+        (0..w13).map(|_| draw(hidden)).collect()
     };
     (w13, (0..w2).map(|_| draw(intermediate)).collect())
 }

@@ -69,18 +69,15 @@ impl Shape {
         require(divides, OP, "tp", tp, || format!("must divide the intermediate size, {intermediate}"))?;
         let divides = ep > 0 && experts.is_multiple_of(ep);
         require(divides, OP, "ep", ep, || format!("must divide the {experts} experts"))?;
-        let config = MoeConfig {
-            hidden_size: hidden,
-            intermediate_size: intermediate / tp,
-            experts,
-            top_k,
-            routing: Routing::Softmax { renormalize: true },
-            quantization: scheme.quantization(),
-            ..MoeConfig::default()
-        };
-        let config = if ep == 1 { config } else { config.for_rank(0, ep)? };
-        config.validate()?;
-        Ok(config)
+        let config = MoeConfig::builder()
+            .hidden_size(hidden)
+            .intermediate_size(intermediate / tp)
+            .experts(experts)
+            .top_k(top_k)
+            .routing(Routing::Softmax { renormalize: true })
+            .quantization(scheme.quantization())
+            .build()?;
+        if ep == 1 { Ok(config) } else { config.for_rank(0, ep) }
     }
 }
 

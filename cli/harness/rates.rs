@@ -9,7 +9,7 @@ use super::routing::RoutingKind;
 use super::run::Run;
 use super::timing::Timer;
 use fp8_moe::Result;
-use fp8_moe::{Accumulation, IntermediateScales, MoeConfig};
+use fp8_moe::{Accumulation, IntermediateScales};
 
 /// M, N and K of the dense GEMM.
 pub const MATRIX_SIZE: usize = 8192;
@@ -21,11 +21,12 @@ pub fn matrix_flops_per_second(timer: &mut Timer) -> Result<f64> {
     let shape = Shape { experts: 1, top_k: 1, hidden: n, intermediate: n };
     let device = timer.stream().device().clone();
     // With scales per token the second GEMM's do not change along K, and its sums stay in the tensor cores.
-    let config = MoeConfig {
-        accumulation: Accumulation::Fast,
-        intermediate_scales: IntermediateScales::Token,
-        ..shape.config(Scheme::PerToken, 1, 1)?
-    };
+    let config = shape
+        .config(Scheme::PerToken, 1, 1)?
+        .to_builder()
+        .accumulation(Accumulation::Fast)
+        .intermediate_scales(IntermediateScales::Token)
+        .build()?;
     let layers = Layers::random(&device, &config, 1, &[true], 0)?;
     let mut run = Run::new(&layers, n, &RoutingKind::Uniform.draw(n, 1, 1, 0)?, 0)?;
     let captured = run.capture(1)?;

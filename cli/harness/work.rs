@@ -26,7 +26,7 @@
 use super::part::Part;
 use super::routing::Routed;
 use fp8_moe::internals::is_gated;
-use fp8_moe::{MoeConfig, MoeLayer, Quantization, Reduction, Result};
+use fp8_moe::{MoeConfig, MoeLayer, Reduction, Result};
 
 /// What a routing means for one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,22 +107,11 @@ impl Work {
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let (rows, experts) = (load.local_rows, load.active_experts());
         let all_rows = load.tokens * config.top_k;
-        let scales = |rows: usize, columns: usize| {
-            4 * match config.quantization {
-                Quantization::TensorStatic => 0,
-                Quantization::ChannelToken => rows,
-                Quantization::Block128 => rows * columns.div_ceil(128),
-            }
-        };
+        let quantization = config.quantization;
+        let scales = |rows: usize, columns: usize| 4 * rows * quantization.row_scales(columns);
         // Scales of one expert; gate and up apart.
-        let (w13_scales, w2_scales) = match config.quantization {
-            Quantization::TensorStatic => (2, 1),
-            Quantization::ChannelToken => (2 * i, h),
-            Quantization::Block128 => {
-                let blocks = i.div_ceil(128) * h.div_ceil(128);
-                (2 * blocks, blocks)
-            }
-        };
+        let (w13_scales, w2_scales) =
+            (2 * quantization.weight_scales(i, h), quantization.weight_scales(h, i));
         let w13 = experts * (2 * i * h + 4 * w13_scales);
         let w2 = experts * (h * i + 4 * w2_scales);
         let first_rows = if fusion.gather { load.local_tokens } else { rows };
@@ -145,9 +134,9 @@ impl Work {
             }
             Part::Activation => (0, products + second),
             Part::Gemm2 => {
-                let out = match config.reduction {
-                    Reduction::Deterministic => rows * h * 2,
-                    Reduction::OrderFree => rows * 8 + load.local_tokens * h * 4,
+                let out = match config.reduction == Reduction::OrderFree {
+                    true => rows * 8 + load.local_tokens * h * 4,
+                    false => rows * h * 2,
                 };
                 (2 * rows * h * i, second + w2 + out)
             }
@@ -210,7 +199,7 @@ mod tests {
     #[test]
     fn hand_computed_order_free() {
         let (config, load) = case(Scheme::PerToken);
-        let config = MoeConfig { reduction: Reduction::OrderFree, ..config };
+        let config = config.to_builder().reduction(Reduction::OrderFree).build().unwrap();
         let bytes = |part| Work::new(part, &config, &load, Fusion { activation: true, gather: false }).bytes;
         assert_eq!(bytes(Part::Gemm2), 264 + 33_792 + 2 * 8 + 2 * 256 * 4);
         assert_eq!(bytes(Part::Cast), 3 * 256 * 6);

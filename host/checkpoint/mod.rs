@@ -22,6 +22,7 @@ mod tensor;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -47,6 +48,12 @@ pub struct Checkpoint {
     schemes: Schemes,
     /// What layers' prefixes begin with that the config is of.
     tower: Option<&'static str>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// A tensor's values with its shape.

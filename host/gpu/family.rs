@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The GPU families that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Family {
     /// `cp.async` + `ldmatrix` + `mma.sync` e4m3: Ada, and through the driver's compiler everything newer.
     Sm89,

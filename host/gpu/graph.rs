@@ -36,6 +36,7 @@ impl Stream {
 
 /// A stream for captures, one after the other. No other thread may be given the stream: an operation that
 /// begins during a capture would end after it.
+#[derive(Debug)]
 pub struct Recorder {
     stream: Stream,
 }
@@ -59,6 +60,7 @@ impl Recorder {
 }
 
 /// A stream that records instead of running, until `end` or drop.
+#[derive(Debug)]
 pub struct Capture<'a> {
     stream: &'a Stream,
 }

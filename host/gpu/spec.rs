@@ -12,6 +12,7 @@ const VARIABLE: &str = "FP8_MOE_DEVICE";
 
 /// Which device to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceSpec {
     /// What the environment variable `FP8_MOE_DEVICE` says (`sim`, `cuda`, `cuda:N`), else the first GPU that
     /// can run the kernels; an error when there is none. It is never the emulated device unless the variable

@@ -14,6 +14,7 @@ pub enum AScaleKind {
 /// What joins gate and up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum ActivationFunction {
     /// `up * gate / (1 + e^-gate)`.
     #[default]

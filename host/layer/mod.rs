@@ -31,7 +31,8 @@ mod weights;
 mod workspace;
 
 pub use crate::config::{
-    Accumulation, ActivationFunction, Gather, IntermediateScales, MoeConfig, Quantization, Reduction, Routing,
+    Accumulation, ActivationFunction, Gather, IntermediateScales, MoeConfig, MoeConfigBuilder, Quantization,
+    Reduction, Routing,
 };
 pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
@@ -60,6 +61,13 @@ pub struct MoeLayer {
     config: MoeConfig,
     weights: DeviceWeights,
     loaded: Loaded,
+}
+
+impl std::fmt::Debug for MoeLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let MoeLayer { device, config, .. } = self;
+        f.debug_struct("MoeLayer").field("device", device).field("config", config).finish_non_exhaustive()
+    }
 }
 
 const OP: &str = "MoeLayer::forward";

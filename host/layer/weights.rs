@@ -37,7 +37,15 @@ const OP: &str = "MoeLayer::new";
 ///
 /// Scale lengths, for a matrix `[rows, columns]`: per tensor 1; per channel `rows`; blocks
 /// `ceil(rows / 128) * ceil(columns / 128)`, row-major.
-#[derive(Clone, Debug)]
+///
+/// ```
+/// # use fp8_moe::{E4m3, ExpertWeights};
+/// # let (gate, up, down) = (vec![E4m3::default(); 4096], vec![E4m3::default(); 4096], vec![E4m3::default(); 4096]);
+/// // One scale for all of each matrix: I = H = 64 is within one block of 128x128.
+/// let expert = ExpertWeights::new().gate(&gate, &[0.5]).up(&up, &[0.5]).down(down, vec![0.25]);
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ExpertWeights<'a> {
     /// `[I, H]`, row-major.
     pub gate: Cow<'a, [E4m3]>,
@@ -53,8 +61,34 @@ pub struct ExpertWeights<'a> {
     pub down_scale: Cow<'a, [f32]>,
 }
 
+impl<'a> ExpertWeights<'a> {
+    /// Matrices without elements, to be given by the methods below, borrowed or owned.
+    pub fn new() -> ExpertWeights<'a> {
+        ExpertWeights::default()
+    }
+
+    /// With `gate` `[I, H]` and its scales.
+    pub fn gate(mut self, values: impl Into<Cow<'a, [E4m3]>>, scales: impl Into<Cow<'a, [f32]>>) -> Self {
+        (self.gate, self.gate_scale) = (values.into(), scales.into());
+        self
+    }
+
+    /// With `up` `[I, H]` and its scales.
+    pub fn up(mut self, values: impl Into<Cow<'a, [E4m3]>>, scales: impl Into<Cow<'a, [f32]>>) -> Self {
+        (self.up, self.up_scale) = (values.into(), scales.into());
+        self
+    }
+
+    /// With `down` `[H, I]` and its scales.
+    pub fn down(mut self, values: impl Into<Cow<'a, [E4m3]>>, scales: impl Into<Cow<'a, [f32]>>) -> Self {
+        (self.down, self.down_scale) = (values.into(), scales.into());
+        self
+    }
+}
+
 /// A router's weights `[E, H]`, row-major.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum RouterWeights<'a> {
     /// As most checkpoints have them.
     Bf16(Cow<'a, [bf16]>),
@@ -128,6 +162,7 @@ impl ExpertSource for Given<'_> {
 
 /// All weights of a layer on the host.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct MoeWeights<'a> {
     /// Router; without it the layer takes its routing from the caller.
     pub router: Option<RouterWeights<'a>>,
@@ -140,6 +175,28 @@ pub struct MoeWeights<'a> {
     pub input_scales: Option<[f32; 2]>,
 }
 
+impl<'a> MoeWeights<'a> {
+    /// `experts` without a router: a layer that takes its routing from the caller.
+    pub fn new(experts: Vec<ExpertWeights<'a>>) -> MoeWeights<'a> {
+        MoeWeights { experts, ..MoeWeights::default() }
+    }
+
+    /// With the layer's own router, `[E, H]` of bf16 or f32.
+    pub fn router(self, router: impl Into<RouterWeights<'a>>) -> Self {
+        MoeWeights { router: Some(router.into()), ..self }
+    }
+
+    /// With [`MoeWeights::correction_bias`].
+    pub fn correction_bias(self, bias: impl Into<Cow<'a, [f32]>>) -> Self {
+        MoeWeights { correction_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeWeights::input_scales`].
+    pub fn input_scales(self, scales: [f32; 2]) -> Self {
+        MoeWeights { input_scales: Some(scales), ..self }
+    }
+}
+
 /// All weights of a layer in device memory, laid out as the kernels read them. For
 /// [`crate::MoeLayer::from_device`].
 ///
@@ -150,6 +207,7 @@ pub struct MoeWeights<'a> {
 /// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros,
 /// down's columns and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct MoeDeviceWeights {
     /// Router `[planes, E, H]`, one to three planes whose sum it is
     /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the
@@ -194,15 +252,6 @@ pub(crate) struct DeviceWeights {
     pub expert_map: Option<Buffer<i32>>,
 }
 
-/// Scales of a `[rows, columns]` matrix.
-fn scale_count(quantization: Quantization, rows: usize, columns: usize) -> usize {
-    match quantization {
-        Quantization::TensorStatic => 1,
-        Quantization::ChannelToken => rows,
-        Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
-    }
-}
-
 impl ExpertWeights<'_> {
     /// Refuses matrices and scales that do not fit `config`; `expert` is its number, for errors.
     fn validate(&self, config: &MoeConfig, expert: usize) -> Result<()> {
@@ -214,7 +263,7 @@ impl ExpertWeights<'_> {
         ];
         for (matrix, data, scale, rows, columns) in matrices {
             exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
-            let count = scale_count(config.quantization, rows, columns);
+            let count = config.quantization.weight_scales(rows, columns);
             exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
         }
         Ok(())
@@ -238,6 +287,7 @@ impl MoeWeights<'_> {
             finite(format!("router[{}]", bad.unwrap_or(0)), bad.is_none())?;
         }
         if let Some(bias) = &self.correction_bias {
+            check_uses_bias(config)?;
             exactly("correction_bias", bias.len(), e)?;
             let bad = bias.iter().position(|b| !b.is_finite());
             finite(format!("correction_bias[{}]", bad.unwrap_or(0)), bad.is_none())?;
@@ -309,6 +359,14 @@ impl MoeWeights<'_> {
     }
 }
 
+/// Refuses a correction bias where the routing would ignore it.
+fn check_uses_bias(config: &MoeConfig) -> Result<()> {
+    let uses_bias = matches!(config.routing, Routing::Grouped { .. });
+    require(uses_bias, OP, "correction_bias", "Some", || {
+        format!("must be None for {:?}, which ignores it", config.routing)
+    })
+}
+
 /// Static activations need scales, others must not have any.
 fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()> {
     let is_static = config.quantization == Quantization::TensorStatic;
@@ -324,6 +382,40 @@ fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()
 }
 
 impl MoeDeviceWeights {
+    /// `w13` and `w2`, each with its scales, without a router: a layer that takes its routing from the
+    /// caller.
+    pub fn new(
+        w13: impl Into<DeviceMemory<E4m3>>,
+        w13_scale: impl Into<DeviceMemory<f32>>,
+        w2: impl Into<DeviceMemory<E4m3>>,
+        w2_scale: impl Into<DeviceMemory<f32>>,
+    ) -> MoeDeviceWeights {
+        MoeDeviceWeights {
+            router: None,
+            correction_bias: None,
+            w13: w13.into(),
+            w2: w2.into(),
+            w13_scale: w13_scale.into(),
+            w2_scale: w2_scale.into(),
+            input_scales: None,
+        }
+    }
+
+    /// With the layer's own router: [`MoeDeviceWeights::router`].
+    pub fn router(self, router: impl Into<DeviceMemory<bf16>>) -> Self {
+        MoeDeviceWeights { router: Some(router.into()), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::correction_bias`].
+    pub fn correction_bias(self, bias: impl Into<DeviceMemory<f32>>) -> Self {
+        MoeDeviceWeights { correction_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::input_scales`].
+    pub fn input_scales(self, scales: [f32; 2]) -> Self {
+        MoeDeviceWeights { input_scales: Some(scales), ..self }
+    }
+
     /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale.
     pub fn lengths(config: &MoeConfig) -> [usize; 4] {
         let (local, hidden, padded) =
@@ -393,6 +485,7 @@ impl MoeDeviceWeights {
             exactly("router", (router.len(), router.device()), planes * gate)?;
         }
         if let Some(bias) = &self.correction_bias {
+            check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
         }
         check_input_scales(config, self.input_scales)
@@ -400,10 +493,6 @@ impl MoeDeviceWeights {
 
     /// Adds what the layer needs besides.
     pub(crate) fn complete(self, device: &Device, config: &MoeConfig) -> Result<DeviceWeights> {
-        let uses_bias = matches!(config.routing, Routing::Grouped { .. });
-        require(uses_bias || self.correction_bias.is_none(), OP, "correction_bias", "Some", || {
-            format!("must be None for {:?}, which ignores it", config.routing)
-        })?;
         Ok(DeviceWeights {
             router: self.router,
             correction_bias: self.correction_bias,

@@ -2,7 +2,7 @@
 //!
 //! `x [P, 2I]` holds gate in columns `0..I` and up in `I..2I`. The activation is computed in f32 and rounded
 //! once, to e4m3; the scales are those of [`quantize`](super::quantize). The error of the activation
-//! functions is documented in `kernels-gpu/src/activation/functions.rs`: a few units in the last place of
+//! functions is documented in `kernels-gpu/src/elementwise/activation/functions.rs`: a few units in the last place of
 //! f32.
 
 use super::permutation::Permutation;
@@ -31,6 +31,7 @@ pub struct ActivationShape {
 
 /// How to scale the activated values.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Requantization<'a> {
     /// One scale, given: `q = value * (1 / scale)`.
     TensorStatic {

@@ -13,6 +13,7 @@ use crate::plan::rows::{checked_columns, warp_rows_grid};
 const OP: &str = "cast";
 
 /// Arguments of [`cast`].
+#[derive(Debug)]
 pub struct Cast<'a> {
     /// Rows: T.
     pub rows: usize,

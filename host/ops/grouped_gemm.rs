@@ -43,6 +43,7 @@ pub const SCALE_BLOCK: usize = launchers::SCALE_BLOCK as usize;
 
 /// Scales of A.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum AScale<'a> {
     /// f32 `[1]`: one for all of A.
     Call(Slice<'a, f32>),
@@ -78,6 +79,7 @@ impl AScale<'_> {
 
 /// Scales of B.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum BScale<'a> {
     /// f32 `[E_loc]`: one per expert.
     Expert(Slice<'a, f32>),
@@ -104,6 +106,7 @@ pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
 
 /// Where D goes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum GemmOut<'a> {
     /// bf16 `[P, N]`.
     Bf16(SliceMut<'a, bf16>),

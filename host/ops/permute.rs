@@ -124,6 +124,7 @@ impl Permute<'_> {
 }
 
 /// Scales that go along with the rows.
+#[derive(Debug)]
 pub struct PermuteScales<'a> {
     /// Scales of a row: 1, or one per group.
     pub groups: usize,
@@ -138,6 +139,7 @@ pub struct PermuteScales<'a> {
 }
 
 /// Arguments of [`permute_rows`].
+#[derive(Debug)]
 pub struct PermuteRows<'a, T> {
     /// `[T, columns]`: `E4m3`, `u8`, `bf16` or `f16`.
     pub activations: Slice<'a, T>,

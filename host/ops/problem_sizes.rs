@@ -2,7 +2,7 @@
 //!
 //! [`permute`](super::permute::permute) writes both on its way. For offsets from elsewhere there are
 //! [`problem_sizes`] and [`Permutation::from_lists`](super::permutation::Permutation::from_lists), which
-//! builds the schedule. What they look like is drawn in `kernels-gpu/src/problem_sizes.rs`.
+//! builds the schedule. What they look like is drawn in `kernels-gpu/src/schedule/entry.rs`.
 
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -42,7 +42,7 @@ pub struct TileScheduleOut<'a> {
     pub block_m: usize,
     /// Entry 0 is `{tiles, block_m, rows, 0}`; entries up to [`TILE_SCHEDULE_HEADER`] are counters, set to 0;
     /// then `{expert, first row, rows in the tile, band}` for every tile, by ascending first row; `band` is
-    /// which part of its expert's tiles a GEMM takes together, drawn in `kernels-gpu/src/problem_sizes.rs`.
+    /// which part of its expert's tiles a GEMM takes together, drawn in `kernels-gpu/src/schedule/entry.rs`.
     /// At least [`tile_schedule_entries`] long.
     pub entries: SliceMut<'a, [u32; 4]>,
 }

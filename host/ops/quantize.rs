@@ -27,6 +27,7 @@ const OP: &str = "quantize";
 
 /// Activations to read, in one of the element types that the kernels take.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Activations<'a> {
     /// bfloat16.
     Bf16(Slice<'a, bf16>),
@@ -38,6 +39,7 @@ pub enum Activations<'a> {
 
 /// Activations to write.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum ActivationsMut<'a> {
     /// bfloat16.
     Bf16(SliceMut<'a, bf16>),
@@ -162,6 +164,7 @@ pub struct QuantizeShape {
 
 /// Where the quantised rows go.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Destinations<'a> {
     /// Row i to row i.
     Identity,
@@ -193,6 +196,7 @@ pub enum Destinations<'a> {
 
 /// How to scale.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Scheme<'a> {
     /// One scale, given.
     TensorStatic {

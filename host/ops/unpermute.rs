@@ -16,6 +16,7 @@ use crate::plan::rows::{checked_columns, warp_rows_grid};
 const OP: &str = "unpermute";
 
 /// Arguments of [`unpermute`].
+#[derive(Debug)]
 pub struct Unpermute<'a> {
     /// bf16 or f16 `[P, H]`, in permuted order.
     pub y: Activations<'a>,

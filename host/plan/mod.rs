@@ -27,13 +27,10 @@ pub(crate) mod rows;
 pub(crate) mod tiles;
 pub(crate) mod workspace;
 
-pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
-#[doc(hidden)]
-pub use tiles::{BLOCK_M, HopperTile, PortableTile};
-
 use crate::config::{MoeConfig, Quantization, Reduction, RowScales};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
+pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
 use permutation::PermuteShape;
 use router::RouterLogitsPath;
 use rows::ScaleLayout;

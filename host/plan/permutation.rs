@@ -109,6 +109,7 @@ impl PermuteShape {
 /// Blocks do not wait for each other: each counts all ids, and places its own rows. So the time of a block
 /// grows with all rows, and small blocks cost nothing as long as all of them run at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PermutePath {
     /// Blocks of 512 rows, or of up to 2048 where there would be more blocks than multiprocessors.
     #[default]

@@ -6,6 +6,7 @@ use crate::kernels::launchers::{self, LogitsTile, RouterLogits};
 
 /// The kernels of [`router_logits`](crate::ops::router::router_logits); any of them takes any size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RouterLogitsPath {
     /// By the number of tokens: up to 8, up to 512, more.
     #[default]

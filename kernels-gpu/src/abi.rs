@@ -79,6 +79,7 @@ pub enum OutType {
 #[host]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
+#[non_exhaustive]
 pub enum ActivationFunction {
     /// `up * gate / (1 + e^-gate)`.
     #[default]

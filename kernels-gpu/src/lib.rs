@@ -1,5 +1,17 @@
 //! The GPU kernels of `fp8-moe`.
 //!
+//! | room | what it holds |
+//! |---|---|
+//! | [`abi`] | what the host knows besides: numbers, kinds, groups of arguments |
+//! | [`scan`] | prefix sums over a block |
+//! | [`schedule`] | the tile list: its format, who writes it, how a GEMM walks it; problem sizes |
+//! | [`permute`] | expanded rows into the order of experts |
+//! | [`router`] | logits, and the experts of each token |
+//! | [`elementwise`] | quantise, activation, unpermute, cast |
+//! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
+//!
+//! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
+//!
 //! Compiled to PTX by the root package's build script, once for each GPU family (`cfg(target_feature =
 //! "sm_90a")` tells them apart). A kernel is a `#[kernel]` function; the build script generates a typed
 //! launcher for each.
@@ -9,11 +21,9 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod abi;
-mod activation;
-mod cast;
-mod grouped_gemm;
+mod elementwise;
+mod gemm;
 mod permute;
-mod problem_sizes;
-mod quantize;
 mod router;
-mod unpermute;
+mod scan;
+mod schedule;

@@ -24,6 +24,7 @@ pub fn gate(function: ActivationFunction, gate: f64) -> (f64, f64) {
             let gate = if gate > 7.0 { 7.0 } else { gate };
             (gate * logistic(1.702 * gate), 1.702 * gate)
         }
+        other => panic!("no oracle for {other:?}"),
     }
 }
 

@@ -1,10 +1,10 @@
 //! `grouped_gemm` against the definition in f64, on poisoned memory.
 
+use fp8_moe::internals::PortableTile;
 use fp8_moe::ops::grouped_gemm::{
     Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, grouped_gemm, grouped_gemm_with_settled_schedule,
 };
 use fp8_moe::ops::permutation::Permutation;
-use fp8_moe::plan::PortableTile;
 use fp8_moe::{Buffer, Device, Family};
 use half::{bf16, f16};
 

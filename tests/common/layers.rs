@@ -15,15 +15,9 @@ use super::oracle::Layer;
 
 pub fn config(quantization: Quantization, routing: Routing, sizes: [usize; 4]) -> MoeConfig {
     let [experts, top_k, hidden_size, intermediate_size] = sizes;
-    MoeConfig {
-        hidden_size,
-        intermediate_size,
-        experts,
-        top_k,
-        routing,
-        quantization,
-        ..MoeConfig::default()
-    }
+    let sizes = MoeConfig::builder().hidden_size(hidden_size).intermediate_size(intermediate_size);
+    let sizes = sizes.experts(experts).top_k(top_k);
+    sizes.routing(routing).quantization(quantization).build().expect("a valid config")
 }
 
 /// A layer on the device with all experts of `layer`.
@@ -151,15 +145,16 @@ prop_compose! {
         token_scales in prop::bool::weighted(0.3),
     ) -> MoeConfig {
         let sizes = [experts, k.min(experts), hidden * 16, intermediate * 16];
-        MoeConfig {
-            activation,
-            accumulation: if promoted { Accumulation::Promoted } else { Accumulation::Fast },
-            intermediate_scales: match token_scales {
+        config(quantization, Routing::Softmax { renormalize: true }, sizes)
+            .to_builder()
+            .activation(activation)
+            .accumulation(if promoted { Accumulation::Promoted } else { Accumulation::Fast })
+            .intermediate_scales(match token_scales {
                 true => IntermediateScales::Token,
                 false => IntermediateScales::Group128,
-            },
-            ..config(quantization, Routing::Softmax { renormalize: true }, sizes)
-        }
+            })
+            .build()
+            .expect("a valid config")
     }
 }
 

@@ -62,6 +62,7 @@ impl Matrix {
             Quantization::TensorStatic => 1,
             Quantization::ChannelToken => rows,
             Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+            other => panic!("no oracle for {other:?}"),
         };
         let unit = 1.0 / (0.6 * (columns as f32).sqrt());
         let scale = (0..scales).map(|_| unit * source.random_range(0.5..1.5)).collect();
@@ -73,6 +74,7 @@ impl Matrix {
             Quantization::TensorStatic => 0,
             Quantization::ChannelToken => row,
             Quantization::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
+            other => panic!("no oracle for {other:?}"),
         };
         f64::from(self.scale[index])
     }
@@ -181,21 +183,16 @@ impl Layer {
     pub fn weights(&self, config: &MoeConfig) -> MoeWeights<'_> {
         let expert = |n: usize| {
             let Expert { gate, up, down } = &self.experts[n];
-            ExpertWeights {
-                gate: gate.data.as_slice().into(),
-                up: up.data.as_slice().into(),
-                down: down.data.as_slice().into(),
-                gate_scale: gate.scale.as_slice().into(),
-                up_scale: up.scale.as_slice().into(),
-                down_scale: down.scale.as_slice().into(),
-            }
+            ExpertWeights::new()
+                .gate(&gate.data, &gate.scale)
+                .up(&up.data, &up.scale)
+                .down(&down.data, &down.scale)
         };
-        MoeWeights {
-            router: Some(self.router.as_slice().into()),
-            correction_bias: self.bias.as_deref().map(Into::into),
-            experts: config.local_ids().into_iter().map(expert).collect(),
-            input_scales: self.input_scales,
-        }
+        let experts = config.local_ids().into_iter().map(expert).collect();
+        let mut weights = MoeWeights::new(experts).router(self.router.as_slice());
+        weights.correction_bias = self.bias.as_deref().map(Into::into);
+        weights.input_scales = self.input_scales;
+        weights
     }
 
     /// Scales of the inputs of GEMM 1 and of GEMM 2.
@@ -207,6 +204,7 @@ impl Layer {
             (Quantization::ChannelToken, IntermediateScales::Token) => [Scales::Row; 2],
             (Quantization::ChannelToken, IntermediateScales::Group128) => [Scales::Row, Scales::Group],
             (Quantization::Block128, _) => [Scales::Group; 2],
+            other => panic!("no oracle for {other:?}"),
         }
     }
 
@@ -371,6 +369,7 @@ impl Layer {
                 let factor = f64::from(scaling_factor) / if renormalize { sum + 1e-20 } else { 1.0 };
                 picked.into_iter().map(|i| (i, scores[i] * factor)).collect()
             }
+            other => panic!("no oracle for {other:?}"),
         }
     }
 }

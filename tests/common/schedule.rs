@@ -1,4 +1,4 @@
-//! The tiles of an expert in a tile schedule, from its drawing in `kernels-gpu/src/problem_sizes.rs`.
+//! The tiles of an expert in a tile schedule, from its drawing in `kernels-gpu/src/schedule/entry.rs`.
 
 /// Entries of the tiles of `expert`, whose rows are `first..first + rows`.
 pub fn tiles(expert: usize, first: usize, rows: usize, block_m: usize) -> Vec<[u32; 4]> {

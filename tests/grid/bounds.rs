@@ -89,14 +89,13 @@ fn layers_of_cut_sums_are_within_their_bounds() {
             FUNCTIONS.into_iter().zip([[8, 2, 128, 512], [4, 1, 112, 128], [2, 2, 528, 144], [3, 1, 16, 16]])
         {
             for accumulation in [Accumulation::Promoted, Accumulation::Fast] {
-                let config = MoeConfig {
-                    quantization,
-                    intermediate_scales,
-                    activation,
-                    accumulation,
-                    ..blocks(sizes)
-                };
-                let (layer, hidden, ids, weights) = draw(config, 6, seed);
+                let config = blocks(sizes)
+                    .to_builder()
+                    .quantization(quantization)
+                    .intermediate_scales(intermediate_scales)
+                    .activation(activation)
+                    .accumulation(accumulation);
+                let (layer, hidden, ids, weights) = draw(config.build().unwrap(), 6, seed);
                 let cut: Vec<f32> =
                     layer.emulated(&hidden, &ids, &weights).into_iter().map(|x| x as f32).collect();
                 let expected = layer.forward(&hidden, &ids, &weights);
@@ -130,9 +129,8 @@ fn eight_tokens_may_be_far_from_the_oracle() {
 /// both checks.
 #[test]
 fn one_wrong_element_fails() {
-    let blocks = blocks([8, 2, 256, 512]);
-    let (layer, hidden, ids, weights) =
-        draw(MoeConfig { activation: ActivationFunction::Silu, ..blocks }, 8, 5);
+    let blocks = blocks([8, 2, 256, 512]).to_builder().activation(ActivationFunction::Silu);
+    let (layer, hidden, ids, weights) = draw(blocks.build().unwrap(), 8, 5);
     let expected = layer.forward(&hidden, &ids, &weights);
     let right = values(&expected);
     let tolerance = Tolerance { atol: 3.5e-2, rtol: 3.5e-2 };

@@ -5,7 +5,7 @@
 //! The workspace is that of the layer, in every scheme and on the kernels of every family that the device
 //! runs.
 
-use fp8_moe::{IntermediateScales, MoeConfig, MoeLayer, Quantization, Routing};
+use fp8_moe::{IntermediateScales, MoeLayer, Quantization, Routing};
 
 use crate::common::layers::{Poison, Skew, config, random_routing, run_routed};
 use crate::common::oracle::{self, Layer};
@@ -18,7 +18,8 @@ fn check(quantization: Quantization, intermediate_scales: IntermediateScales) {
         Size::Full => (&[1, 21, 224, 4096], [16, 6, 1040, 720]),
     };
     let layer = config(quantization, Routing::Softmax { renormalize: true }, sizes);
-    let layer = Layer::random(MoeConfig { intermediate_scales, ..layer }, 3);
+    let layer = layer.to_builder().intermediate_scales(intermediate_scales).build().unwrap();
+    let layer = Layer::random(layer, 3);
     for device in families() {
         let stream = device.default_stream();
         let on_device = MoeLayer::new(&device, &layer.config, &layer.weights(&layer.config)).unwrap();

@@ -115,8 +115,8 @@ proptest! {
     ) {
         timing(seed);
         let gather = if gather { Gather::Always } else { Gather::Never };
-        let layer = Layer::random(
-            MoeConfig { gather, ..config(quantization, SOFTMAX, [4, 2, hidden * 16, 64]) }, seed);
+        let config = config(quantization, SOFTMAX, [4, 2, hidden * 16, 64]).to_builder().gather(gather);
+        let layer = Layer::random(config.build().unwrap(), seed);
         for device in families() {
             let stream = Stream::new(&device).unwrap();
             let inputs = Inputs::draw(&device, &layer.config, tokens, seed);
@@ -159,7 +159,7 @@ proptest! {
 fn results_are_added_to_an_output() {
     for device in families().into_iter().filter(|device| device.family() == Family::Sm90a) {
         let config = config(Quantization::Block128, SOFTMAX, [4, 1, 128, 128]);
-        let layer = Layer::random(MoeConfig { reduction: Reduction::OrderFree, ..config }, 3);
+        let layer = Layer::random(config.to_builder().reduction(Reduction::OrderFree).build().unwrap(), 3);
         let stream = Stream::new(&device).unwrap();
         let inputs = Inputs::draw(&device, &layer.config, 33, 4);
         let on_device = on_device(&device, &layer);
@@ -263,15 +263,8 @@ fn weights_of_others() {
                 DeviceMemory::part(buffer.clone(), 0..buffer.len()).unwrap()
             }
         };
-        let weights = MoeDeviceWeights {
-            router: None,
-            correction_bias: None,
-            w13: matrix(&w13),
-            w2: matrix(&down),
-            w13_scale: w13_scale.clone().into(),
-            w2_scale: down_scale.clone().into(),
-            input_scales: None,
-        };
+        let weights =
+            MoeDeviceWeights::new(matrix(&w13), w13_scale.clone(), matrix(&down), down_scale.clone());
         let layer = MoeLayer::from_device(&device, config, weights).unwrap();
         assert_eq!(bits(&inputs.run(&stream, &layer, &inputs.hidden).unwrap()), bits(&expected));
     }

@@ -6,6 +6,7 @@ use crate::common::bounds::{self, Estimate};
 use crate::common::gemm::{
     AKind, B_KINDS, BKind, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew, Values, draw_counts,
 };
+use fp8_moe::internals::BLOCK_M;
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
 use fp8_moe::ops::gated_gemm::{
     GatedGemm, GatedPlan, GatedShape, gated_gemm, gated_gemm_with_settled_schedule,
@@ -13,7 +14,6 @@ use fp8_moe::ops::gated_gemm::{
 use fp8_moe::ops::grouped_gemm::{AScale, Accumulation, BScale, GemmOptions, Path, SCALE_BLOCK};
 use fp8_moe::ops::permutation::Permutation;
 use fp8_moe::ops::permute::ScaleLayout;
-use fp8_moe::plan::BLOCK_M;
 use fp8_moe::{Buffer, Device, E4m3, Family, SliceMut};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;

@@ -1,10 +1,10 @@
 //! `grouped_gemm` against the definition in f64, on poisoned memory.
 
+use fp8_moe::internals::BLOCK_M;
 use fp8_moe::ops::grouped_gemm::{
     AScale, Accumulation, BScale, GemmOptions, GemmOut, GemmPlan, GemmShape, GroupedGemm, Path, grouped_gemm,
     grouped_gemm_with_settled_schedule,
 };
-use fp8_moe::plan::BLOCK_M;
 use fp8_moe::{Device, Error, Family, Stream};
 use half::bf16;
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use crate::common::layers::{
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
-use fp8_moe::{Error, Family, Gather, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream};
+use fp8_moe::{Error, Family, Gather, MoeLayer, Quantization, Result, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -61,7 +61,7 @@ proptest! {
         let cut = seed as usize % (config.experts + 1);
         let mut sum = vec![0.0; whole.len()];
         for local in [0..cut, cut..config.experts, 0..0] {
-            let rank = MoeConfig { local_experts: Some(local.collect()), ..config.clone() };
+            let rank = config.to_builder().local_experts(Some(local.collect())).build().unwrap();
             let part = MoeLayer::new(&device, &rank, &layer.weights(&rank)).unwrap();
             let part: Vec<f32> =
                 run_routed(&stream, &part, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap();
@@ -178,7 +178,8 @@ fn gathered_equals_scattered() {
         hidden[7 * h + 3] = bf16::NAN;
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed);
         let run = |gather| {
-            let config = MoeConfig { gather, local_experts: local_experts.clone(), ..layer.config.clone() };
+            let config = layer.config.to_builder().gather(gather).local_experts(local_experts.clone());
+            let config = config.build().unwrap();
             let layer = MoeLayer::new(&device, &config, &layer.weights(&config)).unwrap();
             assert_eq!(layer.gathers(tokens).unwrap(), gather == Gather::Always, "{config:?}");
             run_routed(&stream, &layer, &hidden, &ids, &weights, Poison::Byte(0xff)).unwrap()

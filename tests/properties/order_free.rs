@@ -10,13 +10,13 @@ use crate::common::layers::{
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
+use fp8_moe::internals::BLOCK_M;
 use fp8_moe::ops::cast::{Cast, cast};
 use fp8_moe::ops::grouped_gemm::{
     Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, TokenSums, grouped_gemm,
 };
 use fp8_moe::ops::permutation::Permutation;
 use fp8_moe::ops::quantize::ActivationsMut;
-use fp8_moe::plan::BLOCK_M;
 use fp8_moe::{
     Buffer, Device, Error, Family, MoeConfig, MoeLayer, Quantization, Reduction, Result, Routing, Stream,
 };
@@ -188,7 +188,7 @@ fn every_tile_and_scale() {
 
 /// The same layer with an order-free reduction.
 fn order_free(layer: &Layer) -> MoeConfig {
-    MoeConfig { reduction: Reduction::OrderFree, ..layer.config.clone() }
+    layer.config.to_builder().reduction(Reduction::OrderFree).build().unwrap()
 }
 
 proptest! {
@@ -203,7 +203,7 @@ proptest! {
         timing(seed);
         let stream = device.default_stream();
         let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
-        let config = MoeConfig { routing, top_k, ..config };
+        let config = config.to_builder().routing(routing).top_k(top_k).build().unwrap();
         let layer = Layer::random(config, seed);
         let (h, k) = (layer.config.hidden_size, layer.config.top_k);
         let hidden = oracle::hidden_states(tokens * h, seed ^ 1);
@@ -343,7 +343,7 @@ fn refusal<T>(result: Result<T>) -> String {
 fn layers_are_refused_without_the_kernels() {
     let (layer, free) = small(Quantization::Block128);
     for device in families() {
-        let portable = MoeConfig { path: Path::Portable { blocks: None }, ..free.clone() };
+        let portable = free.to_builder().path(Path::Portable { blocks: None }).build().unwrap();
         assert_eq!(
             refusal(MoeLayer::new(&device, &portable, &layer.weights(&portable))),
             "MoeConfig: reduction = OrderFree: must be Deterministic for the portable kernels"

@@ -26,7 +26,7 @@ struct Rooms {
     tangled: &'static [&'static str],
 }
 
-const CRATES: [Rooms; 2] = [HOST, PTX_SIM];
+const CRATES: [Rooms; 3] = [HOST, KERNELS, PTX_SIM];
 
 /// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints.
 const HOST: Rooms = Rooms {
@@ -42,6 +42,21 @@ const HOST: Rooms = Rooms {
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
         ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
+    ],
+    tangled: &[],
+};
+
+/// The device crate: what the host knows too, the tile list, and over them the kernels of each step.
+const KERNELS: Rooms = Rooms {
+    source: "kernels-gpu/src",
+    arrows: &[
+        ("abi", &[]),
+        ("scan", &[]),
+        ("schedule", &["abi", "scan"]),
+        ("permute", &["abi", "scan", "schedule"]),
+        ("router", &["abi"]),
+        ("elementwise", &["abi"]),
+        ("gemm", &["abi", "elementwise", "schedule"]),
     ],
     tangled: &[],
 };

@@ -68,7 +68,8 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
-            let config = MoeConfig { accumulation, reduction, gather, ..config };
+            let config = config.to_builder().accumulation(accumulation).reduction(reduction);
+            let config = config.gather(gather).build()?;
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -106,11 +107,8 @@ fn gather(name: &str) -> Result<Gather> {
 }
 
 /// The name of an accumulation.
-pub const fn accumulation_name(accumulation: Accumulation) -> &'static str {
-    match accumulation {
-        Accumulation::Fast => "fast",
-        Accumulation::Promoted => "promoted",
-    }
+pub fn accumulation_name(accumulation: Accumulation) -> &'static str {
+    if accumulation == Accumulation::Fast { "fast" } else { "promoted" }
 }
 
 /// The parts that the arguments ask for, the layer first.
@@ -162,10 +160,8 @@ impl Case {
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shape { experts, top_k, hidden, intermediate } = self.shape;
-        let reduction = match self.config.reduction {
-            Reduction::Deterministic => "",
-            Reduction::OrderFree => ", order-free reduction",
-        };
+        let is_order_free = self.config.reduction == Reduction::OrderFree;
+        let reduction = if is_order_free { ", order-free reduction" } else { "" };
         write!(
             f,
             "{} [{experts}, {top_k}, {hidden}, {intermediate}], tp {}, ep {}, {}, {} sums{}, {} routing",

@@ -1,4 +1,4 @@
-//! Launches the Hopper kernels (`kernels-gpu/src/grouped_gemm/hopper`).
+//! Launches the Hopper kernels (`kernels-gpu/src/gemm/hopper`).
 
 use super::slab_scales;
 use super::{GemmShape, GroupedGemm, OP, raw_scales};

@@ -1,4 +1,4 @@
-//! Launches the portable kernels (`kernels-gpu/src/grouped_gemm/portable`).
+//! Launches the portable kernels (`kernels-gpu/src/gemm/portable`).
 
 use super::{GroupedGemm, raw_scales};
 use crate::error::Result;

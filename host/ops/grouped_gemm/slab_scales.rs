@@ -1,5 +1,5 @@
 //! The scales of A that change along K, as the Hopper kernels take them: by TMA, a tile's rows of one group
-//! at a time (`kernels-gpu/src/grouped_gemm/hopper/slab_scales.rs`).
+//! at a time (`kernels-gpu/src/gemm/hopper/slab_scales.rs`).
 //!
 //! TMA wants lines that begin at multiples of 16 bytes, and boxes that do: a tile's box begins up to three
 //! rows before it.

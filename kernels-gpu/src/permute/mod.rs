@@ -32,20 +32,13 @@
 //! 8 experts each), they lie in L2, and counting them is one shared-memory atomic per 32 ids. See [`sort`]
 //! for the steps.
 
-mod block_scan;
 mod rows;
 pub(crate) mod sort;
 mod tables;
 
-pub(crate) use block_scan::exclusive_scan;
-
 use cuda_std::{arguments, host, memory};
 
-/// Threads of every block that sorts or scans; a multiple of 32, and at most 1024 so that one warp can scan
-/// the warps.
-pub(crate) const THREADS: u32 = 512;
-/// Warps of such a block.
-pub(crate) const WARPS: u32 = THREADS / 32;
+use crate::scan::WARPS;
 
 /// Most warps of a block of the sort that have rows.
 #[host]

@@ -17,9 +17,11 @@
 //! A handful of rows costs one trip to memory for the ids, four barriers, and the stores. Where there are
 //! several blocks the work of each grows with all rows, but only by a shared-memory atomic per 32 ids.
 
+use super::Routing;
 use super::tables::{MAX_STEPS, Ranked, Tables};
-use super::{Routing, THREADS, WARPS, exclusive_scan};
-use crate::problem_sizes::{ProblemSizes, TileSchedule};
+use crate::scan::{THREADS, WARPS, exclusive_scan};
+use crate::schedule::problem_sizes::ProblemSizes;
+use crate::schedule::write::TileSchedule;
 use cuda_std::{arguments, grid, kernel, memory, shared, sync, thread};
 
 /// Output lists of the sort.
@@ -51,9 +53,9 @@ pub(crate) struct Permute {
     /// Rows of a thread, 1 to 4.
     pub steps: u32,
     /// Where the problem sizes go.
-    pub sizes: crate::problem_sizes::ProblemSizes,
+    pub sizes: crate::schedule::problem_sizes::ProblemSizes,
     /// Where the tile schedule goes.
-    pub schedule: crate::problem_sizes::TileSchedule,
+    pub schedule: crate::schedule::write::TileSchedule,
 }
 
 /// Sorts the rows, and writes problem sizes and tile schedule where their pointers are not null.

@@ -14,7 +14,8 @@
 //! A block has at most 2048 rows, so a u16 holds any count of its own. Keys are adjacent: where a thread has
 //! a key, the threads of a warp hit 32 banks. With one block, `bases` and `ends` are not used while counting.
 
-use super::{Routing, THREADS};
+use super::Routing;
+use crate::scan::THREADS;
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::shared::Shared;
 use cuda_std::{host, memory, sync, thread, warp};

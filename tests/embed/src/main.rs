@@ -16,23 +16,15 @@ fn main() -> Result<()> {
     // Every weight is 1, and so are gate and up.
     let one = E4m3::from_f32(1.0);
     let (wide, tall) = (vec![one; INTERMEDIATE * HIDDEN], vec![one; HIDDEN * INTERMEDIATE]);
-    let expert = || ExpertWeights {
-        gate: wide.as_slice().into(),
-        up: wide.as_slice().into(),
-        down: tall.as_slice().into(),
-        gate_scale: vec![1.0].into(),
-        up_scale: vec![1.0].into(),
-        down_scale: vec![1.0].into(),
-    };
-    let config = MoeConfig {
-        experts: EXPERTS,
-        top_k: 2,
-        hidden_size: HIDDEN,
-        intermediate_size: INTERMEDIATE,
-        quantization: Quantization::Block128,
-        ..MoeConfig::default()
-    };
-    let weights = MoeWeights { experts: (0..EXPERTS).map(|_| expert()).collect(), ..MoeWeights::default() };
+    let expert = ExpertWeights::new().gate(&wide, &[1.0]).up(&wide, &[1.0]).down(&tall, &[1.0]);
+    let config = MoeConfig::builder()
+        .experts(EXPERTS)
+        .top_k(2)
+        .hidden_size(HIDDEN)
+        .intermediate_size(INTERMEDIATE)
+        .quantization(Quantization::Block128)
+        .build()?;
+    let weights = MoeWeights::new(vec![expert; EXPERTS]);
     let layer = MoeLayer::new(&device, &config, &weights)?;
 
     let hidden = device.upload(&[bf16::from_f32(1.0 / HIDDEN as f32); TOKENS * HIDDEN])?;

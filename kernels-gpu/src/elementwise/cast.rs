@@ -1,0 +1,58 @@
+//! Kernels `cast_*`: f32 to bf16 or f16, to nearest even.
+//!
+//! A warp takes 256 columns of a row, as in [`warp_rows`](crate::elementwise::rows::warp_rows).
+
+use crate::elementwise::rows::chunk::{CHUNK, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised};
+use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
+use cuda_std::bf16::{Bf16, F16};
+use cuda_std::{arguments, kernel, thread};
+
+/// Arguments of the kernels `cast_*`.
+#[arguments]
+pub struct Cast {
+    /// f32 `[rows, columns]`.
+    pub x: *const f32,
+    /// `[rows, columns]`, of the type that the kernel's name says.
+    pub out: *mut u8,
+    /// Rows of both.
+    pub rows: u32,
+    /// Columns of both.
+    pub columns: u32,
+}
+
+/// Writes `out [rows, columns]`.
+///
+/// # Safety
+/// `x` and `out` have the rows, and nobody else accesses `out`.
+#[inline(always)]
+unsafe fn cast<O: Element>(x: *const f32, out: *mut O, rows: u32, columns: u32) {
+    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
+    let (from, to) = (vectorised(x, columns), vectorised(out, columns));
+    let mut row = thread::block_idx_x() * WARPS + thread::warp_id();
+    while row < rows {
+        // SAFETY: the row exists, and this lane alone has its columns.
+        unsafe {
+            let start = row as usize * columns as usize;
+            let values = load_chunk(x.add(start), column, columns, from);
+            store_chunk(out.add(start), column, columns, to, &values);
+        }
+        row += thread::grid_dim_x() * WARPS;
+    }
+}
+
+macro_rules! cast {
+    ($($name:ident: $out:ident),+) => {$(
+        /// Rounds `x` to `out`.
+        ///
+        /// # Safety
+        /// The arrays have their stated sizes. `out` is not read.
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = before)]
+        pub unsafe fn $name(arguments: Cast) {
+            let Cast { x, out, rows, columns } = arguments;
+            // SAFETY: the kernel's contract.
+            unsafe { cast::<$out>(x, out.cast(), rows, columns) }
+        }
+    )+};
+}
+
+cast!(cast_bf16: Bf16, cast_f16: F16);

@@ -1,0 +1,220 @@
+//! Kernels `unpermute_*`: the weighted sum of each token's expert outputs.
+//!
+//! ```text
+//!   out[t] = sum over slots, ascending, of weight[t, slot] * y[inverse[t * top_k + slot]]
+//!
+//!   token 3, top_k = 4:  inverse[12..16] = 7, 90, 41, 2      90 >= valid_rows: an expert of another rank, not read
+//!                        out[3] = w0 * y[7] + w2 * y[41] + w3 * y[2]
+//! ```
+//!
+//! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does
+//! not depend on the grid. A token without a valid slot gives 0.
+//!
+//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::elementwise::rows::warp_rows). It looks up
+//! to 32 slots of a token up at once, one per lane, and one step ahead: those of the next token while it adds
+//! this one's rows. Four slots are loaded before the first is added, so that their latencies overlap.
+//!
+//! # Before the predecessor has ended
+//! With `routing_is_settled` a warp looks its first slots up before it waits for the kernel before it in the
+//! stream, which may be writing `y` at that time. The caller vouches that `inverse`, `topk_weights` and
+//! `valid_rows` were complete before that kernel began. They are read past L1, which may hold those of an
+//! earlier layer. `y` and `out` are touched behind the wait.
+
+use crate::elementwise::rows::chunk::{
+    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised,
+};
+use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
+use cuda_std::bf16::{Bf16, F16};
+use cuda_std::code::Flag;
+use cuda_std::math::fma;
+use cuda_std::{arguments, grid, kernel, memory, thread, warp};
+
+/// Arguments of the kernels `unpermute_*`.
+#[arguments]
+pub struct Unpermute {
+    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name.
+    pub y: *const u8,
+    /// i32 `[tokens, top_k]`.
+    pub inverse: *const i32,
+    /// f32 `[tokens, top_k]`; null where all weights are 1.
+    pub topk_weights: *const f32,
+    /// i64: rows from it on are skipped.
+    pub valid_rows: *const i64,
+    /// `[tokens, columns]`, of the last type in the kernel's name.
+    pub out: *mut u8,
+    /// T.
+    pub tokens: u32,
+    /// H.
+    pub columns: u32,
+    /// k, at least 1.
+    pub top_k: u32,
+    /// Whether lists and weights were complete before the kernel's predecessor began.
+    pub routing_is_settled: Flag,
+}
+
+/// Slots whose rows are in flight at a time.
+const BATCH: u32 = 4;
+
+/// The expert outputs and where each token finds its own.
+struct Slots<T> {
+    y: *const T,
+    inverse: *const i32,
+    topk_weights: *const f32,
+    valid_rows: *const i64,
+    tokens: u32,
+    columns: u32,
+    top_k: u32,
+    vector: bool,
+}
+
+/// Up to 32 slots of a token, one in each lane.
+#[derive(Clone, Copy)]
+struct Found {
+    /// The slot's row of `y`; [`NO_ROW`](Self::NO_ROW) past the last slot, and where the slot is not valid.
+    row: u32,
+    weight: f32,
+}
+
+impl Found {
+    /// Valid rows are counted in i32.
+    const NO_ROW: u32 = u32::MAX;
+}
+
+impl<T: Element> Slots<T> {
+    /// Looks up the slots `first..first + 32` of `token`. None of a token past the last.
+    ///
+    /// # Safety
+    /// The arrays have their elements for every token, and nobody writes them from now on while the grid
+    /// runs.
+    #[inline(always)]
+    unsafe fn find(&self, token: u32, first: u32) -> Found {
+        let slot = first + thread::lane_id();
+        let mut found = Found { row: Found::NO_ROW, weight: 1.0 };
+        if token < self.tokens && slot < self.top_k {
+            let r = token as usize * self.top_k as usize + slot as usize;
+            // SAFETY: token and slot exist. The loads do not depend on each other: their latencies overlap.
+            unsafe {
+                let valid_rows = memory::load_strong(self.valid_rows).clamp(0, i32::MAX as i64) as u32;
+                let row = memory::load_strong(self.inverse.add(r)) as u32;
+                if !self.topk_weights.is_null() {
+                    found.weight = memory::load_strong(self.topk_weights.add(r));
+                }
+                if row < valid_rows {
+                    found.row = row;
+                }
+            }
+        }
+        found
+    }
+
+    /// The weight of the slot that lane `lane` has found, and its chunk of `y` at `column`: zeros where there
+    /// is no such slot. The whole warp calls it.
+    ///
+    /// # Safety
+    /// The rows below `*valid_rows` exist in `y` and are complete.
+    #[inline(always)]
+    unsafe fn load(&self, found: Found, lane: u32, column: u32) -> (f32, Chunk) {
+        let row = warp::shfl_idx(warp::FULL_MASK, found.row, lane);
+        let weight = warp::shfl_idx(warp::FULL_MASK, found.weight, lane);
+        if row == Found::NO_ROW {
+            return (0.0, [0.0; CHUNK as usize]);
+        }
+        // SAFETY: the row is below `*valid_rows`.
+        let values = unsafe {
+            let row = self.y.add(row as usize * self.columns as usize);
+            load_chunk(row, column, self.columns, self.vector)
+        };
+        (weight, values)
+    }
+}
+
+/// `sum + weight * values`.
+#[inline(always)]
+fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
+    core::array::from_fn(|i| fma(weight, values[i], sum[i]))
+}
+
+/// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`.
+///
+/// # Safety
+/// `out` is writable, and the arrays of `slots` have their elements for every token; those that name rows and
+/// weights were complete before the predecessor began, if `routing_is_settled`.
+#[inline(always)]
+unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routing_is_settled: bool) {
+    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
+    let vector = vectorised(out, slots.columns);
+    let stride = thread::grid_dim_x() * WARPS;
+    let (mut token, mut first) = (thread::block_idx_x() * WARPS + thread::warp_id(), 0);
+    if !routing_is_settled {
+        grid::wait();
+    }
+    // SAFETY: the caller's contract.
+    let mut next = unsafe { slots.find(token, first) };
+    grid::wait();
+    grid::launch_dependents();
+    let mut sum = [0.0; CHUNK as usize];
+    while token < slots.tokens {
+        let (found, count) = (next, u32::min(slots.top_k - first, 32));
+        let of_token = token;
+        first += 32;
+        if first >= slots.top_k {
+            (token, first) = (token + stride, 0);
+        }
+        // SAFETY: the caller's contract.
+        next = unsafe { slots.find(token, first) };
+        let mut lane = 0;
+        while lane < count {
+            const { assert!(32 % BATCH == 0) };
+            // SAFETY: lanes up to 31, behind the wait.
+            let batch = unsafe {
+                [
+                    slots.load(found, lane, column),
+                    slots.load(found, lane + 1, column),
+                    slots.load(found, lane + 2, column),
+                    slots.load(found, lane + 3, column),
+                ]
+            };
+            sum = accumulate(&sum, batch[0]);
+            sum = accumulate(&sum, batch[1]);
+            sum = accumulate(&sum, batch[2]);
+            sum = accumulate(&sum, batch[3]);
+            lane += BATCH;
+        }
+        // No more slots of this token.
+        if first == 0 {
+            // SAFETY: the token's row exists in `out`, and this lane alone has its columns.
+            unsafe {
+                let row = out.add(of_token as usize * slots.columns as usize);
+                store_chunk(row, column, slots.columns, vector, &sum);
+            }
+            sum = [0.0; CHUNK as usize];
+        }
+    }
+}
+
+macro_rules! unpermute {
+    ($($name:ident: $ty:ident => $out:ident),+) => {$(
+        /// Sums the rows of `y` into `out`. `routing_is_settled`: see [`unpermute`](self).
+        ///
+        /// # Safety
+        /// The arrays are null, where they may be, or have their stated sizes. `out` is not read.
+        #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
+        pub unsafe fn $name(arguments: Unpermute) {
+            let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;
+            let Unpermute { tokens, columns, top_k, routing_is_settled, .. } = arguments;
+            let (y, out) = (y.cast::<$ty>(), out.cast::<$out>());
+            let vector = vectorised(y, columns);
+            let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
+            // SAFETY: the kernel's contract.
+            unsafe { unpermute(slots, out, routing_is_settled.is_set()) }
+        }
+    )+};
+}
+
+unpermute!(
+    unpermute_bf16: Bf16 => Bf16,
+    unpermute_bf16_f16: Bf16 => F16,
+    unpermute_bf16_f32: Bf16 => f32,
+    unpermute_f16: F16 => F16,
+    unpermute_f16_f32: F16 => f32
+);

@@ -1,0 +1,185 @@
+//! The plain end: end scales, conversion to D's type.
+//!
+//! A lane has two columns of D that are 8 apart, of rows of A two by two. 16-bit elements are exchanged among
+//! the lanes, so that each has four neighbours of a row. f32 is stored one element at a time, and sums by
+//! token are added to in the same way: eight lanes of a warp have eight neighbours of a row.
+
+use cuda_std::atomic::{self, Scope};
+use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
+use cuda_std::{memory, thread};
+
+use super::BN;
+use super::consume::Columns;
+use super::share::Part;
+use crate::abi::{AScaleKind, OutType, Scales};
+use crate::gemm::hopper::HopperGemm;
+use crate::gemm::hopper::accumulator::Accumulator;
+use crate::gemm::quad::columns_of_a_row;
+use crate::gemm::scales::{A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_CHANNEL};
+
+/// The scale of a row that applies to the whole sum.
+///
+/// # Safety
+/// The contract of the kernels; the row exists.
+#[inline(always)]
+pub unsafe fn row_scale(scales: &Scales, row: u32) -> f32 {
+    match scales.a_kind.raw() {
+        A_PER_GROUP => 1.0,
+        // SAFETY: one scale for every row.
+        A_PER_ROW => unsafe { memory::load_nc(scales.a.add(row as usize)) },
+        // SAFETY: one scale.
+        _ => unsafe { memory::load_nc(scales.a) },
+    }
+}
+
+/// The scale of a column of `n` that applies to the whole sum; 1 past the end.
+///
+/// # Safety
+/// The contract of the kernels.
+#[inline(always)]
+pub unsafe fn column_scale(scales: &Scales, expert: u32, column: u32, n: u32) -> f32 {
+    match scales.b_kind.raw() {
+        B_PER_BLOCK => 1.0,
+        B_PER_CHANNEL if column >= n => 1.0,
+        // SAFETY: one scale per column of every expert.
+        B_PER_CHANNEL => unsafe {
+            memory::load_nc(scales.b.add(expert as usize * n as usize + column as usize))
+        },
+        // SAFETY: one scale per expert.
+        _ => unsafe { memory::load_nc(scales.b.add(expert as usize)) },
+    }
+}
+
+/// Writes a thread's part of an item, as far as rows and columns exist.
+///
+/// # Safety
+/// The contract of the kernels, for an item of the schedule.
+#[inline(always)]
+pub unsafe fn store<A: Accumulator>(totals: &[A; 2], part: &Part, columns: &Columns, arguments: &HopperGemm) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        store_half(&totals[0], part, part.column * BN + columns.column, columns, arguments);
+        store_half(&totals[1], part, part.column * BN + BN / 2 + columns.column, columns, arguments);
+    }
+}
+
+/// Writes a thread's part of half an item, from column `first` on.
+///
+/// # Safety
+/// As [`store`].
+#[inline(always)]
+unsafe fn store_half<A: Accumulator>(
+    total: &A,
+    part: &Part,
+    first: u32,
+    columns: &Columns,
+    arguments: &HopperGemm,
+) {
+    let HopperGemm { scales, out, n, out_type, .. } = arguments;
+    // SAFETY: an item of the schedule.
+    let b = unsafe {
+        [column_scale(scales, part.expert, first, *n), column_scale(scales, part.expert, first + 8, *n)]
+    };
+    if out_type.is(OutType::TokenSums) {
+        total.for_each_column(
+            #[inline(always)]
+            |j, c, low, high| {
+                let row = 8 * j as u32 + 2 * columns.quad_lane + c as u32;
+                if row >= part.rows {
+                    return;
+                }
+                let row = part.first_row + row;
+                // SAFETY: the row is the tile's, its token's sums exist, and the columns are theirs.
+                unsafe {
+                    let (Some(token), weight) = arguments.tokens.of_row(row) else { return };
+                    let to = out.cast::<f32>().add(token as usize * *n as usize + first as usize);
+                    let factor = row_scale(scales, row) * weight;
+                    if first < *n {
+                        atomic::reduce_add(to, low * factor * b[0], Scope::Gpu);
+                    }
+                    if first + 8 < *n {
+                        atomic::reduce_add(to.add(8), high * factor * b[1], Scope::Gpu);
+                    }
+                }
+            },
+        );
+        return;
+    }
+    if out_type.is_not(OutType::F32) {
+        // SAFETY: as above.
+        return unsafe { store_16_bits(total, part, first, b, columns, arguments) };
+    }
+    total.for_each(
+        #[inline(always)]
+        |j, h, c, sum| {
+            let (row, column) = (8 * j as u32 + 2 * columns.quad_lane + c as u32, first + 8 * h as u32);
+            if row >= part.rows || column >= *n {
+                return;
+            }
+            let row = part.first_row + row;
+            // SAFETY: the row is the tile's and the column D's.
+            unsafe {
+                let value = sum * row_scale(scales, row) * b[h];
+                *out.cast::<f32>().add(row as usize * *n as usize + column as usize) = value;
+            }
+        },
+    );
+}
+
+/// As [`store_half`] for bf16 and f16; `b` are the scales of the thread's columns.
+///
+/// # Safety
+/// As [`store`]; all lanes of the warp call it together.
+#[inline(always)]
+unsafe fn store_16_bits<A: Accumulator>(
+    total: &A,
+    part: &Part,
+    first: u32,
+    b: [f32; 2],
+    columns: &Columns,
+    arguments: &HopperGemm,
+) {
+    let HopperGemm { scales, out, n, out_type, .. } = arguments;
+    let lane = thread::lane_id();
+    // Where this lane's four columns and, of every eight rows, its row are after the exchange.
+    let column = first - lane / 4 + (lane & 8) + lane / 16 * 4;
+    let row = 2 * columns.quad_lane + lane / 4 % 2;
+    let per_row = scales.a_kind.is(AScaleKind::Row);
+    // SAFETY: a scale of the call, where there is one.
+    let call = if per_row { 1.0 } else { unsafe { row_scale(scales, 0) } };
+    let b = [b[0] * call, b[1] * call];
+    total.for_each_tile(
+        #[inline(always)]
+        |j, values| {
+            let eight = 8 * j as u32;
+            if eight >= part.rows {
+                return;
+            }
+            let mut a = [1.0; 2];
+            if per_row {
+                // Rows past the end get the last row's.
+                a = [0, 1].map(|c| {
+                    let row = (eight + 2 * columns.quad_lane + c).min(part.rows - 1);
+                    // SAFETY: one of the tile's rows.
+                    unsafe { row_scale(scales, part.first_row + row) }
+                });
+            }
+            let words = [0, 1].map(|h: usize| {
+                let (low, high) = (values[2 * h] * a[0] * b[h], values[2 * h + 1] * a[1] * b[h]);
+                if out_type.is(OutType::F16) { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) }
+            });
+            let four = columns_of_a_row(words, lane);
+            if eight + row < part.rows && column < *n {
+                let row = part.first_row + eight + row;
+                // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 4, so
+                // that the four elements exist and are 8-byte aligned as `out` is.
+                unsafe {
+                    memory::store(
+                        out.cast::<u16>().add(row as usize * *n as usize + column as usize).cast(),
+                        four,
+                    )
+                };
+            }
+        },
+    );
+}
