@@ -9,6 +9,7 @@
 //! | [`router`] | logits, and the experts of each token |
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
+//! | `few_tokens` | the layer behind the router in one launch (sm_90a) |
 //!
 //! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
 //!
@@ -22,6 +23,8 @@
 
 mod abi;
 mod elementwise;
+#[cfg(target_feature = "sm_90a")]
+mod few_tokens;
 mod gemm;
 mod permute;
 mod router;

@@ -57,6 +57,7 @@ const KERNELS: Rooms = Rooms {
         ("router", &["abi"]),
         ("elementwise", &["abi"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
+        ("few_tokens", &["abi", "elementwise"]),
     ],
     tangled: &[],
 };

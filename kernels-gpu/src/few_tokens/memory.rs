@@ -194,7 +194,7 @@ impl Memory {
         self.partials.add((buffer * CONSUMER_WARPS + warp) * 32)
     }
 
-    /// The local expert of a pair; [`NO_EXPERT`](super::tiles::NO_EXPERT) where it has none here.
+    /// The local expert of a pair, or the mark that it has none here.
     #[inline(always)]
     pub fn pair_expert(&self, pair: u32) -> Shared<u32> {
         self.tables.add(PAIR_EXPERTS + pair)

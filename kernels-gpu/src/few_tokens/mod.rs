@@ -147,7 +147,7 @@ pub struct Projection {
 /// Arguments of `few_tokens`.
 #[arguments]
 pub struct FewTokens {
-    /// `[tokens, H]`, of the type that `hidden_type` says.
+    /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
     pub hidden: *const u8,
     /// f32, the scales of hidden states in e4m3, where they have some.
     pub hidden_scales: *const f32,
@@ -169,7 +169,7 @@ pub struct FewTokens {
     pub products: *mut f32,
     /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
     pub control: *mut u32,
-    /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32.
+    /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
     pub out: *mut u8,
     /// T. With `top_k`, at most `FEW_MOST_PAIRS` pairs.
     pub tokens: u32,
@@ -211,56 +211,55 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         memory.begin();
         let tiles = tiles::build(&arguments, &memory);
-        let share = Share::new(tiles, first.units);
-        let second_share = Share::new(tiles, second.units);
+        let mut share = Share::new(tiles, first.units);
+        let mut second_share = Share::new(tiles, second.units);
 
         if thread::warp_id() == CONSUMER_WARPS {
             let mut position = Position::START;
-            for (projection, mut share) in [(&first, share), (&second, second_share)] {
-                while let Some(unit) = share.next() {
-                    let expert = memory.tile_expert(unit.tile);
-                    position = produce::fill(projection, &unit.of(projection, expert), &memory, position);
-                }
+            while let Some(unit) = share.next() {
+                let unit = unit.of(&first, memory.tile_expert(unit.tile));
+                position = produce::fill(&first, &unit, &memory, position);
+            }
+            while let Some(unit) = second_share.next() {
+                let unit = unit.of(&second, memory.tile_expert(unit.tile));
+                position = produce::fill(&second, &unit, &memory, position);
             }
             return;
         }
 
         let control = Control::begin(arguments.control, &share);
-        let inputs = Inputs { arguments: &arguments, memory: &memory };
-        let mut position = Position::START;
-        let mut buffer = 0;
-
-        // GEMM 1: activated values of this block's units, tile by tile.
-        let (mut tile, mut units, mut rest) = (NO_TILE, 0, share);
-        while let Some(unit) = rest.next() {
-            if unit.tile != tile {
-                control.publish(tile, units);
-                (tile, units) = (unit.tile, 0);
-                inputs.take_hidden(tile);
+        let whole = second_share;
+        let (mut position, mut buffer) = (Position::START, 0);
+        let (mut tile, mut units) = (NO_TILE, 0);
+        let mut is_first = true;
+        loop {
+            // Not two loops: they would be all of this code twice.
+            let projection = if is_first { first } else { second };
+            while let Some(unit) = share.next() {
+                if unit.tile != tile {
+                    if is_first {
+                        control.publish(tile, units);
+                    } else {
+                        control.wait(unit.tile, first.units);
+                    }
+                    (tile, units) = (unit.tile, 0);
+                    let rows = memory.tile_size(tile);
+                    let projection = &projection;
+                    Inputs { arguments: &arguments, memory: &memory, projection, is_first, tile, rows }.take();
+                }
+                let unit = unit.of(&projection, memory.tile_expert(tile));
+                let rows = memory.tile_size(tile);
+                position = multiply::unit(&projection, &unit, rows, &memory, position, buffer);
+                store::store(&arguments, &projection, is_first, &unit, tile, &memory, buffer);
+                (units, buffer) = (units + 1, buffer ^ 1);
             }
-            let unit = unit.of(&first, memory.tile_expert(tile));
-            let rows = memory.tile_size(tile);
-            position = multiply::unit(&first, &unit, rows, &memory, position, buffer);
-            store::activated(&arguments, &unit, tile, &memory, buffer);
-            (units, buffer) = (units + 1, buffer ^ 1);
-        }
-        control.publish(tile, units);
-
-        // GEMM 2: products of this block's units, as soon as a tile's values are there.
-        let (mut tile, mut rest) = (NO_TILE, second_share);
-        while let Some(unit) = rest.next() {
-            if unit.tile != tile {
-                tile = unit.tile;
-                control.wait(tile, first.units);
-                inputs.take_activated(tile);
+            if !is_first {
+                break;
             }
-            let unit = unit.of(&second, memory.tile_expert(tile));
-            let rows = memory.tile_size(tile);
-            position = multiply::unit(&second, &unit, rows, &memory, position, buffer);
-            store::products(&arguments, &unit, tile, &memory, buffer);
-            buffer ^= 1;
+            control.publish(tile, units);
+            (share, tile, is_first) = (second_share, NO_TILE, false);
         }
 
-        sum_up::sum_up(&arguments, tiles, &second_share, &control, &memory);
+        sum_up::sum_up(&arguments, tiles, &whole, &control, &memory);
     }
 }

@@ -23,23 +23,9 @@ use cuda_std::shared::Shared;
 use cuda_std::{sync, thread};
 
 use super::memory::{Memory, Position};
+use super::tiles::Unit;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, Projection};
 use crate::abi::BScaleKind;
-
-/// Some rows of an expert's matrix, by some of K.
-#[derive(Clone, Copy)]
-pub struct Unit {
-    /// The local expert.
-    pub expert: u32,
-    /// Its first row.
-    pub row: u32,
-    /// Its number among the parts of K.
-    pub part: u32,
-    /// From here on, a multiple of 128,
-    pub k: u32,
-    /// up to here.
-    pub k_end: u32,
-}
 
 /// Multiplies the unit in the stages from `position` on by the input rows, of which there are `rows`, and
 /// leaves the sums of every warp in `buffer`, visible to all consumers. Returns the place after the stages.
@@ -136,14 +122,14 @@ unsafe fn chunk(low: u32, high: u32, input: u32, products: &mut [f32; 4]) {
 /// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.
 #[inline(always)]
 pub unsafe fn sum(
-    projection: &Projection,
+    half_rows: u32,
     memory: &Memory,
     buffer: u32,
     half: u32,
     within: u32,
     row: u32,
 ) -> f32 {
-    let row_groups = projection.half_rows / 8;
+    let row_groups = half_rows / 8;
     let (lane, component) = (within % 8 * 4 + row / 2, 2 * half + row % 2);
     let mut warp = within / 8;
     let mut sum = 0.0;

@@ -8,7 +8,7 @@ use cuda_std::warp::FULL_MASK;
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
 use super::memory::{Memory, Position};
-use super::multiply::Unit;
+use super::tiles::Unit;
 use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
 

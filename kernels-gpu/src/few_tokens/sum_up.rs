@@ -14,7 +14,7 @@ use super::memory::Memory;
 use super::tiles::{NO_EXPERT, Share};
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STRIPE, FewTokens};
 use crate::abi::OutType;
-use crate::quantize::chunk::{CHUNK, Chunk, Element, store_chunk, vectorised};
+use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element};
 
 /// Lanes that share a token's stripe.
 const LANES: u32 = FEW_STRIPE / CHUNK;
@@ -26,25 +26,20 @@ const LANES: u32 = FEW_STRIPE / CHUNK;
 /// The contract of the kernel; `share` is the block's of GEMM 2, as it was at first.
 #[inline(always)]
 pub unsafe fn sum_up(arguments: &FewTokens, tiles: u32, share: &Share, control: &Control, memory: &Memory) {
-    let (columns, thread) = (arguments.second.rows, thread::thread_idx_x());
+    let columns = arguments.second.rows;
     let stripes = columns.div_ceil(FEW_STRIPE);
     // SAFETY: the contract of the kernel. Masks are written by one lane each, and read behind the barrier.
     unsafe {
-        if tiles == 0 {
-            // Nobody has units.
-            let mut stripe = thread::block_idx_x();
-            while stripe < stripes {
-                sum_stripe(arguments, stripe, memory);
-                stripe += thread::grid_dim_x();
-            }
-            return;
-        }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
+        let stripe = thread::thread_idx_x();
         let mut is_complete = false;
-        if thread < stripes {
-            let (mine, of_tile) = count(arguments, share, thread);
+        if tiles == 0 {
+            // Nobody has units: some stripes of zeros for every block.
+            is_complete = stripe < stripes && stripe % thread::grid_dim_x() == thread::block_idx_x();
+        } else if stripe < stripes {
+            let (mine, of_tile) = count(arguments, share, stripe);
             if mine > 0 {
-                is_complete = control.count_stripe(thread, mine, tiles * of_tile, stripes);
+                is_complete = control.count_stripe(stripe, mine, tiles * of_tile, stripes);
             }
         }
         let mask = ballot(FULL_MASK, is_complete);
@@ -87,7 +82,7 @@ fn count(arguments: &FewTokens, share: &Share, stripe: u32) -> (u32, u32) {
 /// The contract of the kernel; the stripe's products are visible to this thread, and nobody else sums it up.
 #[inline(always)]
 unsafe fn sum_stripe(arguments: &FewTokens, stripe: u32, memory: &Memory) {
-    let FewTokens { out, tokens, out_type, .. } = *arguments;
+    let FewTokens { out, tokens, out_type, adds, .. } = *arguments;
     let columns = arguments.second.rows;
     let column = stripe * FEW_STRIPE + thread::thread_idx_x() % LANES * CHUNK;
     let mut token = thread::thread_idx_x() / LANES;
@@ -95,37 +90,21 @@ unsafe fn sum_stripe(arguments: &FewTokens, stripe: u32, memory: &Memory) {
         if column < columns {
             let row = token as usize * columns as usize;
             // SAFETY: the token's row exists in `out`, of the type that the code says, and this lane alone has
-            // its columns.
+            // its columns, all eight of them, H being a multiple of 64.
             unsafe {
                 let sum = sum_token(arguments, token, column, memory);
                 if out_type.is(OutType::F32) {
-                    store(arguments, out.cast::<f32>(), row, column, sum);
+                    let out = out.cast::<f32>().add(row + column as usize);
+                    let before = if adds.is_set() { f32::load_strong(out) } else { [0.0; CHUNK as usize] };
+                    f32::store(out, &core::array::from_fn(|i| sum[i] + before[i]));
                 } else if out_type.is(OutType::F16) {
-                    store(arguments, out.cast::<F16>(), row, column, sum);
+                    F16::store(out.cast::<F16>().add(row + column as usize), &sum);
                 } else {
-                    store(arguments, out.cast::<Bf16>(), row, column, sum);
+                    Bf16::store(out.cast::<Bf16>().add(row + column as usize), &sum);
                 }
             }
         }
         token += CONSUMERS / LANES;
-    }
-}
-
-/// Stores a chunk of a row of the output, or adds it.
-///
-/// # Safety
-/// The row exists, and this thread alone has the columns.
-#[inline(always)]
-unsafe fn store<T: Element>(arguments: &FewTokens, out: *mut T, row: usize, column: u32, mut sum: Chunk) {
-    let columns = arguments.second.rows;
-    let vector = vectorised(out, columns);
-    // SAFETY: the caller's contract. All eight columns exist, H being a multiple of 64.
-    unsafe {
-        let out = out.add(row);
-        if arguments.adds.is_set() {
-            sum = core::array::from_fn(|i| sum[i] + out.add(column as usize + i).read().to_f32());
-        }
-        store_chunk(out, column, columns, vector, &sum);
     }
 }
 

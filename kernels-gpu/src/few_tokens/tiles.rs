@@ -12,7 +12,6 @@
 use cuda_std::{memory, sync, thread};
 
 use super::memory::Memory;
-use super::multiply::Unit;
 use super::{FEW_TILE_ROWS, FewTokens, Projection};
 
 /// The expert of a pair that has none on this rank.
@@ -100,6 +99,21 @@ pub struct Share {
 pub struct OfTile {
     pub tile: u32,
     index: u32,
+}
+
+/// Some rows of an expert's matrix, by some of K.
+#[derive(Clone, Copy)]
+pub struct Unit {
+    /// The local expert.
+    pub expert: u32,
+    /// Its first row.
+    pub row: u32,
+    /// Its number among the parts of K.
+    pub part: u32,
+    /// From here on, a multiple of 128,
+    pub k: u32,
+    /// up to here.
+    pub k_end: u32,
 }
 
 impl Share {
