@@ -254,6 +254,9 @@ pub(crate) struct Request<'a> {
     pub hidden: Hidden<'a>,
     pub routed: Option<Routed<'a>>,
     pub workspace: SliceMut<'a, u8>,
+    /// Words that a launch finds as the last one left them; without them, some of the workspace, which are
+    /// cleared first.
+    pub control: Option<SliceMut<'a, u32>>,
     pub out: Output<'a>,
     pub observe: &'a dyn Fn(Step),
 }
@@ -311,7 +314,7 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, out, observe: &|_| {} })
+        Ok(Request { hidden, routed, workspace, control: None, out, observe: &|_| {} })
     }
 }
 
@@ -367,12 +370,29 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, workspace, out, observe } = self;
+        let Request { hidden, routed, workspace, control, out, observe } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
-        Request { hidden: *hidden, routed: *routed, workspace: workspace.reborrow(), out, observe: *observe }
+        let (workspace, control) = (workspace.reborrow(), control.as_mut().map(SliceMut::reborrow));
+        Request { hidden: *hidden, routed: *routed, workspace, control, out, observe: *observe }
+    }
+
+    /// Whether hidden states and output are aligned for the layer in one launch: to 16 bytes.
+    pub fn is_aligned(&self) -> bool {
+        let hidden = match &self.hidden {
+            Hidden::Bf16(hidden) => hidden.ptr().raw(),
+            Hidden::F16(hidden) => hidden.ptr().raw(),
+            Hidden::Quantised { values, .. } => values.ptr().raw(),
+        };
+        let (Output::Write(out) | Output::Add(out)) = &self.out;
+        let out = match out {
+            ActivationsMut::Bf16(out) => out.ptr().raw(),
+            ActivationsMut::F16(out) => out.ptr().raw(),
+            ActivationsMut::F32(out) => out.ptr().raw(),
+        };
+        (hidden | out).is_multiple_of(16)
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
+use super::few_tokens::Work;
 use super::weights::DeviceWeights;
 use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
@@ -86,9 +87,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; none has the
-    /// last two.
-    pub const NAMES: [&'static str; 8] = [
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
+    /// never runs both `unpermute` and `cast`, and the last stands for all but the router.
+    pub const NAMES: [&'static str; 9] = [
         "router",
         "permute",
         "quantise",
@@ -97,6 +98,7 @@ impl Step {
         "grouped GEMM 2",
         "unpermute",
         "cast",
+        "one launch",
     ];
 }
 
@@ -156,7 +158,8 @@ impl<'a> Cutter<'a> {
 impl Call<'_> {
     /// Enqueues everything. The request has been checked; its workspace is as long as the plan says.
     pub fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
-        let Request { hidden, routed, workspace, out, .. } = request;
+        let is_aligned = request.is_aligned();
+        let Request { hidden, routed, workspace, control, out, .. } = request;
         let adds = matches!(out, Output::Add(_));
         let (Output::Write(mut out) | Output::Add(mut out)) = out;
         let layout = &self.plan.layout;
@@ -179,6 +182,9 @@ impl Call<'_> {
             products: cutter.take(&layout.products),
         };
         let sums = cutter.take(&layout.sums);
+        let activated = cutter.take(&layout.activated);
+        let products = cutter.take(&layout.few_products);
+        let spare = cutter.take(&layout.control);
         let routed = match routed {
             Some(routed) => routed,
             None => {
@@ -192,6 +198,13 @@ impl Call<'_> {
         };
         if self.config.local_count() == 0 {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
+        }
+        if let Some(plan) = &self.plan.few_tokens
+            && is_aligned
+        {
+            self.step(8);
+            let work = Work { activated, products, control, spare };
+            return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
         }
         let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute(out),
@@ -428,16 +441,11 @@ impl Call<'_> {
                 topk_weights: self.output_weights(routed),
             }),
         };
-        let scale = self.weights.w2_scale.as_slice();
         let args = GroupedGemm {
             a: parts.intermediate.as_slice(),
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
-            b_scale: match self.config.quantization {
-                Quantization::TensorStatic => BScale::Expert(scale),
-                Quantization::ChannelToken => BScale::Channel(scale),
-                Quantization::Block128 => BScale::Block(scale),
-            },
+            b_scale: self.w2_scale(),
             permutation,
             out,
             workspace: parts.partials.reborrow(),
@@ -481,10 +489,20 @@ impl Call<'_> {
 
     /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
     /// here.
-    fn w13_scale(&self) -> BScale<'_> {
+    pub(super) fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
         match self.config.quantization {
             Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
+            Quantization::Block128 => BScale::Block(scale),
+        }
+    }
+
+    /// Scales of w2.
+    pub(super) fn w2_scale(&self) -> BScale<'_> {
+        let scale = self.weights.w2_scale.as_slice();
+        match self.config.quantization {
+            Quantization::TensorStatic => BScale::Expert(scale),
+            Quantization::ChannelToken => BScale::Channel(scale),
             Quantization::Block128 => BScale::Block(scale),
         }
     }

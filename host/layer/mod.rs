@@ -18,12 +18,16 @@
 //!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
 //! ```
 //!
+//! For up to eight tokens everything behind the router is one launch, where the kernel fits the layer
+//! (`few_tokens`).
+//!
 //! For large batches the rows of the tokens, `[T, H]`, are quantised in place, and GEMM 1 gathers them.
 //!
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be
 //! captured in a graph. How many rows an expert gets is known on the device alone.
 
 mod call;
+mod few_tokens;
 mod forward;
 mod memory;
 mod warm_up;
@@ -156,7 +160,7 @@ impl MoeLayer {
     /// More tokens than the kernels can count, or than the device has memory for.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
         let memory = self.device.uninit(self.workspace_bytes(tokens)?)?;
-        Ok(Workspace::new(self.config.clone(), memory))
+        Workspace::new(self.config.clone(), memory)
     }
 
     /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.
@@ -174,7 +178,8 @@ impl MoeLayer {
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
         let Forward { hidden, routed, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        self.enqueue(stream, Request { hidden, routed, workspace: workspace.memory(), out, observe })
+        let (workspace, control) = workspace.parts();
+        self.enqueue(stream, Request { hidden, routed, workspace, control: Some(control), out, observe })
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,

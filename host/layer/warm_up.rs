@@ -23,8 +23,8 @@ use crate::plan::router::RouterLogitsPath;
 /// kernels that differ are loaded one by one, at their first launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Class {
-    /// Rows of the GEMMs' tiles.
-    block_m: usize,
+    /// Rows of the GEMMs' tiles; none where the layer is one launch.
+    block_m: Option<usize>,
     /// The router's kernel; none where the routing is given.
     router: Option<RouterLogitsPath>,
     /// The types of hidden states and output.
@@ -37,7 +37,8 @@ impl Class {
         let router = request.routed.is_none().then_some(plan.router);
         let (Output::Write(out) | Output::Add(out)) = &request.out;
         let types = [request.hidden.type_name(), out.as_activations().type_name()];
-        Class { block_m: plan.block_m, router, types }
+        let is_one_launch = plan.few_tokens.is_some() && request.is_aligned();
+        Class { block_m: (!is_one_launch).then_some(plan.block_m), router, types }
     }
 }
 
@@ -145,6 +146,7 @@ mod tests {
             hidden: hidden.as_slice().into(),
             routed: is_routed.then_some(routed),
             workspace: workspace.as_mut_slice(),
+            control: None,
             out: Output::Write(O::erase(out.as_mut_slice())),
             observe: &|_| {},
         };

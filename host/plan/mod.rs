@@ -10,6 +10,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `mod` | a forward: which operations there are, and what they hand to each other |
+//! | `few_tokens` | whether the layer is one launch, and how it cuts its matrices |
 //! | `gemm` | height of the tiles, kernel and grid of a GEMM, its partial sums; whether rows are gathered |
 //! | `tiles` | what a tile takes of an SM |
 //! | `permutation` | capacity of the permuted rows, tiles of a schedule, cut of the sort |
@@ -20,6 +21,7 @@
 //! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of
 //! the worst case, heights of tiles those of an even spread.
 
+pub(crate) mod few_tokens;
 pub(crate) mod gemm;
 pub(crate) mod permutation;
 pub(crate) mod router;
@@ -31,6 +33,7 @@ use crate::config::{MoeConfig, Quantization, Reduction, RowScales};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
+use few_tokens::FewTokensPlan;
 use permutation::PermuteShape;
 use router::RouterLogitsPath;
 use rows::ScaleLayout;
@@ -68,6 +71,9 @@ pub(crate) struct Plan {
     pub first_scales: ScaleLayout,
     /// Where the scales in front of GEMM 2 are, if there is one per group.
     pub second_scales: ScaleLayout,
+    /// The layer behind the router in one launch, where few tokens allow it: instead of everything above but
+    /// the router.
+    pub few_tokens: Option<FewTokensPlan>,
     /// What lies where in the workspace.
     pub layout: Layout,
 }
@@ -115,6 +121,7 @@ impl Plan {
             scaled_rows,
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
+            few_tokens: FewTokensPlan::new(device, config, tokens),
             layout: Layout::default(),
         };
         plan.layout = Layout::new(&plan, config)?;

@@ -16,6 +16,9 @@
 //! products          u8    [P, 2 * H], or [P, max(4 * 2I', 2 * H)] where GEMM 1 and the activation are two launches:
 //!                         the f32 output of GEMM 1, then the 16-bit output of GEMM 2, if the reduction is not order-free
 //! sums              f32   [T, H] where the reduction is order-free (an output in f32 leaves it unused)
+//! activated         f32   [R, I']                where the layer is one launch: behind the activation
+//! few_products      f32   [parts of K, R, H]     likewise: the experts' outputs
+//! control           u32                          likewise: counters, for workspaces that do not have them apart
 //! ```
 //!
 //! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not
@@ -27,6 +30,7 @@ use super::permutation::tile_schedule_entries;
 use super::{First, Plan, elements, scale_rows};
 use crate::config::{MoeConfig, Reduction, RowScales};
 use crate::error::{Result, require};
+use crate::kernels::launchers;
 
 const OP: &str = "MoeLayer::workspace";
 
@@ -50,6 +54,9 @@ pub(crate) struct Layout {
     pub partials: Range<usize>,
     pub products: Range<usize>,
     pub sums: Range<usize>,
+    pub activated: Range<usize>,
+    pub few_products: Range<usize>,
+    pub control: Range<usize>,
     /// Bytes of all parts.
     pub bytes: usize,
 }
@@ -73,6 +80,7 @@ impl Layout {
             Reduction::Deterministic => (2 * hidden, 0),
             Reduction::OrderFree => (0, hidden),
         };
+        let (few, parts) = plan.few_tokens.as_ref().map_or((0, 0), |few| (few.pairs, few.second.parts));
         let mut end = 0usize;
         let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {
             let start = end;
@@ -97,6 +105,9 @@ impl Layout {
             partials: part(first_partials.max(plan.second.workspace_bytes()), 1, 1)?,
             products: part(capacity, first_products.max(second_products), 1)?,
             sums: part(tokens, sums, 4)?,
+            activated: part(few, intermediate, 4)?,
+            few_products: part(few * parts, hidden, 4)?,
+            control: part(if few > 0 { launchers::FEW_CONTROL_WORDS as usize } else { 0 }, 1, 4)?,
             bytes: end,
         })
     }

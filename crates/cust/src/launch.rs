@@ -6,7 +6,7 @@ use crate::error::{CudaResult, call};
 use crate::module::Function;
 use crate::stream::Stream;
 use crate::sys::{
-    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUlaunchAttribute, CUlaunchAttributeValue,
+    CU_LAUNCH_ATTRIBUTE_COOPERATIVE, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUlaunchAttribute, CUlaunchAttributeValue,
     CUlaunchConfig,
 };
 
@@ -22,6 +22,9 @@ pub struct LaunchConfig {
     /// Whether the kernel may begin before its predecessor in the stream has ended (programmatic stream
     /// serialization).
     pub overlap: bool,
+    /// Whether all blocks must be resident at once, because they wait for each other. A grid that is too large
+    /// for that is refused.
+    pub cooperative: bool,
 }
 
 impl Stream {
@@ -36,17 +39,29 @@ impl Stream {
         config: LaunchConfig,
         params: &mut [*mut c_void],
     ) -> CudaResult<()> {
-        let mut value = CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmatic_stream_serialization_allowed = c_int::from(true);
-        let id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = CUlaunchAttribute { id, pad: [0; 4], value };
+        let attribute = |id, set: fn(&mut CUlaunchAttributeValue)| {
+            let mut value = CUlaunchAttributeValue { pad: [0; 64] };
+            set(&mut value);
+            CUlaunchAttribute { id, pad: [0; 4], value }
+        };
+        let mut attributes = Vec::new();
+        if config.overlap {
+            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, |value| {
+                value.programmatic_stream_serialization_allowed = c_int::from(true);
+            }));
+        }
+        if config.cooperative {
+            attributes.push(attribute(CU_LAUNCH_ATTRIBUTE_COOPERATIVE, |value| {
+                value.cooperative = c_int::from(true);
+            }));
+        }
         let raw = CUlaunchConfig {
             grid_dim: config.grid,
             block_dim: config.block,
             shared_mem_bytes: config.dynamic_shared,
             stream: self.as_raw(),
-            attrs: &mut attribute,
-            num_attrs: c_uint::from(config.overlap),
+            attrs: attributes.as_mut_ptr(),
+            num_attrs: attributes.len() as c_uint,
         };
         let _current = self.context().enter()?;
         // SAFETY: as many attributes as the configuration says lie there; stream and function are alive; the

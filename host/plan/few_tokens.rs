@@ -1,0 +1,201 @@
+//! The plan of the layer in one launch, for few tokens: whether there is one, and how it cuts its matrices.
+//!
+//! ```text
+//!   a unit      2 * half_rows rows of an expert's matrix by K, or a part of K        units of a tile = rows / unit * parts
+//!   a block     an equal share of the units of all tiles, in their order
+//! ```
+//!
+//! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
+
+use crate::config::{MoeConfig, Path};
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
+use crate::kernels::launchers;
+
+/// Most tokens.
+const MOST_TOKENS: usize = 8;
+/// Most stages of the ring: what is in flight beyond some 100 KB does not show.
+const MOST_STAGES: usize = 6;
+/// Fewest stages that keep memory busy.
+const FEWEST_STAGES: usize = 3;
+/// How much of the blocks' time a coarser cut may leave unused that a finer one would use.
+const WORTH_A_CUT: f64 = 0.03;
+
+/// How the units of one matrix are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// K.
+    pub k: usize,
+    /// Rows of half a unit.
+    pub half_rows: usize,
+    /// Parts of K.
+    pub parts: usize,
+    /// Units of a tile.
+    pub units: usize,
+}
+
+/// A planned layer in one launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FewTokensPlan {
+    /// Pairs of a token and a slot.
+    pub pairs: usize,
+    /// Rows of a tile.
+    pub tile_rows: usize,
+    /// Bytes from an input row in shared memory to the next.
+    pub input_pitch: usize,
+    /// Stages of the ring.
+    pub stages: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+    /// Blocks of the grid, all resident at once.
+    pub blocks: usize,
+    /// w13.
+    pub first: Cut,
+    /// w2.
+    pub second: Cut,
+}
+
+impl FewTokensPlan {
+    /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or the
+    /// path that was asked for.
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Option<FewTokensPlan> {
+        let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
+        let intermediate = config.padded_intermediate();
+        let pairs = tokens * top_k;
+        let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
+        let fits = device.family() == Family::Sm90a
+            && config.path == Path::Auto
+            && (1..=MOST_TOKENS).contains(&tokens)
+            && pairs <= launchers::FEW_MOST_PAIRS as usize
+            && config.local_count() > 0
+            && hidden.is_multiple_of(64)
+            && intermediate.is_multiple_of(64)
+            && stripes <= launchers::FEW_MOST_STRIPES as usize;
+        if !fits {
+            return None;
+        }
+        let (stages, tile_rows, input_pitch) = shared_memory(device, tokens, hidden.max(intermediate))?;
+        let input_bytes = launchers::few_input_bytes(tile_rows, input_pitch, hidden.max(intermediate));
+        let multiprocessors = device.multiprocessors() as usize;
+        let tiles = expected_tiles(config, tokens);
+        let first = Cut::new(hidden, multiprocessors, tiles, &[1], |half_rows, _| {
+            intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
+        })?;
+        let second = Cut::new(intermediate, multiprocessors, tiles, &[1, 2, 4], |half_rows, parts| {
+            hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
+        })?;
+        Some(FewTokensPlan {
+            pairs,
+            tile_rows,
+            input_pitch,
+            stages,
+            shared_bytes: launchers::FEW_TABLE_BYTES as usize
+                + stages * launchers::FEW_BYTES_PER_STAGE as usize
+                + input_bytes,
+            blocks: multiprocessors.min(pairs * first.units.max(second.units)),
+            first,
+            second,
+        })
+    }
+}
+
+/// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are tokens,
+/// since an expert has no more where a token does not name it twice, and as many stages as fit beside them.
+fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usize, usize)> {
+    // Rows that lie 64 bytes apart in the banks do not conflict.
+    let pitch = k.next_multiple_of(128) + 64;
+    let room = (device.shared_per_block() as usize).checked_sub(launchers::FEW_TABLE_BYTES as usize)?;
+    let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
+    (1..=most_rows).rev().find_map(|rows| {
+        let left = room.checked_sub(launchers::few_input_bytes(rows, pitch, k))?;
+        let stages = (left / launchers::FEW_BYTES_PER_STAGE as usize).min(MOST_STAGES);
+        (stages >= FEWEST_STAGES).then_some((stages, rows, pitch))
+    })
+}
+
+/// Experts of this rank that have rows, on average, if tokens spread evenly. At least 1.
+fn expected_tiles(config: &MoeConfig, tokens: usize) -> f64 {
+    let idle = 1.0 - config.top_k as f64 / config.experts as f64;
+    (config.local_count() as f64 * (1.0 - idle.powi(tokens as i32))).max(1.0)
+}
+
+impl Cut {
+    /// The coarsest cut that leaves no more of the blocks unused than it must, among those that `units` gives a
+    /// number of units of a tile for: coarse units are read in long lines.
+    fn new(
+        k: usize,
+        blocks: usize,
+        tiles: f64,
+        parts: &[usize],
+        units: impl Fn(usize, usize) -> Option<usize>,
+    ) -> Option<Cut> {
+        let (stage_bytes, stage_k) = (launchers::FEW_STAGE_BYTES as usize, launchers::FEW_STAGE_K as usize);
+        let cuts = parts.iter().filter(|&&parts| parts <= k.div_ceil(128)).flat_map(|&parts| {
+            let cut = |half_rows| Some(Cut { k, half_rows, parts, units: units(half_rows, parts)? });
+            let fits = |half_rows: &usize| 2 * half_rows * k.min(stage_k) <= stage_bytes;
+            [64, 32, 16, 8].into_iter().filter(fits).filter_map(cut).collect::<Vec<_>>()
+        });
+        let cuts: Vec<Cut> = cuts.collect();
+        let used = |cut: &Cut| {
+            let each = tiles * cut.units as f64 / blocks as f64;
+            each / each.ceil()
+        };
+        let most = cuts.iter().map(used).fold(0.0, f64::max);
+        cuts.into_iter().find(|cut| used(cut) >= most - WORTH_A_CUT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FewTokensPlan;
+    use crate::Device;
+    use crate::config::{MoeConfig, Path};
+
+    fn config([experts, top_k, hidden_size, intermediate_size]: [usize; 4]) -> MoeConfig {
+        MoeConfig { experts, top_k, hidden_size, intermediate_size, ..MoeConfig::default() }
+    }
+
+    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent.
+    #[test]
+    fn shares_are_even() {
+        let device = Device::for_test(None);
+        let models = [
+            [8, 2, 4096, 14336],
+            [128, 8, 4096, 1536],
+            [128, 8, 2048, 768],
+            [160, 8, 5120, 1536],
+            [256, 8, 7168, 2048],
+            [128, 1, 5120, 8192],
+            [256, 8, 2048, 512],
+            [256, 8, 7168, 256],
+        ];
+        for model in models {
+            for tokens in 1..=8 {
+                let plan = FewTokensPlan::new(&device, &config(model), tokens).expect("a plan");
+                assert!(plan.stages >= 3 && plan.tile_rows == tokens, "{model:?}, {tokens}: {plan:?}");
+                assert!(plan.shared_bytes <= device.shared_per_block() as usize, "{model:?}: {plan:?}");
+                if tokens == 1 {
+                    for cut in [plan.first, plan.second] {
+                        let units = (model[1] * cut.units) as f64 / f64::from(device.multiprocessors());
+                        assert!(units / units.ceil() > 0.96, "{model:?}: {cut:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_has_no_plan() {
+        let device = Device::for_test(None);
+        let plan = |config: MoeConfig, tokens| FewTokensPlan::new(&device, &config, tokens);
+        let model = [16, 4, 128, 128];
+        assert!(plan(config(model), 8).is_some());
+        assert!(plan(config(model), 0).is_none() && plan(config(model), 9).is_none());
+        assert!(plan(config([16, 4, 144, 128]), 1).is_none() && plan(config([32, 32, 128, 128]), 8).is_none());
+        for path in [Path::Hopper { blocks: None }, Path::Portable { blocks: None }] {
+            assert!(plan(MoeConfig { path, ..config(model) }, 1).is_none());
+        }
+        let nobody = MoeConfig { local_experts: Some(Vec::new()), ..config(model) };
+        assert!(plan(nobody, 1).is_none());
+    }
+}
