@@ -305,8 +305,11 @@ pub struct Projection {
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,
-    /// Rows of half a unit: 8, 16, 32 or 64. Twice as many rows of K, or of 2048 bytes, fit into a stage.
+    /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
+    /// that is less, fit into a stage.
+    pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,
     /// Rows from a unit to the next.
@@ -620,6 +623,8 @@ pub struct FewTokens {
     pub out_type: OutType,
     /// What joins gate and up.
     pub function: ActivationFunction,
+    /// Whether the weights are packed: then K and I are multiples of 128.
+    pub packed: bool,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: bool,
     /// Whether the result is added to an output in f32.
@@ -653,6 +658,7 @@ impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.first.k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.half_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.stage_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.half_distance).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.parts).cast_mut().cast(),
@@ -662,6 +668,7 @@ impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.half_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.stage_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.half_distance).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.parts).cast_mut().cast(),
@@ -676,6 +683,7 @@ impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.hidden_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.packed)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.weighs_input)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],

@@ -155,6 +155,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         hidden_type: input.kind,
         out_type,
         function: args.function,
+        packed: plan.packed,
         weighs_input: args.weighs_input,
         adds: args.adds,
     };
@@ -225,7 +226,7 @@ impl Projection<'_> {
         (half_distance, stride): (usize, usize),
         stream: &Stream,
     ) -> Result<launchers::Projection> {
-        let Cut { k, half_rows, parts, units } = *cut;
+        let Cut { k, half_rows, stage_k, parts, units } = *cut;
         check_matrix(OP, &self.weights, "weights", elements(OP, "weights", &[experts, rows, k])?, stream)?;
         // The kernel counts rows in 32 bits.
         require(experts * rows < 1 << 31, OP, "weights", format!("{experts} experts"), || {
@@ -254,6 +255,7 @@ impl Projection<'_> {
             k: k as u32,
             rows: rows as u32,
             half_rows: half_rows as u32,
+            stage_k: stage_k as u32,
             half_distance: half_distance as u32,
             stride: stride as u32,
             parts: parts as u32,

@@ -28,6 +28,8 @@ pub(crate) struct Cut {
     pub k: usize,
     /// Rows of half a unit.
     pub half_rows: usize,
+    /// Bytes of K in a stage.
+    pub stage_k: usize,
     /// Parts of K.
     pub parts: usize,
     /// Units of a tile.
@@ -47,6 +49,8 @@ pub(crate) struct FewTokensPlan {
     pub stages: usize,
     /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
+    /// Whether the weights are packed.
+    pub packed: bool,
     /// Blocks of the grid, all resident at once.
     pub blocks: usize,
     /// w13.
@@ -57,8 +61,8 @@ pub(crate) struct FewTokensPlan {
 
 impl FewTokensPlan {
     /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or the
-    /// path that was asked for.
-    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Option<FewTokensPlan> {
+    /// path that was asked for. `packed`: so are the weights.
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize, packed: bool) -> Option<FewTokensPlan> {
         let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
         let intermediate = config.padded_intermediate();
         let pairs = tokens * top_k;
@@ -70,6 +74,7 @@ impl FewTokensPlan {
             && config.local_count() > 0
             && hidden.is_multiple_of(64)
             && intermediate.is_multiple_of(64)
+            && (!packed || (hidden.is_multiple_of(128) && intermediate.is_multiple_of(128)))
             && stripes <= launchers::FEW_MOST_STRIPES as usize;
         if !fits {
             return None;
@@ -78,10 +83,13 @@ impl FewTokensPlan {
         let input_bytes = launchers::few_input_bytes(tile_rows, input_pitch, hidden.max(intermediate));
         let multiprocessors = device.multiprocessors() as usize;
         let tiles = expected_tiles(config, tokens);
-        let first = Cut::new(hidden, multiprocessors, tiles, &[1], |half_rows, _| {
+        let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
+            Cut::most_even(Cut::all(k, packed, parts, units), tiles / multiprocessors as f64)
+        };
+        let first = even(hidden, &[1], &|half_rows, _| {
             intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
         })?;
-        let second = Cut::new(intermediate, multiprocessors, tiles, &[1, 2, 4], |half_rows, parts| {
+        let second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
             hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
         })?;
         Some(FewTokensPlan {
@@ -92,6 +100,7 @@ impl FewTokensPlan {
             shared_bytes: launchers::FEW_TABLE_BYTES as usize
                 + stages * launchers::FEW_BYTES_PER_STAGE as usize
                 + input_bytes,
+            packed,
             blocks: multiprocessors.min(pairs * first.units.max(second.units)),
             first,
             second,
@@ -120,24 +129,33 @@ fn expected_tiles(config: &MoeConfig, tokens: usize) -> f64 {
 }
 
 impl Cut {
-    /// The coarsest cut that leaves no more of the blocks unused than it must, among those that `units` gives a
-    /// number of units of a tile for: coarse units are read in long lines.
-    fn new(
+    /// The cuts that there are, those with the longest copies first: of few parts of K, and of many rows, since
+    /// units without cuts are read in long lines. Rows as a checkpoint has them are no longer than K, so that of
+    /// these a stage takes few, and up to 2 KiB; packed ones are neighbours whatever K is.
+    ///
+    /// `units` gives the units of a tile for so many rows of half a unit, and parts.
+    fn all(
         k: usize,
-        blocks: usize,
-        tiles: f64,
+        packed: bool,
         parts: &[usize],
-        units: impl Fn(usize, usize) -> Option<usize>,
-    ) -> Option<Cut> {
+        units: &dyn Fn(usize, usize) -> Option<usize>,
+    ) -> impl Iterator<Item = Cut> {
         let (stage_bytes, stage_k) = (launchers::FEW_STAGE_BYTES as usize, launchers::FEW_STAGE_K as usize);
-        let cuts = parts.iter().filter(|&&parts| parts <= k.div_ceil(128)).flat_map(|&parts| {
-            let cut = |half_rows| Some(Cut { k, half_rows, parts, units: units(half_rows, parts)? });
-            let fits = |half_rows: &usize| 2 * half_rows * k.min(stage_k) <= stage_bytes;
-            [64, 32, 16, 8].into_iter().filter(fits).filter_map(cut).collect::<Vec<_>>()
-        });
+        let parts = parts.iter().copied().filter(move |&parts| parts <= k.div_ceil(128));
+        parts.flat_map(move |parts| {
+            [64, 32, 16, 8].into_iter().filter_map(move |half_rows| {
+                let stage_k = (stage_bytes / (2 * half_rows)).min(stage_k);
+                let fits = packed || stage_k >= k.min(launchers::FEW_STAGE_K as usize);
+                fits.then_some(Cut { k, half_rows, stage_k, parts, units: units(half_rows, parts)? })
+            })
+        })
+    }
+
+    /// The first of the cuts that leaves hardly more of the blocks unused than any. `share`: tiles of a block.
+    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64) -> Option<Cut> {
         let cuts: Vec<Cut> = cuts.collect();
         let used = |cut: &Cut| {
-            let each = tiles * cut.units as f64 / blocks as f64;
+            let each = share * cut.units as f64;
             each / each.ceil()
         };
         let most = cuts.iter().map(used).fold(0.0, f64::max);
@@ -170,8 +188,8 @@ mod tests {
             [256, 8, 7168, 256],
         ];
         for model in models {
-            for tokens in 1..=8 {
-                let plan = FewTokensPlan::new(&device, &config(model), tokens).expect("a plan");
+            for (tokens, packed) in (1..=8).flat_map(|tokens| [(tokens, false), (tokens, true)]) {
+                let plan = FewTokensPlan::new(&device, &config(model), tokens, packed).expect("a plan");
                 assert!(plan.stages >= 3 && plan.tile_rows == tokens, "{model:?}, {tokens}: {plan:?}");
                 assert!(plan.shared_bytes <= device.shared_per_block() as usize, "{model:?}: {plan:?}");
                 if tokens == 1 {
@@ -187,7 +205,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_has_no_plan() {
         let device = Device::for_test(None);
-        let plan = |config: MoeConfig, tokens| FewTokensPlan::new(&device, &config, tokens);
+        let plan = |config: MoeConfig, tokens| FewTokensPlan::new(&device, &config, tokens, false);
         let model = [16, 4, 128, 128];
         assert!(plan(config(model), 8).is_some());
         assert!(plan(config(model), 0).is_none() && plan(config(model), 9).is_none());

@@ -121,7 +121,7 @@ impl Plan {
             scaled_rows,
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
-            few_tokens: FewTokensPlan::new(device, config, tokens),
+            few_tokens: FewTokensPlan::new(device, config, tokens, false),
             layout: Layout::default(),
         };
         plan.layout = Layout::new(&plan, config)?;

@@ -53,6 +53,10 @@ pub struct Arguments {
     /// Whether the first GEMM gathers its rows by token: auto, always (where its kernels can) or never
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     gather: String,
+    /// Which kernels: auto (the layer in one launch for few tokens, where it fits), hopper (its GEMMs) or
+    /// portable
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    path: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,

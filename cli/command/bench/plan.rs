@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 use fp8_moe_cli::{
     Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
@@ -63,13 +64,14 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     }
     let reduction: Reduction = arguments.reduction.parse()?;
     let gather = gather(&arguments.gather)?;
+    let path = path(&arguments.path)?;
     let mut cases = Vec::new();
     for (model, shape) in &models {
         for &scheme in &schemes {
             let config = shape.config(scheme, arguments.tp, arguments.ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
             let config = config.to_builder().accumulation(accumulation).reduction(reduction);
-            let config = config.gather(gather).build()?;
+            let config = config.gather(gather).path(path).build()?;
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -103,6 +105,16 @@ fn gather(name: &str) -> Result<Gather> {
         "always" => Ok(Gather::Always),
         "never" => Ok(Gather::Never),
         _ => Err(Error::argument("bench", "gather", name, "must be auto, always or never")),
+    }
+}
+
+/// Kernels, by the names that the command line has.
+fn path(name: &str) -> Result<Path> {
+    match name {
+        "auto" => Ok(Path::Auto),
+        "hopper" => Ok(Path::Hopper { blocks: None }),
+        "portable" => Ok(Path::Portable { blocks: None }),
+        _ => Err(Error::argument("bench", "path", name, "must be auto, hopper or portable")),
     }
 }
 

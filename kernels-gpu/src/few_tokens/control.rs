@@ -102,8 +102,9 @@ impl Control {
             let ended = self.words.add(1);
             if atomic::add(ended, 1, Order::AcqRel, Scope::Gpu) + 1 == stripes {
                 ended.write(0);
-                let parity = memory::load_strong(self.words);
-                self.words.write(parity ^ 1);
+                // Blocks without units may only begin now, and read it in vain.
+                let parity = atomic::load(self.words, Order::Relaxed, Scope::Gpu);
+                atomic::store(self.words, parity ^ 1, Order::Relaxed, Scope::Gpu);
             }
             true
         }

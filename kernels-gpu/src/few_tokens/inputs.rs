@@ -12,7 +12,7 @@
 //! A warp takes 256 columns of a row, eight to a lane, and four such at a time, so that their loads are in
 //! flight together.
 
-use cuda_std::bf16::{f32x2_from_bf16x2, f32x2_from_f16x2};
+use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::shared::Shared;
 use cuda_std::warp::{self, FULL_MASK, shfl_xor};
 use cuda_std::{memory as global, sync, thread};
@@ -77,13 +77,19 @@ impl Inputs<'_> {
             }
             let at = (pair / top_k) as usize * k as usize + column as usize;
             let words: [u32; 4] = global::load_nc(hidden.cast::<u16>().add(at).cast());
-            let [a, b, c, d] = if hidden_type.is(HiddenType::F16) {
-                words.map(f32x2_from_f16x2)
-            } else {
-                words.map(f32x2_from_bf16x2)
-            };
-            let weight = if weighs_input.is_set() { self.memory.pair_weight(pair).read() } else { 1.0 };
-            [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]].map(|value| value * weight)
+            let is_f16 = hidden_type.is(HiddenType::F16);
+            let widen = |pair| if is_f16 { f32x2_from_f16x2(pair) } else { f32x2_from_bf16x2(pair) };
+            let mut pairs = words.map(widen);
+            if weighs_input.is_set() {
+                let weight = self.memory.pair_weight(pair).read();
+                // Rounded to the type of the hidden states, as the models do.
+                pairs = pairs.map(|[low, high]| {
+                    let (low, high) = (low * weight, high * weight);
+                    widen(if is_f16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) })
+                });
+            }
+            let [a, b, c, d] = pairs;
+            [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
         }
     }
 

@@ -26,11 +26,15 @@
 //!   units of GEMM 1    | tile 0: columns 0, 1, 2, .. | tile 1: columns 0, 1, .. | ..
 //!   blocks             | block 0 | block 1 | block 2 | ..                                  equal shares, in this order
 //!
-//!   a stage     +-----------------------------+
-//!               | first half: half_rows rows  |   up to 2048 bytes of K each, as they lie in memory: where a stage
-//!               +-----------------------------+   has all of K, a half is one copy, else every row is one
-//!               | second half: half_rows rows |
-//!               +-----------------------------+   and beside it the scales of these rows
+//!   a stage     +-----------------------------+   `stage_k` bytes of K each, and beside it the scales of these rows
+//!               | first half: half_rows rows  |
+//!               +-----------------------------+   weights as a checkpoint has them: where a stage has all of K, a
+//!               | second half: half_rows rows |   half is one copy, else every row is one
+//!               +-----------------------------+
+//!
+//!   a stage of packed weights: slab behind slab, of 128 bytes of K each
+//!
+//!               | slab 0: first half, second half | slab 1: first half, second half | ..      a half of a slab is one copy
 //! ```
 //!
 //! # Handing over
@@ -132,8 +136,11 @@ pub struct Projection {
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,
-    /// Rows of half a unit: 8, 16, 32 or 64. Twice as many rows of K, or of 2048 bytes, fit into a stage.
+    /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
+    /// that is less, fit into a stage.
+    pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,
     /// Rows from a unit to the next.
@@ -191,6 +198,8 @@ pub struct FewTokens {
     pub out_type: Code<crate::abi::OutType>,
     /// What joins gate and up.
     pub function: Code<crate::abi::ActivationFunction>,
+    /// Whether the weights are packed: then K and I are multiples of 128.
+    pub packed: Flag,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: Flag,
     /// Whether the result is added to an output in f32.
@@ -203,7 +212,7 @@ pub struct FewTokens {
 /// The contract in the module documentation.
 #[kernel(threads = THREADS)]
 pub unsafe fn few_tokens(arguments: FewTokens) {
-    let FewTokens { first, second, .. } = arguments;
+    let FewTokens { first, second, packed, .. } = arguments;
     let memory = Memory::new(&arguments);
     // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
@@ -218,11 +227,11 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             let mut position = Position::START;
             while let Some(unit) = share.next() {
                 let unit = unit.of(&first, memory.tile_expert(unit.tile));
-                position = produce::fill(&first, &unit, &memory, position);
+                position = produce::fill(&first, packed, &unit, &memory, position);
             }
             while let Some(unit) = second_share.next() {
                 let unit = unit.of(&second, memory.tile_expert(unit.tile));
-                position = produce::fill(&second, &unit, &memory, position);
+                position = produce::fill(&second, packed, &unit, &memory, position);
             }
             return;
         }
@@ -249,7 +258,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                 }
                 let unit = unit.of(&projection, memory.tile_expert(tile));
                 let rows = memory.tile_size(tile);
-                position = multiply::unit(&projection, &unit, rows, &memory, position, buffer);
+                position = multiply::unit(&projection, packed, &unit, rows, &memory, position, buffer);
                 store::store(&arguments, &projection, is_first, &unit, tile, &memory, buffer);
                 (units, buffer) = (units + 1, buffer ^ 1);
             }

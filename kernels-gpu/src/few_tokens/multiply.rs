@@ -5,18 +5,23 @@
 //!   warp w          row group w % RG, of every stage the groups of 128 of K  w / RG, w / RG + 8 / RG, ..
 //!
 //!   m16n8k32, lane (g, q) = (lane / 4, lane % 4), of 64 bytes of K from k on
-//!     A   row g: row g of the first half       its 16 bytes from k + 16 q on, 8 of them to each product
-//!         row g + 8: row g of the second half  likewise
-//!     B   column g: row g of the tile          likewise
-//!     D   [0], [1]: first half, row g, rows 2q and 2q + 1 of the tile      [2], [3]: second half
+//!     A   row g: row r(g) of the first half       its 16 bytes from k + 16 q on, 8 of them to each product
+//!         row g + 8: row r(g) of the second half  likewise
+//!     B   column g: row g of the tile             likewise
+//!     D   [0], [1]: first half, row r(g), rows 2q and 2q + 1 of the tile      [2], [3]: second half
+//!
+//!     r(0 .. 8) = 0 4 1 5 2 6 3 7
 //! ```
 //!
 //! Lane q of a row has the same 16 bytes of K in both operands, which is all that a sum over K asks for. The
 //! columns of rows that a tile does not have repeat its first row, and are dropped.
 //!
-//! Eight lanes that load together have two rows of weights at a distance of a multiple of 128 bytes, for the
-//! most part: two accesses to a bank. A stage of 32 KiB takes 512 cycles of the 1600 in which it comes.
+//! Eight lanes load together, those of two g. Of packed weights, whose 16-byte chunks of a row r are at
+//! `chunk ^ (r % 8)`, rows r(g) four apart lie in all banks. Of others these rows mostly lie a multiple of 128
+//! bytes apart, which is two accesses to a bank: a stage of 32 KiB takes 512 cycles then of the 1600 in which it
+//! comes.
 
+use cuda_std::code::Flag;
 use cuda_std::math::fma;
 use cuda_std::mma::m16n8k32_e4m3;
 use cuda_std::shared::Shared;
@@ -37,38 +42,44 @@ use crate::abi::BScaleKind;
 #[inline(always)]
 pub unsafe fn unit(
     projection: &Projection,
+    packed: Flag,
     unit: &Unit,
     rows: u32,
     memory: &Memory,
     mut position: Position,
     buffer: u32,
 ) -> Position {
-    let Projection { weight_scale_kind, half_rows, .. } = *projection;
+    let Projection { weight_scale_kind, half_rows, stage_k, .. } = *projection;
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
     let (lane, warp) = (thread::lane_id(), thread::warp_id());
     let (g, q) = (lane / 4, lane % 4);
     let row_groups = half_rows / 8;
     let (row, first_group, step) =
-        (warp % row_groups * 8 + g, warp / row_groups, CONSUMER_WARPS / row_groups);
+        (warp % row_groups * 8 + row_of(g), warp / row_groups, CONSUMER_WARPS / row_groups);
+    let is_packed = packed.is_set();
+    // Where its chunk of the first 64 bytes of a group is, and how far that of the others is from there.
+    let (swizzle, flip) = if is_packed { ((q ^ row % 4) * 16, row / 4 % 2 * 64) } else { (q * 16, 0) };
     let input = memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q;
     let mut totals = [0.0; 4];
     let mut at = unit.k;
     while at < unit.k_end {
-        let bytes = u32::min(unit.k_end - at, FEW_STAGE_K);
+        let bytes = u32::min(unit.k_end - at, stage_k);
         memory.wait_full(position);
         let slot = memory.slot(position);
-        let low = memory.stage(position) + row * bytes + 16 * q;
-        let high = low + half_rows * bytes;
+        let (of_row, of_group) = if is_packed { (128, 2 * half_rows * 128) } else { (bytes, 128) };
+        let low = memory.stage(position) + row * of_row + swizzle;
         let mut group = first_group;
         while group * 128 < bytes {
-            let k = group * 128;
+            let (k, low) = (group * 128, low + group * of_group);
+            let high = low + half_rows * of_row;
             let mut products = [0.0; 4];
             // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a multiple
             // of 64; inputs have a group more than that, and scales for each group.
             unsafe {
-                chunk(low + k, high + k, input + at + k, &mut products);
+                chunk(low + flip, high + flip, input + at + k, &mut products);
                 if k + 64 < bytes {
-                    chunk(low + k + 64, high + k + 64, input + at + k + 64, &mut products);
+                    let flip = 64 - flip;
+                    chunk(low + flip, high + flip, input + at + k + 64, &mut products);
                 }
                 let scales = memory.input_scales.add((at + k) / 128 * FEW_TILE_ROWS + 2 * q);
                 let inputs: [f32; 2] = scales.cast().read();
@@ -98,6 +109,18 @@ pub unsafe fn unit(
     unsafe { memory.partials(buffer, warp).add(lane).write(totals) };
     sync::named(CONSUMER_BARRIER, CONSUMERS);
     position
+}
+
+/// r(g) of the module's drawing.
+#[inline(always)]
+fn row_of(g: u32) -> u32 {
+    g / 2 + g % 2 * 4
+}
+
+/// The g of a row.
+#[inline(always)]
+fn g_of(row: u32) -> u32 {
+    row % 4 * 2 + row / 4
 }
 
 /// Adds the products over 64 bytes of K.
@@ -130,7 +153,7 @@ pub unsafe fn sum(
     row: u32,
 ) -> f32 {
     let row_groups = half_rows / 8;
-    let (lane, component) = (within % 8 * 4 + row / 2, 2 * half + row % 2);
+    let (lane, component) = (g_of(within % 8) * 4 + row / 2, 2 * half + row % 2);
     let mut warp = within / 8;
     let mut sum = 0.0;
     while warp < CONSUMER_WARPS {
