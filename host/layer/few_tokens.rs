@@ -2,7 +2,7 @@
 
 use super::call::{Hidden, Routed};
 use super::forward::Call;
-use crate::config::{MoeConfig, RowScales, Routing};
+use crate::config::{MoeConfig, Routing, RowScales};
 use crate::error::Result;
 use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;

@@ -13,7 +13,7 @@ use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels::launchers::{self, ActivationFunction, AScaleKind, HiddenType, OutType, Strides};
+use crate::kernels::launchers::{self, AScaleKind, ActivationFunction, HiddenType, OutType, Strides};
 use crate::plan::elements;
 use crate::plan::few_tokens::{Cut, FewTokensPlan};
 use crate::plan::rows::ScaleLayout;
@@ -105,7 +105,13 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
             format!("must be {experts}, the number of experts, without an expert_map")
         })?;
     }
-    check_matrix_mut(OP, &args.activated, "activated", elements(OP, "activated", &[pairs, intermediate])?, stream)?;
+    check_matrix_mut(
+        OP,
+        &args.activated,
+        "activated",
+        elements(OP, "activated", &[pairs, intermediate])?,
+        stream,
+    )?;
     let products = elements(OP, "products", &[plan.second.parts, pairs, hidden])?;
     check_matrix_mut(OP, &args.products, "products", products, stream)?;
     check_matrix_mut(OP, &args.control, "control", CONTROL_WORDS, stream)?;

@@ -209,7 +209,9 @@ mod tests {
         let model = [16, 4, 128, 128];
         assert!(plan(config(model), 8).is_some());
         assert!(plan(config(model), 0).is_none() && plan(config(model), 9).is_none());
-        assert!(plan(config([16, 4, 144, 128]), 1).is_none() && plan(config([32, 32, 128, 128]), 8).is_none());
+        assert!(
+            plan(config([16, 4, 144, 128]), 1).is_none() && plan(config([32, 32, 128, 128]), 8).is_none()
+        );
         for path in [Path::Hopper { blocks: None }, Path::Portable { blocks: None }] {
             assert!(plan(MoeConfig { path, ..config(model) }, 1).is_none());
         }

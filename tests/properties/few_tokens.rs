@@ -8,8 +8,9 @@ use crate::common::layers::{Poison, Skew, any_quantization, any_skew, config, on
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, timing};
 use fp8_moe::{
-    Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType, Quantization,
-    RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream, Workspace,
+    Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
+    Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream,
+    Workspace,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;

@@ -6,8 +6,8 @@ use crate::error::{CudaResult, call};
 use crate::module::Function;
 use crate::stream::Stream;
 use crate::sys::{
-    CU_LAUNCH_ATTRIBUTE_COOPERATIVE, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUlaunchAttribute, CUlaunchAttributeValue,
-    CUlaunchConfig,
+    CU_LAUNCH_ATTRIBUTE_COOPERATIVE, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+    CUlaunchAttribute, CUlaunchAttributeValue, CUlaunchConfig,
 };
 
 /// How a kernel is launched.

@@ -52,7 +52,13 @@ fn saxpy(module: &Module, stream: &Stream, y: &DeviceMemory, x: &DeviceMemory, a
         ptr::from_ref(&a).cast_mut().cast(),
         ptr::from_ref(&n).cast_mut().cast(),
     ];
-    let config = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, overlap: false, cooperative: false };
+    let config = LaunchConfig {
+        grid: [1, 1, 1],
+        block: [32, 1, 1],
+        dynamic_shared: 0,
+        overlap: false,
+        cooperative: false,
+    };
     // SAFETY: the arguments are those of the kernel, with buffers of four elements that the callers keep.
     unsafe { stream.launch(&function, config, &mut params) }.expect("a launch");
 }

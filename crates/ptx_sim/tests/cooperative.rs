@@ -65,7 +65,12 @@ const RIGHT: Meeting = Meeting {
 };
 
 impl Meeting {
-    fn run(self, blocks: u32, seed: u64, change: impl Fn(&mut Kernel)) -> (Kernel, Result<Counters, Fault>, u64) {
+    fn run(
+        self,
+        blocks: u32,
+        seed: u64,
+        change: impl Fn(&mut Kernel),
+    ) -> (Kernel, Result<Counters, Fault>, u64) {
         let text = MEETING
             .replace("RELEASE", self.release)
             .replace("ACQUIRE", self.acquire)

@@ -78,7 +78,9 @@ impl Control {
     pub unsafe fn wait(&self, tile: u32, units: u32) {
         if thread::thread_idx_x() == 0 {
             // SAFETY: as above.
-            while unsafe { atomic::load(self.tiles.add(tile as usize), Order::Acquire, Scope::Gpu) } != units {}
+            while unsafe { atomic::load(self.tiles.add(tile as usize), Order::Acquire, Scope::Gpu) } != units
+            {
+            }
         }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }

@@ -18,9 +18,7 @@ use cuda_std::warp::{self, FULL_MASK, shfl_xor};
 use cuda_std::{memory as global, sync, thread};
 
 use super::memory::Memory;
-use super::{
-    CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection,
-};
+use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
 use crate::abi::AScaleKind;
 use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
 use crate::elementwise::rows::scale::{self, Divisor};

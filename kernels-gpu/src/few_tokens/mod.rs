@@ -254,7 +254,8 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                     (tile, units) = (unit.tile, 0);
                     let rows = memory.tile_size(tile);
                     let projection = &projection;
-                    Inputs { arguments: &arguments, memory: &memory, projection, is_first, tile, rows }.take();
+                    Inputs { arguments: &arguments, memory: &memory, projection, is_first, tile, rows }
+                        .take();
                 }
                 let unit = unit.of(&projection, memory.tile_expert(tile));
                 let rows = memory.tile_size(tile);

@@ -144,14 +144,7 @@ unsafe fn chunk(low: u32, high: u32, input: u32, products: &mut [f32; 4]) {
 /// # Safety
 /// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.
 #[inline(always)]
-pub unsafe fn sum(
-    half_rows: u32,
-    memory: &Memory,
-    buffer: u32,
-    half: u32,
-    within: u32,
-    row: u32,
-) -> f32 {
+pub unsafe fn sum(half_rows: u32, memory: &Memory, buffer: u32, half: u32, within: u32, row: u32) -> f32 {
     let row_groups = half_rows / 8;
     let (lane, component) = (g_of(within % 8) * 4 + row / 2, 2 * half + row % 2);
     let mut warp = within / 8;

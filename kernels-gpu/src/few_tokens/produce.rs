@@ -104,7 +104,8 @@ impl Lines {
         const ITEM: u32 = 256;
         let Projection { weights, k, rows, half_rows, half_distance, .. } = *projection;
         let are_neighbours = half_distance == half_rows;
-        let row = if are_neighbours { unit.row } else { unit.row / (ITEM / 2) * ITEM + unit.row % (ITEM / 2) };
+        let row =
+            if are_neighbours { unit.row } else { unit.row / (ITEM / 2) * ITEM + unit.row % (ITEM / 2) };
         let item = row / ITEM * ITEM;
         let height = u32::min(rows - item, ITEM);
         let line = u64::from(unit.expert * rows + item) * u64::from(k / 128)
@@ -124,7 +125,8 @@ impl Lines {
     #[inline(always)]
     fn address(&self, line: u32) -> *const u8 {
         // By half and number in it: rows lie half behind half, slabs half beside half.
-        let (half, number) = if self.run == 1 { (line % 2, line / 2) } else { (line / self.run, line % self.run) };
+        let (half, number) =
+            if self.run == 1 { (line % 2, line / 2) } else { (line / self.run, line % self.run) };
         let offset = u64::from(half) * self.far + u64::from(number) * self.near;
         self.first.wrapping_add(offset as usize)
     }

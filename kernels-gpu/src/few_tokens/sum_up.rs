@@ -151,13 +151,7 @@ fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
 /// # Safety
 /// As [`sum_stripe`].
 #[inline(always)]
-unsafe fn product(
-    arguments: &FewTokens,
-    token: u32,
-    at: u32,
-    column: u32,
-    memory: &Memory,
-) -> (f32, Chunk) {
+unsafe fn product(arguments: &FewTokens, token: u32, at: u32, column: u32, memory: &Memory) -> (f32, Chunk) {
     let FewTokens { ref second, products, tokens, top_k, weighs_input, .. } = *arguments;
     let (slot, part) = (at / second.parts, at % second.parts);
     let pair = token * top_k + slot;

@@ -25,8 +25,10 @@ pub const NO_TILE: u32 = u32::MAX;
 /// The contract of the kernel.
 #[inline(always)]
 pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
-    let FewTokens { topk_ids, topk_weights, expert_map, tokens, top_k, experts, local_experts, .. } = *arguments;
-    let (pair, pairs, height) = (thread::thread_idx_x(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
+    let FewTokens { topk_ids, topk_weights, expert_map, tokens, top_k, experts, local_experts, .. } =
+        *arguments;
+    let (pair, pairs, height) =
+        (thread::thread_idx_x(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
     let mut expert = NO_EXPERT;
     // SAFETY: a pair has an id and a weight, a valid id a place in the map. Every word of the tables is
     // written by one thread, and block barriers lie between writes and reads.

@@ -209,7 +209,8 @@ unsafe fn load_global<E: Element, S: Copy, F: Fn(E) -> S + Copy>(
     ctx.acquire(inst, addresses, 0);
     if inst.target & flag::STRONG != 0 {
         // SAFETY: the decoder lists slots of `S`.
-        let digest = slots.iter().fold(0u64, |all, slot| all.rotate_left(7) ^ unsafe { ctx.digest::<S>(*slot) });
+        let digest =
+            slots.iter().fold(0u64, |all, slot| all.rotate_left(7) ^ unsafe { ctx.digest::<S>(*slot) });
         if ctx.only_looks(inst, digest) {
             return Flow::Yield;
         }

@@ -89,8 +89,7 @@ impl Ctx<'_> {
             if !writes && !writers.any(|writer| writer == self.env.number) {
                 continue;
             }
-            if let Err((before, wrote)) =
-                order.access(address, u64::from(bytes), writes, now, clock, learnt)
+            if let Err((before, wrote)) = order.access(address, u64::from(bytes), writes, now, clock, learnt)
             {
                 let verb = if wrote { "written" } else { "read" };
                 let (who, place) = (self.env.agents().describe(before.agent), self.place(before.pc));

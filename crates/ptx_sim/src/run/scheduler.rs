@@ -123,6 +123,8 @@ fn work(grid: &Grid<'_>, worker: usize, workers: usize) -> Counters {
         {
             let poison = 0x80 | random.next() as u8;
             active.push(Active { cluster: env.start_cluster(number, poison, &mut spare), effects: 0 });
+            // It has not had a turn yet.
+            idle = 0;
         }
         if active.is_empty() {
             if grid.next.load(Relaxed) >= env.clusters() {

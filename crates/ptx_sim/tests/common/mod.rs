@@ -32,7 +32,15 @@ impl Kernel {
         let machine =
             Machine::new(MachineConfig { workers: 1, memory_bytes: 1 << 32, ..MachineConfig::default() });
         let module = machine.load(text).unwrap_or_else(|error| panic!("{error}"));
-        Kernel { machine, module, params: Vec::new(), dynamic_shared: 0, cluster: 1, cooperative: false, seed: 0 }
+        Kernel {
+            machine,
+            module,
+            params: Vec::new(),
+            dynamic_shared: 0,
+            cluster: 1,
+            cooperative: false,
+            seed: 0,
+        }
     }
 
     /// Adds an 8-byte argument.
