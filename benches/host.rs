@@ -55,7 +55,8 @@ fn checkpoints(criterion: &mut Criterion, device: &Device) -> Result<()> {
 }
 
 /// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of
-/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone.
+/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also as
+/// it is, all launches enqueued.
 fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let config: MoeConfig = SMALL.config(Scheme::Block, 1, 1)?;
     let layers = Layers::random(device, &config, 1, &[true; SMALL.experts], 0)?;
@@ -87,6 +88,28 @@ fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
                         result
                     });
                     graph.unwrap_or_else(|error| panic!("{error}"));
+                }
+                time
+            });
+        });
+    }
+    if device.is_emulated() {
+        println!("skipped: all launches of a forward, enqueued (the emulated device runs what is enqueued)");
+    } else {
+        group.bench_function(format!("{TOKENS} tokens, launched"), |bencher| {
+            bencher.iter_custom(|iterations| {
+                let mut time = Duration::ZERO;
+                for forward in 0..iterations {
+                    let began = std::time::Instant::now();
+                    let result =
+                        layer.forward_routed(&stream, &hidden, &ids, &weights, &mut workspace, &mut out);
+                    time += began.elapsed();
+                    // Before the driver's queue is full, where a launch would wait for room.
+                    let waited = result.and_then(|()| match forward % 32 {
+                        31 => stream.synchronize(),
+                        _ => Ok(()),
+                    });
+                    waited.unwrap_or_else(|error| panic!("{error}"));
                 }
                 time
             });

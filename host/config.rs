@@ -4,6 +4,7 @@
 //! Plain data that every level above the device layer reads: the plan, the operations and the layer.
 
 use crate::error::{Error, Result, require};
+use crate::kernels::launchers;
 
 pub use crate::kernels::launchers::ActivationFunction;
 
@@ -100,7 +101,7 @@ impl Quantization {
         match self {
             Quantization::TensorStatic => 1,
             Quantization::ChannelToken => rows,
-            Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+            Quantization::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
         }
     }
 
@@ -110,7 +111,7 @@ impl Quantization {
         match self {
             Quantization::TensorStatic => 0,
             Quantization::ChannelToken => 1,
-            Quantization::Block128 => columns.div_ceil(128),
+            Quantization::Block128 => columns.div_ceil(GROUP),
         }
     }
 }
@@ -141,7 +142,7 @@ pub enum IntermediateScales {
 /// | | adds | rounds before | the same bits every time | devices |
 /// |---|---|---|---|---|
 /// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
-/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is that of chance | Hopper |
+/// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is arbitrary | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -301,6 +302,26 @@ pub(crate) enum RowScales {
     Group128,
 }
 
+impl RowScales {
+    /// Scales of a row of `columns` columns; 0 where one is given for all.
+    pub(crate) fn of_row(self, columns: usize) -> usize {
+        match self {
+            RowScales::Tensor => 0,
+            RowScales::Token => 1,
+            RowScales::Group128 => columns.div_ceil(GROUP),
+        }
+    }
+}
+
+/// Columns of activations that share a scale, in layers.
+pub(crate) const GROUP: usize = launchers::SLAB as usize;
+
+/// Rows and columns of weights that share a block scale.
+pub(crate) const SCALE_BLOCK: usize = launchers::SCALE_BLOCK as usize;
+
+/// Bytes that the addresses of matrices are multiples of, and columns that their widths are.
+pub(crate) const COPY_BYTES: usize = launchers::COPY_BYTES as usize;
+
 const OP: &str = "MoeConfig";
 
 impl MoeConfig {
@@ -315,15 +336,18 @@ impl MoeConfig {
     }
 
     /// Refuses sizes that the kernels cannot do, with the rule.
+    ///
+    /// # Errors
+    /// The first size that breaks a rule.
     pub fn validate(&self) -> Result<()> {
-        let sixteen = |name, size: usize| {
-            require(size > 0 && size.is_multiple_of(16), OP, name, size, || {
-                "must be a positive multiple of 16".into()
+        let columns = |name, size: usize| {
+            require(size > 0 && size.is_multiple_of(COPY_BYTES), OP, name, size, || {
+                format!("must be a positive multiple of {COPY_BYTES}")
             })?;
             require(size < 1 << 24, OP, name, size, || "must be below 2^24".into())
         };
-        sixteen("hidden_size", self.hidden_size)?;
-        sixteen("intermediate_size", self.intermediate_size)?;
+        columns("hidden_size", self.hidden_size)?;
+        columns("intermediate_size", self.intermediate_size)?;
         require((1..=4096).contains(&self.experts), OP, "experts", self.experts, || {
             "must be in 1..=4096".into()
         })?;
@@ -375,6 +399,9 @@ impl MoeConfig {
     }
 
     /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts.
+    ///
+    /// # Errors
+    /// A rank that is not below `ranks`; more ranks than experts.
     pub fn for_rank(&self, rank: usize, ranks: usize) -> Result<MoeConfig> {
         require(ranks > 0 && self.experts.is_multiple_of(ranks), OP, "ranks", ranks, || {
             format!("must divide the {} experts", self.experts)
@@ -419,7 +446,7 @@ impl MoeConfig {
     /// result.
     pub(crate) fn padded_intermediate(&self) -> usize {
         match self.quantization {
-            Quantization::Block128 => self.intermediate_size.next_multiple_of(128),
+            Quantization::Block128 => self.intermediate_size.next_multiple_of(SCALE_BLOCK),
             Quantization::TensorStatic | Quantization::ChannelToken => self.intermediate_size,
         }
     }

@@ -54,6 +54,22 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A rank of a group has failed: this one or another.
+    #[error("rank {rank} {what}")]
+    Rank {
+        /// The rank at fault.
+        rank: usize,
+        /// What it did, or did not do, e.g. `has not called all_gather within 30 s`.
+        what: String,
+    },
+    /// NCCL cannot be had, or a call of it failed.
+    #[error("NCCL: {call}: {meaning}")]
+    Nccl {
+        /// NCCL's function.
+        call: &'static str,
+        /// What is wrong.
+        meaning: String,
+    },
     /// There is no such device, or it cannot run the kernels.
     #[error("device {spec}: {reason}")]
     Device {
@@ -105,6 +121,9 @@ impl From<CudaError> for Error {
 }
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
+///
+/// # Errors
+/// [`Error::Argument`], unless `holds`.
 pub fn require(
     holds: bool,
     op: &'static str,

@@ -41,11 +41,17 @@ pub fn weights(layer: &MoeLayer) -> Weights<'_> {
 }
 
 /// Bytes of workspace that a forward of up to `tokens` tokens needs.
+///
+/// # Errors
+/// More tokens than the kernels can count.
 pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
     Plan::workspace_bytes(device, config, tokens)
 }
 
 /// Whether GEMM 1 and the activation of a forward of `tokens` tokens are one launch.
+///
+/// # Errors
+/// More tokens than the kernels can count.
 pub fn is_gated(layer: &MoeLayer, tokens: usize) -> Result<bool> {
     Ok(layer.plan(tokens)?.is_gated())
 }

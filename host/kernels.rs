@@ -62,6 +62,9 @@ pub fn summaries(family: Family) -> &'static [KernelSummary] {
 impl Device {
     /// Loads all kernels now, on as many threads as there are cores, so that no batch size has to wait for
     /// its own later.
+    ///
+    /// # Errors
+    /// If the driver refuses a kernel.
     pub fn load_kernels(&self) -> Result<()> {
         let texts = summaries(self.family()).iter().map(|kernel| KernelText { name: kernel.name, module });
         self.load(&texts.collect::<Vec<_>>())

@@ -1,8 +1,47 @@
-//! FP8 Mixture-of-Experts layer for Rust.
+//! FP8 Mixture-of-Experts layer for Rust, with GPU kernels written in Rust.
 //!
-//! `route -> permute -> quantise -> grouped GEMM 1 -> activation + quantise -> grouped GEMM 2 ->
-//! unpermute-reduce`, in GPU kernels written in Rust. They run on NVIDIA GPUs from Ada on, and where there is
-//! none on the emulated device `sim`, which executes the same PTX.
+//! ```text
+//!  hidden states [T, H] ──▶ router ──▶ top-k ──▶ permute                 which rows go to which expert
+//!        │                                          │
+//!        └─────────────▶ quantise to e4m3 ──────────┤                    rows sorted by expert
+//!                                                   ▼
+//!                                      grouped GEMM 1 [P, 2I]            gate and up, of every expert at once
+//!                                                   │
+//!                                      activation, quantise              silu(gate) * up, in e4m3
+//!                                                   │
+//!                                      grouped GEMM 2 [P, H]             down
+//!                                                   │
+//!  output [T, H] ◀── weigh, sum over the k experts ◀┘                    T tokens, P = T * k rows
+//! ```
+//!
+//! The kernels run on NVIDIA GPUs from Ada on, those of Hopper by TMA and `wgmma`; and where there is none, on
+//! the emulated device `sim`, which executes the same PTX. A layer is at most five launches from routed ids on.
+//!
+//! ```
+//! # fn main() -> fp8_moe::Result<()> {
+//! # if cfg!(not(feature = "sim")) { return Ok(()); }
+//! use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+//! use half::bf16;
+//!
+//! let device = Device::open(DeviceSpec::Sim)?; // on a GPU: DeviceSpec::Auto
+//! let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+//! let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+//! let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+//! let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+//! let layer = MoeLayer::new(&device, &config, &weights)?;
+//!
+//! let hidden = device.upload(&[bf16::from_f32(1.0 / 64.0); 3 * 64])?; // three tokens
+//! let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<f32>(hidden.len())?);
+//! layer.forward(&device.default_stream(), &hidden, &mut workspace, &mut out)?;
+//!
+//! // gate = up = 1, so that each output is 64 * silu(1), within what e4m3 holds.
+//! let out = out.to_vec(&device.default_stream())?;
+//! assert!(out.iter().all(|y| (y / (64.0 * 0.7311) - 1.0).abs() < 0.07), "{out:?}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The [`guide`] goes from here to memory and streams of one's own in ten minutes.
 //!
 //! | level | what it is |
 //! |---|---|
@@ -10,6 +49,15 @@
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
 //! | [`plan`] | which kernels run, on what grids, in how much memory |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through [`cust`] |
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `sim` | the emulated device, [`DeviceSpec::Sim`] |
+//! | `cudarc` | devices, streams and memory of cudarc's: `Device::from_cudarc`, `Device::cudarc_scope` |
+//! | `build-kernels` | compiles the kernels instead of taking the committed PTX: for a checkout |
+//!
+//! Without a feature it needs no toolkit and no driver to build, on any system; where there is no driver,
+//! opening a device is an error.
 //!
 //! # Safety
 //! No sequence of safe calls reaches undefined behaviour, on the device either: no kernel leaves the memory
@@ -31,10 +79,12 @@
 //!   an operation touches, lists of a permutation included, is checked with the operation's stream, which
 //!   then waits for conflicting work on other streams. Memory is freed when no stream uses it any more.
 //!   `host/gpu/mod.rs` has the reasons.
-//! - *Captured work* has not run: a permutation made in a capture is refused outside it. Replaying a graph is
-//!   unsafe, since it writes memory that nobody lends it, and so may write the lists of a permutation.
+//! - *Captured work* has not run: a permutation made in a capture is refused outside it, and one made outside
+//!   is refused in captures. A replay writes memory that nobody lends it, and so may write the lists of a
+//!   permutation: operations refuse the permutation from then on.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 #![warn(missing_debug_implementations)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 pub mod checkpoint;
 mod config;
@@ -46,6 +96,7 @@ pub mod internals;
 mod kernels;
 pub mod layer;
 pub mod ops;
+pub mod parallel;
 pub mod plan;
 
 pub use checkpoint::Checkpoint;
@@ -53,6 +104,8 @@ pub use cust;
 pub use error::{Error, Result};
 pub use fp8::E4m3;
 pub use gpu::buffer::{Buffer, Slice, SliceMut};
+#[cfg(feature = "cudarc")]
+pub use gpu::cudarc;
 pub use gpu::device::Device;
 pub use gpu::family::Family;
 pub use gpu::graph::Graph;
@@ -65,6 +118,9 @@ pub use layer::{
     OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
     Reduction, RouterWeights, Routing, Step, Workspace,
 };
+
+#[doc = include_str!("../docs/EMBEDDING.md")]
+pub mod guide {}
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -17,7 +17,7 @@ use fp8_moe::ops::permute::{
 use fp8_moe::ops::problem_sizes::{TILE_SCHEDULE_HEADER, TileScheduleOut, tile_schedule_entries};
 use fp8_moe::ops::quantize::{Destinations, Quantize, QuantizeShape, Scheme, quantize};
 use fp8_moe::ops::unpermute::{Unpermute, unpermute};
-use fp8_moe::{Buffer, Device, E4m3, Error, Result, Stream};
+use fp8_moe::{Buffer, Device, E4m3, Error, Result, Step, Stream};
 use half::bf16;
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -115,6 +115,7 @@ fn operations(
         topk_weights: None,
         hidden: HIDDEN,
         out: (&mut out).into(),
+        adds: false,
     };
     let summed = unpermute(stream, args);
     stream.synchronize().unwrap_or_else(|e| panic!("{e}"));
@@ -439,7 +440,7 @@ fn a_captured_permutation_stays_in_its_capture() {
     device.default_stream().synchronize().unwrap();
     let mut sum = |stream: &Stream, permutation: &Permutation<'_>| {
         let (y, out) = ((&y).into(), (&mut out).into());
-        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out })
+        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out, adds: false })
     };
     let mut memory = Memory::new(&device, shape);
     let mut escaped = None;
@@ -464,6 +465,184 @@ fn a_captured_permutation_stays_in_its_capture() {
         Ok(())
     });
     assert_eq!(again.unwrap().kernels(), 0);
+}
+
+/// At a replay the lists of a permutation from outside may be gone: captures refuse it.
+#[test]
+fn a_permutation_from_outside_stays_out_of_captures() {
+    let shape = PermuteShape { tokens: 8, top_k: 1, experts: 2, local_experts: 2, alignment: 1 };
+    for device in devices() {
+        let stream = Stream::new(&device).unwrap();
+        let ids = device.zeros::<i32>(8).unwrap();
+        let (y, mut out): (Buffer<bf16>, Buffer<bf16>) =
+            (device.zeros(64).unwrap(), device.zeros(64).unwrap());
+        let (mut q, mut q_scales) = (device.zeros::<E4m3>(64).unwrap(), device.zeros::<f32>(8).unwrap());
+        let mut memory = Memory::new(&device, shape);
+        let permutation = memory.permute(&stream, &ids, None).unwrap();
+        let mut both = |stream: &Stream| {
+            let args = Unpermute {
+                y: (&y).into(),
+                permutation: &permutation,
+                topk_weights: None,
+                hidden: 8,
+                out: (&mut out).into(),
+                adds: false,
+            };
+            let summed = unpermute(stream, args);
+            let args = Quantize {
+                x: (&y).into(),
+                row_weight: None,
+                destinations: Destinations::Scatter { permutation: &permutation, fill_padding: true },
+                scheme: Scheme::Token { scales: q_scales.as_mut_slice(), absmax_limit: None },
+                q: q.as_mut_slice(),
+                cleared: None,
+            };
+            [summed, quantize(stream, QuantizeShape { rows: 8, columns: 8 }, args)]
+        };
+        let graph = stream.capture(|capturing| {
+            for result in both(capturing) {
+                let refused = result.unwrap_err().to_string();
+                assert!(refused.contains("must be made in the capture that it is used in"), "{refused}");
+            }
+            Ok(())
+        });
+        assert_eq!(graph.unwrap().kernels(), 0);
+        both(&stream).into_iter().for_each(|result| result.unwrap());
+        stream.synchronize().unwrap();
+    }
+}
+
+/// A replay writes memory that somebody has borrowed meanwhile. The lists that lay there are refused, whichever
+/// operation is given them, until they are made again.
+#[test]
+fn a_replay_ends_the_permutations_that_it_overwrites() {
+    let shape = PermuteShape { tokens: 24, top_k: 2, experts: 4, local_experts: 4, alignment: 1 };
+    // As many rows, in the memory of the same lists, of which no token has more than half of the other's.
+    let other = PermuteShape { tokens: 12, top_k: 4, ..shape };
+    for device in devices() {
+        let streams = [Stream::new(&device).unwrap(), Stream::new(&device).unwrap()];
+        let all = device.upload(&[1i32; 48]).unwrap();
+        let few = device.upload(&(0..48).map(|r| if r < 4 { r } else { -1 }).collect::<Vec<i32>>()).unwrap();
+        let mut memory = Memory::new(&device, shape);
+        let sizes = memory.sizes();
+        let graph = {
+            memory.shape = other;
+            streams[0].capture(|stream| memory.permute(stream, &all, None).map(drop)).unwrap()
+        };
+        memory.shape = shape;
+        for (stream, replays_on) in [(0, 0), (0, 1), (1, 0)].map(|(a, b)| (&streams[a], &streams[b])) {
+            let mut permutation = memory.permute(stream, &few, None).unwrap();
+            operations(&device, stream, &mut permutation, sizes).into_iter().for_each(|r| r.unwrap());
+            graph.launch(replays_on).unwrap();
+            for result in operations(&device, stream, &mut permutation, sizes) {
+                let refused = result.unwrap_err().to_string();
+                assert!(refused.contains("must be made again"), "{refused}");
+            }
+        }
+        let mut permutation = memory.permute(&streams[0], &few, None).unwrap();
+        drop(graph);
+        operations(&device, &streams[0], &mut permutation, sizes).into_iter().for_each(|r| r.unwrap());
+    }
+}
+
+/// A scan of lists is worth nothing once a replay has written them.
+#[test]
+fn a_replay_ends_scanned_lists() {
+    let device = common::device();
+    let stream = Stream::new(&device).unwrap();
+    let rng = &mut ChaCha8Rng::seed_from_u64(3);
+    let mut lists = Forged::right(6, 2, 3, 0, rng).upload(&device);
+    let graph = {
+        let lists = lists.borrow();
+        let mut offsets = lists.expert_offsets;
+        stream.capture(|stream| offsets.fill_bytes(0x7f, stream)).unwrap()
+    };
+    let mut permutation = Permutation::from_lists(&stream, lists.borrow()).unwrap();
+    let sizes = Sizes { tokens: 6, rows: 12, experts: 3 };
+    operations(&device, &stream, &mut permutation, sizes).into_iter().for_each(|result| result.unwrap());
+    graph.launch(&stream).unwrap();
+    for result in operations(&device, &stream, &mut permutation, sizes) {
+        let refused = result.unwrap_err().to_string();
+        assert!(refused.contains("must be made again"), "{refused}");
+    }
+    assert!(Permutation::from_lists(&stream, lists.borrow()).is_err());
+}
+
+/// A graph of a forward, launched while another forward is being enqueued in the same workspace, before any of
+/// its operations: that one ends with an error, or is not touched. Layers take turns in one workspace.
+#[test]
+fn a_replay_within_a_forward() {
+    use common::layers::{config, on_device};
+    use common::oracle::{Layer, hidden_states};
+    use fp8_moe::{Forward, Quantization, Routing};
+    let sizes = [8, 2, 64, 32];
+    for quantization in [Quantization::ChannelToken, Quantization::TensorStatic] {
+        let config = config(quantization, Routing::Softmax { renormalize: true }, sizes);
+        let device = common::device();
+        let layers = [1, 2].map(|seed| on_device(&device, &Layer::random(config.clone(), seed)));
+        let (stream, other) = (Stream::new(&device).unwrap(), Stream::new(&device).unwrap());
+        let mut workspace = layers[0].workspace(40).unwrap();
+        let hidden = [40, 3].map(|tokens| device.upload(&hidden_states(tokens * 64, 5)).unwrap());
+        let mut outs = [40, 3].map(|tokens| device.zeros::<f32>(tokens * 64).unwrap());
+        let [wide, out] = &mut outs;
+        let graph = stream
+            .capture(|stream| layers[1].forward(stream, &hidden[0], &mut workspace, &mut *wide))
+            .unwrap();
+        layers[0].forward(&stream, &hidden[1], &mut workspace, &mut *out).unwrap();
+        let alone = out.to_vec(&stream).unwrap();
+        for at in 0..Step::NAMES.len() {
+            for replays_on in [&stream, &other] {
+                let observe = |step: Step| {
+                    if step.index == at {
+                        graph.launch(replays_on).unwrap();
+                    }
+                };
+                let forward = Forward::new(&hidden[1], &mut workspace, &mut *out).observed(&observe);
+                match layers[0].forward_with(&stream, forward) {
+                    // Before the routing, or the sort of it, a launch does no harm to the lists.
+                    Ok(()) => assert!(at < 2 || at == 4 || at == 7, "{}", Step::NAMES[at]),
+                    Err(error) => {
+                        assert!(at >= 2, "{}: {error}", Step::NAMES[at]);
+                        assert!(error.to_string().contains("must be made again"), "{error}");
+                    }
+                }
+                stream.synchronize().unwrap();
+            }
+        }
+        // Weights take turns with no trace of each other.
+        graph.launch(&other).unwrap();
+        layers[0].forward(&stream, &hidden[1], &mut workspace, &mut *out).unwrap();
+        assert_eq!(out.to_vec(&stream).unwrap(), alone);
+    }
+}
+
+/// Two threads, one memory: one launches a graph that writes it, the other sorts and uses what it has sorted.
+/// Each operation runs on its own lists, or is refused.
+#[test]
+fn a_replay_on_another_thread() {
+    let shape = PermuteShape { tokens: 24, top_k: 2, experts: 4, local_experts: 4, alignment: 1 };
+    let device = common::device();
+    let stream = Stream::new(&device).unwrap();
+    let all = device.upload(&[1i32; 48]).unwrap();
+    let few = device.upload(&(0..48).map(|r| if r < 4 { r } else { -1 }).collect::<Vec<i32>>()).unwrap();
+    let mut memory = Memory::new(&device, shape);
+    let sizes = memory.sizes();
+    let graph = stream.capture(|stream| memory.permute(stream, &all, None).map(drop)).unwrap();
+    std::thread::scope(|scope| {
+        let launches = scope.spawn(|| {
+            let stream = Stream::new(&device).unwrap();
+            for _ in 0..20 {
+                graph.launch(&stream).unwrap();
+                std::thread::yield_now();
+            }
+            stream.synchronize().unwrap();
+        });
+        while !launches.is_finished() {
+            let mut permutation = memory.permute(&stream, &few, None).unwrap();
+            let results = operations(&device, &stream, &mut permutation, sizes);
+            assert_harmless(&results);
+        }
+    });
 }
 
 /// Two scales at one place would be a race of two threads.

@@ -161,6 +161,7 @@ pub struct Counted {
     pub tensor_flops: u64,
 }
 
+#[cfg(feature = "sim")]
 impl From<&cust::sim::Counters> for Counted {
     fn from(counters: &cust::sim::Counters) -> Counted {
         Counted {

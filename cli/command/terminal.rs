@@ -33,7 +33,9 @@ pub fn try_output(path: Option<&Path>) -> Result<()> {
 /// GPU can be used, it is the emulated one, and the reason is said.
 pub fn open_device(spec: DeviceSpec) -> Result<Device> {
     let device = match Device::open(spec) {
-        Err(Error::Device { reason, .. }) if spec == DeviceSpec::Auto && !is_asked_for() => {
+        Err(Error::Device { reason, .. })
+            if cfg!(feature = "sim") && spec == DeviceSpec::Auto && !is_asked_for() =>
+        {
             let why = reason.split_once("; ").map_or(reason.as_str(), |(why, _)| why);
             eprintln!("note     {why}: the emulated device stands in");
             Device::open(DeviceSpec::Sim)?
@@ -116,6 +118,7 @@ pub fn watch<T>(
 }
 
 /// Runs a forward that is measured, with a sign of life where somebody watches.
+#[cfg(feature = "sim")]
 pub fn watch_bench<T>(tokens: usize, forward: impl FnOnce() -> Result<T>) -> Result<T> {
     let bar = ProgressBar::new_spinner().with_message(format!("simulating {tokens} tokens"));
     bar.enable_steady_tick(Duration::from_millis(200));

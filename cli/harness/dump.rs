@@ -22,6 +22,7 @@ use safetensors::tensor::TensorView;
 use super::routing::Routed;
 use super::run::Run;
 use fp8_moe::E4m3;
+use fp8_moe::ops::grouped_gemm::SCALE_BLOCK;
 use fp8_moe::{Error, Result};
 use fp8_moe::{Quantization, internals};
 
@@ -55,7 +56,7 @@ pub fn dump(
         Quantization::TensorStatic => (vec![local, 2 * i], vec![local]),
         Quantization::ChannelToken => (vec![local, 2 * i], vec![local, h]),
         Quantization::Block128 => {
-            let (rows, columns) = (i.div_ceil(128), h.div_ceil(128));
+            let (rows, columns) = (i.div_ceil(SCALE_BLOCK), h.div_ceil(SCALE_BLOCK));
             (vec![local, 2 * rows, columns], vec![local, columns, rows])
         }
         other => {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+#[cfg(feature = "sim")]
 use cust::sim::{Counters, take_counters};
 use half::bf16;
 use rand::SeedableRng;
@@ -101,6 +102,7 @@ impl<'l> Run<'l> {
 
     /// Runs the first layer once and returns what the emulated device counted: for the layer, then for its
     /// operations in order. On a GPU all counts are zero.
+    #[cfg(feature = "sim")]
     pub fn count(&mut self) -> Result<Vec<(Part, Counters)>> {
         let counted = RefCell::new(vec![(Part::Layer, Counters::default())]);
         let settle = || {
@@ -165,7 +167,10 @@ impl<'s> Cuts<'s> {
     fn step(&self, step: Step) {
         let Some(part) = Part::of_step(step.name) else { return };
         self.close();
-        match self.recorder.begin() {
+        // SAFETY: all graphs of a run sort the same ids to the same place of the workspace, which stays
+        // borrowed: once a permutation has been replayed, its lists stay the same. `Captured`
+        // replays what comes before a part.
+        match unsafe { self.recorder.begin() } {
             Ok(capture) => *self.open.borrow_mut() = Some((part, capture)),
             Err(error) => self.fail(error),
         }
@@ -248,7 +253,6 @@ impl Replays<'_> {
     /// Enqueues replay number `index`.
     pub fn enqueue(&self, index: usize, stream: &Stream) -> Result<()> {
         let graph = &self.graphs[index % self.graphs.len()];
-        // SAFETY: no permutation uses the memory that the graph writes.
-        unsafe { graph.launch(stream) }
+        graph.launch(stream)
     }
 }

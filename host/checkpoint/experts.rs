@@ -20,12 +20,13 @@ use super::files::Files;
 use super::models::{Fused, Model, Order};
 use super::quantization::{ActivationScales, Scheme, WeightScales};
 use super::tensor::Tensor;
+use crate::config::SCALE_BLOCK;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
 use crate::layer::{ExpertSource, ExpertWeights, MoeConfig, MoeWeights, Quantization, RouterWeights};
 
 /// Columns and rows of a block as a layer has them.
-const BLOCK: usize = 128;
+const BLOCK: usize = SCALE_BLOCK;
 
 /// Reads a layer.
 pub(crate) struct LayerReader<'a> {

@@ -41,6 +41,23 @@ use crate::gpu::device::Device;
 use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress};
 
 /// An open checkpoint: its tensors, memory-mapped, and its config.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// use fp8_moe::Checkpoint;
+///
+/// # let path = "tests/fixtures/qwen3_moe_block.safetensors";
+/// # if !std::path::Path::new(path).exists() { return Ok(()); } // packages have no fixtures
+/// // A file, or a folder with shards; the config beside it, or in its metadata.
+/// let checkpoint = Checkpoint::open(path, None)?;
+/// let layer = checkpoint.load_layer(&device, None)?; // a prefix of its tensors, where there are several
+/// assert_eq!(layer.config().hidden_size, checkpoint.config().moe.hidden_size);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Checkpoint {
     files: Files,
     config: ModelConfig,
@@ -70,12 +87,19 @@ impl Checkpoint {
     ///
     /// The config is `config` where given, else `config.json` beside the file (or in the folder), else the
     /// entry `config` of the file's metadata. The files must not change while the checkpoint is open.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or are no safetensors; a tensor that two files have; a config that is
+    /// missing, or has keys of the wrong type.
     pub fn open(path: impl AsRef<Path>, config: Option<&Path>) -> Result<Checkpoint> {
         Self::open_as(path, config, None)
     }
 
     /// As [`Checkpoint::open`], reading config and tensors as those of `model_type`, whatever the config says
     /// it is: for models that the loader does not know and that are built as one that it knows.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`]; a model type that the loader does not know.
     pub fn open_as(
         path: impl AsRef<Path>,
         config: Option<&Path>,
@@ -140,6 +164,9 @@ impl Checkpoint {
 
     /// What the layer with the full prefix `prefix` computes: [`ModelConfig::moe`] with the layer's own
     /// quantisation.
+    ///
+    /// # Errors
+    /// A model or a quantisation that the loader does not know; keys that are missing or of the wrong type.
     pub fn layer_config(&self, prefix: &str) -> Result<MoeConfig> {
         let scheme = self.scheme(prefix)?;
         let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
@@ -152,6 +179,9 @@ impl Checkpoint {
 
     /// The full prefix of the layer that `wanted` means: a full prefix, the beginning of one
     /// (`model.layers.7`), or a layer number. `None` means the only layer there is.
+    ///
+    /// # Errors
+    /// No layer of that name or number; several layers where none is named.
     pub fn find_layer(&self, wanted: Option<&str>) -> Result<String> {
         let layers = self.layers();
         let list = |layers: &[String]| match layers {
@@ -200,6 +230,10 @@ impl Checkpoint {
     }
 
     /// Loads a layer with all its experts. `layer` as for [`Checkpoint::find_layer`].
+    ///
+    /// # Errors
+    /// Tensors that are missing, of other types or shapes than the config says, or with values that are
+    /// refused: NaN, infinities. What the device lacks.
     pub fn load_layer(&self, device: &Device, layer: Option<&str>) -> Result<MoeLayer> {
         let prefix = self.find_layer(layer)?;
         self.load_layer_with(device, &prefix, &self.layer_config(&prefix)?, &|_| {})
@@ -207,6 +241,9 @@ impl Checkpoint {
 
     /// Loads the experts that `config` says are local (see [`MoeConfig::for_rank`]) of the layer with the
     /// full prefix `prefix`, telling `progress` how far it is.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::load_layer`].
     pub fn load_layer_with(
         &self,
         device: &Device,
@@ -220,6 +257,9 @@ impl Checkpoint {
 
     /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales
     /// as f32.
+    ///
+    /// # Errors
+    /// Tensors that are missing, or of another type or shape.
     pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'_>> {
         let reader = self.reader(prefix, config)?;
         let rest = reader.rest()?;
@@ -251,12 +291,18 @@ impl Checkpoint {
     }
 
     /// The tensor `name`, of any floating-point type f32 can hold.
+    ///
+    /// # Errors
+    /// No such tensor; another type.
     pub fn floats(&self, name: &str) -> Result<Values<f32>> {
         let tensor = self.files.tensor(name)?;
         Ok(Values { shape: tensor.shape.to_vec(), data: tensor.to_f32()? })
     }
 
     /// The tensor `name`, of 32- or 64-bit integers.
+    ///
+    /// # Errors
+    /// No such tensor; another type.
     pub fn integers(&self, name: &str) -> Result<Values<i64>> {
         let tensor = self.files.tensor(name)?;
         Ok(Values { shape: tensor.shape.to_vec(), data: tensor.to_i64()? })
@@ -337,6 +383,9 @@ fn number_in(prefix: &str) -> Option<usize> {
 }
 
 /// The floating-point tensor `name` of the safetensors file `path`: its shape and its values as f32.
+///
+/// # Errors
+/// A file that cannot be read, or is no safetensors; no such tensor; another type.
 pub fn read_floats(path: &Path, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
     let files = Files::open(path)?;
     let tensor = files.tensor(name)?;

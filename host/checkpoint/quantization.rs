@@ -17,6 +17,7 @@ use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::config::{Sections, kind};
+use crate::config::{GROUP, SCALE_BLOCK};
 use crate::error::{Error, Result};
 use crate::layer::Quantization;
 
@@ -349,7 +350,7 @@ impl Reader {
             "FP8" => (WeightScales::Tensor, ActivationScales::TensorStatic),
             "FP8_PER_CHANNEL_PER_TOKEN" => (WeightScales::Channel, ActivationScales::Token),
             "FP8_PB_WO" | "FP8_PB_REAL" | "FP8_BLOCK_SCALES" => {
-                (WeightScales::Block([128, 128]), ActivationScales::Group(128))
+                (WeightScales::Block([SCALE_BLOCK; 2]), ActivationScales::Group(GROUP))
             }
             other => {
                 return Err(refuse(format!(
@@ -528,7 +529,9 @@ impl Scheme {
             (W::Tensor, A::TensorStatic) => Ok(Quantization::TensorStatic),
             (W::Tensor | W::Channel, A::Token | A::TensorDynamic) => Ok(Quantization::ChannelToken),
             (W::Block([rows, columns]), A::Group(group))
-                if rows % 128 == 0 && columns % 128 == 0 && [128, columns].contains(&group) =>
+                if rows % SCALE_BLOCK == 0
+                    && columns % SCALE_BLOCK == 0
+                    && [GROUP, columns].contains(&group) =>
             {
                 Ok(Quantization::Block128)
             }

@@ -22,21 +22,42 @@ use crate::gpu::stream::Stream;
 /// It may be used on several streams: an operation waits for those on other streams that write what it uses,
 /// or use what it writes. The memory is freed when the buffer and all graphs that use it are dropped; the
 /// drop waits until no stream uses it.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// let stream = device.default_stream();
+/// let mut buffer = device.zeros::<i32>(6)?;
+/// buffer.slice_mut(2..4).copy_from(&[7, 8], &stream)?; // complete on return
+/// let copy = device.upload(&[1, 2])?;
+/// buffer.slice_mut(4..).copy_from_device(copy.as_slice(), &stream)?; // in the stream's order
+/// assert_eq!(buffer.to_vec(&stream)?, [0, 0, 7, 8, 1, 2]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Buffer<T: Pod> {
-    device: Device,
     ptr: DevicePtr<T>,
     len: usize,
-    /// None where there are no elements.
+    /// None where there are no elements. Dropped before the device, which keeps the context.
     memory: Option<Arc<Allocation>>,
+    device: Device,
 }
 
 impl Device {
     /// A buffer with a copy of `data`, complete on return.
+    ///
+    /// # Errors
+    /// If the device has not so much memory, or a kernel before has faulted.
     pub fn upload<T: Pod>(&self, data: &[T]) -> Result<Buffer<T>> {
         Buffer::upload(self, data)
     }
 
     /// A buffer of `len` zeros, complete on return.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
     pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let stream = self.default_stream();
         let mut buffer = Buffer::uninit(self, len)?;
@@ -46,6 +67,9 @@ impl Device {
     }
 
     /// A buffer of `len` elements with undefined contents.
+    ///
+    /// # Errors
+    /// If the device has not so much memory.
     pub fn uninit<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         Buffer::uninit(self, len)
     }
@@ -105,28 +129,44 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
-    /// The elements of `range`, to read. Panics when the range is out of bounds, as slicing does.
+    /// The elements of `range`, to read.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, as slicing does.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'_, T> {
         self.as_slice().slice(range)
     }
 
-    /// The elements of `range`, to write. Panics when the range is out of bounds, as slicing does.
+    /// The elements of `range`, to write.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, as slicing does.
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
         self.as_mut_slice().into_slice_mut(range)
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
+    ///
+    /// # Errors
+    /// If a kernel before has faulted; a stream of another device, or one that is being captured.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
         self.as_slice().to_vec(stream)
     }
 
     /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits
     /// for it.
+    ///
+    /// # Errors
+    /// Another length; a stream of another device, or one that is being captured; if a kernel before has
+    /// faulted.
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.as_mut_slice().copy_from(data, stream)
     }
 
     /// Sets every byte to `byte`, in `stream`'s order.
+    ///
+    /// # Errors
+    /// A stream of another device.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.as_mut_slice().fill_bytes(byte, stream)
     }
@@ -205,11 +245,26 @@ impl<'a, T: Pod> Slice<'a, T> {
     /// # Safety
     /// - `ptr` must be the address of `len` elements in `device`'s memory, aligned for `T`, and stay valid
     ///   until every operation that was given the slice has completed on its stream; if one was captured,
-    ///   until the graph is dropped.
+    ///   until the graph is dropped. A launch of that graph writes what its operations wrote: the memory must
+    ///   not hold the lists of a `Permutation` then that is used later.
     /// - Until then nothing may write the memory, but for operations on the same stream, or ordered with it
     ///   by the caller: the library does not know whose memory it is.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> Slice<'a, T> {
         Slice { device, memory: None, ptr, len }
+    }
+
+    /// A slice of memory that another program has lent, which is ordered as `memory`.
+    ///
+    /// # Safety
+    /// As [`Slice::from_raw`], but that operations on other streams are ordered too.
+    #[cfg(feature = "cudarc")]
+    pub(crate) unsafe fn lent(
+        device: &'a Device,
+        memory: &'a Arc<Allocation>,
+        ptr: DevicePtr<T>,
+        len: usize,
+    ) -> Slice<'a, T> {
+        Slice { device, memory: Some(memory), ptr, len }
     }
 
     /// An empty slice with the null pointer.
@@ -237,19 +292,28 @@ impl<'a, T: Pod> Slice<'a, T> {
         self.device
     }
 
-    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    /// The elements of `range`.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, as slicing does.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Slice<'a, T> {
         let (start, end) = bounds(range, self.len);
         Slice { device: self.device, memory: self.memory, ptr: self.ptr.offset(start), len: end - start }
     }
 
-    /// The same bytes as elements of another type. Panics unless alignment and length fit.
+    /// The same bytes as elements of another type.
+    ///
+    /// # Panics
+    /// Unless alignment and length fit.
     pub fn cast<U: Pod>(self) -> Slice<'a, U> {
         let len = cast_len::<T, U>(self.ptr, self.len);
         Slice { device: self.device, memory: self.memory, ptr: self.ptr.cast(), len }
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
+    ///
+    /// # Errors
+    /// If a kernel before has faulted; a stream of another device, or one that is being captured.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
         self.check_device("to_vec", "source", stream)?;
         stream.refuse_capture("to_vec")?;
@@ -263,6 +327,11 @@ impl<'a, T: Pod> Slice<'a, T> {
         }
         stream.synchronize()?;
         Ok(host)
+    }
+
+    /// What it is a part of; none of memory of another program, or of no elements.
+    pub(crate) fn memory(&self) -> Option<&'a Arc<Allocation>> {
+        self.memory
     }
 
     /// Refuses the argument `name` of `op` when it lies on another device than `stream`.
@@ -283,6 +352,38 @@ impl<'a, T: Pod> Slice<'a, T> {
         self.check_device(op, name, stream)?;
         check_len(op, name, self.len, len)?;
         stream.uses(self.memory, Access::Read)
+    }
+}
+
+/// A slice for another thread, without its lifetime.
+pub(crate) struct Lent<T> {
+    device: Device,
+    /// Keeps memory of this library allocated.
+    memory: Option<Arc<Allocation>>,
+    ptr: DevicePtr<T>,
+    len: usize,
+}
+
+impl<'a, T: Pod> Slice<'a, T> {
+    /// The slice, to be read by another thread.
+    pub(crate) fn lend(&self) -> Lent<T> {
+        Lent { device: self.device.clone(), memory: self.memory.cloned(), ptr: self.ptr, len: self.len }
+    }
+}
+
+impl<T: Pod> Lent<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The slice again.
+    ///
+    /// # Safety
+    /// The borrow that the slice came from has not ended, and does not end before the result is used for the
+    /// last time.
+    pub unsafe fn as_slice(&self) -> Slice<'_, T> {
+        Slice { device: &self.device, memory: self.memory.as_ref(), ptr: self.ptr, len: self.len }
     }
 }
 
@@ -311,6 +412,20 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// As [`Slice::from_raw`], and nothing else may read the memory either.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> SliceMut<'a, T> {
         SliceMut { device, memory: None, ptr, len, exclusive: PhantomData }
+    }
+
+    /// A slice of memory that another program has lent, which is ordered as `memory`.
+    ///
+    /// # Safety
+    /// As [`SliceMut::from_raw`], but that operations on other streams are ordered too.
+    #[cfg(feature = "cudarc")]
+    pub(crate) unsafe fn lent(
+        device: &'a Device,
+        memory: &'a Arc<Allocation>,
+        ptr: DevicePtr<T>,
+        len: usize,
+    ) -> SliceMut<'a, T> {
+        SliceMut { device, memory: Some(memory), ptr, len, exclusive: PhantomData }
     }
 
     /// An empty slice with the null pointer.
@@ -354,12 +469,18 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         }
     }
 
-    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    /// The elements of `range`.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, as slicing does.
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> SliceMut<'_, T> {
         self.reborrow().into_slice_mut(range)
     }
 
     /// As `slice_mut`, for the whole lifetime.
+    ///
+    /// # Panics
+    /// When the range is out of bounds, as slicing does.
     pub fn into_slice_mut(self, range: impl RangeBounds<usize>) -> SliceMut<'a, T> {
         let (start, end) = bounds(range, self.len);
         SliceMut {
@@ -371,7 +492,10 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         }
     }
 
-    /// The first `mid` elements and the rest. Panics when there are fewer, as slicing does.
+    /// The first `mid` elements and the rest.
+    ///
+    /// # Panics
+    /// When there are fewer, as slicing does.
     pub fn split_at(self, mid: usize) -> (SliceMut<'a, T>, SliceMut<'a, T>) {
         let (_, rest) = bounds(mid.., self.len);
         let head = SliceMut {
@@ -391,7 +515,10 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         (head, tail)
     }
 
-    /// The same bytes as elements of another type. Panics unless alignment and length fit.
+    /// The same bytes as elements of another type.
+    ///
+    /// # Panics
+    /// Unless alignment and length fit.
     pub fn cast<U: Pod>(self) -> SliceMut<'a, U> {
         let len = cast_len::<T, U>(self.ptr, self.len);
         SliceMut {
@@ -404,12 +531,19 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
+    ///
+    /// # Errors
+    /// If a kernel before has faulted; a stream of another device, or one that is being captured.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
         self.as_slice().to_vec(stream)
     }
 
     /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits
     /// for it.
+    ///
+    /// # Errors
+    /// Another length; a stream of another device, or one that is being captured; if a kernel before has
+    /// faulted.
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.check_device("copy_from", "destination", stream)?;
         stream.refuse_capture("copy_from")?;
@@ -429,6 +563,9 @@ impl<'a, T: Pod> SliceMut<'a, T> {
 
     /// Overwrites everything with `source`, other memory of the same device and length, in `stream`'s order.
     /// Can be captured.
+    ///
+    /// # Errors
+    /// Another length; memory or a stream of another device.
     pub fn copy_from_device(&mut self, source: Slice<'_, T>, stream: &Stream) -> Result<()> {
         self.check_device("copy_from_device", "destination", stream)?;
         source.check_device("copy_from_device", "source", stream)?;
@@ -453,6 +590,9 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     }
 
     /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
+    ///
+    /// # Errors
+    /// A stream of another device.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.check_device("fill_bytes", "destination", stream)?;
         if self.len == 0 {

@@ -20,6 +20,19 @@ use crate::gpu::spec::DeviceSpec;
 const OLDEST_CUDA: (u32, u32) = (12, 4);
 
 /// A GPU, real or emulated, with its context and loaded kernels. Cheap to clone.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// use fp8_moe::{Device, DeviceSpec};
+///
+/// let device = Device::open(DeviceSpec::Sim)?; // on a GPU: DeviceSpec::Auto
+/// assert_eq!((device.capability(), device.family().arch()), ((9, 0), "sm_90a"));
+/// let squares = device.upload(&[1.0_f32, 4.0, 9.0])?;
+/// assert_eq!(squares.to_vec(&device.default_stream())?, [1.0, 4.0, 9.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -45,11 +58,17 @@ impl Device {
     ///
     /// A process may open a GPU and the emulated device beside each other. Devices that are opened several
     /// times share their context and the kernels that have been loaded.
+    ///
+    /// # Errors
+    /// If there is no such device, no driver, or none of the kernels runs there.
     pub fn open(spec: DeviceSpec) -> Result<Device> {
         Self::open_as(spec, None)
     }
 
     /// Opens a device for the kernels of `family`, which may be older than its best one.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; a family whose kernels the device cannot run.
     pub fn open_family(spec: DeviceSpec, family: Family) -> Result<Device> {
         Self::open_as(spec, Some(family))
     }
@@ -163,6 +182,9 @@ impl Device {
     }
 
     /// The CUDA version of the driver, e.g. `(13, 0)`.
+    ///
+    /// # Errors
+    /// What the driver says.
     pub fn driver_version(&self) -> Result<(u32, u32)> {
         Ok(self.context().driver().version()?)
     }
@@ -193,6 +215,9 @@ impl Device {
     }
 
     /// Device memory that is free now, bytes.
+    ///
+    /// # Errors
+    /// What the driver says.
     pub fn free_memory_bytes(&self) -> Result<u64> {
         Ok(self.context().free_memory()? as u64)
     }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::gpu::launch::{Arguments, Grid, Kernel};
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 
 impl Device {
@@ -22,6 +23,23 @@ impl Device {
         kernel: &Kernel<A>,
         grid: impl Into<Grid>,
         arguments: &A,
+    ) -> Result<()> {
+        // SAFETY: the caller's contract.
+        unsafe { self.launch_over(stream, kernel, grid, arguments, &Unchanged::NOTHING) }
+    }
+
+    /// As [`launch`](Self::launch), for a kernel that relies on what `lists` held: refused if a graph may have
+    /// overwritten them.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch), if the lists hold what they held.
+    pub(crate) unsafe fn launch_over<A: Arguments>(
+        &self,
+        stream: &Stream,
+        kernel: &Kernel<A>,
+        grid: impl Into<Grid>,
+        arguments: &A,
+        lists: &Unchanged<'_>,
     ) -> Result<()> {
         let grid = grid.into();
         let name = kernel.text.name;
@@ -46,18 +64,28 @@ impl Device {
             cooperative: kernel.cooperative,
         };
         let launched = arguments.with_params(|params| {
-            stream.enqueue(|stream| {
+            stream.enqueue_over(lists, |stream| {
                 // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's
                 // contract, kept by the generated structs); what the values mean to the kernel is the
                 // caller's contract.
                 unsafe { stream.launch(&function, config, params) }
             })
         });
-        launched.map_err(|error| match error.into() {
-            Error::Driver { call, code, meaning } => {
-                Error::Driver { call, code, meaning: format!("{name}: {meaning}") }
-            }
-            other => other,
-        })
+        match launched {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(overwritten(name)),
+            Err(error) => Err(match error.into() {
+                Error::Driver { call, code, meaning } => {
+                    Error::Driver { call, code, meaning: format!("{name}: {meaning}") }
+                }
+                other => other,
+            }),
+        }
     }
+}
+
+/// The refusal of lists that a graph may have overwritten.
+pub(crate) fn overwritten(op: &'static str) -> Error {
+    let rule = "must be made again: a graph that writes its memory has been launched since";
+    Error::argument(op, "permutation", "one that may have been overwritten", rule)
 }

@@ -20,13 +20,14 @@ impl Stream {
     /// stream than this one: what `work` enqueues on others runs.
     ///
     /// `work` must not wait for the stream or copy to or from the host; the operations of this library do
-    /// neither. Kernels that it needs are loaded.
+    /// neither. A `Permutation` that it uses must be made in it. Kernels that it needs are loaded.
     ///
     /// # Errors
     /// What `work` fails with, or what the driver says of the capture.
     pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
         let recorder = Recorder::new(self.device())?;
-        let capture = recorder.begin()?;
+        // SAFETY: it begins once, so that no graph takes a permutation from another.
+        let capture = unsafe { recorder.begin() }?;
         let recorded = work(recorder.stream());
         // Capture ends even when `work` failed, and then its error is the one that matters.
         let graph = capture.end();
@@ -43,6 +44,9 @@ pub struct Recorder {
 
 impl Recorder {
     /// A new one.
+    ///
+    /// # Errors
+    /// If the driver makes no stream.
     pub fn new(device: &Device) -> Result<Recorder> {
         Ok(Recorder { stream: Stream::new(device)? })
     }
@@ -53,7 +57,15 @@ impl Recorder {
     }
 
     /// Begins to record what is enqueued.
-    pub fn begin(&self) -> Result<Capture<'_>> {
+    ///
+    /// # Safety
+    /// Operations take permutations that were made in earlier captures of the same recorder. When a graph of
+    /// a later capture is launched, the graph that makes its permutations has been launched before, on the
+    /// same stream, and nothing has written their lists since.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub unsafe fn begin(&self) -> Result<Capture<'_>> {
         self.stream.queue().begin_capture()?;
         Ok(Capture { stream: &self.stream })
     }
@@ -67,6 +79,9 @@ pub struct Capture<'a> {
 
 impl Capture<'_> {
     /// Makes a graph of what was recorded.
+    ///
+    /// # Errors
+    /// What the driver says of the capture.
     pub fn end(self) -> Result<Graph> {
         let stream = self.stream;
         std::mem::forget(self);
@@ -85,7 +100,29 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// Captured work, ready to be replayed.
+/// Captured work, ready to be replayed: from [`Stream::capture`].
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// # use half::bf16;
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// # let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// # let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// # let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// # let layer = MoeLayer::new(&device, &config, &weights)?;
+/// # let stream = device.default_stream();
+/// # let hidden = device.upload(&[bf16::ONE; 3 * 64])?;
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<bf16>(3 * 64)?);
+/// let graph = stream.capture(|stream| layer.forward(stream, &hidden, &mut workspace, &mut out))?;
+/// assert_eq!(out.to_vec(&stream)?[0], bf16::ZERO, "nothing has run");
+/// graph.launch(&stream)?;
+/// assert_ne!(out.to_vec(&stream)?[0], bf16::ZERO);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Graph {
     /// There until it is dropped.
     exec: Option<GraphExec>,
@@ -108,24 +145,23 @@ impl Graph {
     /// those buffers: the order is that of the calls, on whatever streams. Memory of other programs, from
     /// [`Slice::from_raw`](crate::Slice::from_raw), is their business.
     ///
+    /// A `Permutation` whose lists lie in memory that the graph writes cannot be used any more, and a forward
+    /// that another thread is enqueueing in that memory, the same workspace, ends with an error.
+    ///
     /// # Errors
     /// If the stream is another device's, or is being captured: a graph is no part of another.
-    ///
-    /// # Safety
-    /// A graph writes memory that nobody lends it. That memory must not hold lists of a
-    /// `Permutation` that is used after the launch: with layers, no other thread may be
-    /// enqueueing a forward in the workspace that the graph uses. The lists of a permutation that was made
-    /// before the capture, and is used in it, must hold what they held then.
-    pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
+    pub fn launch(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("graph launch", "stream", format!("{stream:?}"), rule));
         }
         stream.refuse_capture("graph launch")?;
         let Some(exec) = self.exec.as_ref().filter(|_| !stream.is_rehearsal()) else { return Ok(()) };
-        // SAFETY: lists of permutations are the caller's contract. The graph holds its memory, or has it from
-        // `from_raw`, whose contract covers its replays. The stream waits for other uses of the memory, and
-        // later ones will wait for it (in a capture by another program that is the contract of the stream's
+        // SAFETY: the graph holds its memory, or has it from `from_raw`, whose contract covers its replays.
+        // The lists of permutations that it relies on are written by itself, before: others are refused in
+        // captures, but for those of a `Recorder`, whose contract they are. Permutations whose lists it
+        // overwrites are refused from here on. The stream waits for other uses of the memory, and later ones
+        // will wait for it (in a capture by another program all of that is the contract of the stream's
         // `from_raw`). The gate admits one thread at a time: none that launches the graph too, and none that
         // is about to use its memory.
         let launch = |stream: &cust::Stream| unsafe { exec.launch(stream) };

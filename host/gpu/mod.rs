@@ -13,6 +13,7 @@
 //! | `enqueue` | launching a kernel |
 //! | `kernel_cache` | the kernels that have been loaded into a context |
 //! | `tensor_map` | descriptors for TMA |
+//! | `cudarc` | contexts, streams and memory of cudarc's (feature `cudarc`) |
 //!
 //! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
 //! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then
@@ -30,10 +31,11 @@
 //! - *Freed memory.* An allocation waits, when it is dropped, for all work that uses it, on whatever stream.
 //!   Where it cannot be waited for, since a fault has taken the context away, the memory is not freed.
 //! - *Graphs.* A graph holds the memory that it uses, waits at each launch like an operation, and when it is
-//!   dropped waits for its launches. To launch one is unsafe all the same: it writes memory that nobody lends
-//!   it, and what operations rely on may lie there (the lists of permutations). Captures run on a stream of
-//!   their own, so that no other thread's work gets into them, and copies to the host, waits and events are
-//!   refused in them.
+//!   dropped waits for its launches. It writes memory that nobody lends it. What operations rely on may lie
+//!   there: the lists of permutations. An operation that is given such lists after the launch is refused
+//!   (`order::Unchanged`); a captured operation is given lists of its own capture alone, which every launch
+//!   makes anew. Captures run on a stream of their own, so that no other thread's work gets into them, and
+//!   copies to the host, waits and events are refused in them.
 //! - *Streams.* A stream whose last handle is dropped leaves an event behind its work, for which others wait.
 //! - *Kernels.* Modules are unloaded when the last device of their context is dropped, after the context's
 //!   work.
@@ -41,13 +43,15 @@
 //!   cannot know.
 
 pub(crate) mod buffer;
+#[cfg(feature = "cudarc")]
+pub mod cudarc;
 pub(crate) mod device;
-mod enqueue;
+pub(crate) mod enqueue;
 pub(crate) mod family;
 pub(crate) mod graph;
 pub(crate) mod kernel_cache;
 pub(crate) mod launch;
-mod order;
+pub(crate) mod order;
 pub(crate) mod shared;
 pub(crate) mod spec;
 pub(crate) mod stream;

@@ -24,6 +24,11 @@
 //!
 //! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at
 //! its launch, under the *gate* of the context, and graphs are launched under the gate.
+//!
+//! A launch of a graph overwrites what somebody may have borrowed. Contents that operations rely on, the lists
+//! of permutations, are [`Unchanged`] only until then: launches are numbered, an allocation knows the number
+//! of the last that writes it, and an operation that relies on older contents is not enqueued. It asks under
+//! the gate, so that no launch comes between.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -224,26 +229,49 @@ impl Queue {
         Ok(())
     }
 
-    /// Enqueues `work`, whose uses of memory have been said by this thread.
+    /// Enqueues `work`, whose uses of memory have been said by this thread, and which relies on what `lists`
+    /// held; returns false, with nothing enqueued, if a graph may have overwritten them. What is captured
+    /// relies on what the same graph writes before.
     pub fn enqueue(
         self: &Arc<Queue>,
         gate: &Mutex<()>,
+        lists: &Unchanged<'_>,
         work: impl FnOnce(&cust::Stream) -> CudaResult<()>,
-    ) -> CudaResult<()> {
+    ) -> CudaResult<bool> {
         if self.is_capturing() {
-            return work(&self.raw);
+            return work(&self.raw).map(|()| true);
         }
         let notes = Notes::take(self);
         let _alone = notes.iter().any(|(allocation, _)| allocation.is_in_a_graph()).then(|| lock(gate));
         if _alone.is_some() {
             notes.iter().try_for_each(|(allocation, access)| allocation.wait(self, *access))?;
         }
+        if !lists.holds() {
+            return Ok(false);
+        }
         work(&self.raw)?;
         let number = self.has_enqueued();
         for (allocation, access) in &notes {
             allocation.note(self, *access, number);
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Memory that another program has lent, as written by what it has enqueued on this stream so far.
+    #[cfg(feature = "cudarc")]
+    pub fn lend(self: &Arc<Queue>) -> Arc<Allocation> {
+        let allocation = Arc::new(Allocation::lent());
+        allocation.note(self, Access::Write, self.has_enqueued());
+        allocation
+    }
+
+    /// Waits for all who use memory that was lent. If that cannot be enqueued, the host waits.
+    #[cfg(feature = "cudarc")]
+    pub fn takes_back(&self, allocation: &Allocation) -> CudaResult<()> {
+        allocation.wait(self, Access::Write).or_else(|error| {
+            lock(&allocation.uses).finish()?;
+            Err(error)
+        })
     }
 
     /// Counts a piece of work that has been enqueued: its number.
@@ -261,6 +289,11 @@ impl Queue {
     ) -> CudaResult<()> {
         lock(&launches.uses).wait(self, Access::Write)?;
         held.iter().try_for_each(|held| held.allocation.wait(self, held.access))?;
+        // Before it runs, and whether or not it does.
+        let replay = REPLAYS.fetch_add(1, Ordering::AcqRel) + 1;
+        for held in held.iter().filter(|held| held.access == Access::Write) {
+            held.allocation.overwritten.fetch_max(replay, Ordering::AcqRel);
+        }
         graph(&self.raw)?;
         let number = self.has_enqueued();
         lock(&launches.uses).note(self, Access::Write, number);
@@ -346,17 +379,66 @@ impl Uses {
 
 /// Device memory, freed when nobody holds it and no stream uses it any more.
 pub(crate) struct Allocation {
+    /// None of memory that another program has lent.
     memory: Option<DeviceMemory>,
     uses: Mutex<Uses>,
     /// How often graphs hold it.
     graphs: AtomicUsize,
+    /// The number of the last launch of a graph that writes it; 0 if there was none.
+    overwritten: AtomicU64,
+}
+
+/// Launches of graphs so far, of all contexts.
+static REPLAYS: AtomicU64 = AtomicU64::new(0);
+
+/// Launches of graphs so far: what memory holds is known from here on, if it is written or read from here on.
+pub(crate) fn replays() -> u64 {
+    REPLAYS.load(Ordering::Acquire)
+}
+
+/// Memory that holds what it held after `since` launches of graphs, but for what those write who borrow it.
+#[derive(Clone, Copy)]
+pub(crate) struct Unchanged<'a> {
+    /// A number of [`replays`].
+    pub since: u64,
+    /// None is memory of another program, or of no elements.
+    pub memory: [Option<&'a Arc<Allocation>>; 4],
+}
+
+impl Unchanged<'_> {
+    /// No memory at all.
+    pub const NOTHING: Self = Unchanged { since: 0, memory: [None; 4] };
+
+    /// Whether no later launch writes it.
+    pub fn holds(&self) -> bool {
+        let holds = |memory: &&Arc<Allocation>| memory.overwritten.load(Ordering::Acquire) <= self.since;
+        self.memory.iter().flatten().all(holds)
+    }
 }
 
 impl Allocation {
     /// `bytes` bytes with undefined contents, at least one.
     pub fn new(context: &Context, bytes: usize) -> CudaResult<Allocation> {
         let memory = Some(DeviceMemory::uninitialized(context, bytes)?);
-        Ok(Allocation { memory, uses: Mutex::default(), graphs: AtomicUsize::new(0) })
+        let (graphs, overwritten) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Ok(Allocation { memory, uses: Mutex::default(), graphs, overwritten })
+    }
+
+    /// Memory that another program has lent, of which nothing is known. It is neither freed nor waited for.
+    #[cfg(feature = "cudarc")]
+    pub fn lent() -> Allocation {
+        Allocation {
+            memory: None,
+            uses: Mutex::default(),
+            graphs: AtomicUsize::new(0),
+            overwritten: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether another program has lent it.
+    #[cfg(feature = "cudarc")]
+    pub fn is_lent(&self) -> bool {
+        self.memory.is_none()
     }
 
     /// The address of its first byte.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cust::Context;
+use cust::context::Owner;
 
 use crate::error::Result;
 use crate::gpu::kernel_cache::KernelCache;
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     foreign_queues: Mutex<HashMap<usize, Weak<Queue>>>,
     /// Held while memory that graphs hold is ordered and used (`order`).
     pub gate: Mutex<()>,
+    /// What keeps the context alive for those who came later.
+    owners: Mutex<Vec<Owner>>,
     pub context: Context,
 }
 
@@ -32,6 +35,7 @@ impl Shared {
         in_use.retain(|shared| shared.strong_count() > 0);
         if let Some(shared) = in_use.iter().filter_map(Weak::upgrade).find(|shared| shared.context == context)
         {
+            shared.keep(context.owner());
             return Ok(shared);
         }
         let shared = Arc::new(Shared {
@@ -39,10 +43,20 @@ impl Shared {
             default_queue: Queue::new(cust::Stream::new(&context)?),
             foreign_queues: Mutex::default(),
             gate: Mutex::default(),
+            owners: Mutex::default(),
             context,
         });
         in_use.push(Arc::downgrade(&shared));
         Ok(shared)
+    }
+
+    /// Keeps `owner` too, which the context that is there may not have.
+    fn keep(&self, owner: Option<&Owner>) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_kept = |owner| owners.iter().chain(self.context.owner()).any(|kept| Arc::ptr_eq(kept, owner));
+        if let Some(owner) = owner.filter(|owner| !is_kept(owner)) {
+            owners.push(owner.clone());
+        }
     }
 
     /// The queue of another program's stream, with one handle more: the same as long as memory notes it.

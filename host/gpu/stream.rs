@@ -12,11 +12,27 @@ use cust::CudaResult;
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
-use crate::gpu::order::{Access, Allocation, Queue};
+use crate::gpu::order::{Access, Allocation, Queue, Unchanged};
 
 /// An ordered queue of work on one device.
 ///
 /// Dropping it does not wait: its work goes on.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// use fp8_moe::Stream;
+///
+/// let (one, two) = (Stream::new(&device)?, Stream::new(&device)?);
+/// let mut numbers = device.zeros::<u8>(4)?;
+/// numbers.fill_bytes(5, &one)?;
+/// // Of what `one` has written, `two` waits for by itself.
+/// assert_eq!(numbers.to_vec(&two)?, [5; 4]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Stream {
     queue: Arc<Queue>,
     mode: Mode,
@@ -29,12 +45,18 @@ enum Mode {
     Run,
     /// Another program captures them: what they use, and when, is its business.
     Foreign,
+    /// They run. Another program has lent the stream for a while, and must not capture it meanwhile.
+    #[cfg(feature = "cudarc")]
+    Lent,
     /// Nothing runs: their kernels are noted.
     Rehearse(Mutex<Vec<KernelText>>),
 }
 
 impl Stream {
     /// A new stream.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Stream> {
         let raw = cust::Stream::new(device.context())?;
         Ok(Stream { queue: Queue::new(raw), mode: Mode::Run, device: device.clone() })
@@ -50,8 +72,11 @@ impl Stream {
     /// - `raw` must be a stream of `device`'s context, and outlive the result. It must not be
     ///   `CU_STREAM_PER_THREAD`, which is another stream in every thread.
     /// - A capture by another program must not begin or end on it while the handle is there. What is captured
-    ///   through a handle must stay alive as long as the graph, and whoever launches the graph must order it
-    ///   with other uses of the same memory.
+    ///   through a handle must stay alive as long as the graph. Whoever launches the graph must order it with
+    ///   other uses of the same memory, and must not launch it between two operations of a forward, or of a
+    ///   `Permutation`, whose memory it writes.
+    /// - Kernels of others on it that are launched with programmatic stream serialization wait for their
+    ///   predecessor (`griddepcontrol.wait`), in all threads.
     pub unsafe fn from_raw(device: &Device, raw: *mut c_void) -> Stream {
         // SAFETY: the caller's contract.
         let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
@@ -60,6 +85,34 @@ impl Stream {
             _ => (device.shared().foreign_queue(stream), Mode::Run),
         };
         Stream { queue, mode, device: device.clone() }
+    }
+
+    /// A stream that another program lends: as [`Stream::from_raw`], but that captures are refused. None if
+    /// it is being captured now.
+    ///
+    /// # Safety
+    /// `raw` must be a stream of `device`'s context, and outlive the result.
+    #[cfg(feature = "cudarc")]
+    pub(crate) unsafe fn lent(device: &Device, raw: *mut c_void) -> Result<Option<Stream>> {
+        // SAFETY: the caller's contract.
+        let stream = unsafe { cust::Stream::from_raw(device.context(), raw) };
+        if stream.is_capturing()? {
+            return Ok(None);
+        }
+        let queue = device.shared().foreign_queue(stream);
+        Ok(Some(Stream { queue, mode: Mode::Lent, device: device.clone() }))
+    }
+
+    /// Memory that another program lends, as written by what it has enqueued here so far.
+    #[cfg(feature = "cudarc")]
+    pub(crate) fn lend(&self) -> Arc<Allocation> {
+        self.queue.lend()
+    }
+
+    /// Makes what is enqueued here from now on come after all uses of memory that was lent.
+    #[cfg(feature = "cudarc")]
+    pub(crate) fn takes_back(&self, memory: &Allocation) -> Result<()> {
+        Ok(self.queue.takes_back(memory)?)
     }
 
     /// A stream on which operations check their arguments and choose their kernels, as on any other, and run
@@ -113,25 +166,65 @@ impl Stream {
         &self.queue
     }
 
+    /// Whether operations run, or are captured by this library.
+    fn runs(&self) -> bool {
+        !self.is_foreign_capture() && !self.is_rehearsal()
+    }
+
+    /// Whether it is lent, and its owner captures it meanwhile.
+    fn is_captured_by_its_owner(&self) -> Result<bool> {
+        #[cfg(feature = "cudarc")]
+        if matches!(self.mode, Mode::Lent) {
+            return Ok(self.queue.raw().is_capturing()?);
+        }
+        Ok(false)
+    }
+
+    /// Refuses what would outlive a loan: work on a lent stream that its owner captures, and lent memory in a
+    /// capture of this library.
+    #[cfg(feature = "cudarc")]
+    fn refuse_captured_loans(&self, memory: &Allocation) -> Result<()> {
+        let op = "Device::cudarc_scope";
+        if self.is_captured_by_its_owner()? {
+            let rule = "must not be captured while it is lent: `forward_raw` can be captured by cudarc";
+            return Err(Error::argument(op, "stream", format!("{self:?}"), rule));
+        }
+        if memory.is_lent() && self.queue.is_capturing() {
+            let rule = "must not be captured: the graph would outlive the loan";
+            return Err(Error::argument(op, "memory", "a view", rule));
+        }
+        Ok(())
+    }
+
     /// Says that an operation is about to be enqueued that uses `memory`; none is memory of another program.
     pub(crate) fn uses(&self, memory: Option<&Arc<Allocation>>, access: Access) -> Result<()> {
-        match (memory, &self.mode) {
-            (Some(memory), Mode::Run) => Ok(self.queue.uses(memory, access)?),
-            _ => Ok(()),
-        }
+        let Some(memory) = memory.filter(|_| self.runs()) else { return Ok(()) };
+        #[cfg(feature = "cudarc")]
+        self.refuse_captured_loans(memory)?;
+        Ok(self.queue.uses(memory, access)?)
     }
 
     /// Enqueues `work`, whose uses of memory have been said; nothing in a rehearsal.
     pub(crate) fn enqueue(&self, work: impl FnOnce(&cust::Stream) -> CudaResult<()>) -> CudaResult<()> {
+        self.enqueue_over(&Unchanged::NOTHING, work).map(|_| ())
+    }
+
+    /// As [`enqueue`](Self::enqueue), for work that relies on what `lists` held; returns false, with nothing
+    /// enqueued, if a graph may have overwritten them.
+    pub(crate) fn enqueue_over(
+        &self,
+        lists: &Unchanged<'_>,
+        work: impl FnOnce(&cust::Stream) -> CudaResult<()>,
+    ) -> CudaResult<bool> {
         if self.is_rehearsal() {
-            return Ok(());
+            return Ok(true);
         }
-        self.queue.enqueue(&self.device.shared().gate, work)
+        self.queue.enqueue(&self.device.shared().gate, lists, work)
     }
 
     /// Refuses `op`, which a graph cannot hold, on a stream that is being captured.
     pub(crate) fn refuse_capture(&self, op: &'static str) -> Result<()> {
-        if !self.queue.is_capturing() {
+        if !self.queue.is_capturing() && !self.is_captured_by_its_owner()? {
             return Ok(());
         }
         let rule = "must not be one that is being captured";
@@ -142,9 +235,8 @@ impl Stream {
     /// where it runs, or is rehearsed.
     pub(crate) fn capture_id(&self) -> Option<u64> {
         match self.mode {
-            Mode::Run => self.queue.is_capturing().then(|| self.queue.id()),
             Mode::Foreign => Some(self.queue.id()),
-            Mode::Rehearse(_) => None,
+            _ => self.queue.is_capturing().then(|| self.queue.id()),
         }
     }
 
@@ -191,6 +283,25 @@ impl fmt::Debug for Stream {
 }
 
 /// A point in a stream, with its time.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// use fp8_moe::Event;
+///
+/// let stream = device.default_stream();
+/// let (begin, end) = (Event::new(&device)?, Event::new(&device)?);
+/// let mut buffer = device.zeros::<u8>(1 << 16)?;
+/// begin.record(&stream)?;
+/// buffer.fill_bytes(1, &stream)?;
+/// end.record(&stream)?;
+/// end.synchronize()?;
+/// assert!(end.elapsed_ms(&begin)? >= 0.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Event {
     raw: cust::Event,
@@ -199,6 +310,9 @@ pub struct Event {
 
 impl Event {
     /// An event that has not been recorded.
+    ///
+    /// # Errors
+    /// If the driver makes none.
     pub fn new(device: &Device) -> Result<Event> {
         Ok(Event { raw: cust::Event::new(device.context(), true)?, device: device.clone() })
     }
@@ -222,11 +336,25 @@ impl Event {
     }
 
     /// Waits until the stream has passed the event.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
     pub fn synchronize(&self) -> Result<()> {
         Ok(self.raw.synchronize()?)
     }
 
+    /// Whether the stream has passed the event. True if it was never recorded.
+    ///
+    /// # Errors
+    /// If a kernel before it has faulted.
+    pub fn is_passed(&self) -> Result<bool> {
+        Ok(self.raw.is_done()?)
+    }
+
     /// Milliseconds from `start` to this event, both passed.
+    ///
+    /// # Errors
+    /// If one of them has not been passed.
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         Ok(self.raw.elapsed_ms(&start.raw)?)
     }

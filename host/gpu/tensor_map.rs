@@ -7,16 +7,13 @@ use crate::fp8::E4m3;
 use crate::gpu::buffer::Slice;
 use crate::gpu::launch::TensorMap;
 
-/// Bytes of K in a box: a row of the 128-byte swizzle.
-const BOX_BYTES: u32 = 128;
-
-/// The map of a matrix `[rows, columns]`, columns contiguous and a multiple of 16, in boxes of `box_rows` (at
-/// most 256) by 128 columns with the 128-byte swizzle. What a box has outside the matrix arrives as zeros.
+/// The map of a matrix `[rows, columns]`, columns contiguous and a multiple of 16, in boxes of `[rows,
+/// columns]`, at most 256 rows of 128 columns, with the 128-byte swizzle. What a box has outside the matrix
+/// arrives as zeros.
 pub(crate) fn of_matrix(
     matrix: &Slice<'_, E4m3>,
-    rows: usize,
-    columns: usize,
-    box_rows: u32,
+    (rows, columns): (usize, usize),
+    [box_rows, box_columns]: [u32; 2],
 ) -> Result<TensorMap> {
     debug_assert!(matrix.len() >= rows * columns && columns.is_multiple_of(16) && box_rows <= 256);
     let map = Matrix {
@@ -24,7 +21,7 @@ pub(crate) fn of_matrix(
         address: matrix.ptr().raw(),
         dimensions: [columns as u64, rows as u64],
         stride: columns as u64,
-        box_dimensions: [BOX_BYTES, box_rows],
+        box_dimensions: [box_columns, box_rows],
         swizzle: Swizzle::Bytes128,
     };
     Ok(TensorMap(map.encode(matrix.device().context())?.opaque))

@@ -39,6 +39,11 @@ pub enum BScaleKind {
 }
 /// Rows of B in a TMA box.
 pub const B_BOX_ROWS: u32 = 128;
+/// What N is a multiple of: 16 bytes of D in 16 bits.
+pub const COLUMNS_MULTIPLE: u32 = 8;
+/// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
+/// a multiple.
+pub const COPY_BYTES: u32 = 16;
 /// Bytes of shared memory for a stage: weights, scales and barriers.
 pub const FEW_BYTES_PER_STAGE: u32 = 33296;
 /// Words of the control memory.
@@ -195,6 +200,8 @@ pub const PORTABLE_64: GemmTile = GemmTile {
 };
 /// Experts of a block of the kernel `problem_sizes`, a thread each.
 pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
+/// Threads per block.
+pub const ROUTING_THREADS: u32 = 256;
 /// Columns of D, rows of B, that share a block scale.
 pub const SCALE_BLOCK: u32 = 128;
 /// Counters in a schedule: u32, one for each block of a GEMM's grid.
@@ -204,6 +211,8 @@ pub const SCHEDULE_COUNTERS: u32 = 256;
 pub const SLAB: u32 = 128;
 /// Rows that a box has besides a tile's: up to three before it, and as many behind it that the size is one.
 pub const SLAB_SCALES_EXTRA_ROWS: u32 = 4;
+/// Columns that share a scale of activations where it is not [`SLAB`], for other programs.
+pub const SMALL_GROUP: u32 = 64;
 /// Bytes of dynamic shared memory for the values of a span.
 pub const SPAN_BYTES: u32 = 8192;
 /// Columns that a block covers with one chunk per thread.
@@ -214,6 +223,8 @@ pub const TOP_K_TOKENS_PER_BLOCK: u32 = 4;
 pub const WARP_COLUMNS: u32 = 256;
 /// Rows of a block at a time, a warp each, of the kernels whose warps are independent.
 pub const WARP_ROWS_PER_BLOCK: u32 = 4;
+/// Threads of a warp.
+pub const WARP_THREADS: u32 = 32;
 /// Up to 128 rows. Of A a block asks for half of them, on behalf of both blocks of a cluster where they share
 /// it.
 pub const WIDE: GemmTile = GemmTile {
@@ -563,6 +574,8 @@ pub struct Cast {
     pub rows: u32,
     /// Columns of both.
     pub columns: u32,
+    /// Whether `x` is added to `out`, which is read then.
+    pub adds: bool,
 }
 impl Arguments for Cast {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -572,6 +585,67 @@ impl Arguments for Cast {
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `choose_replicas`.
+#[derive(Clone, Copy, Debug)]
+pub struct ChooseReplicas {
+    /// i32 `[slots]`: slot s is of token `s / top_k`, counted over all ranks.
+    pub ids: DevicePtr<i32>,
+    /// i32 `[slots]`.
+    pub out: DevicePtr<i32>,
+    /// u32 `[experts + 1]`: the holders of expert e are elements `first[e] .. first[e + 1]` of `holders`.
+    pub first: DevicePtr<u32>,
+    /// u32: ranks.
+    pub holders: DevicePtr<u32>,
+    /// R * c * k.
+    pub slots: u32,
+    /// k, at least 1.
+    pub top_k: u32,
+    /// c, tokens of a rank, at least 1.
+    pub rank_tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// This rank.
+    pub rank: u32,
+}
+impl Arguments for ChooseReplicas {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.holders).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `count_rows`.
+#[derive(Clone, Copy, Debug)]
+pub struct CountRows {
+    /// i64 `[experts + 1]`.
+    pub offsets: DevicePtr<i64>,
+    /// u64 `[experts]`.
+    pub counts: DevicePtr<u64>,
+    /// E_loc.
+    pub experts: u32,
+}
+impl Arguments for CountRows {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.offsets).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.counts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
             ],
         )
     }
@@ -599,6 +673,8 @@ pub struct FewTokens {
     pub activated: DevicePtr<f32>,
     /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
     pub products: DevicePtr<f32>,
+    /// i64 `[local experts + 1]`: pairs of the experts before each.
+    pub expert_offsets: DevicePtr<i64>,
     /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
     pub control: DevicePtr<u32>,
     /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
@@ -627,7 +703,7 @@ pub struct FewTokens {
     pub packed: bool,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: bool,
-    /// Whether the result is added to an output in f32.
+    /// Whether the result is added to the output.
     pub adds: bool,
 }
 impl Arguments for FewTokens {
@@ -651,6 +727,7 @@ impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.given_scale).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.activated).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.products).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.expert_offsets).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.control).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.weight_scale_kind).cast_mut().cast(),
@@ -1171,8 +1248,8 @@ impl Arguments for QuantizeToken {
 /// Arguments of the kernels `router_logits_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterLogits {
-    /// `[tokens, hidden]`.
-    pub hidden_states: DevicePtr<half::bf16>,
+    /// `[tokens, hidden]`, f16 where the kernel's name says so, else bf16.
+    pub hidden_states: DevicePtr<u8>,
     /// `[planes, experts, hidden]`.
     pub gate: DevicePtr<half::bf16>,
     /// `[tokens, experts]`.
@@ -1220,6 +1297,66 @@ impl Arguments for SoftmaxTopK {
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `stage_routing`.
+#[derive(Clone, Copy, Debug)]
+pub struct StageRouting {
+    /// i32 `[slots]`; null where ids and weights are in place already.
+    pub ids: DevicePtr<i32>,
+    /// f32 `[slots]`, likewise.
+    pub weights: DevicePtr<f32>,
+    /// i32 `[capacity]`.
+    pub ids_out: DevicePtr<i32>,
+    /// f32 `[capacity]`.
+    pub weights_out: DevicePtr<f32>,
+    /// T * k.
+    pub slots: u32,
+    /// c * k, at least `slots`.
+    pub capacity: u32,
+}
+impl Arguments for StageRouting {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ids_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.weights_out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.slots).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.capacity).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernels `sum_ranks_*`.
+#[derive(Clone, Copy, Debug)]
+pub struct SumRanks {
+    /// `[ranks, .., columns]`, of the first type in the kernel's name.
+    pub x: DevicePtr<u8>,
+    /// `[rows, columns]`, of the last type in the kernel's name.
+    pub out: DevicePtr<u8>,
+    /// Elements from a rank's rows to the next rank's: a multiple of `columns`.
+    pub rank_stride: u64,
+    /// Ranks, at least 1.
+    pub ranks: u32,
+    /// Rows of each rank, and of the output.
+    pub rows: u32,
+    /// Columns of both.
+    pub columns: u32,
+}
+impl Arguments for SumRanks {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rank_stride).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.ranks).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
             ],
         )
     }
@@ -1275,6 +1412,8 @@ pub struct Unpermute {
     pub top_k: u32,
     /// Whether lists and weights were complete before the kernel's predecessor began.
     pub routing_is_settled: bool,
+    /// Whether the sums are added to `out`, which is read then.
+    pub adds: bool,
 }
 impl Arguments for Unpermute {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1291,6 +1430,7 @@ impl Arguments for Unpermute {
                 ::core::ptr::from_ref(&u32::from(self.routing_is_settled))
                     .cast_mut()
                     .cast(),
+                ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],
         )
     }
@@ -1456,6 +1596,24 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
 pub const CAST_BF16: Kernel<Cast> = Kernel::new("cast_bf16", 128, 1, true, 0, module);
 /// Kernel `cast_f16`: 128 threads per block, at least 8 blocks per SM.
 pub const CAST_F16: Kernel<Cast> = Kernel::new("cast_f16", 128, 1, true, 0, module);
+/// Kernel `choose_replicas`: 256 threads per block, at least 8 blocks per SM.
+pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = Kernel::new(
+    "choose_replicas",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `count_rows`: 256 threads per block, at least 8 blocks per SM.
+pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
+    "count_rows",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
 /// Kernel `few_tokens`: 288 threads per block, at least 1 blocks per SM.
 pub const FEW_TOKENS: Kernel<FewTokens> = Kernel::new(
     "few_tokens",
@@ -1800,6 +1958,15 @@ pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     3584,
     module,
 );
+/// Kernel `router_logits_16x8_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_16X8_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_16x8_f16",
+    256,
+    1,
+    false,
+    3584,
+    module,
+);
 /// Kernel `router_logits_64x64`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     "router_logits_64x64",
@@ -1809,9 +1976,27 @@ pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     16384,
     module,
 );
+/// Kernel `router_logits_64x64_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_64X64_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_64x64_f16",
+    256,
+    1,
+    false,
+    16384,
+    module,
+);
 /// Kernel `router_logits_few`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_FEW: Kernel<RouterLogits> = Kernel::new(
     "router_logits_few",
+    256,
+    1,
+    false,
+    256,
+    module,
+);
+/// Kernel `router_logits_few_f16`: 256 threads per block, at least 2 blocks per SM.
+pub const ROUTER_LOGITS_FEW_F16: Kernel<RouterLogits> = Kernel::new(
+    "router_logits_few_f16",
     256,
     1,
     false,
@@ -1833,6 +2018,78 @@ pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = Kernel::new(
     128,
     1,
     false,
+    0,
+    module,
+);
+/// Kernel `stage_routing`: 256 threads per block, at least 8 blocks per SM.
+pub const STAGE_ROUTING: Kernel<StageRouting> = Kernel::new(
+    "stage_routing",
+    256,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_BF16_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_bf16_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_bf16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_BF16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_bf16",
+    128,
+    1,
+    true,
+    0,
+    module,
+);
+/// Kernel `sum_ranks_f32_f16`: 128 threads per block, at least 8 blocks per SM.
+pub const SUM_RANKS_F32_F16: Kernel<SumRanks> = Kernel::new(
+    "sum_ranks_f32_f16",
+    128,
+    1,
+    true,
     0,
     module,
 );

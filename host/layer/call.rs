@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{COPY_BYTES, MoeConfig, Quantization, Routing, RowScales};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -25,6 +25,7 @@ use crate::gpu::stream::Stream;
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::plan::elements;
 use crate::plan::rows::ScaleLayout;
+use crate::plan::workspace::ALIGNMENT;
 
 /// Hidden states `[T, H]`.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ use crate::plan::rows::ScaleLayout;
 pub enum Hidden<'a> {
     /// bfloat16.
     Bf16(Slice<'a, bf16>),
-    /// IEEE binary16, with a given routing: the router's kernels read bfloat16.
+    /// IEEE binary16.
     F16(Slice<'a, f16>),
     /// Quantised by the layer's scheme, with a given routing that does not weigh the input.
     Quantised {
@@ -62,9 +63,17 @@ pub enum ExpertIds<'a> {
 pub enum Output<'a> {
     /// Every row is written.
     Write(ActivationsMut<'a>),
-    /// The result is added to what is there, as for shared experts and residuals. Of outputs in f32, with
-    /// [`Reduction::OrderFree`].
+    /// The result is added to what is there, as for shared experts and residuals: in f32, with one rounding
+    /// at the end; with [`Reduction::OrderFree`](crate::Reduction::OrderFree) and an output in f32, expert by
+    /// expert.
     Add(ActivationsMut<'a>),
+}
+
+impl<'a> Output<'a> {
+    /// Adds to `out` `[T, H]`, of bf16, f16 or f32.
+    pub fn add<O: OutputElement>(out: impl Into<SliceMut<'a, O>>) -> Output<'a> {
+        Output::Add(O::erase(out.into()))
+    }
 }
 
 macro_rules! hidden {
@@ -116,6 +125,34 @@ macro_rules! ids {
 ids!(I32: i32, U32: u32);
 
 /// A forward, for [`MoeLayer::forward_with`](crate::MoeLayer::forward_with).
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// # use half::bf16;
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// # let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// # let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// # let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// # let layer = MoeLayer::new(&device, &config, &weights)?;
+/// # let stream = device.default_stream();
+/// use fp8_moe::{Forward, Output};
+/// use half::f16;
+///
+/// let hidden = device.upload(&[f16::ONE; 3 * 64])?;
+/// let (ids, weights) = (device.upload(&[0_u32, 1, 1])?, device.upload(&[1.0_f32; 3])?);
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<f32>(3 * 64)?);
+/// let forward = Forward::new(&hidden, &mut workspace, &mut out).routed(&ids, &weights);
+/// layer.forward_with(&stream, forward)?;
+/// let once = out.to_vec(&stream)?;
+/// let forward = Forward::new(&hidden, &mut workspace, Output::add(&mut out)).routed(&ids, &weights);
+/// layer.forward_with(&stream, forward)?; // out += ..
+/// assert_eq!(out.to_vec(&stream)?[0], 2.0 * once[0]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct Forward<'a> {
     pub(super) hidden: Hidden<'a>,
@@ -259,6 +296,8 @@ pub(crate) struct Request<'a> {
     pub control: Option<SliceMut<'a, u32>>,
     pub out: Output<'a>,
     pub observe: &'a dyn Fn(Step),
+    /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
+    pub is_weighed: bool,
 }
 
 impl RawForward {
@@ -270,19 +309,19 @@ impl RawForward {
         let (rows, h) = (self.tokens, config.hidden_size);
         let matrix = elements(OP, "tokens", &[rows, h])?;
         let slots = elements(OP, "tokens", &[rows, config.top_k])?;
-        aligned("workspace", self.workspace, 256)?;
-        aligned("out", self.out.address, 16)?;
+        aligned("workspace", self.workspace, ALIGNMENT as u64)?;
+        aligned("out", self.out.address, MATRIX)?;
         // SAFETY: lengths and use are the caller's contract.
         let (hidden, routed) = unsafe {
             let hidden = match self.hidden {
-                RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, 16)?),
-                RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, 16)?),
+                RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, MATRIX)?),
+                RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, MATRIX)?),
                 RawHidden::Quantised { values, scales, layout } => {
                     let groups = scale_groups(config);
                     let extent = layout.extent(rows, groups.unwrap_or(0));
-                    let of = |address| slice(device, "scales", address, extent, 16);
+                    let of = |address| slice(device, "scales", address, extent, MATRIX);
                     let (values, scales) =
-                        (slice(device, "hidden", values, matrix, 16)?, scales.map(of).transpose()?);
+                        (slice(device, "hidden", values, matrix, MATRIX)?, scales.map(of).transpose()?);
                     Hidden::Quantised { values, scales, layout }
                 }
             };
@@ -314,9 +353,12 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, control: None, out, observe: &|_| {} })
+        Ok(Request { hidden, routed, workspace, control: None, out, observe: &|_| {}, is_weighed: false })
     }
 }
+
+/// What addresses of matrices are multiples of.
+const MATRIX: u64 = COPY_BYTES as u64;
 
 fn aligned(name: &str, address: u64, alignment: u64) -> Result<()> {
     require(address.is_multiple_of(alignment), OP, name, format!("{address:#x}"), || {
@@ -340,11 +382,8 @@ unsafe fn slice<'a, T: bytemuck::Pod>(
 
 /// Scales of a quantised token; none where one is given for all.
 fn scale_groups(config: &MoeConfig) -> Option<usize> {
-    match config.first_scales() {
-        RowScales::Tensor => None,
-        RowScales::Token => Some(1),
-        RowScales::Group128 => Some(config.hidden_size.div_ceil(128)),
-    }
+    let scales = config.first_scales();
+    (scales != RowScales::Tensor).then(|| scales.of_row(config.hidden_size))
 }
 
 impl Hidden<'_> {
@@ -370,13 +409,14 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, workspace, control, out, observe } = self;
+        let Request { hidden, routed, workspace, control, out, observe, is_weighed } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
         let (workspace, control) = (workspace.reborrow(), control.as_mut().map(SliceMut::reborrow));
-        Request { hidden: *hidden, routed: *routed, workspace, control, out, observe: *observe }
+        let (hidden, routed, observe, is_weighed) = (*hidden, *routed, *observe, *is_weighed);
+        Request { hidden, routed, workspace, control, out, observe, is_weighed }
     }
 
     /// Whether hidden states and output are aligned for the layer in one launch: to 16 bytes.
@@ -408,17 +448,16 @@ impl Request<'_> {
             Hidden::F16(hidden) => Activations::F16(hidden).check(OP, "hidden", len, stream)?,
             Hidden::Quantised { values, scales, layout } => {
                 values.check(OP, "hidden", len, stream)?;
-                aligned("hidden", values.ptr().raw(), 16)?;
+                aligned("hidden", values.ptr().raw(), MATRIX)?;
+                let weighs = config.routing == Routing::SigmoidInput && !self.is_weighed;
+                require(!weighs, OP, "hidden", "e4m3", || {
+                    "must not be quantised where the routing weighs the input".into()
+                })?;
                 check_given_scales(config, tokens, scales, layout, stream)?;
             }
         }
         let (Output::Write(out) | Output::Add(out)) = &self.out;
         out.check(OP, "out", len, stream)?;
-        let adds = matches!(self.out, Output::Add(_));
-        let can_add = config.reduction == Reduction::OrderFree && matches!(out, ActivationsMut::F32(_));
-        require(can_add || !adds, OP, "out", format!("Add to {}", out.as_activations().type_name()), || {
-            "must be Write, or Add to f32 with the order-free reduction".into()
-        })?;
         match &self.routed {
             Some(Routed { topk_ids, topk_weights }) => {
                 let slots = elements(OP, "topk_ids", &[tokens, config.top_k])?;
@@ -426,9 +465,10 @@ impl Request<'_> {
                 topk_weights.check(OP, "topk_weights", slots, stream)?;
             }
             None => {
-                let is_bf16 = matches!(self.hidden, Hidden::Bf16(_));
-                require(is_bf16, OP, "hidden", self.hidden.type_name(), || {
-                    "must be bf16 for the layer's own router; other types take a given routing".into()
+                let can_route = !matches!(self.hidden, Hidden::Quantised { .. });
+                require(can_route, OP, "hidden", self.hidden.type_name(), || {
+                    "must be bf16 or f16 for the layer's own router; quantised ones take a given routing"
+                        .into()
                 })?;
             }
         }
@@ -444,10 +484,6 @@ fn check_given_scales(
     layout: ScaleLayout,
     stream: &Stream,
 ) -> Result<()> {
-    if config.routing == Routing::SigmoidInput {
-        let rule = "must not be quantised where the routing weighs the input";
-        return Err(Error::argument(OP, "hidden", "e4m3", rule));
-    }
     match (scale_groups(config), scales) {
         (None, None) => Ok(()),
         (Some(groups), Some(scales)) => scales.check(OP, "scales", layout.extent(tokens, groups), stream),

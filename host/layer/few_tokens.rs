@@ -14,6 +14,7 @@ use crate::plan::few_tokens::FewTokensPlan;
 pub(super) struct Work<'a> {
     pub activated: SliceMut<'a, f32>,
     pub products: SliceMut<'a, f32>,
+    pub expert_offsets: SliceMut<'a, i64>,
     /// Control words that every launch leaves ready for the next.
     pub control: Option<SliceMut<'a, u32>>,
     /// Else these, which hold anything.
@@ -32,7 +33,7 @@ impl Call<'_> {
         (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
         let MoeConfig { top_k, experts, routing, activation: function, .. } = *self.config;
-        let Work { activated, products, control, mut spare } = work;
+        let Work { activated, products, expert_offsets, control, mut spare } = work;
         let control = match control {
             Some(control) => control,
             None => {
@@ -75,6 +76,7 @@ impl Call<'_> {
             function,
             activated,
             products,
+            expert_offsets,
             control,
             out,
             adds,

@@ -6,7 +6,7 @@ use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::few_tokens::Work;
 use super::weights::DeviceWeights;
-use crate::config::{MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Quantization, Reduction, Routing, RowScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -104,12 +104,12 @@ impl Step {
 
 /// How expert outputs become the layer's output.
 enum End<'a> {
-    /// GEMM 2 writes them, and a kernel behind it adds them up.
-    Unpermute(ActivationsMut<'a>),
-    /// GEMM 2 adds them to the sums, which the quantisation has set to 0: two kernels lie between, so that
-    /// GEMM 2, which waits for the second, finds them cleared. The output is cast from the sums where it is
-    /// not they.
-    Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<ActivationsMut<'a>> },
+    /// GEMM 2 writes them, and a kernel behind it adds them up; and to the output, if `adds`.
+    Unpermute { out: ActivationsMut<'a>, adds: bool },
+    /// The quantisation sets the sums to 0, and GEMM 2 adds to them. Two kernels lie between, so that GEMM 2,
+    /// which waits for the second, finds them cleared. Outputs that are not f32 are cast from them, or added
+    /// to.
+    Add { sums: SliceMut<'a, f32>, clears: bool, cast_to: Option<(ActivationsMut<'a>, bool)> },
 }
 
 /// The memory of the permutation.
@@ -189,8 +189,13 @@ impl Call<'_> {
             Some(routed) => routed,
             None => {
                 self.step(0);
-                let Hidden::Bf16(hidden) = hidden else {
-                    return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), "must be bf16"));
+                let hidden = match hidden {
+                    Hidden::Bf16(hidden) => Activations::Bf16(hidden),
+                    Hidden::F16(hidden) => Activations::F16(hidden),
+                    Hidden::Quantised { .. } => {
+                        let rule = "must be bf16 or f16";
+                        return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), rule));
+                    }
                 };
                 self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
@@ -203,15 +208,16 @@ impl Call<'_> {
             && is_aligned
         {
             self.step(8);
-            let work = Work { activated, products, control, spare };
+            let expert_offsets = lists.expert_offsets;
+            let work = Work { activated, products, expert_offsets, control, spare };
             return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
         }
         let mut end = match (self.config.reduction, out) {
-            (Reduction::Deterministic, out) => End::Unpermute(out),
+            (Reduction::Deterministic, out) => End::Unpermute { out, adds },
             (Reduction::OrderFree, ActivationsMut::F32(out)) => {
                 End::Add { sums: out, clears: !adds, cast_to: None }
             }
-            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some(out) },
+            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some((out, adds)) },
         };
         self.step(1);
         let mut permutation = self.permute(stream, routed, lists)?;
@@ -229,15 +235,15 @@ impl Call<'_> {
         self.step(5);
         self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
-            End::Unpermute(out) => {
+            End::Unpermute { out, adds } => {
                 self.step(6);
-                self.unpermute(stream, routed, &permutation, &parts, out)
+                self.unpermute(stream, routed, &permutation, &parts, out, adds)
             }
             End::Add { cast_to: None, .. } => Ok(()),
-            End::Add { sums, cast_to: Some(out), .. } => {
+            End::Add { sums, cast_to: Some((out, adds)), .. } => {
                 self.step(7);
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
-                cast(stream, Cast { rows, columns, x: sums.as_slice(), out })
+                cast(stream, Cast { rows, columns, x: sums.as_slice(), out, adds })
             }
         }
     }
@@ -247,10 +253,10 @@ impl Call<'_> {
         (self.observe)(Step { name: Step::NAMES[index], index });
     }
 
-    fn route(
+    pub fn route(
         &self,
         stream: &Stream,
-        hidden: Slice<'_, bf16>,
+        hidden: Activations<'_>,
         mut logits: SliceMut<'_, f32>,
         topk_ids: SliceMut<'_, i32>,
         topk_weights: SliceMut<'_, f32>,
@@ -348,7 +354,7 @@ impl Call<'_> {
                 RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
                 RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
                 RowScales::Group128 => Scheme::Group {
-                    group_size: 128,
+                    group_size: GROUP,
                     scales: parts.scales.reborrow(),
                     layout: self.plan.first_scales,
                 },
@@ -356,7 +362,7 @@ impl Call<'_> {
             q: parts.quantised.reborrow(),
             cleared: match end {
                 End::Add { sums, clears: true, .. } => Some(sums.reborrow()),
-                End::Unpermute(_) | End::Add { .. } => None,
+                End::Unpermute { .. } | End::Add { .. } => None,
             },
         };
         let shape = QuantizeShape { rows: self.plan.tokens(), columns: self.config.hidden_size };
@@ -380,7 +386,7 @@ impl Call<'_> {
         if gathers && kind != RowScales::Token {
             return Ok(Some(given));
         }
-        let groups = if kind == RowScales::Token { 1 } else { self.config.hidden_size.div_ceil(128) };
+        let groups = kind.of_row(self.config.hidden_size);
         let scales = given.scales.map(|scales| PermuteScales {
             groups,
             scales,
@@ -435,7 +441,7 @@ impl Call<'_> {
         let out = match end {
             // Also for outputs in f16, whose range an expert's output may leave where the weighed sum does
             // not.
-            End::Unpermute(_) => GemmOut::Bf16(parts.products.reborrow().cast()),
+            End::Unpermute { .. } => GemmOut::Bf16(parts.products.reborrow().cast()),
             End::Add { sums, .. } => GemmOut::TokenSums(TokenSums {
                 sums: sums.reborrow(),
                 topk_weights: self.output_weights(routed),
@@ -482,7 +488,7 @@ impl Call<'_> {
             }
             RowScales::Token => Requantization::Token { scales },
             RowScales::Group128 => {
-                Requantization::Group { group_size: 128, scales, layout: self.plan.second_scales }
+                Requantization::Group { group_size: GROUP, scales, layout: self.plan.second_scales }
             }
         }
     }
@@ -572,6 +578,7 @@ impl Call<'_> {
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         out: ActivationsMut<'_>,
+        adds: bool,
     ) -> Result<()> {
         let products = parts.products.as_slice();
         let args = Unpermute {
@@ -580,6 +587,7 @@ impl Call<'_> {
             topk_weights: self.output_weights(routed),
             hidden: self.config.hidden_size,
             out,
+            adds,
         };
         // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie
         // between, whose threads all wait for their predecessors.

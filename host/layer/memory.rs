@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use crate::config::COPY_BYTES;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice};
 use crate::gpu::device::Device;
@@ -16,6 +17,29 @@ use crate::gpu::launch::DevicePtr;
 /// From a [`Buffer`] it is the layer's own; from an `Arc<Buffer>`, all or a [part](DeviceMemory::part) of it,
 /// it is shared: nothing is copied, and safe code cannot write what is shared. [`DeviceMemory::from_raw`]
 /// takes memory of another program.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, MoeConfig, MoeLayer};
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(128).experts(2).top_k(1).build()?;
+/// use fp8_moe::{DeviceMemory, MoeDeviceWeights};
+/// use std::sync::Arc;
+///
+/// // Two experts of [2I, H] and [H, I], all e4m3 ones, in one allocation; and their scales.
+/// let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
+/// let all = Arc::new(device.upload(&vec![E4m3::from_f32(1.0); w13 + w2])?);
+/// let weights = MoeDeviceWeights::new(
+///     DeviceMemory::part(all.clone(), 0..w13)?,
+///     device.upload(&vec![1.0_f32; w13_scale])?,
+///     DeviceMemory::part(all.clone(), w13..w13 + w2)?,
+///     device.upload(&vec![1.0_f32; w2_scale])?,
+/// );
+/// let layer = MoeLayer::from_device(&device, &config, weights)?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct DeviceMemory<T: Pod>(Owner<T>);
 
 enum Owner<T: Pod> {
@@ -47,11 +71,11 @@ impl<T: Pod> DeviceMemory<T> {
     /// An address that is not a multiple of 16.
     pub unsafe fn from_raw(device: &Device, address: u64, len: usize) -> Result<DeviceMemory<T>> {
         require(
-            address.is_multiple_of(16),
+            address.is_multiple_of(COPY_BYTES as u64),
             "DeviceMemory::from_raw",
             "address",
             format!("{address:#x}"),
-            || "must be a multiple of 16".into(),
+            || format!("must be a multiple of {COPY_BYTES}"),
         )?;
         let (device, address) = (device.clone(), DevicePtr::from_raw(address));
         Ok(DeviceMemory(Owner::Foreign { device, address, len }))

@@ -53,13 +53,35 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
+use crate::ops::quantize::Activations;
 use crate::plan::{self, Plan};
-use call::Request;
+pub(crate) use call::{Request, Routed};
 use forward::Call;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 
-/// An FP8 MoE layer on a device.
+/// An FP8 MoE layer on a device: from weights, as here, or from a [`Checkpoint`](crate::Checkpoint).
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// use half::bf16;
+///
+/// let device = Device::open(DeviceSpec::Sim)?;
+/// let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// let layer = MoeLayer::new(&device, &config, &weights)?;
+///
+/// let hidden = device.upload(&[bf16::ONE; 3 * 64])?; // [T, H]
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<bf16>(3 * 64)?);
+/// layer.forward(&device.default_stream(), &hidden, &mut workspace, &mut out)?;
+/// assert!(out.to_vec(&device.default_stream())?.iter().all(|y| y.to_f32() > 0.0));
+/// # Ok(())
+/// # }
+/// ```
 pub struct MoeLayer {
     device: Device,
     config: MoeConfig,
@@ -78,11 +100,17 @@ const OP: &str = "MoeLayer::forward";
 
 impl MoeLayer {
     /// Copies the weights to the device. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Weights that do not fit `config`; a config that the device has no kernels for; too little memory.
     pub fn new(device: &Device, config: &MoeConfig, weights: &MoeWeights<'_>) -> Result<MoeLayer> {
         Self::with_progress(device, config, weights, &|_| {})
     }
 
     /// As [`MoeLayer::new`], telling `progress` after every expert how far it is (from several threads).
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn with_progress(
         device: &Device,
         config: &MoeConfig,
@@ -106,6 +134,9 @@ impl MoeLayer {
     }
 
     /// A layer on weights that are in device memory already. They are checked against `config` first.
+    ///
+    /// # Errors
+    /// Those of [`MoeLayer::new`].
     pub fn from_device(device: &Device, config: &MoeConfig, weights: MoeDeviceWeights) -> Result<MoeLayer> {
         config.validate()?;
         plan::check_device(device, config)?;
@@ -179,7 +210,8 @@ impl MoeLayer {
         let Forward { hidden, routed, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
         let (workspace, control) = workspace.parts();
-        self.enqueue(stream, Request { hidden, routed, workspace, control: Some(control), out, observe })
+        let control = Some(control);
+        self.enqueue(stream, Request { hidden, routed, workspace, control, out, observe, is_weighed: false })
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,
@@ -237,12 +269,32 @@ impl MoeLayer {
         self.enqueue(&stream, request)
     }
 
+    /// Enqueues the layer's router for `hidden` `[T, H]`: ids and weights, `[T, k]`, by way of `logits` `[T,
+    /// E]`. With no tokens nothing is launched.
+    pub(crate) fn route(
+        &self,
+        stream: &Stream,
+        hidden: Slice<'_, bf16>,
+        logits: SliceMut<'_, f32>,
+        topk_ids: SliceMut<'_, i32>,
+        topk_weights: SliceMut<'_, f32>,
+    ) -> Result<()> {
+        let plan = self.plan(hidden.len() / self.config.hidden_size)?;
+        if plan.tokens() == 0 {
+            return Ok(());
+        }
+        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: &|_| {} };
+        call.route(stream, Activations::Bf16(hidden), logits, topk_ids, topk_weights)
+    }
+
     /// Checks the arguments and enqueues the operations.
-    fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
+    pub(crate) fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be on the layer's device, {}", self.device);
             return Err(crate::Error::argument(OP, "stream", format!("{stream:?}"), rule));
         }
+        // Each launch makes the context current where it is not: once here is less than that.
+        let _current = self.device.context().enter()?;
         let tokens = request.check(&self.config, stream)?;
         if tokens == 0 {
             return Ok(());

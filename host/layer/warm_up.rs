@@ -149,6 +149,7 @@ mod tests {
             control: None,
             out: Output::Write(O::erase(out.as_mut_slice())),
             observe: &|_| {},
+            is_weighed: false,
         };
         let kernels = rehearse(device, |stream| call.enqueue(stream, request.reborrow()));
         let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();

@@ -22,7 +22,7 @@ use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization, Routing};
+use crate::config::{MoeConfig, Quantization, Routing, SCALE_BLOCK};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -424,7 +424,7 @@ impl MoeDeviceWeights {
             Quantization::TensorStatic => (2 * padded, 1),
             Quantization::ChannelToken => (2 * padded, hidden),
             Quantization::Block128 => {
-                let (hidden, intermediate) = (hidden.div_ceil(128), padded / 128);
+                let (hidden, intermediate) = (hidden.div_ceil(SCALE_BLOCK), padded / SCALE_BLOCK);
                 (2 * intermediate * hidden, hidden * intermediate)
             }
         };

@@ -8,6 +8,30 @@ use crate::ops::few_tokens::CONTROL_WORDS;
 use crate::plan::Plan;
 
 /// Device memory for the forwards of a layer, one at a time. From [`crate::MoeLayer::workspace`].
+///
+/// It serves any number of tokens up to that it was made for, and all layers of the same config.
+///
+/// ```
+/// # fn main() -> fp8_moe::Result<()> {
+/// # if cfg!(not(feature = "sim")) { return Ok(()); }
+/// # use fp8_moe::{Device, DeviceSpec, E4m3, ExpertWeights, MoeConfig, MoeLayer, MoeWeights};
+/// # use half::bf16;
+/// # let device = Device::open(DeviceSpec::Sim)?;
+/// # let config = MoeConfig::builder().hidden_size(64).intermediate_size(64).experts(2).top_k(1).build()?;
+/// # let ones = vec![E4m3::from_f32(1.0); 64 * 64];
+/// # let expert = ExpertWeights::new().gate(&ones, &[1.0]).up(&ones, &[1.0]).down(&ones, &[1.0]);
+/// # let weights = MoeWeights::new(vec![expert; 2]).router(vec![bf16::ONE; 2 * 64]);
+/// # let layer = MoeLayer::new(&device, &config, &weights)?;
+/// # let stream = device.default_stream();
+/// # let hidden = device.upload(&[bf16::ONE; 3 * 64])?;
+/// let (mut workspace, mut out) = (layer.workspace(3)?, device.zeros::<bf16>(3 * 64)?);
+/// layer.forward(&stream, &hidden, &mut workspace, &mut out)?;
+/// let (ids, weights) = workspace.routing(3)?; // what the router chose, [T, k] each
+/// assert_eq!(ids.to_vec(&stream)?, [0, 0, 0], "of equal experts the first");
+/// assert_eq!(weights.to_vec(&stream)?, [1.0; 3]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Workspace {
     config: MoeConfig,
@@ -38,6 +62,13 @@ impl Workspace {
     /// The memory, and the control words beside it.
     pub(crate) fn parts(&mut self) -> (SliceMut<'_, u8>, SliceMut<'_, u32>) {
         (self.memory.as_mut_slice(), self.control.as_mut_slice())
+    }
+
+    /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64 `[E_loc +
+    /// 1]`.
+    pub(crate) fn expert_offsets(&self, tokens: usize) -> Result<Slice<'_, i64>> {
+        let layout = Plan::new(self.memory.device(), &self.config, tokens)?.layout;
+        Ok(self.memory.slice(layout.expert_offsets).cast())
     }
 
     /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]`

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::checked_i32;
@@ -108,6 +109,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
         function: args.function,
     };
     let device = stream.device();
+    let lists = args.permutation.map_or(Unchanged::NOTHING, Permutation::unchanged);
     let grid = warp_rows_grid(device, rows, intermediate);
     // SAFETY: every array was checked to have its extent on this device, for all rows, whatever the last
     // offset is; no two scales have one place, and the shared memory holds the kept spans.
@@ -120,7 +122,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
                     launchers::ACTIVATION_TENSOR_F32,
                 );
                 let arguments = launchers::ActivateTensor { common, scale: scale.ptr() };
-                device.launch(stream, &kernel, grid, &arguments)
+                device.launch_over(stream, &kernel, grid, &arguments, &lists)
             }
             Requantization::Token { scales } => {
                 let kernel = args.x.pick(
@@ -130,7 +132,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
                 );
                 let BlockRows { blocks, shared, kept_spans } = BlockRows::new(device, rows, intermediate);
                 let arguments = launchers::ActivateToken { common, scales: scales.ptr(), kept_spans };
-                device.launch(stream, &kernel.with_shared(shared), blocks, &arguments)
+                device.launch_over(stream, &kernel.with_shared(shared), blocks, &arguments, &lists)
             }
             Requantization::Group { group_size, scales, layout } => {
                 let kernel = args.x.pick(
@@ -139,7 +141,8 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
                     launchers::ACTIVATION_GROUP_F32,
                 );
                 let scales = group_scales_out(&scales, &layout, group_size);
-                device.launch(stream, &kernel, grid, &launchers::ActivateGroup { common, scales })
+                let arguments = launchers::ActivateGroup { common, scales };
+                device.launch_over(stream, &kernel, grid, &arguments, &lists)
             }
         }
     }

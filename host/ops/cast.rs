@@ -1,6 +1,6 @@
 //! f32 to bf16 or f16: what follows an order-free reduction, whose sums are f32.
 //!
-//! `out[r, c] = cast(x[r, c])`, to nearest even; what is too large for f16 becomes an infinity.
+//! `out[r, c] = cast(x[r, c])`, or `cast(f32(out[r, c]) + x[r, c])`, to nearest even; what is too large for f16 becomes an infinity.
 
 use super::quantize::ActivationsMut;
 use crate::error::{Error, Result};
@@ -23,6 +23,8 @@ pub struct Cast<'a> {
     pub x: Slice<'a, f32>,
     /// bf16 or f16 `[rows, columns]`.
     pub out: ActivationsMut<'a>,
+    /// Whether `x` is added to what `out` holds, with one rounding, instead of written.
+    pub adds: bool,
 }
 
 /// Rounds every element to the type of `out`. One launch; with no rows nothing is launched.
@@ -42,7 +44,8 @@ pub fn cast(stream: &Stream, args: Cast<'_>) -> Result<()> {
         ActivationsMut::F16(out) => (launchers::CAST_F16, out.ptr().cast()),
         ActivationsMut::F32(_) => return Err(Error::argument(OP, "out", "f32", "must be bf16 or f16")),
     };
-    let (device, arguments) = (stream.device(), launchers::Cast { x: args.x.ptr(), out, rows, columns });
+    let arguments = launchers::Cast { x: args.x.ptr(), out, rows, columns, adds: args.adds };
+    let device = stream.device();
     // SAFETY: both arrays were checked to have their extent on this device.
     unsafe { device.launch(stream, &kernel, warp_rows_grid(device, rows, columns), &arguments) }
 }

@@ -77,11 +77,13 @@ pub(crate) struct FewTokens<'a> {
     pub activated: SliceMut<'a, f32>,
     /// f32 `[parts, T * k, H]`, 16-byte aligned.
     pub products: SliceMut<'a, f32>,
+    /// i64 `[E_loc + 1]`: how many pairs the experts before each have.
+    pub expert_offsets: SliceMut<'a, i64>,
     /// [`CONTROL_WORDS`], all 0 or as the last launch left them.
     pub control: SliceMut<'a, u32>,
     /// `[T, H]`, 16-byte aligned.
     pub out: ActivationsMut<'a>,
-    /// Whether the result is added to `out`, which is f32 then.
+    /// Whether the result is added to `out`.
     pub adds: bool,
 }
 
@@ -130,9 +132,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
             (out.ptr().cast(), OutType::F32)
         }
     };
-    require(!args.adds || out_type == OutType::F32, OP, "adds", args.adds, || {
-        "must be false for outputs of 16 bits".into()
-    })?;
+    args.expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
     let input = args.check_hidden(stream)?;
     let halves = (intermediate, plan.first.half_rows);
     let first = args.first.raw(&plan.first, local_experts, 2 * intermediate, halves, stream)?;
@@ -149,6 +149,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         second,
         activated: args.activated.ptr(),
         products: args.products.ptr(),
+        expert_offsets: args.expert_offsets.ptr(),
         control: args.control.ptr(),
         out,
         tokens: tokens as u32,

@@ -19,11 +19,12 @@
 
 use super::activation::{ActivationFunction, Requantization};
 use super::grouped_gemm::{
-    AScale, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
+    AScale, B_BOX, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
     slab_scales,
 };
 use super::permutation::Permutation;
 use super::quantize::check_groups;
+use crate::config::{COPY_BYTES, SCALE_BLOCK};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -80,6 +81,9 @@ pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
 ///
 /// # Safety
 /// As for [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+///
+/// # Errors
+/// Those of [`gated_gemm`].
 pub unsafe fn gated_gemm_with_settled_schedule(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }
@@ -99,9 +103,10 @@ impl GatedGemm<'_> {
         let plan = self.plan;
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
         check_plan(OP, plan.device(), (rows, experts), &self.permutation, stream)?;
-        let blocks_fit = !matches!(self.b_scale, BScale::Block(_)) || intermediate.is_multiple_of(128);
+        let blocks_fit =
+            !matches!(self.b_scale, BScale::Block(_)) || intermediate.is_multiple_of(SCALE_BLOCK);
         require(blocks_fit, OP, "intermediate", intermediate, || {
-            "must be a positive multiple of 128 with block scales".into()
+            format!("must be a positive multiple of {SCALE_BLOCK} with block scales")
         })?;
         let shape = plan.shape().gemm();
         let a_rows = if plan.gathers() { self.permutation.tokens() } else { rows };
@@ -135,9 +140,9 @@ impl GatedGemm<'_> {
     fn check_gathered(&self, stream: &Stream) -> Result<()> {
         let (tokens, k) = (self.permutation.tokens(), self.plan.shape().k);
         // The last number stands for no row.
-        let chunks = tokens.saturating_mul(k / 16);
+        let chunks = tokens.saturating_mul(k / COPY_BYTES);
         require(chunks < u32::MAX as usize, OP, "tokens", tokens, || {
-            format!("must keep A of {k} columns below 2^36 - 16 bytes")
+            format!("must keep A of {k} columns below 2^32 - 1 times {COPY_BYTES} bytes")
         })?;
         if let AScale::Group { scales, .. } = self.a_scale {
             let most = u32::MAX as usize / 2;
@@ -157,11 +162,12 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
-        let b = tensor_map::of_matrix(&self.b, experts * 2 * intermediate, k, launchers::B_BOX_ROWS)?;
+        let b = tensor_map::of_matrix(&self.b, (experts * 2 * intermediate, k), B_BOX)?;
         let scales = raw_scales(&self.a_scale, &self.b_scale);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
         let is_silu = self.function == ActivationFunction::Silu;
+        let lists = self.permutation.unchanged();
         if plan.gathers() {
             let a = launchers::TokenRows {
                 a: self.a.ptr().cast(),
@@ -178,10 +184,10 @@ impl GatedGemm<'_> {
                 (false, false) => launchers::HOPPER_WIDE_GATED_FAST_GATHERED,
             };
             // SAFETY: as below. A gathered row that belongs to no token is zeros.
-            return unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) };
+            return unsafe { stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists) };
         }
         let arguments = launchers::HopperGated {
-            a: tensor_map::of_matrix(&self.a, rows, plan.shape().k, tile.a_box_rows())?,
+            a: tensor_map::of_matrix(&self.a, (rows, plan.shape().k), tile.a_box())?,
             b,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?,
             intermediate,
@@ -204,9 +210,9 @@ impl GatedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
         // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
-        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
-        // borrowed exclusively, as are the partial sums. No two scales have one place.
-        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts, if its lists
+        // are unchanged; it is borrowed exclusively, as are the partial sums. No two scales have one place.
+        unsafe { stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists) }
     }
 
     /// Where the results go, as the kernels take it.

@@ -22,6 +22,7 @@ mod token_sums;
 use half::{bf16, f16};
 
 use super::permutation::Permutation;
+use crate::config::COPY_BYTES;
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -39,7 +40,7 @@ pub use token_sums::TokenSums;
 const OP: &str = "grouped_gemm";
 
 /// Rows and columns of a block that shares a scale.
-pub const SCALE_BLOCK: usize = launchers::SCALE_BLOCK as usize;
+pub const SCALE_BLOCK: usize = crate::config::SCALE_BLOCK;
 
 /// Scales of A.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +104,9 @@ pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
     };
     Scales { a: a.ptr(), b: b.ptr(), a_kind, b_kind }
 }
+
+/// Rows of B, and bytes of K, that are asked for at a time.
+pub(super) const B_BOX: [u32; 2] = [launchers::B_BOX_ROWS, launchers::SLAB];
 
 /// Where D goes.
 #[derive(Debug)]
@@ -197,6 +201,9 @@ pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
 /// serialization, or each of its threads executes `griddepcontrol.wait` before
 /// `griddepcontrol.launch_dependents` and before it exits. The kernels of this library do. The kernel that
 /// directly precedes writes neither B nor its scales.
+///
+/// # Errors
+/// Those of [`grouped_gemm`].
 pub unsafe fn grouped_gemm_with_settled_schedule(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
     arguments.enqueue(stream, true)
 }
@@ -325,7 +332,7 @@ pub(super) fn check_matrix_mut<T: bytemuck::Pod>(
 }
 
 fn check_alignment(op: &'static str, name: &str, address: u64) -> Result<()> {
-    require(address.is_multiple_of(16), op, name, format!("{address:#x}"), || {
-        "must be 16-byte aligned".into()
+    require(address.is_multiple_of(COPY_BYTES as u64), op, name, format!("{address:#x}"), || {
+        format!("must be {COPY_BYTES}-byte aligned")
     })
 }

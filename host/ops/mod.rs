@@ -13,6 +13,7 @@
 //! | [`grouped_gemm`](mod@grouped_gemm), [`gated_gemm`](mod@gated_gemm) | rows, weights, permutation | products; activated and quantised |
 //! | [`activation`](mod@activation) | gate and up | e4m3 rows and scales |
 //! | [`unpermute`](mod@unpermute), [`cast`](mod@cast) | products, permutation; sums | hidden states |
+//! | [`sum_ranks`](mod@sum_ranks) | rows of several ranks | their sum |
 
 pub mod activation;
 pub mod cast;
@@ -24,4 +25,5 @@ pub mod permute;
 pub mod problem_sizes;
 pub mod quantize;
 pub mod router;
+pub mod sum_ranks;
 pub mod unpermute;

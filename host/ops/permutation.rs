@@ -21,15 +21,22 @@
 //! memory: the permutation borrows it exclusively, and lends shared slices alone. `sorted_rows` may hold
 //! anything: kernels take an element at or over R, which every negative one is as u32, for a row of no token.
 //!
+//! Graphs alone write what they do not borrow. A permutation notes how many launches of graphs there had been
+//! before its lists were written or read. An operation that is given it is refused if a later launch writes
+//! their memory, with a last look under the lock that launches take ([`Unchanged`]).
+//!
 //! # Order
 //! Every operation that is given a permutation checks each list that it touches as it checks every other
 //! buffer, and so orders its stream behind the one that wrote the list. A permutation that was made while its
-//! stream was being captured has not been computed: it is refused outside that capture.
+//! stream was being captured has not been computed: it is refused outside that capture. One that was made
+//! outside is refused in captures: at a replay its lists may be gone.
 
 use super::problem_sizes::{TileScheduleOut, write_tile_schedule};
 use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::enqueue::overwritten;
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::{Allocation, Unchanged, replays};
 use crate::gpu::stream::Stream;
 use crate::plan::checked_i32;
 
@@ -48,6 +55,8 @@ pub struct Permutation<'a> {
     pub(super) tile_schedule: Option<TileScheduleOut<'a>>,
     /// The capture in which it was made, if it was made in one.
     pub(super) capture: Option<u64>,
+    /// Launches of graphs before its lists were written, or read and found right.
+    pub(super) since: u64,
 }
 
 /// The sizes of a permutation; all counts of rows are below 2^31.
@@ -96,10 +105,12 @@ impl<'a> Permutation<'a> {
     /// rows at one place; `sorted_rows` and `inverse` that contradict each other. A stream that is being
     /// captured.
     pub fn from_lists(stream: &Stream, lists: PermutationLists<'a>) -> Result<Permutation<'a>> {
+        let since = replays();
         lists.check(stream)?;
         lists.scan(stream)?;
-        // SAFETY: the lists have been scanned, and are borrowed exclusively from before the scan on.
-        unsafe { Self::from_lists_unchecked(stream, lists) }
+        // SAFETY: the lists have been scanned, and are borrowed exclusively from before the scan on. If a
+        // graph overwrites them, the number of launches tells.
+        unsafe { Self::of_lists(stream, lists, since) }
     }
 
     /// As [`Permutation::from_lists`], without the scan: nothing is copied to the host, and it can be
@@ -107,7 +118,9 @@ impl<'a> Permutation<'a> {
     ///
     /// # Safety
     /// When the work before it in `stream` is done, `expert_offsets` ascends from 0 to at most `rows`, and no
-    /// two elements of `inverse` that are at least 0 and below the last offset are equal.
+    /// two elements of `inverse` that are at least 0 and below the last offset are equal. Where `sorted_rows`
+    /// has no row for a place, `inverse` leads nowhere near it. If it is captured, this holds at every launch
+    /// of the graph.
     ///
     /// # Errors
     /// Lists that are too short or on another device.
@@ -115,13 +128,24 @@ impl<'a> Permutation<'a> {
         stream: &Stream,
         lists: PermutationLists<'a>,
     ) -> Result<Permutation<'a>> {
+        let since = replays();
+        // SAFETY: the caller's contract.
+        unsafe { Self::of_lists(stream, lists, since) }
+    }
+
+    /// # Safety
+    /// As for [`from_lists_unchecked`](Self::from_lists_unchecked), unless a graph has been launched since
+    /// there were `since` launches that writes the lists.
+    unsafe fn of_lists(stream: &Stream, lists: PermutationLists<'a>, since: u64) -> Result<Permutation<'a>> {
         let sizes = lists.check(stream)?;
         let PermutationLists { expert_offsets, sorted_rows, inverse, tile_schedule, .. } = lists;
         if let Some(out) = &tile_schedule {
+            let offsets = expert_offsets.as_slice();
+            let unchanged = Unchanged { since, memory: [offsets.memory(), None, None, None] };
             // SAFETY: the offsets have their length and ascend from 0 to at most `rows`, by the caller's
-            // contract.
+            // contract, if they are unchanged.
             unsafe {
-                write_tile_schedule(stream, expert_offsets.as_slice(), sizes.local_experts, sizes.rows, out)?;
+                write_tile_schedule(stream, offsets, sizes.local_experts, sizes.rows, out, &unchanged)?;
             }
         }
         Ok(Permutation {
@@ -133,6 +157,7 @@ impl<'a> Permutation<'a> {
             problem_sizes: None,
             tile_schedule,
             capture: stream.capture_id(),
+            since,
         })
     }
 
@@ -150,6 +175,7 @@ impl<'a> Permutation<'a> {
             problem_sizes: self.problem_sizes.as_mut().map(|sizes| sizes.each_mut().map(SliceMut::reborrow)),
             tile_schedule: self.tile_schedule.as_mut().map(TileScheduleOut::reborrow),
             capture: self.capture,
+            since: self.since,
         }
     }
 
@@ -209,14 +235,40 @@ impl<'a> Permutation<'a> {
         self.tile_schedule.as_ref().map(|schedule| schedule.entries.as_slice())
     }
 
-    /// Refuses `stream` if the lists are not, or not yet, in the memory that it sees.
+    /// Refuses `stream` if the lists are not, not yet, or no longer, in the memory that it sees. What is
+    /// launched relies on the [`unchanged`](Self::unchanged) lists.
     pub(super) fn check(&self, op: &'static str, stream: &Stream) -> Result<()> {
         self.expert_offsets.as_slice().check(op, "permutation", self.sizes.local_experts + 1, stream)?;
-        if self.capture.is_none() || stream.is_rehearsal() || stream.capture_id() == self.capture {
+        if stream.is_rehearsal() {
             return Ok(());
         }
-        let rule = "must be used in the capture that it was made in: outside it has not been computed";
-        Err(Error::argument(op, "permutation", "one that was captured", rule))
+        match (self.capture, stream.capture_id()) {
+            (None, None) if !self.unchanged().holds() => Err(overwritten(op)),
+            (own, its) if own == its => Ok(()),
+            (Some(_), _) => {
+                let rule =
+                    "must be used in the capture that it was made in: outside it has not been computed";
+                Err(Error::argument(op, "permutation", "one that was captured", rule))
+            }
+            (None, _) => {
+                let rule = "must be made in the capture that it is used in: a replay may find other lists";
+                Err(Error::argument(op, "permutation", "one that was not captured", rule))
+            }
+        }
+    }
+
+    /// The lists' memory, which must hold what it held when it was sorted or scanned: for the launch of an
+    /// operation that relies on it.
+    pub(super) fn unchanged(&self) -> Unchanged<'_> {
+        fn memory<'m, T: bytemuck::Pod>(
+            list: Option<Slice<'m, T>>,
+        ) -> Option<&'m std::sync::Arc<Allocation>> {
+            list.and_then(|list| list.memory())
+        }
+        let offsets = self.expert_offsets.as_slice().memory();
+        let lists = [memory(self.sorted_rows()), memory(self.inverse()), memory(self.tile_schedule())];
+        let [sorted_rows, inverse, schedule] = lists;
+        Unchanged { since: self.since, memory: [offsets, sorted_rows, inverse, schedule] }
     }
 
     /// Refuses other sizes than these.

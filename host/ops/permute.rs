@@ -10,6 +10,7 @@ use super::problem_sizes::{ProblemSizesOut, TileScheduleOut, raw_schedule, raw_s
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::replays;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::{checked_i32, elements};
@@ -55,6 +56,7 @@ const OP: &str = "permute";
 /// # Errors
 /// Sizes that the sort cannot have; lists that are too short or on another device.
 pub fn permute<'a>(stream: &Stream, shape: PermuteShape, args: Permute<'a>) -> Result<Permutation<'a>> {
+    let since = replays();
     shape.check(args.expert_map.is_some())?;
     let (rows, capacity, local_experts) = (shape.rows(), shape.capacity(), shape.local_experts);
     args.topk_ids.check(OP, "topk_ids", rows, stream)?;
@@ -89,6 +91,7 @@ pub fn permute<'a>(stream: &Stream, shape: PermuteShape, args: Permute<'a>) -> R
             .map(|sizes| [sizes.sizes1, sizes.sizes2].map(|list| list.into_slice_mut(..local_experts * 3))),
         tile_schedule: args.tile_schedule,
         capture: stream.capture_id(),
+        since,
     })
 }
 
@@ -202,7 +205,10 @@ pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result
     };
     let blocks = (capacity as u32).div_ceil(launchers::PERMUTE_ROWS_PER_BLOCK);
     // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation,
-    // whose last offset is at most P. A row of `sorted_rows` that is none of the R is padding to the kernel.
+    // whose last offset is at most P, if its lists are unchanged. A row of `sorted_rows` that is none of the R is padding to the kernel.
     // No two threads write one place.
-    unsafe { stream.device().launch(stream, &launchers::PERMUTE_ROWS, blocks, &arguments) }
+    unsafe {
+        let lists = args.permutation.unchanged();
+        stream.device().launch_over(stream, &launchers::PERMUTE_ROWS, blocks, &arguments, &lists)
+    }
 }

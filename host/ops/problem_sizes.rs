@@ -4,9 +4,11 @@
 //! [`problem_sizes`] and [`Permutation::from_lists`](super::permutation::Permutation::from_lists), which
 //! builds the schedule. What they look like is drawn in `kernels-gpu/src/schedule/entry.rs`.
 
+use crate::config::COPY_BYTES;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::checked_i32;
@@ -83,8 +85,8 @@ impl TileScheduleOut<'_> {
             stream,
         )?;
         let address = self.entries.ptr().raw();
-        require(address.is_multiple_of(16), op, "entries", format!("{address:#x}"), || {
-            "must be 16-byte aligned".into()
+        require(address.is_multiple_of(COPY_BYTES as u64), op, "entries", format!("{address:#x}"), || {
+            format!("must be {COPY_BYTES}-byte aligned")
         })
     }
 }
@@ -115,29 +117,31 @@ pub fn problem_sizes(
 }
 
 /// Builds the tile schedule of `rows` permuted rows, which has been checked. `expert_offsets`: i64 `[E_loc +
-/// 1]`.
+/// 1]`, in `unchanged` memory.
 ///
 /// # Safety
-/// The offsets have their length, and ascend from 0 to at most `rows`, below 2^31.
+/// The offsets have their length, and, if they are unchanged, ascend from 0 to at most `rows`, below 2^31.
 pub(super) unsafe fn write_tile_schedule(
     stream: &Stream,
     expert_offsets: Slice<'_, i64>,
     local_experts: usize,
     rows: usize,
     out: &TileScheduleOut<'_>,
+    unchanged: &Unchanged<'_>,
 ) -> Result<()> {
     let arguments = launchers::WriteTileSchedule {
         expert_offsets: expert_offsets.ptr(),
         local_experts: local_experts as u32,
         schedule: raw_schedule(Some(out)),
     };
-    // A thread writes one expert's tiles: enough blocks that it writes at most 64 of them if that expert has
-    // all the rows.
+    // A thread writes one expert's tiles: so many blocks that it has few to write if that expert has all the
+    // rows.
+    const TILES_OF_A_THREAD: usize = 64;
     let most = stream.device().multiprocessors().max(1) as usize;
-    let blocks = (rows / out.block_m).div_ceil(64).clamp(1, most) as u32;
+    let blocks = (rows / out.block_m).div_ceil(TILES_OF_A_THREAD).clamp(1, most) as u32;
     // SAFETY: the offsets are as the caller's contract says. The schedule was checked to have room for the
     // tiles of any offsets up to `rows`, 16-byte aligned, on this device, and `block_m` not to be 0.
-    unsafe { stream.device().launch(stream, &launchers::TILE_SCHEDULE, blocks, &arguments) }
+    unsafe { stream.device().launch_over(stream, &launchers::TILE_SCHEDULE, blocks, &arguments, unchanged) }
 }
 
 /// Where problem sizes go, as kernels take it; null pointers where there are none.

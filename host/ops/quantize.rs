@@ -18,6 +18,7 @@ use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::launch::{DevicePtr, Kernel};
+use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::checked_i32;
@@ -252,6 +253,9 @@ pub const fn quantize_workspace_bytes() -> usize {
     MAX_PARTIALS as usize * size_of::<f32>()
 }
 
+/// Columns that may share a scale.
+const GROUP_SIZES: [usize; 2] = [launchers::SMALL_GROUP as usize, launchers::SLAB as usize];
+
 /// Refuses group scales that the kernels cannot write.
 pub(super) fn check_groups(
     op: &'static str,
@@ -261,8 +265,10 @@ pub(super) fn check_groups(
     (rows, columns): (usize, usize),
     stream: &Stream,
 ) -> Result<()> {
-    let holds = matches!(group_size, 64 | 128);
-    require(holds, op, "group_size", group_size, || "must be 64 or 128".into())?;
+    require(GROUP_SIZES.contains(&group_size), op, "group_size", group_size, || {
+        let [small, large] = GROUP_SIZES;
+        format!("must be {small} or {large}")
+    })?;
     let groups = columns.div_ceil(group_size);
     layout.check_apart(op, "layout", rows, groups)?;
     scales.check(op, "scales", layout.extent(rows, groups), stream)
@@ -279,7 +285,9 @@ pub(super) fn group_scales_out(
 }
 
 /// Destinations, checked.
-struct Targets {
+struct Targets<'a> {
+    /// The lists that they come from.
+    lists: Unchanged<'a>,
     /// As the kernels take them.
     raw: launchers::RowTargets,
     /// Rows of `q`.
@@ -288,8 +296,8 @@ struct Targets {
     scale_rows: usize,
 }
 
-impl Destinations<'_> {
-    fn check(&self, rows: usize, stream: &Stream) -> Result<Targets> {
+impl<'a> Destinations<'a> {
+    fn check(&self, rows: usize, stream: &Stream) -> Result<Targets<'a>> {
         let identity = launchers::RowTargets {
             inverse: DevicePtr::null(),
             valid_rows: DevicePtr::null(),
@@ -299,12 +307,16 @@ impl Destinations<'_> {
             rows_stay: false,
         };
         let (permutation, fill_padding) = match *self {
-            Destinations::Identity => return Ok(Targets { raw: identity, q_rows: rows, scale_rows: rows }),
+            Destinations::Identity => {
+                let lists = Unchanged::NOTHING;
+                return Ok(Targets { lists, raw: identity, q_rows: rows, scale_rows: rows });
+            }
             Destinations::Valid { permutation } => {
                 permutation.check_size(OP, "rows", rows, (permutation.rows(), "rows"))?;
                 permutation.check(OP, stream)?;
                 let raw = launchers::RowTargets { valid_rows: permutation.valid_rows(), ..identity };
-                return Ok(Targets { raw, q_rows: rows, scale_rows: rows });
+                let lists = permutation.unchanged();
+                return Ok(Targets { lists, raw, q_rows: rows, scale_rows: rows });
             }
             Destinations::Scatter { permutation, fill_padding }
             | Destinations::Scales { permutation, fill_padding } => (permutation, fill_padding),
@@ -322,7 +334,8 @@ impl Destinations<'_> {
             capacity: scale_rows as u32,
             rows_stay,
         };
-        Ok(Targets { raw, q_rows: if rows_stay { rows } else { scale_rows }, scale_rows })
+        let q_rows = if rows_stay { rows } else { scale_rows };
+        Ok(Targets { lists: permutation.unchanged(), raw, q_rows, scale_rows })
     }
 }
 
@@ -379,6 +392,9 @@ pub fn quantize(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>) -> Re
 /// directly precedes this call in the stream began, and that kernel does not write them. The first holds
 /// where that kernel was launched without programmatic stream serialization, as `permute` is; else as for
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).
+///
+/// # Errors
+/// Those of [`quantize`].
 pub unsafe fn quantize_with_settled_input(
     stream: &Stream,
     shape: QuantizeShape,
@@ -395,7 +411,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     if let Some(row_weight) = &args.row_weight {
         row_weight.check(OP, "row_weight", shape.rows, stream)?;
     }
-    let Targets { raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
+    let Targets { lists, raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
     args.scheme.check(scale_rows, shape.columns, stream)?;
     if let Some(cleared) = &args.cleared {
@@ -421,9 +437,10 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
     };
     // Rows that are not valid need not have been written, so that only those of tokens may be read ahead.
     let x_is_settled = x_is_settled && !targets.inverse.is_null();
-    // A warp looks for padding among 32 rows at a time.
+    // A warp looks for padding among as many rows at a time as it has lanes.
     let has_padding = !targets.sorted_rows.is_null();
-    let warp_rows = if has_padding { rows.max(targets.capacity.div_ceil(32)) } else { rows };
+    let warp_rows =
+        if has_padding { rows.max(targets.capacity.div_ceil(launchers::WARP_THREADS)) } else { rows };
     let device = stream.device();
     let grid = warp_rows_grid(device, warp_rows, columns);
     let tensor = x.pick(
@@ -443,8 +460,9 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
                 x_is_settled,
             };
             // SAFETY: every array was checked to have its extent on this device, by the permutation's sizes
-            // where there is one, which leads each row to places below P of its own.
-            unsafe { device.launch(stream, &tensor, grid, &arguments) }
+            // where there is one, which leads each row to places below P of its own, if its lists are
+            // unchanged.
+            unsafe { device.launch_over(stream, &tensor, grid, &arguments, &lists) }
         }
         Scheme::TensorDynamic { scale, workspace } => {
             let partials: DevicePtr<f32> = workspace.ptr().cast();
@@ -465,8 +483,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: as above; the grid has at most MAX_PARTIALS blocks, and
             // the partial maxima are written before they are read.
             unsafe {
-                device.launch(stream, &absmax, absmax_grid, &maxima)?;
-                device.launch(stream, &tensor, grid, &arguments)
+                device.launch_over(stream, &absmax, absmax_grid, &maxima, &lists)?;
+                device.launch_over(stream, &tensor, grid, &arguments, &lists)
             }
         }
         Scheme::Token { scales, absmax_limit } => {
@@ -480,7 +498,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             let arguments =
                 launchers::QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled };
             // SAFETY: as above; the shared memory holds the kept spans.
-            unsafe { device.launch(stream, &kernel.with_shared(shared), blocks, &arguments) }
+            unsafe { device.launch_over(stream, &kernel.with_shared(shared), blocks, &arguments, &lists) }
         }
         Scheme::Group { group_size, scales, layout } => {
             let kernel = x.pick(
@@ -492,7 +510,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             // SAFETY: as above; no two scales have one place.
             unsafe {
                 let arguments = launchers::QuantizeGroup { common, out, scales, x_is_settled };
-                device.launch(stream, &kernel, grid, &arguments)
+                device.launch_over(stream, &kernel, grid, &arguments, &lists)
             }
         }
     }

@@ -11,11 +11,12 @@
 
 use half::bf16;
 
-use crate::error::{Result, require};
+use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
+use crate::ops::quantize::Activations;
 use crate::plan::checked_i32;
 
 pub use crate::plan::router::RouterLogitsPath;
@@ -29,8 +30,8 @@ pub struct RouterLogits<'a> {
     pub experts: usize,
     /// H.
     pub hidden: usize,
-    /// bf16 `[T, H]`.
-    pub hidden_states: Slice<'a, bf16>,
+    /// bf16 or f16 `[T, H]`.
+    pub hidden_states: Activations<'a>,
     /// bf16 `[planes, E, H]`: the gate is the sum of its planes.
     pub gate: Slice<'a, bf16>,
     /// 1, or for a gate in f32 as many as hold it, see [`bf16_planes`].
@@ -63,6 +64,9 @@ pub fn bf16_planes(gate: &[f32]) -> Vec<bf16> {
 }
 
 /// `logits = hidden_states * gate^T`, accumulated in f32 in a fixed order.
+///
+/// # Errors
+/// Sizes that the kernels cannot have; arrays that are too short, not aligned or on another device.
 pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     const OP: &str = "router_logits";
     let tokens = checked_i32(OP, "tokens", args.tokens)?;
@@ -78,9 +82,17 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    let (kernel, grid) = path.launch(tokens, experts);
+    let hidden_states = match &args.hidden_states {
+        Activations::Bf16(states) => states.ptr().cast(),
+        Activations::F16(states) => states.ptr().cast(),
+        Activations::F32(_) => {
+            return Err(Error::argument(OP, "hidden_states", "f32", "must be bf16 or f16"));
+        }
+    };
+    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
+    let (kernel, grid) = path.launch(tokens, experts, is_f16);
     let arguments = launchers::RouterLogits {
-        hidden_states: args.hidden_states.ptr(),
+        hidden_states,
         gate: args.gate.ptr(),
         logits: args.logits.ptr(),
         tokens,
@@ -156,6 +168,9 @@ impl TopK<'_> {
 ///
 /// A NaN or infinite score counts as 0. A row with a NaN or +inf logit has only such scores: its weights are
 /// 0.
+///
+/// # Errors
+/// Sizes that the kernels cannot have; arrays that are too short or on another device.
 pub fn softmax_top_k(stream: &Stream, args: TopK<'_>, renormalize: bool) -> Result<()> {
     const OP: &str = "softmax_top_k";
     args.check(OP, stream)?;
@@ -187,6 +202,9 @@ pub struct Grouped<'a> {
 ///
 /// A group's score is its best score, or with a correction bias the sum of its two best biased scores.
 /// Weights are unbiased. A NaN or infinite score counts as 0.
+///
+/// # Errors
+/// Those of [`softmax_top_k`]; groups that do not divide the experts, or have too few.
 pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> Result<()> {
     const OP: &str = "grouped_top_k";
     args.check(OP, stream)?;
@@ -223,6 +241,9 @@ pub fn grouped_top_k(stream: &Stream, args: TopK<'_>, grouped: Grouped<'_>) -> R
 
 /// Llama 4: the k largest logits, weighted by their sigmoid. The weight is for the expert's input, not for
 /// its output. NaN is below all numbers and has weight 0.
+///
+/// # Errors
+/// Those of [`softmax_top_k`].
 pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     const OP: &str = "sigmoid_top_k";
     args.check(OP, stream)?;

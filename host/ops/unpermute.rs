@@ -2,7 +2,8 @@
 //!
 //! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`,
 //! accumulated in f32 by fused multiply-adds, with one rounding, the same bits at any grid size. Rows at or
-//! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0.
+//! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0. It may be
+//! added to what is there: `out[t] = cast(f32(out[t]) + sum ..)`.
 
 use super::permutation::{Permutation, Sizes};
 use super::quantize::{Activations, ActivationsMut};
@@ -29,6 +30,8 @@ pub struct Unpermute<'a> {
     /// `[T, H]`: the type of `y`, or f32; or f16 of a `y` in bf16, whose rows may leave f16's range where
     /// their sum does not.
     pub out: ActivationsMut<'a>,
+    /// Whether the sum is added to what `out` holds, with one rounding at the end, instead of written.
+    pub adds: bool,
 }
 
 /// Sums the expert outputs of every token.
@@ -49,6 +52,9 @@ pub fn unpermute(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
 /// The permutation and `topk_weights` were not written by the kernel that directly precedes this call in the
 /// stream, and every kernel since they were written orders itself behind its predecessor, as
 /// [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule) says.
+///
+/// # Errors
+/// Those of [`unpermute`].
 pub unsafe fn unpermute_with_settled_routing(stream: &Stream, args: Unpermute<'_>) -> Result<()> {
     enqueue(stream, args, true)
 }
@@ -98,9 +104,11 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         columns,
         top_k: top_k as u32,
         routing_is_settled,
+        adds: args.adds,
     };
     let grid = warp_rows_grid(stream.device(), tokens, columns);
     // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what
-    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`.
-    unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
+    // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`, if its lists are
+    // unchanged.
+    unsafe { stream.device().launch_over(stream, &kernel, grid, &arguments, &args.permutation.unchanged()) }
 }

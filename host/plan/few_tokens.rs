@@ -18,8 +18,10 @@ const MOST_TOKENS: usize = 8;
 const MOST_STAGES: usize = 6;
 /// Fewest stages that keep memory busy.
 const FEWEST_STAGES: usize = 3;
-/// How much of the blocks' time a coarser cut may leave unused that a finer one would use.
-const WORTH_A_CUT: f64 = 0.03;
+/// What a unit costs besides its bytes, in bytes of the stream: sums among warps, and their store.
+const BYTES_OF_A_UNIT: usize = 6 * 1024;
+/// Copies that are shorter take as long as this.
+const SHORTEST_COPY: usize = 2048;
 
 /// How the units of one matrix are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +86,7 @@ impl FewTokensPlan {
         let multiprocessors = device.multiprocessors() as usize;
         let tiles = expected_tiles(config, tokens);
         let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
-            Cut::most_even(Cut::all(k, packed, parts, units), tiles / multiprocessors as f64)
+            Cut::most_even(Cut::all(k, packed, parts, units), tiles / multiprocessors as f64, packed)
         };
         let first = even(hidden, &[1], &|half_rows, _| {
             intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
@@ -151,15 +153,24 @@ impl Cut {
         })
     }
 
-    /// The first of the cuts that leaves hardly more of the blocks unused than any. `share`: tiles of a block.
-    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64) -> Option<Cut> {
-        let cuts: Vec<Cut> = cuts.collect();
-        let used = |cut: &Cut| {
-            let each = share * cut.units as f64;
-            each / each.ceil()
+    /// The cut by which the busiest block has least to stream. `share`: tiles of a block.
+    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64, packed: bool) -> Option<Cut> {
+        let cost = |cut: &Cut| {
+            let units = (share * cut.units as f64).ceil();
+            units * (cut.bytes(packed) + BYTES_OF_A_UNIT) as f64
         };
-        let most = cuts.iter().map(used).fold(0.0, f64::max);
-        cuts.into_iter().find(|cut| used(cut) >= most - WORTH_A_CUT)
+        cuts.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    }
+
+    /// Bytes of a unit, counted as more where it comes in short copies.
+    fn bytes(&self, packed: bool) -> usize {
+        let k = self.k / self.parts;
+        let copy = match packed {
+            true => self.half_rows * 128,
+            false if self.parts == 1 && k <= self.stage_k => self.half_rows * k,
+            false => k.min(self.stage_k),
+        };
+        2 * self.half_rows * k * SHORTEST_COPY.max(copy) / copy
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::permutation::tile_rows;
 use super::tiles::{HopperTile, PortableTile, check_block_m};
-use crate::config::{Accumulation, Gather, Path};
+use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
@@ -103,7 +103,10 @@ impl GemmPlan {
     pub fn new(device: &Device, shape: GemmShape, block_m: usize, options: GemmOptions) -> Result<GemmPlan> {
         let GemmShape { rows, n, k, experts } = shape;
         check_k(OP, k)?;
-        require(n >= 8 && n.is_multiple_of(8), OP, "n", n, || "must be a positive multiple of 8".into())?;
+        let multiple = launchers::COLUMNS_MULTIPLE as usize;
+        require(n > 0 && n.is_multiple_of(multiple), OP, "n", n, || {
+            format!("must be a positive multiple of {multiple}")
+        })?;
         check_sizes(OP, [("rows", rows), ("n", n), ("k", k), ("experts", experts)])?;
         check_block_m(OP, block_m)?;
         let kernel = GemmKernel::new(device, &shape, block_m, options)?;
@@ -172,7 +175,7 @@ impl GemmKernel {
         let items = row_tiles.saturating_mul(shape.n.div_ceil(tile.columns()));
         let value = || format!("{} rows in tiles of {block_m} x {} columns", shape.rows, shape.n);
         require(items < 1 << 31, OP, "schedule", value(), || {
-            "must have below 2^31 tiles of 128 columns".into()
+            format!("must have below 2^31 tiles of {} columns", tile.columns())
         })?;
         let blocks = match path {
             Path::Auto | Path::Portable { blocks: None } | Path::Hopper { .. } => {
@@ -222,18 +225,18 @@ impl GatedPlan {
         let GatedShape { rows, intermediate, k, experts } = shape;
         check_k(GATED, k)?;
         require(
-            intermediate > 0 && intermediate.is_multiple_of(16),
+            intermediate > 0 && intermediate.is_multiple_of(COPY_BYTES),
             GATED,
             "intermediate",
             intermediate,
-            || "must be a positive multiple of 16".into(),
+            || format!("must be a positive multiple of {COPY_BYTES}"),
         )?;
         let columns = intermediate.saturating_mul(2);
         check_sizes(GATED, [("rows", rows), ("intermediate", columns), ("k", k), ("experts", experts)])?;
         check_block_m(GATED, block_m)?;
         let tile = HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide);
         require(tile.gathers() || !gathers, GATED, "block_m", block_m, || {
-            "must be 128 where rows are gathered".into()
+            format!("must be {} where rows are gathered", HopperTile::Wide.block_m())
         })?;
         let row_tiles = tile_rows(rows, experts, block_m);
         let panels = intermediate.div_ceil(launchers::GATED_COLUMNS as usize);
@@ -298,13 +301,18 @@ impl GatedPlan {
 }
 
 fn check_k(op: &'static str, k: usize) -> Result<()> {
-    require(k >= 16 && k.is_multiple_of(16), op, "k", k, || "must be a positive multiple of 16".into())
+    require(k > 0 && k.is_multiple_of(COPY_BYTES), op, "k", k, || {
+        format!("must be a positive multiple of {COPY_BYTES}")
+    })
 }
 
 /// The kernels count rows, columns and bytes of K in i32, a tile beyond the end included.
 fn check_sizes(op: &'static str, sizes: [(&str, usize); 4]) -> Result<()> {
     for (name, value) in sizes {
-        require(value <= i32::MAX as usize - 127, op, name, value, || "must be below 2^31 - 127".into())?;
+        let beyond = HopperTile::Wide.block_m() - 1;
+        require(value <= i32::MAX as usize - beyond, op, name, value, || {
+            format!("must be below 2^31 - {beyond}")
+        })?;
     }
     Ok(())
 }
@@ -336,7 +344,9 @@ fn hopper_blocks(
     let slabs_of_item = k.div_ceil(launchers::SLAB as usize);
     let slabs = items.saturating_mul(slabs_of_item);
     let value = || format!("{items} items of {slabs_of_item} slabs");
-    require(slabs < 1 << 31, op, "schedule", value(), || "must have below 2^31 slabs of 128 of K".into())?;
+    require(slabs < 1 << 31, op, "schedule", value(), || {
+        format!("must have below 2^31 slabs of {} of K", launchers::SLAB)
+    })?;
     let most = device.multiprocessors().min(MOST_BLOCKS);
     let blocks = match path {
         Path::Hopper { blocks: Some(blocks) } => {
@@ -401,11 +411,12 @@ fn mean_rows(shape: &GemmShape) -> usize {
 /// takes 8 to 30 % longer at 26 to 32 rows, and 0 to 3 % at 64.
 fn hopper_block_m(shape: &GemmShape) -> usize {
     match mean_rows(shape) {
-        0..=3 => 8,
-        4..=9 => 16,
-        10..=22 => 32,
-        _ => 128,
+        0..=3 => HopperTile::Narrow8,
+        4..=9 => HopperTile::Narrow16,
+        10..=22 => HopperTile::Narrow32,
+        _ => HopperTile::Wide,
     }
+    .block_m()
 }
 
 fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
@@ -414,11 +425,12 @@ fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
     let tallest = PortableTile::Rows128;
     let items = active * mean.div_ceil(tallest.block_m()) * shape.n.div_ceil(tallest.columns());
     match mean {
-        0..=24 => 16,
-        25..=96 => 64,
-        _ if items < multiprocessors => 64,
-        _ => 128,
+        0..=24 => PortableTile::Rows16,
+        25..=96 => PortableTile::Rows64,
+        _ if items < multiprocessors => PortableTile::Rows64,
+        _ => PortableTile::Rows128,
     }
+    .block_m()
 }
 
 /// Refuses what the Hopper kernels alone can do where others would run.

@@ -80,6 +80,9 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The plan of forwards of `tokens` tokens. The config has been validated.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Plan> {
         check_device(device, config)?;
         let MoeConfig { top_k, experts, path, hidden_size: hidden, .. } = *config;
@@ -153,6 +156,9 @@ impl Plan {
     /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less:
     /// fewer partial sums, and gathered rows are not scattered. So the last number of tokens before each
     /// change of height counts as well.
+    ///
+    /// # Errors
+    /// More tokens than the kernels can count.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
         let (mut most, mut last) = (0, tokens);
         loop {

@@ -78,8 +78,8 @@ impl PermuteShape {
         let rows = self.rows();
         let (warps, steps) = match path {
             PermutePath::Auto => {
-                let warps = rows.div_ceil(32).clamp(1, WARPS);
-                let steps = rows.div_ceil(32 * warps * device.multiprocessors().max(1) as usize);
+                let warps = rows.div_ceil(LANES).clamp(1, WARPS);
+                let steps = rows.div_ceil(LANES * warps * device.multiprocessors().max(1) as usize);
                 (warps, steps.clamp(1, MAX_STEPS))
             }
             PermutePath::Blocks { warps, steps } => {
@@ -100,7 +100,7 @@ impl PermuteShape {
             return Err(Error::argument(OP, "local_experts", self.local_experts, rule));
         };
         let shared_bytes = launchers::permute_table_bytes(warps, self.local_experts);
-        Ok(Cut { warps, steps, blocks: rows.div_ceil(32 * warps * steps), shared_bytes })
+        Ok(Cut { warps, steps, blocks: rows.div_ceil(LANES * warps * steps), shared_bytes })
     }
 }
 
@@ -126,6 +126,8 @@ pub enum PermutePath {
 
 /// Most warps of a block that have rows.
 const WARPS: usize = launchers::PERMUTE_MOST_WARPS as usize;
+/// Threads of a warp.
+const LANES: usize = launchers::WARP_THREADS as usize;
 /// Most rows of a thread.
 const MAX_STEPS: usize = launchers::PERMUTE_MOST_STEPS as usize;
 /// Shared memory of the sort besides its tables: static arrays, and what the driver keeps.

@@ -33,22 +33,29 @@ impl RouterLogitsPath {
         }
     }
 
-    /// The kernel, and what a block of it computes; `self` is resolved. Blocks of `Few` are along x for the
-    /// experts and along y for the tokens, of the others the other way round.
-    fn kernel(self) -> (Kernel<RouterLogits>, LogitsTile) {
-        match self {
-            RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW),
-            RouterLogitsPath::Tile16x8 => (launchers::ROUTER_LOGITS_16X8, launchers::LOGITS_16X8),
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
-                (launchers::ROUTER_LOGITS_64X64, launchers::LOGITS_64X64)
+    /// The kernel for hidden states in f16 or in bf16, and what a block of it computes; `self` is resolved.
+    /// Blocks of `Few` are along x for the experts and along y for the tokens, of the others the other way
+    /// round.
+    fn kernel(self, is_f16: bool) -> (Kernel<RouterLogits>, LogitsTile) {
+        let ([bf16, f16], tile) = match self {
+            RouterLogitsPath::Few => {
+                ([launchers::ROUTER_LOGITS_FEW, launchers::ROUTER_LOGITS_FEW_F16], launchers::LOGITS_FEW)
             }
-        }
+            RouterLogitsPath::Tile16x8 => {
+                ([launchers::ROUTER_LOGITS_16X8, launchers::ROUTER_LOGITS_16X8_F16], launchers::LOGITS_16X8)
+            }
+            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (
+                [launchers::ROUTER_LOGITS_64X64, launchers::ROUTER_LOGITS_64X64_F16],
+                launchers::LOGITS_64X64,
+            ),
+        };
+        (if is_f16 { f16 } else { bf16 }, tile)
     }
 
     /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below
     /// 2^31.
     pub(crate) fn check(self, op: &'static str, tokens: usize, experts: usize) -> Result<()> {
-        let (_, tile) = self.kernel();
+        let (_, tile) = self.kernel(false);
         let (name, along_y, of_block) = match self {
             RouterLogitsPath::Few => ("tokens", tokens, tile.tokens),
             _ => ("experts", experts, tile.experts),
@@ -57,9 +64,9 @@ impl RouterLogitsPath {
         require(along_y <= most, op, name, along_y, || format!("must be at most {most}"))
     }
 
-    /// The kernel and its grid; `self` is resolved.
-    pub(crate) fn launch(self, tokens: u32, experts: u32) -> (Kernel<RouterLogits>, Grid) {
-        let (kernel, tile) = self.kernel();
+    /// The kernel for hidden states in f16 or in bf16, and its grid; `self` is resolved.
+    pub(crate) fn launch(self, tokens: u32, experts: u32, is_f16: bool) -> (Kernel<RouterLogits>, Grid) {
+        let (kernel, tile) = self.kernel(is_f16);
         let (tokens, experts) = (tokens.div_ceil(tile.tokens), experts.div_ceil(tile.experts));
         match self {
             RouterLogitsPath::Few => (kernel, (experts, tokens).into()),

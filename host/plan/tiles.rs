@@ -18,7 +18,7 @@ pub const BLOCK_M: [usize; 5] = {
 
 /// Refuses a height of tiles that no kernel has.
 pub(super) fn check_block_m(op: &'static str, block_m: usize) -> Result<()> {
-    require(BLOCK_M.contains(&block_m), op, "block_m", block_m, || "must be 8, 16, 32, 64 or 128".into())
+    require(BLOCK_M.contains(&block_m), op, "block_m", block_m, || format!("must be {}", one_of(BLOCK_M)))
 }
 
 /// Tiles of the portable kernels: 128 columns, by so many rows.
@@ -32,15 +32,25 @@ pub enum PortableTile {
     Rows128,
 }
 
+/// Numbers in words: `8, 16 or 32`.
+fn one_of<const N: usize>(numbers: [usize; N]) -> String {
+    let last = |index| if index + 1 == N { " or " } else { ", " };
+    let words = numbers.iter().enumerate();
+    words.map(|(index, number)| format!("{}{number}", if index == 0 { "" } else { last(index) })).collect()
+}
+
 impl PortableTile {
     /// All of them, by height.
     pub const ALL: [PortableTile; 3] = [PortableTile::Rows16, PortableTile::Rows64, PortableTile::Rows128];
 
     /// The tile of this height; an error unless it is 16, 64 or 128.
+    ///
+    /// # Errors
+    /// A height that no portable kernel has.
     pub fn for_block_m(block_m: usize) -> Result<PortableTile> {
         let tile = Self::ALL.into_iter().find(|tile| tile.block_m() == block_m);
         tile.ok_or_else(|| {
-            let rule = "must be 16, 64 or 128 for the portable kernels";
+            let rule = format!("must be {} for the portable kernels", one_of(Self::ALL.map(Self::block_m)));
             Error::argument("grouped_gemm", "block_m", block_m, rule)
         })
     }
@@ -152,11 +162,11 @@ impl HopperTile {
         matches!(self, HopperTile::Wide)
     }
 
-    /// Rows of A that are asked for at a time: of a wide tile, what one block of the cluster asks for on
+    /// Rows of A, and bytes of K, that are asked for at a time: of a wide tile, what one block of the cluster asks for on
     /// behalf of both; of a narrow one, as few as can be, since an expert seldom has as many rows as its
     /// tile.
-    pub(crate) const fn a_box_rows(self) -> u32 {
-        self.numbers().a_box_rows
+    pub(crate) const fn a_box(self) -> [u32; 2] {
+        [self.numbers().a_box_rows, launchers::SLAB]
     }
 
     /// Columns of D in an item.

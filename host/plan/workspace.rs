@@ -28,7 +28,7 @@ use std::ops::Range;
 
 use super::permutation::tile_schedule_entries;
 use super::{First, Plan, elements, scale_rows};
-use crate::config::{MoeConfig, Reduction, RowScales};
+use crate::config::{MoeConfig, Reduction};
 use crate::error::{Result, require};
 use crate::kernels::launchers;
 
@@ -67,11 +67,6 @@ impl Layout {
         let (tokens, rows, capacity) = (plan.tokens(), plan.permutation.rows(), plan.capacity());
         let local = plan.permutation.local_experts;
         let (hidden, intermediate) = (config.hidden_size, config.padded_intermediate());
-        let groups = |scales: RowScales, columns: usize| match scales {
-            RowScales::Tensor => 0,
-            RowScales::Token => 1,
-            RowScales::Group128 => columns.div_ceil(128),
-        };
         let (first_products, first_partials) = match &plan.first {
             First::Gated(first) => (0, first.workspace_bytes()),
             First::Apart(first) => (4 * 2 * intermediate, first.workspace_bytes()),
@@ -99,9 +94,9 @@ impl Layout {
             inverse: part(rows, 1, 4)?,
             schedule: part(tile_schedule_entries(capacity, local, plan.block_m), 1, 16)?,
             quantised: part(plan.quantised_rows, hidden, 1)?,
-            scales: part(scale_rows(plan.scaled_rows), groups(config.first_scales(), hidden), 4)?,
+            scales: part(scale_rows(plan.scaled_rows), config.first_scales().of_row(hidden), 4)?,
             intermediate: part(capacity, intermediate, 1)?,
-            intermediate_scales: part(scale_rows(capacity), groups(config.second_scales(), intermediate), 4)?,
+            intermediate_scales: part(scale_rows(capacity), config.second_scales().of_row(intermediate), 4)?,
             partials: part(first_partials.max(plan.second.workspace_bytes()), 1, 1)?,
             products: part(capacity, first_products.max(second_products), 1)?,
             sums: part(tokens, sums, 4)?,

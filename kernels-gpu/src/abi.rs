@@ -16,6 +16,23 @@ pub const SLAB: u32 = 128;
 #[host]
 pub const SCALE_BLOCK: u32 = 128;
 
+/// Columns that share a scale of activations where it is not [`SLAB`], for other programs.
+#[host]
+pub const SMALL_GROUP: u32 = 64;
+
+/// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
+/// a multiple.
+#[host]
+pub const COPY_BYTES: u32 = 16;
+
+/// What N is a multiple of: 16 bytes of D in 16 bits.
+#[host]
+pub const COLUMNS_MULTIPLE: u32 = 8;
+
+/// Threads of a warp.
+#[host]
+pub const WARP_THREADS: u32 = 32;
+
 /// A GEMM's tile and the ring of stages that brings its operands.
 #[host]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

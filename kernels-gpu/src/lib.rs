@@ -8,6 +8,7 @@
 //! | [`permute`] | expanded rows into the order of experts |
 //! | [`router`] | logits, and the experts of each token |
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
+//! | [`ranks`] | routings that travel between ranks, and the sum of what comes back |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
 //! | `few_tokens` | the layer behind the router in one launch (sm_90a) |
 //!
@@ -27,6 +28,7 @@ mod elementwise;
 mod few_tokens;
 mod gemm;
 mod permute;
+mod ranks;
 mod router;
 mod scan;
 mod schedule;

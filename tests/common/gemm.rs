@@ -7,7 +7,7 @@ use fp8_moe::ops::grouped_gemm::{
 };
 use fp8_moe::ops::permutation::{Permutation, PermutationLists};
 use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule_entries};
-use fp8_moe::{Buffer, Device, E4m3, Family, Stream};
+use fp8_moe::{Buffer, Device, E4m3, Family, Result, Stream};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -243,6 +243,15 @@ impl Lists {
                 entries: entries.as_mut_slice(),
             }),
         }
+    }
+
+    /// Unscanned, so that it can be captured.
+    ///
+    /// # Safety
+    /// The lists are right, and stay so as long as the graph is launched.
+    pub unsafe fn captured(&mut self, stream: &Stream) -> Result<Permutation<'_>> {
+        // SAFETY: the caller's contract.
+        unsafe { Permutation::from_lists_unchecked(stream, self.borrow()) }
     }
 
     #[track_caller]

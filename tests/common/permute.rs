@@ -8,7 +8,7 @@ use fp8_moe::ops::problem_sizes::{
 };
 use fp8_moe::{Buffer, Device, Slice};
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::gemm::Lists;
@@ -234,7 +234,8 @@ pub fn check_rows<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
     let ids = draw_ids(skew, shape.tokens, shape.top_k, shape.experts, rng);
     let expected = oracle(shape, &ids, map);
     let capacity = shape.capacity();
-    let bytes: Vec<u8> = (0..shape.tokens * columns * size_of::<T>()).map(|_| rng.random()).collect();
+    let mut bytes = vec![0; shape.tokens * columns * size_of::<T>()];
+    rng.fill_bytes(&mut bytes);
     let elements = |bytes: &[u8]| -> Vec<T> {
         bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
     };

@@ -65,6 +65,9 @@ pub struct Shape {
     pub capacity: usize,
 }
 
+/// Where rows of `y` may begin among the numbers that they are drawn from.
+const POOL: usize = 1 << 16;
+
 #[derive(Clone, Debug)]
 pub struct Case {
     pub types: Types,
@@ -98,43 +101,56 @@ impl Case {
         }
         valid_rows += padding as usize;
         let capacity = rows + padding as usize;
-        let y = (0..valid_rows * hidden).map(|_| types.y.round(rng.random_range(-2.0..2.0))).collect();
+        // A row is a random part of so many random numbers: at full size y has a hundred million.
+        let pool: Vec<f32> = (0..POOL + hidden).map(|_| types.y.round(rng.random_range(-2.0..2.0))).collect();
+        let starts: Vec<usize> = (0..valid_rows).map(|_| rng.random_range(0..POOL)).collect();
+        let y =
+            starts.par_iter().flat_map_iter(|&start| pool[start..start + hidden].iter().copied()).collect();
         let weights = rng.random_bool(0.8).then(|| (0..rows).map(|_| rng.random()).collect());
         let shape = Shape { tokens, top_k, hidden, capacity };
         Case { types, shape, valid_rows, y, inverse: order, weights }
     }
 
-    /// The result, and the sum in f64 with the sum of magnitudes.
+    /// The result, and the sum in f64 with the sum of magnitudes: every element, a token at a time.
     pub fn expected(&self) -> Vec<(f32, f64, f64)> {
         let Shape { tokens, top_k, hidden, .. } = self.shape;
-        let element = |token: usize, column: usize| {
-            let (mut sum, mut exact, mut magnitude) = (0f32, 0f64, 0f64);
+        let of_token = |token: usize| {
+            let mut sums = vec![(0f32, 0f64, 0f64); hidden];
             for r in token * top_k..(token + 1) * top_k {
                 let row = self.inverse[r] as usize;
-                if row < self.valid_rows {
-                    let (weight, y) =
-                        (self.weights.as_ref().map_or(1.0, |w| w[r]), self.y[row * hidden + column]);
-                    sum = weight.mul_add(y, sum);
-                    exact += f64::from(weight) * f64::from(y);
-                    magnitude += (f64::from(weight) * f64::from(y)).abs();
+                if row >= self.valid_rows {
+                    continue;
+                }
+                let weight = self.weights.as_ref().map_or(1.0, |weights| weights[r]);
+                let y = &self.y[row * hidden..(row + 1) * hidden];
+                for ((sum, exact, magnitude), &y) in sums.iter_mut().zip(y) {
+                    let product = f64::from(weight) * f64::from(y);
+                    *sum = weight.mul_add(y, *sum);
+                    *exact += product;
+                    *magnitude += product.abs();
                 }
             }
-            (self.types.out.round(sum), exact, magnitude)
+            sums.into_iter().map(|(sum, exact, magnitude)| (self.types.out.round(sum), exact, magnitude))
         };
-        let row = |token| (0..hidden).map(move |column| element(token, column));
-        (0..tokens).into_par_iter().flat_map_iter(row).collect()
+        (0..tokens).into_par_iter().flat_map_iter(of_token).collect()
     }
 
     /// `settled`: the routing counts as complete since before the preceding kernel.
     pub fn run(&self, device: &Device, poison: u8, settled: bool) -> Vec<f32> {
+        let [out] = self.runs(device, poison, [settled]);
+        out
+    }
+
+    /// Runs on the same `y`, one for each element of `settled`.
+    fn runs<const N: usize>(&self, device: &Device, poison: u8, settled: [bool; N]) -> [Vec<f32>; N] {
         if self.types.y == Float::F16 {
-            let y: Vec<f16> = self.y.iter().map(|&y| f16::from_f32(y)).collect();
+            let y: Vec<f16> = self.y.par_iter().map(|&y| f16::from_f32(y)).collect();
             let y = self.upload(device, &y);
-            self.run_into(device, (&y).into(), poison, settled)
+            settled.map(|settled| self.run_into(device, (&y).into(), poison, settled))
         } else {
-            let y: Vec<bf16> = self.y.iter().map(|&y| bf16::from_f32(y)).collect();
+            let y: Vec<bf16> = self.y.par_iter().map(|&y| bf16::from_f32(y)).collect();
             let y = self.upload(device, &y);
-            self.run_into(device, (&y).into(), poison, settled)
+            settled.map(|settled| self.run_into(device, (&y).into(), poison, settled))
         }
     }
 
@@ -143,10 +159,10 @@ impl Case {
         match self.types.out {
             Float::F32 => self.run_on::<f32>(device, y, poison, settled),
             Float::F16 => {
-                self.run_on::<f16>(device, y, poison, settled).into_iter().map(f16::to_f32).collect()
+                self.run_on::<f16>(device, y, poison, settled).into_par_iter().map(f16::to_f32).collect()
             }
             Float::Bf16 => {
-                self.run_on::<bf16>(device, y, poison, settled).into_iter().map(bf16::to_f32).collect()
+                self.run_on::<bf16>(device, y, poison, settled).into_par_iter().map(bf16::to_f32).collect()
             }
         }
     }
@@ -186,6 +202,7 @@ impl Case {
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
             hidden: self.shape.hidden,
             out: (&mut out).into(),
+            adds: false,
         };
         let enqueued = if settled {
             // SAFETY: a copy from the host precedes; everything before it has ended.
@@ -199,8 +216,7 @@ impl Case {
 
     #[track_caller]
     pub fn check(&self, device: &Device, poison: u8) {
-        let actual = self.run(device, poison, false);
-        let settled = self.run(device, poison, true);
+        let [actual, settled] = self.runs(device, poison, [false, true]);
         assert!(
             bits(&settled) == bits(&actual),
             "{:?} {:?}: a settled routing differs",
@@ -209,12 +225,18 @@ impl Case {
         );
         let expected = self.expected();
         assert_eq!(actual.len(), expected.len());
-        for (i, (actual, (expected, exact, magnitude))) in actual.into_iter().zip(expected).enumerate() {
-            let what = format!("{:?} {:?}: element {i}", self.types, self.shape);
-            assert!(actual == expected, "{what} is {actual:e}, not {expected:e}");
-            let bound = exact.abs() * self.types.rounding() + magnitude * 2f64.powi(-22) + 2f64.powi(-25);
-            assert!((f64::from(actual) - exact).abs() <= bound, "{what} is {actual:e}, far from {exact:e}");
-        }
+        actual.into_par_iter().zip(expected).enumerate().for_each(
+            |(i, (actual, (expected, exact, magnitude)))| {
+                let Case { types, shape, .. } = self;
+                assert!(
+                    actual == expected,
+                    "{types:?} {shape:?}: element {i} is {actual:e}, not {expected:e}"
+                );
+                let bound = exact.abs() * types.rounding() + magnitude * 2f64.powi(-22) + 2f64.powi(-25);
+                let near = (f64::from(actual) - exact).abs() <= bound;
+                assert!(near, "{types:?} {shape:?}: element {i} is {actual:e}, far from {exact:e}");
+            },
+        );
     }
 }
 

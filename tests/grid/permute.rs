@@ -36,13 +36,14 @@ fn rows(small: (usize, &[usize]), tokens: usize) {
     let (tokens, columns) = if size() == Size::Small { small } else { (tokens, &[2048, 7168][..]) };
     let rng = &mut ChaCha8Rng::seed_from_u64(8);
     for device in devices() {
-        for (experts, top_k) in [(16, 2), (64, 6), (256, 8)] {
+        for (experts, top_k) in [16, 64, 256].into_iter().flat_map(|e| [2, 6, 8].map(|k| (e, k))) {
             for ranks in [1, 4, 16] {
                 let (map, local_experts) = rank_map(experts, rng.random_range(0..ranks), ranks);
                 for alignment in [1, 128] {
                     let shape = PermuteShape { tokens, top_k, experts, local_experts, alignment };
-                    // Padding makes many rows of few tokens.
-                    for &columns in &columns[..if alignment == 1 { columns.len() } else { 1 }] {
+                    // Padding makes many rows of few tokens: the emulated device copies the narrow ones.
+                    let padded = alignment != 1 && size() == Size::Small;
+                    for &columns in &columns[..if padded { 1 } else { columns.len() }] {
                         let ids = (Skew::Distinct, Some(&map[..]));
                         check_rows::<u8>(
                             &device,

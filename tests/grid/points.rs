@@ -96,8 +96,7 @@ fn check_replay(stream: &Stream, layer: &MoeLayer, hidden: &[bf16], eager: &[f32
     let hidden = device.upload(hidden).unwrap();
     let mut out = device.uninit::<f32>(eager.len()).unwrap();
     let graph = stream.capture(|stream| layer.forward(stream, &hidden, &mut workspace, &mut out)).unwrap();
-    // SAFETY: every buffer that was captured is alive until `to_vec` has waited, and nothing else uses them.
-    unsafe { graph.launch(stream) }.unwrap();
+    graph.launch(stream).unwrap();
     let replayed = out.to_vec(stream).unwrap();
     let same = eager.iter().zip(&replayed).all(|(a, b)| a.to_bits() == b.to_bits());
     assert!(same, "{what}: the replay differs from the eager run");

@@ -160,7 +160,7 @@ proptest! {
         prop_assert!(distance < 1e-6, "distance {distance}");
     }
 
-    /// Outputs of 16 bits are the f32 one, rounded; and added to one in f32 it is added.
+    /// Outputs of 16 bits are the f32 one, rounded; and added to another it is added with one rounding.
     #[test]
     fn outputs_differ_by_a_rounding(mut config in any_layer(), tokens in 1usize..=8, seed: u64) {
         timing(seed);
@@ -182,6 +182,11 @@ proptest! {
         case.run_into(&mut workspace, Output::Add(SliceMut::from(&mut out).into()));
         let sum: Vec<f32> = full.iter().zip(&before).map(|(a, b)| a + b).collect();
         prop_assert_eq!(bits(&out.to_vec(&case.stream).unwrap()), bits(&sum));
+        let before: Vec<_> = before.iter().map(|&x| bf16::from_f32(x)).collect();
+        let mut out = device.upload(&before).unwrap();
+        case.run_into(&mut workspace, Output::Add(SliceMut::from(&mut out).into()));
+        let sum: Vec<_> = full.iter().zip(&before).map(|(a, b)| bf16::from_f32(a + b.to_f32())).collect();
+        prop_assert!(out.to_vec(&case.stream).unwrap() == sum);
     }
 
     /// By addresses the control words lie in the workspace, which holds anything.

@@ -10,8 +10,8 @@ use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{Destinations, Quantize, QuantizeShape, Scheme, quantize};
 use fp8_moe::{
     Buffer, Device, DeviceMemory, E4m3, Error, Family, Forward, Gather, Hidden, MoeConfig, MoeDeviceWeights,
-    MoeLayer, Output, OutputType, Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction,
-    Result, Routing, Stream,
+    MoeLayer, Output, OutputElement, OutputType, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
+    Reduction, Result, Routing, Stream,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -154,29 +154,97 @@ proptest! {
     }
 }
 
-/// The result on top of what is there: of one expert to a token, one addition, and so bit for bit.
+/// A type of outputs, for the next test.
+trait Out: OutputElement + PartialEq + std::fmt::Debug {
+    /// What rounding moves a number by at most, relative to it.
+    const ROUNDING: f32;
+    fn of(value: f32) -> Self;
+    fn wide(self) -> f32;
+}
+
+macro_rules! out {
+    ($($ty:ty: $rounding:expr, $of:expr, $wide:expr;)*) => {$(
+        impl Out for $ty {
+            const ROUNDING: f32 = $rounding;
+            fn of(value: f32) -> $ty {
+                $of(value)
+            }
+            fn wide(self) -> f32 {
+                $wide(self)
+            }
+        }
+    )*};
+}
+out! {
+    f32: 0.0, std::convert::identity, std::convert::identity;
+    bf16: 1.0 / 256.0, bf16::from_f32, bf16::to_f32;
+    f16: 1.0 / 2048.0, f16::from_f32, f16::to_f32;
+}
+
+/// `out += result` is one addition in f32 to the result in f32, and one rounding.
+fn check_added<O: Out>(device: &Device, reduction: Reduction, sizes: [usize; 4]) {
+    let config = config(Quantization::Block128, SOFTMAX, sizes).to_builder().reduction(reduction);
+    let layer = Layer::random(config.build().unwrap(), 3);
+    let stream = Stream::new(device).unwrap();
+    let inputs = Inputs::draw(device, &layer.config, 33, 4);
+    let on_device = on_device(device, &layer);
+    let plain = inputs.run(&stream, &on_device, &inputs.hidden).unwrap();
+    let before: Vec<O> = (0..plain.len()).map(|i| O::of((i % 1400) as f32 * 0.01 - 7.0)).collect();
+    let mut out = device.upload(&before).unwrap();
+    let mut workspace = on_device.workspace(33).unwrap();
+    let forward = Forward::new(&inputs.hidden, &mut workspace, Output::add(&mut out));
+    on_device.forward_with(&stream, forward.routed(&inputs.ids, &inputs.weights)).unwrap();
+    let pairs = before.iter().zip(&plain);
+    for (i, (sum, (&before, &plain))) in out.to_vec(&stream).unwrap().into_iter().zip(pairs).enumerate() {
+        let exact = before.wide() + plain;
+        if reduction == Reduction::Deterministic {
+            assert_eq!(sum, O::of(exact), "{i}: {before:?} + {plain}");
+            continue;
+        }
+        // A part of a cut sum is added by itself: each addition rounds once, and the end once more.
+        let bound = 8.0 * f32::EPSILON * (before.wide().abs() + plain.abs()) + O::ROUNDING * exact.abs();
+        assert!((sum.wide() - exact).abs() <= bound, "{i}: {sum:?}, not {before:?} + {plain}");
+    }
+}
+
 #[test]
 fn results_are_added_to_an_output() {
-    for device in families().into_iter().filter(|device| device.family() == Family::Sm90a) {
-        let config = config(Quantization::Block128, SOFTMAX, [4, 1, 128, 128]);
-        let layer = Layer::random(config.to_builder().reduction(Reduction::OrderFree).build().unwrap(), 3);
+    for device in families() {
+        // Rows of whole chunks, and others.
+        for hidden in [128, 144] {
+            check_added::<f32>(&device, Reduction::Deterministic, [4, 2, hidden, 64]);
+            check_added::<bf16>(&device, Reduction::Deterministic, [4, 2, hidden, 64]);
+            check_added::<f16>(&device, Reduction::Deterministic, [4, 2, hidden, 64]);
+        }
+        if device.family() == Family::Sm90a {
+            check_added::<f32>(&device, Reduction::OrderFree, [4, 1, 128, 128]);
+            check_added::<bf16>(&device, Reduction::OrderFree, [4, 1, 128, 128]);
+            check_added::<f16>(&device, Reduction::OrderFree, [4, 1, 128, 128]);
+        }
+    }
+}
+
+/// Hidden states in f16 with the layer's own router, which chooses by their exact values: what bf16 holds is
+/// routed the same.
+#[test]
+fn the_router_takes_f16() {
+    for device in families() {
         let stream = Stream::new(&device).unwrap();
-        let inputs = Inputs::draw(&device, &layer.config, 33, 4);
+        let layer = Layer::random(config(Quantization::Block128, SOFTMAX, [8, 2, 144, 64]), 9);
         let on_device = on_device(&device, &layer);
-        let plain = inputs.run(&stream, &on_device, &inputs.hidden).unwrap();
-        let before: Vec<f32> = (0..plain.len()).map(|i| i as f32 * 0.01 - 7.0).collect();
-        let mut out = device.upload(&before).unwrap();
-        let mut workspace = on_device.workspace(33).unwrap();
-        let added = Output::Add((&mut out).into());
-        let forward =
-            Forward::new(&inputs.hidden, &mut workspace, added).routed(&inputs.ids, &inputs.weights);
-        on_device.forward_with(&stream, forward).unwrap();
-        for (i, (sum, (before, plain))) in
-            out.to_vec(&stream).unwrap().iter().zip(before.iter().zip(&plain)).enumerate()
-        {
-            // A part of a cut sum is added by itself: each addition rounds once.
-            let bound = 8.0 * f32::EPSILON * (before.abs() + plain.abs());
-            assert!((sum - (before + plain)).abs() <= bound, "{i}: {sum}, not {before} + {plain}");
+        for tokens in [3, 20] {
+            let hidden = oracle::hidden_states(tokens * 144, 10);
+            let narrow: Vec<f16> = hidden.iter().map(|x| f16::from_f32(x.to_f32())).collect();
+            // Of both types: bf16 whose exponents f16 has.
+            let both: Vec<bf16> = narrow.iter().map(|x| bf16::from_f32(x.to_f32())).collect();
+            let narrow: Vec<f16> = both.iter().map(|x| f16::from_f32(x.to_f32())).collect();
+            assert!(both.iter().zip(&narrow).all(|(wide, narrow)| wide.to_f32() == narrow.to_f32()));
+            let expected = run_own(&stream, &on_device, &both).unwrap().0;
+            let narrow = device.upload(&narrow).unwrap();
+            let mut workspace = on_device.workspace(tokens).unwrap();
+            let mut out = device.uninit::<f32>(narrow.len()).unwrap();
+            on_device.forward_with(&stream, Forward::new(&narrow, &mut workspace, &mut out)).unwrap();
+            assert_eq!(bits(&out.to_vec(&stream).unwrap()), bits(&expected), "{tokens} tokens");
         }
     }
 }
@@ -217,8 +285,15 @@ fn raw_forwards_do_the_same() {
         (RawForward { workspace: forward.workspace + 16, ..forward }, "must be a multiple of 256"),
         (RawForward { workspace_bytes: bytes - 1, ..forward }, "bytes for 9 tokens"),
         (
-            RawForward { hidden: RawHidden::F16(forward.workspace), ..forward },
-            "must be bf16 for the layer's own",
+            RawForward {
+                hidden: RawHidden::Quantised {
+                    values: forward.workspace,
+                    scales: Some(forward.workspace),
+                    layout: ScaleLayout::row_major(1),
+                },
+                ..forward
+            },
+            "must be bf16 or f16 for the layer's own",
         ),
         (RawForward { tokens: usize::MAX, ..forward }, "must have below 2^63 elements"),
     ] {
@@ -283,26 +358,18 @@ fn what_cannot_be_combined_is_refused() {
     let layer = Layer::random(config(Quantization::Block128, SOFTMAX, [4, 2, 64, 64]), 1);
     let moe = on_device(&device, &layer);
     let inputs = Inputs::draw(&device, &layer.config, 2, 2);
-    let half = device.zeros::<f16>(128).unwrap();
     let mut out = device.zeros::<bf16>(128).unwrap();
-    let mut workspace = moe.workspace(2).unwrap();
-    let refused = refusal(moe.forward_with(&stream, Forward::new(&half, &mut workspace, &mut out)));
-    let rule = "must be bf16 for the layer's own router; other types take a given routing";
-    assert_eq!(refused, format!("MoeLayer::forward: hidden = f16: {rule}"));
-
-    let added = Output::Add((&mut out).into());
-    let forward = Forward::new(&inputs.hidden, &mut workspace, added).routed(&inputs.ids, &inputs.weights);
-    let rule = "must be Write, or Add to f32 with the order-free reduction";
-    assert_eq!(
-        refusal(moe.forward_with(&stream, forward)),
-        format!("MoeLayer::forward: out = Add to bf16: {rule}")
-    );
-
     let values = device.zeros::<E4m3>(128).unwrap();
     let layout = ScaleLayout::row_major(1);
     let unscaled = Hidden::Quantised { values: values.as_slice(), scales: None, layout };
     let refused = refusal(inputs.run(&stream, &moe, unscaled));
     assert!(refused.starts_with("MoeLayer::forward: scales = None: must be given for 128x128"), "{refused}");
+    let scales = device.zeros::<f32>(2).unwrap();
+    let scaled = Hidden::Quantised { values: values.as_slice(), scales: Some(scales.as_slice()), layout };
+    let mut workspace = moe.workspace(2).unwrap();
+    let refused = refusal(moe.forward_with(&stream, Forward::new(scaled, &mut workspace, &mut out)));
+    let rule = "must be bf16 or f16 for the layer's own router; quantised ones take a given routing";
+    assert_eq!(refused, format!("MoeLayer::forward: hidden = e4m3: {rule}"));
 
     let other = Layer::random(config(Quantization::Block128, SOFTMAX, [4, 1, 64, 64]), 1);
     let mut others = on_device(&device, &other).workspace(2).unwrap();

@@ -267,8 +267,7 @@ fn a_graph_replays() {
         assert!(graph.kernels() <= 5, "{} kernels", graph.kernels());
         for seed in 0..3 {
             timing(seed);
-            // SAFETY: every buffer that was captured is alive, and nothing else uses them.
-            unsafe { graph.launch(&stream) }.unwrap();
+            graph.launch(&stream).unwrap();
             let found = out_of_bounds(&out.to_vec(&stream).unwrap(), &expected);
             assert_eq!(found, None, "{quantization}, replay {seed}");
         }
@@ -316,7 +315,7 @@ fn casts_round_to_nearest_even() {
             let mut out = device.uninit::<u16>(x.len()).unwrap();
             let mut run = |to: fn(&mut Buffer<u16>) -> ActivationsMut<'_>| {
                 out.fill_bytes(POISON, &stream).unwrap();
-                let args = Cast { rows, columns, x: from.as_slice(), out: to(&mut out) };
+                let args = Cast { rows, columns, x: from.as_slice(), out: to(&mut out), adds: false };
                 cast(&stream, args).unwrap();
                 out.to_vec(&stream).unwrap()
             };
@@ -394,11 +393,21 @@ fn refusals_name_argument_value_and_rule() {
         "grouped_gemm: out = TokenSums: must be D itself for the portable kernels"
     );
     let mut out = device.zeros::<f32>(8).unwrap();
-    let args =
-        Cast { rows: 1, columns: 8, x: weights.as_slice(), out: ActivationsMut::F32(out.as_mut_slice()) };
+    let args = Cast {
+        rows: 1,
+        columns: 8,
+        x: weights.as_slice(),
+        out: ActivationsMut::F32(out.as_mut_slice()),
+        adds: false,
+    };
     assert_eq!(refusal(cast(&stream, args)), "cast: out = f32: must be bf16 or f16");
     let mut out = device.zeros::<bf16>(8).unwrap();
-    let args =
-        Cast { rows: 2, columns: 8, x: weights.as_slice(), out: ActivationsMut::Bf16(out.as_mut_slice()) };
+    let args = Cast {
+        rows: 2,
+        columns: 8,
+        x: weights.as_slice(),
+        out: ActivationsMut::Bf16(out.as_mut_slice()),
+        adds: false,
+    };
     assert_eq!(refusal(cast(&stream, args)), "cast: x = 8 elements: must have at least 16 elements");
 }

@@ -1,11 +1,13 @@
 //! Router logits and the three top-k operations against f64 maths.
 
+use bytemuck::Pod;
+use fp8_moe::ops::quantize::Activations;
 use fp8_moe::ops::router::{
     Grouped, RouterLogits, RouterLogitsPath, TopK, bf16_planes, grouped_top_k, router_logits, sigmoid_top_k,
     softmax_top_k,
 };
-use fp8_moe::{Device, Error, Result};
-use half::bf16;
+use fp8_moe::{Buffer, Device, Error, Result};
+use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,13 +21,16 @@ use crate::common::routing::{
 const PATHS: [RouterLogitsPath; 4] =
     [RouterLogitsPath::Auto, RouterLogitsPath::Few, RouterLogitsPath::Tile16x8, RouterLogitsPath::Tile64x64];
 
-fn run_logits(
+fn run_logits<T: Pod>(
     device: &Device,
     [tokens, experts, hidden]: [usize; 3],
-    states: &[bf16],
+    states: &[T],
     gate: &[bf16],
     path: RouterLogitsPath,
-) -> Vec<f32> {
+) -> Vec<f32>
+where
+    for<'a> Activations<'a>: From<&'a Buffer<T>>,
+{
     let stream = device.default_stream();
     let (states, gate) = (device.upload(states).unwrap(), device.upload(gate).unwrap());
     let mut logits = device.upload(&vec![f32::NAN; tokens * experts]).unwrap();
@@ -33,7 +38,7 @@ fn run_logits(
         tokens,
         experts,
         hidden,
-        hidden_states: states.as_slice(),
+        hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: gate.len() / (experts * hidden).max(1),
         logits: logits.as_mut_slice(),
@@ -66,6 +71,30 @@ fn check_logits(device: &Device, sizes: [usize; 3], path: RouterLogitsPath, seed
     common::timing(seed ^ 0x5555);
     let again = run_logits(device, sizes, &states, &gate, path);
     assert!(again == logits, "{sizes:?} {path:?}: not the same bits again");
+}
+
+/// Hidden states in f16, of all magnitudes, lose nothing: their 11 bits are those of two bf16.
+#[track_caller]
+fn check_logits_of_f16(device: &Device, sizes: [usize; 3], path: RouterLogitsPath, seed: u64) {
+    let [tokens, experts, hidden] = sizes;
+    let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+    let states: Vec<f16> = (0..tokens * hidden)
+        .map(|_| f16::from_bits(rng.random()))
+        .map(|x| if x.is_finite() { x } else { f16::MIN_POSITIVE_SUBNORMAL })
+        .collect();
+    let gate: Vec<_> = (0..experts * hidden).map(|_| bf16::from_f32(rng.random_range(-2.0..2.0))).collect();
+    let logits = run_logits(device, sizes, &states, &gate, path);
+    for (at, logit) in logits.iter().enumerate() {
+        let (t, e) = (at / experts, at % experts);
+        let products = (0..hidden).map(|h| states[t * hidden + h].to_f64() * gate[e * hidden + h].to_f64());
+        let (sum, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+        let error = (f64::from(*logit) - sum).abs();
+        // As in `check_logits`; the parts of a state may add up to a little more than it.
+        assert!(
+            error <= 1.01e-6 * magnitude,
+            "{sizes:?} {path:?}: logit {t}, {e} is off by {error} of {magnitude}"
+        );
+    }
 }
 
 /// A gate in f32, as planes: the logits are those of its own weights, not of rounded ones.
@@ -125,6 +154,7 @@ proptest! {
         common::timing(seed);
         for device in common::devices() {
             check_logits(&device, [tokens, experts, hidden], path, seed);
+            check_logits_of_f16(&device, [tokens, experts, hidden], path, seed);
         }
     }
 }
@@ -136,6 +166,7 @@ fn logits_at_edge_shapes() {
             for sizes in [[1, 1, 1], [1, 8, 2048], [17, 9, 1032], [65, 65, 264], [8, 64, 2880], [9, 3, 4096]]
             {
                 check_logits(&device, sizes, path, 5);
+                check_logits_of_f16(&device, sizes, path, 6);
             }
         }
     }
@@ -295,7 +326,9 @@ fn no_tokens_launch_nothing() {
     if device.is_emulated() {
         cust::sim::take_counters();
     }
-    assert!(run_logits(&device, [0, 4, 16], &[], &[bf16::ONE; 64], RouterLogitsPath::Auto).is_empty());
+    assert!(
+        run_logits(&device, [0, 4, 16], &[] as &[bf16], &[bf16::ONE; 64], RouterLogitsPath::Auto).is_empty()
+    );
     run_top_k(&device, [0, 4, 2], &[], |stream, args| softmax_top_k(stream, args, true));
     run_top_k(&device, [0, 4, 2], &[], sigmoid_top_k);
     if device.is_emulated() {
@@ -366,7 +399,7 @@ fn refuses_bad_arguments() {
         tokens: 4,
         experts: 8,
         hidden: 16,
-        hidden_states: states.as_slice(),
+        hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: 1,
         logits: out.as_mut_slice(),

@@ -32,8 +32,14 @@ fn new_rows_are_not_settled() {
     let mut scales: Buffer<f32> = device.zeros(2).unwrap();
     let mut q: Buffer<E4m3> = device.zeros(256).unwrap();
     for number in 0..6 {
-        let args =
-            Unpermute { y: (&y).into(), permutation, topk_weights: None, hidden: 256, out: (&mut x).into() };
+        let args = Unpermute {
+            y: (&y).into(),
+            permutation,
+            topk_weights: None,
+            hidden: 256,
+            out: (&mut x).into(),
+            adds: false,
+        };
         unpermute(&stream, args).unwrap();
         let mut quantized = |settled| {
             let scales = scales.as_mut_slice();
@@ -97,6 +103,7 @@ fn a_new_routing_is_not_settled() {
             topk_weights: None,
             hidden: 8,
             out: (&mut out).into(),
+            adds: false,
         };
         if settled {
             // SAFETY: on the emulated device a wrong promise is a report.

@@ -119,29 +119,45 @@ fn graphs_keep_and_order_what_they_use() {
     assert_eq!(y.to_vec(&a).unwrap(), [0; 8], "nothing has run, and the scratch memory is the graph's");
     for stream in [&a, &b, &a] {
         x.fill_bytes(3, &b).unwrap();
-        // SAFETY: no permutation uses the memory that the graph writes.
-        unsafe { copy.launch(stream) }.unwrap();
+        copy.launch(stream).unwrap();
         assert_eq!(y.to_vec(&b).unwrap(), [3; 8]);
-        // SAFETY: no permutation uses the memory that the graph writes.
-        unsafe { fill.launch(&a) }.unwrap();
-        // SAFETY: no permutation uses the memory that the graph writes.
-        unsafe { copy.launch(&b) }.unwrap();
+        fill.launch(&a).unwrap();
+        copy.launch(&b).unwrap();
         y.fill_bytes(9, &a).unwrap();
-        // SAFETY: no permutation uses the memory that the graph writes.
-        unsafe { copy.launch(&b) }.unwrap();
+        copy.launch(&b).unwrap();
         assert_eq!(y.to_vec(stream).unwrap(), [5; 8]);
     }
     // The buffer is gone, and its memory is the graphs'.
-    // SAFETY: no permutation uses the memory that the graph writes.
-    unsafe { fill.launch(&a) }.unwrap();
+    fill.launch(&a).unwrap();
     drop(x);
-    // SAFETY: no permutation uses the memory that the graph writes.
-    unsafe { copy.launch(&b) }.unwrap();
+    copy.launch(&b).unwrap();
     assert_eq!(y.to_vec(&a).unwrap(), [5; 8]);
-    // SAFETY: no permutation uses the memory that the graph writes.
-    unsafe { copy.launch(&b) }.unwrap();
+    copy.launch(&b).unwrap();
     drop((copy, fill));
     drop(y);
+    assert_sound();
+}
+
+/// A handle of one driver is an address that another must not follow.
+#[test]
+fn events_of_another_driver_are_refused() {
+    let (_turn, device) = watched();
+    let other = common::device();
+    let (stream, others) = (Stream::new(&device).unwrap(), Stream::new(&other).unwrap());
+    let (event, its) = (Event::new(&device).unwrap(), Event::new(&other).unwrap());
+    event.record(&stream).unwrap();
+    its.record(&others).unwrap();
+    for refused in [
+        event.record(&others),
+        stream.wait_event(&its),
+        others.wait_event(&event),
+        event.elapsed_ms(&its).map(drop),
+        its.elapsed_ms(&event).map(drop),
+    ] {
+        refused.unwrap_err();
+    }
+    stream.wait_event(&event).unwrap();
+    stream.synchronize().unwrap();
     assert_sound();
 }
 
@@ -158,8 +174,7 @@ fn captures_refuse_what_a_graph_cannot_hold() {
             capturing.synchronize(),
             capturing.wait_event(&event),
             event.record(capturing),
-            // SAFETY: no permutation uses the memory that the graph writes.
-            unsafe { other.launch(capturing) },
+            other.launch(capturing),
         ] {
             let text = refused.unwrap_err().to_string();
             assert!(text.ends_with("must not be one that is being captured"), "{text}");
@@ -169,8 +184,7 @@ fn captures_refuse_what_a_graph_cannot_hold() {
         x.fill_bytes(4, capturing)
     });
     assert_eq!(x.to_vec(&stream).unwrap(), [3; 8]);
-    // SAFETY: no permutation uses the memory that the graph writes.
-    unsafe { graph.unwrap().launch(&stream) }.unwrap();
+    graph.unwrap().launch(&stream).unwrap();
     assert_eq!(x.to_vec(&stream).unwrap(), [4; 8]);
     assert_sound();
 }
@@ -287,8 +301,7 @@ impl Program {
             }
             Act::Launch { graph, stream } => {
                 let Some((graph, read, written, byte)) = self.graphs.get(graph) else { return };
-                // SAFETY: no permutation uses the memory that the graph writes.
-                unsafe { graph.launch(&self.streams[stream]) }.unwrap();
+                graph.launch(&self.streams[stream]).unwrap();
                 self.contents[*written] = self.contents[*read];
                 self.contents[*written][BYTES / 2..].fill(*byte);
             }
@@ -385,8 +398,7 @@ fn graphs_and_operations_on_several_threads() {
                 let stream = Stream::new(device).unwrap();
                 for _ in 0..50 {
                     part.fill_bytes(3, &stream).unwrap();
-                    // SAFETY: no permutation uses the memory that the graph writes.
-                    unsafe { graph.launch(&stream) }.unwrap();
+                    graph.launch(&stream).unwrap();
                 }
                 stream.synchronize().unwrap();
             });

@@ -28,7 +28,7 @@ struct Rooms {
 
 const CRATES: [Rooms; 3] = [HOST, KERNELS, PTX_SIM];
 
-/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints.
+/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints, ranks.
 const HOST: Rooms = Rooms {
     source: "host",
     arrows: &[
@@ -41,6 +41,7 @@ const HOST: Rooms = Rooms {
         ("ops", &["config", "error", "fp8", "gpu", "kernels", "plan"]),
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
+        ("parallel", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
         ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
     ],
     tangled: &[],
@@ -56,6 +57,7 @@ const KERNELS: Rooms = Rooms {
         ("permute", &["abi", "scan", "schedule"]),
         ("router", &["abi"]),
         ("elementwise", &["abi"]),
+        ("ranks", &["abi", "elementwise"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
         ("few_tokens", &["abi", "elementwise"]),
     ],

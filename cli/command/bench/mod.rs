@@ -325,6 +325,14 @@ impl Bench<'_> {
         }
     }
 
+    /// Refused: only the emulated device counts.
+    #[cfg(not(feature = "sim"))]
+    fn count(&mut self, _: &Case, _: &Batch, _: &mut Run<'_>) -> Result<()> {
+        let reason = "this program was built without the feature `sim`, whose device counts".into();
+        Err(Error::Device { spec: self.device.to_string(), reason })
+    }
+
+    #[cfg(feature = "sim")]
     fn count(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
         let counted = terminal::watch_bench(batch.tokens, || run.count())?;
         let fusion = Fusion::of(run.layer(), batch.tokens)?;

@@ -1,5 +1,6 @@
 //! Contexts: what memory, modules and streams live in.
 
+use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -19,7 +20,12 @@ struct Inner {
     device: Device,
     raw: CUcontext,
     origin: Origin,
+    /// What keeps another program's context alive.
+    owner: Option<Owner>,
 }
+
+/// What keeps something alive as long as a clone of it is there.
+pub type Owner = Arc<dyn Any + Send + Sync>;
 
 /// Where a context comes from, and so how it ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,18 +71,44 @@ impl Context {
     /// `raw` must be a context of `driver`, and must not be destroyed before the last clone of the result is
     /// dropped.
     pub unsafe fn from_raw(driver: Driver, raw: CUcontext) -> CudaResult<Context> {
-        let borrowed = Context::new(Device::from_raw(driver, 0), raw, Origin::Borrowed);
+        // SAFETY: the caller's contract.
+        unsafe { Context::borrow(driver, raw, None) }
+    }
+
+    /// As [`Context::from_raw`], of a context that `owner` keeps alive. The result holds it, and so does all
+    /// that is made with the result.
+    ///
+    /// # Safety
+    /// `raw` must be a context of `driver`, and must not be destroyed before `owner` is dropped.
+    pub unsafe fn from_owner(driver: Driver, raw: CUcontext, owner: Owner) -> CudaResult<Context> {
+        // SAFETY: the caller's contract.
+        unsafe { Context::borrow(driver, raw, Some(owner)) }
+    }
+
+    /// # Safety
+    /// As [`Context::from_raw`], or [`Context::from_owner`] where there is one.
+    unsafe fn borrow(driver: Driver, raw: CUcontext, owner: Option<Owner>) -> CudaResult<Context> {
+        let on = |device| {
+            let device = Device::from_raw(driver, device);
+            Context { inner: Arc::new(Inner { device, raw, origin: Origin::Borrowed, owner: owner.clone() }) }
+        };
+        let borrowed = on(0);
         let mut device = 0;
         {
             let _current = borrowed.enter()?;
             // SAFETY: `device` is a valid place for one device.
             unsafe { call!(driver, cuCtxGetDevice(&mut device)) }?;
         }
-        Ok(Context::new(Device::from_raw(driver, device), raw, Origin::Borrowed))
+        Ok(on(device))
     }
 
     fn new(device: Device, raw: CUcontext, origin: Origin) -> Context {
-        Context { inner: Arc::new(Inner { device, raw, origin }) }
+        Context { inner: Arc::new(Inner { device, raw, origin, owner: None }) }
+    }
+
+    /// What keeps it alive, if it is another program's and that has said so.
+    pub fn owner(&self) -> Option<&Owner> {
+        self.inner.owner.as_ref()
     }
 
     /// The `CUcontext`.
@@ -97,10 +129,8 @@ impl Context {
     /// Makes the context current on this thread, if it is not, until the result is dropped; then the one
     /// before is current again.
     pub fn enter(&self) -> CudaResult<Current> {
-        let (driver, mut current) = (self.driver(), std::ptr::null_mut());
-        // SAFETY: `current` is a valid place for one handle.
-        unsafe { call!(driver, cuCtxGetCurrent(&mut current)) }?;
-        if current == self.as_raw() {
+        let driver = self.driver();
+        if driver.current_context()? == self.as_raw() {
             return Ok(Current { pushed: None, thread: PhantomData });
         }
         // SAFETY: the context is alive.

@@ -144,6 +144,14 @@ impl Driver {
         Ok(count.max(0) as u32)
     }
 
+    /// The context that is current on this thread; null if none is.
+    pub fn current_context(self) -> CudaResult<sys::CUcontext> {
+        let mut current = std::ptr::null_mut();
+        // SAFETY: `current` is a valid place for one handle.
+        self.check("cuCtxGetCurrent", unsafe { (self.table().cuCtxGetCurrent)(&mut current) })?;
+        Ok(current)
+    }
+
     /// `Ok` for `CUDA_SUCCESS`, else the error that `call` left.
     pub fn check(self, call: &'static str, code: CUresult) -> CudaResult<()> {
         if code.is_success() { Ok(()) } else { Err(CudaError::of(self, call, code)) }

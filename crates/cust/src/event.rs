@@ -39,10 +39,14 @@ impl Event {
         &self.context
     }
 
-    /// Puts the event behind everything enqueued on `stream` so far, a stream of the same context.
+    /// Puts the event behind everything enqueued on `stream` so far, a stream of the same context; others are
+    /// refused.
     pub fn record(&self, stream: &Stream) -> CudaResult<()> {
+        if stream.context() != &self.context {
+            return self.context.driver().check("cuEventRecord", sys::CUDA_ERROR_INVALID_HANDLE);
+        }
         let _current = self.context.enter()?;
-        // SAFETY: both are alive.
+        // SAFETY: both are alive, and of one context.
         unsafe { call!(self.context.driver(), cuEventRecord(self.raw, stream.as_raw())) }
     }
 
@@ -64,10 +68,15 @@ impl Event {
         unsafe { call!(self.context.driver(), cuEventSynchronize(self.raw)) }
     }
 
-    /// Milliseconds from `start` to this event, both passed and made with timing.
+    /// Milliseconds from `start`, an event of the same driver, to this event, both passed and made with timing.
     pub fn elapsed_ms(&self, start: &Event) -> CudaResult<f32> {
+        let driver = self.context.driver();
+        if start.context.driver() != driver {
+            // Its handle is an address in the other driver.
+            driver.check("cuEventElapsedTime", sys::CUDA_ERROR_INVALID_HANDLE)?;
+        }
         let (_current, mut milliseconds) = (self.context.enter()?, 0.0);
-        // SAFETY: `milliseconds` is a valid place for one float, and both events are alive.
+        // SAFETY: `milliseconds` is a valid place for one float, and both events are alive, and this driver's.
         unsafe { call!(self.context.driver(), cuEventElapsedTime(&mut milliseconds, start.raw, self.raw)) }?;
         Ok(milliseconds)
     }

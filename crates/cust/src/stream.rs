@@ -63,8 +63,12 @@ impl Stream {
     /// Makes everything enqueued from now on wait for what `event` was last recorded behind. It may be of
     /// another context.
     pub fn wait_event(&self, event: &Event) -> CudaResult<()> {
+        if event.context().driver() != self.driver() {
+            // Its handle is an address in the other driver.
+            return self.driver().check("cuStreamWaitEvent", sys::CUDA_ERROR_INVALID_HANDLE);
+        }
         let _current = self.context.enter()?;
-        // SAFETY: both are alive.
+        // SAFETY: both are alive, and of one driver.
         unsafe { call!(self.driver(), cuStreamWaitEvent(self.raw, event.as_raw(), 0)) }
     }
 

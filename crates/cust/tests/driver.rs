@@ -1,4 +1,4 @@
-//! The driver API on the emulated device; with `FP8_MOE_DEVICE=cuda` on a GPU.
+//! The driver API on the emulated device; with `FP8_MOE_DEVICE=auto` or `cuda:N` on a GPU.
 #![cfg(feature = "sim")]
 
 use std::ffi::c_void;
@@ -12,13 +12,15 @@ const PTX: &str = include_str!("../../ptx_sim/tests/driver/kernels.ptx");
 
 fn driver() -> Driver {
     match std::env::var("FP8_MOE_DEVICE").as_deref() {
-        Ok(name) if name.starts_with("cuda") => Driver::cuda().expect("a GPU"),
-        _ => Driver::sim().expect("the emulated device"),
+        Ok("sim") | Err(_) => Driver::sim().expect("the emulated device"),
+        Ok(_) => Driver::cuda().expect("a GPU"),
     }
 }
 
 fn context() -> Context {
-    Context::primary(Device::get(driver(), 0).expect("a device")).expect("its context")
+    let asked = std::env::var("FP8_MOE_DEVICE").unwrap_or_default();
+    let ordinal = asked.strip_prefix("cuda:").map_or(0, |ordinal| ordinal.parse().expect("a number"));
+    Context::primary(Device::get(driver(), ordinal).expect("a device")).expect("its context")
 }
 
 /// Copies `values` to new memory.

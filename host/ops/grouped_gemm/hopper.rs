@@ -1,7 +1,7 @@
 //! Launches the Hopper kernels (`kernels-gpu/src/gemm/hopper`).
 
 use super::slab_scales;
-use super::{GemmShape, GroupedGemm, OP, raw_scales};
+use super::{B_BOX, GemmShape, GroupedGemm, OP, raw_scales};
 use crate::error::Result;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
@@ -22,8 +22,8 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = shape;
         let (out, out_type) = self.out.raw();
         let arguments = launchers::HopperGemm {
-            a: tensor_map::of_matrix(&self.a, rows, k, tile.a_box_rows())?,
-            b: tensor_map::of_matrix(&self.b, experts * n, k, launchers::B_BOX_ROWS)?,
+            a: tensor_map::of_matrix(&self.a, (rows, k), tile.a_box())?,
+            b: tensor_map::of_matrix(&self.b, (experts * n, k), B_BOX)?,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
@@ -45,9 +45,12 @@ impl GroupedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan, whose grid is the
         // kernel's, and the maps were made of the matrices. The permutation has the plan's sizes, so that the
-        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts; it is
-        // borrowed exclusively, as are the partial sums. An element of `sorted_rows` that is no slot is
-        // skipped.
-        unsafe { stream.device().launch(stream, &kernel, blocks, &arguments) }
+        // tiles of its schedule, built for this height, are inside the P rows and E_loc experts, if its lists
+        // are unchanged; it is borrowed exclusively, as are the partial sums. An element of `sorted_rows`
+        // that is no slot is skipped.
+        unsafe {
+            let lists = self.permutation.unchanged();
+            stream.device().launch_over(stream, &kernel, blocks, &arguments, &lists)
+        }
     }
 }

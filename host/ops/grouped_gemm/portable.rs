@@ -31,7 +31,10 @@ impl GroupedGemm<'_> {
         };
         // SAFETY: `check` has compared lengths, alignments and devices with the plan. The permutation has the
         // plan's sizes, so that the tiles of its schedule, built for this height, are inside the P rows and
-        // E_loc experts.
-        unsafe { stream.device().launch(stream, &tile.kernel(promoted), blocks, &arguments) }
+        // E_loc experts, if its lists are unchanged.
+        unsafe {
+            let lists = self.permutation.unchanged();
+            stream.device().launch_over(stream, &tile.kernel(promoted), blocks, &arguments, &lists)
+        }
     }
 }

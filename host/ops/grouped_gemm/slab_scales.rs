@@ -5,6 +5,7 @@
 //! rows before it.
 
 use super::{AScale, GemmShape, SCALE_BLOCK};
+use crate::config::COPY_BYTES;
 use crate::error::{Error, Result, require};
 use crate::gpu::launch::TensorMap;
 use crate::gpu::tensor_map;
@@ -35,8 +36,8 @@ pub(in crate::ops) fn of_a(
         },
     )?;
     let address = scales.ptr().raw();
-    if !address.is_multiple_of(16) {
-        let rule = "must be 16-byte aligned for the Hopper kernels";
+    if !address.is_multiple_of(COPY_BYTES as u64) {
+        let rule = format!("must be {COPY_BYTES}-byte aligned for the Hopper kernels");
         return Err(Error::argument(op, "a_scale", format!("{address:#x}"), rule));
     }
     // Nobody asks for a second line where there is one.

@@ -7,6 +7,8 @@
 //!                        out[3] = w0 * y[7] + w2 * y[41] + w3 * y[2]
 //! ```
 //!
+//! With `adds` the sum is added to what `out` holds: `out[t] += ..`, likewise with one rounding at the end.
+//!
 //! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does
 //! not depend on the grid. A token without a valid slot gives 0.
 //!
@@ -21,7 +23,7 @@
 //! earlier layer. `y` and `out` are touched behind the wait.
 
 use crate::elementwise::rows::chunk::{
-    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, store_chunk, vectorised,
+    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, load_own_chunk, store_chunk, vectorised,
 };
 use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
@@ -50,6 +52,8 @@ pub struct Unpermute {
     pub top_k: u32,
     /// Whether lists and weights were complete before the kernel's predecessor began.
     pub routing_is_settled: Flag,
+    /// Whether the sums are added to `out`, which is read then.
+    pub adds: Flag,
 }
 
 /// Slots whose rows are in flight at a time.
@@ -134,13 +138,18 @@ fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
     core::array::from_fn(|i| fma(weight, values[i], sum[i]))
 }
 
-/// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`.
+/// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`, or adds to it.
 ///
 /// # Safety
-/// `out` is writable, and the arrays of `slots` have their elements for every token; those that name rows and
+/// `out` is writable, complete when the predecessor has ended if it is added to, and the arrays of `slots` have their elements for every token; those that name rows and
 /// weights were complete before the predecessor began, if `routing_is_settled`.
 #[inline(always)]
-unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routing_is_settled: bool) {
+unsafe fn unpermute<T: Element, O: Element>(
+    slots: Slots<T>,
+    out: *mut O,
+    routing_is_settled: bool,
+    adds: bool,
+) {
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let vector = vectorised(out, slots.columns);
     let stride = thread::grid_dim_x() * WARPS;
@@ -185,6 +194,10 @@ unsafe fn unpermute<T: Element, O: Element>(slots: Slots<T>, out: *mut O, routin
             // SAFETY: the token's row exists in `out`, and this lane alone has its columns.
             unsafe {
                 let row = out.add(of_token as usize * slots.columns as usize);
+                if adds {
+                    let before = load_own_chunk(row, column, slots.columns, vector);
+                    sum = core::array::from_fn(|i| sum[i] + before[i]);
+                }
                 store_chunk(row, column, slots.columns, vector, &sum);
             }
             sum = [0.0; CHUNK as usize];
@@ -197,16 +210,16 @@ macro_rules! unpermute {
         /// Sums the rows of `y` into `out`. `routing_is_settled`: see [`unpermute`](self).
         ///
         /// # Safety
-        /// The arrays are null, where they may be, or have their stated sizes. `out` is not read.
+        /// The arrays are null, where they may be, or have their stated sizes. `out` is read with `adds` alone.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: Unpermute) {
             let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;
-            let Unpermute { tokens, columns, top_k, routing_is_settled, .. } = arguments;
+            let Unpermute { tokens, columns, top_k, routing_is_settled, adds, .. } = arguments;
             let (y, out) = (y.cast::<$ty>(), out.cast::<$out>());
             let vector = vectorised(y, columns);
             let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
             // SAFETY: the kernel's contract.
-            unsafe { unpermute(slots, out, routing_is_settled.is_set()) }
+            unsafe { unpermute(slots, out, routing_is_settled.is_set(), adds.is_set()) }
         }
     )+};
 }

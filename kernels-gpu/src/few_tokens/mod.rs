@@ -174,6 +174,8 @@ pub struct FewTokens {
     pub activated: *mut f32,
     /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
     pub products: *mut f32,
+    /// i64 `[local experts + 1]`: pairs of the experts before each.
+    pub expert_offsets: *mut i64,
     /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
     pub control: *mut u32,
     /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
@@ -202,7 +204,7 @@ pub struct FewTokens {
     pub packed: Flag,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: Flag,
-    /// Whether the result is added to an output in f32.
+    /// Whether the result is added to the output.
     pub adds: Flag,
 }
 
@@ -220,18 +222,20 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         memory.begin();
         let tiles = tiles::build(&arguments, &memory);
-        let mut share = Share::new(tiles, first.units);
-        let mut second_share = Share::new(tiles, second.units);
+        let (mut share, mut second_share) = (Share::new(tiles, &first), Share::new(tiles, &second));
 
         if thread::warp_id() == CONSUMER_WARPS {
             let mut position = Position::START;
             while let Some(unit) = share.next() {
-                let unit = unit.of(&first, memory.tile_expert(unit.tile));
-                position = produce::fill(&first, packed, &unit, &memory, position);
+                let expert = memory.tile_expert(unit.tile);
+                position = produce::fill(&first, packed, &unit, expert, &memory, position);
             }
             while let Some(unit) = second_share.next() {
-                let unit = unit.of(&second, memory.tile_expert(unit.tile));
-                position = produce::fill(&second, packed, &unit, &memory, position);
+                let expert = memory.tile_expert(unit.tile);
+                position = produce::fill(&second, packed, &unit, expert, &memory, position);
+            }
+            if thread::block_idx_x() == 0 {
+                tiles::store_offsets(&arguments, &memory);
             }
             return;
         }
@@ -239,11 +243,11 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
         let control = Control::begin(arguments.control, &share);
         let whole = second_share;
         let (mut position, mut buffer) = (Position::START, 0);
-        let (mut tile, mut units) = (NO_TILE, 0);
+        let (mut tile, mut rows, mut units) = (NO_TILE, 0, 0);
         let mut is_first = true;
         loop {
             // Not two loops: they would be all of this code twice.
-            let projection = if is_first { first } else { second };
+            let projection = &if is_first { first } else { second };
             while let Some(unit) = share.next() {
                 if unit.tile != tile {
                     if is_first {
@@ -251,16 +255,12 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                     } else {
                         control.wait(unit.tile, first.units);
                     }
-                    (tile, units) = (unit.tile, 0);
-                    let rows = memory.tile_size(tile);
-                    let projection = &projection;
-                    Inputs { arguments: &arguments, memory: &memory, projection, is_first, tile, rows }
-                        .take();
+                    (tile, rows, units) = (unit.tile, memory.tile_size(unit.tile), 0);
+                    let (arguments, memory) = (&arguments, &memory);
+                    Inputs { arguments, memory, projection, is_first, tile, rows }.take();
                 }
-                let unit = unit.of(&projection, memory.tile_expert(tile));
-                let rows = memory.tile_size(tile);
-                position = multiply::unit(&projection, packed, &unit, rows, &memory, position, buffer);
-                store::store(&arguments, &projection, is_first, &unit, tile, &memory, buffer);
+                position = multiply::unit(projection, packed, &unit, rows, &memory, position, buffer);
+                store::store(&arguments, projection, is_first, &unit, rows, &memory, buffer);
                 (units, buffer) = (units + 1, buffer ^ 1);
             }
             if !is_first {

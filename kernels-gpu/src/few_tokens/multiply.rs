@@ -53,17 +53,17 @@ pub unsafe fn unit(
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
     let (lane, warp) = (thread::lane_id(), thread::warp_id());
     let (g, q) = (lane / 4, lane % 4);
-    let row_groups = half_rows / 8;
+    let log2 = projection.row_groups_log2();
     let (row, first_group, step) =
-        (warp % row_groups * 8 + row_of(g), warp / row_groups, CONSUMER_WARPS / row_groups);
+        ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2, CONSUMER_WARPS >> log2);
     let is_packed = packed.is_set();
     // Where its chunk of the first 64 bytes of a group is, and how far that of the others is from there.
     let (swizzle, flip) = if is_packed { ((q ^ row % 4) * 16, row / 4 % 2 * 64) } else { (q * 16, 0) };
     let input = memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q;
     let mut totals = [0.0; 4];
-    let mut at = unit.k;
-    while at < unit.k_end {
-        let bytes = u32::min(unit.k_end - at, stage_k);
+    let (mut at, end) = projection.part(unit.part);
+    while at < end {
+        let bytes = u32::min(end - at, stage_k);
         memory.wait_full(position);
         let slot = memory.slot(position);
         let (of_row, of_group) = if is_packed { (128, 2 * half_rows * 128) } else { (bytes, 128) };
@@ -71,21 +71,24 @@ pub unsafe fn unit(
         let mut group = first_group;
         while group * 128 < bytes {
             let (k, low) = (group * 128, low + group * of_group);
-            let high = low + half_rows * of_row;
+            let (high, input) = (low + half_rows * of_row, input + at + k);
             let mut products = [0.0; 4];
             // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a multiple
-            // of 64; inputs have a group more than that, and scales for each group.
+            // of 64; inputs have as many from `at` on, and scales for each group.
             unsafe {
-                chunk(low + flip, high + flip, input + at + k, &mut products);
-                if k + 64 < bytes {
-                    let flip = 64 - flip;
-                    chunk(low + flip, high + flip, input + at + k + 64, &mut products);
-                }
                 let scales = memory.input_scales.add((at + k) / 128 * FEW_TILE_ROWS + 2 * q);
                 let inputs: [f32; 2] = scales.cast().read();
                 let mut blocks = [1.0; 2];
                 if has_blocks {
                     blocks = [slot.add(group).read(), slot.add(FEW_STAGE_K / 128 + group).read()];
+                }
+                let first = Chunk::read(low + flip, high + flip, input);
+                if k + 64 < bytes {
+                    let second = Chunk::read(low + 64 - flip, high + 64 - flip, input + 64);
+                    first.multiply(&mut products);
+                    second.multiply(&mut products);
+                } else {
+                    first.multiply(&mut products);
                 }
                 totals = [
                     fma(products[0], inputs[0] * blocks[0], totals[0]),
@@ -96,7 +99,7 @@ pub unsafe fn unit(
             }
             group += step;
         }
-        if !has_blocks && at + bytes == unit.k_end {
+        if !has_blocks && at + bytes == end {
             // SAFETY: the last stage of a unit has a scale for each of its rows.
             let [low, high] = unsafe { [slot.add(row).read(), slot.add(half_rows + row).read()] };
             totals = [totals[0] * low, totals[1] * low, totals[2] * high, totals[3] * high];
@@ -123,36 +126,61 @@ fn g_of(row: u32) -> u32 {
     row % 4 * 2 + row / 4
 }
 
-/// Adds the products over 64 bytes of K.
-///
-/// # Safety
-/// The addresses are this lane's, 16-byte aligned, written and visible. All lanes of the warp call it together.
-#[inline(always)]
-unsafe fn chunk(low: u32, high: u32, input: u32, products: &mut [f32; 4]) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let a: [u32; 4] = Shared::from_address(low).read();
-        let c: [u32; 4] = Shared::from_address(high).read();
-        let b: [u32; 4] = Shared::from_address(input).read();
-        m16n8k32_e4m3(products, [a[0], c[0], a[1], c[1]], [b[0], b[1]]);
-        m16n8k32_e4m3(products, [a[2], c[2], a[3], c[3]], [b[2], b[3]]);
+/// 64 bytes of K of the rows of both halves and of the tile that a lane has.
+struct Chunk {
+    low: [u32; 4],
+    high: [u32; 4],
+    input: [u32; 4],
+}
+
+impl Chunk {
+    /// # Safety
+    /// The addresses are this lane's, 16-byte aligned, written and visible.
+    #[inline(always)]
+    unsafe fn read(low: u32, high: u32, input: u32) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe {
+            Self {
+                low: Shared::from_address(low).read(),
+                high: Shared::from_address(high).read(),
+                input: Shared::from_address(input).read(),
+            }
+        }
+    }
+
+    /// Adds the products.
+    ///
+    /// # Safety
+    /// All lanes of the warp call it together.
+    #[inline(always)]
+    unsafe fn multiply(&self, products: &mut [f32; 4]) {
+        let Self { low: a, high: c, input: b } = self;
+        // SAFETY: the caller's contract.
+        unsafe {
+            m16n8k32_e4m3(products, [a[0], c[0], a[1], c[1]], [b[0], b[1]]);
+            m16n8k32_e4m3(products, [a[2], c[2], a[3], c[3]], [b[2], b[3]]);
+        }
     }
 }
 
-/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it.
+/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it, of
+/// which every `1 << log2`th has the row.
 ///
 /// # Safety
 /// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.
 #[inline(always)]
-pub unsafe fn sum(half_rows: u32, memory: &Memory, buffer: u32, half: u32, within: u32, row: u32) -> f32 {
-    let row_groups = half_rows / 8;
+pub unsafe fn sum(log2: u32, memory: &Memory, buffer: u32, half: u32, within: u32, row: u32) -> f32 {
     let (lane, component) = (g_of(within % 8) * 4 + row / 2, 2 * half + row % 2);
-    let mut warp = within / 8;
-    let mut sum = 0.0;
-    while warp < CONSUMER_WARPS {
+    let parts = CONSUMER_WARPS >> log2;
+    let first = memory.partials(buffer, within / 8).add(lane).cast::<f32>().add(component);
+    // All eight at once, so that their latencies overlap; some twice where there are fewer.
+    let part = |part: u32| {
+        let from = first.byte_add(part.min(parts - 1) * (512 << log2));
         // SAFETY: the caller's contract.
-        sum += unsafe { memory.partials(buffer, warp).add(lane).cast::<f32>().add(component).read() };
-        warp += row_groups;
-    }
-    sum
+        let value = unsafe { from.read() };
+        if part < parts { value } else { 0.0 }
+    };
+    let [a, b, c, d] = [part(0), part(1), part(2), part(3)];
+    let [e, f, g, h] = [part(4), part(5), part(6), part(7)];
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
 }

@@ -5,6 +5,7 @@
 
 use cuda_std::code::Flag;
 use cuda_std::l2::Policy;
+use cuda_std::shared::Shared;
 use cuda_std::warp::FULL_MASK;
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
@@ -13,8 +14,8 @@ use super::tiles::Unit;
 use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
 
-/// Fills stages from `position` on with a unit; returns the place after them. All lanes of the producer warp
-/// call it together.
+/// Fills stages from `position` on with a unit of `expert`; returns the place after them. All lanes of the
+/// producer warp call it together.
 ///
 /// # Safety
 /// The contract of the kernel, for a unit of the projection.
@@ -23,39 +24,46 @@ pub unsafe fn fill(
     projection: &Projection,
     packed: Flag,
     unit: &Unit,
+    expert: u32,
     memory: &Memory,
     mut position: Position,
 ) -> Position {
     let Projection { half_rows, stage_k, .. } = *projection;
-    let lane = thread::lane_id();
     // Weights are read once, and leave L2 first.
     let once = Policy::evict_first();
-    let mut at = unit.k;
-    while at < unit.k_end {
-        let bytes = u32::min(unit.k_end - at, stage_k);
+    let (start, end) = projection.part(unit.part);
+    let scales = Scales::new(projection, unit, expert);
+    let weights = if packed.is_set() {
+        Weights::packed(projection, unit, expert)
+    } else {
+        Weights::of_rows(projection, unit, expert)
+    };
+    let mut at = start;
+    while at < end {
+        let bytes = u32::min(end - at, stage_k);
+        let copies = weights.copies(projection, at, bytes);
         memory.wait_empty(position);
         let full = memory.full(position.stage);
         // SAFETY: the stage is free, has room for the unit's rows and for a scale of each row, or of each half
         // and group; the barrier expects the bytes before any are asked for. Rows, and scales by the kind's
         // number, exist.
         unsafe {
-            scales(projection, unit, at, bytes, memory, position);
-            mbarrier::arrive_after_copies(full);
-            if lane == 0 {
+            if thread::lane_id() == 0 {
                 mbarrier::arrive_expect_tx(full, 2 * half_rows * bytes);
+                let (mut to, mut outer) = (memory.stage(position), 0);
+                while outer < copies.outer {
+                    let (mut from, mut inner) = (copies.first.wrapping_add(outer as usize * copies.far), 0);
+                    while inner < copies.inner {
+                        bulk::load_hinted(to, from, copies.bytes, full, once);
+                        from = from.wrapping_add(copies.near);
+                        (to, inner) = (to + copies.bytes, inner + 1);
+                    }
+                    outer += 1;
+                }
             }
             sync::warp(FULL_MASK);
-            let lines = if packed.is_set() {
-                Lines::packed(projection, unit, at, bytes)
-            } else {
-                Lines::of_rows(projection, unit, at, bytes)
-            };
-            let mut line = lane;
-            while line < lines.count {
-                let to = memory.stage(position) + line * lines.bytes;
-                bulk::load_hinted(to, lines.address(line), lines.bytes, full, once);
-                line += 32;
-            }
+            scales.copy(at, bytes, at + bytes == end, memory.slot(position));
+            mbarrier::arrive_after_copies(full);
         }
         at += bytes;
         position = memory.next(position);
@@ -63,120 +71,151 @@ pub unsafe fn fill(
     position
 }
 
-/// The copies that make a stage, one behind the other in it. In memory each second one lies `far` behind the
-/// one before, or the second half of them does, and from one to the next of a half it is `near`.
-struct Lines {
+/// The copies that make a stage, one behind the other in it: `outer` times `inner` of them.
+struct Copies {
     first: *const u8,
-    count: u32,
+    outer: u32,
+    inner: u32,
     /// Bytes of one.
     bytes: u32,
-    /// Bytes from a line of the first half to that of the second.
-    far: u64,
-    /// Bytes from a line of a half to the next.
-    near: u64,
-    /// Lines of the first half that come before the first of the second.
-    run: u32,
+    /// Bytes from one to the next in memory, of the outer and of the inner number.
+    far: usize,
+    near: usize,
 }
 
-impl Lines {
-    /// Rows as a checkpoint has them: by the piece, or where a row is one piece, by the half.
+/// Where a unit's weights are: the first copy at K = 0, and what lies between copies.
+struct Weights {
+    first: *const u8,
+    packed: bool,
+    far: usize,
+    near: usize,
+}
+
+impl Weights {
+    /// Rows as a checkpoint has them: half by half, row by row.
     #[inline(always)]
-    fn of_rows(projection: &Projection, unit: &Unit, at: u32, bytes: u32) -> Self {
-        let Projection { weights, k, rows, half_rows, half_distance, .. } = *projection;
-        let is_whole = bytes == k;
-        let row = (unit.expert * rows + unit.row) as usize;
-        let run = if is_whole { 1 } else { half_rows };
-        Self {
-            first: weights.wrapping_add(row * k as usize + at as usize),
-            count: 2 * run,
-            bytes: if is_whole { half_rows * bytes } else { bytes },
-            far: u64::from(half_distance) * u64::from(k),
-            near: u64::from(k),
-            run,
-        }
+    fn of_rows(projection: &Projection, unit: &Unit, expert: u32) -> Self {
+        let Projection { weights, k, rows, half_distance, .. } = *projection;
+        let (row, k) = ((expert * rows + unit.row) as usize, k as usize);
+        let first = weights.wrapping_add(row * k);
+        Self { first, packed: false, far: half_distance as usize * k, near: k }
     }
 
-    /// Packed weights (`gemm/hopper/weights.rs` draws them): a slab of a half, or of both where they are
-    /// neighbours.
+    /// Packed weights (`gemm/hopper/weights.rs` draws them): slab by slab, half by half.
     #[inline(always)]
-    fn packed(projection: &Projection, unit: &Unit, at: u32, bytes: u32) -> Self {
-        /// Lines of a slab of a whole item, of which gate, or the first 128 rows, are half.
-        const ITEM: u32 = 256;
-        let Projection { weights, k, rows, half_rows, half_distance, .. } = *projection;
-        let are_neighbours = half_distance == half_rows;
-        let row =
-            if are_neighbours { unit.row } else { unit.row / (ITEM / 2) * ITEM + unit.row % (ITEM / 2) };
+    fn packed(projection: &Projection, unit: &Unit, expert: u32) -> Self {
+        let Projection { weights, k, rows, .. } = *projection;
+        let row = if projection.has_neighbours() {
+            unit.row
+        } else {
+            unit.row / (ITEM / 2) * ITEM + unit.row % (ITEM / 2)
+        };
         let item = row / ITEM * ITEM;
-        let height = u32::min(rows - item, ITEM);
-        let line = u64::from(unit.expert * rows + item) * u64::from(k / 128)
-            + u64::from(at / 128 * height + row - item);
-        let slabs = bytes / 128;
-        Self {
-            first: weights.wrapping_add(line as usize * 128),
-            count: if are_neighbours { slabs } else { 2 * slabs },
-            bytes: if are_neighbours { 2 * half_rows * 128 } else { half_rows * 128 },
-            far: if are_neighbours { u64::from(height) * 128 } else { u64::from(ITEM / 2) * 128 },
-            near: if are_neighbours { 2 * u64::from(height) * 128 } else { u64::from(height) * 128 },
-            run: 1,
-        }
+        let line = (expert * rows + item) as usize * (k / 128) as usize + (row - item) as usize;
+        let height = u32::min(rows - item, ITEM) as usize;
+        let first = weights.wrapping_add(line * 128);
+        Self { first, packed: true, far: height * 128, near: ITEM as usize / 2 * 128 }
     }
 
-    /// Where line `line` comes from.
+    /// Those of `bytes` bytes of K from `at` on.
     #[inline(always)]
-    fn address(&self, line: u32) -> *const u8 {
-        // By half and number in it: rows lie half behind half, slabs half beside half.
-        let (half, number) =
-            if self.run == 1 { (line % 2, line / 2) } else { (line / self.run, line % self.run) };
-        let offset = u64::from(half) * self.far + u64::from(number) * self.near;
-        self.first.wrapping_add(offset as usize)
+    fn copies(&self, projection: &Projection, at: u32, bytes: u32) -> Copies {
+        let Self { first, packed, far, near } = *self;
+        let half_rows = projection.half_rows;
+        if packed {
+            let (slab, outer) = (at as usize / 128, bytes / 128);
+            let (inner, lines) =
+                if projection.has_neighbours() { (1, 2 * half_rows) } else { (2, half_rows) };
+            let first = first.wrapping_add(slab * far);
+            Copies { first, outer, inner, bytes: lines * 128, far, near }
+        } else if bytes == projection.k {
+            // Rows are neighbours: each half is one line.
+            Copies { first, outer: 2, inner: 1, bytes: half_rows * bytes, far, near }
+        } else {
+            Copies { first: first.wrapping_add(at as usize), outer: 2, inner: half_rows, bytes, far, near }
+        }
     }
 }
 
-/// Copies the scales of a stage into its slot: of blocks, those of both halves for each 128 of K,
+/// Lines of a slab of a whole item of packed weights: gate and up of 128 columns, or 256 rows.
+const ITEM: u32 = 256;
+
+impl Projection {
+    /// Whether the halves of a unit are neighbours, as those of GEMM 2 are.
+    #[inline(always)]
+    fn has_neighbours(&self) -> bool {
+        self.half_distance == self.half_rows
+    }
+}
+
+/// The scales of a unit. In a stage's slot lie those of blocks, of both halves for each 128 of K,
 ///
 /// ```text
 ///   first half: 16 groups | second half: 16 groups
 /// ```
 ///
-/// else, with the last stage of a unit, one for each of its rows.
-///
-/// # Safety
-/// As [`fill`]; the stage is free.
-#[inline(always)]
-unsafe fn scales(
-    projection: &Projection,
-    unit: &Unit,
-    at: u32,
-    bytes: u32,
-    memory: &Memory,
-    position: Position,
-) {
-    let Projection { weight_scales, weight_scale_kind, k, rows, half_rows, half_distance, .. } = *projection;
-    let (lane, slot) = (thread::lane_id(), memory.slot(position));
-    let copy = |to: u32, from: usize| {
-        // SAFETY: the caller's contract: the scale exists, and the slot is free.
-        unsafe { cp_async::copy4_zfill(slot.add(to).address(), weight_scales.add(from).cast(), true) }
-    };
-    if weight_scale_kind.is(BScaleKind::Block) {
-        const GROUPS: u32 = FEW_STAGE_K / 128;
-        let (half, group) = (lane / GROUPS, lane % GROUPS);
-        if group * 128 < bytes {
-            let block = unit.expert * rows.div_ceil(128) + (unit.row + half * half_distance) / 128;
-            copy(lane, block as usize * k.div_ceil(128) as usize + (at / 128 + group) as usize);
-        }
-        return;
-    }
-    if at + bytes < unit.k_end {
-        return;
-    }
-    let mut row = lane;
-    while row < 2 * half_rows {
-        if weight_scale_kind.is(BScaleKind::Channel) {
-            let within = if row < half_rows { row } else { row - half_rows + half_distance };
-            copy(row, (unit.expert * rows + unit.row + within) as usize);
+/// or, with the last stage of a unit, one for each of its rows.
+struct Scales {
+    /// That of this lane: of its half and group for K = 0, or of the lane's row.
+    first: *const f32,
+    /// Scales from there to that of the same row of the second half.
+    distance: usize,
+    half_rows: u32,
+    has_blocks: bool,
+    has_channels: bool,
+}
+
+/// Groups of K of a half in a slot.
+const GROUPS: u32 = FEW_STAGE_K / 128;
+
+impl Scales {
+    #[inline(always)]
+    fn new(projection: &Projection, unit: &Unit, expert: u32) -> Self {
+        let Projection { weight_scales, weight_scale_kind, k, rows, half_rows, half_distance, .. } =
+            *projection;
+        let lane = thread::lane_id();
+        let (has_blocks, has_channels) =
+            (weight_scale_kind.is(BScaleKind::Block), weight_scale_kind.is(BScaleKind::Channel));
+        let first = if has_blocks {
+            let (half, group) = (lane / GROUPS, lane % GROUPS);
+            let block = expert * rows.div_ceil(128) + (unit.row + half * half_distance) / 128;
+            block as usize * k.div_ceil(128) as usize + group as usize
+        } else if has_channels {
+            (expert * rows + unit.row + lane) as usize
         } else {
-            copy(row, unit.expert as usize);
+            expert as usize
+        };
+        let distance = half_distance as usize;
+        Self { first: weight_scales.wrapping_add(first), distance, half_rows, has_blocks, has_channels }
+    }
+
+    /// Copies those of a stage into its slot.
+    ///
+    /// # Safety
+    /// As [`fill`]; the slot's stage is free.
+    #[inline(always)]
+    unsafe fn copy(&self, at: u32, bytes: u32, is_last: bool, slot: Shared<f32>) {
+        let lane = thread::lane_id();
+        let copy = |to: u32, from: *const f32| {
+            // SAFETY: the caller's contract: the scale exists, and the slot is free.
+            unsafe { cp_async::copy4_zfill(slot.add(to).address(), from.cast(), true) }
+        };
+        if self.has_blocks {
+            if lane % GROUPS * 128 < bytes {
+                copy(lane, self.first.wrapping_add(at as usize / 128));
+            }
+        } else if is_last {
+            let mut row = lane;
+            while row < self.half_rows {
+                let (from, distance) = if self.has_channels {
+                    (self.first.wrapping_add((row - lane) as usize), self.distance)
+                } else {
+                    (self.first, 0)
+                };
+                copy(row, from);
+                copy(self.half_rows + row, from.wrapping_add(distance));
+                row += 32;
+            }
         }
-        row += 32;
     }
 }

@@ -8,40 +8,42 @@ use super::tiles::Unit;
 use super::{CONSUMERS, FewTokens, Projection};
 use crate::elementwise::activation::functions::activate;
 
-/// Stores the values or products of a unit and a tile's rows.
+/// Stores the values or products of a unit and its tile's rows, of which there are `rows`.
 ///
 /// # Safety
-/// The contract of the kernel: the sums of this unit and tile are in `buffer`. All consumers call it together.
+/// The contract of the kernel: the sums of this unit are in `buffer`. All consumers call it together.
 #[inline(always)]
 pub unsafe fn store(
     arguments: &FewTokens,
     projection: &Projection,
     is_first: bool,
     unit: &Unit,
-    tile: u32,
+    rows: u32,
     memory: &Memory,
     buffer: u32,
 ) {
     let FewTokens { ref second, activated, products, function, tokens, top_k, .. } = *arguments;
-    let half_rows = projection.half_rows;
-    let columns = if is_first { half_rows } else { 2 * half_rows };
-    // SAFETY: the tile exists.
-    let rows = unsafe { memory.tile_size(tile) };
+    let (log2, columns_log2) = (projection.row_groups_log2(), projection.half_rows.trailing_zeros());
+    // Of a power of two, which a division would not know.
+    let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
     let mut at = thread::thread_idx_x();
-    while at < rows * columns {
-        let (row, column) = (at / columns, at % columns);
+    let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
+    while at < all {
         // SAFETY: the row is the tile's and the column the unit's; one thread stores the value.
         unsafe {
-            let pair = memory.tile_pair(tile, row);
             if is_first {
-                let gate = sum(half_rows, memory, buffer, 0, column, row);
-                let up = sum(half_rows, memory, buffer, 1, column, row);
+                let (row, column) = split(at, columns_log2);
+                let gate = sum(log2, memory, buffer, 0, column, row);
+                let up = sum(log2, memory, buffer, 1, column, row);
                 let [value] = activate(function.raw(), &[gate], &[up]);
+                let pair = memory.tile_pair(unit.tile, row);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
                 activated.add(to).write(value);
             } else {
-                let (half, within) = (column / half_rows, column % half_rows);
-                let value = sum(half_rows, memory, buffer, half, within, row);
+                let (row, column) = split(at, columns_log2 + 1);
+                let (half, within) = split(column, columns_log2);
+                let value = sum(log2, memory, buffer, half, within, row);
+                let pair = memory.tile_pair(unit.tile, row);
                 let of_part = (unit.part * tokens * top_k + pair) as usize;
                 products.add(of_part * second.rows as usize + (unit.row + column) as usize).write(value);
             }

@@ -93,18 +93,30 @@ unsafe fn sum_stripe(arguments: &FewTokens, stripe: u32, memory: &Memory) {
             // its columns, all eight of them, H being a multiple of 64.
             unsafe {
                 let sum = sum_token(arguments, token, column, memory);
+                let (at, adds) = (row + column as usize, adds.is_set());
                 if out_type.is(OutType::F32) {
-                    let out = out.cast::<f32>().add(row + column as usize);
-                    let before = if adds.is_set() { f32::load_strong(out) } else { [0.0; CHUNK as usize] };
-                    f32::store(out, &core::array::from_fn(|i| sum[i] + before[i]));
+                    store(out.cast::<f32>().add(at), adds, sum);
                 } else if out_type.is(OutType::F16) {
-                    F16::store(out.cast::<F16>().add(row + column as usize), &sum);
+                    store(out.cast::<F16>().add(at), adds, sum);
                 } else {
-                    Bf16::store(out.cast::<Bf16>().add(row + column as usize), &sum);
+                    store(out.cast::<Bf16>().add(at), adds, sum);
                 }
             }
         }
         token += CONSUMERS / LANES;
+    }
+}
+
+/// Stores eight columns, or adds them to what is there, with one rounding.
+///
+/// # Safety
+/// The columns exist, 16-byte aligned, and this thread alone has them.
+#[inline(always)]
+unsafe fn store<T: Element>(out: *mut T, adds: bool, sum: Chunk) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let before = if adds { T::load_strong(out) } else { [0.0; CHUNK as usize] };
+        T::store(out, &core::array::from_fn(|i| sum[i] + before[i]));
     }
 }
 

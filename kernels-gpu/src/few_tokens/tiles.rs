@@ -83,80 +83,101 @@ pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
     }
 }
 
+/// Stores how many pairs the experts before each have, as a sort by expert would begin. All lanes of a warp call
+/// it together.
+///
+/// # Safety
+/// The contract of the kernel; the tables have been built, and no other warp calls it.
+#[inline(always)]
+pub unsafe fn store_offsets(arguments: &FewTokens, shared: &Memory) {
+    let pairs = arguments.tokens * arguments.top_k;
+    let mut expert = thread::lane_id();
+    while expert <= arguments.local_experts {
+        let (mut before, mut pair) = (0, 0);
+        // SAFETY: the caller's contract; each offset is written by one lane.
+        unsafe {
+            while pair < pairs {
+                before += i64::from(shared.pair_expert(pair).read() < expert);
+                pair += 1;
+            }
+            arguments.expert_offsets.add(expert as usize).write(before);
+        }
+        expert += 32;
+    }
+}
+
 /// What is left of a block's share of the units of all tiles.
 #[derive(Clone, Copy)]
 pub struct Share {
-    /// Units of a tile.
-    pub units: u32,
     /// The next unit, and the one behind the last, counted over all tiles.
     pub next: u32,
     pub end: u32,
-    /// Where the next one is.
-    tile: u32,
+    /// Units of a tile.
+    pub units: u32,
+    /// Where the next one is, counted up: divisions take longer than a stage's copies.
     index: u32,
-}
-
-/// One of a tile's units.
-#[derive(Clone, Copy)]
-pub struct OfTile {
-    pub tile: u32,
-    index: u32,
+    unit: Unit,
+    stride: u32,
+    parts: u32,
 }
 
 /// Some rows of an expert's matrix, by some of K.
 #[derive(Clone, Copy)]
 pub struct Unit {
-    /// The local expert.
-    pub expert: u32,
+    pub tile: u32,
     /// Its first row.
     pub row: u32,
     /// Its number among the parts of K.
     pub part: u32,
-    /// From here on, a multiple of 128,
-    pub k: u32,
-    /// up to here.
-    pub k_end: u32,
 }
 
 impl Share {
     /// This block's.
     #[inline(always)]
-    pub fn new(tiles: u32, units: u32) -> Self {
+    pub fn new(tiles: u32, projection: &Projection) -> Self {
+        let Projection { units, stride, parts, .. } = *projection;
         let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
         let all = tiles * units;
         // floor(all * block / blocks), without the product that would take 64 bits.
         let start = |block: u32| all / blocks * block + all % blocks * block / blocks;
         let (next, end) = (start(block), start(block + 1));
-        Self { units, next, end, tile: next / units, index: next % units }
+        let index = next % units;
+        let unit = Unit { tile: next / units, row: index / parts * stride, part: index % parts };
+        Self { next, end, units, index, unit, stride, parts }
     }
 
     #[inline(always)]
-    pub fn next(&mut self) -> Option<OfTile> {
+    pub fn next(&mut self) -> Option<Unit> {
         if self.next == self.end {
             return None;
         }
-        let unit = OfTile { tile: self.tile, index: self.index };
-        (self.next, self.index) = (self.next + 1, self.index + 1);
+        let unit = self.unit;
+        self.next += 1;
+        self.index += 1;
+        self.unit.part += 1;
+        if self.unit.part == self.parts {
+            (self.unit.part, self.unit.row) = (0, unit.row + self.stride);
+        }
         if self.index == self.units {
-            (self.tile, self.index) = (self.tile + 1, 0);
+            self.index = 0;
+            self.unit = Unit { tile: unit.tile + 1, row: 0, part: 0 };
         }
         Some(unit)
     }
 }
 
-impl OfTile {
-    /// Which rows of the matrix, and which part of K.
+impl Projection {
+    /// Where a part of K begins, a multiple of 128, and where it ends. Parts are a power of two.
     #[inline(always)]
-    pub fn of(&self, projection: &Projection, expert: u32) -> Unit {
-        let Projection { k, parts, stride, .. } = *projection;
-        let (block, part) = (self.index / parts, self.index % parts);
-        let groups = k.div_ceil(128);
-        Unit {
-            expert,
-            row: block * stride,
-            part,
-            k: groups * part / parts * 128,
-            k_end: u32::min(groups * (part + 1) / parts * 128, k),
-        }
+    pub fn part(&self, part: u32) -> (u32, u32) {
+        let (groups, shift) = (self.k.div_ceil(128), self.parts.trailing_zeros());
+        let start = |part| (groups * part >> shift) * 128;
+        (start(part), u32::min(start(part + 1), self.k))
+    }
+
+    /// The binary logarithm of its row groups: eight rows of each half.
+    #[inline(always)]
+    pub fn row_groups_log2(&self) -> u32 {
+        self.half_rows.trailing_zeros() - 3
     }
 }

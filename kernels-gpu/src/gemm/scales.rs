@@ -9,6 +9,9 @@
 //! | B per column | `b[e * n + c]` | at the end |
 //! | B per block | `b[(e * ceil(n / 128) + c / 128) * ceil(k / 128) + g]` | every slab |
 
+#[cfg(target_feature = "sm_90a")]
+use cuda_std::memory;
+
 use crate::abi::{AScaleKind, BScaleKind, SCALE_BLOCK, SLAB, Scales, Strides};
 
 // The kinds as numbers: of a comparison of numbers, or a match on them, LLVM makes other code than of
@@ -27,6 +30,27 @@ impl Scales {
         self.a.wrapping_add(row as usize * strides.row as usize)
     }
 
+    /// Address of the scale of `row` of A, where they are per call or row.
+    ///
+    /// # Safety
+    /// There is such a scale.
+    #[inline(always)]
+    pub unsafe fn of_row(&self, per_row: bool, row: u32) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.a.add(if per_row { row as usize } else { 0 }) }
+    }
+
+    /// Address of the scale of `column` of the `n` of `expert`, where they are per expert or column.
+    ///
+    /// # Safety
+    /// There is such a scale.
+    #[inline(always)]
+    pub unsafe fn of_column(&self, per_column: bool, expert: u32, column: u32, n: u32) -> *const f32 {
+        let number = expert as usize * n as usize + column as usize;
+        // SAFETY: the caller's contract.
+        unsafe { self.b.add(if per_column { number } else { expert as usize }) }
+    }
+
     /// Address of the scale of the block of B that holds `column` of `expert`, and slab 0, for scales per
     /// block.
     #[inline(always)]
@@ -42,4 +66,37 @@ impl Scales {
 #[inline(always)]
 pub fn b_block_number(expert: u32, column: u32, n: u32, k: u32) -> u32 {
     (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * k.div_ceil(SLAB)
+}
+
+/// The scale of a row that applies to the whole sum.
+///
+/// # Safety
+/// The contract of the kernels; the row exists.
+#[cfg(target_feature = "sm_90a")]
+#[inline(always)]
+pub unsafe fn row_scale(scales: &Scales, row: u32) -> f32 {
+    match scales.a_kind.raw() {
+        A_PER_GROUP => 1.0,
+        // SAFETY: one scale for every row.
+        A_PER_ROW => unsafe { memory::load_nc(scales.a.add(row as usize)) },
+        // SAFETY: one scale.
+        _ => unsafe { memory::load_nc(scales.a) },
+    }
+}
+
+/// The scale of a column of `n` that applies to the whole sum; 1 past the end.
+///
+/// # Safety
+/// The contract of the kernels.
+#[cfg(target_feature = "sm_90a")]
+#[inline(always)]
+pub unsafe fn column_scale(scales: &Scales, expert: u32, column: u32, n: u32) -> f32 {
+    match scales.b_kind.raw() {
+        B_PER_BLOCK => 1.0,
+        B_PER_CHANNEL if column >= n => 1.0,
+        // SAFETY: one scale per column of every expert.
+        B_PER_CHANNEL => unsafe { memory::load_nc(scales.of_column(true, expert, column, n)) },
+        // SAFETY: one scale per expert.
+        _ => unsafe { memory::load_nc(scales.of_column(false, expert, 0, n)) },
+    }
 }

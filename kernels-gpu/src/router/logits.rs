@@ -1,9 +1,10 @@
-//! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, bf16 in, f32 accumulation and
-//! output.
+//! Router logits: `logits[t][e] = sum over h of hidden[t][h] * gate[e][h]`, hidden states in bf16 or f16, the
+//! gate in bf16, f32 accumulation and output.
 //!
 //! A gate in f32 is given as planes of bf16 whose sum it is: `gate[e][h] = sum over p of plane[p][e][h]`.
 //! Three bf16 hold the 24 bits of an f32, and a product of two bf16 is exact in f32, so that nothing of the
-//! weight is lost. The sum over h goes through the planes one after the other.
+//! weight is lost. The sum over h goes through the planes one after the other. Hidden states in f16 are two
+//! planes likewise, made in registers ([`State`]): 8 of their 11 bits, then the rest, both exactly.
 //!
 //! Three kernels by the number of tokens; all split the sum in a fixed way, so that each is deterministic.
 //!
@@ -27,7 +28,7 @@
 //! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both
 //! operands.
 
-use cuda_std::bf16::{Bf16, f32x2_from_bf16x2};
+use cuda_std::bf16::{Bf16, F16, bf16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::{arguments, host, kernel, memory, mma, shared, sync, thread, warp};
 
 /// Columns that the four lanes of a row load together.
@@ -38,8 +39,8 @@ const WARPS: u32 = 8;
 /// Arguments of the kernels `router_logits_*`.
 #[arguments]
 pub struct RouterLogits {
-    /// `[tokens, hidden]`.
-    pub hidden_states: *const Bf16,
+    /// `[tokens, hidden]`, f16 where the kernel's name says so, else bf16.
+    pub hidden_states: *const u8,
     /// `[planes, experts, hidden]`.
     pub gate: *const Bf16,
     /// `[tokens, experts]`.
@@ -64,7 +65,70 @@ pub struct LogitsTile {
     pub experts: u32,
 }
 
-/// A `[rows, columns]` matrix in global memory, and whether its rows start at multiples of 16 bytes. Of a
+/// A type of hidden states: what it is in bf16, which the tensor cores multiply, and in f32.
+trait State {
+    /// Planes of bf16 whose sum a state is.
+    const PLANES: u32;
+
+    /// Plane `plane` of eight states.
+    fn plane(states: [u32; 4], plane: u32) -> [u32; 4];
+
+    /// A pair of states in f32.
+    fn pair(states: u32) -> [f32; 2];
+
+    /// One state in f32.
+    fn one(state: u16) -> f32;
+}
+
+impl State for Bf16 {
+    const PLANES: u32 = 1;
+
+    #[inline(always)]
+    fn plane(states: [u32; 4], _plane: u32) -> [u32; 4] {
+        states
+    }
+
+    #[inline(always)]
+    fn pair(states: u32) -> [f32; 2] {
+        f32x2_from_bf16x2(states)
+    }
+
+    #[inline(always)]
+    fn one(state: u16) -> f32 {
+        Bf16(state).to_f32()
+    }
+}
+
+impl State for F16 {
+    const PLANES: u32 = 2;
+
+    #[inline(always)]
+    fn plane(states: [u32; 4], plane: u32) -> [u32; 4] {
+        core::array::from_fn(|i| {
+            let [low, high] = f32x2_from_f16x2(states[i]);
+            let first = bf16x2_from_f32(low, high);
+            if plane == 0 {
+                return first;
+            }
+            let [first_low, first_high] = f32x2_from_bf16x2(first);
+            // Of an infinity nothing is left.
+            let rest = |whole: f32, first: f32| if whole == first { 0.0 } else { whole - first };
+            bf16x2_from_f32(rest(low, first_low), rest(high, first_high))
+        })
+    }
+
+    #[inline(always)]
+    fn pair(states: u32) -> [f32; 2] {
+        f32x2_from_f16x2(states)
+    }
+
+    #[inline(always)]
+    fn one(state: u16) -> f32 {
+        F16(state).to_f32()
+    }
+}
+
+/// A `[rows, columns]` matrix of 16-bit elements in global memory, and whether its rows start at multiples of 16 bytes. Of a
 /// matrix in planes, one behind the other, the first.
 #[derive(Clone, Copy)]
 struct Matrix {
@@ -142,7 +206,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
     #[inline(always)]
-    unsafe fn run(hidden: Matrix, gate: Matrix, planes: u32, logits: *mut f32) {
+    unsafe fn run<S: State>(hidden: Matrix, gate: Matrix, planes: u32, logits: *mut f32) {
         const { assert!(WM * WN * WK == WARPS) };
         let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
         let (g, q) = (lane / 4, lane % 4);
@@ -162,7 +226,11 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         while plane < planes {
             // SAFETY: the planes are there by the caller's contract.
             unsafe {
-                Self::add_plane(&mut sums, hidden, &tokens, gate.plane(plane), first_expert + g, wk, q)
+                let gate = gate.plane(plane);
+                Self::add_plane::<S>(&mut sums, hidden, &tokens, 0, gate, first_expert + g, wk, q);
+                if S::PLANES == 2 {
+                    Self::add_plane::<S>(&mut sums, hidden, &tokens, 1, gate, first_expert + g, wk, q);
+                }
             };
             plane += 1;
         }
@@ -175,7 +243,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         }
     }
 
-    /// Adds the products with one plane of the gate, of the columns that set `wk` takes.
+    /// Adds the products of plane `plane` of the states with one plane of the gate, of the columns that set
+    /// `wk` takes.
     ///
     /// `tokens` are the lane's rows of `hidden`, `first_expert` its first row of `gate`, `q` its place among
     /// four.
@@ -183,10 +252,12 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All lanes of the warp execute it together; `tokens` are rows of `hidden`.
     #[inline(always)]
-    unsafe fn add_plane(
+    #[allow(clippy::too_many_arguments, reason = "inlined: they stay in registers")]
+    unsafe fn add_plane<S: State>(
         sums: &mut [[[f32; 4]; FN]; FM],
         hidden: Matrix,
         tokens: &[[*const Bf16; 2]; FM],
+        plane: u32,
         gate: Matrix,
         first_expert: u32,
         wk: u32,
@@ -216,8 +287,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                         let column = column + s as u32 * WK * STEP;
                         let mut m = 0;
                         while m < FM {
-                            a[s][m][0] = hidden.load_vector(tokens[m][0], column);
-                            a[s][m][1] = hidden.load_vector(tokens[m][1], column);
+                            a[s][m][0] = S::plane(hidden.load_vector(tokens[m][0], column), plane);
+                            a[s][m][1] = S::plane(hidden.load_vector(tokens[m][1], column), plane);
                             m += 1;
                         }
                         let mut n = 0;
@@ -241,7 +312,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                 let mut b = [[0u32; 4]; FN];
                 let mut m = 0;
                 while m < FM {
-                    a[m] = [hidden.load(tokens[m][0], column), hidden.load(tokens[m][1], column)];
+                    a[m][0] = S::plane(hidden.load(tokens[m][0], column), plane);
+                    a[m][1] = S::plane(hidden.load(tokens[m][1], column), plane);
                     m += 1;
                 }
                 let mut n = 0;
@@ -389,39 +461,38 @@ type Tile16x8 = Tile<1, 1, 8, 1, 1, 4>;
 #[host]
 pub const LOGITS_16X8: LogitsTile = LogitsTile { tokens: Tile16x8::TOKENS, experts: Tile16x8::EXPERTS };
 
-/// Logits of tens to hundreds of tokens.
-///
-/// Launch: blocks along x for the tokens, along y for the experts, of [`LOGITS_16X8`] each.
-///
-/// # Safety
-/// The arrays have their stated sizes.
-#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile16x8::SHARED_BYTES)]
-pub unsafe fn router_logits_16x8(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
-    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
-    // SAFETY: the arguments are as the contract says.
-    unsafe { Tile16x8::run(states, gate, planes, logits) }
-}
-
 /// The block of `router_logits_64x64`.
 type Tile64x64 = Tile<2, 2, 2, 2, 4, 2>;
 /// Of `router_logits_64x64`.
 #[host]
 pub const LOGITS_64X64: LogitsTile = LogitsTile { tokens: Tile64x64::TOKENS, experts: Tile64x64::EXPERTS };
 
-/// Logits of many tokens.
-///
-/// Launch: blocks along x for the tokens, along y for the experts, of [`LOGITS_64X64`] each.
-///
-/// # Safety
-/// As `router_logits_16x8`.
-#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = Tile64x64::SHARED_BYTES)]
-pub unsafe fn router_logits_64x64(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
-    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
-    // SAFETY: the arguments are as the contract says.
-    unsafe { Tile64x64::run(states, gate, planes, logits) }
+macro_rules! tiled {
+    ($($name:ident: $tile:ident of $state:ident),+) => {$(
+        /// Logits of tens to hundreds of tokens, or of many.
+        ///
+        /// Launch: blocks along x for the tokens, along y for the experts, of a tile each: [`LOGITS_16X8`] or
+        /// [`LOGITS_64X64`].
+        ///
+        /// # Safety
+        /// The arrays have their stated sizes.
+        #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = $tile::SHARED_BYTES)]
+        pub unsafe fn $name(arguments: RouterLogits) {
+            let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
+            let states = Matrix::new(hidden_states.cast(), tokens, hidden);
+            let gate = Matrix::new(gate, experts, hidden);
+            // SAFETY: the arguments are as the contract says.
+            unsafe { $tile::run::<$state>(states, gate, planes, logits) }
+        }
+    )+};
 }
+
+tiled!(
+    router_logits_16x8: Tile16x8 of Bf16,
+    router_logits_16x8_f16: Tile16x8 of F16,
+    router_logits_64x64: Tile64x64 of Bf16,
+    router_logits_64x64_f16: Tile64x64 of F16
+);
 
 /// Tokens of a block of `router_logits_few`.
 const FEW: usize = 8;
@@ -444,16 +515,33 @@ macro_rules! for_few_tokens {
     };
 }
 
-/// Logits of a few tokens.
-///
-/// Launch: blocks along x for the experts, along y for the tokens, of [`LOGITS_FEW`] each.
+macro_rules! few {
+    ($($name:ident: $state:ident),+) => {$(
+        /// Logits of a few tokens.
+        ///
+        /// Launch: blocks along x for the experts, along y for the tokens, of [`LOGITS_FEW`] each.
+        ///
+        /// # Safety
+        /// As `router_logits_16x8`.
+        #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = WARPS * FEW as u32 * 4)]
+        pub unsafe fn $name(arguments: RouterLogits) {
+            // SAFETY: the kernel's contract.
+            unsafe { few::<$state>(arguments) }
+        }
+    )+};
+}
+
+few!(router_logits_few: Bf16, router_logits_few_f16: F16);
+
+/// Logits of [`LOGITS_FEW`] by this block.
 ///
 /// # Safety
-/// As `router_logits_16x8`.
-#[kernel(threads = 32 * WARPS, min_blocks = 2, shared = WARPS * FEW as u32 * 4)]
-pub unsafe fn router_logits_few(arguments: RouterLogits) {
+/// As `router_logits_16x8`; dynamic shared memory has an f32 for each warp and token.
+#[inline(always)]
+unsafe fn few<S: State>(arguments: RouterLogits) {
     let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
-    let (states, gate) = (Matrix::new(hidden_states, tokens, hidden), Matrix::new(gate, experts, hidden));
+    let (states, gate) =
+        (Matrix::new(hidden_states.cast(), tokens, hidden), Matrix::new(gate, experts, hidden));
     let expert = thread::block_idx_x();
     let first_token = thread::block_idx_y() * FEW as u32;
     let mut sums = [0.0f32; FEW];
@@ -471,8 +559,8 @@ pub unsafe fn router_logits_few(arguments: RouterLogits) {
                     for_few_tokens!(T, {
                         let token = first_token + T as u32;
                         if token < tokens {
-                            sums[T] =
-                                add_products(sums[T], states.load_vector(states.row(token), column), weight);
+                            let states = states.load_vector(states.row(token), column);
+                            sums[T] = add_products::<S>(sums[T], states, weight);
                         }
                     });
                     column += WARPS * 32 * 8;
@@ -483,8 +571,8 @@ pub unsafe fn router_logits_few(arguments: RouterLogits) {
                     let weight = (*weights.add(column as usize)).to_f32();
                     // A token past the last repeats it.
                     for_few_tokens!(T, {
-                        let state = (*states.row(first_token + T as u32).add(column as usize)).to_f32();
-                        sums[T] = fused(state, weight, sums[T]);
+                        let state = *states.row(first_token + T as u32).add(column as usize);
+                        sums[T] = fused(S::one(state.0), weight, sums[T]);
                     });
                     column += WARPS * 32;
                 }
@@ -522,13 +610,13 @@ pub unsafe fn router_logits_few(arguments: RouterLogits) {
     }
 }
 
-/// `sum` plus the products of eight bf16 pairs, one fused multiply-add after the other.
+/// `sum` plus the products of eight states with eight bf16, one fused multiply-add after the other.
 #[inline(always)]
-fn add_products(sum: f32, a: [u32; 4], b: [u32; 4]) -> f32 {
+fn add_products<S: State>(sum: f32, a: [u32; 4], b: [u32; 4]) -> f32 {
     let mut sum = sum;
     let mut i = 0;
     while i < 4 {
-        let ([a0, a1], [b0, b1]) = (f32x2_from_bf16x2(a[i]), f32x2_from_bf16x2(b[i]));
+        let ([a0, a1], [b0, b1]) = (S::pair(a[i]), f32x2_from_bf16x2(b[i]));
         sum = fused(a1, b1, fused(a0, b0, sum));
         i += 1;
     }

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Or the rows stay, in the order of the tokens, and their scales alone are written once per valid
-//! destination: for a GEMM that gathers its rows, whose scales come by TMA.
+//! destination: for a GEMM that gathers its rows, and takes a scale of each permuted row.
 //!
 //! Rounding is to nearest even, saturating at +-448; NaN stays NaN (0x7f) and does not count in a largest
 //! magnitude. Inputs are bf16, f16 or f32; any number of columns, at any alignment.

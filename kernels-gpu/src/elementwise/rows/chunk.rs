@@ -173,6 +173,30 @@ pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, v
     values
 }
 
+/// As [`load_chunk`], of a chunk that this thread writes afterwards: by coherent loads.
+///
+/// # Safety
+/// The row is readable global memory, and no other thread writes these columns; `vector` only where
+/// [`vectorised`] says so.
+#[inline(always)]
+pub unsafe fn load_own_chunk<T: Element>(row: *const T, column: u32, columns: u32, vector: bool) -> Chunk {
+    let mut values = [0.0; CHUNK as usize];
+    if vector {
+        if column < columns {
+            // SAFETY: as in `load_chunk`.
+            values = unsafe { T::load_strong(row.add(column as usize)) };
+        }
+    } else {
+        for i in 0..CHUNK {
+            if column + i < columns {
+                // SAFETY: the column exists.
+                values[i as usize] = unsafe { row.add((column + i) as usize).read() }.to_f32();
+            }
+        }
+    }
+    values
+}
+
 /// Stores the chunk at `column` of the row at `row`, as far as the row's `columns` reach.
 ///
 /// # Safety

@@ -111,8 +111,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
 
     /// The number of a row's slot in every stage, of a tile of `rows` rows from `first_row` on.
     ///
-    /// Rows past the end of the tile take the slot of the last one: what TMA has brought for them may be what
-    /// nobody has written.
+    /// Rows past the end of the tile reuse the last row's slot. Their own may be uninitialised.
     #[inline(always)]
     pub fn row_slot(row: u32, first_row: u32, rows: u32) -> u32 {
         first_slot(first_row) + row.min(rows - 1)

@@ -73,12 +73,12 @@ impl<const MT: usize> EndScales<MT> {
                 unroll!(mt < MT => {
                     unroll!(h < 2 => {
                         let row = tile.first_row + (first_row + mt as u32 * 16 + h as u32 * 8).min(tile.rows - 1);
-                        scales.a[mt][h] = memory::load_nc(arguments.a.add(if per_row { row as usize } else { 0 }));
+                        scales.a[mt][h] = memory::load_nc(arguments.of_row(per_row, row));
                     });
                 });
             }
             if arguments.b_kind.is(BScaleKind::Channel) {
-                let scales_of_expert = arguments.b.add(tile.expert as usize * n as usize);
+                let scales_of_expert = arguments.of_column(true, tile.expert, 0, n);
                 unroll!(nt < NT => {
                     let column = tile.n0 + first_column + nt as u32 * 8;
                     if column < n {
@@ -86,7 +86,7 @@ impl<const MT: usize> EndScales<MT> {
                     }
                 });
             } else if arguments.b_kind.is_not(BScaleKind::Block) {
-                let scale = memory::load_nc(arguments.b.add(tile.expert as usize));
+                let scale = memory::load_nc(arguments.of_column(false, tile.expert, 0, n));
                 unroll!(nt < NT => {
                     scales.b[nt] = [scale; 2];
                 });

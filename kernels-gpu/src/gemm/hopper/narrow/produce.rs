@@ -34,7 +34,7 @@ pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
     if N == BOX_ROWS {
         return;
     }
-    const VECTORS: u32 = SLAB / 16;
+    const VECTORS: u32 = SLAB / size_of::<[u32; 4]>() as u32;
     let mut stage = 0;
     while stage < STAGES {
         let rows = Shared::<[u32; 4]>::from_address(ring.stage(stage) + 2 * ROWS_128);

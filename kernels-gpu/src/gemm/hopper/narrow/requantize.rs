@@ -13,12 +13,12 @@ use cuda_std::{memory, sync, thread};
 use super::BN;
 use super::consume::Columns;
 use super::share::Part;
-use super::store::{column_scale, row_scale};
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
+use crate::gemm::scales::{column_scale, row_scale};
 
 /// Bytes of shared memory for the exchange of `n` rows: a word for each in every warp, and their scales.
 pub const fn shared_bytes(n: u32) -> u32 {

@@ -11,44 +11,11 @@ use cuda_std::{memory, thread};
 use super::BN;
 use super::consume::Columns;
 use super::share::Part;
-use crate::abi::{AScaleKind, OutType, Scales};
+use crate::abi::{AScaleKind, OutType};
 use crate::gemm::hopper::HopperGemm;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::quad::columns_of_a_row;
-use crate::gemm::scales::{A_PER_GROUP, A_PER_ROW, B_PER_BLOCK, B_PER_CHANNEL};
-
-/// The scale of a row that applies to the whole sum.
-///
-/// # Safety
-/// The contract of the kernels; the row exists.
-#[inline(always)]
-pub unsafe fn row_scale(scales: &Scales, row: u32) -> f32 {
-    match scales.a_kind.raw() {
-        A_PER_GROUP => 1.0,
-        // SAFETY: one scale for every row.
-        A_PER_ROW => unsafe { memory::load_nc(scales.a.add(row as usize)) },
-        // SAFETY: one scale.
-        _ => unsafe { memory::load_nc(scales.a) },
-    }
-}
-
-/// The scale of a column of `n` that applies to the whole sum; 1 past the end.
-///
-/// # Safety
-/// The contract of the kernels.
-#[inline(always)]
-pub unsafe fn column_scale(scales: &Scales, expert: u32, column: u32, n: u32) -> f32 {
-    match scales.b_kind.raw() {
-        B_PER_BLOCK => 1.0,
-        B_PER_CHANNEL if column >= n => 1.0,
-        // SAFETY: one scale per column of every expert.
-        B_PER_CHANNEL => unsafe {
-            memory::load_nc(scales.b.add(expert as usize * n as usize + column as usize))
-        },
-        // SAFETY: one scale per expert.
-        _ => unsafe { memory::load_nc(scales.b.add(expert as usize)) },
-    }
-}
+use crate::gemm::scales::{column_scale, row_scale};
 
 /// Writes a thread's part of an item, as far as rows and columns exist.
 ///

@@ -60,28 +60,24 @@ impl EndScales {
     /// The contract of the kernels, for a tile of the schedule.
     #[inline(always)]
     pub unsafe fn ask(end: &impl End, tile: &Tile, rows: &Rows) -> Self {
-        let Scales { a, b, a_kind, b_kind } = *end.scales();
+        let scales = *end.scales();
         let mut asked = Self { rows: [1.0; 2], columns: [1.0; 2] };
         // SAFETY: there is a scale for every row of the schedule and for every column of every expert, or one
         // of the call and one an expert.
         unsafe {
-            if a_kind.is_not(AScaleKind::Group) {
+            if scales.a_kind.is_not(AScaleKind::Group) {
                 asked.rows = [rows.row, rows.row + 8].map(|row| {
                     let row = tile.first_row + row.min(tile.rows - 1);
-                    memory::load_nc(a.add(if a_kind.is(AScaleKind::Row) { row as usize } else { 0 }))
+                    memory::load_nc(scales.of_row(scales.a_kind.is(AScaleKind::Row), row))
                 });
             }
-            if b_kind.is_not(BScaleKind::Block) {
+            if scales.b_kind.is_not(BScaleKind::Block) {
                 let (first, n) = end.columns(tile);
                 let thread = thread::thread_idx_x() % 128;
                 asked.columns = first.map(|first| {
                     let column = (first + thread).min(n - 1);
-                    let number = tile.expert as usize * n as usize + column as usize;
-                    memory::load_nc(b.add(if b_kind.is(BScaleKind::Channel) {
-                        number
-                    } else {
-                        tile.expert as usize
-                    }))
+                    let per_column = scales.b_kind.is(BScaleKind::Channel);
+                    memory::load_nc(scales.of_column(per_column, tile.expert, column, n))
                 });
             }
         }

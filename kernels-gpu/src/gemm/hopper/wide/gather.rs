@@ -23,15 +23,15 @@
 //! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
 //! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
-use cuda_std::tma::{self, TensorMap};
+use cuda_std::tma::TensorMap;
 use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
+use super::fill::Fill;
 use super::gated::Gated;
 use super::items::{Item, Items};
 use super::notes::Notes;
-use super::produce::BOTH;
-use super::{BLOCKS, BM, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
-use crate::abi::SLAB;
+use super::{BLOCKS, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
+use crate::abi::{COPY_BYTES, SLAB};
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
@@ -39,7 +39,7 @@ use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
 use crate::schedule::work::Tile;
 
 /// Bytes of a copy.
-const CHUNK: u32 = 16;
+const CHUNK: u32 = COPY_BYTES;
 /// Chunks of a row of a stage.
 const CHUNKS: u32 = SLAB / CHUNK;
 /// Rows that a warp copies a chunk of with one instruction.
@@ -113,7 +113,7 @@ impl Source<true> for Gathered {
         let mut position = Position::START;
         let rank = cluster::rank();
         while let Some(Item { tile, shares_b }) = items.next() {
-            let ([first, second], blocks) = end.operands(&tile);
+            let (boxes, blocks) = end.operands(&tile);
             let mut token = None;
             if thread < tile.rows {
                 // SAFETY: the permutation has the tile's rows.
@@ -148,19 +148,9 @@ impl Source<true> for Gathered {
                 // slab where A has such. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
-                        let slots = ring.scales(stage);
-                        if SCALED {
-                            scales.store_b(slots, BM, block_scales);
-                        }
-                        mbarrier::arrive_expect_tx(full, bytes);
-                        if shares_b {
-                            let own = if rank == 0 { first } else { second };
-                            let to = to + (1 + rank) * ROWS_128;
-                            tma::load_2d_multicast(to, b, full, [k0 as i32, own as i32], BOTH);
-                        } else {
-                            tma::load_2d(to + ROWS_128, b, full, [k0 as i32, first as i32]);
-                            tma::load_2d(to + 2 * ROWS_128, b, full, [k0 as i32, second as i32]);
-                        }
+                        let fill = Fill { to: to + ROWS_128, full, k0 };
+                        fill.begin::<SCALED>(&scales, ring.scales(stage), block_scales, bytes);
+                        fill.weights(b, boxes, shares_b, rank);
                     }
                     if SCALED && scales.has_a() {
                         // Of a row without a token, 0.

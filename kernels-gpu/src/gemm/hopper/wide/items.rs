@@ -24,8 +24,8 @@ use crate::schedule::work::{Band, Tile, WorkList};
 /// What a block of a cluster does next.
 #[derive(Clone, Copy)]
 pub struct Item {
-    /// The block's own rows and columns. The right one of two neighbours may lie past the last column; its
-    /// block multiplies all the same, for the sake of the other.
+    /// The block's own rows and columns. The right item may lie past the last column. Its block still runs,
+    /// because its neighbour needs its half of the multicast.
     pub tile: Tile,
     /// Whether the blocks share B, else A.
     pub shares_b: bool,

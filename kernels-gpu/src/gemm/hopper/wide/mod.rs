@@ -22,6 +22,7 @@
 
 mod consume;
 mod end_scales;
+mod fill;
 mod gated;
 pub(crate) mod gather;
 mod items;

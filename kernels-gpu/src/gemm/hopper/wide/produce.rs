@@ -11,6 +11,7 @@
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{cluster, mbarrier, thread};
 
+use super::fill::{BOTH, Fill};
 use super::items::Item;
 use super::notes::Notes;
 use super::{BLOCKS, BM};
@@ -19,9 +20,6 @@ use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::schedule::work::Tile;
-
-/// The mask of a cluster's blocks.
-pub const BOTH: u16 = (1 << BLOCKS) - 1;
 
 /// The producer's place in the ring, and what it copies from.
 pub struct Producer<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> {
@@ -84,28 +82,20 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             // outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
-                    let (a, b) = (to, to + ROWS_128);
+                    let (a, fill) = (to, Fill { to: to + ROWS_128, full, k0 });
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
-                    let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
                     let slots = self.ring.scales(stage);
-                    if SCALED {
-                        self.scales.store_b(slots, BM, block_scales);
-                    }
-                    mbarrier::arrive_expect_tx(
-                        full,
-                        3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 },
-                    );
+                    let bytes = 3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 };
+                    fill.begin::<SCALED>(&self.scales, slots, block_scales, bytes);
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
                         tma::load_2d(a + ROWS_64, self.a, full, lower);
-                        let half = if self.rank == 0 { first } else { second };
-                        tma::load_2d_multicast(b + self.rank * ROWS_128, self.b, full, half, BOTH);
+                        fill.weights(self.b, boxes, true, self.rank);
                     } else {
                         let half = if self.rank == 0 { upper } else { lower };
                         tma::load_2d_multicast(a + self.rank * ROWS_64, self.a, full, half, BOTH);
-                        tma::load_2d(b, self.b, full, first);
-                        tma::load_2d(b + ROWS_128, self.b, full, second);
+                        fill.weights(self.b, boxes, false, self.rank);
                     }
                     if SCALED {
                         self.scales.load_a(slots, full, tile.first_row, k0 / SLAB);

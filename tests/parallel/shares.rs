@@ -1,0 +1,158 @@
+//! Layers whose intermediate columns are spread over ranks: alone, and with experts spread over others.
+
+use std::sync::Arc;
+
+use fp8_moe::parallel::{
+    Batch, Communicator, ExpertOptions, ExpertParallel, InProcess, Placement, TensorParallel, TensorShare,
+};
+use fp8_moe::{MoeConfig, MoeLayer, Quantization, Routing, Stream};
+use half::bf16;
+
+use crate::common::checks::out_of_bounds;
+use crate::common::device;
+use crate::common::layers::{Poison, Skew, config, run_routed};
+use crate::common::oracle::Layer;
+use crate::group::{Tokens, limits, on_ranks};
+
+const SOFTMAX: Routing = Routing::Softmax { renormalize: true };
+const SCHEMES: [Quantization; 3] =
+    [Quantization::TensorStatic, Quantization::ChannelToken, Quantization::Block128];
+
+/// The layer of a rank's share, of some of the experts.
+fn share(layer: &Layer, experts: &MoeConfig, rank: usize, ranks: usize) -> MoeLayer {
+    let share = TensorShare::new(experts, rank, ranks).expect("a share");
+    let weights = share.weights(&layer.weights(experts)).expect("its weights");
+    MoeLayer::new(&device(), &share.config(experts), &weights).expect("a layer")
+}
+
+/// Every rank gets the sum of the shares' outputs, in rank order, in f32; and it is the whole layer's, within
+/// the bounds of the exact one.
+#[test]
+fn shares_add_up_to_the_layer() {
+    for (index, quantization) in SCHEMES.into_iter().enumerate() {
+        for (ranks, intermediate) in [(1, 128), (2, 384), (2, 128), (3, 384)] {
+            let config = config(quantization, SOFTMAX, [4, 2, 128, intermediate]);
+            let layer = Layer::random(config.clone(), 60 + index as u64);
+            let tokens = Tokens::random(&config, 3, Skew::Uniform, 61);
+            let Tokens { hidden, ids, weights } = &tokens;
+            let outputs = on_ranks(ranks, limits(), |rank, communicator| {
+                let stream = Stream::new(&device()).expect("a stream");
+                let part = share(&layer, &config, rank, ranks);
+                let mut workspace = part.workspace(3).expect("memory");
+                let parallel = TensorParallel::new(part, communicator).expect("a rank");
+                let hidden = device().upload(hidden).expect("memory");
+                let (ids, weights) =
+                    (device().upload(ids).expect("memory"), device().upload(weights).expect("memory"));
+                let mut out = device().uninit::<f32>(3 * 128).expect("memory");
+                parallel
+                    .forward_routed(&stream, &hidden, &ids, &weights, &mut workspace, &mut out)
+                    .expect("a forward");
+                out.to_vec(&stream).expect("a copy")
+            });
+            let stream = device().default_stream();
+            let mut sum = vec![0.0f32; 3 * 128];
+            for rank in 0..ranks {
+                let part = share(&layer, &config, rank, ranks);
+                let part: Vec<f32> =
+                    run_routed(&stream, &part, hidden, ids, weights, Poison::Fresh).expect("a forward");
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            }
+            for output in &outputs {
+                assert_eq!(*output, sum, "{quantization}, {ranks} ranks of {intermediate}");
+            }
+            // Groups of a share that begins inside a block are other groups than the whole layer's: finer, so
+            // that the bounds hold all the same.
+            let exact: Vec<_> = (0..3)
+                .flat_map(|t| {
+                    let slots = t * 2..(t + 1) * 2;
+                    layer.forward(&hidden[t * 128..(t + 1) * 128], &ids[slots.clone()], &weights[slots])
+                })
+                .collect();
+            assert_eq!(out_of_bounds(&sum, &exact), None, "{quantization}, {ranks} ranks of {intermediate}");
+        }
+    }
+}
+
+/// Shares inside, experts across: four ranks, two of each. The results of both experts' ranks come back, and
+/// then the shares are added.
+#[test]
+fn shares_inside_experts_across() {
+    let config = config(Quantization::Block128, SOFTMAX, [4, 2, 128, 256]);
+    let layer = Layer::random(config.clone(), 71);
+    let placement = Placement::linear(4, 2).expect("two ranks");
+    let tokens = [2, 3].map(|count| Tokens::random(&config, count, Skew::Uniform, count as u64));
+    // A group over the experts for each share, and one over the shares for each part of the experts.
+    let group = || InProcess::group(&device(), 2, limits()).expect("a group").into_iter();
+    let across: Vec<Vec<Arc<dyn Communicator>>> =
+        (0..2).map(|_| group().map(|rank| Arc::new(rank) as _).collect()).collect();
+    let inside: Vec<Vec<Arc<dyn Communicator>>> =
+        (0..2).map(|_| group().map(|rank| Arc::new(rank) as _).collect()).collect();
+    let part = |expert: usize, slice: usize| {
+        let experts = placement.config(&config, expert);
+        share(&layer, &experts, slice, 2)
+    };
+    let run = |expert: usize, slice: usize| {
+        let stream = Stream::new(&device()).expect("a stream");
+        let Tokens { hidden, ids, weights } = &tokens[expert];
+        let mut experts =
+            ExpertParallel::new(part(expert, slice), across[slice][expert].clone(), ExpertOptions::new(3))
+                .expect("a rank");
+        let sums = TensorParallel::new(part(expert, slice), inside[expert][slice].clone()).expect("a rank");
+        let mut workspace = experts.workspace().expect("memory");
+        let hidden = device().upload(hidden).expect("memory");
+        let (ids, weights) =
+            (device().upload(ids).expect("memory"), device().upload(weights).expect("memory"));
+        let mut out = device().uninit::<f32>(hidden.len()).expect("memory");
+        let batch = Batch::new(&hidden).routed(&ids, &weights);
+        experts.forward(&stream, batch, &mut workspace, &mut out).expect("a forward");
+        sums.reduce(&stream, (&mut out).into()).expect("a sum");
+        out.to_vec(&stream).expect("a copy")
+    };
+    let outputs: Vec<Vec<f32>> = std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..4).map(|rank| scope.spawn(move || run(rank / 2, rank % 2))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+    });
+    // The same by hand: both ranks' tokens, three places each.
+    let mut all = Tokens { hidden: Vec::new(), ids: Vec::new(), weights: Vec::new() };
+    for tokens in &tokens {
+        let missing = 3 - tokens.len(&config);
+        all.hidden.extend(tokens.hidden.iter().copied().chain(vec![bf16::ZERO; missing * 128]));
+        all.ids.extend(tokens.ids.iter().copied().chain(vec![-1; missing * 2]));
+        all.weights.extend(tokens.weights.iter().copied().chain(vec![0.0; missing * 2]));
+    }
+    let stream = device().default_stream();
+    let shares: Vec<Vec<f32>> = (0..2)
+        .map(|slice| {
+            let mut sum = vec![0.0f32; 6 * 128];
+            for expert in 0..2 {
+                let layer = part(expert, slice);
+                let part: Vec<bf16> =
+                    run_routed(&stream, &layer, &all.hidden, &all.ids, &all.weights, Poison::Fresh)
+                        .expect("a forward");
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part.to_f32());
+            }
+            sum
+        })
+        .collect();
+    for (rank, output) in outputs.iter().enumerate() {
+        let first = rank / 2 * 3 * 128;
+        let expected: Vec<f32> = (first..first + output.len()).map(|i| shares[0][i] + shares[1][i]).collect();
+        assert_eq!(*output, expected, "rank {rank}");
+    }
+}
+
+#[test]
+fn shares_that_cannot_be_are_refused() {
+    let block = |intermediate| config(Quantization::Block128, SOFTMAX, [4, 2, 128, intermediate]);
+    let text = TensorShare::new(&block(128), 0, 3).expect_err("no multiple of 16").to_string();
+    assert!(text.contains("must divide the intermediate size, 128, into multiples of 16"), "{text}");
+    assert!(TensorShare::new(&block(288), 1, 3).is_err(), "rows 96 to 192 are parts of two blocks");
+    let mut layer = Layer::random(block(256), 1);
+    let share = TensorShare::new(&layer.config, 0, 2).expect("a share");
+    assert_eq!(share.columns(), 128);
+    layer.config.hidden_size = 256;
+    let other = Layer::random(block(128), 1);
+    let text = share.weights(&other.weights(&other.config)).expect_err("another size").to_string();
+    assert_eq!(text, "TensorShare: experts[0].gate = 16384 elements: must have 32768");
+}
