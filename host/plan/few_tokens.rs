@@ -12,8 +12,6 @@ use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers;
 
-/// Most tokens.
-const MOST_TOKENS: usize = 8;
 /// Most stages of the ring: what is in flight beyond some 100 KB does not show.
 const MOST_STAGES: usize = 6;
 /// Fewest stages that keep memory busy.
@@ -62,6 +60,9 @@ pub(crate) struct FewTokensPlan {
 }
 
 impl FewTokensPlan {
+    /// Most tokens.
+    pub const MOST_TOKENS: usize = 8;
+
     /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or the
     /// path that was asked for. `packed`: so are the weights.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize, packed: bool) -> Option<FewTokensPlan> {
@@ -71,7 +72,7 @@ impl FewTokensPlan {
         let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
         let fits = device.family() == Family::Sm90a
             && config.path == Path::Auto
-            && (1..=MOST_TOKENS).contains(&tokens)
+            && (1..=Self::MOST_TOKENS).contains(&tokens)
             && pairs <= launchers::FEW_MOST_PAIRS as usize
             && config.local_count() > 0
             && hidden.is_multiple_of(64)

@@ -161,6 +161,10 @@ impl Plan {
     /// More tokens than the kernels can count.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
         let (mut most, mut last) = (0, tokens);
+        // The launch for few tokens needs memory besides, by cuts that follow the number of tokens.
+        for few in 1..=tokens.min(FewTokensPlan::MOST_TOKENS) {
+            most = most.max(Plan::new(device, config, few)?.layout.bytes);
+        }
         loop {
             let plan = Plan::new(device, config, last)?;
             most = most.max(plan.layout.bytes);
