@@ -4,9 +4,63 @@
 //! Plain data that every level above the device layer reads: the plan, the operations and the layer.
 
 use crate::error::{Error, Result, require};
+
 use crate::kernels::launchers;
 
 pub use crate::kernels::launchers::ActivationFunction;
+
+/// How gate and up, the first projection's results, become the second's input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Gating {
+    /// What joins them.
+    pub function: ActivationFunction,
+    /// What gate is at most, and up in magnitude, before that. Without, `SwigluOai` has the limit 7, which is
+    /// gpt-oss's, and the others have none.
+    pub limit: Option<f32>,
+    /// Whether there is a gate. Without, up takes its place too: with `Relu2` the value is `relu(up)^2`.
+    pub is_gated: bool,
+}
+
+impl From<ActivationFunction> for Gating {
+    fn from(function: ActivationFunction) -> Gating {
+        Gating { function, limit: None, is_gated: true }
+    }
+}
+
+impl Gating {
+    /// With [`Gating::limit`].
+    pub fn limit(self, limit: Option<f32>) -> Gating {
+        Gating { limit, ..self }
+    }
+
+    /// With a gate, or without.
+    pub fn gated(self, is_gated: bool) -> Gating {
+        Gating { is_gated, ..self }
+    }
+
+    /// The limit that applies; infinite for none.
+    pub(crate) fn bound(&self) -> f32 {
+        let default = if self.function == ActivationFunction::SwigluOai { 7.0 } else { f32::INFINITY };
+        self.limit.unwrap_or(default)
+    }
+
+    /// Columns from a gate of `intermediate` to its up.
+    pub(crate) fn up(&self, intermediate: usize) -> usize {
+        if self.is_gated { intermediate } else { 0 }
+    }
+
+    /// As kernels take it.
+    pub(crate) fn raw(&self, intermediate: u32) -> launchers::Gating {
+        let up = if self.is_gated { intermediate } else { 0 };
+        launchers::Gating { up, limit: self.bound(), function: self.function }
+    }
+
+    /// Refuses a limit that is not positive.
+    pub(crate) fn check(&self, op: &'static str, name: &str) -> Result<()> {
+        require(self.bound() > 0.0, op, name, self.bound(), || "must be over 0".into())
+    }
+}
 
 /// How a GEMM keeps its sum over K. Scales per group or block are applied every 128 of K in f32 with either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,52 +135,144 @@ pub enum Routing {
     SigmoidInput,
 }
 
-/// How weights and activations are quantised to e4m3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How weights and activations are quantised to e4m3: a pair of [`WeightScales`] and [`ActivationScales`].
+///
+/// | weights | static | per token | groups of 128 |
+/// |---|---|---|---|
+/// | per tensor | `TensorStatic` | | |
+/// | per output channel | `ChannelStatic` | `ChannelToken` | `ChannelGroup` |
+/// | 128x128 blocks | `BlockStatic` | `BlockToken` | `Block128` |
+///
+/// The empty places are those of `Channel*`: a scale per tensor is one for each of its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quantization {
     /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's
     /// static scheme.
     TensorStatic,
+    /// Weights per output channel, activations by one given scale per projection.
+    ChannelStatic,
     /// Weights per output channel, activations per token at run time; compressed-tensors, Llama-4.
     ChannelToken,
+    /// Weights per output channel, activations in 1x128 groups at run time.
+    ChannelGroup,
+    /// Weights in 128x128 blocks, activations by one given scale per projection.
+    BlockStatic,
+    /// Weights in 128x128 blocks, activations per token at run time.
+    BlockToken,
     /// Weights in 128x128 blocks, activations in 1x128 groups at run time; DeepSeek-V3, Qwen3.
     Block128,
+}
+
+/// Elements that share a scale of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightScales {
+    /// All of a matrix.
+    Tensor,
+    /// A row: what makes one output column.
+    Channel,
+    /// A block of 128 rows and 128 columns.
+    Block128,
+}
+
+/// Elements that share a scale of the activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActivationScales {
+    /// All, in front of a projection; the scale is given.
+    Static,
+    /// A row, found at run time.
+    Token,
+    /// 128 columns of a row, found at run time.
+    Group128,
+}
+
+impl Quantization {
+    /// All of them, in the order of the table.
+    pub const ALL: [Quantization; 7] = [
+        Quantization::TensorStatic,
+        Quantization::ChannelStatic,
+        Quantization::ChannelToken,
+        Quantization::ChannelGroup,
+        Quantization::BlockStatic,
+        Quantization::BlockToken,
+        Quantization::Block128,
+    ];
+
+    /// How the weights are scaled.
+    pub fn weights(self) -> WeightScales {
+        use Quantization as Q;
+        match self {
+            Q::TensorStatic => WeightScales::Tensor,
+            Q::ChannelStatic | Q::ChannelToken | Q::ChannelGroup => WeightScales::Channel,
+            Q::BlockStatic | Q::BlockToken | Q::Block128 => WeightScales::Block128,
+        }
+    }
+
+    /// How the activations are scaled.
+    pub fn activations(self) -> ActivationScales {
+        use Quantization as Q;
+        match self {
+            Q::TensorStatic | Q::ChannelStatic | Q::BlockStatic => ActivationScales::Static,
+            Q::ChannelToken | Q::BlockToken => ActivationScales::Token,
+            Q::ChannelGroup | Q::Block128 => ActivationScales::Group128,
+        }
+    }
+
+    /// Whether the scales of the activations are given with the weights.
+    pub fn is_static(self) -> bool {
+        self.activations() == ActivationScales::Static
+    }
 }
 
 impl Quantization {
     /// Scales of a weight matrix `[rows, columns]`, row-major: 1, `[rows]`, or `[ceil(rows / 128),
     /// ceil(columns / 128)]`.
     pub fn weight_scales(self, rows: usize, columns: usize) -> usize {
-        match self {
-            Quantization::TensorStatic => 1,
-            Quantization::ChannelToken => rows,
-            Quantization::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
+        match self.weights() {
+            WeightScales::Tensor => 1,
+            WeightScales::Channel => rows,
+            WeightScales::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
         }
     }
 
     /// Scales of a row of `columns` hidden states that are found at run time: none, 1, or `ceil(columns /
     /// 128)`.
     pub fn row_scales(self, columns: usize) -> usize {
-        match self {
-            Quantization::TensorStatic => 0,
-            Quantization::ChannelToken => 1,
-            Quantization::Block128 => columns.div_ceil(GROUP),
+        match self.activations() {
+            ActivationScales::Static => 0,
+            ActivationScales::Token => 1,
+            ActivationScales::Group128 => columns.div_ceil(GROUP),
         }
+    }
+}
+
+impl std::fmt::Display for WeightScales {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            WeightScales::Tensor => "per-tensor weights",
+            WeightScales::Channel => "per-channel weights",
+            WeightScales::Block128 => "128x128-block weights",
+        })
+    }
+}
+
+impl std::fmt::Display for ActivationScales {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ActivationScales::Static => "static per-tensor activations",
+            ActivationScales::Token => "per-token activations",
+            ActivationScales::Group128 => "1x128-group activations",
+        })
     }
 }
 
 impl std::fmt::Display for Quantization {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Quantization::TensorStatic => "per-tensor weights, static per-tensor activations",
-            Quantization::ChannelToken => "per-channel weights, per-token activations",
-            Quantization::Block128 => "128x128-block weights, 1x128-group activations",
-        })
+        write!(f, "{}, {}", self.weights(), self.activations())
     }
 }
 
-/// Scales of the activations between the two projections under [`Quantization::ChannelToken`].
+/// Scales of the activations between the two projections, where those before the first are per token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IntermediateScales {
@@ -176,6 +322,61 @@ impl std::str::FromStr for Reduction {
     }
 }
 
+/// An expert that every token has, beside the chosen ones: `out[t] += g(t) * shared(x[t])`.
+///
+/// `shared` is one gated MLP, which several experts side by side are too: `g` is 1, or `sigmoid(x . w_gate)`.
+///
+/// | how it is computed | where | launches |
+/// |---|---|---|
+/// | as `s = intermediate_size / I` more experts of the grouped GEMMs | it is quantised as the layer is, and its intermediate is `s` times the layer's | none |
+/// | beside them on the same stream, before them | it is quantised otherwise, of another size, or in bf16 | a layer of one expert, or in bf16 three and one for a gate |
+///
+/// Either way its output is part of the sum that is rounded once. As experts they are numbers `E .. E + s`,
+/// in the slots behind those that the router fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SharedExpert {
+    /// Columns of its intermediate; a multiple of 16.
+    pub intermediate_size: usize,
+    /// What its matrices are.
+    pub weights: SharedKind,
+    /// Whether its output is weighed by the sigmoid of a logit: Qwen2-MoE, Qwen3-Next.
+    pub gate: bool,
+}
+
+impl SharedExpert {
+    /// Without a gate.
+    pub fn new(intermediate_size: usize, weights: SharedKind) -> SharedExpert {
+        SharedExpert { intermediate_size, weights, gate: false }
+    }
+
+    /// With [`SharedExpert::gate`] or without.
+    pub fn gate(self, gate: bool) -> SharedExpert {
+        SharedExpert { gate, ..self }
+    }
+}
+
+/// What the matrices of a shared expert are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedKind {
+    /// e4m3 with scales, its activations quantised too.
+    Quantised(Quantization),
+    /// bf16, with hidden states in bf16 as they are, and an intermediate rounded to bf16. Weights in f32 or
+    /// f16 are up to three planes of bf16 whose sum they are.
+    Bf16,
+}
+
+/// How a shared expert runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SharedRun {
+    /// There is none.
+    None,
+    /// As so many experts of the grouped GEMMs.
+    Slots(usize),
+    /// Beside them.
+    Beside,
+}
+
 /// An MoE layer's sizes and choices: from [`MoeConfig::builder`], or from a checkpoint.
 ///
 /// ```
@@ -210,9 +411,14 @@ pub struct MoeConfig {
     pub routing: Routing,
     /// Between the projections.
     pub activation: ActivationFunction,
+    /// What gate is at most, and up in magnitude, in front of the activation ([`Gating::limit`]).
+    pub activation_limit: Option<f32>,
+    /// Whether experts have a gate: `down(f(gate(x)) * up(x))`; else they are `down(f(up(x)) * up(x))`, with
+    /// `f` the positive part for `Relu2`: `down(relu(up(x))^2)`.
+    pub gated: bool,
     /// FP8 scheme.
     pub quantization: Quantization,
-    /// Scales of the activations between the projections, where weights are per channel.
+    /// Scales of the activations between the projections, where those before the first are per token.
     pub intermediate_scales: IntermediateScales,
     /// How the GEMMs keep their sums.
     pub accumulation: Accumulation,
@@ -222,6 +428,8 @@ pub struct MoeConfig {
     pub path: Path,
     /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
     pub gather: Gather,
+    /// The expert that every token has, if this rank computes it: of the ranks of a layer one does.
+    pub shared: Option<SharedExpert>,
     /// The experts this rank holds, in ascending order; `None` for all of them.
     pub local_experts: Option<Vec<usize>>,
 }
@@ -235,12 +443,15 @@ impl Default for MoeConfig {
             top_k: 0,
             routing: Routing::Softmax { renormalize: true },
             activation: ActivationFunction::Silu,
+            activation_limit: None,
+            gated: true,
             quantization: Quantization::Block128,
             intermediate_scales: IntermediateScales::default(),
             accumulation: Accumulation::Promoted,
             reduction: Reduction::default(),
             path: Path::Auto,
             gather: Gather::Auto,
+            shared: None,
             local_experts: None,
         }
     }
@@ -272,12 +483,15 @@ impl MoeConfigBuilder {
         top_k: usize,
         routing: Routing,
         activation: ActivationFunction,
+        activation_limit: Option<f32>,
+        gated: bool,
         quantization: Quantization,
         intermediate_scales: IntermediateScales,
         accumulation: Accumulation,
         reduction: Reduction,
         path: Path,
         gather: Gather,
+        shared: Option<SharedExpert>,
         local_experts: Option<Vec<usize>>,
     }
 
@@ -373,6 +587,14 @@ impl MoeConfig {
                 "must be finite".into()
             })?;
         }
+        self.gating().check(OP, "activation_limit")?;
+        let joins = self.gated || self.activation == ActivationFunction::Relu2;
+        require(joins, OP, "gated", "false", || format!("must be true for {:?}", self.activation))?;
+        if let Some(shared) = &self.shared {
+            columns("shared.intermediate_size", shared.intermediate_size)?;
+            let runs = self.shared_run() != SharedRun::Beside || self.local_count() > 0;
+            require(runs, OP, "shared", "Some", || "must be None on a rank without experts".into())?;
+        }
         if let Some(local) = &self.local_experts {
             let ascending = local.windows(2).all(|pair| pair[0] < pair[1]);
             require(ascending, OP, "local_experts", format!("{local:?}"), || "must ascend".into())?;
@@ -388,6 +610,16 @@ impl MoeConfig {
         Ok(())
     }
 
+    /// How gate and up become the second projection's input.
+    pub(crate) fn gating(&self) -> Gating {
+        Gating::from(self.activation).limit(self.activation_limit).gated(self.gated)
+    }
+
+    /// Rows of w13 for each column of the intermediate: gate and up, or up alone.
+    pub(crate) fn halves(&self) -> usize {
+        if self.gated { 2 } else { 1 }
+    }
+
     /// E_loc, the experts this rank holds.
     pub fn local_count(&self) -> usize {
         self.local_experts.as_ref().map_or(self.experts, Vec::len)
@@ -398,7 +630,85 @@ impl MoeConfig {
         self.local_experts.clone().unwrap_or_else(|| (0..self.experts).collect())
     }
 
-    /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts.
+    /// How the shared expert runs.
+    pub(crate) fn shared_run(&self) -> SharedRun {
+        /// Parts that a shared expert is cut into at most.
+        const MOST: usize = 8;
+        let Some(shared) = self.shared else { return SharedRun::None };
+        let parts = shared.intermediate_size / self.intermediate_size.max(1);
+        let is_whole = parts * self.intermediate_size == shared.intermediate_size;
+        // The scales of each part must be whole blocks.
+        let has_blocks = self.quantization.weights() == WeightScales::Block128;
+        let cuts = parts == 1 || !has_blocks || self.intermediate_size.is_multiple_of(128);
+        let is_alike = shared.weights == SharedKind::Quantised(self.quantization);
+        if is_alike && is_whole && cuts && (1..=MOST).contains(&parts) {
+            SharedRun::Slots(parts)
+        } else {
+            SharedRun::Beside
+        }
+    }
+
+    /// s: slots of a token that a shared expert takes.
+    pub(crate) fn shared_slots(&self) -> usize {
+        match self.shared_run() {
+            SharedRun::Slots(slots) => slots,
+            SharedRun::None | SharedRun::Beside => 0,
+        }
+    }
+
+    /// Whether a row of logits has one more, that of the shared expert's weight.
+    pub(crate) fn routes_shared(&self) -> bool {
+        self.shared_slots() > 0 && self.shared.is_some_and(|shared| shared.gate)
+    }
+
+    /// Slots of a token: k, and those of a shared expert that is computed as experts.
+    pub fn slots(&self) -> usize {
+        self.top_k + self.shared_slots()
+    }
+
+    /// E + s, experts that slots may name.
+    pub(crate) fn slot_experts(&self) -> usize {
+        self.experts + self.shared_slots()
+    }
+
+    /// Experts that the grouped GEMMs have here: those of this rank, then the shared ones.
+    pub(crate) fn slot_local_experts(&self) -> usize {
+        self.local_count() + self.shared_slots()
+    }
+
+    /// The layer of one expert that a quantised shared expert beside this layer is.
+    pub(crate) fn shared_layer(&self) -> Option<MoeConfig> {
+        let SharedExpert { intermediate_size, weights, gate } = self.shared?;
+        let (SharedKind::Quantised(quantization), SharedRun::Beside) = (weights, self.shared_run()) else {
+            return None;
+        };
+        let routing = match gate {
+            true => Routing::Grouped {
+                sigmoid: true,
+                groups: 1,
+                topk_group: 1,
+                renormalize: false,
+                scaling_factor: 1.0,
+            },
+            // Of one expert: a weight of 1.
+            false => Routing::Softmax { renormalize: true },
+        };
+        Some(MoeConfig {
+            intermediate_size,
+            experts: 1,
+            top_k: 1,
+            routing,
+            quantization,
+            reduction: Reduction::Deterministic,
+            gather: Gather::Auto,
+            shared: None,
+            local_experts: None,
+            ..self.clone()
+        })
+    }
+
+    /// The same layer as rank `rank` of `ranks` sees it, the experts in equal consecutive parts. A shared
+    /// expert is the first rank's, so that the sum over ranks has it once.
     ///
     /// # Errors
     /// A rank that is not below `ranks`; more ranks than experts.
@@ -409,34 +719,36 @@ impl MoeConfig {
         require(rank < ranks, OP, "rank", rank, || format!("must be below {ranks}, the number of ranks"))?;
         let each = self.experts / ranks;
         let local_experts = Some((rank * each..(rank + 1) * each).collect());
-        Ok(MoeConfig { local_experts, ..self.clone() })
+        let shared = self.shared.filter(|_| rank == 0);
+        Ok(MoeConfig { local_experts, shared, ..self.clone() })
     }
 
-    /// `expert_map [E]`: global expert to local expert, -1 where it is not on this rank; `None` when all are
-    /// here.
+    /// `expert_map [E + s]`: global expert to local expert, -1 where it is not on this rank; `None` when all
+    /// are here. The shared ones are behind this rank's others.
     pub(crate) fn expert_map(&self) -> Option<Vec<i32>> {
         let local = self.local_experts.as_ref()?;
         let mut map = vec![-1; self.experts];
         for (index, &expert) in local.iter().enumerate() {
             map[expert] = index as i32;
         }
+        map.extend((local.len()..self.slot_local_experts()).map(|index| index as i32));
         Some(map)
     }
 
     /// Scales of the activations before the first projection.
     pub(crate) fn first_scales(&self) -> RowScales {
-        match self.quantization {
-            Quantization::TensorStatic => RowScales::Tensor,
-            Quantization::ChannelToken => RowScales::Token,
-            Quantization::Block128 => RowScales::Group128,
+        match self.quantization.activations() {
+            ActivationScales::Static => RowScales::Tensor,
+            ActivationScales::Token => RowScales::Token,
+            ActivationScales::Group128 => RowScales::Group128,
         }
     }
 
     /// Scales of the activations before the second projection.
     pub(crate) fn second_scales(&self) -> RowScales {
-        match (self.quantization, self.intermediate_scales) {
-            (Quantization::TensorStatic, _) => RowScales::Tensor,
-            (Quantization::ChannelToken, IntermediateScales::Token) => RowScales::Token,
+        match (self.quantization.activations(), self.intermediate_scales) {
+            (ActivationScales::Static, _) => RowScales::Tensor,
+            (ActivationScales::Token, IntermediateScales::Token) => RowScales::Token,
             _ => RowScales::Group128,
         }
     }
@@ -445,9 +757,9 @@ impl MoeConfig {
     /// block, so there the intermediate is padded with zero weights to a multiple of 128; that changes no
     /// result.
     pub(crate) fn padded_intermediate(&self) -> usize {
-        match self.quantization {
-            Quantization::Block128 => self.intermediate_size.next_multiple_of(SCALE_BLOCK),
-            Quantization::TensorStatic | Quantization::ChannelToken => self.intermediate_size,
+        match self.quantization.weights() {
+            WeightScales::Block128 => self.intermediate_size.next_multiple_of(SCALE_BLOCK),
+            WeightScales::Tensor | WeightScales::Channel => self.intermediate_size,
         }
     }
 }

@@ -113,10 +113,11 @@ pub use gpu::launch::DevicePtr;
 pub use gpu::spec::DeviceSpec;
 pub use gpu::stream::{Event, Stream};
 pub use layer::{
-    Accumulation, ActivationFunction, DeviceMemory, ExpertIds, ExpertWeights, Forward, Gather, Hidden,
-    IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer, MoeWeights, Output,
-    OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
-    Reduction, RouterWeights, Routing, Step, Workspace,
+    Accumulation, ActivationFunction, ActivationScales, DeviceMemory, ExpertIds, ExpertWeights, Forward,
+    Gather, Gating, Hidden, IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer,
+    MoeWeights, Output, OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput,
+    RawRouting, Reduction, RouterWeights, Routing, SharedDeviceWeights, SharedExpert, SharedKind,
+    SharedMatrices, SharedWeights, Step, WeightScales, Workspace,
 };
 
 #[doc = include_str!("../docs/EMBEDDING.md")]

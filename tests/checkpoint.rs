@@ -246,8 +246,8 @@ fn configs_that_cannot_be() {
         quantization(
             json!({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]})
         ),
-        "config: quantization_config: activation_scheme \"dynamic\" with weight_block_size [64, 64]: 64x64-block weights \
-         with 1x64-group activations are not supported"
+        "config: quantization_config: activation_scheme \"dynamic\" with weight_block_size [64, 64]: activations in \
+         groups of 64 are not supported: the kernels scale every 128 columns, so that groups must be multiples of 128"
     );
     assert_eq!(
         quantization(json!(null)),

@@ -92,6 +92,7 @@ fn operations(
             a_scale: AScale::Row(q_scales.as_slice()),
             b: w.as_slice(),
             b_scale: BScale::Expert(w_scale.as_slice()),
+            bias: None,
             permutation: permutation.reborrow(),
             out: GemmOut::F32(products.as_mut_slice()),
             workspace: workspace.as_mut_slice(),
@@ -103,7 +104,7 @@ fn operations(
     let args = Activation {
         x: (&products).into(),
         permutation: Some(permutation),
-        function: ActivationFunction::Silu,
+        gating: ActivationFunction::Silu.into(),
         requantization: Requantization::TensorStatic { scale: given.as_slice() },
         q: activated.as_mut_slice(),
     };
@@ -113,6 +114,7 @@ fn operations(
         y: (&copied).into(),
         permutation,
         topk_weights: None,
+        addend: None,
         hidden: HIDDEN,
         out: (&mut out).into(),
         adds: false,
@@ -440,7 +442,10 @@ fn a_captured_permutation_stays_in_its_capture() {
     device.default_stream().synchronize().unwrap();
     let mut sum = |stream: &Stream, permutation: &Permutation<'_>| {
         let (y, out) = ((&y).into(), (&mut out).into());
-        unpermute(stream, Unpermute { y, permutation, topk_weights: None, hidden: 8, out, adds: false })
+        unpermute(
+            stream,
+            Unpermute { y, permutation, topk_weights: None, addend: None, hidden: 8, out, adds: false },
+        )
     };
     let mut memory = Memory::new(&device, shape);
     let mut escaped = None;
@@ -484,6 +489,7 @@ fn a_permutation_from_outside_stays_out_of_captures() {
                 y: (&y).into(),
                 permutation: &permutation,
                 topk_weights: None,
+                addend: None,
                 hidden: 8,
                 out: (&mut out).into(),
                 adds: false,
@@ -692,6 +698,7 @@ fn plans_of_other_heights_are_refused() {
         a_scale: AScale::Call(scale.as_slice()),
         b: b.as_slice(),
         b_scale: BScale::Expert(scale.as_slice()),
+        bias: None,
         permutation,
         out: GemmOut::F32(out.as_mut_slice()),
         workspace: workspace.as_mut_slice(),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use fp8_moe::checkpoint::{Inspection, LayerSummary};
-use fp8_moe::{Checkpoint, DeviceSpec, Family, Result, internals};
+use fp8_moe::{Checkpoint, DeviceSpec, Family, MoeConfig, Result, SharedExpert, SharedKind, internals};
 
 use crate::terminal;
 
@@ -56,8 +56,8 @@ fn checkpoint_info(checkpoint: &Checkpoint) {
                     terminal::describe_layer(prefix, &config.model_type, &layer.config)
                 );
                 println!("           stored as {}; {} on the device", layer.scheme, mebibytes(layer.bytes));
-                if let Some(shared) = &layer.shared {
-                    println!("           {shared} is not computed");
+                if let (Some(prefix), Some(shared)) = (&layer.shared, layer.config.shared) {
+                    println!("           {prefix}: {}", describe_shared(&layer.config, shared));
                 }
             }
             Err(why) => println!("layer      {prefix} cannot be loaded: {why}"),
@@ -65,6 +65,21 @@ fn checkpoint_info(checkpoint: &Checkpoint) {
     }
     let loadable = layers.iter().filter(|layer| layer.loads.is_ok()).count();
     println!("total      {loadable} of {} MoE layers can be loaded, {}", layers.len(), mebibytes(total));
+}
+
+/// How a shared expert is computed.
+fn describe_shared(config: &MoeConfig, shared: SharedExpert) -> String {
+    let weights = match shared.weights {
+        SharedKind::Quantised(quantization) => quantization.to_string(),
+        SharedKind::Bf16 => "bf16, not quantised".to_owned(),
+    };
+    let how = match config.slots() - config.top_k {
+        0 => "beside the experts".to_owned(),
+        1 => "as one more expert".to_owned(),
+        slots => format!("as {slots} more experts"),
+    };
+    let gate = if shared.gate { ", with a gate" } else { "" };
+    format!("intermediate {}, {weights}{gate}; computed {how}", shared.intermediate_size)
 }
 
 fn mebibytes(bytes: u64) -> String {

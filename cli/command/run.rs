@@ -97,11 +97,18 @@ pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Out
         stream.synchronize()
     })?;
     let (topk_ids, topk_weights) = workspace.routing(tokens)?;
+    let (topk_ids, topk_weights) = (topk_ids.to_vec(&stream)?, topk_weights.to_vec(&stream)?);
+    let (slots, top_k) = (config.slots(), config.top_k);
     Ok(Output {
-        topk_ids: topk_ids.to_vec(&stream)?.into_iter().map(i64::from).collect(),
-        topk_weights: topk_weights.to_vec(&stream)?,
+        topk_ids: picked(&topk_ids, slots, top_k).map(i64::from).collect(),
+        topk_weights: picked(&topk_weights, slots, top_k).collect(),
         hidden_states: out.to_vec(&stream)?,
     })
+}
+
+/// The slots of every token that the router picked, without those of a shared expert behind them.
+fn picked<T: Copy>(all: &[T], slots: usize, top_k: usize) -> impl Iterator<Item = T> {
+    all.chunks(slots).flat_map(move |token| token[..top_k].iter().copied())
 }
 
 /// The hidden states that the arguments ask for.

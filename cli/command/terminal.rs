@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fp8_moe::{
     Checkpoint, Device, DeviceSpec, Error, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Step,
@@ -81,19 +81,42 @@ pub fn load_layer(
     let moe = checkpoint.layer_config(&prefix)?.to_builder();
     let moe = moe.intermediate_scales(scales).reduction(reduction).build()?;
     eprintln!("layer    {}", describe_layer(&prefix, &config.model_type, &moe));
-    if let Some(shared) = checkpoint.shared_experts(&prefix) {
-        eprintln!("note     {shared} is not computed: the output is that of the routed experts");
-    }
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("loading  [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}")
             .expect("a valid template"),
     );
+    let started = Instant::now();
     let layer = checkpoint.load_layer_with(device, &prefix, &moe, &|progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     });
     bar.finish_and_clear();
-    Ok((prefix, layer?))
+    let (layer, seconds) = (layer?, started.elapsed().as_secs_f64());
+    let bytes = bar.length().unwrap_or(0) as f64;
+    let peak = peak_memory().map(|peak| format!("; host memory at most {}", mebibytes(peak as f64)));
+    eprintln!(
+        "loaded   {} of experts in {seconds:.3} s, {:.2} GB/s{}",
+        mebibytes(bytes),
+        bytes / seconds / 1e9,
+        peak.unwrap_or_default()
+    );
+    Ok((prefix, layer))
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.1} MiB", bytes / f64::from(1 << 20))
+}
+
+/// The most host memory that this process has had, in bytes: its own, without the pages of files that are
+/// mapped, which the system takes back at will. Where the system says so.
+fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let of = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches("kB").trim().parse().ok()
+    };
+    // The peak of all pages less the files' now: what is mapped only grows while a checkpoint is loaded.
+    Some((of("VmHWM:")?.saturating_sub(of("RssFile:")?)) * 1024)
 }
 
 /// Runs `forward` with a bar that shows how far it is, where somebody watches.

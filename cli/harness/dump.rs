@@ -24,7 +24,7 @@ use super::run::Run;
 use fp8_moe::E4m3;
 use fp8_moe::ops::grouped_gemm::SCALE_BLOCK;
 use fp8_moe::{Error, Result};
-use fp8_moe::{Quantization, internals};
+use fp8_moe::{WeightScales, internals};
 
 /// A tensor to be written.
 struct Tensor {
@@ -52,16 +52,12 @@ pub fn dump(
 
     let halves = unpadded(&weights.w13.to_vec(&stream)?, padded * h, i * h);
     let w2 = unpadded(&weights.w2.to_vec(&stream)?, padded, i);
-    let (w13_scale_shape, w2_scale_shape) = match config.quantization {
-        Quantization::TensorStatic => (vec![local, 2 * i], vec![local]),
-        Quantization::ChannelToken => (vec![local, 2 * i], vec![local, h]),
-        Quantization::Block128 => {
+    let (w13_scale_shape, w2_scale_shape) = match config.quantization.weights() {
+        WeightScales::Tensor => (vec![local, 2 * i], vec![local]),
+        WeightScales::Channel => (vec![local, 2 * i], vec![local, h]),
+        WeightScales::Block128 => {
             let (rows, columns) = (i.div_ceil(SCALE_BLOCK), h.div_ceil(SCALE_BLOCK));
             (vec![local, 2 * rows, columns], vec![local, columns, rows])
-        }
-        other => {
-            let rule = "must be per tensor, per channel or in blocks, whose shapes the format has";
-            return Err(Error::argument("dump", "quantization", other, rule));
         }
     };
     let tensor = |name, dtype, shape, bytes: &[u8]| Tensor { name, dtype, shape, bytes: bytes.to_vec() };
@@ -75,7 +71,7 @@ pub fn dump(
         tensor("w2_scale", Dtype::F32, w2_scale_shape, cast_slice(&weights.w2_scale.to_vec(&stream)?)),
         tensor("out", Dtype::F32, vec![tokens, h], cast_slice(&out.to_vec(&stream)?)),
     ];
-    if config.quantization == Quantization::TensorStatic {
+    if config.quantization.is_static() {
         let [first, second] = weights.input_scales;
         let scales = [first.to_vec(&stream)?, second.to_vec(&stream)?].concat();
         tensors.push(tensor("input_scales", Dtype::F32, vec![2], cast_slice(&scales)));

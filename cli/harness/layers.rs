@@ -11,7 +11,7 @@ use fp8_moe::Result;
 use fp8_moe::SliceMut;
 use fp8_moe::Stream;
 use fp8_moe::internals::padded_intermediate;
-use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization};
+use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, WeightScales};
 
 /// Layers of one config.
 pub struct Layers {
@@ -55,7 +55,7 @@ impl Layers {
             let (w13_scale, w2_scale) = scales(config, &mut source);
             let (w13_scale, w2_scale) = (device.upload(&w13_scale)?, device.upload(&w2_scale)?);
             let mut weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
-            if config.quantization == Quantization::TensorStatic {
+            if config.quantization.is_static() {
                 weights = weights.input_scales(INPUT_SCALES);
             }
             MoeLayer::from_device(device, config, weights)
@@ -94,7 +94,7 @@ fn scales(config: &MoeConfig, source: &mut ChaCha8Rng) -> (Vec<f32>, Vec<f32>) {
     let mut draw =
         |columns: usize| source.random_range(0.5..1.5) / (WEIGHT_DEVIATION * (columns as f32).sqrt());
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-    let w13: Vec<f32> = if config.quantization == Quantization::TensorStatic {
+    let w13: Vec<f32> = if config.quantization.weights() == WeightScales::Tensor {
         // One scale per half of an expert.
         (0..2 * config.local_count())
             .flat_map(|_| std::iter::repeat_n(draw(hidden), padded_intermediate(config)))

@@ -218,8 +218,8 @@ fn unknown_models_are_read_as_known_ones() {
     let run = fp8_moe(["check", file, "--as", "qwen3_moe"]);
     assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
     assert_one_line_error(&fp8_moe(["check", file, "--as", "gpt2"]), "--as gpt2: must be mixtral, ");
-    let oss = changed(&folder, "oss", "gelu", |draft| draft.config["model_type"] = json!("gpt_oss"));
-    assert_refused(&oss, &["model_type = \"gpt_oss\": not supported: its experts and router have biases"]);
+    let phi = changed(&folder, "phi", "gelu", |draft| draft.config["model_type"] = json!("phimoe"));
+    assert_refused(&phi, &["model_type = \"phimoe\": not supported: its router masks scores"]);
 }
 
 /// `info` describes a checkpoint with a dense layer, one that is not quantised, and one that can be loaded.
@@ -234,6 +234,9 @@ fn info_describes_checkpoints() {
         };
         draft.insert("model.layers.0.mlp.gate_proj.weight", weight(&[128, 64]));
         draft.insert("model.layers.4.mlp.gate.weight", weight(&[8, 64]));
+        for (name, shape) in [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])] {
+            draft.insert(format!("model.layers.4.mlp.shared_experts.{name}.weight"), weight(&shape));
+        }
         for expert in 0..8 {
             for (name, shape) in [("gate_proj", [32, 64]), ("up_proj", [32, 64]), ("down_proj", [64, 32])] {
                 draft.insert(format!("model.layers.4.mlp.experts.{expert}.{name}.weight"), weight(&shape));

@@ -7,11 +7,13 @@ mod load;
 use libfuzzer_sys::fuzz_target;
 
 /// Layers of different layouts and schemes.
-const LAYERS: [&[u8]; 4] = [
+const LAYERS: [&[u8]; 6] = [
     include_bytes!("../../tests/fixtures/models/qwen3_vl_moe_columns.safetensors"),
     include_bytes!("../../tests/fixtures/models/mixtral_compressed_static.safetensors"),
     include_bytes!("../../tests/fixtures/models/deepseek_v32_bytes.safetensors"),
     include_bytes!("../../tests/fixtures/models/scheme_quark_channel.safetensors"),
+    include_bytes!("../../tests/fixtures/models/gpt_oss_fused.safetensors"),
+    include_bytes!("../../tests/fixtures/models/shared_bf16_qwen3_next.safetensors"),
 ];
 
 fuzz_target!(|bytes: &[u8]| {
@@ -22,8 +24,6 @@ fuzz_target!(|bytes: &[u8]| {
         let place = place % layer.len();
         layer[place] = change[3];
     }
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("model.safetensors");
-    std::fs::write(&file, layer).expect("a file");
-    load::load(&file);
+    let folder = load::write(&[("model.safetensors", &layer)]);
+    load::load(&folder.join("model.safetensors"), layer.len());
 });

@@ -6,10 +6,14 @@ mod load;
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
-    let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect("a file");
-    write("model.safetensors", include_bytes!("../../tests/fixtures/models/gelu.safetensors"));
-    write("config.json", bytes);
-    load::load(folder.path());
-});
+const LAYER: &[u8] = include_bytes!("../../tests/fixtures/models/gelu.safetensors");
+
+fuzz_target!(
+    init: {
+        load::write(&[("model.safetensors", LAYER)]);
+    },
+    |bytes: &[u8]| {
+        let folder = load::write(&[("config.json", bytes)]);
+        load::load(folder, LAYER.len() + bytes.len());
+    }
+);

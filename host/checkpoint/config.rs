@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::models::{Model, Number, Renormalize, Scoring};
+use super::models::{Activation, Model, Number, Renormalize, Scoring, SharedSize};
 use crate::error::{Error, Result};
 use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
@@ -30,6 +30,17 @@ pub struct ModelConfig {
     pub moe: MoeConfig,
     /// Keys that the config lacks, with what the model's class takes then.
     pub defaults: Vec<(&'static str, String)>,
+    /// Columns of the intermediate of a shared expert, where the model has one.
+    pub(crate) shared: Option<SharedColumns>,
+}
+
+/// Columns of the intermediate of a shared expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedColumns {
+    /// 0: there is none.
+    pub size: usize,
+    /// Whether the config says so; else it is what the class takes.
+    pub is_stated: bool,
 }
 
 /// The parts of a config that belong to the language model.
@@ -115,9 +126,15 @@ impl ModelConfig {
             experts,
             top_k: keys.number(&model.top_k)?,
             routing: keys.routing(model.scoring)?,
-            activation: keys.activation()?,
+            activation: keys.activation(model.activation)?,
+            activation_limit: keys.limit(model.activation)?,
+            gated: model.activation.is_gated(),
             quantization,
             ..MoeConfig::default()
+        };
+        let shared = match &model.tensors.shared {
+            Some(shared) => Some(keys.shared(&shared.size, moe.intermediate_size)?),
+            None => None,
         };
         let defaults = keys.defaults;
         moe.validate().map_err(|e| match e {
@@ -126,7 +143,7 @@ impl ModelConfig {
             }
             other => other,
         })?;
-        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults })
+        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults, shared })
     }
 }
 
@@ -176,6 +193,27 @@ impl<'a> Keys<'a> {
         whole(value).ok_or_else(|| self.wrong(name, value, "a whole number"))
     }
 
+    /// The size of a shared expert beside experts of `intermediate` columns.
+    fn shared(&mut self, size: &SharedSize, intermediate: usize) -> Result<SharedColumns> {
+        let (number, of_each) = match size {
+            SharedSize::Own(number) => (number, 1),
+            SharedSize::Experts(number) => (number, intermediate),
+            SharedSize::Expert => return Ok(SharedColumns { size: intermediate, is_stated: false }),
+        };
+        match self.find(number.keys)? {
+            Some((_, Value::Null)) => Ok(SharedColumns { size: 0, is_stated: true }),
+            None if number.default.is_none() => Ok(SharedColumns { size: 0, is_stated: false }),
+            found => {
+                let (count, is_stated) = (self.number(number)?, found.is_some());
+                let size = count.checked_mul(of_each).filter(|&size| size < 1 << 24);
+                let size = size.ok_or_else(|| {
+                    self.error(format!("config: {} = {count}: must be below 2^24 columns", number.keys[0]))
+                })?;
+                Ok(SharedColumns { size, is_stated })
+            }
+        }
+    }
+
     fn flag(&mut self, key: &'static str, default: bool) -> Result<bool> {
         match self.find(&[key])? {
             Some((_, value)) => value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false")),
@@ -216,14 +254,32 @@ impl<'a> Keys<'a> {
         Err(self.wrong(key, value, &rule))
     }
 
-    fn activation(&mut self) -> Result<ActivationFunction> {
-        match self.text("hidden_act", "silu")? {
-            "silu" | "swish" => Ok(ActivationFunction::Silu),
-            "gelu" => Ok(ActivationFunction::Gelu),
-            "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
-            other => Err(self.error(format!(
-                "config: hidden_act = \"{other}\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
-            ))),
+    fn activation(&mut self, activation: Activation) -> Result<ActivationFunction> {
+        match activation {
+            Activation::Gated(key, default) => match self.text(key, default)? {
+                "silu" | "swish" => Ok(ActivationFunction::Silu),
+                "gelu" => Ok(ActivationFunction::Gelu),
+                "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
+                other => Err(self.error(format!(
+                    "config: {key} = \"{other}\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
+                ))),
+            },
+            // The class computes this, whatever `hidden_act` says; its slope is a key.
+            Activation::SwigluOai => match self.real("swiglu_alpha", 1.702)? {
+                1.702 => Ok(ActivationFunction::SwigluOai),
+                other => Err(self.error(format!("config: swiglu_alpha = {other}: must be 1.702"))),
+            },
+            Activation::Relu2(key) => match self.text(key, "relu2")? {
+                "relu2" => Ok(ActivationFunction::Relu2),
+                other => Err(self.error(format!("config: {key} = \"{other}\": must be relu2"))),
+            },
+        }
+    }
+
+    fn limit(&mut self, activation: Activation) -> Result<Option<f32>> {
+        match activation {
+            Activation::SwigluOai => Ok(Some(self.real("swiglu_limit", 7.0)? as f32)),
+            Activation::Gated(..) | Activation::Relu2(_) => Ok(None),
         }
     }
 

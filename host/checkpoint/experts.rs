@@ -10,6 +10,9 @@
 //!                                 Columns    [E, H, 2I]      columns of expert 7: I of gate, I of up; transposed here
 //! ```
 //!
+//! A shared expert, `<prefix>.shared_experts.gate_proj.weight` and so on, is read as an expert of a layout of
+//! its own, or where it is not quantised as numbers.
+//!
 //! Every byte of a weight is looked at once, before it is copied to the device: an e4m3 NaN is refused.
 
 use std::borrow::Cow;
@@ -17,16 +20,33 @@ use std::borrow::Cow;
 use safetensors::Dtype;
 
 use super::files::Files;
-use super::models::{Fused, Model, Order};
+use super::models::{Fused, Model, Order, SHARED_PROJECTIONS, Shared};
 use super::quantization::{ActivationScales, Scheme, WeightScales};
 use super::tensor::Tensor;
 use crate::config::SCALE_BLOCK;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
-use crate::layer::{ExpertSource, ExpertWeights, MoeConfig, MoeWeights, Quantization, RouterWeights};
+use crate::layer::{
+    self, ExpertSource, ExpertWeights, MoeConfig, MoeWeights, RouterWeights, SharedExpert, SharedKind,
+    SharedMatrices, SharedWeights,
+};
 
 /// Columns and rows of a block as a layer has them.
 const BLOCK: usize = SCALE_BLOCK;
+
+/// What may stand beside a matrix, itself included.
+const OF_WEIGHTS: [&str; 10] = [
+    "weight",
+    "weight_scale_inv",
+    "weight_scale",
+    "scale",
+    "qscale_weight",
+    "input_scale",
+    "activation_scale",
+    "qscale_act",
+    "output_scale",
+    "weight_shape",
+];
 
 /// Reads a layer.
 pub(crate) struct LayerReader<'a> {
@@ -37,6 +57,8 @@ pub(crate) struct LayerReader<'a> {
     scheme: Scheme,
     layout: Layout,
     local: Vec<usize>,
+    /// The scheme of a shared expert that is quantised.
+    shared_scheme: Option<Scheme>,
 }
 
 /// How a layer's experts lie in its tensors.
@@ -46,6 +68,8 @@ pub(crate) enum Layout {
     Each([&'static str; 3]),
     /// Gate and up, and down, of all experts.
     Fused([&'static str; 2], Order),
+    /// Gate, up and down below this name, of the one expert there is: a shared one.
+    One(&'static str),
 }
 
 /// One of the three matrices of an expert.
@@ -59,12 +83,13 @@ enum Matrix {
 const MATRICES: [Matrix; 3] = [Matrix::Gate, Matrix::Up, Matrix::Down];
 
 impl Matrix {
-    /// Which part of a fused tensor it is, and how many there are: gate and up lie side by side, down alone.
-    fn place(self) -> (usize, usize) {
+    /// Which part of a fused tensor it is, and how many there are: gate and up lie side by side, down alone,
+    /// and so does up where there is no gate.
+    fn place(self, is_gated: bool) -> (usize, usize) {
         match self {
             Matrix::Gate => (0, 2),
-            Matrix::Up => (1, 2),
-            Matrix::Down => (0, 1),
+            Matrix::Up if is_gated => (1, 2),
+            Matrix::Up | Matrix::Down => (0, 1),
         }
     }
 }
@@ -94,6 +119,7 @@ impl Layout {
     pub fn modules(self, prefix: &str) -> Vec<String> {
         match self {
             Layout::Each(names) => names.map(|name| format!("{prefix}.experts.0.{name}")).into(),
+            Layout::One(own) => SHARED_PROJECTIONS.map(|name| format!("{prefix}.{own}.{name}")).into(),
             Layout::Fused(names, _) => {
                 names.map(|name| format!("{prefix}.{}", name.strip_suffix(".weight").unwrap_or(name))).into()
             }
@@ -102,17 +128,19 @@ impl Layout {
 }
 
 impl<'a> LayerReader<'a> {
-    /// A reader of the layer `prefix`, whose experts are quantised by `scheme`.
+    /// A reader of the layer `prefix`, whose experts are quantised by `scheme`, and a shared one by
+    /// `shared_scheme` where it is.
     pub fn new(
         files: &'a Files,
         model: &'static Model,
         prefix: &str,
         config: &MoeConfig,
         scheme: Scheme,
+        shared_scheme: Option<Scheme>,
     ) -> Result<LayerReader<'a>> {
         let layout = Layout::find(files, model, prefix)?;
         let (local, prefix, config) = (config.local_ids(), prefix.to_owned(), config.clone());
-        let reader = LayerReader { files, model, prefix, config, scheme, layout, local };
+        let reader = LayerReader { files, model, prefix, config, scheme, layout, local, shared_scheme };
         reader.check_names()?;
         Ok(reader)
     }
@@ -130,8 +158,9 @@ impl<'a> LayerReader<'a> {
             let rest = &name[start.len()..];
             let is_known = tensors.router.contains(&rest)
                 || tensors.bias.contains(&rest)
+                || tensors.router_bias == Some(rest)
                 || self.is_known_of_experts(rest)?
-                || self.is_shared(rest);
+                || self.is_known_of_shared(rest);
             if !is_known {
                 return Err(
                     self.refuse(format!("{name} is not known as a tensor of {}", self.model.model_type))
@@ -141,27 +170,18 @@ impl<'a> LayerReader<'a> {
         Ok(())
     }
 
-    fn is_shared(&self, rest: &str) -> bool {
-        let mut shared = self.model.tensors.shared.iter();
-        shared.any(|shared| {
-            rest.strip_prefix(shared).is_some_and(|rest| rest.starts_with('.') || rest == "_gate.weight")
-        })
+    fn is_known_of_shared(&self, rest: &str) -> bool {
+        let Some(shared) = &self.model.tensors.shared else { return false };
+        let of_matrix = || {
+            let (matrix, what) = rest.strip_prefix(shared.name)?.strip_prefix('.')?.split_once('.')?;
+            Some(SHARED_PROJECTIONS.contains(&matrix) && OF_WEIGHTS.contains(&what))
+        };
+        shared.gate == Some(rest) || of_matrix().unwrap_or(false)
     }
 
     fn is_known_of_experts(&self, rest: &str) -> Result<bool> {
-        const OF_WEIGHTS: [&str; 10] = [
-            "weight",
-            "weight_scale_inv",
-            "weight_scale",
-            "scale",
-            "qscale_weight",
-            "input_scale",
-            "activation_scale",
-            "qscale_act",
-            "output_scale",
-            "weight_shape",
-        ];
         match self.layout {
+            Layout::One(_) => Ok(false),
             Layout::Each(names) => {
                 let Some(rest) = rest.strip_prefix("experts.") else { return Ok(false) };
                 let Some((number, matrix)) = rest.split_once('.') else { return Ok(false) };
@@ -173,10 +193,12 @@ impl<'a> LayerReader<'a> {
                         format!("{prefix} has an expert {number}, but the config says there are {experts}");
                     return Err(self.refuse(what));
                 }
-                Ok(names.contains(&matrix) && OF_WEIGHTS.contains(&what))
+                let is_bias = what == "bias" && self.model.tensors.biases;
+                Ok(names.contains(&matrix) && (OF_WEIGHTS.contains(&what) || is_bias))
             }
             Layout::Fused(names, _) => Ok(names.iter().any(|name| {
                 rest == *name
+                    || self.model.tensors.biases && rest == format!("{name}_bias")
                     || weight_scale_names(name).iter().any(|other| rest == other)
                     || input_scale_names(name).iter().any(|other| rest == other)
             })),
@@ -193,7 +215,131 @@ impl<'a> LayerReader<'a> {
                 ActivationScales::TensorStatic => Some(self.input_scales()?),
                 _ => None,
             },
+            router_bias: match self.model.tensors.router_bias {
+                Some(name) => Some(self.biases(name, &[self.config.experts])?.into()),
+                None => None,
+            },
+            expert_biases: self.expert_biases()?.map(|biases| biases.map(Cow::Owned)),
+            shared: self.config.shared.map(|shared| self.shared(shared)).transpose()?,
         })
+    }
+
+    /// The matrices that an expert has.
+    fn matrices(&self) -> &'static [Matrix] {
+        if self.config.gated { &MATRICES } else { &MATRICES[1..] }
+    }
+
+    /// The numbers of a tensor of biases, which must be finite.
+    fn biases(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor = self.files.tensor(&format!("{}.{name}", self.prefix))?.expect_shape(shape)?;
+        let values = tensor.to_f32()?;
+        tensor.check_finite(values.iter().copied())?;
+        Ok(values)
+    }
+
+    /// The biases of this rank's experts: of gate and up, and of down.
+    fn expert_biases(&self) -> Result<Option<[Vec<f32>; 2]>> {
+        if !self.model.tensors.biases {
+            return Ok(None);
+        }
+        let MoeConfig { experts, hidden_size: h, intermediate_size: i, .. } = self.config;
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        match self.layout {
+            Layout::Fused([gate_up, down], order) => {
+                let columns = self.config.halves() * i;
+                let all = self.biases(&format!("{gate_up}_bias"), &[experts, columns])?;
+                let of_down = self.biases(&format!("{down}_bias"), &[experts, h])?;
+                for &expert in &self.local {
+                    let own = &all[expert * columns..(expert + 1) * columns];
+                    match order {
+                        Order::Interleaved => {
+                            first.extend(own.iter().step_by(2));
+                            first.extend(own.iter().skip(1).step_by(2));
+                        }
+                        Order::Rows | Order::Columns => first.extend(own),
+                    }
+                    second.extend(&of_down[expert * h..(expert + 1) * h]);
+                }
+            }
+            Layout::Each(_) | Layout::One(_) => {
+                for &expert in &self.local {
+                    for &matrix in self.matrices() {
+                        let name = self.tensor_name(matrix, expert);
+                        let name = format!("{}.bias", name.strip_suffix(".weight").unwrap_or(&name));
+                        let values = self.biases(&name, &self.shape(matrix)[..1])?;
+                        if matrix == Matrix::Down { &mut second } else { &mut first }.extend(values);
+                    }
+                }
+            }
+        }
+        Ok(Some([first, second]))
+    }
+
+    /// The weights of the shared expert.
+    fn shared(&self, shared: SharedExpert) -> Result<SharedWeights<'a>> {
+        let names = self.shared_names()?;
+        let gate = match names.gate.filter(|_| shared.gate) {
+            Some(gate) => Some(self.numbers(gate, &[1, self.config.hidden_size])?),
+            None => None,
+        };
+        let matrices = match self.shared_reader() {
+            Some(reader) => SharedMatrices::Quantised {
+                expert: reader.expert(0)?,
+                input_scales: match self.config.shared_layer() {
+                    Some(layer) if layer.quantization.is_static() => Some(reader.input_scales()?),
+                    _ => None,
+                },
+            },
+            None => {
+                let MoeConfig { hidden_size: h, .. } = self.config;
+                let size = shared.intermediate_size;
+                let [gate, up, down] = SHARED_PROJECTIONS.map(|name| format!("{}.{name}.weight", names.name));
+                SharedMatrices::Bf16 {
+                    gate: match self.config.gated {
+                        true => self.numbers(&gate, &[size, h])?,
+                        false => RouterWeights::Bf16(Cow::Borrowed(&[])),
+                    },
+                    up: self.numbers(&up, &[size, h])?,
+                    down: self.numbers(&down, &[h, size])?,
+                }
+            }
+        };
+        Ok(SharedWeights { matrices, gate })
+    }
+
+    fn shared_names(&self) -> Result<&'static Shared> {
+        let shared = self.model.tensors.shared.as_ref();
+        shared.ok_or_else(|| self.refuse(format!("{} has no shared experts", self.model.model_type)))
+    }
+
+    /// A reader of the shared expert as one of a layer, where it is quantised.
+    fn shared_reader(&self) -> Option<LayerReader<'a>> {
+        let (shared, scheme) = (self.config.shared?, self.shared_scheme.clone()?);
+        let SharedKind::Quantised(quantization) = shared.weights else { return None };
+        let config = MoeConfig {
+            intermediate_size: shared.intermediate_size,
+            quantization,
+            experts: 1,
+            shared: None,
+            local_experts: None,
+            ..self.config.clone()
+        };
+        Some(LayerReader {
+            files: self.files,
+            model: self.model,
+            prefix: self.prefix.clone(),
+            config,
+            scheme,
+            layout: Layout::One(self.model.tensors.shared.as_ref()?.name),
+            local: vec![0],
+            shared_scheme: None,
+        })
+    }
+
+    /// The tensor `name` of the layer, whose elements are finite numbers that are not quantised.
+    fn numbers(&self, name: &str, shape: &[usize]) -> Result<RouterWeights<'a>> {
+        let tensor = self.files.tensor(&format!("{}.{name}", self.prefix))?.expect_shape(shape)?;
+        finite_numbers(tensor)
     }
 
     fn router(&self) -> Result<RouterWeights<'a>> {
@@ -201,13 +347,7 @@ impl<'a> LayerReader<'a> {
         let tensor = self.one_of(self.model.tensors.router)?.ok_or_else(|| {
             self.refuse(format!("there is no tensor {}.{}", self.prefix, self.model.tensors.router[0]))
         })?;
-        let tensor = tensor.expect_shape(&shape)?;
-        let values = tensor.to_f32()?;
-        tensor.check_finite(&values)?;
-        Ok(match tensor.dtype {
-            Dtype::BF16 => RouterWeights::Bf16(tensor.as_bf16()),
-            _ => RouterWeights::F32(values.into()),
-        })
+        finite_numbers(tensor.expect_shape(&shape)?)
     }
 
     /// The bias of the scores; zeros where the model has one that the checkpoint lacks.
@@ -218,7 +358,7 @@ impl<'a> LayerReader<'a> {
         };
         let tensor = if tensor.shape == [1, experts] { tensor } else { tensor.expect_shape(&[experts])? };
         let values = tensor.to_f32()?;
-        tensor.check_finite(&values)?;
+        tensor.check_finite(values.iter().copied())?;
         Ok(Some(values))
     }
 
@@ -239,11 +379,16 @@ impl<'a> LayerReader<'a> {
     /// is taken, over all experts of the model, so that every rank uses the same. An expert that calibration
     /// never reached has none, and takes that of the others.
     fn input_scales(&self) -> Result<[f32; 2]> {
-        let [gate, up, down] = MATRICES.map(|matrix| self.largest_input_scale(matrix));
-        let first = match (gate?, up?) {
-            (Some(gate), Some(up)) => Some(gate.max(up)),
-            (gate, up) => gate.or(up),
+        // A shared expert that is computed as one of them is quantised with them.
+        let shared = self.shared_reader().filter(|_| self.config.shared_slots() > 0);
+        let largest = |matrix| -> Result<Option<f32>> {
+            let own = self.largest_input_scale(matrix)?;
+            let other = shared.as_ref().map(|reader| reader.largest_input_scale(matrix)).transpose()?;
+            Ok(own.into_iter().chain(other.flatten()).reduce(f32::max))
         };
+        let gate = if self.config.gated { largest(Matrix::Gate) } else { Ok(None) };
+        let (up, down) = (largest(Matrix::Up), largest(Matrix::Down));
+        let first = gate?.into_iter().chain(up?).reduce(f32::max);
         let found = |scale: Option<f32>, matrix| {
             scale.ok_or_else(|| {
                 self.refuse(format!(
@@ -254,11 +399,11 @@ impl<'a> LayerReader<'a> {
                 ))
             })
         };
-        Ok([found(first, Matrix::Gate)?, found(down?, Matrix::Down)?])
+        Ok([found(first, self.matrices()[0])?, found(down?, Matrix::Down)?])
     }
 
     fn largest_input_scale(&self, matrix: Matrix) -> Result<Option<f32>> {
-        let of_each = matches!(self.layout, Layout::Each(_));
+        let of_each = !matches!(self.layout, Layout::Fused(..));
         let mut largest: Option<f32> = None;
         for expert in 0..if of_each { self.config.experts } else { 1 } {
             let names = input_scale_names(&self.tensor_name(matrix, expert));
@@ -278,6 +423,7 @@ impl<'a> LayerReader<'a> {
         match self.layout {
             Layout::Each(names) => format!("experts.{expert}.{}.weight", names[matrix as usize]),
             Layout::Fused(names, _) => names[usize::from(matrix == Matrix::Down)].to_owned(),
+            Layout::One(own) => format!("{own}.{}.weight", SHARED_PROJECTIONS[matrix as usize]),
         }
     }
 
@@ -294,21 +440,20 @@ impl<'a> LayerReader<'a> {
     pub fn expert(&self, expert: usize) -> Result<ExpertWeights<'a>> {
         let weights = |matrix| self.weights(matrix, expert);
         let scale = |matrix| self.weight_scale(matrix, expert);
-        Ok(ExpertWeights {
-            gate: weights(Matrix::Gate)?,
-            up: weights(Matrix::Up)?,
-            down: weights(Matrix::Down)?,
-            gate_scale: scale(Matrix::Gate)?.into(),
-            up_scale: scale(Matrix::Up)?.into(),
-            down_scale: scale(Matrix::Down)?.into(),
-        })
+        let expert = ExpertWeights::new()
+            .up(weights(Matrix::Up)?, scale(Matrix::Up)?)
+            .down(weights(Matrix::Down)?, scale(Matrix::Down)?);
+        if !self.config.gated {
+            return Ok(expert);
+        }
+        Ok(expert.gate(weights(Matrix::Gate)?, scale(Matrix::Gate)?))
     }
 
     /// Checks types and shapes of all tensors, and the values of all but the matrices.
     pub fn check(&self) -> Result<()> {
         self.rest()?;
         for &expert in &self.local {
-            for matrix in MATRICES {
+            for &matrix in self.matrices() {
                 self.tensor_of(matrix, expert)?;
                 self.weight_scale(matrix, expert)?;
             }
@@ -326,7 +471,7 @@ impl<'a> LayerReader<'a> {
             )));
         }
         match self.layout {
-            Layout::Each(_) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
+            Layout::Each(_) | Layout::One(_) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
             Layout::Fused(_, order) => {
                 let [outer, inner] = self.fused_shape(matrix, order);
                 tensor.expect(Dtype::F8_E4M3, &[self.config.experts, outer, inner])
@@ -337,11 +482,8 @@ impl<'a> LayerReader<'a> {
     /// Outer and inner size of an expert's part of the fused tensor that holds a matrix.
     fn fused_shape(&self, matrix: Matrix, order: Order) -> [usize; 2] {
         let [rows, columns] = self.shape(matrix);
-        let all = matrix.place().1 * rows;
-        match order {
-            Order::Rows => [all, columns],
-            Order::Columns => [columns, all],
-        }
+        let all = matrix.place(self.config.gated).1 * rows;
+        if order.is_transposed() { [columns, all] } else { [all, columns] }
     }
 
     fn weights(&self, matrix: Matrix, expert: usize) -> Result<Cow<'a, [E4m3]>> {
@@ -352,7 +494,7 @@ impl<'a> LayerReader<'a> {
         };
         let [rows, columns] = self.shape(matrix);
         let [outer, inner] = self.fused_shape(matrix, order);
-        let (part, _) = matrix.place();
+        let (part, parts) = matrix.place(self.config.gated);
         let start = expert * outer * inner;
         match order {
             Order::Rows => {
@@ -361,13 +503,14 @@ impl<'a> LayerReader<'a> {
                 tensor.check_e4m3(bytes, start)?;
                 Ok(Cow::Borrowed(bytemuck::cast_slice(bytes)))
             }
-            Order::Columns => {
+            Order::Columns | Order::Interleaved => {
                 let bytes = &tensor.bytes[start..start + outer * inner];
                 // Once for each tensor, not for each part of it.
                 if part == 0 {
                     tensor.check_e4m3(bytes, start)?;
                 }
-                Ok(Cow::Owned(transpose(&bytes[part * rows..], inner, columns, rows)))
+                let (first, step) = if order == Order::Columns { (part * rows, 1) } else { (part, parts) };
+                Ok(Cow::Owned(transpose(&bytes[first..], [inner, step], columns, rows)))
             }
         }
     }
@@ -383,14 +526,16 @@ impl<'a> LayerReader<'a> {
         let tensor = self.one_of(&names)?.ok_or_else(missing)?;
         let values = self.scale_values(&tensor)?;
         let found = match self.layout {
-            Layout::Each(_) => self.scales_of_one(matrix, &tensor, &values),
+            Layout::Each(_) | Layout::One(_) => self.scales_of_one(matrix, &tensor, &values),
             Layout::Fused(_, order) => self.scales_of_fused(matrix, expert, order, &tensor, &values),
         }?;
-        Ok(match (self.scheme.weights, self.config.quantization) {
-            (WeightScales::Tensor, Quantization::ChannelToken) => vec![found[0]; self.shape(matrix)[0]],
-            (WeightScales::Block(block), _) => self.in_blocks(matrix, block, &found),
-            _ => found,
-        })
+        match (self.scheme.weights, self.config.quantization.weights()) {
+            (WeightScales::Tensor, layer::WeightScales::Channel) => Ok(vec![found[0]; self.shape(matrix)[0]]),
+            (WeightScales::Block(block), _) => {
+                in_blocks(self.shape(matrix), block, &found).map_err(|what| tensor.error(what))
+            }
+            _ => Ok(found),
+        }
     }
 
     /// The numbers of a tensor of scales, which must be finite and not negative. Zero is one: an all-zero
@@ -442,7 +587,8 @@ impl<'a> LayerReader<'a> {
     ) -> Result<Vec<f32>> {
         let experts = self.config.experts;
         let [rows, columns] = self.shape(matrix);
-        let (part, parts) = matrix.place();
+        let (part, parts) = matrix.place(self.config.gated);
+        let is_interleaved = order == Order::Interleaved && parts > 1;
         let wrong = |expected: String| {
             tensor.error(format!("has shape {:?}; the config says {expected}", tensor.shape))
         };
@@ -457,40 +603,37 @@ impl<'a> LayerReader<'a> {
                 let all = parts * rows;
                 match tensor.shape {
                     [e, n] | [e, n, 1] | [e, 1, n] if *e == experts && *n == all => {
-                        let start = expert * all + part * rows;
-                        Ok(values[start..start + rows].to_vec())
+                        let own = &values[expert * all..(expert + 1) * all];
+                        Ok(match is_interleaved {
+                            true => own.iter().skip(part).step_by(parts).copied().collect(),
+                            false => own[part * rows..(part + 1) * rows].to_vec(),
+                        })
                     }
                     _ => Err(wrong(format!("[{experts}, {all}, 1]"))),
                 }
+            }
+            WeightScales::Block(_) if is_interleaved => {
+                Err(tensor.error("blocks of gate and up in turns are not supported: they share scales"))
             }
             WeightScales::Block([high, wide]) => {
                 // Each part has blocks of its own: one never holds rows of both.
                 let [down, across] = [rows.div_ceil(high), columns.div_ceil(wide)];
                 let all = down * parts;
-                let shape = match order {
-                    Order::Rows => [experts, all, across],
-                    Order::Columns => [experts, across, all],
+                let shape = match order.is_transposed() {
+                    false => [experts, all, across],
+                    true => [experts, across, all],
                 };
                 if tensor.shape != shape {
                     return Err(wrong(format!("{shape:?}")));
                 }
                 let of_expert = &values[expert * all * across..][..all * across];
-                let at = |row: usize, column: usize| match order {
-                    Order::Rows => of_expert[(part * down + row) * across + column],
-                    Order::Columns => of_expert[column * all + part * down + row],
+                let at = |row: usize, column: usize| match order.is_transposed() {
+                    false => of_expert[(part * down + row) * across + column],
+                    true => of_expert[column * all + part * down + row],
                 };
                 Ok((0..down).flat_map(|row| (0..across).map(move |column| at(row, column))).collect())
             }
         }
-    }
-
-    /// Scales of blocks of `[high, wide]`, multiples of 128, as scales of blocks of 128 by 128.
-    fn in_blocks(&self, matrix: Matrix, [high, wide]: [usize; 2], scales: &[f32]) -> Vec<f32> {
-        let [rows, columns] = self.shape(matrix);
-        let across = columns.div_ceil(wide);
-        let at = |row: usize, column: usize| scales[row * BLOCK / high * across + column * BLOCK / wide];
-        let (down, across) = (rows.div_ceil(BLOCK), columns.div_ceil(BLOCK));
-        (0..down).flat_map(|row| (0..across).map(move |column| at(row, column))).collect()
     }
 }
 
@@ -498,6 +641,18 @@ impl ExpertSource for LayerReader<'_> {
     fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>> {
         self.expert(self.local[index]).map(Cow::Owned)
     }
+}
+
+/// A tensor of finite numbers, as it is where it is bf16.
+fn finite_numbers(tensor: Tensor<'_>) -> Result<RouterWeights<'_>> {
+    if tensor.dtype == Dtype::BF16 {
+        let values = tensor.as_bf16();
+        tensor.check_finite(values.iter().map(|value| value.to_f32()))?;
+        return Ok(RouterWeights::Bf16(values));
+    }
+    let values = tensor.to_f32()?;
+    tensor.check_finite(values.iter().copied())?;
+    Ok(RouterWeights::F32(values.into()))
 }
 
 /// The names that the scales of a weight may go by, below the layer's prefix; blocks' names first.
@@ -522,8 +677,40 @@ fn input_scale_names(weight: &str) -> Vec<String> {
     }
 }
 
-/// The transposed matrix `[columns, rows]` of `rows` by `columns` elements whose rows begin `stride` apart.
-fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4m3> {
+/// The scales of a `[rows, columns]` matrix in blocks of `[high, wide]`, row-major, as those of its blocks of
+/// 128 by 128. Each of these must have one scale: a larger block's is repeated, smaller blocks' must agree.
+fn in_blocks(
+    [rows, columns]: [usize; 2],
+    [high, wide]: [usize; 2],
+    scales: &[f32],
+) -> Result<Vec<f32>, String> {
+    let across = columns.div_ceil(wide);
+    let mut blocks = Vec::new();
+    for top in (0..rows).step_by(BLOCK) {
+        for left in (0..columns).step_by(BLOCK) {
+            let (bottom, right) = ((top + BLOCK).min(rows) - 1, (left + BLOCK).min(columns) - 1);
+            let first = scales[top / high * across + left / wide];
+            for row in top / high..=bottom / high {
+                for column in left / wide..=right / wide {
+                    let other = scales[row * across + column];
+                    if other != first {
+                        return Err(format!(
+                            "the blocks of {high}x{wide} in rows {top}..={bottom} and columns {left}..={right} \
+                             have different scales, {first} and {other}: not supported: the kernels have one \
+                             for 128x128, and to quantise the weights again would change them"
+                        ));
+                    }
+                }
+            }
+            blocks.push(first);
+        }
+    }
+    Ok(blocks)
+}
+
+/// The transposed matrix `[columns, rows]` of `rows` by `columns` elements, whose rows begin `stride` apart,
+/// and whose columns `step`.
+fn transpose(bytes: &[u8], [stride, step]: [usize; 2], rows: usize, columns: usize) -> Vec<E4m3> {
     // Squares whose lines stay in the first cache on both sides.
     const SIDE: usize = 64;
     let mut out = vec![E4m3::default(); rows * columns];
@@ -532,7 +719,7 @@ fn transpose(bytes: &[u8], stride: usize, rows: usize, columns: usize) -> Vec<E4
             for row in top..(top + SIDE).min(rows) {
                 let line = &bytes[row * stride..];
                 for column in left..(left + SIDE).min(columns) {
-                    out[column * rows + row] = E4m3(line[column]);
+                    out[column * rows + row] = E4m3(line[column * step]);
                 }
             }
         }
@@ -545,13 +732,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_of_other_sizes_keep_their_scales_or_are_refused() {
+        // 256x128: repeated, the last one short. 64x128 and 1x128: merged where they agree.
+        assert_eq!(
+            in_blocks([272, 130], [256, 128], &[1.0, 2.0, 3.0, 4.0]),
+            Ok(vec![1.0, 2.0, 1.0, 2.0, 3.0, 4.0])
+        );
+        assert_eq!(in_blocks([192, 64], [64, 128], &[1.0, 1.0, 2.0]), Ok(vec![1.0, 2.0]));
+        assert_eq!(in_blocks([3, 256], [1, 128], &[1.0, 2.0, 1.0, 2.0, 1.0, 2.0]), Ok(vec![1.0, 2.0]));
+        let error = in_blocks([192, 128], [64, 64], &[1.0, 1.0, 1.0, 5.0, 1.0, 1.0]).unwrap_err();
+        assert!(error.starts_with("the blocks of 64x64 in rows 0..=127 and columns 0..=127"), "{error}");
+    }
+
+    #[test]
     fn transposes() {
         let (rows, columns, stride) = (70, 130, 140);
         let bytes: Vec<u8> = (0..rows * stride).map(|i| (i % 251) as u8).collect();
-        let out = transpose(&bytes, stride, rows, columns);
-        for row in 0..rows {
-            for column in 0..columns {
-                assert_eq!(out[column * rows + row].0, bytes[row * stride + column]);
+        for (step, columns) in [(1, columns), (2, columns / 2)] {
+            let out = transpose(&bytes, [stride, step], rows, columns);
+            for row in 0..rows {
+                for column in 0..columns {
+                    assert_eq!(out[column * rows + row].0, bytes[row * stride + column * step]);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Checkpoint;
 use super::models::TRANSFORMERS;
-use crate::layer::{MoeConfig, MoeDeviceWeights};
+use crate::layer::{MoeConfig, MoeDeviceWeights, SharedExpert, SharedKind};
 
 /// What [`Checkpoint::inspect`] finds.
 #[derive(Clone, Debug)]
@@ -67,10 +67,20 @@ impl Checkpoint {
     fn inspect_layer(&self, prefix: &str) -> crate::Result<LoadableLayer> {
         let config = self.layer_config(prefix)?;
         self.reader(prefix, &config)?.check()?;
-        let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
+        let bytes = |config: &MoeConfig| {
+            let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(config);
+            (w13 + w2 + 4 * (w13_scale + w2_scale)) as u64
+        };
+        let beside = match (config.shared, config.shared_layer()) {
+            (_, Some(layer)) => bytes(&layer),
+            (Some(SharedExpert { weights: SharedKind::Bf16, intermediate_size, .. }), None) => {
+                2 * 3 * (intermediate_size * config.hidden_size) as u64
+            }
+            _ => 0,
+        };
         Ok(LoadableLayer {
             scheme: self.scheme(prefix)?.to_string(),
-            bytes: (w13 + w2 + 4 * (w13_scale + w2_scale)) as u64,
+            bytes: bytes(&config) + beside,
             shared: self.shared_experts(prefix),
             config,
         })

@@ -29,16 +29,16 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 pub use config::ModelConfig;
-use config::Sections;
+use config::{Sections, SharedColumns};
 use experts::{LayerReader, Layout};
 use files::Files;
 pub use inspect::{Inspection, LayerSummary, LoadableLayer};
-use models::{Model, Tensors};
+use models::{Model, SHARED_PROJECTIONS, Tensors};
 use quantization::{Scheme, Schemes};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
-use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress};
+use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress, SharedExpert, SharedKind};
 
 /// An open checkpoint: its tensors, memory-mapped, and its config.
 ///
@@ -140,11 +140,15 @@ impl Checkpoint {
             let scheme = schemes.of(&layout.modules(prefix))?;
             scheme.layer().map_err(|what| Error::checkpoint(&source, what))
         };
-        let mut schemes_of_layers = layers.iter().map(scheme);
+        let mut schemes_of_layers = layers.iter().map(|prefix| scheme(prefix).map(|scheme| (prefix, scheme)));
         let first = schemes_of_layers.next().ok_or_else(|| no_layer(&files, model))?;
-        let quantization = first.or_else(|error| schemes_of_layers.find_map(Result::ok).ok_or(error))?;
+        let (prefix, quantization) =
+            first.or_else(|error| schemes_of_layers.find_map(Result::ok).ok_or(error))?;
         let config = ModelConfig::read(&sections, model, own_type, quantization)?;
-        Ok(Checkpoint { tower: sections.tower, files, config, model, schemes })
+        let mut checkpoint = Checkpoint { tower: sections.tower, files, config, model, schemes };
+        // What is wrong with it is an error when the layer is asked for.
+        checkpoint.config.moe.shared = checkpoint.shared_expert(prefix).ok().flatten();
+        Ok(checkpoint)
     }
 
     /// What the config says.
@@ -170,7 +174,44 @@ impl Checkpoint {
     pub fn layer_config(&self, prefix: &str) -> Result<MoeConfig> {
         let scheme = self.scheme(prefix)?;
         let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
-        Ok(MoeConfig { quantization, ..self.config.moe.clone() })
+        Ok(MoeConfig { quantization, shared: self.shared_expert(prefix)?, ..self.config.moe.clone() })
+    }
+
+    /// The modules that the shared expert `own` is, as a config may name them.
+    fn shared_modules(&self, own: &str) -> Vec<String> {
+        let names = SHARED_PROJECTIONS.iter().skip(usize::from(!self.config.moe.gated));
+        names.map(|name| format!("{own}.{name}")).collect()
+    }
+
+    /// The shared expert of the layer `prefix`: sizes by the config, quantised or not by its tensors.
+    fn shared_expert(&self, prefix: &str) -> Result<Option<SharedExpert>> {
+        let (Some(shared), Some(columns)) = (&self.model.tensors.shared, self.config.shared) else {
+            return Ok(None);
+        };
+        let refuse = |what: String| Err(Error::checkpoint(self.path(), what));
+        let own = format!("{prefix}.{}", shared.name);
+        let first = if self.config.moe.gated { SHARED_PROJECTIONS[0] } else { SHARED_PROJECTIONS[1] };
+        let weight = format!("{own}.{first}.weight");
+        match (self.shared_experts(prefix), columns) {
+            (None, SharedColumns { size: 1.., is_stated: true }) => {
+                return refuse(format!("there is no tensor {weight}, though the config has a shared expert"));
+            }
+            (None, _) => return Ok(None),
+            (Some(_), SharedColumns { size: 0, .. }) => {
+                return refuse(format!("there are tensors {own}.*, but the config has no shared expert"));
+            }
+            (Some(_), _) => {}
+        }
+        let weights = match self.files.tensor(&weight)?.dtype {
+            Dtype::F8_E4M3 => {
+                let scheme = self.schemes.of(&self.shared_modules(&own))?;
+                let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
+                SharedKind::Quantised(quantization)
+            }
+            _ => SharedKind::Bf16,
+        };
+        let gate = shared.gate.is_some();
+        Ok(Some(SharedExpert { intermediate_size: columns.size, weights, gate }))
     }
 
     fn scheme(&self, prefix: &str) -> Result<Scheme> {
@@ -222,11 +263,10 @@ impl Checkpoint {
         }
     }
 
-    /// What of the layer `prefix` is in the checkpoint but not computed by [`MoeLayer`]: the prefix of its
-    /// shared experts.
+    /// The prefix of the tensors of the shared expert of the layer `prefix`, if there are any.
     pub fn shared_experts(&self, prefix: &str) -> Option<String> {
-        let shared = self.model.tensors.shared.iter().map(|name| format!("{prefix}.{name}"));
-        shared.into_iter().find(|s| self.files.names_under(&format!("{s}.")).next().is_some())
+        let shared = self.model.tensors.shared.as_ref().map(|shared| format!("{prefix}.{}", shared.name));
+        shared.filter(|own| self.files.names_under(&format!("{own}.")).next().is_some())
     }
 
     /// Loads a layer with all its experts. `layer` as for [`Checkpoint::find_layer`].
@@ -276,7 +316,18 @@ impl Checkpoint {
             let what = format!("{prefix} has {own}; the layer is asked for with {asked}");
             return Err(Error::checkpoint(self.path(), what));
         }
-        LayerReader::new(&self.files, self.model, prefix, config, scheme)
+        let own = self.shared_expert(prefix)?;
+        if config.shared.is_some() && own != config.shared {
+            let what = format!("{prefix} has {own:?}; the layer is asked for with {:?}", config.shared);
+            return Err(Error::checkpoint(self.path(), what));
+        }
+        let shared_scheme = match (config.shared, &self.model.tensors.shared) {
+            (Some(SharedExpert { weights: SharedKind::Quantised(_), .. }), Some(shared)) => {
+                Some(self.schemes.of(&self.shared_modules(&format!("{prefix}.{}", shared.name)))?)
+            }
+            _ => None,
+        };
+        LayerReader::new(&self.files, self.model, prefix, config, scheme, shared_scheme)
     }
 
     /// Whether there is a tensor `name`.

@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub intermediate_size: Number,
     /// From logits to experts and weights.
     pub scoring: Scoring,
+    /// Between the projections.
+    pub activation: Activation,
     /// Keys that the class does not read but configs have, with the only values that say what the class does,
     /// as JSON.
     pub fixed: &'static [(&'static str, &'static [&'static str])],
@@ -87,18 +89,62 @@ pub(crate) enum Scoring {
     SigmoidInput,
 }
 
+/// What experts do between their projections.
+#[derive(Clone, Copy)]
+pub(crate) enum Activation {
+    /// `f(gate) * up`, the key and the default of `f`.
+    Gated(&'static str, &'static str),
+    /// gpt-oss: `(up + 1) * gate * sigmoid(1.702 gate)` within `swiglu_limit`, 7 where it is missing.
+    SwigluOai,
+    /// `relu(up)^2` without a gate; the key that says so.
+    Relu2(&'static str),
+}
+
+const SILU: Activation = Activation::Gated("hidden_act", "silu");
+
+impl Activation {
+    /// Whether experts have a gate.
+    pub fn is_gated(self) -> bool {
+        !matches!(self, Activation::Relu2(_))
+    }
+}
+
 /// What the tensors of a layer are called, below its prefix.
 pub(crate) struct Tensors {
     /// The router's weight.
     pub router: &'static [&'static str],
+    /// What is added to the logits; none where the model has nothing of the kind.
+    pub router_bias: Option<&'static str>,
+    /// Whether matrices have biases: `<matrix>.bias`, or in fused layouts `<tensor>_bias`.
+    pub biases: bool,
     /// The bias of the scores in selection; none where the model has none.
     pub bias: &'static [&'static str],
-    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down.
+    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its name
+    /// is up's.
     pub matrices: Option<[&'static str; 3]>,
     /// One tensor for all experts.
     pub fused: Option<Fused>,
-    /// Experts that every token has.
-    pub shared: &'static [&'static str],
+    /// An MLP that every token goes through.
+    pub shared: Option<Shared>,
+}
+
+/// An MLP that every token goes through: `<prefix>.<name>.<gate_proj|up_proj|down_proj>.weight`.
+pub(crate) struct Shared {
+    pub name: &'static str,
+    /// Columns of its intermediate.
+    pub size: SharedSize,
+    /// The tensor `[1, H]` whose product with a token, through a sigmoid, weighs its output.
+    pub gate: Option<&'static str>,
+}
+
+/// How many columns the intermediate of a shared expert has.
+pub(crate) enum SharedSize {
+    /// What the key says.
+    Own(Number),
+    /// As many experts' as the key says; null says none.
+    Experts(Number),
+    /// An expert's.
+    Expert,
 }
 
 /// Tensors that hold a matrix of every expert.
@@ -116,6 +162,15 @@ pub(crate) enum Order {
     Rows,
     /// `[E, H, 2I]`, gate columns first; `[E, I, H]`.
     Columns,
+    /// `[E, H, 2I]`, gate in even columns, up in odd ones; `[E, I, H]`.
+    Interleaved,
+}
+
+impl Order {
+    /// Whether an expert's matrix lies transposed.
+    pub fn is_transposed(self) -> bool {
+        self != Order::Rows
+    }
 }
 
 const fn number(keys: &'static [&'static str], default: usize) -> Number {
@@ -148,26 +203,57 @@ const fn grouped(groups: [usize; 2], renormalize: bool, factor: f64) -> Scoring 
     }
 }
 
-const PROJECTIONS: Option<[&str; 3]> = Some(["gate_proj", "up_proj", "down_proj"]);
+/// Qwen's shared expert, with a gate.
+const fn gated_shared(default: usize) -> Option<Shared> {
+    let size = SharedSize::Own(number(&["shared_expert_intermediate_size"], default));
+    Some(Shared { name: "shared_expert", size, gate: Some("shared_expert_gate.weight") })
+}
+
+/// DeepSeek's shared experts, so many of the routed ones' size.
+const fn shared_experts(count: Number) -> Option<Shared> {
+    Some(Shared { name: "shared_experts", size: SharedSize::Experts(count), gate: None })
+}
+
+const PROJECTIONS: Option<[&str; 3]> = Some(SHARED_PROJECTIONS);
+/// The matrices of a shared expert.
+pub(crate) const SHARED_PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 const GATE: &[&str] = &["gate.weight"];
 const FUSED: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Rows });
 const FUSED_COLUMNS: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Columns });
 
-const MIXTRAL: Tensors =
-    Tensors { router: GATE, bias: &[], matrices: Some(["w1", "w3", "w2"]), fused: FUSED, shared: &[] };
-const QWEN: Tensors =
-    Tensors { router: GATE, bias: &[], matrices: PROJECTIONS, fused: FUSED, shared: &["shared_expert"] };
+const MIXTRAL: Tensors = Tensors {
+    router: GATE,
+    router_bias: None,
+    biases: false,
+    bias: &[],
+    matrices: Some(["w1", "w3", "w2"]),
+    fused: FUSED,
+    shared: None,
+};
+const QWEN: Tensors = Tensors {
+    router: GATE,
+    router_bias: None,
+    biases: false,
+    bias: &[],
+    matrices: PROJECTIONS,
+    fused: FUSED,
+    shared: None,
+};
 const DEEPSEEK: Tensors = Tensors {
     router: GATE,
+    router_bias: None,
+    biases: false,
     bias: &["gate.e_score_correction_bias"],
     matrices: PROJECTIONS,
     fused: FUSED,
-    shared: &["shared_experts"],
+    shared: shared_experts(number(&["n_shared_experts"], 1)),
 };
 const GRANITE: Tensors = Tensors {
     router: &["router.layer.weight", "router.weight"],
+    router_bias: None,
+    biases: false,
     bias: &[],
     matrices: None,
     fused: Some(Fused {
@@ -177,7 +263,7 @@ const GRANITE: Tensors = Tensors {
         ],
         order: Order::Rows,
     }),
-    shared: &[],
+    shared: None,
 };
 
 type Fixed = &'static [(&'static str, &'static [&'static str])];
@@ -201,6 +287,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 14336),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: MIXTRAL,
     },
@@ -213,8 +300,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(5632), ..QWEN },
     },
     Model {
         model_type: "qwen3_moe",
@@ -225,8 +313,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "qwen3_next",
@@ -237,8 +326,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(10),
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
     Model {
         model_type: "qwen3_5_moe_text",
@@ -249,8 +339,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(512),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: QWEN,
+        tensors: Tensors { shared: gated_shared(512), ..QWEN },
     },
     Model {
         model_type: "qwen3_vl_moe_text",
@@ -261,8 +352,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1408),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: Tensors { shared: &[], fused: FUSED_COLUMNS, ..QWEN },
+        tensors: Tensors { fused: FUSED_COLUMNS, ..QWEN },
     },
     Model {
         model_type: "qwen3_omni_moe_text",
@@ -273,8 +365,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(768),
         scoring: Scoring::Softmax(Renormalize::Key(true)),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "deepseek_v2",
@@ -286,8 +379,9 @@ pub(crate) const MODELS: &[Model] = &[
         intermediate_size: intermediate(1407),
         scoring: Scoring::DeepSeekV2,
         // DeepSeek's own code divides by the sum where this is true, the class in transformers does not.
+        activation: SILU,
         fixed: &[("scoring_func", &["\"softmax\""]), ("norm_topk_prob", &["false"])],
-        tensors: Tensors { bias: &[], ..DEEPSEEK },
+        tensors: Tensors { bias: &[], shared: shared_experts(number(&["n_shared_experts"], 2)), ..DEEPSEEK },
     },
     Model {
         model_type: "deepseek_v3",
@@ -298,6 +392,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([8, 4], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -310,6 +405,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([8, 4], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -322,6 +418,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -334,6 +431,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -346,6 +444,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(4),
         intermediate_size: intermediate(1536),
         scoring: grouped([1, 1], true, 1.8),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -358,6 +457,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([1, 1], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
     },
@@ -370,8 +470,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: required(&["num_experts_per_tok"]),
         intermediate_size: intermediate(1408),
         scoring: grouped([1, 1], false, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
-        tensors: DEEPSEEK,
+        tensors: Tensors { shared: shared_experts(required(&["n_shared_experts"])), ..DEEPSEEK },
     },
     Model {
         model_type: "mimo_v2_flash",
@@ -382,8 +483,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(2048),
         scoring: grouped([1, 1], true, 1.0),
+        activation: SILU,
         fixed: SIGMOID,
-        tensors: Tensors { shared: &[], ..DEEPSEEK },
+        tensors: Tensors { shared: None, ..DEEPSEEK },
     },
     Model {
         model_type: "exaone_moe",
@@ -394,8 +496,13 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: intermediate(1024),
         scoring: grouped([1, 1], true, 2.5),
+        activation: SILU,
         fixed: SIGMOID,
-        tensors: Tensors { bias: &["e_score_correction_bias", "gate.e_score_correction_bias"], ..DEEPSEEK },
+        tensors: Tensors {
+            bias: &["e_score_correction_bias", "gate.e_score_correction_bias"],
+            shared: shared_experts(number(&["num_shared_experts"], 1)),
+            ..DEEPSEEK
+        },
     },
     Model {
         model_type: "mistral4",
@@ -411,6 +518,7 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Key(true),
             factor: Some(1.0),
         },
+        activation: SILU,
         fixed: SOFTMAX,
         tensors: Tensors { bias: &[], ..DEEPSEEK },
     },
@@ -428,6 +536,7 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Always,
             factor: None,
         },
+        activation: SILU,
         fixed: &[
             ("scoring_func", &["\"sigmoid\""]),
             ("use_routing_bias", &["true"]),
@@ -449,9 +558,11 @@ pub(crate) const MODELS: &[Model] = &[
             renormalize: Renormalize::Always,
             factor: None,
         },
+        activation: SILU,
         fixed: &[],
         tensors: Tensors {
             bias: &["moe_statics.e_score_correction_bias", "gate.moe_statics.e_score_correction_bias"],
+            shared: shared_experts(number(&["moe_num_shared_experts"], 2)),
             ..DEEPSEEK
         },
     },
@@ -464,8 +575,13 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: Number { lists: true, ..number(&["moe_topk", "num_experts_per_tok"], 1) },
         intermediate_size: number(&["intermediate_size"], 11008),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
-        tensors: Tensors { router: &["gate.wg.weight"], shared: &["shared_mlp"], ..QWEN },
+        tensors: Tensors {
+            router: &["gate.wg.weight"],
+            shared: Some(Shared { name: "shared_mlp", size: SharedSize::Expert, gate: None }),
+            ..QWEN
+        },
     },
     Model {
         model_type: "granitemoe",
@@ -476,6 +592,7 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 11008),
         scoring: Scoring::Softmax(Renormalize::Always),
+        activation: SILU,
         fixed: SOFTMAX_RENORMALIZED,
         tensors: GRANITE,
     },
@@ -488,8 +605,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(2),
         intermediate_size: number(&["intermediate_size"], 14336),
         scoring: Scoring::Softmax(Renormalize::Never),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: Tensors { router: &["router.weight"], shared: &[], ..QWEN },
+        tensors: Tensors { router: &["router.weight"], ..QWEN },
     },
     Model {
         model_type: "olmoe",
@@ -500,8 +618,9 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(8),
         intermediate_size: number(&["intermediate_size"], 2048),
         scoring: Scoring::Softmax(Renormalize::Key(false)),
+        activation: SILU,
         fixed: SOFTMAX,
-        tensors: Tensors { shared: &[], ..QWEN },
+        tensors: QWEN,
     },
     Model {
         model_type: "llama4_text",
@@ -512,15 +631,63 @@ pub(crate) const MODELS: &[Model] = &[
         top_k: per_token(1),
         intermediate_size: number(&["intermediate_size"], 8192),
         scoring: Scoring::SigmoidInput,
+        activation: SILU,
         fixed: &[],
-        tensors: Tensors { router: &["router.weight"], fused: FUSED_COLUMNS, ..QWEN },
+        tensors: Tensors {
+            router: &["router.weight"],
+            fused: FUSED_COLUMNS,
+            shared: Some(Shared { name: "shared_expert", size: SharedSize::Expert, gate: None }),
+            ..QWEN
+        },
+    },
+    Model {
+        model_type: "gpt_oss",
+        also: &[],
+        class: ("GptOssConfig", "gpt_oss/configuration_gpt_oss.py"),
+        hidden_size: hidden(2880),
+        experts: number(&["num_local_experts", "num_experts"], 128),
+        top_k: number(&["num_experts_per_tok", "experts_per_token"], 4),
+        intermediate_size: number(&["intermediate_size"], 2880),
+        scoring: Scoring::Softmax(Renormalize::Always),
+        activation: Activation::SwigluOai,
+        fixed: SOFTMAX_RENORMALIZED,
+        tensors: Tensors {
+            router: &["router.weight"],
+            router_bias: Some("router.bias"),
+            biases: true,
+            fused: Some(Fused {
+                names: &[["experts.gate_up_proj", "experts.down_proj"]],
+                order: Order::Interleaved,
+            }),
+            ..QWEN
+        },
+    },
+    Model {
+        model_type: "nemotron_h",
+        also: &[],
+        class: ("NemotronHConfig", "nemotron_h/configuration_nemotron_h.py"),
+        hidden_size: hidden(4096),
+        experts: number(&["n_routed_experts", "num_local_experts"], 8),
+        top_k: per_token(2),
+        intermediate_size: intermediate(7688),
+        scoring: grouped([1, 1], true, 1.0),
+        activation: Activation::Relu2("mlp_hidden_act"),
+        fixed: &[("moe_latent_size", &["null"]), ("mlp_bias", &["false"])],
+        tensors: Tensors {
+            matrices: Some(["up_proj", "up_proj", "down_proj"]),
+            fused: Some(Fused { names: &[["experts.up_proj", "experts.down_proj"]], order: Order::Rows }),
+            shared: Some(Shared {
+                name: "shared_experts",
+                size: SharedSize::Own(number(&["moe_shared_expert_intermediate_size"], 7688)),
+                gate: None,
+            }),
+            ..DEEPSEEK
+        },
     },
 ];
 
 /// Models that the loader knows and cannot compute, and what they need.
 const REFUSED: &[(&[&str], &str)] = &[
-    (&["gpt_oss"], "its experts and router have biases"),
-    (&["nemotron_h"], "its experts have no gate"),
     (
         &["deepseek_v4"],
         "its scores are sqrt(softplus(logit)), its activation has limits, and its first layers choose by token id",
@@ -565,7 +732,7 @@ mod tests {
             assert!(seen.insert(model_type), "{model_type} stands twice");
         }
         assert_eq!(Model::of("kimi_k2").expect("a row").model_type, "deepseek_v3");
-        assert!(Model::of("gpt_oss").is_none() && Model::refusal("gpt_oss").is_some());
+        assert!(Model::of("phimoe").is_none() && Model::refusal("phimoe").is_some());
     }
 
     #[test]

@@ -517,27 +517,31 @@ impl Scheme {
     /// The way to quantise of a layer that computes this scheme: the same numbers, or finer ones for the
     /// activations.
     ///
-    /// | weights | activations | layer |
-    /// |---|---|---|
-    /// | tensor | static | per tensor, static |
-    /// | tensor, channel | dynamic by token, or by tensor | per channel, per token: a scale for each row is finer than one for all |
-    /// | blocks of multiples of 128 | groups of 128 | blocks of 128, groups of 128; larger blocks repeat their scale |
+    /// | activations | tensor | channel | blocks |
+    /// |---|---|---|---|
+    /// | static | `TensorStatic` | `ChannelStatic` | `BlockStatic` |
+    /// | by token, or dynamic by tensor | `ChannelToken` | `ChannelToken` | `BlockToken` |
+    /// | groups of multiples of 128 | `ChannelGroup` | `ChannelGroup` | `Block128` |
+    ///
+    /// A scale for each row is finer than one for all, and one for 128 columns than one for more. A scale of
+    /// a tensor is repeated for each of its channels. Whether blocks of another size than 128x128 can be
+    /// kept is a question of their scales, which [`experts`](super::experts) answers.
     pub fn layer(&self) -> Result<Quantization, String> {
         use ActivationScales as A;
         use WeightScales as W;
         match (self.weights, self.activations) {
             (W::Tensor, A::TensorStatic) => Ok(Quantization::TensorStatic),
+            (W::Channel, A::TensorStatic) => Ok(Quantization::ChannelStatic),
+            (W::Block(_), A::TensorStatic) => Ok(Quantization::BlockStatic),
             (W::Tensor | W::Channel, A::Token | A::TensorDynamic) => Ok(Quantization::ChannelToken),
-            (W::Block([rows, columns]), A::Group(group))
-                if rows % SCALE_BLOCK == 0
-                    && columns % SCALE_BLOCK == 0
-                    && [GROUP, columns].contains(&group) =>
-            {
-                Ok(Quantization::Block128)
-            }
-            (weights, activations) => {
-                Err(format!("config: {}: {weights} with {activations} are not supported", self.said_by))
-            }
+            (W::Block(_), A::Token | A::TensorDynamic) => Ok(Quantization::BlockToken),
+            (_, A::Group(columns)) if columns == 0 || !columns.is_multiple_of(GROUP) => Err(format!(
+                "config: {}: activations in groups of {columns} are not supported: the kernels scale every \
+                 {GROUP} columns, so that groups must be multiples of {GROUP}",
+                self.said_by
+            )),
+            (W::Tensor | W::Channel, A::Group(_)) => Ok(Quantization::ChannelGroup),
+            (W::Block(_), A::Group(_)) => Ok(Quantization::Block128),
         }
     }
 }

@@ -87,13 +87,11 @@ impl<'a> Tensor<'a> {
     }
 
     /// Refuses numbers of this tensor that are infinite or NaN, with the place of the first.
-    pub fn check_finite(&self, values: &[f32]) -> Result<()> {
-        match values.iter().position(|x| !x.is_finite()) {
-            Some(at) => Err(self.error(format!(
-                "element {} is {}; it must be finite",
-                place(self.shape, at),
-                values[at]
-            ))),
+    pub fn check_finite(&self, values: impl IntoIterator<Item = f32>) -> Result<()> {
+        match values.into_iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            Some((at, value)) => {
+                Err(self.error(format!("element {} is {value}; it must be finite", place(self.shape, at))))
+            }
             None => Ok(()),
         }
     }

@@ -1,5 +1,7 @@
 /// Rows of a block at a time, a warp each, 256 columns at a time.
 pub const ABSMAX_ROWS_PER_BLOCK: u32 = 16;
+/// Threads of a block, a token each at a time.
+pub const APPEND_SHARED_THREADS: u32 = 256;
 /// Which scales A has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -23,8 +25,10 @@ pub enum ActivationFunction {
     Gelu = 1,
     /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
     GeluTanh = 2,
-    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
+    /// gpt-oss: `(up + 1) * gate / (1 + e^(-1.702 gate))`, within a limit of 7.
     SwigluOai = 3,
+    /// `up * max(gate, 0)`: where up is gate, relu squared.
+    Relu2 = 4,
 }
 /// Which scales B has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +254,7 @@ pub const fn top_k_shared_bytes(words: usize) -> usize {
 /// What all of these kernels read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct Activate {
-    /// `[rows, 2 * intermediate]`, of the type that the kernel's name says.
+    /// `[rows, intermediate + gating.up]`, of the type that the kernel's name says.
     pub x: DevicePtr<u8>,
     /// i64: rows from it on are neither read nor written; null for no limit.
     pub valid_rows: DevicePtr<i64>,
@@ -261,6 +265,16 @@ pub struct Activate {
     /// I.
     pub intermediate: u32,
     /// What joins gate and up.
+    pub gating: Gating,
+}
+/// How gate and up become one value.
+#[derive(Clone, Copy, Debug)]
+pub struct Gating {
+    /// Columns from a gate to its up: I; 0 where experts have no gate, and up takes its place.
+    pub up: u32,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
+    /// What joins them.
     pub function: ActivationFunction,
 }
 /// Where scales per row and group of columns go.
@@ -333,12 +347,15 @@ pub struct Projection {
 /// What all of these kernels read, and where it goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantize {
-    /// `[rows, columns]`, of the type that the kernel's name says.
+    /// `[rows / slots, columns]`, of the type that the kernel's name says.
     pub x: DevicePtr<u8>,
     /// f32 `[rows]`, multiplies each row before anything else; null for none.
     pub row_weight: DevicePtr<f32>,
-    /// Rows of `x`.
+    /// Rows to quantise.
     pub rows: u32,
+    /// How many of them a row of `x` makes, one after the other; more than 1 where they have weights of their
+    /// own.
+    pub slots: u32,
     /// Columns of `x`.
     pub columns: u32,
     /// Where the rows go.
@@ -363,8 +380,8 @@ pub struct Requantization {
     pub scales: DevicePtr<f32>,
     /// Where in `scales`.
     pub strides: Strides,
-    /// What joins gate and up.
-    pub function: ActivationFunction,
+    /// What joins gate and up; rows of B for its columns.
+    pub gating: Gating,
 }
 /// What decides the key of every expanded row.
 #[derive(Clone, Copy, Debug)]
@@ -396,13 +413,15 @@ pub struct RowTargets {
     /// Whether row i of `q` is that of row i, and only its scales go to the destinations and to padding rows.
     pub rows_stay: bool,
 }
-/// The scales of a GEMM's operands.
+/// The scales of a GEMM's operands, and what is added to scaled sums.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales {
     /// Those of A, as many as `a_kind` says.
     pub a: DevicePtr<f32>,
     /// Those of B, as many as `b_kind` says.
     pub b: DevicePtr<f32>,
+    /// f32 `[experts, n]`, n being the rows of B of an expert; null for none.
+    pub bias: DevicePtr<f32>,
     /// Which scales A has.
     pub a_kind: AScaleKind,
     /// Which scales B has.
@@ -508,8 +527,42 @@ impl Arguments for ActivateGroup {
                 ::core::ptr::from_ref(&self.scales.strides.group).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.intermediate).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.group_size).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernel `activation_plain`.
+#[derive(Clone, Copy, Debug)]
+pub struct ActivatePlain {
+    /// f32 `[rows, intermediate + gating.up]`.
+    pub x: DevicePtr<f32>,
+    /// f32 `[rows]`: each row is multiplied by the sigmoid of its own; null for none.
+    pub row_logits: DevicePtr<f32>,
+    /// bf16 `[rows, intermediate]`.
+    pub out: DevicePtr<half::bf16>,
+    /// Rows of `x` and `out`.
+    pub rows: u32,
+    /// I.
+    pub intermediate: u32,
+    /// What joins gate and up.
+    pub gating: Gating,
+}
+impl Arguments for ActivatePlain {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.x).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.row_logits).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.intermediate).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.gating.function).cast_mut().cast(),
             ],
         )
     }
@@ -532,7 +585,9 @@ impl Arguments for ActivateTensor {
                 ::core::ptr::from_ref(&self.scale).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.intermediate).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.function).cast_mut().cast(),
             ],
         )
     }
@@ -557,8 +612,49 @@ impl Arguments for ActivateToken {
                 ::core::ptr::from_ref(&self.scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.intermediate).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.common.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.gating.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.kept_spans).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of the kernel `append_shared`.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendShared {
+    /// i32 `[tokens, top_k]`.
+    pub given_ids: DevicePtr<i32>,
+    /// f32 `[tokens, top_k]`.
+    pub given_weights: DevicePtr<f32>,
+    /// f32 `[tokens]`; null where the weight of shared experts is 1.
+    pub gate_logits: DevicePtr<f32>,
+    /// i32 `[tokens, top_k + shared]`.
+    pub topk_ids: DevicePtr<i32>,
+    /// f32 `[tokens, top_k + shared]`.
+    pub topk_weights: DevicePtr<f32>,
+    /// T.
+    pub tokens: u32,
+    /// E.
+    pub experts: u32,
+    /// k.
+    pub top_k: u32,
+    /// Shared experts, at least 1.
+    pub shared: u32,
+}
+impl Arguments for AppendShared {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.given_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.given_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.gate_logits).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.topk_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
             ],
         )
     }
@@ -697,6 +793,8 @@ pub struct FewTokens {
     pub hidden_type: HiddenType,
     /// What the output is.
     pub out_type: OutType,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
     /// What joins gate and up.
     pub function: ActivationFunction,
     /// Whether the weights are packed: then K and I are multiples of 128.
@@ -759,6 +857,7 @@ impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.input_pitch).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.hidden_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out_type).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.packed)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.weighs_input)).cast_mut().cast(),
@@ -796,6 +895,8 @@ impl Arguments for GroupedTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.groups).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_group).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.softmax_scores)).cast_mut().cast(),
@@ -810,7 +911,8 @@ impl Arguments for GroupedTopK {
 pub struct HopperGated {
     /// A e4m3 `[P, k]`, in boxes of 128 bytes by the rows of the kernel's tile, 128-byte swizzle.
     pub a: TensorMap,
-    /// w13 e4m3 `[experts * 2 * intermediate, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
+    /// w13 e4m3 `[experts * (intermediate + up), k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle;
+    /// `up` as the gating has it.
     pub b: TensorMap,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
@@ -818,7 +920,7 @@ pub struct HopperGated {
     pub intermediate: u32,
     /// K, a multiple of 16.
     pub k: u32,
-    /// The scales of both; N is 2I.
+    /// The scales of both, and the bias; N is I + up.
     pub scales: Scales,
     /// As `HopperGemm` has it.
     pub schedule: DevicePtr<[u32; 4]>,
@@ -838,6 +940,7 @@ impl Arguments for HopperGated {
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.partials).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.q).cast_mut().cast(),
@@ -849,7 +952,9 @@ impl Arguments for HopperGated {
                 ::core::ptr::from_ref(&self.k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a_kind).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b_kind).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.out.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.function).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.schedule_is_settled))
                     .cast_mut()
                     .cast(),
@@ -886,6 +991,7 @@ impl Arguments for HopperGathered {
                 ::core::ptr::from_ref(&self.a.scale_strides.group).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.q).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.given_scale).cast_mut().cast(),
@@ -898,7 +1004,9 @@ impl Arguments for HopperGathered {
                 ::core::ptr::from_ref(&self.k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a_kind).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b_kind).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.out.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.up).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out.gating.function).cast_mut().cast(),
             ],
         )
     }
@@ -941,6 +1049,7 @@ impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.partials).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
@@ -1097,6 +1206,7 @@ impl Arguments for PortableGemm {
                 ::core::ptr::from_ref(&self.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.schedule).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a_scale_strides.row).cast_mut().cast(),
@@ -1140,6 +1250,7 @@ impl Arguments for QuantizeGroup {
                 ::core::ptr::from_ref(&self.scales.strides.row).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.strides.group).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1188,6 +1299,7 @@ impl Arguments for QuantizeTensor {
                 ::core::ptr::from_ref(&self.out.q).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.cleared).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1233,6 +1345,7 @@ impl Arguments for QuantizeToken {
                 ::core::ptr::from_ref(&self.scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.absmax_limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.common.slots).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.columns).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.common.targets.capacity).cast_mut().cast(),
@@ -1252,6 +1365,8 @@ pub struct RouterLogits {
     pub hidden_states: DevicePtr<u8>,
     /// `[planes, experts, hidden]`.
     pub gate: DevicePtr<half::bf16>,
+    /// f32 `[experts]`, added to each token's logits; null for none.
+    pub bias: DevicePtr<f32>,
     /// `[tokens, experts]`.
     pub logits: DevicePtr<f32>,
     /// T, at least 1.
@@ -1269,6 +1384,7 @@ impl Arguments for RouterLogits {
             &mut [
                 ::core::ptr::from_ref(&self.hidden_states).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.gate).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.bias).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.logits).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
@@ -1296,6 +1412,8 @@ impl Arguments for SoftmaxTopK {
                 ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
             ],
         )
@@ -1364,11 +1482,11 @@ impl Arguments for SumRanks {
 /// What all top-k kernels read and write.
 #[derive(Clone, Copy, Debug)]
 pub struct TopK {
-    /// f32 `[tokens, experts]`.
+    /// f32 `[tokens, experts]`; with `shared_gate` `[tokens, experts + 1]`.
     pub logits: DevicePtr<f32>,
-    /// i32 `[tokens, top_k]`.
+    /// i32 `[tokens, top_k + shared]`.
     pub topk_ids: DevicePtr<i32>,
-    /// f32 `[tokens, top_k]`.
+    /// f32 `[tokens, top_k + shared]`.
     pub topk_weights: DevicePtr<f32>,
     /// T.
     pub tokens: u32,
@@ -1376,6 +1494,10 @@ pub struct TopK {
     pub experts: u32,
     /// k, from 1 to E.
     pub top_k: u32,
+    /// Slots behind the picked ones, for experts that every token has: `E`, `E + 1`, ..
+    pub shared: u32,
+    /// Whether their weight is the sigmoid of the logit behind those of the experts; else it is 1.
+    pub shared_gate: bool,
 }
 impl Arguments for TopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1387,6 +1509,8 @@ impl Arguments for TopK {
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.shared_gate)).cast_mut().cast(),
             ],
         )
     }
@@ -1402,6 +1526,8 @@ pub struct Unpermute {
     pub topk_weights: DevicePtr<f32>,
     /// i64: rows from it on are skipped.
     pub valid_rows: DevicePtr<i64>,
+    /// f32 `[tokens, columns]`, added behind the last slot; null for none.
+    pub addend: DevicePtr<f32>,
     /// `[tokens, columns]`, of the last type in the kernel's name.
     pub out: DevicePtr<u8>,
     /// T.
@@ -1423,6 +1549,7 @@ impl Arguments for Unpermute {
                 ::core::ptr::from_ref(&self.inverse).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.valid_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.addend).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.columns).cast_mut().cast(),
@@ -1538,6 +1665,15 @@ pub const ACTIVATION_GROUP_F32: Kernel<ActivateGroup> = Kernel::new(
     0,
     module,
 );
+/// Kernel `activation_plain`: 128 threads per block, at least 6 blocks per SM.
+pub const ACTIVATION_PLAIN: Kernel<ActivatePlain> = Kernel::new(
+    "activation_plain",
+    128,
+    1,
+    false,
+    0,
+    module,
+);
 /// Kernel `activation_tensor_bf16`: 128 threads per block, at least 6 blocks per SM.
 pub const ACTIVATION_TENSOR_BF16: Kernel<ActivateTensor> = Kernel::new(
     "activation_tensor_bf16",
@@ -1589,6 +1725,15 @@ pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
     256,
     1,
     true,
+    0,
+    module,
+);
+/// Kernel `append_shared`: 256 threads per block, at least 1 blocks per SM.
+pub const APPEND_SHARED: Kernel<AppendShared> = Kernel::new(
+    "append_shared",
+    256,
+    1,
+    false,
     0,
     module,
 );

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{COPY_BYTES, MoeConfig, Quantization, Routing, RowScales};
+use crate::config::{COPY_BYTES, MoeConfig, Reduction, Routing, RowScales, SharedRun};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -39,7 +39,7 @@ pub enum Hidden<'a> {
     Quantised {
         /// `[T, H]`, 16-byte aligned.
         values: Slice<'a, E4m3>,
-        /// One for each token, or for each token and 128 columns, as [`Quantization`] has it; none where one
+        /// One for each token, or for each token and 128 columns, as [`Quantization`](crate::Quantization) has it; none where one
         /// is given for all.
         scales: Option<Slice<'a, f32>>,
         /// Where `scales` are: `ScaleLayout::row_major` of 1, or of H / 128 rounded up, as a rule.
@@ -458,6 +458,7 @@ impl Request<'_> {
         }
         let (Output::Write(out) | Output::Add(out)) = &self.out;
         out.check(OP, "out", len, stream)?;
+        self.check_shared(config)?;
         match &self.routed {
             Some(Routed { topk_ids, topk_weights }) => {
                 let slots = elements(OP, "topk_ids", &[tokens, config.top_k])?;
@@ -473,6 +474,22 @@ impl Request<'_> {
             }
         }
         Ok(tokens)
+    }
+
+    /// Refuses what a shared expert beside the others, or its gate, cannot have.
+    fn check_shared(&self, config: &MoeConfig) -> Result<()> {
+        let is_beside = config.shared_run() == SharedRun::Beside;
+        let is_quantised = matches!(self.hidden, Hidden::Quantised { .. });
+        let needs_numbers = is_beside || config.routes_shared();
+        require(!is_quantised || !needs_numbers, OP, "hidden", self.hidden.type_name(), || {
+            "must be bf16 or f16 for a shared expert beside the others, or one with a gate".into()
+        })?;
+        // The sums begin with what it gives, and they are the output.
+        let in_place = config.reduction == Reduction::OrderFree
+            && matches!(self.out, Output::Add(ActivationsMut::F32(_)));
+        require(!in_place || !is_beside, OP, "out", "Add to f32", || {
+            "must be Write with the order-free reduction and a shared expert beside the others".into()
+        })
     }
 }
 
@@ -491,7 +508,7 @@ fn check_given_scales(
             Err(Error::argument(OP, "scales", "None", format!("must be given for {}", config.quantization)))
         }
         (None, Some(_)) => {
-            let rule = format!("must be None for {}: the layer has it", Quantization::TensorStatic);
+            let rule = format!("must be None for {}: the layer has it", config.quantization);
             Err(Error::argument(OP, "scales", "Some", rule))
         }
     }

@@ -32,7 +32,7 @@ impl Call<'_> {
         work: Work<'_>,
         (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
-        let MoeConfig { top_k, experts, routing, activation: function, .. } = *self.config;
+        let MoeConfig { top_k, experts, routing, .. } = *self.config;
         let Work { activated, products, expert_offsets, control, mut spare } = work;
         let control = match control {
             Some(control) => control,
@@ -73,7 +73,7 @@ impl Call<'_> {
             weighs_input: routing == Routing::SigmoidInput,
             first,
             second,
-            function,
+            gating: self.config.gating(),
             activated,
             products,
             expert_offsets,

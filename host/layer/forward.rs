@@ -5,8 +5,9 @@ use half::{bf16, f16};
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::few_tokens::Work;
+use super::shared::SharedParts;
 use super::weights::DeviceWeights;
-use crate::config::{GROUP, MoeConfig, Quantization, Reduction, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Reduction, Routing, RowScales, WeightScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -26,10 +27,10 @@ use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
-    Grouped, RouterLogits, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Grouped, RouterLogits, SharedSlots, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
-use crate::plan::{First, Plan};
+use crate::plan::{First, Plan, SharedPlan};
 
 /// Types that a layer can write: bf16, f16, f32.
 pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
@@ -88,8 +89,9 @@ pub struct Step {
 
 impl Step {
     /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
-    /// never runs both `unpermute` and `cast`, and the last stands for all but the router.
-    pub const NAMES: [&'static str; 9] = [
+    /// never runs both `unpermute` and `cast`, and the last stands for all behind the router.
+    pub const NAMES: [&'static str; 10] = [
+        "shared expert",
         "router",
         "permute",
         "quantise",
@@ -181,14 +183,38 @@ impl Call<'_> {
             partials: cutter.take(&layout.partials),
             products: cutter.take(&layout.products),
         };
-        let sums = cutter.take(&layout.sums);
+        let mut sums = cutter.take(&layout.sums);
+        let mut shared = cutter.take(&layout.shared);
+        let shared_parts = SharedParts {
+            products: cutter.take(&layout.shared_products),
+            middle: cutter.take(&layout.shared_middle),
+            logits: cutter.take(&layout.shared_logits),
+            layer: cutter.take(&layout.shared_layer),
+        };
         let activated = cutter.take(&layout.activated);
         let products = cutter.take(&layout.few_products);
         let spare = cutter.take(&layout.control);
+        let is_beside = !matches!(self.plan.shared, SharedPlan::None);
+        if is_beside {
+            self.step(0);
+            let target = match (self.config.reduction, &mut out) {
+                (Reduction::Deterministic, _) => shared.reborrow(),
+                (Reduction::OrderFree, ActivationsMut::F32(out)) => out.reborrow(),
+                (Reduction::OrderFree, _) => sums.reborrow(),
+            };
+            self.shared_beside(stream, hidden, shared_parts, target)?;
+        }
         let routed = match routed {
-            Some(routed) => routed,
+            Some(given) => {
+                let (ids, weights) = (topk_ids.reborrow(), topk_weights.reborrow());
+                if self.append_shared(stream, hidden, given, logits, ids, weights)? {
+                    Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
+                } else {
+                    given
+                }
+            }
             None => {
-                self.step(0);
+                self.step(1);
                 let hidden = match hidden {
                     Hidden::Bf16(hidden) => Activations::Bf16(hidden),
                     Hidden::F16(hidden) => Activations::F16(hidden),
@@ -201,13 +227,13 @@ impl Call<'_> {
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
             }
         };
-        if self.config.local_count() == 0 {
+        if self.config.slot_local_experts() == 0 {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
         }
         if let Some(plan) = &self.plan.few_tokens
             && is_aligned
         {
-            self.step(8);
+            self.step(9);
             let expert_offsets = lists.expert_offsets;
             let work = Work { activated, products, expert_offsets, control, spare };
             return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
@@ -215,33 +241,34 @@ impl Call<'_> {
         let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute { out, adds },
             (Reduction::OrderFree, ActivationsMut::F32(out)) => {
-                End::Add { sums: out, clears: !adds, cast_to: None }
+                End::Add { sums: out, clears: !adds && !is_beside, cast_to: None }
             }
-            (Reduction::OrderFree, out) => End::Add { sums, clears: true, cast_to: Some((out, adds)) },
+            (Reduction::OrderFree, out) => End::Add { sums, clears: !is_beside, cast_to: Some((out, adds)) },
         };
-        self.step(1);
-        let mut permutation = self.permute(stream, routed, lists)?;
         self.step(2);
-        let given = self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
+        let mut permutation = self.permute(stream, routed, lists)?;
         self.step(3);
+        let given = self.quantize(stream, hidden, routed, &permutation, &mut parts, &mut end)?;
+        self.step(4);
         match &self.plan.first {
             First::Gated(plan) => self.gated_gemm(stream, plan, given, permutation.reborrow(), &mut parts)?,
             First::Apart(plan) => {
                 self.first_gemm(stream, plan, permutation.reborrow(), &mut parts)?;
-                self.step(4);
+                self.step(5);
                 self.activate(stream, &permutation, &mut parts)?;
             }
         }
-        self.step(5);
+        self.step(6);
         self.second_gemm(stream, routed, permutation.reborrow(), &mut parts, &mut end)?;
         match end {
             End::Unpermute { out, adds } => {
-                self.step(6);
-                self.unpermute(stream, routed, &permutation, &parts, out, adds)
+                self.step(7);
+                let addend = is_beside.then(|| shared.as_slice());
+                self.unpermute(stream, routed, &permutation, &parts, addend, out, adds)
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some((out, adds)), .. } => {
-                self.step(7);
+                self.step(8);
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
                 cast(stream, Cast { rows, columns, x: sums.as_slice(), out, adds })
             }
@@ -262,6 +289,8 @@ impl Call<'_> {
         topk_weights: SliceMut<'_, f32>,
     ) -> Result<()> {
         let MoeConfig { experts, top_k, hidden_size, routing, .. } = *self.config;
+        let shared = SharedSlots { count: self.config.shared_slots(), gated: self.config.routes_shared() };
+        let rows = experts + usize::from(shared.gated);
         let Some(router) = &self.weights.router else {
             return Err(crate::Error::argument(
                 OP,
@@ -273,16 +302,17 @@ impl Call<'_> {
         let tokens = self.plan.tokens();
         let args = RouterLogits {
             tokens,
-            experts,
+            experts: rows,
             hidden: hidden_size,
             hidden_states: hidden,
             gate: router.as_slice(),
-            planes: router.len() / (experts * hidden_size),
+            planes: router.len() / (rows * hidden_size),
+            bias: self.weights.router_bias.as_ref().map(|bias| bias.as_slice()),
             logits: logits.reborrow(),
             path: self.plan.router,
         };
         router_logits(stream, args)?;
-        let top = TopK { tokens, experts, top_k, logits: logits.as_slice(), topk_ids, topk_weights };
+        let top = TopK { tokens, experts, top_k, shared, logits: logits.as_slice(), topk_ids, topk_weights };
         match routing {
             Routing::Softmax { renormalize } => softmax_top_k(stream, top, renormalize),
             Routing::SigmoidInput => sigmoid_top_k(stream, top),
@@ -342,10 +372,16 @@ impl Call<'_> {
             }
         };
         let scales = self.config.first_scales();
+        // The slots of a token have weights of their own where inputs are weighed and there is more than one.
+        let by_slot = self.config.routing == Routing::SigmoidInput && self.config.slots() > 1;
+        if let (End::Add { sums, clears: true, .. }, true) = (&mut *end, by_slot) {
+            sums.fill_bytes(0, stream)?;
+        }
         let args = Quantize {
             x,
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
             destinations: match (self.plan.gathers(), scales) {
+                _ if by_slot => Destinations::Slots { permutation },
                 (true, RowScales::Tensor | RowScales::Group128) => Destinations::Identity,
                 (true, RowScales::Token) => Destinations::Scales { permutation, fill_padding: false },
                 (false, _) => Destinations::Scatter { permutation, fill_padding: false },
@@ -361,6 +397,7 @@ impl Call<'_> {
             },
             q: parts.quantised.reborrow(),
             cleared: match end {
+                End::Add { clears: true, .. } if by_slot => None,
                 End::Add { sums, clears: true, .. } => Some(sums.reborrow()),
                 End::Unpermute { .. } | End::Add { .. } => None,
             },
@@ -419,6 +456,7 @@ impl Call<'_> {
             a_scale: self.first_a_scale(parts.scales.as_slice()),
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
+            bias: self.bias(0),
             permutation,
             out: GemmOut::F32(parts.products.reborrow().cast()),
             workspace: parts.partials.reborrow(),
@@ -452,6 +490,7 @@ impl Call<'_> {
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
             b_scale: self.w2_scale(),
+            bias: self.bias(1),
             permutation,
             out,
             workspace: parts.partials.reborrow(),
@@ -493,23 +532,28 @@ impl Call<'_> {
         }
     }
 
+    /// What is added to the sums of GEMM 1 or 2.
+    fn bias(&self, number: usize) -> Option<Slice<'_, f32>> {
+        self.weights.expert_biases.as_ref().map(|biases| biases[number].as_slice())
+    }
+
     /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
     /// here.
     pub(super) fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
-        match self.config.quantization {
-            Quantization::TensorStatic | Quantization::ChannelToken => BScale::Channel(scale),
-            Quantization::Block128 => BScale::Block(scale),
+        match self.config.quantization.weights() {
+            WeightScales::Tensor | WeightScales::Channel => BScale::Channel(scale),
+            WeightScales::Block128 => BScale::Block(scale),
         }
     }
 
     /// Scales of w2.
     pub(super) fn w2_scale(&self) -> BScale<'_> {
         let scale = self.weights.w2_scale.as_slice();
-        match self.config.quantization {
-            Quantization::TensorStatic => BScale::Expert(scale),
-            Quantization::ChannelToken => BScale::Channel(scale),
-            Quantization::Block128 => BScale::Block(scale),
+        match self.config.quantization.weights() {
+            WeightScales::Tensor => BScale::Expert(scale),
+            WeightScales::Channel => BScale::Channel(scale),
+            WeightScales::Block128 => BScale::Block(scale),
         }
     }
 
@@ -538,8 +582,9 @@ impl Call<'_> {
             a_scale,
             b: self.weights.w13.as_slice(),
             b_scale: self.w13_scale(),
+            bias: self.bias(0),
             permutation,
-            function: self.config.activation,
+            gating: self.config.gating(),
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
             workspace: parts.partials.reborrow(),
@@ -559,7 +604,7 @@ impl Call<'_> {
         let args = Activation {
             x: Activations::F32(parts.products.as_slice().cast()),
             permutation: Some(permutation),
-            function: self.config.activation,
+            gating: self.config.gating(),
             requantization: self.requantization(parts.intermediate_scales.reborrow()),
             q: parts.intermediate.reborrow(),
         };
@@ -577,6 +622,7 @@ impl Call<'_> {
         routed: Routed<'_>,
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
+        addend: Option<Slice<'_, f32>>,
         out: ActivationsMut<'_>,
         adds: bool,
     ) -> Result<()> {
@@ -585,6 +631,7 @@ impl Call<'_> {
             y: Activations::Bf16(products.cast()),
             permutation,
             topk_weights: self.output_weights(routed),
+            addend,
             hidden: self.config.hidden_size,
             out,
             adds,

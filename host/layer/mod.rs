@@ -30,19 +30,22 @@ mod call;
 mod few_tokens;
 mod forward;
 mod memory;
+mod shared;
+mod shared_weights;
 mod warm_up;
 mod weights;
 mod workspace;
 
 pub use crate::config::{
-    Accumulation, ActivationFunction, Gather, IntermediateScales, MoeConfig, MoeConfigBuilder, Quantization,
-    Reduction, Routing,
+    Accumulation, ActivationFunction, ActivationScales, Gather, Gating, IntermediateScales, MoeConfig,
+    MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
 };
 pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
 };
 pub use forward::{OutputElement, Step};
 pub use memory::DeviceMemory;
+pub use shared_weights::{SharedDeviceWeights, SharedMatrices, SharedWeights};
 pub(crate) use weights::ExpertSource;
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
@@ -174,7 +177,12 @@ impl MoeLayer {
 
     /// The plan of forwards of `tokens` tokens.
     pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
-        Plan::new(&self.device, &self.config, tokens)
+        let mut plan = Plan::new(&self.device, &self.config, tokens)?;
+        if self.weights.expert_biases.is_some() {
+            // The launch for few tokens knows none.
+            plan.few_tokens = None;
+        }
+        Ok(plan)
     }
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
@@ -200,7 +208,7 @@ impl MoeLayer {
     /// capture; on a GPU that may take tenths of a second. [`Device::load_kernels`] does it for all
     /// beforehand.
     ///
-    /// On a rank with some of the experts the result is their part of the sum. A routing of the layer's own
+    /// A shared expert, [`MoeConfig::shared`], is part of the sum. On a rank with some of the experts the result is their part of the sum. A routing of the layer's own
     /// can be read with [`Workspace::routing`] afterwards.
     ///
     /// # Errors
@@ -307,7 +315,7 @@ impl MoeLayer {
         })?;
         let call =
             Call { config: &self.config, weights: &self.weights, plan: &plan, observe: request.observe };
-        let class = Class::of(&request, &plan);
+        let class = Class::of(&request, &plan, &self.config);
         self.loaded.ensure(&self.device, class, |rehearsal| {
             let call = Call { observe: &|_| {}, ..call };
             call.enqueue(rehearsal, request.reborrow())

@@ -13,11 +13,12 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Result;
 use super::call::{Output, Request};
+use crate::config::MoeConfig;
 use crate::gpu::device::Device;
 use crate::gpu::launch::KernelText;
 use crate::gpu::stream::Stream;
-use crate::plan::Plan;
 use crate::plan::router::RouterLogitsPath;
+use crate::plan::{Plan, SharedPlan};
 
 /// What decides, beside the layer itself, which kernels a forward takes. Should it miss something, the
 /// kernels that differ are loaded one by one, at their first launch.
@@ -29,16 +30,25 @@ pub(super) struct Class {
     router: Option<RouterLogitsPath>,
     /// The types of hidden states and output.
     types: [&'static str; 2],
+    /// Of a shared expert: the router's kernel, which multiplies for it, and the rows of its tiles where it
+    /// is a layer of its own.
+    shared: Option<(RouterLogitsPath, Option<usize>)>,
 }
 
 impl Class {
     /// Of a forward by `plan`.
-    pub fn of(request: &Request<'_>, plan: &Plan) -> Class {
+    pub fn of(request: &Request<'_>, plan: &Plan, config: &MoeConfig) -> Class {
         let router = request.routed.is_none().then_some(plan.router);
         let (Output::Write(out) | Output::Add(out)) = &request.out;
         let types = [request.hidden.type_name(), out.as_activations().type_name()];
+        let beside = match &plan.shared {
+            SharedPlan::Layer(plan) => Some(plan.block_m),
+            SharedPlan::None | SharedPlan::Bf16 => None,
+        };
+        let shared = config.shared.map(|_| (plan.router, beside));
         let is_one_launch = plan.few_tokens.is_some() && request.is_aligned();
-        Class { block_m: (!is_one_launch).then_some(plan.block_m), router, types }
+        let block_m = (!is_one_launch).then_some(plan.block_m);
+        Class { block_m, router, types, shared }
     }
 }
 
@@ -80,8 +90,8 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::forward::Call;
-    use super::super::{MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing};
-    use super::{Class, Output, Request, rehearse};
+    use super::super::{MoeDeviceWeights, MoeLayer, Quantization, Routing};
+    use super::{Class, MoeConfig, Output, Request, rehearse};
     use crate::layer::call::Routed;
     use crate::layer::{Forward, IntermediateScales, OutputElement};
     use crate::{Device, Family};
@@ -113,15 +123,11 @@ mod tests {
             };
             let config = MoeConfig { routing, quantization, intermediate_scales, ..sizes };
             let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
-            let weights = MoeDeviceWeights {
-                router: Some(device.zeros(2 * 128).expect("memory").into()),
-                correction_bias: None,
-                w13: device.zeros(w13).expect("memory").into(),
-                w2: device.zeros(w2).expect("memory").into(),
-                w13_scale: device.zeros(w13_scale).expect("memory").into(),
-                w2_scale: device.zeros(w2_scale).expect("memory").into(),
-                input_scales: (quantization == Quantization::TensorStatic).then_some([1.0, 1.0]),
-            };
+            let [w13_scale, w2_scale] = [w13_scale, w2_scale].map(|len| device.zeros(len).expect("memory"));
+            let [w13, w2] = [w13, w2].map(|len| device.zeros(len).expect("memory"));
+            let weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
+            let mut weights = weights.router(device.zeros(2 * 128).expect("memory"));
+            weights.input_scales = quantization.is_static().then_some([1.0, 1.0]);
             MoeLayer::from_device(device, &config, weights).expect("a layer")
         };
         schemes.map(layer).into()
@@ -153,7 +159,7 @@ mod tests {
         };
         let kernels = rehearse(device, |stream| call.enqueue(stream, request.reborrow()));
         let kernels = kernels.expect("a rehearsal").into_iter().map(|kernel| kernel.name).collect();
-        (Class::of(&request, &plan), kernels)
+        (Class::of(&request, &plan, config), kernels)
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //! w2         [E_loc]                   [E_loc, H]                [E_loc, ceil(H/128), I'/128]
 //! ```
 //!
+//! Experts without a gate have up alone in w13, `[E_loc, I', H]`, and biases come per row: `[E_loc, 2I']` and
+//! `[E_loc, H]`, f32.
+//!
 //! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half
 //! begins at a block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is
 //! requantised.
@@ -22,13 +25,14 @@ use bytemuck::Pod;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization, Routing, SCALE_BLOCK};
-use crate::error::{Result, require};
+use crate::config::{MoeConfig, Quantization, Routing, SCALE_BLOCK, WeightScales};
+use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
+use crate::layer::shared_weights::{Shared, SharedDeviceWeights, SharedWeights};
 use crate::ops::router::bf16_planes;
 
 const OP: &str = "MoeLayer::new";
@@ -115,7 +119,7 @@ impl<'a> From<&'a [f32]> for RouterWeights<'a> {
 }
 
 impl RouterWeights<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             RouterWeights::Bf16(weights) => weights.len(),
             RouterWeights::F32(weights) => weights.len(),
@@ -130,8 +134,18 @@ impl RouterWeights<'_> {
         }
     }
 
+    /// Refuses an element that is not finite.
+    pub(super) fn require_finite(&self, name: &str) -> Result<()> {
+        match (0..self.len()).find(|&index| !self.is_finite(index)) {
+            Some(bad) => {
+                require(false, OP, &format!("{name}[{bad}]"), "not finite", || "must be finite".into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// On the device, as the planes that the kernels take.
-    fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
+    pub(super) fn upload(&self, device: &Device) -> Result<Buffer<bf16>> {
         match self {
             RouterWeights::Bf16(weights) => device.upload(weights),
             RouterWeights::F32(weights) => device.upload(&bf16_planes(weights)),
@@ -170,9 +184,16 @@ pub struct MoeWeights<'a> {
     pub correction_bias: Option<Cow<'a, [f32]>>,
     /// This rank's experts, in the order of [`MoeConfig::local_ids`].
     pub experts: Vec<ExpertWeights<'a>>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// `[E]`, added to the logits: gpt-oss.
+    pub router_bias: Option<Cow<'a, [f32]>>,
+    /// Added to what the projections give, in f32: gate and up `[E_loc, 2I]`, gate first (`[E_loc, I]` without
+    /// a gate), and down `[E_loc, H]`. A shared expert has none.
+    pub expert_biases: Option<[Cow<'a, [f32]>; 2]>,
+    /// For [`MoeConfig::shared`].
+    pub shared: Option<SharedWeights<'a>>,
 }
 
 impl<'a> MoeWeights<'a> {
@@ -195,6 +216,21 @@ impl<'a> MoeWeights<'a> {
     pub fn input_scales(self, scales: [f32; 2]) -> Self {
         MoeWeights { input_scales: Some(scales), ..self }
     }
+
+    /// With [`MoeWeights::router_bias`].
+    pub fn router_bias(self, bias: impl Into<Cow<'a, [f32]>>) -> Self {
+        MoeWeights { router_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeWeights::expert_biases`].
+    pub fn expert_biases(self, first: impl Into<Cow<'a, [f32]>>, second: impl Into<Cow<'a, [f32]>>) -> Self {
+        MoeWeights { expert_biases: Some([first.into(), second.into()]), ..self }
+    }
+
+    /// With [`MoeWeights::shared`].
+    pub fn shared(self, shared: SharedWeights<'a>) -> Self {
+        MoeWeights { shared: Some(shared), ..self }
+    }
 }
 
 /// All weights of a layer in device memory, laid out as the kernels read them. For
@@ -209,7 +245,7 @@ impl<'a> MoeWeights<'a> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct MoeDeviceWeights {
-    /// Router `[planes, E, H]`, one to three planes whose sum it is
+    /// Router `[planes, E, H]` (`E + 1` with the gate of a shared expert that is computed as experts), one to three planes whose sum it is
     /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the
     /// caller.
     pub router: Option<DeviceMemory<bf16>>,
@@ -224,9 +260,16 @@ pub struct MoeDeviceWeights {
     pub w13_scale: DeviceMemory<f32>,
     /// Per tensor `[E_loc]`, per channel `[E_loc, H]`, in blocks `[E_loc, ceil(H/128), I'/128]`.
     pub w2_scale: DeviceMemory<f32>,
-    /// For [`Quantization::TensorStatic`]: the scale of the activations before the first projection, and the
+    /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// `[E]`, added to the logits; `E + 1` where the router has so many rows, the last being 0.
+    pub router_bias: Option<DeviceMemory<f32>>,
+    /// `[E_loc + s, 2I']` and `[E_loc + s, H]`, added to what the projections give, 16-byte aligned; zeros for
+    /// the s experts that a shared one is computed as.
+    pub expert_biases: Option<[DeviceMemory<f32>; 2]>,
+    /// For [`MoeConfig::shared`].
+    pub shared: Option<SharedDeviceWeights>,
 }
 
 /// How far loading has come, in bytes of expert weights.
@@ -248,30 +291,35 @@ pub(crate) struct DeviceWeights {
     pub w2_scale: DeviceMemory<f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
     pub input_scales: [Buffer<f32>; 2],
-    /// i32 `[E]`, -1 = not on this rank.
+    /// i32 `[E + s]`, -1 = not on this rank.
     pub expert_map: Option<Buffer<i32>>,
+    pub router_bias: Option<DeviceMemory<f32>>,
+    pub expert_biases: Option<[DeviceMemory<f32>; 2]>,
+    pub shared: Option<Shared>,
 }
 
 impl ExpertWeights<'_> {
-    /// Refuses matrices and scales that do not fit `config`; `expert` is its number, for errors.
-    fn validate(&self, config: &MoeConfig, expert: usize) -> Result<()> {
+    /// Refuses matrices and scales that do not fit `config`; `name` is the expert's, for errors.
+    pub(super) fn validate(&self, config: &MoeConfig, name: &str) -> Result<()> {
         let (h, i) = (config.hidden_size, config.intermediate_size);
+        // Without a gate there is nothing of it.
+        let gate = if config.gated { i } else { 0 };
         let matrices = [
-            ("gate", &self.gate, &self.gate_scale, i, h),
+            ("gate", &self.gate, &self.gate_scale, gate, h),
             ("up", &self.up, &self.up_scale, i, h),
             ("down", &self.down, &self.down_scale, h, i),
         ];
         for (matrix, data, scale, rows, columns) in matrices {
-            exactly(&format!("experts[{expert}].{matrix}"), data.len(), rows * columns)?;
-            let count = config.quantization.weight_scales(rows, columns);
-            exactly(&format!("experts[{expert}].{matrix}_scale"), scale.len(), count)?;
+            exactly(&format!("{name}.{matrix}"), data.len(), rows * columns)?;
+            let count = if rows == 0 { 0 } else { config.quantization.weight_scales(rows, columns) };
+            exactly(&format!("{name}.{matrix}_scale"), scale.len(), count)?;
         }
         Ok(())
     }
 }
 
 /// Refuses a number of elements that is not the expected one.
-fn exactly(name: &str, len: usize, expected: usize) -> Result<()> {
+pub(super) fn exactly(name: &str, len: usize, expected: usize) -> Result<()> {
     require(len == expected, OP, name, format!("{len} elements"), || format!("must have {expected}"))
 }
 
@@ -279,18 +327,30 @@ impl MoeWeights<'_> {
     /// Refuses a router that does not fit `config` or is not finite.
     fn validate_router(&self, config: &MoeConfig) -> Result<()> {
         let (h, e) = (config.hidden_size, config.experts);
-        let finite =
-            |name: String, is_finite| require(is_finite, OP, &name, "not finite", || "must be finite".into());
         if let Some(router) = &self.router {
             exactly("router", router.len(), e * h)?;
-            let bad = (0..router.len()).find(|&index| !router.is_finite(index));
-            finite(format!("router[{}]", bad.unwrap_or(0)), bad.is_none())?;
+            router.require_finite("router")?;
         }
+        let finite = |name: &str, values: &[f32], count: usize| {
+            exactly(name, values.len(), count)?;
+            match values.iter().position(|value| !value.is_finite()) {
+                Some(bad) => {
+                    require(false, OP, &format!("{name}[{bad}]"), "not finite", || "must be finite".into())
+                }
+                None => Ok(()),
+            }
+        };
         if let Some(bias) = &self.correction_bias {
             check_uses_bias(config)?;
-            exactly("correction_bias", bias.len(), e)?;
-            let bad = bias.iter().position(|b| !b.is_finite());
-            finite(format!("correction_bias[{}]", bad.unwrap_or(0)), bad.is_none())?;
+            finite("correction_bias", bias, e)?;
+        }
+        if let Some(bias) = &self.router_bias {
+            finite("router_bias", bias, e)?;
+        }
+        if let Some([first, second]) = &self.expert_biases {
+            let local = config.local_count();
+            finite("expert_biases[0]", first, local * config.halves() * config.intermediate_size)?;
+            finite("expert_biases[1]", second, local * h)?;
         }
         Ok(())
     }
@@ -306,7 +366,7 @@ impl MoeWeights<'_> {
         exactly("experts", self.experts.len(), config.local_count())?;
         let ids = config.local_ids();
         for (&expert, weights) in ids.iter().zip(&self.experts) {
-            weights.validate(config, expert)?;
+            weights.validate(config, &format!("experts[{expert}]"))?;
         }
         self.upload_from(device, config, &Given(&self.experts, ids), progress)
     }
@@ -320,29 +380,74 @@ impl MoeWeights<'_> {
         source: &dyn ExpertSource,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<DeviceWeights> {
+        self.uploaded(device, config, source, progress)?.complete(device, config)
+    }
+
+    /// As [`upload`](Self::upload), as a layer of memory that is there already takes them.
+    pub(super) fn upload_all(&self, device: &Device, config: &MoeConfig) -> Result<MoeDeviceWeights> {
+        self.uploaded(device, config, &Given(&self.experts, config.local_ids()), &|_| {})
+    }
+
+    fn uploaded(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+        source: &dyn ExpertSource,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<MoeDeviceWeights> {
         config.validate()?;
         self.validate_router(config)?;
         check_input_scales(config, self.input_scales)?;
+        let shared = match (&self.shared, config.shared) {
+            (Some(weights), Some(shared)) => {
+                weights.validate(config, shared)?;
+                Some(weights)
+            }
+            (None, None) => None,
+            (weights, _) => {
+                let (given, wanted) = (weights.is_some(), config.shared.is_some());
+                return Err(Error::argument(
+                    OP,
+                    "shared",
+                    format!("given: {given}"),
+                    format!("must be given: {wanted}, as the config says"),
+                ));
+            }
+        };
         let layout = Layout::new(config);
         let ids = config.local_ids();
-        let mut w13 = device.uninit::<E4m3>(ids.len() * layout.w13)?;
-        let mut w2 = device.uninit::<E4m3>(ids.len() * layout.w2)?;
-        let bytes = (3 * config.hidden_size * config.intermediate_size) as u64;
-        let total = ids.len() as u64 * bytes;
+        let shared_parts = shared.map(|weights| weights.parts(config)).unwrap_or_default();
+        let experts = ids.len() + shared_parts.len();
+        let mut w13 = device.uninit::<E4m3>(experts * layout.w13)?;
+        let mut w2 = device.uninit::<E4m3>(experts * layout.w2)?;
+        let matrices = config.halves() + 1;
+        let bytes = (matrices * config.hidden_size * config.intermediate_size) as u64;
+        let total = experts as u64 * bytes;
         let done = AtomicU64::new(0);
         let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
-        let jobs: Vec<_> = ids.iter().enumerate().zip(parts).collect();
-        let scales = jobs.into_par_iter().map(|((index, &number), (w13, w2))| -> Result<_> {
-            let expert = source.expert(index)?;
-            expert.validate(config, number)?;
+        let jobs: Vec<_> = parts.enumerate().collect();
+        let scales = jobs.into_par_iter().map(|(index, (w13, w2))| -> Result<_> {
+            let expert = match ids.get(index) {
+                Some(number) => {
+                    let expert = source.expert(index)?;
+                    expert.validate(config, &format!("experts[{number}]"))?;
+                    expert
+                }
+                None => Cow::Borrowed(&shared_parts[index - ids.len()]),
+            };
             layout.upload_expert(&expert, w13, w2)?;
             progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
             Ok(layout.scales(&expert))
         });
         let scales = scales.collect::<Result<Vec<_>>>()?;
         let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
-        let weights = MoeDeviceWeights {
-            router: self.router.as_ref().map(|r| r.upload(device)).transpose()?.map(Into::into),
+        let gate = shared.filter(|_| config.routes_shared()).and_then(|weights| weights.gate.as_ref());
+        let router = match (&self.router, gate) {
+            (Some(router), Some(gate)) => Some(router.stacked(gate).upload(device)?),
+            (router, _) => router.as_ref().map(|router| router.upload(device)).transpose()?,
+        };
+        Ok(MoeDeviceWeights {
+            router: router.map(Into::into),
             correction_bias: self
                 .correction_bias
                 .as_deref()
@@ -354,8 +459,22 @@ impl MoeWeights<'_> {
             w13_scale: device.upload(&w13_scale.concat())?.into(),
             w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
-        };
-        weights.complete(device, config)
+            router_bias: match &self.router_bias {
+                Some(bias) => {
+                    let gate = if config.routes_shared() { &[0.0][..] } else { &[] };
+                    Some(device.upload(&[&bias[..], gate].concat())?.into())
+                }
+                None => None,
+            },
+            expert_biases: match &self.expert_biases {
+                Some(biases) => {
+                    let [first, second] = layout.biases(biases, experts);
+                    Some([device.upload(&first)?.into(), device.upload(&second)?.into()])
+                }
+                None => None,
+            },
+            shared: shared.map(|weights| weights.upload(device, config)).transpose()?,
+        })
     }
 }
 
@@ -369,7 +488,7 @@ fn check_uses_bias(config: &MoeConfig) -> Result<()> {
 
 /// Static activations need scales, others must not have any.
 fn check_input_scales(config: &MoeConfig, scales: Option<[f32; 2]>) -> Result<()> {
-    let is_static = config.quantization == Quantization::TensorStatic;
+    let is_static = config.quantization.is_static();
     match scales {
         Some(scales) => {
             let usable = is_static && scales.iter().all(|s| s.is_finite() && *s > 0.0);
@@ -398,6 +517,9 @@ impl MoeDeviceWeights {
             w13_scale: w13_scale.into(),
             w2_scale: w2_scale.into(),
             input_scales: None,
+            router_bias: None,
+            expert_biases: None,
+            shared: None,
         }
     }
 
@@ -416,19 +538,40 @@ impl MoeDeviceWeights {
         MoeDeviceWeights { input_scales: Some(scales), ..self }
     }
 
-    /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale.
+    /// With [`MoeDeviceWeights::router_bias`].
+    pub fn router_bias(self, bias: impl Into<DeviceMemory<f32>>) -> Self {
+        MoeDeviceWeights { router_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::expert_biases`].
+    pub fn expert_biases(
+        self,
+        first: impl Into<DeviceMemory<f32>>,
+        second: impl Into<DeviceMemory<f32>>,
+    ) -> Self {
+        MoeDeviceWeights { expert_biases: Some([first.into(), second.into()]), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::shared`].
+    pub fn shared(self, shared: SharedDeviceWeights) -> Self {
+        MoeDeviceWeights { shared: Some(shared), ..self }
+    }
+
+    /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale. They hold this
+    /// rank's experts, and behind them those that a shared expert is computed as.
     pub fn lengths(config: &MoeConfig) -> [usize; 4] {
         let (local, hidden, padded) =
-            (config.local_count(), config.hidden_size, config.padded_intermediate());
-        let (w13_scale, w2_scale) = match config.quantization {
-            Quantization::TensorStatic => (2 * padded, 1),
-            Quantization::ChannelToken => (2 * padded, hidden),
-            Quantization::Block128 => {
+            (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
+        let rows = config.halves() * padded;
+        let (w13_scale, w2_scale) = match config.quantization.weights() {
+            WeightScales::Tensor => (rows, 1),
+            WeightScales::Channel => (rows, hidden),
+            WeightScales::Block128 => {
                 let (hidden, intermediate) = (hidden.div_ceil(SCALE_BLOCK), padded / SCALE_BLOCK);
-                (2 * intermediate * hidden, hidden * intermediate)
+                (rows / SCALE_BLOCK * hidden, hidden * intermediate)
             }
         };
-        [2 * padded * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
+        [rows * hidden, hidden * padded, w13_scale, w2_scale].map(|each| local * each)
     }
 
     /// Gate and up that lie apart, as the one array that the kernels read, enqueued on `stream`: for w13 from
@@ -480,13 +623,32 @@ impl MoeDeviceWeights {
         exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
         exactly("w2_scale", (self.w2_scale.len(), self.w2_scale.device()), w2_scale)?;
         if let Some(router) = &self.router {
-            let gate = config.experts * config.hidden_size;
+            let gate = (config.experts + usize::from(config.routes_shared())) * config.hidden_size;
             let planes = (router.len() / gate).clamp(1, 3);
             exactly("router", (router.len(), router.device()), planes * gate)?;
         }
         if let Some(bias) = &self.correction_bias {
             check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
+        }
+        if let Some(bias) = &self.router_bias {
+            let rows = config.experts + usize::from(config.routes_shared());
+            exactly("router_bias", (bias.len(), bias.device()), rows)?;
+        }
+        if let Some([first, second]) = &self.expert_biases {
+            let (local, columns) =
+                (config.slot_local_experts(), config.halves() * config.padded_intermediate());
+            exactly("expert_biases[0]", (first.len(), first.device()), local * columns)?;
+            exactly("expert_biases[1]", (second.len(), second.device()), local * config.hidden_size)?;
+        }
+        match (&self.shared, config.shared) {
+            (Some(weights), Some(shared)) => weights.validate(device, config, shared)?,
+            (weights, shared) => {
+                let fits = weights.is_some() == shared.is_some();
+                require(fits, OP, "shared", format!("given: {}", weights.is_some()), || {
+                    format!("must be given: {}, as the config says", shared.is_some())
+                })?;
+            }
         }
         check_input_scales(config, self.input_scales)
     }
@@ -504,7 +666,10 @@ impl MoeDeviceWeights {
                 Some([first, second]) => [device.upload(&[first])?, device.upload(&[second])?],
                 None => [device.uninit(0)?, device.uninit(0)?],
             },
+            router_bias: self.router_bias,
+            expert_biases: self.expert_biases,
             expert_map: config.expert_map().map(|map| device.upload(&map)).transpose()?,
+            shared: self.shared.map(|shared| shared.complete(device, config)).transpose()?,
         })
     }
 }
@@ -524,6 +689,7 @@ fn parts(buffer: &mut Buffer<E4m3>, len: usize) -> Vec<SliceMut<'_, E4m3>> {
 /// Where the parts of an expert go.
 struct Layout {
     quantization: Quantization,
+    gated: bool,
     hidden: usize,
     intermediate: usize,
     padded: usize,
@@ -536,8 +702,9 @@ impl Layout {
     fn new(config: &MoeConfig) -> Layout {
         let (hidden, intermediate, padded) =
             (config.hidden_size, config.intermediate_size, config.padded_intermediate());
-        let (w13, w2) = (2 * padded * hidden, hidden * padded);
-        Layout { quantization: config.quantization, hidden, intermediate, padded, w13, w2 }
+        let gated = config.gated;
+        let (w13, w2) = (config.halves() * padded * hidden, hidden * padded);
+        Layout { quantization: config.quantization, gated, hidden, intermediate, padded, w13, w2 }
     }
 
     /// Copies one expert into its parts of w13 and w2.
@@ -548,8 +715,10 @@ impl Layout {
         mut w2: SliceMut<'_, E4m3>,
     ) -> Result<()> {
         let stream = w2.device().default_stream();
-        let (gate, up) = w13.split_at(self.padded * self.hidden);
-        for (mut half, matrix) in [(gate, &expert.gate), (up, &expert.up)] {
+        let gate = if self.gated { self.padded * self.hidden } else { 0 };
+        let (gate, up) = w13.split_at(gate);
+        let halves = [(gate, &expert.gate), (up, &expert.up)];
+        for (mut half, matrix) in halves.into_iter().skip(usize::from(!self.gated)) {
             let padding = (self.padded - self.intermediate) * self.hidden;
             half.slice_mut(..matrix.len()).copy_from(matrix, &stream)?;
             half.slice_mut(matrix.len()..).copy_from(&vec![E4m3::default(); padding], &stream)?;
@@ -568,17 +737,33 @@ impl Layout {
     /// An expert's scales of w13 and of w2, as the device has them.
     fn scales(&self, expert: &ExpertWeights<'_>) -> (Vec<f32>, Vec<f32>) {
         let mut w13 = Vec::new();
-        self.append_w13_scales(&mut w13, &expert.gate_scale);
+        if self.gated {
+            self.append_w13_scales(&mut w13, &expert.gate_scale);
+        }
         self.append_w13_scales(&mut w13, &expert.up_scale);
         (w13, expert.down_scale.to_vec())
+    }
+
+    /// The biases of this rank's experts for `experts` of them, the last being shared ones without; each half
+    /// padded as the matrices are.
+    fn biases(&self, [first, second]: &[Cow<'_, [f32]>; 2], experts: usize) -> [Vec<f32>; 2] {
+        let mut padded = Vec::new();
+        for half in first.chunks(self.intermediate) {
+            padded.extend_from_slice(half);
+            padded.resize(padded.len() + self.padded - self.intermediate, 0.0);
+        }
+        padded.resize(experts * (self.w13 / self.hidden), 0.0);
+        let mut second = second.to_vec();
+        second.resize(experts * self.hidden, 0.0);
+        [padded, second]
     }
 
     /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its
     /// padded size have the same number of them.
     fn append_w13_scales(&self, to: &mut Vec<f32>, scales: &[f32]) {
-        match self.quantization {
-            Quantization::TensorStatic => to.extend(std::iter::repeat_n(scales[0], self.padded)),
-            Quantization::ChannelToken | Quantization::Block128 => to.extend_from_slice(scales),
+        match self.quantization.weights() {
+            WeightScales::Tensor => to.extend(std::iter::repeat_n(scales[0], self.padded)),
+            WeightScales::Channel | WeightScales::Block128 => to.extend_from_slice(scales),
         }
     }
 }

@@ -65,14 +65,15 @@ impl Workspace {
     }
 
     /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64 `[E_loc +
-    /// 1]`.
+    /// s + 1]`.
     pub(crate) fn expert_offsets(&self, tokens: usize) -> Result<Slice<'_, i64>> {
         let layout = Plan::new(self.memory.device(), &self.config, tokens)?.layout;
         Ok(self.memory.slice(layout.expert_offsets).cast())
     }
 
-    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 `[T, k]`
-    /// and weights f32 `[T, k]`.
+    /// The routing that the last [`crate::MoeLayer::forward`] with `tokens` tokens chose: ids i32 and weights
+    /// f32 `[T, k]`. With a shared expert that is computed as `s` experts they are `[T, k + s]`
+    /// ([`MoeConfig::slots`]), of which the last s are `E .. E + s`.
     ///
     /// # Errors
     /// A workspace that is too small for so many tokens.

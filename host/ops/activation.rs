@@ -4,6 +4,10 @@
 //! once, to e4m3; the scales are those of [`quantize`](super::quantize). The error of the activation
 //! functions is documented in `kernels-gpu/src/elementwise/activation/functions.rs`: a few units in the last place of
 //! f32.
+//!
+//! [`activation_plain`] rounds to bf16 instead, for a second projection that is not quantised.
+
+use half::bf16;
 
 use super::permutation::Permutation;
 use super::quantize::{Activations, check_groups, group_scales_out};
@@ -14,10 +18,10 @@ use crate::gpu::launch::DevicePtr;
 use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
-use crate::plan::checked_i32;
 use crate::plan::rows::{BlockRows, ScaleLayout, checked_columns, warp_rows_grid};
+use crate::plan::{checked_i32, elements};
 
-pub use crate::config::ActivationFunction;
+pub use crate::config::{ActivationFunction, Gating};
 
 const OP: &str = "activation";
 
@@ -58,12 +62,12 @@ pub enum Requantization<'a> {
 /// Arguments of [`activation`].
 #[derive(Debug)]
 pub struct Activation<'a> {
-    /// bf16, f16 or f32 `[P, 2I]`.
+    /// bf16, f16 or f32 `[P, 2I]`; `[P, I]` without a gate.
     pub x: Activations<'a>,
     /// Rows from its last offset on are neither read nor written. Without it, all are.
     pub permutation: Option<&'a Permutation<'a>>,
     /// What joins gate and up.
-    pub function: ActivationFunction,
+    pub gating: Gating,
     /// How to scale.
     pub requantization: Requantization<'a>,
     /// e4m3 `[P, I]`.
@@ -79,7 +83,9 @@ pub struct Activation<'a> {
 pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>) -> Result<()> {
     let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
     let rows = checked_i32(OP, "rows", shape.rows)?;
-    args.x.check(OP, "x", shape.rows * 2 * shape.intermediate, stream)?;
+    args.gating.check(OP, "gating.limit")?;
+    let columns = shape.intermediate + args.gating.up(shape.intermediate);
+    args.x.check(OP, "x", elements(OP, "x", &[shape.rows, columns])?, stream)?;
     let valid_rows = match args.permutation {
         Some(permutation) => {
             permutation.check_size(OP, "rows", shape.rows, (permutation.rows(), "rows"))?;
@@ -106,7 +112,7 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
         q: args.q.ptr().cast(),
         rows,
         intermediate,
-        function: args.function,
+        gating: args.gating.raw(intermediate),
     };
     let device = stream.device();
     let lists = args.permutation.map_or(Unchanged::NOTHING, Permutation::unchanged);
@@ -146,4 +152,51 @@ pub fn activation(stream: &Stream, shape: ActivationShape, args: Activation<'_>)
             }
         }
     }
+}
+
+/// Arguments of [`activation_plain`].
+#[derive(Debug)]
+pub struct ActivationPlain<'a> {
+    /// f32 `[rows, 2I]`; `[rows, I]` without a gate.
+    pub x: Slice<'a, f32>,
+    /// f32 `[rows]`: each row is multiplied by the sigmoid of its own.
+    pub row_logits: Option<Slice<'a, f32>>,
+    /// What joins gate and up.
+    pub gating: Gating,
+    /// bf16 `[rows, I]`.
+    pub out: SliceMut<'a, bf16>,
+}
+
+/// Joins gate and up of every row, rounding to bf16: for a second projection that is not quantised.
+///
+/// With no rows nothing is launched.
+///
+/// # Errors
+/// Arrays that are too short or on another device.
+pub fn activation_plain(stream: &Stream, shape: ActivationShape, args: ActivationPlain<'_>) -> Result<()> {
+    const OP: &str = "activation_plain";
+    let intermediate = checked_columns(OP, "intermediate", shape.intermediate)?;
+    let rows = checked_i32(OP, "rows", shape.rows)?;
+    args.gating.check(OP, "gating.limit")?;
+    let columns = shape.intermediate + args.gating.up(shape.intermediate);
+    args.x.check(OP, "x", elements(OP, "x", &[shape.rows, columns])?, stream)?;
+    if let Some(row_logits) = &args.row_logits {
+        row_logits.check(OP, "row_logits", shape.rows, stream)?;
+    }
+    args.out.check(OP, "out", shape.rows * shape.intermediate, stream)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let arguments = launchers::ActivatePlain {
+        x: args.x.ptr(),
+        row_logits: args.row_logits.map_or(DevicePtr::null(), |logits| logits.ptr()),
+        out: args.out.ptr(),
+        rows,
+        intermediate,
+        gating: args.gating.raw(intermediate),
+    };
+    let device = stream.device();
+    let grid = warp_rows_grid(device, rows, intermediate);
+    // SAFETY: every array was checked to have its extent on this device.
+    unsafe { device.launch(stream, &launchers::ACTIVATION_PLAIN, grid, &arguments) }
 }

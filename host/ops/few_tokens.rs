@@ -8,12 +8,13 @@
 
 use super::grouped_gemm::{AScale, BScale, check_matrix, check_matrix_mut, raw_scales};
 use super::quantize::{Activations, ActivationsMut};
+use crate::config::Gating;
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::kernels::launchers::{self, AScaleKind, ActivationFunction, HiddenType, OutType, Strides};
+use crate::kernels::launchers::{self, AScaleKind, HiddenType, OutType, Strides};
 use crate::plan::elements;
 use crate::plan::few_tokens::{Cut, FewTokensPlan};
 use crate::plan::rows::ScaleLayout;
@@ -72,7 +73,8 @@ pub(crate) struct FewTokens<'a> {
     pub first: Projection<'a>,
     /// K is I, and there are H rows.
     pub second: Projection<'a>,
-    pub function: ActivationFunction,
+    /// How gate and up become one value; there is a gate.
+    pub gating: Gating,
     /// f32 `[T * k, I]`, 16-byte aligned.
     pub activated: SliceMut<'a, f32>,
     /// f32 `[parts, T * k, H]`, 16-byte aligned.
@@ -98,6 +100,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         format!("must be for {} pairs", tokens * top_k)
     })?;
     let (hidden, intermediate) = (plan.first.k, plan.second.k);
+    require(args.gating.is_gated, OP, "gating", "without a gate", || "must have a gate".into())?;
     args.topk_ids.check(OP, "topk_ids", pairs, stream)?;
     args.topk_weights.check(OP, "topk_weights", pairs, stream)?;
     if let Some(map) = &args.expert_map {
@@ -161,7 +164,8 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         input_pitch: plan.input_pitch as u32,
         hidden_type: input.kind,
         out_type,
-        function: args.function,
+        limit: args.gating.bound(),
+        function: args.gating.function,
         packed: plan.packed,
         weighs_input: args.weighs_input,
         adds: args.adds,
@@ -257,7 +261,7 @@ impl Projection<'_> {
             weights: self.weights.ptr().cast(),
             weight_scales: scales.ptr(),
             given_scale,
-            weight_scale_kind: raw_scales(&AScale::Row(scales), &self.scales).b_kind,
+            weight_scale_kind: raw_scales(&AScale::Row(scales), &self.scales, None).b_kind,
             input_scale_kind,
             k: k as u32,
             rows: rows as u32,

@@ -17,10 +17,10 @@
 //! [`activation`](super::activation::activation) without the products going to memory. Scales per token are
 //! not offered: a row's maximum is known only when all its columns are.
 
-use super::activation::{ActivationFunction, Requantization};
+use super::activation::{ActivationFunction, Gating, Requantization};
 use super::grouped_gemm::{
-    AScale, B_BOX, BScale, GemmShape, check_matrix, check_matrix_mut, check_plan, check_scales, raw_scales,
-    slab_scales,
+    AScale, B_BOX, BScale, GemmShape, check_bias, check_matrix, check_matrix_mut, check_plan, check_scales,
+    raw_scales, slab_scales,
 };
 use super::permutation::Permutation;
 use super::quantize::check_groups;
@@ -55,8 +55,11 @@ pub struct GatedGemm<'a> {
     /// Which rows are whose, and where rows are gathered whose token's they are, with a tile schedule of the
     /// plan's height: the GEMM counts in it, so that it takes it exclusively ([`Permutation::reborrow`]).
     pub permutation: Permutation<'a>,
-    /// What joins gate and up.
-    pub function: ActivationFunction,
+    /// f32 `[E_loc, 2I]`, added to the scaled sums: the bias of gate and up.
+    pub bias: Option<Slice<'a, f32>>,
+    /// What joins gate and up. Without a gate B is `[E_loc, I, K]`, up alone, and the kernels multiply by it
+    /// twice: what comes from memory is the same, what is multiplied is not.
+    pub gating: Gating,
     /// How to scale: one given scale, or one per row and group of 128.
     pub requantization: Requantization<'a>,
     /// e4m3 `[P, I]`.
@@ -108,7 +111,9 @@ impl GatedGemm<'_> {
         require(blocks_fit, OP, "intermediate", intermediate, || {
             format!("must be a positive multiple of {SCALE_BLOCK} with block scales")
         })?;
-        let shape = plan.shape().gemm();
+        self.gating.check(OP, "gating.limit")?;
+        let n = intermediate + self.gating.up(intermediate);
+        let shape = GemmShape { n, ..plan.shape().gemm() };
         let a_rows = if plan.gathers() { self.permutation.tokens() } else { rows };
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
         check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
@@ -116,6 +121,7 @@ impl GatedGemm<'_> {
         let scaled_rows = if let AScale::Group { .. } = self.a_scale { a_rows } else { rows };
         let scaled = GemmShape { rows: scaled_rows, ..shape };
         check_scales(OP, &self.a_scale, &self.b_scale, &scaled, plan.slab_scales(), stream)?;
+        check_bias(OP, self.bias, &shape, stream)?;
         match &self.requantization {
             Requantization::TensorStatic { scale } => scale.check(OP, "scale", 1, stream)?,
             Requantization::Group { group_size, scales, layout } => {
@@ -162,11 +168,13 @@ impl GatedGemm<'_> {
     ) -> Result<()> {
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
-        let b = tensor_map::of_matrix(&self.b, (experts * 2 * intermediate, k), B_BOX)?;
-        let scales = raw_scales(&self.a_scale, &self.b_scale);
+        let n = intermediate + self.gating.up(intermediate);
+        let b = tensor_map::of_matrix(&self.b, (experts * n, k), B_BOX)?;
+        let scales = raw_scales(&self.a_scale, &self.b_scale, self.bias);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
-        let is_silu = self.function == ActivationFunction::Silu;
+        let is_silu =
+            self.gating.function == ActivationFunction::Silu && self.gating.bound() == f32::INFINITY;
         let lists = self.permutation.unchanged();
         if plan.gathers() {
             let a = launchers::TokenRows {
@@ -232,7 +240,7 @@ impl GatedGemm<'_> {
             given_scale,
             scales,
             strides,
-            function: self.function,
+            gating: self.gating.raw(self.plan.shape().intermediate as u32),
         }
     }
 }

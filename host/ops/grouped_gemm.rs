@@ -90,8 +90,8 @@ pub enum BScale<'a> {
     Block(Slice<'a, f32>),
 }
 
-/// The scales of both operands, as the kernels take them.
-pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
+/// The scales of both operands and the bias, as the kernels take them.
+pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>, bias: Option<Slice<'_, f32>>) -> Scales {
     let (a, a_kind) = match a_scale {
         AScale::Call(scale) => (scale, AScaleKind::Call),
         AScale::Row(scales) => (scales, AScaleKind::Row),
@@ -102,7 +102,8 @@ pub(super) fn raw_scales(a_scale: &AScale<'_>, b_scale: &BScale<'_>) -> Scales {
         BScale::Channel(scales) => (scales, BScaleKind::Channel),
         BScale::Block(scales) => (scales, BScaleKind::Block),
     };
-    Scales { a: a.ptr(), b: b.ptr(), a_kind, b_kind }
+    let bias = bias.map_or(DevicePtr::null(), |bias| bias.ptr());
+    Scales { a: a.ptr(), b: b.ptr(), bias, a_kind, b_kind }
 }
 
 /// Rows of B, and bytes of K, that are asked for at a time.
@@ -171,6 +172,8 @@ pub struct GroupedGemm<'a> {
     pub b: Slice<'a, E4m3>,
     /// Its scales.
     pub b_scale: BScale<'a>,
+    /// f32 `[E_loc, N]`, added to each scaled sum, before a weight where rows are added up by token.
+    pub bias: Option<Slice<'a, f32>>,
     /// Which rows are whose, with a tile schedule of the plan's height: the GEMM counts in it, so that it
     /// takes it exclusively ([`Permutation::reborrow`]).
     pub permutation: Permutation<'a>,
@@ -239,6 +242,7 @@ impl GroupedGemm<'_> {
             GemmOut::TokenSums(sums) => sums.check(n, &self.permutation, stream)?,
         }
         check_scales(OP, &self.a_scale, &self.b_scale, &plan.shape(), plan.slab_scales(), stream)?;
+        check_bias(OP, self.bias, &plan.shape(), stream)?;
         check_matrix_mut(OP, &self.workspace, "workspace", plan.workspace_bytes(), stream)?;
         self.permutation.checked_schedule(OP, plan.block_m(), stream)
     }
@@ -305,6 +309,17 @@ pub(super) fn check_scales(
         }
     }
     Ok(())
+}
+
+/// Refuses a bias that is too short for the shape, or not aligned for pairs.
+pub(super) fn check_bias(
+    op: &'static str,
+    bias: Option<Slice<'_, f32>>,
+    shape: &GemmShape,
+    stream: &Stream,
+) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    check_matrix(op, &bias, "bias", elements(op, "bias", &[shape.experts, shape.n])?, stream)
 }
 
 /// Refuses a matrix that is too short, on another device, or not aligned for 16-byte copies.

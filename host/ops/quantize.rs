@@ -21,8 +21,8 @@ use crate::gpu::launch::{DevicePtr, Kernel};
 use crate::gpu::order::Unchanged;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
-use crate::plan::checked_i32;
 use crate::plan::rows::{BlockRows, MAX_PARTIALS, ScaleLayout, absmax_grid, checked_columns, warp_rows_grid};
+use crate::plan::{checked_i32, elements};
 
 const OP: &str = "quantize";
 
@@ -184,6 +184,12 @@ pub enum Destinations<'a> {
         /// written.
         fill_padding: bool,
     },
+    /// Token t to the rows that the permutation has for its slots, each times the slot's own weight:
+    /// `row_weight` is `[T, k]`. A token is read once for each of its slots.
+    Slots {
+        /// Of as many tokens as `x` has rows; `q` is `[P, columns]`.
+        permutation: &'a Permutation<'a>,
+    },
     /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t
     /// alone: what a GEMM takes that gathers its rows
     /// ([`GatedPlan::gathers`](crate::plan::GatedPlan::gathers)).
@@ -235,7 +241,7 @@ pub struct Quantize<'a> {
     /// `[rows, columns]`: bf16, f16 or f32.
     pub x: Activations<'a>,
     /// f32 `[rows]`, multiplies each row before anything else, rounding to the type of `x`: Llama-4's routing
-    /// weight.
+    /// weight. With [`Destinations::Slots`] `[rows, k]`.
     pub row_weight: Option<Slice<'a, f32>>,
     /// Where the rows go.
     pub destinations: Destinations<'a>,
@@ -244,7 +250,8 @@ pub struct Quantize<'a> {
     /// e4m3 `[rows, columns]`; `[P, columns]` with [`Destinations::Scatter`].
     pub q: SliceMut<'a, E4m3>,
     /// f32 `[rows, columns]`, set to 0 on the way, for a later operation to add to. Not with
-    /// [`Destinations::Valid`], whose rows the device alone knows.
+    /// [`Destinations::Valid`], whose rows the device alone knows, nor with [`Destinations::Slots`], which
+    /// visits a row several times.
     pub cleared: Option<SliceMut<'a, f32>>,
 }
 
@@ -290,6 +297,8 @@ struct Targets<'a> {
     lists: Unchanged<'a>,
     /// As the kernels take them.
     raw: launchers::RowTargets,
+    /// Rows to quantise that a row of `x` makes.
+    slots: usize,
     /// Rows of `q`.
     q_rows: usize,
     /// Rows that have scales.
@@ -309,15 +318,16 @@ impl<'a> Destinations<'a> {
         let (permutation, fill_padding) = match *self {
             Destinations::Identity => {
                 let lists = Unchanged::NOTHING;
-                return Ok(Targets { lists, raw: identity, q_rows: rows, scale_rows: rows });
+                return Ok(Targets { lists, raw: identity, slots: 1, q_rows: rows, scale_rows: rows });
             }
             Destinations::Valid { permutation } => {
                 permutation.check_size(OP, "rows", rows, (permutation.rows(), "rows"))?;
                 permutation.check(OP, stream)?;
                 let raw = launchers::RowTargets { valid_rows: permutation.valid_rows(), ..identity };
                 let lists = permutation.unchanged();
-                return Ok(Targets { lists, raw, q_rows: rows, scale_rows: rows });
+                return Ok(Targets { lists, raw, slots: 1, q_rows: rows, scale_rows: rows });
             }
+            Destinations::Slots { permutation } => (permutation, false),
             Destinations::Scatter { permutation, fill_padding }
             | Destinations::Scales { permutation, fill_padding } => (permutation, fill_padding),
         };
@@ -325,17 +335,20 @@ impl<'a> Destinations<'a> {
         permutation.check_size(OP, "rows", rows, (tokens, "tokens"))?;
         permutation.check(OP, stream)?;
         let rows_stay = matches!(self, Destinations::Scales { .. });
+        let by_slot = matches!(self, Destinations::Slots { .. });
         let padding = fill_padding.then(|| permutation.checked_sorted_rows(OP, stream)).transpose()?;
         let raw = launchers::RowTargets {
             inverse: permutation.checked_inverse(OP, stream)?,
             valid_rows: permutation.valid_rows(),
             sorted_rows: padding.unwrap_or(DevicePtr::null()),
-            top_k: top_k as u32,
+            // Slot by slot, each has one destination.
+            top_k: if by_slot { 1 } else { top_k as u32 },
             capacity: scale_rows as u32,
             rows_stay,
         };
+        let slots = if by_slot { top_k } else { 1 };
         let q_rows = if rows_stay { rows } else { scale_rows };
-        Ok(Targets { lists: permutation.unchanged(), raw, q_rows, scale_rows })
+        Ok(Targets { lists: permutation.unchanged(), raw, slots, q_rows, scale_rows })
     }
 }
 
@@ -406,17 +419,19 @@ pub unsafe fn quantize_with_settled_input(
 /// `x_is_settled`: see [`quantize_with_settled_input`].
 fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settled: bool) -> Result<()> {
     let columns = checked_columns(OP, "columns", shape.columns)?;
-    let rows = checked_i32(OP, "rows", shape.rows)?;
     args.x.check(OP, "x", shape.rows * shape.columns, stream)?;
+    let Targets { lists, raw: targets, slots, q_rows, scale_rows } =
+        args.destinations.check(shape.rows, stream)?;
+    let all_rows = elements(OP, "rows", &[shape.rows, slots])?;
+    let rows = checked_i32(OP, "rows", all_rows)?;
     if let Some(row_weight) = &args.row_weight {
-        row_weight.check(OP, "row_weight", shape.rows, stream)?;
+        row_weight.check(OP, "row_weight", all_rows, stream)?;
     }
-    let Targets { lists, raw: targets, q_rows, scale_rows } = args.destinations.check(shape.rows, stream)?;
     args.q.check(OP, "q", q_rows * shape.columns, stream)?;
     args.scheme.check(scale_rows, shape.columns, stream)?;
     if let Some(cleared) = &args.cleared {
-        let holds = !matches!(args.destinations, Destinations::Valid { .. });
-        require(holds, OP, "cleared", "Some", || "must be None where only valid rows are visited".into())?;
+        let holds = !matches!(args.destinations, Destinations::Valid { .. } | Destinations::Slots { .. });
+        require(holds, OP, "cleared", "Some", || "must be None where rows are not visited once each".into())?;
         cleared.check(OP, "cleared", shape.rows * shape.columns, stream)?;
     }
     if rows == 0 {
@@ -428,6 +443,7 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
         x: x.ptr(),
         row_weight: args.row_weight.map_or(DevicePtr::null(), |row_weight| row_weight.ptr()),
         rows,
+        slots: slots as u32,
         columns,
         targets,
     };
@@ -468,6 +484,8 @@ fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settl
             let partials: DevicePtr<f32> = workspace.ptr().cast();
             let absmax_grid = absmax_grid(device, rows, columns);
             let absmax = x.pick(launchers::ABSMAX_BF16, launchers::ABSMAX_F16, launchers::ABSMAX_F32);
+            let holds = slots == 1;
+            require(holds, OP, "scheme", "TensorDynamic", || "must not be used with Slots".into())?;
             let launchers::Quantize { x, row_weight, .. } = common;
             let maxima = launchers::Absmax { x, row_weight, rows, columns, targets, partials };
             let arguments = launchers::QuantizeTensor {

@@ -8,6 +8,9 @@
 //!
 //! In all three, ids are in descending order of what selects, ties go to the lowest id, and no expert is
 //! picked twice. With no tokens nothing is launched.
+//!
+//! Experts that every token has take the slots behind the picked ones, as experts `E`, `E + 1`, ..
+//! ([`SharedSlots`]); [`append_shared`] gives them to a routing of the caller's.
 
 use half::bf16;
 
@@ -17,7 +20,8 @@ use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::ops::quantize::Activations;
-use crate::plan::checked_i32;
+use crate::plan::rows::BLOCKS_PER_MULTIPROCESSOR;
+use crate::plan::{checked_i32, elements};
 
 pub use crate::plan::router::RouterLogitsPath;
 
@@ -36,6 +40,8 @@ pub struct RouterLogits<'a> {
     pub gate: Slice<'a, bf16>,
     /// 1, or for a gate in f32 as many as hold it, see [`bf16_planes`].
     pub planes: usize,
+    /// f32 `[E]`, added to each token's logits.
+    pub bias: Option<Slice<'a, f32>>,
     /// f32 `[T, E]`.
     pub logits: SliceMut<'a, f32>,
     /// Which kernel; they differ in the order of the sum.
@@ -76,6 +82,9 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     args.hidden_states.check(OP, "hidden_states", args.tokens * args.hidden, stream)?;
     require((1..=3).contains(&args.planes), OP, "planes", args.planes, || "must be in 1..=3".into())?;
     args.gate.check(OP, "gate", args.planes * args.experts * args.hidden, stream)?;
+    if let Some(bias) = &args.bias {
+        bias.check(OP, "bias", args.experts, stream)?;
+    }
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let path = args.path.resolve(args.tokens);
     path.check(OP, args.tokens, args.experts)?;
@@ -94,6 +103,7 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     let arguments = launchers::RouterLogits {
         hidden_states,
         gate: args.gate.ptr(),
+        bias: args.bias.map_or(DevicePtr::null(), |bias| bias.ptr()),
         logits: args.logits.ptr(),
         tokens,
         experts,
@@ -105,6 +115,15 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     unsafe { stream.device().launch(stream, &kernel, grid, &arguments) }
 }
 
+/// Slots behind the picked ones of every token, for experts that all tokens have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharedSlots {
+    /// How many: s.
+    pub count: usize,
+    /// Whether their weight is the sigmoid of one more logit, behind those of the experts; else it is 1.
+    pub gated: bool,
+}
+
 /// What all top-k operations read and write.
 #[derive(Debug)]
 pub struct TopK<'a> {
@@ -114,12 +133,27 @@ pub struct TopK<'a> {
     pub experts: usize,
     /// k, at most E.
     pub top_k: usize,
-    /// f32 `[T, E]`.
+    /// s, and whether they have a gate.
+    pub shared: SharedSlots,
+    /// f32 `[T, E]`; `[T, E + 1]` with a gate.
     pub logits: Slice<'a, f32>,
-    /// i32 `[T, k]`.
+    /// i32 `[T, k + s]`.
     pub topk_ids: SliceMut<'a, i32>,
-    /// f32 `[T, k]`.
+    /// f32 `[T, k + s]`.
     pub topk_weights: SliceMut<'a, f32>,
+}
+
+/// Slots of all tokens, `T * (k + s)`; refused where ids would not be i32, or slots could not be counted.
+fn shared_slots(
+    op: &'static str,
+    tokens: usize,
+    experts: usize,
+    top_k: usize,
+    shared: usize,
+) -> Result<usize> {
+    let most = i32::MAX as usize - experts;
+    require(shared <= most, op, "shared", shared, || format!("must be at most {most}"))?;
+    elements(op, "tokens", &[tokens, top_k + shared])
 }
 
 impl TopK<'_> {
@@ -130,9 +164,11 @@ impl TopK<'_> {
         require((1..=self.experts).contains(&self.top_k), op, "top_k", self.top_k, || {
             format!("must be in 1..={}, the number of experts", self.experts)
         })?;
-        self.logits.check(op, "logits", self.tokens * self.experts, stream)?;
-        self.topk_ids.check(op, "topk_ids", self.tokens * self.top_k, stream)?;
-        self.topk_weights.check(op, "topk_weights", self.tokens * self.top_k, stream)
+        let columns = self.experts + usize::from(self.shared.gated);
+        let slots = shared_slots(op, self.tokens, self.experts, self.top_k, self.shared.count)?;
+        self.logits.check(op, "logits", self.tokens * columns, stream)?;
+        self.topk_ids.check(op, "topk_ids", slots, stream)?;
+        self.topk_weights.check(op, "topk_weights", slots, stream)
     }
 
     fn blocks(&self) -> u32 {
@@ -148,6 +184,8 @@ impl TopK<'_> {
             tokens: self.tokens as u32,
             experts: self.experts as u32,
             top_k: self.top_k as u32,
+            shared: self.shared.count as u32,
+            shared_gate: self.shared.gated,
         }
     }
 
@@ -249,4 +287,65 @@ pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     args.check(OP, stream)?;
     // SAFETY: lengths, device and k were checked above.
     unsafe { stream.device().launch(stream, &launchers::SIGMOID_TOP_K, args.blocks(), &args.raw()) }
+}
+
+/// Arguments of [`append_shared`].
+#[derive(Debug)]
+pub struct AppendShared<'a> {
+    /// T.
+    pub tokens: usize,
+    /// E.
+    pub experts: usize,
+    /// k.
+    pub top_k: usize,
+    /// s, at least 1.
+    pub shared: usize,
+    /// i32 `[T, k]`. Ids outside `0..E` become -1.
+    pub given_ids: Slice<'a, i32>,
+    /// f32 `[T, k]`.
+    pub given_weights: Slice<'a, f32>,
+    /// f32 `[T]`: the weight of a token's shared experts is the sigmoid of its logit; without, it is 1.
+    pub gate_logits: Option<Slice<'a, f32>>,
+    /// i32 `[T, k + s]`.
+    pub topk_ids: SliceMut<'a, i32>,
+    /// f32 `[T, k + s]`.
+    pub topk_weights: SliceMut<'a, f32>,
+}
+
+/// Puts the experts that every token has, `E .. E + s`, behind the slots of a given routing. One launch.
+///
+/// # Errors
+/// Arrays that are too short or on another device; no shared expert; more slots than can be counted.
+pub fn append_shared(stream: &Stream, args: AppendShared<'_>) -> Result<()> {
+    const OP: &str = "append_shared";
+    let tokens = checked_i32(OP, "tokens", args.tokens)?;
+    let experts = checked_i32(OP, "experts", args.experts)?;
+    let top_k = checked_i32(OP, "top_k", args.top_k)?;
+    require(args.shared > 0, OP, "shared", args.shared, || "must be at least 1".into())?;
+    let slots = shared_slots(OP, args.tokens, args.experts, args.top_k, args.shared)?;
+    args.given_ids.check(OP, "given_ids", args.tokens * args.top_k, stream)?;
+    args.given_weights.check(OP, "given_weights", args.tokens * args.top_k, stream)?;
+    if let Some(logits) = &args.gate_logits {
+        logits.check(OP, "gate_logits", args.tokens, stream)?;
+    }
+    args.topk_ids.check(OP, "topk_ids", slots, stream)?;
+    args.topk_weights.check(OP, "topk_weights", slots, stream)?;
+    if tokens == 0 {
+        return Ok(());
+    }
+    let arguments = launchers::AppendShared {
+        given_ids: args.given_ids.ptr(),
+        given_weights: args.given_weights.ptr(),
+        gate_logits: args.gate_logits.map_or(DevicePtr::null(), |logits| logits.ptr()),
+        topk_ids: args.topk_ids.ptr(),
+        topk_weights: args.topk_weights.ptr(),
+        tokens,
+        experts,
+        top_k,
+        shared: args.shared as u32,
+    };
+    let most = stream.device().multiprocessors() * BLOCKS_PER_MULTIPROCESSOR;
+    let blocks = tokens.div_ceil(launchers::APPEND_SHARED_THREADS).min(most);
+    // SAFETY: every array was checked to have its extent on this device.
+    unsafe { stream.device().launch(stream, &launchers::APPEND_SHARED, blocks, &arguments) }
 }

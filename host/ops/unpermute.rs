@@ -2,8 +2,9 @@
 //!
 //! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`,
 //! accumulated in f32 by fused multiply-adds, with one rounding, the same bits at any grid size. Rows at or
-//! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0. It may be
-//! added to what is there: `out[t] = cast(f32(out[t]) + sum ..)`.
+//! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0. An addend
+//! `[T, H]` in f32 is added last, before the rounding; and so may be what is there: `out[t] = cast(f32(out[t])
+//! + sum ..)`.
 
 use super::permutation::{Permutation, Sizes};
 use super::quantize::{Activations, ActivationsMut};
@@ -23,6 +24,8 @@ pub struct Unpermute<'a> {
     pub y: Activations<'a>,
     /// f32 `[T, k]`; without it all weights are 1 (Llama-4, which weighs the input).
     pub topk_weights: Option<Slice<'a, f32>>,
+    /// f32 `[T, H]`, added to each token's sum before it is rounded: what shared experts beside these gave.
+    pub addend: Option<Slice<'a, f32>>,
     /// Where the rows of each token are.
     pub permutation: &'a Permutation<'a>,
     /// H, columns of `y` and `out`.
@@ -69,6 +72,9 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
     if let Some(topk_weights) = &args.topk_weights {
         topk_weights.check(OP, "topk_weights", tokens * top_k, stream)?;
     }
+    if let Some(addend) = &args.addend {
+        addend.check(OP, "addend", tokens * args.hidden, stream)?;
+    }
     args.out.check(OP, "out", tokens * args.hidden, stream)?;
 
     let (kernel, y, out) = match (&args.y, &args.out) {
@@ -99,6 +105,7 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         inverse,
         topk_weights: args.topk_weights.map_or(DevicePtr::null(), |topk_weights| topk_weights.ptr()),
         valid_rows: args.permutation.valid_rows(),
+        addend: args.addend.map_or(DevicePtr::null(), |addend| addend.ptr()),
         out,
         tokens,
         columns,

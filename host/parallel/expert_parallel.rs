@@ -29,7 +29,7 @@ use super::communicator::{Communicator, Term};
 use super::placement::Placement;
 use super::routing::{self, Holders};
 use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{GROUP, MoeConfig, Quantization, Routing, RowScales};
+use crate::config::{GROUP, MoeConfig, Routing, RowScales};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -247,6 +247,10 @@ impl ExpertParallel {
             format!("{} experts on {} ranks", self.placement.experts(), self.placement.ranks()),
             || format!("must be of {} experts on {} ranks", config.experts, self.communicator.size()),
         )?;
+        require(config.shared.is_none(), OP, "layer", "with a shared expert", || {
+            "must be without: rows here are those of all ranks' tokens; a layer of it beside this one has its own"
+                .into()
+        })?;
         let expected = self.placement.of_rank(rank);
         require(
             config.local_ids() == expected,
@@ -275,7 +279,7 @@ impl ExpertParallel {
             ("chunk", self.chunk().to_string()),
             ("partials", format!("{:?}", self.options.partials)),
         ];
-        if shared.quantization == Quantization::TensorStatic {
+        if shared.quantization.is_static() {
             // Rows are quantised by one rank and multiplied by another.
             let stream = self.layer.device().default_stream();
             let scale = self.layer.weights().input_scales[0].to_vec(&stream)?;

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::communicator::Communicator;
-use crate::config::{MoeConfig, Quantization, SCALE_BLOCK};
+use crate::config::{MoeConfig, Quantization, SCALE_BLOCK, WeightScales};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::Slice;
@@ -59,10 +59,20 @@ impl TensorShare {
         require(intermediate.is_multiple_of(16 * ranks), OP, "ranks", ranks, || {
             format!("must divide the intermediate size, {intermediate}, into multiples of 16")
         })?;
+        require(
+            config.shared.is_none() && config.gated,
+            OP,
+            "config",
+            "a shared expert, or no gate",
+            || "must be of experts with a gate, without a shared one".into(),
+        )?;
         let each = intermediate / ranks;
         let (start, end) = (rank * each, (rank + 1) * each);
-        let ranges =
-            if quantization == Quantization::Block128 { blocks_first(start..end)? } else { vec![start..end] };
+        let ranges = if quantization.weights() == WeightScales::Block128 {
+            blocks_first(start..end)?
+        } else {
+            vec![start..end]
+        };
         Ok(TensorShare { ranges, hidden, intermediate, quantization })
     }
 
@@ -81,6 +91,9 @@ impl TensorShare {
     /// # Errors
     /// Matrices or scales of other lengths than the config says.
     pub fn weights<'w>(&self, weights: &MoeWeights<'w>) -> Result<MoeWeights<'w>> {
+        require(weights.expert_biases.is_none(), OP, "weights.expert_biases", "Some", || {
+            "must be None: each share would add down's".into()
+        })?;
         let experts = weights.experts.iter().enumerate();
         let experts = experts.map(|(index, expert)| self.expert(index, expert)).collect::<Result<_>>()?;
         Ok(MoeWeights {
@@ -88,17 +101,15 @@ impl TensorShare {
             correction_bias: weights.correction_bias.clone(),
             experts,
             input_scales: weights.input_scales,
+            router_bias: weights.router_bias.clone(),
+            ..MoeWeights::default()
         })
     }
 
     fn expert(&self, index: usize, expert: &ExpertWeights<'_>) -> Result<ExpertWeights<'static>> {
         let (h, i) = (self.hidden, self.intermediate);
         let (down_blocks, row_blocks) = (i.div_ceil(SCALE_BLOCK), h.div_ceil(SCALE_BLOCK));
-        let scales = match self.quantization {
-            Quantization::TensorStatic => [1, 1],
-            Quantization::ChannelToken => [i, h],
-            Quantization::Block128 => [down_blocks * row_blocks; 2],
-        };
+        let scales = [self.quantization.weight_scales(i, h), self.quantization.weight_scales(h, i)];
         let lengths = [
             ("gate", expert.gate.len(), i * h),
             ("up", expert.up.len(), i * h),
@@ -124,21 +135,21 @@ impl TensorShare {
             self.ranges.iter().flat_map(|range| &matrix[range.start * h..range.end * h]).copied().collect()
         };
         let row_scales = |scale: &[f32]| -> Cow<'static, [f32]> {
-            match self.quantization {
-                Quantization::TensorStatic => scale.to_vec().into(),
-                Quantization::ChannelToken => {
+            match self.quantization.weights() {
+                WeightScales::Tensor => scale.to_vec().into(),
+                WeightScales::Channel => {
                     self.ranges.iter().flat_map(|range| &scale[range.clone()]).copied().collect()
                 }
-                Quantization::Block128 => {
+                WeightScales::Block128 => {
                     blocks().flat_map(|b| &scale[b * row_blocks..(b + 1) * row_blocks]).copied().collect()
                 }
             }
         };
         let columns = expert.down.chunks_exact(i);
         let down = columns.flat_map(|row| self.ranges.iter().flat_map(move |range| &row[range.clone()]));
-        let down_scale = match self.quantization {
-            Quantization::TensorStatic | Quantization::ChannelToken => expert.down_scale.to_vec(),
-            Quantization::Block128 => {
+        let down_scale = match self.quantization.weights() {
+            WeightScales::Tensor | WeightScales::Channel => expert.down_scale.to_vec(),
+            WeightScales::Block128 => {
                 expert.down_scale.chunks_exact(down_blocks).flat_map(|row| blocks().map(|b| row[b])).collect()
             }
         };

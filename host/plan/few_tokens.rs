@@ -7,7 +7,7 @@
 //!
 //! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
 
-use crate::config::{MoeConfig, Path};
+use crate::config::{MoeConfig, Path, SharedRun};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers;
@@ -72,6 +72,8 @@ impl FewTokensPlan {
         let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
         let fits = device.family() == Family::Sm90a
             && config.path == Path::Auto
+            && config.gated
+            && config.shared_run() == SharedRun::None
             && (1..=Self::MOST_TOKENS).contains(&tokens)
             && pairs <= launchers::FEW_MOST_PAIRS as usize
             && config.local_count() > 0

@@ -29,7 +29,7 @@ pub(crate) mod rows;
 pub(crate) mod tiles;
 pub(crate) mod workspace;
 
-use crate::config::{MoeConfig, Quantization, Reduction, RowScales};
+use crate::config::{MoeConfig, Reduction, Routing, RowScales, SharedRun, WeightScales};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use few_tokens::FewTokensPlan;
@@ -74,8 +74,21 @@ pub(crate) struct Plan {
     /// The layer behind the router in one launch, where few tokens allow it: instead of everything above but
     /// the router.
     pub few_tokens: Option<FewTokensPlan>,
+    /// A shared expert beside the grouped GEMMs.
+    pub shared: SharedPlan,
     /// What lies where in the workspace.
     pub layout: Layout,
+}
+
+/// How a shared expert beside the grouped GEMMs runs.
+#[derive(Clone, Debug)]
+pub(crate) enum SharedPlan {
+    /// There is none beside them.
+    None,
+    /// By the router's kernels, which multiply in bf16, and an activation between.
+    Bf16,
+    /// As a layer of one expert.
+    Layer(Box<Plan>),
 }
 
 impl Plan {
@@ -85,30 +98,35 @@ impl Plan {
     /// More tokens than the kernels can count.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Plan> {
         check_device(device, config)?;
-        let MoeConfig { top_k, experts, path, hidden_size: hidden, .. } = *config;
-        let local_experts = config.local_count();
+        let MoeConfig { path, hidden_size: hidden, .. } = *config;
+        let (top_k, experts) = (config.slots(), config.slot_experts());
+        let local_experts = config.slot_local_experts();
         let permutation = PermuteShape { tokens, top_k, experts, local_experts, alignment: 1 };
         permutation.check(true)?;
         let capacity = permutation.capacity();
         let intermediate = config.padded_intermediate();
         let first_shape = GatedShape { rows: capacity, intermediate, k: hidden, experts: local_experts };
-        let expected = GemmShape { rows: expected_rows(&permutation), ..first_shape.gemm() };
+        let first_gemm = GemmShape { n: config.halves() * intermediate, ..first_shape.gemm() };
+        let expected = GemmShape { rows: expected_rows(&permutation), ..first_gemm };
         let block_m = block_m(device, &expected, path);
+        let has_blocks = config.quantization.weights() == WeightScales::Block128;
         let options = GemmOptions {
             accumulation: config.accumulation,
-            slab_scales: config.quantization == Quantization::Block128,
+            slab_scales: has_blocks || config.first_scales() == RowScales::Group128,
             path,
         };
         let is_gated = config.second_scales() != RowScales::Token && GatedPlan::is_supported(device, path);
         let of_device = (local_experts, experts);
-        let gathers = is_gated && gemm::gathers(config.gather, block_m, top_k, of_device);
+        // Slots of a token that are weighed before they are quantised are not copies of one row.
+        let slots_differ = config.routing == Routing::SigmoidInput && top_k > 1;
+        let gathers = is_gated && !slots_differ && gemm::gathers(config.gather, block_m, top_k, of_device);
         let first = if is_gated {
             First::Gated(GatedPlan::new(device, first_shape, block_m, options, gathers)?)
         } else {
-            First::Apart(GemmPlan::new(device, first_shape.gemm(), block_m, options)?)
+            First::Apart(GemmPlan::new(device, first_gemm, block_m, options)?)
         };
         let second_shape = GemmShape { rows: capacity, n: hidden, k: intermediate, experts: local_experts };
-        let slab_scales = options.slab_scales || config.second_scales() == RowScales::Group128;
+        let slab_scales = has_blocks || config.second_scales() == RowScales::Group128;
         let second = GemmPlan::new(device, second_shape, block_m, GemmOptions { slab_scales, ..options })?;
         let quantised_rows = if gathers { tokens } else { capacity };
         // Scales per group come along with the rows, one per row does not.
@@ -125,6 +143,13 @@ impl Plan {
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
             few_tokens: FewTokensPlan::new(device, config, tokens, false),
+            shared: match (config.shared_run(), config.shared_layer()) {
+                (SharedRun::None | SharedRun::Slots(_), _) => SharedPlan::None,
+                (SharedRun::Beside, Some(layer)) => {
+                    SharedPlan::Layer(Box::new(Plan::new(device, &layer, tokens)?))
+                }
+                (SharedRun::Beside, None) => SharedPlan::Bf16,
+            },
             layout: Layout::default(),
         };
         plan.layout = Layout::new(&plan, config)?;
@@ -160,6 +185,11 @@ impl Plan {
     /// # Errors
     /// More tokens than the kernels can count.
     pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Result<usize> {
+        // A layer beside this one changes its tiles at other numbers of tokens: the most of both suffices.
+        let beside = match config.shared_layer() {
+            Some(layer) => Plan::workspace_bytes(device, &layer, tokens)?,
+            None => 0,
+        };
         let (mut most, mut last) = (0, tokens);
         // The launch for few tokens needs memory besides, by cuts that follow the number of tokens.
         for few in 1..=tokens.min(FewTokensPlan::MOST_TOKENS) {
@@ -167,7 +197,7 @@ impl Plan {
         }
         loop {
             let plan = Plan::new(device, config, last)?;
-            most = most.max(plan.layout.bytes);
+            most = most.max(plan.layout.bytes - plan.layout.shared_layer.len() + beside);
             // The first number of tokens with tiles of this height, which grow with the tokens.
             let (mut low, mut high) = (0, last);
             while low < high {

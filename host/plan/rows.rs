@@ -12,7 +12,7 @@ use crate::kernels::launchers;
 
 /// Blocks per multiprocessor that kernels whose warps are independent are launched with at most; they stride
 /// over the rest.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
+pub(crate) const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 /// Most partial maxima of a tensor.
 pub(crate) const MAX_PARTIALS: u32 = 512;
 /// Spans that a block of the per-row kernels keeps in shared memory at most.

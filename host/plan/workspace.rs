@@ -16,10 +16,18 @@
 //! products          u8    [P, 2 * H], or [P, max(4 * 2I', 2 * H)] where GEMM 1 and the activation are two launches:
 //!                         the f32 output of GEMM 1, then the 16-bit output of GEMM 2, if the reduction is not order-free
 //! sums              f32   [T, H] where the reduction is order-free (an output in f32 leaves it unused)
+//! shared            f32   [T, H] what a shared expert beside the grouped GEMMs gives, if the reduction is not order-free
+//! shared_products   f32   [T, 2 Is] of such an expert in bf16: gate and up; Is columns of its intermediate
+//! shared_middle     bf16  [T, Is]
+//! shared_logits     f32   [T] of its weights
+//! shared_layer      u8    the workspace of such an expert that is a layer of its own
 //! activated         f32   [R, I']                where the layer is one launch: behind the activation
 //! few_products      f32   [parts of K, R, H]     likewise: the experts' outputs
 //! control           u32                          likewise: counters, for workspaces that do not have them apart
 //! ```
+//!
+//! A shared expert that is computed as `s` more experts makes k `k + s`, E `E + s`, E_loc `E_loc + s`, and a
+//! row of logits one longer where it has a gate.
 //!
 //! Every part begins at a multiple of 256 bytes. A forward writes whatever it reads, so the contents do not
 //! matter.
@@ -27,7 +35,7 @@
 use std::ops::Range;
 
 use super::permutation::tile_schedule_entries;
-use super::{First, Plan, elements, scale_rows};
+use super::{First, Plan, SharedPlan, elements, scale_rows};
 use crate::config::{MoeConfig, Reduction};
 use crate::error::{Result, require};
 use crate::kernels::launchers;
@@ -54,6 +62,11 @@ pub(crate) struct Layout {
     pub partials: Range<usize>,
     pub products: Range<usize>,
     pub sums: Range<usize>,
+    pub shared: Range<usize>,
+    pub shared_products: Range<usize>,
+    pub shared_middle: Range<usize>,
+    pub shared_logits: Range<usize>,
+    pub shared_layer: Range<usize>,
     pub activated: Range<usize>,
     pub few_products: Range<usize>,
     pub control: Range<usize>,
@@ -69,12 +82,22 @@ impl Layout {
         let (hidden, intermediate) = (config.hidden_size, config.padded_intermediate());
         let (first_products, first_partials) = match &plan.first {
             First::Gated(first) => (0, first.workspace_bytes()),
-            First::Apart(first) => (4 * 2 * intermediate, first.workspace_bytes()),
+            First::Apart(first) => (4 * config.halves() * intermediate, first.workspace_bytes()),
         };
         let (second_products, sums) = match config.reduction {
             Reduction::Deterministic => (2 * hidden, 0),
             Reduction::OrderFree => (0, hidden),
         };
+        let is_beside = !matches!(plan.shared, SharedPlan::None);
+        let shared_size = match plan.shared {
+            SharedPlan::Bf16 => config.shared.map_or(0, |shared| shared.intermediate_size),
+            SharedPlan::None | SharedPlan::Layer(_) => 0,
+        };
+        let shared_layer = match &plan.shared {
+            SharedPlan::Layer(plan) => plan.layout.bytes,
+            SharedPlan::None | SharedPlan::Bf16 => 0,
+        };
+        let columns = config.experts + usize::from(config.routes_shared());
         let (few, parts) = plan.few_tokens.as_ref().map_or((0, 0), |few| (few.pairs, few.second.parts));
         let mut end = 0usize;
         let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {
@@ -86,7 +109,7 @@ impl Layout {
             Ok(start..start + bytes)
         };
         Ok(Layout {
-            logits: part(tokens, config.experts, 4)?,
+            logits: part(tokens, columns, 4)?,
             topk_ids: part(rows, 1, 4)?,
             topk_weights: part(rows, 1, 4)?,
             expert_offsets: part(local + 1, 1, 8)?,
@@ -100,6 +123,11 @@ impl Layout {
             partials: part(first_partials.max(plan.second.workspace_bytes()), 1, 1)?,
             products: part(capacity, first_products.max(second_products), 1)?,
             sums: part(tokens, sums, 4)?,
+            shared: part(tokens, if is_beside && sums == 0 { hidden } else { 0 }, 4)?,
+            shared_products: part(tokens, config.halves() * shared_size, 4)?,
+            shared_middle: part(tokens, shared_size, 2)?,
+            shared_logits: part(if shared_size > 0 { tokens } else { 0 }, 1, 4)?,
+            shared_layer: part(shared_layer, 1, 1)?,
             activated: part(few, intermediate, 4)?,
             few_products: part(few * parts, hidden, 4)?,
             control: part(if few > 0 { launchers::FEW_CONTROL_WORDS as usize } else { 0 }, 1, 4)?,

@@ -105,8 +105,21 @@ pub enum ActivationFunction {
     Gelu = 1,
     /// `up * 0.5 * gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))`.
     GeluTanh = 2,
-    /// gpt-oss: `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))` with `g = min(gate, 7)`.
+    /// gpt-oss: `(up + 1) * gate / (1 + e^(-1.702 gate))`, within a limit of 7.
     SwigluOai = 3,
+    /// `up * max(gate, 0)`: where up is gate, relu squared.
+    Relu2 = 4,
+}
+
+/// How gate and up become one value.
+#[arguments]
+pub struct Gating {
+    /// Columns from a gate to its up: I; 0 where experts have no gate, and up takes its place.
+    pub up: u32,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
+    /// What joins them.
+    pub function: Code<crate::abi::ActivationFunction>,
 }
 
 /// Where a scale is: that of row r and group g is element `r * row + g * group`.
@@ -118,13 +131,15 @@ pub struct Strides {
     pub group: u64,
 }
 
-/// The scales of a GEMM's operands.
+/// The scales of a GEMM's operands, and what is added to scaled sums.
 #[arguments]
 pub struct Scales {
     /// Those of A, as many as `a_kind` says.
     pub a: *const f32,
     /// Those of B, as many as `b_kind` says.
     pub b: *const f32,
+    /// f32 `[experts, n]`, n being the rows of B of an expert; null for none.
+    pub bias: *const f32,
     /// Which scales A has.
     pub a_kind: Code<crate::abi::AScaleKind>,
     /// Which scales B has.

@@ -3,15 +3,27 @@
 use fp8_moe::ActivationFunction;
 
 /// All of them.
-pub const FUNCTIONS: [ActivationFunction; 4] = [
+pub const FUNCTIONS: [ActivationFunction; 5] = [
     ActivationFunction::Silu,
     ActivationFunction::Gelu,
     ActivationFunction::GeluTanh,
     ActivationFunction::SwigluOai,
+    ActivationFunction::Relu2,
 ];
 
-/// What the function makes of the gate, and x: the documented relative error is `(8 + 2 |x|) 2^-23`.
+/// What gate is at most, and up in magnitude, where nothing else is said.
+pub fn limit(function: ActivationFunction) -> f64 {
+    if function == ActivationFunction::SwigluOai { 7.0 } else { f64::INFINITY }
+}
+
+/// What the function makes of the gate, within its limit, and x: the documented relative error is `(8 + 2 |x|) 2^-23`.
 pub fn gate(function: ActivationFunction, gate: f64) -> (f64, f64) {
+    gate_within(function, limit(function), gate)
+}
+
+/// As [`gate`], within another limit.
+pub fn gate_within(function: ActivationFunction, limit: f64, gate: f64) -> (f64, f64) {
+    let gate = if gate > limit { limit } else { gate };
     let logistic = |y: f64| 1.0 / (1.0 + (-y).exp());
     match function {
         ActivationFunction::Silu => (gate * logistic(gate), 0.5 * gate),
@@ -20,20 +32,21 @@ pub fn gate(function: ActivationFunction, gate: f64) -> (f64, f64) {
             let u = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
             (gate * logistic(u), u)
         }
-        ActivationFunction::SwigluOai => {
-            let gate = if gate > 7.0 { 7.0 } else { gate };
-            (gate * logistic(1.702 * gate), 1.702 * gate)
-        }
+        ActivationFunction::SwigluOai => (gate * logistic(1.702 * gate), 1.702 * gate),
+        ActivationFunction::Relu2 => (if gate < 0.0 { 0.0 } else { gate }, 0.0),
         other => panic!("no oracle for {other:?}"),
     }
 }
 
 /// What the activated gate is multiplied by.
 pub fn factor(function: ActivationFunction, up: f64) -> f64 {
-    match function {
-        ActivationFunction::SwigluOai => up.clamp(-7.0, 7.0) + 1.0,
-        _ => up,
-    }
+    factor_within(function, limit(function), up)
+}
+
+/// As [`factor`], within another limit.
+pub fn factor_within(function: ActivationFunction, limit: f64, up: f64) -> f64 {
+    let up = up.clamp(-limit, limit);
+    if function == ActivationFunction::SwigluOai { up + 1.0 } else { up }
 }
 
 /// Phi(x), the normal distribution, to about 1e-14 relative.

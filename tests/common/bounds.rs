@@ -257,6 +257,17 @@ impl Outputs {
         }
     }
 
+    /// Adds `weight` times exact numbers.
+    pub fn add(&mut self, weight: f64, numbers: &[f32]) {
+        for (n, &number) in numbers.iter().enumerate() {
+            let value = weight * f64::from(number);
+            self.values[n] += value;
+            // The expert's output is rounded with it: to 16 bits.
+            self.worst[n] += 2f64.powi(-8) * value.abs();
+            self.others[n] += 2f64.powi(-8) * value.abs();
+        }
+    }
+
     /// The bound of output `n`.
     pub fn bound(&self, n: usize) -> f64 {
         let likely = (2.0 * L * self.variances[n]).sqrt() + self.peaks[n] * L / 3.0 + self.others[n];

@@ -24,6 +24,7 @@ pub fn arguments<'a>(
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
+        bias: None,
         permutation,
         out,
         workspace: workspace.as_mut_slice(),

@@ -2,8 +2,8 @@
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
 use fp8_moe::{
-    Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result, Routing, SliceMut,
-    Stream,
+    ActivationFunction, Device, IntermediateScales, MoeConfig, MoeLayer, OutputElement, Quantization, Result,
+    Routing, SliceMut, Stream,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -121,11 +121,7 @@ pub fn random_routing(config: &MoeConfig, tokens: usize, skew: Skew, seed: u64) 
 }
 
 pub fn any_quantization() -> impl Strategy<Value = Quantization> {
-    prop_oneof![
-        Just(Quantization::TensorStatic),
-        Just(Quantization::ChannelToken),
-        Just(Quantization::Block128)
-    ]
+    prop::sample::select(&Quantization::ALL)
 }
 
 pub fn any_skew() -> impl Strategy<Value = Skew> {
@@ -143,11 +139,15 @@ prop_compose! {
         activation in prop::sample::select(&FUNCTIONS),
         promoted in prop::bool::weighted(0.7),
         token_scales in prop::bool::weighted(0.3),
+        limit in prop::option::weighted(0.3, 0.5f32..3.0),
+        gated in prop::bool::weighted(0.8),
     ) -> MoeConfig {
         let sizes = [experts, k.min(experts), hidden * 16, intermediate * 16];
         config(quantization, Routing::Softmax { renormalize: true }, sizes)
             .to_builder()
             .activation(activation)
+            .activation_limit(limit)
+            .gated(gated || activation != ActivationFunction::Relu2)
             .accumulation(if promoted { Accumulation::Promoted } else { Accumulation::Fast })
             .intermediate_scales(match token_scales {
                 true => IntermediateScales::Token,

@@ -7,7 +7,10 @@
 //! intermediate as it is, and [`Layer::emulated`] sums as tensor cores do.
 
 use fp8_moe::ops::grouped_gemm::Accumulation;
-use fp8_moe::{E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing};
+use fp8_moe::{
+    ActivationScales, E4m3, ExpertWeights, IntermediateScales, MoeConfig, MoeWeights, Quantization, Routing,
+    WeightScales,
+};
 use half::bf16;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -24,6 +27,8 @@ pub struct Layer {
     pub bias: Option<Vec<f32>>,
     pub experts: Vec<Expert>,
     pub input_scales: Option<[f32; 2]>,
+    /// Of gate and up `[E, 2I]` (`[E, I]` without a gate), and of down `[E, H]`.
+    pub biases: Option<[Vec<f32>; 2]>,
 }
 
 /// One expert's matrices and scales.
@@ -58,11 +63,10 @@ impl Matrix {
         source.fill_bytes(&mut bytes);
         // Exponents below 8: magnitudes below 2, about 0.6 in the mean square.
         let data = bytes.into_iter().map(|byte| E4m3(byte & 0xbf)).collect();
-        let scales = match quantization {
-            Quantization::TensorStatic => 1,
-            Quantization::ChannelToken => rows,
-            Quantization::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
-            other => panic!("no oracle for {other:?}"),
+        let scales = match quantization.weights() {
+            WeightScales::Tensor => 1,
+            WeightScales::Channel => rows,
+            WeightScales::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
         };
         let unit = 1.0 / (0.6 * (columns as f32).sqrt());
         let scale = (0..scales).map(|_| unit * source.random_range(0.5..1.5)).collect();
@@ -70,11 +74,10 @@ impl Matrix {
     }
 
     fn scale(&self, quantization: Quantization, row: usize, column: usize) -> f64 {
-        let index = match quantization {
-            Quantization::TensorStatic => 0,
-            Quantization::ChannelToken => row,
-            Quantization::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
-            other => panic!("no oracle for {other:?}"),
+        let index = match quantization.weights() {
+            WeightScales::Tensor => 0,
+            WeightScales::Channel => row,
+            WeightScales::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
         };
         f64::from(self.scale[index])
     }
@@ -139,6 +142,7 @@ impl Matrix {
 
 /// One slot of a token: its expert, its row in the type of the hidden states, its weight at the end.
 struct Slot<'a> {
+    number: usize,
     expert: &'a Expert,
     x: Quantised,
     weight: f64,
@@ -167,10 +171,17 @@ impl Layer {
             router,
             bias: matches!(config.routing, Routing::Grouped { .. }).then_some(bias),
             // Intermediates reach 20 and more: with odd seeds they saturate.
-            input_scales: (q == Quantization::TensorStatic)
+            input_scales: q
+                .is_static()
                 .then_some([4.0 / 448.0, [32.0 / 448.0, 6.0 / 448.0][seed as usize % 2]]),
+            biases: None,
             config,
         }
+    }
+
+    /// Gives expert `to` the scales of down of expert `from`, as the parts of one expert have them.
+    pub fn share_down_scales(&mut self, from: usize, to: usize) {
+        self.experts[to].down.scale = self.experts[from].down.scale.clone();
     }
 
     /// Makes outputs `factor` times as large.
@@ -183,48 +194,73 @@ impl Layer {
     pub fn weights(&self, config: &MoeConfig) -> MoeWeights<'_> {
         let expert = |n: usize| {
             let Expert { gate, up, down } = &self.experts[n];
-            ExpertWeights::new()
-                .gate(&gate.data, &gate.scale)
-                .up(&up.data, &up.scale)
-                .down(&down.data, &down.scale)
+            let expert = ExpertWeights::new().up(&up.data, &up.scale).down(&down.data, &down.scale);
+            if config.gated { expert.gate(&gate.data, &gate.scale) } else { expert }
         };
         let experts = config.local_ids().into_iter().map(expert).collect();
         let mut weights = MoeWeights::new(experts).router(self.router.as_slice());
         weights.correction_bias = self.bias.as_deref().map(Into::into);
         weights.input_scales = self.input_scales;
+        if let Some([first, second]) = &self.biases {
+            let part = |biases: &[f32]| -> Vec<f32> {
+                let each = biases.len() / self.config.experts;
+                config
+                    .local_ids()
+                    .into_iter()
+                    .flat_map(|n| biases[n * each..(n + 1) * each].to_vec())
+                    .collect()
+            };
+            weights = weights.expert_biases(part(first), part(second));
+        }
         weights
     }
 
     /// Scales of the inputs of GEMM 1 and of GEMM 2.
     fn activation_scales(&self) -> [Scales; 2] {
-        match (self.config.quantization, self.config.intermediate_scales) {
-            (Quantization::TensorStatic, _) => {
+        match (self.config.quantization.activations(), self.config.intermediate_scales) {
+            (ActivationScales::Static, _) => {
                 self.input_scales.expect("the static scheme has input scales").map(Scales::Given)
             }
-            (Quantization::ChannelToken, IntermediateScales::Token) => [Scales::Row; 2],
-            (Quantization::ChannelToken, IntermediateScales::Group128) => [Scales::Row, Scales::Group],
-            (Quantization::Block128, _) => [Scales::Group; 2],
-            other => panic!("no oracle for {other:?}"),
+            (ActivationScales::Token, IntermediateScales::Token) => [Scales::Row; 2],
+            (ActivationScales::Token, _) => [Scales::Row, Scales::Group],
+            (ActivationScales::Group128, _) => [Scales::Group; 2],
         }
     }
 
     /// K over which tensor cores keep a sum, whose operands have scales like these.
     fn slab(&self, scales: Scales, k: usize) -> usize {
         let scales_change =
-            matches!(scales, Scales::Group) || self.config.quantization == Quantization::Block128;
+            matches!(scales, Scales::Group) || self.config.quantization.weights() == WeightScales::Block128;
         if scales_change || self.config.accumulation == Accumulation::Promoted { 128 } else { k }
+    }
+
+    /// The bias of row `n` of gate (0) or up (1) of an expert.
+    fn first_bias(&self, expert: usize, half: usize, n: usize) -> f64 {
+        let (i, gated) = (self.config.intermediate_size, self.config.gated);
+        let (halves, half) = if gated { (2, half) } else { (1, 0) };
+        self.biases.as_ref().map_or(0.0, |[first, _]| first[(expert * halves + half) * i + n].into())
+    }
+
+    /// Draws biases of the size of the sums that they are added to.
+    pub fn draw_biases(&mut self, seed: u64) {
+        let mut source = StdRng::seed_from_u64(seed);
+        let (h, i, e) = (self.config.hidden_size, self.config.intermediate_size, self.config.experts);
+        let halves = if self.config.gated { 2 } else { 1 };
+        let mut draw = |len: usize| (0..len).map(|_| source.random_range(-1.0..1.0)).collect();
+        self.biases = Some([draw(e * halves * i), draw(e * h)]);
     }
 
     /// The slots of a token that go to an expert; ids outside `0..E` do not.
     fn slots<'a>(&'a self, row: &[bf16], ids: &'a [i32], weights: &'a [f32]) -> Vec<Slot<'a>> {
         let weight_on_input = self.config.routing == Routing::SigmoidInput;
         let slots = ids.iter().zip(weights).filter_map(|(&id, &weight)| {
-            let expert = self.experts.get(usize::try_from(id).ok()?)?;
+            let number = usize::try_from(id).ok()?;
+            let expert = self.experts.get(number)?;
             let (before, after) = if weight_on_input { (weight, 1.0) } else { (1.0, weight) };
             // The models multiply in the type of their hidden states.
             let row: Vec<f32> = row.iter().map(|x| bf16::from_f32(x.to_f32() * before).to_f32()).collect();
             let x = Quantised::exact(&row, self.activation_scales()[0]);
-            Some(Slot { expert, x, weight: after.into() })
+            Some(Slot { number, expert, x, weight: after.into() })
         });
         slots.collect()
     }
@@ -233,23 +269,40 @@ impl Layer {
     /// outside `0..E` contribute nothing.
     pub fn forward(&self, hidden: &[bf16], ids: &[i32], weights: &[f32]) -> Vec<Outputs> {
         let MoeConfig { hidden_size: h, top_k: k, quantization, activation: function, .. } = self.config;
+        let limit = self.config.activation_limit.map_or(activation::limit(function), f64::from);
         let [first, second] = self.activation_scales();
         let (slab1, slab2) = (self.slab(first, h), self.slab(second, self.config.intermediate_size));
         let tokens = hidden.par_chunks(h).zip(ids.par_chunks(k)).zip(weights.par_chunks(k));
         let token = |((row, ids), weights)| {
             let mut outputs = Outputs::new(h);
-            for Slot { expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights) {
-                let gates = gate.product(quantization, &x, slab1);
-                let ups = up.product(quantization, &x, slab1);
-                let act = |x| activation::gate(function, x);
+            for Slot { number, expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights)
+            {
+                let biased = |half: usize, sums: Vec<Estimate>| -> Vec<Estimate> {
+                    let biased = sums.into_iter().enumerate().map(|(n, sum)| {
+                        let value = sum.value + self.first_bias(number, half, n);
+                        Estimate { value, worst: sum.worst + 2f64.powi(-23) * value.abs(), ..sum }
+                    });
+                    biased.collect()
+                };
+                let ups = biased(1, up.product(quantization, &x, slab1));
+                let gates = match self.config.gated {
+                    true => biased(0, gate.product(quantization, &x, slab1)),
+                    false => ups.clone(),
+                };
+                let act = |x| activation::gate_within(function, limit, x);
                 let middle: Vec<Estimate> = gates
                     .into_iter()
                     .zip(ups)
-                    .map(|(gate, up)| bounds::gated(gate, up, act, |x| activation::factor(function, x)))
+                    .map(|(gate, up)| {
+                        bounds::gated(gate, up, act, |x| activation::factor_within(function, limit, x))
+                    })
                     .collect();
                 let middle = Quantised::of(&middle, second);
                 let scale = |row, column| down.scale(quantization, row, column);
                 outputs.add_product(weight, &down.units(), &middle, scale, slab2);
+                if let Some([_, second]) = &self.biases {
+                    outputs.add(weight, &second[number * h..(number + 1) * h]);
+                }
             }
             outputs
         };
@@ -271,7 +324,7 @@ impl Layer {
         let tokens = hidden.par_chunks(h).zip(ids.par_chunks(k)).zip(weights.par_chunks(k));
         let token = |((row, ids), weights)| {
             let mut out = vec![0.0; h];
-            for Slot { expert: Expert { gate, up, down }, x, weight } in self.slots(row, ids, weights) {
+            for Slot { expert: Expert { gate, up, down }, x, weight, .. } in self.slots(row, ids, weights) {
                 let gates = gate.plain(quantization, &x, slab1, dot);
                 let ups = up.plain(quantization, &x, slab1, dot);
                 let pairs = gates.into_iter().zip(ups);

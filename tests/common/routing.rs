@@ -1,6 +1,6 @@
 //! The top-k operations against f64 maths.
 
-use fp8_moe::ops::router::{Grouped, TopK, grouped_top_k, softmax_top_k};
+use fp8_moe::ops::router::{Grouped, SharedSlots, TopK, grouped_top_k, softmax_top_k};
 use fp8_moe::{Device, Result, Stream};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +20,7 @@ pub fn run_top_k(
         tokens,
         experts,
         top_k,
+        shared: SharedSlots::default(),
         logits: logits.as_slice(),
         topk_ids: topk_ids.as_mut_slice(),
         topk_weights: topk_weights.as_mut_slice(),

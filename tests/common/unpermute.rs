@@ -200,6 +200,7 @@ impl Case {
             y,
             permutation: &permutation,
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
+            addend: None,
             hidden: self.shape.hidden,
             out: (&mut out).into(),
             adds: false,

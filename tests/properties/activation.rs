@@ -127,7 +127,7 @@ impl Case {
         let args = Activation {
             x,
             permutation: (self.valid_rows < self.rows).then_some(&permutation),
-            function: self.function,
+            gating: self.function.into(),
             requantization,
             q: q.as_mut_slice(),
         };
@@ -240,7 +240,7 @@ fn edge_shapes() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     for intermediate in [1, 7, 8, 64, 127, 128, 136, 192, 257, 768, 1025, 2056] {
         for (i, mode) in MODES.into_iter().enumerate() {
-            let function = FUNCTIONS[(i + intermediate) % 4];
+            let function = FUNCTIONS[(i + intermediate) % FUNCTIONS.len()];
             let kind = (TYPES[intermediate % 3], function, mode);
             Case::draw(kind, (5, 4, intermediate), false, &mut rng).check(&device, 0xff);
         }
@@ -289,6 +289,11 @@ fn infinities() {
         (ActivationFunction::SwigluOai, f32::INFINITY, f32::INFINITY, e4m3::encode(56.0)),
         (ActivationFunction::SwigluOai, f32::NAN, 1.0, 0x7f),
         (ActivationFunction::SwigluOai, 1.0, f32::NAN, 0x7f),
+        (ActivationFunction::Relu2, f32::NAN, 1.0, 0x7f),
+        (ActivationFunction::Relu2, f32::INFINITY, 2.0, 0x7e),
+        (ActivationFunction::Relu2, f32::NEG_INFINITY, 2.0, 0),
+        (ActivationFunction::Relu2, -3.0, 2.0, 0),
+        (ActivationFunction::Relu2, 3.0, 2.0, e4m3::encode(6.0)),
     ];
     for (function, gate, up, code) in cases {
         let (x, mode) = (vec![gate, up], Mode::Static(1.0));
@@ -340,8 +345,8 @@ fn refusals_name_argument_value_and_rule() {
     let mut q: Buffer<E4m3> = device.zeros(31).unwrap();
     let mut refusal = |rows, intermediate, x: Activations<'_>| {
         let requantization = Requantization::TensorStatic { scale: scale.as_slice() };
-        let function = ActivationFunction::Silu;
-        let args = Activation { x, permutation: None, function, requantization, q: q.as_mut_slice() };
+        let gating = ActivationFunction::Silu.into();
+        let args = Activation { x, permutation: None, gating, requantization, q: q.as_mut_slice() };
         match activation(&stream, ActivationShape { rows, intermediate }, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),

@@ -9,9 +9,9 @@ use crate::common::{cases, device, families, timing};
 use fp8_moe::ops::permute::ScaleLayout;
 use fp8_moe::ops::quantize::{Destinations, Quantize, QuantizeShape, Scheme, quantize};
 use fp8_moe::{
-    Buffer, Device, DeviceMemory, E4m3, Error, Family, Forward, Gather, Hidden, MoeConfig, MoeDeviceWeights,
-    MoeLayer, Output, OutputElement, OutputType, Quantization, RawForward, RawHidden, RawOutput, RawRouting,
-    Reduction, Result, Routing, Stream,
+    ActivationScales, Buffer, Device, DeviceMemory, E4m3, Error, Family, Forward, Gather, Hidden, MoeConfig,
+    MoeDeviceWeights, MoeLayer, Output, OutputElement, OutputType, Quantization, RawForward, RawHidden,
+    RawOutput, RawRouting, Reduction, Result, Routing, Stream,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -67,17 +67,20 @@ fn quantised(
     let (device, columns) = (stream.device(), layer.config.hidden_size);
     let rows = hidden.len() / columns;
     let mut q = device.uninit(hidden.len()).unwrap();
-    let groups = match layer.config.quantization {
-        Quantization::Block128 => columns.div_ceil(128),
+    let activations = layer.config.quantization.activations();
+    let groups = match activations {
+        ActivationScales::Group128 => columns.div_ceil(128),
         _ => 1,
     };
     let layout = ScaleLayout::row_major(groups);
     let mut scales = device.uninit(rows * groups).unwrap();
     let given = device.upload(&[layer.input_scales.map_or(0.0, |[first, _]| first)]).unwrap();
-    let scheme = match layer.config.quantization {
-        Quantization::TensorStatic => Scheme::TensorStatic { scale: given.as_slice() },
-        Quantization::ChannelToken => Scheme::Token { scales: scales.as_mut_slice(), absmax_limit: None },
-        _ => Scheme::Group { group_size: 128, scales: scales.as_mut_slice(), layout },
+    let scheme = match activations {
+        ActivationScales::Static => Scheme::TensorStatic { scale: given.as_slice() },
+        ActivationScales::Token => Scheme::Token { scales: scales.as_mut_slice(), absmax_limit: None },
+        ActivationScales::Group128 => {
+            Scheme::Group { group_size: 128, scales: scales.as_mut_slice(), layout }
+        }
     };
     let args = Quantize {
         x: hidden.into(),
@@ -89,7 +92,7 @@ fn quantised(
     };
     quantize(stream, QuantizeShape { rows, columns }, args).unwrap();
     stream.synchronize().unwrap();
-    let has_scales = layer.config.quantization != Quantization::TensorStatic;
+    let has_scales = activations != ActivationScales::Static;
     (q, has_scales.then_some(scales), layout)
 }
 

@@ -157,7 +157,7 @@ impl Gated<'_> {
             },
         };
         let mut arguments = GatedGemm {
-            function: self.function,
+            gating: self.function.into(),
             requantization,
             ..arguments(&on_device, &plan, permutation, &mut workspace, q.as_mut_slice().cast(), &given)
         };
@@ -269,8 +269,9 @@ fn arguments<'a>(
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
+        bias: None,
         permutation,
-        function: ActivationFunction::Silu,
+        gating: ActivationFunction::Silu.into(),
         requantization: Requantization::TensorStatic { scale: given.as_slice() },
         q,
         workspace: workspace.as_mut_slice(),

@@ -6,7 +6,9 @@ use crate::common::layers::{
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
-use fp8_moe::{Error, Family, Gather, IntermediateScales, MoeLayer, Quantization, Result, Routing, Stream};
+use fp8_moe::{
+    Error, Family, Gather, IntermediateScales, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream,
+};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -20,7 +22,10 @@ proptest! {
         timing(seed);
         let device = drawn_device(seed);
         let stream = device.default_stream();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
         let ours: Vec<f32> =
@@ -35,7 +40,10 @@ proptest! {
         timing(seed);
         let device = drawn_device(seed);
         let stream = device.default_stream();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);
         let layer = on_device(&device, &layer);
@@ -313,8 +321,9 @@ fn refuses_what_it_cannot_do() {
     let device = device();
     let routing = Routing::Softmax { renormalize: true };
     let try_config = |sizes| {
-        let config = config(Quantization::Block128, routing, sizes);
-        refusal(config.validate())
+        let [experts, top_k, hidden_size, intermediate_size] = sizes;
+        let config = MoeConfig::builder().hidden_size(hidden_size).intermediate_size(intermediate_size);
+        refusal(config.experts(experts).top_k(top_k).routing(routing).build())
     };
     assert_eq!(
         try_config([8, 2, 100, 64]),

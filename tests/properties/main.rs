@@ -19,4 +19,5 @@ mod problem_sizes;
 mod quantise;
 mod router;
 mod settled;
+mod shared;
 mod unpermute;

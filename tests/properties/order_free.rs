@@ -117,6 +117,7 @@ fn gemm<'a>(
         a_scale,
         b: problem.b.as_slice(),
         b_scale,
+        bias: None,
         permutation,
         out,
         workspace: workspace.as_mut_slice(),
@@ -204,7 +205,10 @@ proptest! {
         let stream = device.default_stream();
         let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
         let config = config.to_builder().routing(routing).top_k(top_k).build().unwrap();
-        let layer = Layer::random(config, seed);
+        let mut layer = Layer::random(config, seed);
+        if seed % 3 == 0 {
+            layer.draw_biases(seed);
+        }
         let (h, k) = (layer.config.hidden_size, layer.config.top_k);
         let hidden = oracle::hidden_states(tokens * h, seed ^ 1);
         let (ids, weights) = random_routing(&layer.config, tokens, skew, seed ^ 2);

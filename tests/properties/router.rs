@@ -3,8 +3,8 @@
 use bytemuck::Pod;
 use fp8_moe::ops::quantize::Activations;
 use fp8_moe::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, TopK, bf16_planes, grouped_top_k, router_logits, sigmoid_top_k,
-    softmax_top_k,
+    Grouped, RouterLogits, RouterLogitsPath, SharedSlots, TopK, bf16_planes, grouped_top_k, router_logits,
+    sigmoid_top_k, softmax_top_k,
 };
 use fp8_moe::{Buffer, Device, Error, Result};
 use half::{bf16, f16};
@@ -31,6 +31,21 @@ fn run_logits<T: Pod>(
 where
     for<'a> Activations<'a>: From<&'a Buffer<T>>,
 {
+    run_biased(device, [tokens, experts, hidden], states, gate, None, path)
+}
+
+fn run_biased<T: Pod>(
+    device: &Device,
+    [tokens, experts, hidden]: [usize; 3],
+    states: &[T],
+    gate: &[bf16],
+    bias: Option<&[f32]>,
+    path: RouterLogitsPath,
+) -> Vec<f32>
+where
+    for<'a> Activations<'a>: From<&'a Buffer<T>>,
+{
+    let bias = bias.map(|bias| device.upload(bias).unwrap());
     let stream = device.default_stream();
     let (states, gate) = (device.upload(states).unwrap(), device.upload(gate).unwrap());
     let mut logits = device.upload(&vec![f32::NAN; tokens * experts]).unwrap();
@@ -41,6 +56,7 @@ where
         hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: gate.len() / (experts * hidden).max(1),
+        bias: bias.as_ref().map(|bias| bias.as_slice()),
         logits: logits.as_mut_slice(),
         path,
     };
@@ -155,6 +171,27 @@ proptest! {
         for device in common::devices() {
             check_logits(&device, [tokens, experts, hidden], path, seed);
             check_logits_of_f16(&device, [tokens, experts, hidden], path, seed);
+        }
+    }
+}
+
+/// A bias is added to the sum, with one rounding.
+#[test]
+fn biases_are_added() {
+    let device = common::device();
+    let mut source = ChaCha8Rng::seed_from_u64(7);
+    for (sizes @ [tokens, experts, hidden], path) in
+        [[3, 5, 24], [17, 9, 40], [70, 66, 32]].into_iter().zip(&PATHS[1..])
+    {
+        let mut draw =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| source.random_range(-1.0..1.0)).collect() };
+        let states: Vec<bf16> = draw(tokens * hidden).into_iter().map(bf16::from_f32).collect();
+        let gate: Vec<bf16> = draw(experts * hidden).into_iter().map(bf16::from_f32).collect();
+        let bias = draw(experts);
+        let plain = run_logits(&device, sizes, &states, &gate, *path);
+        let biased = run_biased(&device, sizes, &states, &gate, Some(&bias), *path);
+        for (n, (plain, biased)) in plain.into_iter().zip(biased).enumerate() {
+            assert_eq!(biased, plain + bias[n % experts], "{path:?}, logit {n}");
         }
     }
 }
@@ -348,6 +385,7 @@ fn refuses_bad_arguments() {
             tokens,
             experts,
             top_k,
+            shared: SharedSlots::default(),
             logits: logits.as_slice(),
             topk_ids: ids.as_mut_slice(),
             topk_weights: weights.as_mut_slice(),
@@ -402,6 +440,7 @@ fn refuses_bad_arguments() {
         hidden_states: (&states).into(),
         gate: gate.as_slice(),
         planes: 1,
+        bias: None,
         logits: out.as_mut_slice(),
         path: RouterLogitsPath::Auto,
     };

@@ -97,7 +97,7 @@ fn refusals_name_argument_value_and_rule() {
         };
         let permutation = lists.permutation(&stream);
         let (permutation, hidden) = (&permutation, shape.hidden);
-        let args = Unpermute { y, permutation, topk_weights: None, hidden, out, adds: false };
+        let args = Unpermute { y, permutation, topk_weights: None, addend: None, hidden, out, adds: false };
         match unpermute(&stream, args) {
             Err(error @ Error::Argument { .. }) => error.to_string(),
             other => panic!("{other:?}"),

@@ -27,7 +27,7 @@ impl GroupedGemm<'_> {
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
-            scales: raw_scales(&self.a_scale, &self.b_scale),
+            scales: raw_scales(&self.a_scale, &self.b_scale, self.bias),
             schedule,
             partials: self.workspace.ptr().cast(),
             out,

@@ -23,7 +23,7 @@ impl GroupedGemm<'_> {
             b: self.b.ptr().cast(),
             n: n as u32,
             k: k as u32,
-            scales: raw_scales(&self.a_scale, &self.b_scale),
+            scales: raw_scales(&self.a_scale, &self.b_scale, self.bias),
             schedule,
             out,
             a_scale_strides: self.a_scale.strides(),

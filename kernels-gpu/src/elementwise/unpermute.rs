@@ -1,7 +1,7 @@
 //! Kernels `unpermute_*`: the weighted sum of each token's expert outputs.
 //!
 //! ```text
-//!   out[t] = sum over slots, ascending, of weight[t, slot] * y[inverse[t * top_k + slot]]
+//!   out[t] = sum over slots, ascending, of weight[t, slot] * y[inverse[t * top_k + slot]], [+ addend[t]]
 //!
 //!   token 3, top_k = 4:  inverse[12..16] = 7, 90, 41, 2      90 >= valid_rows: an expert of another rank, not read
 //!                        out[3] = w0 * y[7] + w2 * y[41] + w3 * y[2]
@@ -42,6 +42,8 @@ pub struct Unpermute {
     pub topk_weights: *const f32,
     /// i64: rows from it on are skipped.
     pub valid_rows: *const i64,
+    /// f32 `[tokens, columns]`, added behind the last slot; null for none.
+    pub addend: *const f32,
     /// `[tokens, columns]`, of the last type in the kernel's name.
     pub out: *mut u8,
     /// T.
@@ -141,17 +143,20 @@ fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
 /// Waits for the predecessor, sums for every token and writes `out [tokens, columns]`, or adds to it.
 ///
 /// # Safety
-/// `out` is writable, complete when the predecessor has ended if it is added to, and the arrays of `slots` have their elements for every token; those that name rows and
-/// weights were complete before the predecessor began, if `routing_is_settled`.
+/// `out` is writable, complete when the predecessor has ended if it is added to, `addend` null or readable,
+/// and the arrays of `slots` have their elements for every token; those that name rows and weights were
+/// complete before the predecessor began, if `routing_is_settled`.
 #[inline(always)]
 unsafe fn unpermute<T: Element, O: Element>(
     slots: Slots<T>,
+    addend: *const f32,
     out: *mut O,
     routing_is_settled: bool,
     adds: bool,
 ) {
     let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let vector = vectorised(out, slots.columns);
+    let addend_vector = vectorised(addend, slots.columns);
     let stride = thread::grid_dim_x() * WARPS;
     let (mut token, mut first) = (thread::block_idx_x() * WARPS + thread::warp_id(), 0);
     if !routing_is_settled {
@@ -191,9 +196,15 @@ unsafe fn unpermute<T: Element, O: Element>(
         }
         // No more slots of this token.
         if first == 0 {
-            // SAFETY: the token's row exists in `out`, and this lane alone has its columns.
+            // SAFETY: the token's row exists in `out`, and in `addend` if that is not null, and this lane
+            // alone has its columns.
             unsafe {
-                let row = out.add(of_token as usize * slots.columns as usize);
+                let start = of_token as usize * slots.columns as usize;
+                if !addend.is_null() {
+                    let values = load_chunk(addend.add(start), column, slots.columns, addend_vector);
+                    sum = accumulate(&sum, (1.0, values));
+                }
+                let row = out.add(start);
                 if adds {
                     let before = load_own_chunk(row, column, slots.columns, vector);
                     sum = core::array::from_fn(|i| sum[i] + before[i]);
@@ -214,12 +225,12 @@ macro_rules! unpermute {
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: Unpermute) {
             let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;
-            let Unpermute { tokens, columns, top_k, routing_is_settled, adds, .. } = arguments;
+            let Unpermute { tokens, columns, top_k, addend, routing_is_settled, adds, .. } = arguments;
             let (y, out) = (y.cast::<$ty>(), out.cast::<$out>());
             let vector = vectorised(y, columns);
             let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
             // SAFETY: the kernel's contract.
-            unsafe { unpermute(slots, out, routing_is_settled.is_set(), adds.is_set()) }
+            unsafe { unpermute(slots, addend, out, routing_is_settled.is_set(), adds.is_set()) }
         }
     )+};
 }

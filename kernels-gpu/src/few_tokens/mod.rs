@@ -198,6 +198,8 @@ pub struct FewTokens {
     pub hidden_type: Code<crate::few_tokens::HiddenType>,
     /// What the output is.
     pub out_type: Code<crate::abi::OutType>,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
     /// What joins gate and up.
     pub function: Code<crate::abi::ActivationFunction>,
     /// Whether the weights are packed: then K and I are multiples of 128.

@@ -22,7 +22,7 @@ pub unsafe fn store(
     memory: &Memory,
     buffer: u32,
 ) {
-    let FewTokens { ref second, activated, products, function, tokens, top_k, .. } = *arguments;
+    let FewTokens { ref second, activated, products, limit, function, tokens, top_k, .. } = *arguments;
     let (log2, columns_log2) = (projection.row_groups_log2(), projection.half_rows.trailing_zeros());
     // Of a power of two, which a division would not know.
     let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
@@ -35,7 +35,7 @@ pub unsafe fn store(
                 let (row, column) = split(at, columns_log2);
                 let gate = sum(log2, memory, buffer, 0, column, row);
                 let up = sum(log2, memory, buffer, 1, column, row);
-                let [value] = activate(function.raw(), &[gate], &[up]);
+                let [value] = activate(function.raw(), limit, &[gate], &[up]);
                 let pair = memory.tile_pair(unit.tile, row);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
                 activated.add(to).write(value);

@@ -7,6 +7,7 @@
 //! | A per row and group | `a[r * row_stride + g * group_stride]` | every slab |
 //! | B per expert | `b[e]` | at the end |
 //! | B per column | `b[e * n + c]` | at the end |
+//! | bias | `bias[e * n + c]`, added to the scaled sum | at the end |
 //! | B per block | `b[(e * ceil(n / 128) + c / 128) * ceil(k / 128) + g]` | every slab |
 
 #[cfg(target_feature = "sm_90a")]
@@ -99,4 +100,18 @@ pub unsafe fn column_scale(scales: &Scales, expert: u32, column: u32, n: u32) ->
         // SAFETY: one scale per expert.
         _ => unsafe { memory::load_nc(scales.of_column(false, expert, 0, n)) },
     }
+}
+
+/// What is added to the scaled sum of a column of `n`; 0 without a bias, and past the end.
+///
+/// # Safety
+/// The contract of the kernels.
+#[cfg(target_feature = "sm_90a")]
+#[inline(always)]
+pub unsafe fn column_bias(scales: &Scales, expert: u32, column: u32, n: u32) -> f32 {
+    if scales.bias.is_null() || column >= n {
+        return 0.0;
+    }
+    // SAFETY: one for every column of every expert.
+    unsafe { memory::load_nc(scales.bias.add(expert as usize * n as usize + column as usize)) }
 }

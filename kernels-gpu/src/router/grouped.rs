@@ -15,7 +15,8 @@
 //! group's become 0 (no candidate), and `group_keys [groups]`.
 
 use super::selection::{
-    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TopK, finite_or_zero, key_of, logistic, next_pick, score_of,
+    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, finite_or_zero, key_of, logistic,
+    next_pick, score_of,
 };
 use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};
@@ -51,7 +52,7 @@ pub struct GroupedTopK {
 pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
     let GroupedTopK { of, correction_bias, groups, topk_group, softmax_scores, .. } = arguments;
     let GroupedTopK { renormalize, routed_scaling_factor, .. } = arguments;
-    let TopK { logits, topk_ids, topk_weights, tokens, experts, top_k } = of;
+    let TopK { tokens, experts, top_k, .. } = of;
     let token = thread::block_idx_x() * TOP_K_TOKENS_PER_BLOCK + thread::warp_id();
     if token >= tokens {
         return;
@@ -62,9 +63,7 @@ pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
     // SAFETY: token < tokens, so that its rows exist; warp barriers separate the writes of keys from the
     // reads of other lanes; a lane reads back only weights that it wrote itself.
     unsafe {
-        let logits = logits.add(token as usize * experts as usize);
-        let topk_ids = topk_ids.add(token as usize * top_k as usize);
-        let topk_weights = topk_weights.add(token as usize * top_k as usize);
+        let TokenRows { logits, topk_ids, topk_weights } = of.rows(token);
 
         let softmax = if softmax_scores.is_set() { Some(Softmax::new(logits, experts)) } else { None };
         let score = |expert: u32| {

@@ -43,6 +43,8 @@ pub struct RouterLogits {
     pub hidden_states: *const u8,
     /// `[planes, experts, hidden]`.
     pub gate: *const Bf16,
+    /// f32 `[experts]`, added to each token's logits; null for none.
+    pub bias: *const f32,
     /// `[tokens, experts]`.
     pub logits: *mut f32,
     /// T, at least 1.
@@ -187,6 +189,29 @@ impl Matrix {
     }
 }
 
+/// Where the sums go, and what is added to them.
+#[derive(Clone, Copy)]
+struct Out {
+    logits: *mut f32,
+    bias: *const f32,
+}
+
+impl Out {
+    /// Stores the sum of a token and an expert.
+    ///
+    /// # Safety
+    /// `logits [.., experts]` has the token's row, `bias` is null or `[experts]`, and the expert exists.
+    #[inline(always)]
+    unsafe fn put(self, token: u32, expert: u32, experts: u32, sum: f32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let bias =
+                if self.bias.is_null() { 0.0 } else { memory::load_nc(self.bias.add(expert as usize)) };
+            *self.logits.add(token as usize * experts as usize + expert as usize) = sum + bias;
+        }
+    }
+}
+
 /// A block's tile: `WM x WN` warps side by side, each with `16 FM x 8 FN` outputs, and `WK` such sets that
 /// take turns at the columns; `STEPS` times 32 columns are loaded before they are multiplied.
 struct Tile<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usize, const STEPS: usize>;
@@ -206,7 +231,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
     #[inline(always)]
-    unsafe fn run<S: State>(hidden: Matrix, gate: Matrix, planes: u32, logits: *mut f32) {
+    unsafe fn run<S: State>(hidden: Matrix, gate: Matrix, planes: u32, logits: Out) {
         const { assert!(WM * WN * WK == WARPS) };
         let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
         let (g, q) = (lane / 4, lane % 4);
@@ -406,7 +431,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         experts: u32,
         token: u32,
         expert: u32,
-        logits: *mut f32,
+        logits: Out,
     ) {
         let mut m = 0;
         while m < FM {
@@ -432,22 +457,21 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         experts: u32,
         token: u32,
         expert: u32,
-        logits: *mut f32,
+        logits: Out,
     ) {
         if token >= tokens {
             return;
         }
-        let row = logits.wrapping_add(token as usize * experts as usize);
         let mut n = 0;
         while n < FN {
             let expert = expert + 8 * n as u32;
             // SAFETY: token < tokens, and each expert is below `experts` where it is stored.
             unsafe {
                 if expert < experts {
-                    *row.add(expert as usize) = sums[n][at];
+                    logits.put(token, expert, experts, sums[n][at]);
                 }
                 if expert + 1 < experts {
-                    *row.add(expert as usize + 1) = sums[n][at + 1];
+                    logits.put(token, expert + 1, experts, sums[n][at + 1]);
                 }
             }
             n += 1;
@@ -478,11 +502,11 @@ macro_rules! tiled {
         /// The arrays have their stated sizes.
         #[kernel(threads = 32 * WARPS, min_blocks = 2, shared = $tile::SHARED_BYTES)]
         pub unsafe fn $name(arguments: RouterLogits) {
-            let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
+            let RouterLogits { hidden_states, gate, bias, logits, tokens, experts, hidden, planes } = arguments;
             let states = Matrix::new(hidden_states.cast(), tokens, hidden);
             let gate = Matrix::new(gate, experts, hidden);
             // SAFETY: the arguments are as the contract says.
-            unsafe { $tile::run::<$state>(states, gate, planes, logits) }
+            unsafe { $tile::run::<$state>(states, gate, planes, Out { logits, bias }) }
         }
     )+};
 }
@@ -539,7 +563,7 @@ few!(router_logits_few: Bf16, router_logits_few_f16: F16);
 /// As `router_logits_16x8`; dynamic shared memory has an f32 for each warp and token.
 #[inline(always)]
 unsafe fn few<S: State>(arguments: RouterLogits) {
-    let RouterLogits { hidden_states, gate, logits, tokens, experts, hidden, planes } = arguments;
+    let RouterLogits { hidden_states, gate, bias, logits, tokens, experts, hidden, planes } = arguments;
     let (states, gate) =
         (Matrix::new(hidden_states.cast(), tokens, hidden), Matrix::new(gate, experts, hidden));
     let expert = thread::block_idx_x();
@@ -606,7 +630,7 @@ unsafe fn few<S: State>(arguments: RouterLogits) {
             other += 1;
         }
         // SAFETY: token < tokens, expert < experts.
-        unsafe { *logits.add((first_token + t) as usize * experts as usize + expert as usize) = sum };
+        unsafe { Out { logits, bias }.put(first_token + t, expert, experts, sum) };
     }
 }
 

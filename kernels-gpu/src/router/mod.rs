@@ -5,10 +5,12 @@
 //! ```
 //!
 //! [`logits`] multiplies by the gate's weights; three top-k kernels score and pick: [`softmax`] (Mixtral,
-//! Qwen3), [`grouped`] (DeepSeek, GLM, Kimi) and [`sigmoid`] (Llama 4).
+//! Qwen3), [`grouped`] (DeepSeek, GLM, Kimi) and [`sigmoid`] (Llama 4). Behind the picks they write the experts
+//! that every token has; [`shared`] does so for a routing of the caller's.
 
 mod grouped;
 mod logits;
 pub(crate) mod selection;
+mod shared;
 mod sigmoid;
 mod softmax;

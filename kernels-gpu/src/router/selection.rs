@@ -13,6 +13,7 @@
 //! nothing has to be marked as taken, no candidate can be picked twice, and the scores are only read.
 
 use core::arch::asm;
+use cuda_std::code::Flag;
 use cuda_std::{arguments, host, thread, warp};
 
 /// Tokens that a block of the top-k kernels handles, a warp each.
@@ -30,11 +31,11 @@ pub(super) const fn top_k_shared_bytes(words: usize) -> usize {
 /// What all top-k kernels read and write.
 #[arguments]
 pub struct TopK {
-    /// f32 `[tokens, experts]`.
+    /// f32 `[tokens, experts]`; with `shared_gate` `[tokens, experts + 1]`.
     pub logits: *const f32,
-    /// i32 `[tokens, top_k]`.
+    /// i32 `[tokens, top_k + shared]`.
     pub topk_ids: *mut i32,
-    /// f32 `[tokens, top_k]`.
+    /// f32 `[tokens, top_k + shared]`.
     pub topk_weights: *mut f32,
     /// T.
     pub tokens: u32,
@@ -42,6 +43,47 @@ pub struct TopK {
     pub experts: u32,
     /// k, from 1 to E.
     pub top_k: u32,
+    /// Slots behind the picked ones, for experts that every token has: `E`, `E + 1`, ..
+    pub shared: u32,
+    /// Whether their weight is the sigmoid of the logit behind those of the experts; else it is 1.
+    pub shared_gate: Flag,
+}
+
+/// A token's rows of what a top-k kernel reads and writes.
+pub(super) struct TokenRows {
+    pub logits: *const f32,
+    pub topk_ids: *mut i32,
+    pub topk_weights: *mut f32,
+}
+
+impl TopK {
+    /// The rows of `token`, the slots behind the picked ones filled.
+    ///
+    /// # Safety
+    /// The arrays have their stated sizes and the token exists; all lanes of a warp call it together.
+    #[inline(always)]
+    pub(super) unsafe fn rows(&self, token: u32) -> TokenRows {
+        let columns = self.experts + if self.shared_gate.is_set() { 1 } else { 0 };
+        let first = token as usize * (self.top_k + self.shared) as usize;
+        let rows = TokenRows {
+            logits: self.logits.wrapping_add(token as usize * columns as usize),
+            topk_ids: self.topk_ids.wrapping_add(first),
+            topk_weights: self.topk_weights.wrapping_add(first),
+        };
+        let mut slot = thread::lane_id();
+        while slot < self.shared {
+            // SAFETY: the token's rows have the slot, and with a gate a logit behind those of the experts.
+            unsafe {
+                let gate =
+                    if self.shared_gate.is_set() { *rows.logits.add(self.experts as usize) } else { 0.0 };
+                let weight = if self.shared_gate.is_set() { logistic(gate) } else { 1.0 };
+                *rows.topk_ids.add((self.top_k + slot) as usize) = (self.experts + slot) as i32;
+                *rows.topk_weights.add((self.top_k + slot) as usize) = weight;
+            }
+            slot += 32;
+        }
+        rows
+    }
 }
 
 /// A key and the index it belongs to.

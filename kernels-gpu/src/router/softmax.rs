@@ -6,7 +6,9 @@
 //! k times     next_pick               descending, ties to the lowest id
 //! ```
 
-use super::selection::{self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TopK, finite_or_zero, key_of, score_of};
+use super::selection::{
+    self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, finite_or_zero, key_of, score_of,
+};
 use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};
 use cuda_std::{arguments, kernel, thread};
@@ -30,7 +32,7 @@ pub struct SoftmaxTopK {
 #[kernel(threads = selection::THREADS, min_blocks = 4)]
 pub unsafe fn softmax_top_k(arguments: SoftmaxTopK) {
     let SoftmaxTopK { of, renormalize } = arguments;
-    let TopK { logits, topk_ids, topk_weights, tokens, experts, top_k } = of;
+    let TopK { tokens, experts, top_k, .. } = of;
     let token = thread::block_idx_x() * TOP_K_TOKENS_PER_BLOCK + thread::warp_id();
     if token >= tokens {
         return;
@@ -40,9 +42,7 @@ pub unsafe fn softmax_top_k(arguments: SoftmaxTopK) {
     // SAFETY: token < tokens, so that its rows exist. A lane reads back only the keys and weights that it
     // wrote itself.
     unsafe {
-        let logits = logits.add(token as usize * experts as usize);
-        let topk_ids = topk_ids.add(token as usize * top_k as usize);
-        let topk_weights = topk_weights.add(token as usize * top_k as usize);
+        let TokenRows { logits, topk_ids, topk_weights } = of.rows(token);
 
         let softmax = Softmax::new(logits, experts);
         let mut expert = lane;

@@ -5,7 +5,11 @@
 //! | 0 | silu | `up * gate / (1 + e^-gate)` |
 //! | 1 | gelu | `up * gate * Phi(gate)`, Phi the normal distribution: the exact gelu, by erf |
 //! | 2 | gelu-tanh | `up * gate / (1 + e^-2u)`, `u = sqrt(2 / pi) * (gate + 0.044715 * gate^3)`: `0.5 * gate * (1 + tanh(u))` |
-//! | 3 | swigluoai | `(min(max(up, -7), 7) + 1) * g / (1 + e^(-1.702 g))`, `g = min(gate, 7)` |
+//! | 3 | swigluoai | `(up + 1) * gate / (1 + e^(-1.702 gate))` |
+//! | 4 | relu2 | `up * max(gate, 0)` |
+//!
+//! Before that gate and up are brought within a limit: gate to `min(gate, limit)`, up to `-limit .. limit`.
+//! An infinite one changes nothing.
 //!
 //! # Error
 //! Relative, against the definition; the test of the operation holds the functions to it:
@@ -32,7 +36,9 @@ pub const SILU: u32 = ActivationFunction::Silu as u32;
 pub const GELU: u32 = ActivationFunction::Gelu as u32;
 /// `gelu_tanh(gate) * up`.
 pub const GELU_TANH: u32 = ActivationFunction::GeluTanh as u32;
-/// Clamped, as gpt-oss has it; every other code is this too.
+/// `relu(gate) * up`.
+pub const RELU2: u32 = ActivationFunction::Relu2 as u32;
+/// As gpt-oss has it; every other code is this too.
 #[cfg(target_feature = "sm_90a")]
 pub const SWIGLUOAI: u32 = ActivationFunction::SwigluOai as u32;
 
@@ -43,26 +49,34 @@ const LOG2_E_REST: f32 = 1.925_963_e-8;
 /// sqrt(2 / pi), doubled.
 const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
 
-/// gpt-oss: where gate and up are clamped, and the slope of the sigmoid.
-const SWIGLUOAI_LIMIT: f32 = 7.0;
+/// gpt-oss: the slope of the sigmoid.
 const SWIGLUOAI_ALPHA: f32 = 1.702;
 
-/// The activation numbered `code` of one, four or eight pairs of gate and up.
+/// The activation numbered `code` of one, four or eight pairs of gate and up, within `limit`.
 #[inline(always)]
-pub fn activate<V: Values>(code: u32, gate: &V, up: &V) -> V {
+pub fn activate<V: Values>(code: u32, limit: f32, gate: &V, up: &V) -> V {
+    let zip = #[inline(always)]
+    |f: fn(f32, f32) -> f32| {
+        gate.zip(
+            up,
+            #[inline(always)]
+            |gate, up| {
+                // Comparisons and not `min`, which would drop NaN.
+                let gate = if gate > limit { limit } else { gate };
+                let up = if up > limit { limit } else { up };
+                f(gate, if up < -limit { -limit } else { up })
+            },
+        )
+    };
     match code {
-        SILU => gate.zip(up, |gate, up| sigmoid_weighted(gate, gate) * up),
-        GELU => gate.zip(up, |gate, up| gelu(gate) * up),
-        GELU_TANH => gate.zip(up, |gate, up| {
+        SILU => zip(|gate, up| sigmoid_weighted(gate, gate) * up),
+        GELU => zip(|gate, up| gelu(gate) * up),
+        GELU_TANH => zip(|gate, up| {
             let cubic = fma(0.044715 * gate, gate * gate, gate);
             sigmoid_weighted(gate, TWO_SQRT_2_OVER_PI * cubic) * up
         }),
-        _ => gate.zip(up, |gate, up| {
-            // Comparisons and not `min`, which would drop NaN.
-            let gate = if gate > SWIGLUOAI_LIMIT { SWIGLUOAI_LIMIT } else { gate };
-            let up = up.clamp(-SWIGLUOAI_LIMIT, SWIGLUOAI_LIMIT);
-            (up + 1.0) * sigmoid_weighted(gate, SWIGLUOAI_ALPHA * gate)
-        }),
+        RELU2 => zip(|gate, up| if gate < 0.0 { 0.0 } else { gate } * up),
+        _ => zip(|gate, up| (up + 1.0) * sigmoid_weighted(gate, SWIGLUOAI_ALPHA * gate)),
     }
 }
 
@@ -98,7 +112,7 @@ impl Values for [f32; 8] {
 
 /// `x / (1 + e^-y)`: x times the logistic function of y.
 #[inline(always)]
-fn sigmoid_weighted(x: f32, y: f32) -> f32 {
+pub fn sigmoid_weighted(x: f32, y: f32) -> f32 {
     // Infinite where e^-y is past all f32: the reciprocal is 0 then, as it is from 2^126 on.
     x * rcp(1.0 + ex2(y * -LOG2_E))
 }

@@ -29,10 +29,10 @@ macro_rules! activation_group {
         #[kernel(threads = THREADS, min_blocks = 6, overlap = before)]
         pub unsafe fn $name(arguments: ActivateGroup) {
             let ActivateGroup { common, scales } = arguments;
-            let Activate { x, valid_rows, q, rows, intermediate, function } = common;
+            let Activate { x, valid_rows, q, rows, intermediate, gating } = common;
             // SAFETY: the kernel's contract.
             unsafe {
-                let source = GatedRows::<$ty>::new(x.cast(), intermediate, function);
+                let source = GatedRows::<$ty>::new(x.cast(), intermediate, gating);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let scheme = GroupScales::new(scales, intermediate);
                 quantize_warp_rows(source, intermediate, destinations, core::ptr::null(), 0, scheme, FirstRow::NONE, q, Cleared::NONE);

@@ -5,6 +5,7 @@
 //! | [`tensor`] | one, given |
 //! | [`token`] | one per row |
 //! | [`group`] | one per row and 128 or 64 columns |
+//! | [`plain`] | none: bf16, for shared experts that are not quantised |
 //!
 //! ```text
 //!   x [P, 2I] bf16, f16, f32 --> activation(gate) * up --> scale --> e4m3, one rounding --> q [P, I]
@@ -14,12 +15,11 @@
 //! Rows from `*valid_rows` on are neither read nor written.
 
 use cuda_std::arguments;
-use cuda_std::code::Code;
 
 /// What all of these kernels read and write.
 #[arguments]
 pub struct Activate {
-    /// `[rows, 2 * intermediate]`, of the type that the kernel's name says.
+    /// `[rows, intermediate + gating.up]`, of the type that the kernel's name says.
     pub x: *const u8,
     /// i64: rows from it on are neither read nor written; null for no limit.
     pub valid_rows: *const i64,
@@ -30,11 +30,12 @@ pub struct Activate {
     /// I.
     pub intermediate: u32,
     /// What joins gate and up.
-    pub function: Code<crate::abi::ActivationFunction>,
+    pub gating: crate::abi::Gating,
 }
 
 pub mod functions;
 mod gated_rows;
 mod group;
+mod plain;
 mod tensor;
 mod token;

@@ -32,11 +32,11 @@ macro_rules! activation_token {
         #[kernel(threads = THREADS, min_blocks = 4, overlap = before)]
         pub unsafe fn $name(arguments: ActivateToken) {
             let ActivateToken { common, scales, kept_spans } = arguments;
-            let Activate { x, valid_rows, q, rows, intermediate, function } = common;
+            let Activate { x, valid_rows, q, rows, intermediate, gating } = common;
             let maxima = shared_array!($name.maxima: [f32; SHARED]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
-                let source = GatedRows::<$ty>::new(x.cast(), intermediate, function);
+                let source = GatedRows::<$ty>::new(x.cast(), intermediate, gating);
                 let destinations = Destinations::identity(rows, valid_rows);
                 let (no_padding, no_limit) = (core::ptr::null(), f32::INFINITY);
                 quantize_block_rows(

@@ -83,7 +83,7 @@ macro_rules! absmax_partials {
             let slots = shared_array!($name.maxima: [f32; WARPS as usize]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
-                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, 1, columns);
                 let destinations = Destinations::new(rows, &targets);
                 let largest = block_absmax(source, columns, destinations, slots);
                 if thread::thread_idx_x() == 0 {

@@ -35,12 +35,12 @@ macro_rules! quantize_group {
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: QuantizeGroup) {
             let QuantizeGroup { common, out, scales, x_is_settled } = arguments;
-            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let Quantize { x, row_weight, rows, slots, columns, targets } = common;
             let QuantizedRows { q, cleared } = out;
             let RowTargets { sorted_rows, capacity, .. } = targets;
             // SAFETY: the kernel's contract.
             unsafe {
-                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, slots, columns);
                 let scheme = GroupScales::new(scales, columns);
                 let settled = if x_is_settled.is_set() { source.settled() } else { None };
                 let ahead = FirstRow::quantize(settled, rows, &scheme);

@@ -30,12 +30,15 @@ use cuda_std::arguments;
 /// What all of these kernels read, and where it goes.
 #[arguments]
 pub struct Quantize {
-    /// `[rows, columns]`, of the type that the kernel's name says.
+    /// `[rows / slots, columns]`, of the type that the kernel's name says.
     pub x: *const u8,
     /// f32 `[rows]`, multiplies each row before anything else; null for none.
     pub row_weight: *const f32,
-    /// Rows of `x`.
+    /// Rows to quantise.
     pub rows: u32,
+    /// How many of them a row of `x` makes, one after the other; more than 1 where they have weights of their
+    /// own.
+    pub slots: u32,
     /// Columns of `x`.
     pub columns: u32,
     /// Where the rows go.

@@ -43,12 +43,12 @@ macro_rules! quantize_tensor {
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: QuantizeTensor) {
             let QuantizeTensor { common, scale, partials, scale_out, out, partial_count, x_is_settled } = arguments;
-            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let Quantize { x, row_weight, rows, slots, columns, targets } = common;
             let QuantizedRows { q, cleared } = out;
             let RowTargets { sorted_rows, capacity, .. } = targets;
             // SAFETY: the kernel's contract.
             unsafe {
-                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, slots, columns);
                 if x_is_settled.is_clear() {
                     grid::wait();
                 }

@@ -40,13 +40,13 @@ macro_rules! quantize_token {
         #[kernel(threads = THREADS, min_blocks = 4, overlap = within)]
         pub unsafe fn $name(arguments: QuantizeToken) {
             let QuantizeToken { absmax_limit, common, out, scales, kept_spans, x_is_settled } = arguments;
-            let Quantize { x, row_weight, rows, columns, targets } = common;
+            let Quantize { x, row_weight, rows, slots, columns, targets } = common;
             let QuantizedRows { q, cleared } = out;
             let RowTargets { sorted_rows, capacity, .. } = targets;
             let maxima = shared_array!($name.maxima: [f32; SHARED]);
             // SAFETY: the kernel's contract; the shared array is used for nothing else.
             unsafe {
-                let source = DenseRows::<$ty>::new(x.cast(), row_weight, columns);
+                let source = DenseRows::<$ty>::new(x.cast(), row_weight, slots, columns);
                 let settled = if x_is_settled.is_set() { source.settled() } else { None };
                 let ahead = FirstRow::pass(settled, rows, columns, maxima, kept_spans);
                 grid::wait();

@@ -15,19 +15,27 @@ pub trait Rows: Copy {
 pub struct DenseRows<T> {
     x: *const T,
     row_weight: *const f32,
+    slots: u32,
     columns: u32,
     vector: bool,
 }
 
 impl<T: Element> DenseRows<T> {
-    /// The rows of `x`, which have `columns` columns each.
+    /// The rows of `x`, which have `columns` columns each, each `slots` times, at least once.
     ///
     /// # Safety
     /// The rows that are asked for exist in `x`, and in `row_weight` unless that is null; nobody writes them
     /// while the grid runs.
     #[inline(always)]
-    pub unsafe fn new(x: *const T, row_weight: *const f32, columns: u32) -> Self {
-        DenseRows { x, row_weight, columns, vector: vectorised(x, columns) }
+    pub unsafe fn new(x: *const T, row_weight: *const f32, slots: u32, columns: u32) -> Self {
+        DenseRows { x, row_weight, slots, columns, vector: vectorised(x, columns) }
+    }
+
+    /// The row of `x` that `row` is made of.
+    #[inline(always)]
+    fn start(&self, row: u32) -> *const T {
+        let row = if self.slots == 1 { row } else { row / self.slots.max(1) };
+        self.x.wrapping_add(row as usize * self.columns as usize)
     }
 
     /// The same rows, to be read before the grid waits for its predecessor. None where a chunk takes more
@@ -60,9 +68,7 @@ impl<T: Element> Rows for DenseRows<T> {
     #[inline(always)]
     fn chunk(&self, row: u32, column: u32) -> Chunk {
         // SAFETY: the row exists, by the constructor's contract; `vector` is what `vectorised` says.
-        let values = unsafe {
-            load_chunk(self.x.add(row as usize * self.columns as usize), column, self.columns, self.vector)
-        };
+        let values = unsafe { load_chunk(self.start(row), column, self.columns, self.vector) };
         // SAFETY: the row exists, by the constructor's contract.
         self.weighted(row, values, |weight| unsafe { memory::load_nc(weight) })
     }
@@ -71,12 +77,11 @@ impl<T: Element> Rows for DenseRows<T> {
 impl<T: Element> Rows for SettledRows<T> {
     #[inline(always)]
     fn chunk(&self, row: u32, column: u32) -> Chunk {
-        let DenseRows { x, columns, .. } = self.0;
         let mut values = [0.0; CHUNK as usize];
-        if column < columns {
+        if column < self.0.columns {
             // SAFETY: the row exists, by the constructor's contract. It is whole chunks, all aligned, or
             // there were no such rows.
-            values = unsafe { T::load_strong(x.add(row as usize * columns as usize + column as usize)) };
+            values = unsafe { T::load_strong(self.0.start(row).add(column as usize)) };
         }
         // SAFETY: the row exists, by the constructor's contract.
         self.0.weighted(row, values, |weight| unsafe { memory::load_strong(weight) })

@@ -2,7 +2,6 @@
 //! projection.
 
 use cuda_std::arguments;
-use cuda_std::code::Code;
 
 use super::slab_scales::{BlockScales, SlabScales};
 use super::{GATED_COLUMNS, HopperGated};
@@ -20,8 +19,8 @@ pub struct Requantization {
     pub scales: *mut f32,
     /// Where in `scales`.
     pub strides: crate::abi::Strides,
-    /// What joins gate and up.
-    pub function: Code<crate::abi::ActivationFunction>,
+    /// What joins gate and up; rows of B for its columns.
+    pub gating: crate::abi::Gating,
 }
 
 /// What the ends of a gated kernel need to know of a launch.
@@ -49,10 +48,11 @@ impl GatedArguments {
     #[inline(always)]
     pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
         let Self { intermediate, k, .. } = self;
-        let gate = expert * 2 * intermediate + column;
+        let up = self.out.gating.up;
+        let gate = expert * (intermediate + up) + column;
         // Of columns past the last, any scale will do.
-        let first = b_block_number(expert, column.min(intermediate - 1), 2 * intermediate, *k);
-        let distance = intermediate / GATED_COLUMNS * k.div_ceil(SLAB);
-        ([gate, gate + intermediate], BlockScales { first, distance })
+        let first = b_block_number(expert, column.min(intermediate - 1), intermediate + up, *k);
+        let distance = up / GATED_COLUMNS * k.div_ceil(SLAB);
+        ([gate, gate + up], BlockScales { first, distance })
     }
 }

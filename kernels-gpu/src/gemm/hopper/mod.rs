@@ -106,7 +106,8 @@ pub struct HopperGemm {
 pub struct HopperGated {
     /// A e4m3 `[P, k]`, in boxes of 128 bytes by the rows of the kernel's tile, 128-byte swizzle.
     pub a: TensorMap,
-    /// w13 e4m3 `[experts * 2 * intermediate, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
+    /// w13 e4m3 `[experts * (intermediate + up), k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle;
+    /// `up` as the gating has it.
     pub b: TensorMap,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
@@ -114,7 +115,7 @@ pub struct HopperGated {
     pub intermediate: u32,
     /// K, a multiple of 16.
     pub k: u32,
-    /// The scales of both; N is 2I.
+    /// The scales of both, and the bias; N is I + up.
     pub scales: crate::abi::Scales,
     /// As `HopperGemm` has it.
     pub schedule: *mut [u32; 4],

@@ -32,18 +32,20 @@ pub(super) unsafe fn store<const MT: usize, const WARPS_M: u32>(
         // SAFETY: the caller's contract.
         return unsafe { store_f32(total, scales, tile, warp, arguments) };
     }
+    // SAFETY: as above.
+    let bias = unsafe { bias_of(tile, warp, arguments) };
     let mut words = [[[0; NT]; 2]; MT];
     unroll!(mt < MT => {
         unroll!(h < 2 => {
             let mut row = [0; NT];
             if arguments.out_type.is(OutType::F16) {
                 unroll!(nt < NT => {
-                    let [low, high] = scaled(total, scales, mt, nt, h);
+                    let [low, high] = scaled(total, scales, &bias, mt, nt, h);
                     row[nt] = f16x2_from_f32(low, high);
                 });
             } else {
                 unroll!(nt < NT => {
-                    let [low, high] = scaled(total, scales, mt, nt, h);
+                    let [low, high] = scaled(total, scales, &bias, mt, nt, h);
                     row[nt] = bf16x2_from_f32(low, high);
                 });
             }
@@ -84,6 +86,8 @@ unsafe fn store_f32<const MT: usize, const WARPS_M: u32>(
     warp: &WarpTile<MT, WARPS_M>,
     arguments: &PortableGemm,
 ) {
+    // SAFETY: the caller's contract.
+    let bias = unsafe { bias_of(tile, warp, arguments) };
     let column = tile.n0 + warp.column;
     let first_row = recomputed(warp.row);
     let n = arguments.n as usize;
@@ -96,11 +100,36 @@ unsafe fn store_f32<const MT: usize, const WARPS_M: u32>(
                     let element = first + row as usize * n + nt * 8;
                     // SAFETY: the row is the tile's and the column D's; N is a multiple of 8 and the column
                     // even, so that both elements exist and are 8-byte aligned.
-                    unsafe { memory::store(arguments.out.add(element * 4).cast(), scaled(total, scales, mt, nt, h)) };
+                    unsafe { memory::store(arguments.out.add(element * 4).cast(), scaled(total, scales, &bias, mt, nt, h)) };
                 }
             });
         });
     });
+}
+
+/// What is added to the lane's columns; 0 without a bias, and past the end of D.
+///
+/// # Safety
+/// The contract of the entry points.
+#[inline(always)]
+unsafe fn bias_of<const MT: usize, const WARPS_M: u32>(
+    tile: &Tile,
+    warp: &WarpTile<MT, WARPS_M>,
+    arguments: &PortableGemm,
+) -> [[f32; 2]; NT] {
+    let mut bias = [[0.0; 2]; NT];
+    if arguments.scales.bias.is_null() {
+        return bias;
+    }
+    let of_expert = arguments.scales.bias.wrapping_add(tile.expert as usize * arguments.n as usize);
+    unroll!(nt < NT => {
+        let column = tile.n0 + warp.column + nt as u32 * 8;
+        if column < arguments.n {
+            // SAFETY: one for every column of every expert; N is a multiple of 8 and the column even.
+            bias[nt] = unsafe { memory::load_nc(of_expert.add(column as usize).cast::<[f32; 2]>()) };
+        }
+    });
+    bias
 }
 
 /// The two adjacent elements of D in row half `h` of an `mma` tile.
@@ -108,10 +137,12 @@ unsafe fn store_f32<const MT: usize, const WARPS_M: u32>(
 fn scaled<const MT: usize>(
     total: &Accumulator<MT>,
     scales: &EndScales<MT>,
+    bias: &[[f32; 2]; NT],
     mt: usize,
     nt: usize,
     h: usize,
 ) -> [f32; 2] {
     let (sa, sb) = (scales.a[mt][h], scales.b[nt]);
-    [total.0[mt][nt][2 * h] * sa * sb[0], total.0[mt][nt][2 * h + 1] * sa * sb[1]]
+    let [left, right] = bias[nt];
+    [total.0[mt][nt][2 * h] * sa * sb[0] + left, total.0[mt][nt][2 * h + 1] * sa * sb[1] + right]
 }

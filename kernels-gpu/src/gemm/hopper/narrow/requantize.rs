@@ -18,7 +18,7 @@ use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
-use crate::gemm::scales::{column_scale, row_scale};
+use crate::gemm::scales::{column_bias, column_scale, row_scale};
 
 /// Bytes of shared memory for the exchange of `n` rows: a word for each in every warp, and their scales.
 pub const fn shared_bytes(n: u32) -> u32 {
@@ -43,10 +43,17 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
     let row_of = #[inline(always)]
     |j: usize, c: usize| 8 * j as u32 + 2 * columns.quad_lane + c as u32;
     // SAFETY: an item of the schedule.
+    let (up, all) = (out.gating.up, n + out.gating.up);
+    // SAFETY: as above.
     let scale_of = #[inline(always)]
-    |column| unsafe { column_scale(&scales, part.expert, column, 2 * n) };
+    |column| unsafe { column_scale(&scales, part.expert, column, all) };
+    // SAFETY: as above.
+    let bias_of = #[inline(always)]
+    |column| unsafe { column_bias(&scales, part.expert, column, all) };
     let gate_scales = [scale_of(first), scale_of(first + 8)];
-    let up_scales = [scale_of(n + first), scale_of(n + first + 8)];
+    let up_scales = [scale_of(up + first), scale_of(up + first + 8)];
+    let gate_bias = [bias_of(first), bias_of(first + 8)];
+    let up_bias = [bias_of(up + first), bias_of(up + first + 8)];
     let values = totals[0].zip(
         &totals[1],
         #[inline(always)]
@@ -58,9 +65,13 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
                 #[inline(always)]
                 |scales: [f32; 2]| [a[0] * scales[0], a[1] * scales[0], a[0] * scales[1], a[1] * scales[1]];
             let (g, u) = (factor(gate_scales), factor(up_scales));
-            let gate = [gate[0] * g[0], gate[1] * g[1], gate[2] * g[2], gate[3] * g[3]];
-            let up = [up[0] * u[0], up[1] * u[1], up[2] * u[2], up[3] * u[3]];
-            let [v0, v1, v2, v3] = activate(out.function.raw(), &gate, &up);
+            let scaled = #[inline(always)]
+            |sums: &[f32; 4], scales: [f32; 4], bias: [f32; 2]| {
+                let at = |i: usize| sums[i] * scales[i] + bias[i / 2];
+                [at(0), at(1), at(2), at(3)]
+            };
+            let (gate, up) = (scaled(gate, g, gate_bias), scaled(up, u, up_bias));
+            let [v0, v1, v2, v3] = activate(out.gating.function.raw(), out.gating.limit, &gate, &up);
             let exists = [first < n, first + 8 < n];
             let keep = |value, exists| if exists { value } else { 0.0 };
             [keep(v0, exists[0]), keep(v1, exists[0]), keep(v2, exists[1]), keep(v3, exists[1])]

@@ -15,7 +15,7 @@ use crate::abi::{AScaleKind, OutType};
 use crate::gemm::hopper::HopperGemm;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::quad::columns_of_a_row;
-use crate::gemm::scales::{column_scale, row_scale};
+use crate::gemm::scales::{column_bias, column_scale, row_scale};
 
 /// Writes a thread's part of an item, as far as rows and columns exist.
 ///
@@ -47,7 +47,15 @@ unsafe fn store_half<A: Accumulator>(
     let b = unsafe {
         [column_scale(scales, part.expert, first, *n), column_scale(scales, part.expert, first + 8, *n)]
     };
+    // SAFETY: as above.
+    let mut bias = unsafe {
+        [column_bias(scales, part.expert, first, *n), column_bias(scales, part.expert, first + 8, *n)]
+    };
     if out_type.is(OutType::TokenSums) {
+        // Of an item that was cut, its head adds it.
+        if part.first_slab > 0 {
+            bias = [0.0; 2];
+        }
         total.for_each_column(
             #[inline(always)]
             |j, c, low, high| {
@@ -62,10 +70,10 @@ unsafe fn store_half<A: Accumulator>(
                     let to = out.cast::<f32>().add(token as usize * *n as usize + first as usize);
                     let factor = row_scale(scales, row) * weight;
                     if first < *n {
-                        atomic::reduce_add(to, low * factor * b[0], Scope::Gpu);
+                        atomic::reduce_add(to, low * factor * b[0] + bias[0] * weight, Scope::Gpu);
                     }
                     if first + 8 < *n {
-                        atomic::reduce_add(to.add(8), high * factor * b[1], Scope::Gpu);
+                        atomic::reduce_add(to.add(8), high * factor * b[1] + bias[1] * weight, Scope::Gpu);
                     }
                 }
             },
@@ -74,7 +82,7 @@ unsafe fn store_half<A: Accumulator>(
     }
     if out_type.is_not(OutType::F32) {
         // SAFETY: as above.
-        return unsafe { store_16_bits(total, part, first, b, columns, arguments) };
+        return unsafe { store_16_bits(total, part, first, b, bias, columns, arguments) };
     }
     total.for_each(
         #[inline(always)]
@@ -86,14 +94,15 @@ unsafe fn store_half<A: Accumulator>(
             let row = part.first_row + row;
             // SAFETY: the row is the tile's and the column D's.
             unsafe {
-                let value = sum * row_scale(scales, row) * b[h];
+                let value = sum * row_scale(scales, row) * b[h] + bias[h];
                 *out.cast::<f32>().add(row as usize * *n as usize + column as usize) = value;
             }
         },
     );
 }
 
-/// As [`store_half`] for bf16 and f16; `b` are the scales of the thread's columns.
+/// As [`store_half`] for bf16 and f16; `b` are the scales of the thread's columns, `bias` what is added to
+/// them.
 ///
 /// # Safety
 /// As [`store`]; all lanes of the warp call it together.
@@ -103,6 +112,7 @@ unsafe fn store_16_bits<A: Accumulator>(
     part: &Part,
     first: u32,
     b: [f32; 2],
+    bias: [f32; 2],
     columns: &Columns,
     arguments: &HopperGemm,
 ) {
@@ -132,7 +142,8 @@ unsafe fn store_16_bits<A: Accumulator>(
                 });
             }
             let words = [0, 1].map(|h: usize| {
-                let (low, high) = (values[2 * h] * a[0] * b[h], values[2 * h + 1] * a[1] * b[h]);
+                let low = values[2 * h] * a[0] * b[h] + bias[h];
+                let high = values[2 * h + 1] * a[1] * b[h] + bias[h];
                 if out_type.is(OutType::F16) { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) }
             });
             let four = columns_of_a_row(words, lane);

@@ -84,6 +84,31 @@ impl EndScales {
         asked
     }
 
+    /// A thread's sums, scaled, and the bias of its columns. Those past the end get that of the last.
+    ///
+    /// Loaded here one after the other, and not shared beforehand as the scales are: few models have one.
+    ///
+    /// # Safety
+    /// The contract of the kernels, for a tile of the schedule, whose end has a bias.
+    #[inline(always)]
+    pub unsafe fn add_bias(total: &mut [f32; 128], end: &impl End, tile: &Tile, rows: &Rows) {
+        let (first, n) = end.columns(tile);
+        let bias = end.scales().bias.wrapping_add(tile.expert as usize * n as usize);
+        unroll!(for j in 0..16 {
+            let pair = #[inline(always)]
+            |first: u32| {
+                let column = (first + 8 * j + 2 * rows.quad_lane).min(n - 2);
+                // SAFETY: a bias for every column of every expert; N and the column are even.
+                unsafe { memory::load_nc(bias.add(column as usize).cast::<[f32; 2]>()) }
+            };
+            let (left, right) = (pair(first[0]), pair(first[1]));
+            unroll!(for e in 0..4 {
+                total[(4 * j + e) as usize] += left[e % 2];
+                total[(64 + 4 * j + e) as usize] += right[e % 2];
+            });
+        });
+    }
+
     /// A thread's sums times the scales. All threads of the warpgroup call it together.
     #[inline(always)]
     pub fn apply(self, total: &[f32; 128], shelf: &mut Shelf, scales: &Scales, rows: &Rows) -> [f32; 128] {

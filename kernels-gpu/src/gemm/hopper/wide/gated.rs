@@ -43,8 +43,8 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
 
     #[inline(always)]
     fn columns(&self, tile: &Tile) -> ([u32; 2], u32) {
-        let intermediate = self.0.intermediate;
-        ([tile.n0, intermediate + tile.n0], 2 * intermediate)
+        let GatedArguments { intermediate, out, .. } = &self.0;
+        ([tile.n0, out.gating.up + tile.n0], intermediate + out.gating.up)
     }
 
     #[inline(always)]

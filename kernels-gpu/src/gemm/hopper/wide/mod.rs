@@ -217,7 +217,10 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
             } else {
                 consume::fast(&ring, position, slabs, &rows, tile.rows)
             };
-            let total = scales.apply(&total, &mut shelf, end.scales(), &rows);
+            let mut total = scales.apply(&total, &mut shelf, end.scales(), &rows);
+            if !end.scales().bias.is_null() {
+                EndScales::add_bias(&mut total, end, &tile, &rows);
+            }
             end.finish(&total, &tile, &rows);
         }
         ring.leave();

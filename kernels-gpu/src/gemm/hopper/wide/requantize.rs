@@ -11,7 +11,7 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, unroll};
 
 use super::consume::Rows;
-use crate::elementwise::activation::functions::{GELU, GELU_TANH, SILU, SWIGLUOAI, activate};
+use crate::elementwise::activation::functions::{GELU, GELU_TANH, RELU2, SILU, SWIGLUOAI, activate};
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::quad::transpose_in_quad;
@@ -20,7 +20,7 @@ use crate::schedule::work::Tile;
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-/// Applies the activation, silu or one of the others. The first half of the registers is gate, the second up,
+/// Applies the activation, silu without a limit or one of the others. The first half of the registers is gate, the second up,
 /// of the same 128 columns. Columns past the intermediate become 0.
 #[inline(always)]
 pub fn activated<const IS_SILU: bool>(
@@ -31,11 +31,14 @@ pub fn activated<const IS_SILU: bool>(
 ) -> Values {
     let GatedArguments { out, intermediate, .. } = *arguments;
     // One branch for all values: with one for every few, their latencies would add up.
-    let mut values = match out.function.raw() {
-        _ if IS_SILU => activated_by::<SILU>(total),
-        GELU => activated_by::<GELU>(total),
-        GELU_TANH => activated_by::<GELU_TANH>(total),
-        _ => activated_by::<SWIGLUOAI>(total),
+    let limit = out.gating.limit;
+    let mut values = match out.gating.function.raw() {
+        _ if IS_SILU => activated_by::<SILU>(f32::INFINITY, total),
+        SILU => activated_by::<SILU>(limit, total),
+        GELU => activated_by::<GELU>(limit, total),
+        GELU_TANH => activated_by::<GELU_TANH>(limit, total),
+        RELU2 => activated_by::<RELU2>(limit, total),
+        _ => activated_by::<SWIGLUOAI>(limit, total),
     };
     if tile.n0 + 128 > intermediate {
         unroll!(for i in 0..64 {
@@ -48,7 +51,7 @@ pub fn activated<const IS_SILU: bool>(
 
 /// The activation numbered `CODE` of gate, the first half of the registers, and up.
 #[inline(always)]
-fn activated_by<const CODE: u32>(total: &[f32; 128]) -> Values {
+fn activated_by<const CODE: u32>(limit: f32, total: &[f32; 128]) -> Values {
     let mut values = [0.0; 64];
     unroll!(for i in 0..8 {
         let (mut gate, mut up) = ([0.0; 8], [0.0; 8]);
@@ -56,7 +59,7 @@ fn activated_by<const CODE: u32>(total: &[f32; 128]) -> Values {
             gate[e] = total[8 * i + e];
             up[e] = total[64 + 8 * i + e];
         });
-        let activated = activate(CODE, &gate, &up);
+        let activated = activate(CODE, limit, &gate, &up);
         unroll!(for e in 0..8 {
             values[8 * i + e] = activated[e];
         });
