@@ -4,40 +4,64 @@
 pub use crate::error::require;
 pub use crate::gpu::graph::{Capture, Recorder};
 pub use crate::kernels::{KernelSummary, module, ptx, summaries};
+pub use crate::ops::read_stream::read_stream;
+pub use crate::parallel::Step as ParallelStep;
 pub use crate::plan::tiles::{BLOCK_M, HopperTile, PortableTile};
 
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice};
 use crate::gpu::device::Device;
+use crate::gpu::stream::Stream;
 use crate::layer::{MoeConfig, MoeLayer};
+use crate::ops::pack_weights::{PackedShape, WeightLayout, unpack_weights};
+use crate::parallel::{Batch, ExpertParallel, ParallelWorkspace};
 use crate::plan::Plan;
 
-/// The weights of a layer, as they lie on the device: [`MoeDeviceWeights`](crate::MoeDeviceWeights) says how.
+use half::bf16;
+
+/// The weights of a layer on the device, w13 and w2 as a checkpoint has them.
+///
+/// [`MoeDeviceWeights`](crate::MoeDeviceWeights) has the layouts.
 #[derive(Debug)]
 pub struct Weights<'a> {
     /// e4m3 `[E_loc, 2I, H]`, I padded.
-    pub w13: Slice<'a, E4m3>,
+    pub w13: Buffer<E4m3>,
     /// Its scales.
     pub w13_scale: Slice<'a, f32>,
     /// e4m3 `[E_loc, H, I]`, I padded.
-    pub w2: Slice<'a, E4m3>,
+    pub w2: Buffer<E4m3>,
     /// Its scales.
     pub w2_scale: Slice<'a, f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
     pub input_scales: &'a [Buffer<f32>; 2],
 }
 
-/// The weights of `layer`.
-pub fn weights(layer: &MoeLayer) -> Weights<'_> {
-    let weights = layer.weights();
-    Weights {
-        w13: weights.w13.as_slice(),
+/// The weights of `layer`; w13 and w2 are copies, of the local experts that are `wanted` alone.
+pub fn weights<'l>(layer: &'l MoeLayer, wanted: &[bool], stream: &Stream) -> Result<Weights<'l>> {
+    let (weights, device) = (layer.weights(), layer.device());
+    let mut copies = [device.uninit(weights.w13.len())?, device.uninit(weights.w2.len())?];
+    let packed =
+        PackedShape::of_layer(device, layer.config()).filter(|_| weights.layout == WeightLayout::Packed);
+    for (index, (copy, matrix)) in copies.iter_mut().zip([&weights.w13, &weights.w2]).enumerate() {
+        let len = matrix.len() / layer.config().slot_local_experts().max(1);
+        for expert in (0..wanted.len()).filter(|&expert| wanted[expert]) {
+            let range = expert * len..(expert + 1) * len;
+            let (from, mut to) = (matrix.as_slice().slice(range.clone()), copy.slice_mut(range));
+            match packed {
+                Some(shapes) => unpack_weights(stream, shapes[index].of_one(), from, to)?,
+                None => to.copy_from_device(from, stream)?,
+            }
+        }
+    }
+    let [w13, w2] = copies;
+    Ok(Weights {
+        w13,
         w13_scale: weights.w13_scale.as_slice(),
-        w2: weights.w2.as_slice(),
+        w2,
         w2_scale: weights.w2_scale.as_slice(),
         input_scales: &weights.input_scales,
-    }
+    })
 }
 
 /// Bytes of workspace that a forward of up to `tokens` tokens needs.
@@ -64,4 +88,16 @@ pub fn padded_intermediate(config: &MoeConfig) -> usize {
 /// The local expert of every global one, -1 = not on this rank; none if all are.
 pub fn expert_map(config: &MoeConfig) -> Option<Vec<i32>> {
     config.expert_map()
+}
+
+/// A step of an expert-parallel forward of one chunk, by itself, on what the workspace holds.
+pub fn parallel_step(
+    experts: &mut ExpertParallel,
+    step: ParallelStep,
+    stream: &Stream,
+    batch: Batch<'_>,
+    workspace: &mut ParallelWorkspace,
+    out: &mut Buffer<bf16>,
+) -> Result<()> {
+    experts.step(step, stream, batch, workspace, out.into())
 }

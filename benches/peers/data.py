@@ -28,15 +28,17 @@ class Shape:
     top_k: int
     hidden: int
     inter: int
+    tp: int = 1  # ranks that the model's name divides the intermediate dimension among, besides --tp
 
     def as_list(self) -> list[int]:
         return [self.experts, self.top_k, self.hidden, self.inter]
 
     def split(self, tp: int) -> "Shape":
-        """The part of one rank when the intermediate dimension is divided among `tp` ranks."""
+        """The part of one rank when the intermediate dimension is divided among `tp` ranks, and among the name's."""
+        tp *= self.tp
         if self.inter % tp:
             raise ValueError(f"intermediate size {self.inter} is no multiple of tp {tp}")
-        return replace(self, inter=self.inter // tp)
+        return replace(self, inter=self.inter // tp, tp=1)
 
     @property
     def weight_bytes(self) -> int:
@@ -50,6 +52,15 @@ MODELS = {
     "deepseek-v3": Shape(256, 8, 7168, 2048),
     "qwen3-30b": Shape(128, 8, 2048, 768),
     "glm-4.6": Shape(160, 8, 5120, 1536),
+    "qwen3.5-35b": Shape(256, 8, 2048, 512),
+    "qwen3-next": Shape(512, 10, 2048, 512),
+    "deepseek-v2-lite": Shape(64, 6, 2048, 1408),
+    "kimi-k2": Shape(384, 8, 7168, 2048),
+    "gpt-oss-120b": Shape(128, 4, 2880, 2880),
+    "mixtral-8x7b-tp8": Shape(8, 2, 4096, 14336, 8),
+    "qwen3-235b-tp4": Shape(128, 8, 4096, 1536, 4),
+    "deepseek-v3-tp8": Shape(256, 8, 7168, 2048, 8),
+    "qwen3.5-35b-tp4": Shape(256, 8, 2048, 512, 4),
 }
 # What results are compared on. Many rows an expert and few take other kernels; peers compute both, and still fewer.
 CHECK_SHAPE, CHECK_TOKENS = Shape(8, 2, 1024, 512), (1024, 64)
@@ -211,7 +222,7 @@ def make_case(model: str, full: Shape, tp: int, scheme: str, routing: str, route
               bank: WeightBank, l2_bytes: int, memory_bytes: int) -> Case:
     """A case on the bank's device, for the tokens of `routed` (ids and weights)."""
     shape, (ids, gates) = full.split(tp), routed
-    case = Case(model, full, shape, tp, scheme, routing, random_hidden(ids.shape[0], shape.hidden, bank.device, 1),
+    case = Case(model, full, shape, tp * full.tp, scheme, routing, random_hidden(ids.shape[0], shape.hidden, bank.device, 1),
                 ids.to(bank.device), gates.to(bank.device))
     case.sets = bank.sets(sets_needed(shape, case.active, l2_bytes, memory_bytes), scheme)
     return case

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from data import E4M3, E4M3_MAX, GROUP, Case, Weights
-from peer import Layer, Peer, Unsupported
+from peer import Layer, Peer, Unsupported, largest
 from sources import Sources
 
 MASKED_BELOW = 256  # tokens: under this the contiguous layout is mostly padding
@@ -143,5 +143,5 @@ class DeepGemm(Peer):
         kind = Masked if case.tokens < MASKED_BELOW else Contiguous
         return kind(case, self.sources)
 
-    def check(self, case: Case) -> float:
-        return max(kind(case, self.sources).distance(case, case.sets[0]) for kind in (Masked, Contiguous))
+    def check(self, case: Case) -> tuple[float, float]:
+        return largest(kind(case, self.sources).distances(case, case.sets[0]) for kind in (Masked, Contiguous))

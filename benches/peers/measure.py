@@ -115,7 +115,7 @@ class Measurement:
                     self.report.add(self._error(name, group.model, group.scheme, tokens, part, error))
 
     def _error(self, name: str, model: str, scheme: str, tokens: int, part: str, error: str) -> Row:
-        return empty_row(name, model, MODELS[model].as_list(), self.args.tp, tokens, scheme, self.args.routing, part,
+        return empty_row(name, model, MODELS[model].as_list(), self.args.tp * MODELS[model].tp, tokens, scheme, self.args.routing, part,
                          error)
 
     def _case(self, group: Group, tokens: int, routed: tuple[torch.Tensor, torch.Tensor], bank: WeightBank, budget: int,
@@ -179,15 +179,17 @@ class Measurement:
             if isinstance(times, Exception):
                 errors[name] = one_line(times)
             elif times:
-                self.report.add(self._row(name, case, part, times, contenders[name], ready.get(name)))
+                chosen = getattr(layers.get(name), "configuration", None)
+                self.report.add(self._row(name, case, part, times, contenders[name], ready.get(name), chosen))
         for name, reason in errors.items():
             if offers(name, case.scheme, part):
                 self.report.add(self._error(name, case.model, case.scheme, case.tokens, part, reason))
 
     def _row(self, name: str, case: Case, part: str, times: list[list[float]], contender: timing.Contender,
-             ready: dict[str, Any] | None) -> Row:
+             ready: dict[str, Any] | None, configuration: Any) -> Row:
         row = timed_row(name, case, part, timing.summary(times), getattr(contender, "launches", None),
                         self.report.rates)
+        row["configuration"] = configuration
         if ready is not None:
             # Our own account of its work, where it gives one: its first GEMM may contain the activation.
             told = ("launches", "flops", "bytes", "counted", "accumulation")

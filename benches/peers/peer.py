@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, Iterable
 
 import torch
 
@@ -28,7 +28,11 @@ class Layer:
 
     def distance(self, case: Case, weights: Weights) -> float:
         """Relative L2 distance of this layer's result from the reference."""
-        return reference.distance(self.forward(weights), case, weights)
+        return self.distances(case, weights)[0]
+
+    def distances(self, case: Case, weights: Weights) -> tuple[float, float]:
+        """That, and the distance from exact arithmetic on the quantised operands."""
+        return reference.distances(self.forward(weights), case, weights)
 
 
 class Peer:
@@ -43,10 +47,17 @@ class Peer:
         for call in layer.parts.values():
             call(case.sets[0])
 
-    def check(self, case: Case) -> float:
-        """The largest distance from the reference; smaller batches take other paths in most programs."""
+    def check(self, case: Case) -> tuple[float, float]:
+        """The largest distances, from the reference and from exact arithmetic; smaller batches take other paths in most
+        programs."""
         batches = (case, *(first(case, tokens) for tokens in (64, 8, 1)))
-        return max(self.build(part).distance(part, part.sets[0]) for part in batches)
+        return largest(self.build(part).distances(part, part.sets[0]) for part in batches)
+
+
+def largest(distances: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Of each kind the largest."""
+    from_reference, from_exact = zip(*distances)
+    return max(from_reference), max(from_exact)
 
 
 def first(case: Case, tokens: int) -> Case:

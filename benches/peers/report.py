@@ -15,7 +15,7 @@ VERSION = "0.1.0"
 IMPLEMENTATIONS = ("fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped", "cublaslt")
 TIMES = ("median_us", "p10_us", "p90_us")
 ROW_KEYS = ("implementation", "model", "shape", "tp", "ep", "tokens", "scheme", "routing", "part", "accumulation", *TIMES,
-            "launches", "flops", "bytes", "floor_us", "fraction", "error", "counted")
+            "launches", "flops", "bytes", "floor_us", "fraction", "error", "counted", "exact_rel_l2", "configuration")
 Row = dict[str, Any]
 
 
@@ -42,9 +42,14 @@ def work(case: Case, part: str) -> tuple[int, int]:
     return sum(flops.values()), weights(2 * i, h) + weights(h, i) + 4 * case.tokens * h + 8 * rows
 
 
+def memory_rate(rates: dict[str, Any]) -> float:
+    """Bytes a second that memory delivers: of a stream that is only read, or where there is none of a copy."""
+    return rates.get("read_bytes_per_s") or rates["copy_bytes_per_s"]
+
+
 def floor_us(flops: int, size: int, rates: dict[str, Any]) -> float:
     """The longer of the time to compute and the time to move the bytes, at the card's measured rates."""
-    return round(max(flops / rates["matrix_flops_per_s"], size / rates["copy_bytes_per_s"]) * 1e6, 3)
+    return round(max(flops / rates["matrix_flops_per_s"], size / memory_rate(rates)) * 1e6, 3)
 
 
 def empty_row(implementation: str, model: str, shape: list[int], tp: int, tokens: int, scheme: str, routing: str,
@@ -88,6 +93,7 @@ class Report:
 
     def __init__(self, path: str | None, command: str, device: dict[str, Any]):
         self.path = path
+        self.errors: dict[tuple[str, str], float] = {}
         self.document: dict[str, Any] = {
             "schema": SCHEMA, "program": "peers", "version": VERSION, "date": datetime.date.today().isoformat(),
             "command": command, "device": device, "rates": {}, "checks": [], "rows": [],
@@ -98,6 +104,7 @@ class Report:
         return self.document["rates"]
 
     def add(self, row: Row) -> None:
+        row["exact_rel_l2"] = self.errors.get((row["implementation"], row["scheme"]))
         self.document["rows"].append(row)
         self.write()
         said = f"error: {row['error']}" if row["error"] else f"{row['median_us']:10.2f} us"
@@ -105,11 +112,17 @@ class Report:
             said += f"  {100 * row['fraction']:5.1f} % of the floor"
         print(f"  {row['implementation']:14} {row['part']:6} {said}", flush=True)
 
-    def check(self, implementation: str, scheme: str, distance: float | None, error: str | None) -> None:
-        self.document["checks"].append(
-            {"implementation": implementation, "scheme": scheme, "rel_l2": distance, "error": error})
+    def check(self, implementation: str, scheme: str, found: dict[str, Any]) -> None:
+        """What a program's results were compared with: `rel_l2` from the nearest reference, `exact_rel_l2` from exact
+        arithmetic on the quantised operands. The latter goes to every row of the program as well."""
+        distance, exact, error = (found.get(key) for key in ("rel_l2", "exact_rel_l2", "error"))
+        self.document["checks"].append({"implementation": implementation, "scheme": scheme, "rel_l2": distance,
+                                        "exact_rel_l2": exact, "error": error})
+        if exact is not None:
+            self.errors[implementation, scheme] = exact
         self.write()
-        print(f"  {implementation:14} {scheme:10} " + (error or f"relative L2 {distance:.2e}"), flush=True)
+        said = error or f"relative L2 {distance:.2e}" + (f", {exact:.2e} from exact arithmetic" if exact else "")
+        print(f"  {implementation:14} {scheme:10} {said}", flush=True)
 
     def write(self) -> None:
         """Replace the file at once, so that it is whole at any moment."""
@@ -133,7 +146,10 @@ class Report:
         head = f"{'model':18}{'scheme':11}{'part':7}{'tokens':>7}" + "".join(f"{n:>16}" for n in names)
         body = [f"{k[0]:18}{k[1]:11}{k[2]:7}{k[3]:>7}" + "".join(f"{cells.get(n, '-'):>16}" for n in names)
                 for k, cells in sorted(lines.items())]
-        return "\n".join([head, *body])
+        found = sorted(self.errors.items())
+        exact = ["distance from exact arithmetic on the quantised operands, relative L2:",
+                 *(f"  {name:14} {scheme:10} {distance:.2e}" for (name, scheme), distance in found)] if found else []
+        return "\n".join([head, *body, *exact])
 
 
 def nvidia_smi(fields: str) -> list[str]:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,20 +38,21 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--peers", help="folder of the peers' files, for those that are not installed")
     p.add_argument("--binary", help="our program, to measure beside them")
-    p.add_argument("--models", type=several(tuple(MODELS)), default=list(MODELS), help="default: all six")
-    p.add_argument("--tokens", type=numbers, default=[1, 8, 64, 512, 4096])
-    p.add_argument("--first", type=numbers, default=[1, 64, 4096], metavar="TOKENS",
+    p.add_argument("--models", type=several(tuple(MODELS)), default=list(MODELS), help="default: all")
+    p.add_argument("--tokens", type=numbers, default=[1 << power for power in range(15)],
+                   help="default: the powers of two up to 16384")
+    p.add_argument("--first", type=numbers, default=[1, 8, 64, 512, 4096], metavar="TOKENS",
                    help="batch sizes to measure for all models and schemes before the others")
     p.add_argument("--schemes", type=several(SCHEMES), default=list(SCHEMES), help="the more important first")
     p.add_argument("--parts", type=several(PARTS), default=["layer"], help="of every case")
     p.add_argument("--gemm-models", type=several(tuple(MODELS)), default=list(MODELS),
-                   help="models whose GEMMs are measured alone too; default: all six")
+                   help="models whose GEMMs are measured alone too; default: all")
     p.add_argument("--gemm-tokens", type=numbers, default=[4096], metavar="TOKENS", help="at these batch sizes")
     p.add_argument("--implementations", type=several((*OURS, *PEERS)), help="default: all there are")
     p.add_argument("--routing", default="uniform", help="uniform or zipf:S")
     p.add_argument("--tp", type=int, default=1, help="divide the intermediate dimension by this")
     p.add_argument("--rounds", type=int, default=11)
-    p.add_argument("--triton-sweep", type=int, default=4, metavar="N",
+    p.add_argument("--triton-sweep", type=int, default=12, metavar="N",
                    help="configurations to try where vLLM has none tuned for the shape")
     p.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
     p.add_argument("--json", metavar="FILE")
@@ -116,11 +119,12 @@ def check_inputs(args: argparse.Namespace, folder: Path, dumps: dict[tuple[str, 
 
     files: dict[str, str] = {}
     for (name, scheme, tokens), dump in dumps.items():
-        found = outcome.checks.setdefault((name, scheme), {"rel_l2": 0.0})
+        found = outcome.checks.setdefault((name, scheme), {"rel_l2": 0.0, "exact_rel_l2": 0.0})
         try:
             dump.finish()
             case, out = load_case(dump.path, scheme, torch.device("cuda"))
-            found["rel_l2"] = max(found["rel_l2"], reference.distance(out, case, case.sets[0]))
+            for key, distance in zip(("rel_l2", "exact_rel_l2"), reference.distances(out, case, case.sets[0])):
+                found[key] = max(found[key], distance)
             files.setdefault(scheme, dump.path)  # the first is that of most tokens
         except (AttributeError, BinaryFailed, KeyError, RuntimeError, ValueError) as error:
             found["error"] = f"{tokens} tokens: no dump to compare: {error}"
@@ -183,17 +187,19 @@ def main() -> int:
         run_trials(trials, outcome, memory, 0.6 * deadline.left())
         say("checks:")
         for (implementation, scheme), found in sorted(outcome.checks.items()):
-            report.check(implementation, scheme, found.get("rel_l2"), found.get("error"))
+            report.check(implementation, scheme, found)
         if args.check_only:
             return 0
         try:
             device = torch.device("cuda")
-            # Weights are read and not written, and reading alone may be faster than copying: floors take the better rate.
+            # Weights are read and not written: floors take the rate of a stream that is only read, where our binary can
+            # measure one.
             report.rates.update(copy_bytes_per_s=max(timing.copy_rate(device), timing.read_rate(device)),
                                 copy_rate_of="the faster of a copy of 1 GiB and a reduction of 2 GiB",
+                                read_bytes_per_s=read_rate(args.binary, folder),
                                 matrix_flops_per_s=timing.matrix_rate(device),
                                 matrix_rate_of="dense FP8 of torch._scaled_mm, row-wise scales, 8192 x 8192 x 8192")
-            say("rates: memory {copy_bytes_per_s:.3e} bytes/s, dense FP8 {matrix_flops_per_s:.3e} flop/s"
+            say("rates: copy {copy_bytes_per_s:.3e} bytes/s, read {read_bytes_per_s} bytes/s, dense FP8 {matrix_flops_per_s:.3e} flop/s"
                 .format(**report.rates))
             clocks("warm")
             torch.cuda.empty_cache()
@@ -205,6 +211,19 @@ def main() -> int:
             clocks("after")
             say("done")
     return 0
+
+
+def read_rate(binary: str | None, folder: Path) -> float | None:
+    """Bytes a second of a stream of 2 GiB that is only read, by our binary; None where there is none."""
+    if not binary:
+        return None
+    path = folder / "rates.json"
+    subprocess.run([binary, "bench", "--shape", "8,2,256,256", "--tokens", "1", "--part", "permute", "--matrix-rate", "1",
+                    "--json", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
+    try:
+        return json.loads(path.read_text())["rates"].get("read_bytes_per_s")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def dry_run(args: argparse.Namespace, groups: list[Any]) -> str:

@@ -130,6 +130,41 @@ def quantisers() -> None:
 
 
 @test
+def each_gemm_has_its_fastest_configuration() -> None:
+    import vllm_triton
+    from vllm_triton import VllmTriton, candidates
+
+    case = small_case("block", 8)
+    many = [candidates(small_case("block", tokens), 99) for tokens in (8, 128, 1024)]
+    assert all(len(found) >= 10 and len({json.dumps(c, sort_keys=True) for c in found}) == len(found) for found in many)
+    # At height 16 the first GEMM likes option 1 and the second option 2; at height 32 one is better in the first alone.
+    times = {("gemm1", 0): 5.0, ("gemm1", 1): 4.0, ("gemm1", 2): 6.0, ("gemm1", 5): 1.0,
+             ("gemm2", 0): 5.0, ("gemm2", 1): 6.0, ("gemm2", 2): 3.0, ("gemm2", 5): 9.0}
+    options = candidates(case, 6)
+
+    class Fake:
+        def __init__(self, case: Case, kernel: object, config: dict) -> None:
+            self.parts = {part: (part, options.index(config)) for part in ("gemm1", "gemm2")}
+
+        def forward(self, weights: object) -> None:
+            if self.parts["gemm1"][1] == 3:
+                raise RuntimeError("out of shared memory")
+
+    class Timed:
+        def __init__(self, call: tuple[str, int], sets: object) -> None:
+            self.call = call
+
+        def best(self, samples: int) -> float:
+            return times.get(self.call, 99.0)
+
+    triton = VllmTriton.__new__(VllmTriton)
+    triton.kernel, triton.folder, triton.sweep = None, None, 6
+    with mock.patch.object(vllm_triton, "TritonLayer", Fake), mock.patch.object(timing, "Graphs", Timed), \
+            mock.patch.object(triton, "options", lambda case: options):
+        assert triton.fastest(case) == (options[1], options[2])
+
+
+@test
 def reference_against_loops() -> None:
     """The same sums, one output element at a time."""
     for scheme in ("per-token", "block"):
@@ -191,13 +226,18 @@ def documents_have_the_schema() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = report.Report(f"{folder}/out.json", "run.py", {"name": "none"})
         made.rates.update(rates)
+        made.check("deepgemm", "block", {"rel_l2": 0.005, "exact_rel_l2": 0.0172})
         times = timing.summary([[3.0, 1.0, 2.0], [5.0, 4.0, 6.0], [2.0, 2.0, 2.0]])
         assert times["median_us"] == 2.0 and times["p10_us"] == 1.8 and 5.0 <= times["p90_us"] <= 5.4
         made.add(report.timed_row("deepgemm", case, "gemm1", times, 3, rates))
         made.add(report.empty_row("fp8-moe", "m", [1, 1, 1, 1], 1, 4, "block", "uniform", "layer", "no such thing"))
         assert "no such thing" not in made.table() and "error" in made.table()
         document = json.loads(Path(f"{folder}/out.json").read_text())
+        assert "1.72e-02" in made.table()
     assert report.problems(document) == []
+    assert [row["exact_rel_l2"] for row in document["rows"]] == [0.0172, None]
+    assert report.memory_rate({"copy_bytes_per_s": 4.3e12, "read_bytes_per_s": 4.6e12}) == 4.6e12
+    assert report.memory_rate({"copy_bytes_per_s": 4.3e12, "read_bytes_per_s": None}) == 4.3e12
     del document["rows"][0]["floor_us"]
     document["rows"][1]["error"] = None
     assert len(report.problems(document)) == 2

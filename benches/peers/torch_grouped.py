@@ -109,8 +109,8 @@ class CublasLt(Peer):
             raise Unsupported(f"fewer than {DENSE_ROWS} rows")
         return DenseLayer(case)
 
-    def check(self, case: Case) -> float:
-        return self.build(case).distance(case, case.sets[0])
+    def check(self, case: Case) -> tuple[float, float]:
+        return self.build(case).distances(case, case.sets[0])
 
 
 def matrix_operands(size: int, device: torch.device) -> tuple[torch.Tensor, ...]:

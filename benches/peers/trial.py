@@ -99,7 +99,7 @@ def blank_case(model: str, trial: Trial, tokens: int, weights: Weights, device: 
     full = MODELS[model]
     shape = full.split(trial.tp)
     ids, gates = route(tokens, shape, trial.routing, 1)
-    return Case(model, full, shape, trial.tp, trial.scheme, trial.routing,
+    return Case(model, full, shape, trial.tp * full.tp, trial.scheme, trial.routing,
                 random_hidden(tokens, shape.hidden, device, 1), ids.to(device), gates.to(device), [weights])
 
 
@@ -127,7 +127,8 @@ def run_trial(spec: str) -> None:
         peer = make_peer(trial.implementation, Sources(trial.peers), trial.sweep)
         if trial.check_file:
             case, _ = load_case(trial.check_file, trial.scheme, device)
-            result["check"] = {"rel_l2": peer.check(case)}
+            rel_l2, exact = peer.check(case)
+            result["check"] = {"rel_l2": rel_l2, "exact_rel_l2": exact}
     except Exception as error:
         result["check"] = {"error": one_line(error)}
         save()

@@ -1,6 +1,7 @@
 """vLLM's Triton fused-MoE kernel, with the calls of its `TritonExperts`: both quantisation schemes.
 
-A configuration that vLLM tuned for the shape is taken as it is; without one, a few are tried and the fastest is kept.
+A configuration that vLLM tuned for the shape is taken as it is. Without one, several are tried, on each GEMM apart, as
+SGLang tunes them, and the fastest pair of the same tile height is kept: the height decides how rows are sorted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ Config = dict[str, Any]
 
 
 class TritonLayer(Layer):
-    def __init__(self, case: Case, kernel: Any, config: Config):
+    def __init__(self, case: Case, kernel: Any, config: Config, second: Config | None = None):
+        """`config` is of the first GEMM, and unless there is another of the second."""
         import triton.language as tl
+
+        self.second = second or config
+        self.configuration = [config, self.second]
 
         self.c, self.moe, self.invoke, self.config = torch.ops._C, torch.ops._moe_C, kernel, config
         self.case, self.block, self.compute_type = case, case.scheme == "block", tl.bfloat16
@@ -74,15 +79,15 @@ class TritonLayer(Layer):
             self.c.dynamic_per_token_scaled_fp8_quant(q, x, scale, None)
 
     def gemm1(self, w: Weights) -> None:
-        self._gemm(self.xq, self.x_scale, w.w13, w.w13_scale, self.h1, None, self.case.shape.top_k)
+        self._gemm(self.xq, self.x_scale, w.w13, w.w13_scale, self.h1, None, self.case.shape.top_k, self.config)
 
     def gemm2(self, w: Weights) -> None:
-        self._gemm(self.q, self.q_scale, w.w2, w.w2_scale, self.h2, self.case.gates, 1)
+        self._gemm(self.q, self.q_scale, w.w2, w.w2_scale, self.h2, self.case.gates, 1, self.second)
 
     def _gemm(self, a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, c: torch.Tensor,
-              gates: torch.Tensor | None, top_k: int) -> None:
+              gates: torch.Tensor | None, top_k: int, config: Config) -> None:
         self.invoke(a, b, c, a_scale, b_scale, gates, self.sorted_ids, self.expert_ids, self.padded, gates is not None,
-                    top_k, self.config, compute_type=self.compute_type, use_fp8_w8a8=True, use_int8_w8a8=False,
+                    top_k, config, compute_type=self.compute_type, use_fp8_w8a8=True, use_int8_w8a8=False,
                     use_int8_w8a16=False, use_int4_w4a16=False, per_channel_quant=not self.block,
                     block_shape=[GROUP, GROUP] if self.block else None)
 
@@ -101,13 +106,19 @@ def candidates(case: Case, count: int) -> list[Config]:
     t, per_expert = case.tokens, case.rows / case.shape.experts
     if t <= 64 or per_expert <= 16:
         found = [config(16, 64, 128, 1, 4, 4), config(16, 128, 128, 1, 4, 4), config(16, 128, 128, 1, 4, 3),
-                 config(16, 64, 256, 1, 4, 3), config(16, 64, 128, 32, 4, 5), config(32, 64, 128, 1, 4, 4)]
+                 config(16, 64, 256, 1, 4, 3), config(16, 64, 128, 32, 4, 5), config(32, 64, 128, 1, 4, 4),
+                 config(16, 128, 256, 1, 4, 3), config(16, 32, 256, 1, 4, 4), config(16, 32, 128, 1, 4, 5),
+                 config(16, 128, 128, 1, 8, 4), config(16, 256, 128, 1, 8, 3), config(16, 128, 128, 32, 4, 5)]
     elif per_expert <= 64:
         found = [config(64, 128, 128, 1, 4, 3), config(64, 128, 128, 16, 4, 4), config(32, 128, 128, 16, 4, 4),
-                 config(64, 256, 128, 16, 8, 3), config(64, 64, 128, 16, 4, 4), config(128, 128, 128, 16, 8, 3)]
+                 config(64, 256, 128, 16, 8, 3), config(64, 64, 128, 16, 4, 4), config(128, 128, 128, 16, 8, 3),
+                 config(64, 128, 128, 1, 4, 4), config(32, 128, 128, 1, 4, 4), config(32, 64, 128, 16, 4, 5),
+                 config(64, 128, 128, 16, 8, 4), config(64, 64, 256, 16, 4, 3), config(32, 128, 256, 16, 4, 3)]
     else:
         found = [config(128, 128, 128, 16, 8, 3), config(128, 256, 128, 16, 8, 3), config(64, 128, 128, 16, 4, 4),
-                 config(64, 256, 128, 32, 8, 4), config(128, 128, 128, 32, 4, 4), config(256, 128, 128, 16, 8, 3)]
+                 config(64, 256, 128, 32, 8, 4), config(128, 128, 128, 32, 4, 4), config(256, 128, 128, 16, 8, 3),
+                 config(128, 128, 128, 1, 8, 4), config(128, 256, 128, 32, 8, 4), config(128, 64, 128, 16, 4, 4),
+                 config(64, 128, 128, 32, 4, 4), config(128, 128, 128, 64, 8, 4), config(64, 256, 128, 1, 8, 3)]
     return found[:count]
 
 
@@ -116,7 +127,7 @@ class VllmTriton(Peer):
         sources.load_vllm_ops()
         self.kernel = sources.triton_moe().invoke_fused_moe_triton_kernel
         self.folder, self.sweep = sources.configs(), max(1, sweep)
-        self.chosen: dict[tuple[Any, ...], Config] = {}
+        self.chosen: dict[tuple[Any, ...], tuple[Config, Config]] = {}
 
     def tuned(self, case: Case) -> Config | None:
         """vLLM's configuration for the nearest batch, for this device's name or its nearest relative."""
@@ -147,20 +158,27 @@ class VllmTriton(Peer):
         key = (case.shape, case.tokens, case.scheme)
         if key not in self.chosen:
             self.chosen[key] = self.fastest(case)
-        return TritonLayer(case, self.kernel, self.chosen[key])
+        return TritonLayer(case, self.kernel, *self.chosen[key])
 
-    def fastest(self, case: Case) -> Config:
+    def fastest(self, case: Case) -> tuple[Config, Config]:
+        """The configurations of both GEMMs: each GEMM's fastest at the height where their sum is least."""
         options = self.options(case)
         if len(options) == 1:
-            return options[0]
-        times: list[tuple[float, int]] = []
+            return options[0], options[0]
+        best: dict[int, dict[str, tuple[float, int]]] = {}
         failure: Exception | None = None
         for index, option in enumerate(options):
+            of_height = best.setdefault(option["BLOCK_SIZE_M"], {})
             try:
                 layer = TritonLayer(case, self.kernel, option)
-                times.append((timing.Graphs(layer.parts["layer"], case.sets).best(3), index))
+                layer.forward(case.sets[0])
+                for part in ("gemm1", "gemm2"):
+                    time = timing.Graphs(layer.parts[part], case.sets).best(3)
+                    of_height[part] = min(of_height.get(part, (time, index)), (time, index))
             except Exception as error:  # e.g. a tile that needs more shared memory than there is
                 failure = error
-        if not times:
+        pairs = [pair for pair in best.values() if len(pair) == 2]
+        if not pairs:
             raise RuntimeError(f"no configuration works: {failure}")
-        return options[min(times)[1]]
+        pair = min(pairs, key=lambda pair: pair["gemm1"][0] + pair["gemm2"][0])
+        return options[pair["gemm1"][1]], options[pair["gemm2"][1]]

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod info;
+mod ranks;
 mod record;
 mod report;
 mod run;
@@ -28,6 +29,8 @@ Examples:
       the same on hidden states of your own, on a GPU
   fp8-moe bench --model qwen3-30b --tokens 1,64,4096 --part all --json today.json
       time a layer and its parts on a GPU, or count what they do on the emulated device
+  fp8-moe run Qwen3-30B-A3B-FP8/ --layer model.layers.7 --tokens 64 --ranks 2
+      the same with the experts spread over two GPUs, a process each
   fp8-moe report today.json vllm.json --plot compare.svg
       compare with the files of other programs
 

@@ -78,6 +78,10 @@ pub struct DeviceRecord {
 pub struct RatesRecord {
     /// Of a large copy in device memory, read and written bytes together.
     pub copy_bytes_per_s: f64,
+    /// Of a stream of 2 GiB or more that is only read, where it was measured: floors are of it then, else of
+    /// the copy.
+    #[serde(default)]
+    pub read_bytes_per_s: Option<f64>,
     pub matrix_flops_per_s: f64,
     /// What the second rate is of.
     #[serde(default)]
@@ -142,6 +146,10 @@ pub struct Row {
     pub fraction: Option<f64>,
     #[serde(default)]
     pub error: Option<String>,
+    /// Relative L2 distance of the implementation's results, in this scheme, from exact arithmetic on the
+    /// quantised operands, where it was compared: on small cases, not on this one.
+    #[serde(default)]
+    pub exact_rel_l2: Option<f64>,
     /// What the emulated device counted.
     #[serde(default)]
     pub counted: Option<Counted>,
@@ -300,6 +308,7 @@ pub mod tests {
             floor_us: Some(median_us / 2.0),
             fraction: Some(0.5),
             error: None,
+            exact_rel_l2: None,
             counted: None,
         }
     }

@@ -1,14 +1,19 @@
 //! `fp8-moe run`: one MoE layer on given or random hidden states.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use fp8_moe::{Checkpoint, Device, Error, Forward, IntermediateScales, MoeLayer, Reduction, Result};
+use fp8_moe::parallel::{Communicator, Placement};
+use fp8_moe::{
+    Checkpoint, Device, Error, Forward, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result,
+};
 use half::bf16;
 use rand::{Rng, SeedableRng};
 use safetensors::{Dtype, tensor::TensorView};
 
 use crate::LayerArguments;
+use crate::ranks;
 use crate::terminal;
 
 /// Arguments of `fp8-moe run`.
@@ -32,6 +37,10 @@ pub struct Arguments {
     /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
     #[arg(long, value_name = "HOW", default_value = "deterministic")]
     reduction: String,
+    /// Spread the experts over so many ranks: a process and a GPU each, or threads over the device that
+    /// --device names. Tokens are dealt out to them
+    #[arg(long, value_name = "N")]
+    ranks: Option<usize>,
     /// Write hidden_states f32 [T, H], topk_ids i64 [T, k] and topk_weights f32 [T, k] here
     #[arg(long, value_name = "OUT.safetensors")]
     output: Option<PathBuf>,
@@ -53,6 +62,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let checkpoint = arguments.layer.open(&arguments.checkpoint)?;
     let input = input(arguments, &checkpoint)?;
     terminal::try_output(arguments.output.as_deref())?;
+    if let Some(count) = arguments.ranks {
+        return ranks::start(count, arguments.layer.device, |communicator| {
+            on_a_rank(arguments, &checkpoint, &input, reduction, communicator)
+        });
+    }
     let device = terminal::open_device(arguments.layer.device)?;
     let (_, layer) = terminal::load_layer(
         &checkpoint,
@@ -73,12 +87,54 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let output = forward(&layer, &device, &hidden)?;
     let (tokens, seconds) = (hidden.len() / width, started.elapsed().as_secs_f64());
     eprintln!("done     {tokens} tokens in {seconds:.3} s");
+    show(arguments, layer.config(), &output)
+}
+
+/// Runs a rank's part of the layer; rank 0 shows the result of all.
+fn on_a_rank(
+    arguments: &Arguments,
+    checkpoint: &Checkpoint,
+    input: &Input,
+    reduction: Reduction,
+    communicator: Arc<dyn Communicator>,
+) -> Result<()> {
+    let (rank, size) = (communicator.rank(), communicator.size());
+    let prefix = checkpoint.find_layer(arguments.layer.layer.as_deref())?;
+    let whole = checkpoint.layer_config(&prefix)?.to_builder().reduction(reduction).build()?;
+    let placement = Placement::linear(whole.experts, size)?;
+    if rank == 0 {
+        let model_type = &checkpoint.config().model_type;
+        eprintln!("layer    {}", terminal::describe_layer(&prefix, model_type, &whole));
+    }
+    // The bytes of its own experts alone.
+    let config = placement.config(&whole, rank);
+    let abort = communicator.abort_handle();
+    let layer = checkpoint
+        .load_layer_with(communicator.device(), &prefix, &config, &|_| {})
+        .inspect_err(|error| abort.abort(format!("could not load its part of the layer: {error}")))?;
+    let drawn;
+    let hidden = match input {
+        Input::States(states) => states,
+        Input::Random { tokens } => {
+            drawn = random(tokens * whole.hidden_size, arguments.seed);
+            &drawn
+        }
+    };
+    let started = Instant::now();
+    let Some(output) = ranks::run::forward(layer, placement, communicator, hidden)? else { return Ok(()) };
+    let (tokens, seconds) = (hidden.len() / whole.hidden_size, started.elapsed().as_secs_f64());
+    eprintln!("done     {tokens} tokens on {size} ranks in {seconds:.3} s");
+    show(arguments, &whole, &output)
+}
+
+/// Writes an output to the file that the arguments name, or shows some of it.
+fn show(arguments: &Arguments, config: &MoeConfig, output: &Output) -> Result<()> {
     match &arguments.output {
         Some(path) => {
-            write(path, &layer, &output)?;
+            write(path, config, output)?;
             eprintln!("wrote    {}", path.display());
         }
-        None => summarize(&layer, &output),
+        None => summarize(config, output),
     }
     Ok(())
 }
@@ -188,8 +244,7 @@ fn random(len: usize, seed: u64) -> Vec<bf16> {
 }
 
 /// Writes the output as safetensors.
-fn write(path: &Path, layer: &MoeLayer, output: &Output) -> Result<()> {
-    let config = layer.config();
+fn write(path: &Path, config: &MoeConfig, output: &Output) -> Result<()> {
     let tokens = output.hidden_states.len() / config.hidden_size;
     let view = |dtype, columns, bytes| {
         TensorView::new(dtype, vec![tokens, columns], bytes)
@@ -205,8 +260,7 @@ fn write(path: &Path, layer: &MoeLayer, output: &Output) -> Result<()> {
 }
 
 /// Shows the first tokens' routing and outputs.
-fn summarize(layer: &MoeLayer, output: &Output) {
-    let config = layer.config();
+fn summarize(config: &MoeConfig, output: &Output) {
     let rows = output.hidden_states.chunks(config.hidden_size);
     let routing = output.topk_ids.chunks(config.top_k).zip(output.topk_weights.chunks(config.top_k));
     for (token, (row, (ids, weights))) in rows.zip(routing).enumerate().take(4) {

@@ -21,6 +21,7 @@ use safetensors::tensor::TensorView;
 
 use super::routing::Routed;
 use super::run::Run;
+use super::work::Load;
 use fp8_moe::E4m3;
 use fp8_moe::ops::grouped_gemm::SCALE_BLOCK;
 use fp8_moe::{Error, Result};
@@ -44,7 +45,10 @@ pub fn dump(
     let out = run.output()?;
     let layer = run.layer();
     let stream = layer.device().default_stream();
-    let (config, weights) = (layer.config().clone(), internals::weights(layer));
+    let (config, weights) = (
+        layer.config().clone(),
+        internals::weights(layer, &Load::new(layer.config(), routed).active, &stream)?,
+    );
     let (h, i, padded) =
         (config.hidden_size, config.intermediate_size, internals::padded_intermediate(&config));
     let (local, k) = (config.local_count(), config.top_k);

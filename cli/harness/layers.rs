@@ -5,12 +5,14 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::pool::{Pool, WEIGHT_DEVIATION};
+use fp8_moe::Buffer;
 use fp8_moe::Device;
 use fp8_moe::E4m3;
 use fp8_moe::Result;
 use fp8_moe::SliceMut;
 use fp8_moe::Stream;
 use fp8_moe::internals::padded_intermediate;
+use fp8_moe::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
 use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, WeightScales};
 
 /// Layers of one config.
@@ -52,18 +54,24 @@ impl Layers {
                 }
                 w2_pool.fill(down, &mut source, &stream)?;
             }
+            let layout = pack(&stream, config, [&mut w13, &mut w2], active)?;
             let (w13_scale, w2_scale) = scales(config, &mut source);
             let (w13_scale, w2_scale) = (device.upload(&w13_scale)?, device.upload(&w2_scale)?);
             let mut weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
             if config.quantization.is_static() {
                 weights = weights.input_scales(INPUT_SCALES);
             }
-            MoeLayer::from_device(device, config, weights)
+            MoeLayer::from_device(device, config, weights.layout(layout))
         };
         let layers = std::iter::repeat_with(layer).take(sets).collect::<Result<Vec<_>>>()?;
         // The pools are freed on return.
         stream.synchronize()?;
         Ok(Layers { layers })
+    }
+
+    /// The layers, to be kept.
+    pub fn into_vec(self) -> Vec<MoeLayer> {
+        self.layers
     }
 
     /// The layers.
@@ -74,6 +82,26 @@ impl Layers {
 
 /// For standard normal hidden states, and the products of two roughly normal numbers.
 const INPUT_SCALES: [f32; 2] = [5.0 / 448.0, 10.0 / 448.0];
+
+/// Packs w13 and w2 as a layer that is loaded would. On the emulated device the experts that are not `active`
+/// have no weights.
+fn pack(
+    stream: &Stream,
+    config: &MoeConfig,
+    matrices: [&mut Buffer<E4m3>; 2],
+    active: &[bool],
+) -> Result<WeightLayout> {
+    let device = stream.device();
+    let Some(shapes) = PackedShape::of_layer(device, config) else { return Ok(WeightLayout::Checkpoint) };
+    for (matrix, shape) in matrices.into_iter().zip(shapes.map(PackedShape::of_one)) {
+        let mut scratch = device.uninit(shape.len())?;
+        for expert in (0..active.len()).filter(|&expert| active[expert] || !device.is_emulated()) {
+            let weights = matrix.slice_mut(expert * shape.len()..(expert + 1) * shape.len());
+            pack_weights_in_place(stream, shape, weights, scratch.as_mut_slice())?;
+        }
+    }
+    Ok(WeightLayout::Packed)
+}
 
 /// Fills the rows of gate or up, `used` elements, and zeros what pads them.
 fn fill_half(

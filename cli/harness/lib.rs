@@ -30,7 +30,7 @@ pub use layers::Layers;
 pub use memory::{Memory, sets_to_outgrow_cache};
 pub use models::{MODELS, Model, Scheme, Shape};
 pub use part::Part;
-pub use rates::{MATRIX_SIZE, matrix_flops_per_second};
+pub use rates::{MATRIX_SIZE, matrix_flops_per_second, read_bytes_per_second};
 pub use routing::{Routed, RoutingKind};
 pub use run::{Captured, Replays, Run};
 pub use timing::{Chain, Timer, Timing};

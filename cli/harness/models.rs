@@ -28,6 +28,10 @@ pub struct Model {
     pub name: &'static str,
     /// The routed experts of one of its layers.
     pub shape: Shape,
+    /// Ranks that the intermediate size is divided among.
+    pub tp: usize,
+    /// Ranks that the experts are divided among.
+    pub ep: usize,
 }
 
 const fn model(
@@ -37,17 +41,42 @@ const fn model(
     hidden: usize,
     intermediate: usize,
 ) -> Model {
-    Model { name, shape: Shape { experts, top_k, hidden, intermediate } }
+    Model { name, shape: Shape { experts, top_k, hidden, intermediate }, tp: 1, ep: 1 }
 }
 
-/// The models that have names here.
-pub const MODELS: [Model; 6] = [
-    model("mixtral-8x7b", 8, 2, 4096, 14336),
-    model("qwen3-235b", 128, 8, 4096, 1536),
-    model("llama4-maverick", 128, 1, 5120, 8192),
-    model("deepseek-v3", 256, 8, 7168, 2048),
-    model("qwen3-30b", 128, 8, 2048, 768),
-    model("glm-4.6", 160, 8, 5120, 1536),
+/// One rank's share of a model.
+const fn share(name: &'static str, of: Model, tp: usize, ep: usize) -> Model {
+    Model { name, shape: of.shape, tp, ep }
+}
+
+const MIXTRAL_8X7B: Model = model("mixtral-8x7b", 8, 2, 4096, 14336);
+const QWEN3_235B: Model = model("qwen3-235b", 128, 8, 4096, 1536);
+const LLAMA4_MAVERICK: Model = model("llama4-maverick", 128, 1, 5120, 8192);
+const DEEPSEEK_V3: Model = model("deepseek-v3", 256, 8, 7168, 2048);
+const QWEN3_30B: Model = model("qwen3-30b", 128, 8, 2048, 768);
+const GLM_46: Model = model("glm-4.6", 160, 8, 5120, 1536);
+const QWEN35_35B: Model = model("qwen3.5-35b", 256, 8, 2048, 512);
+
+/// The models that have names here, and shares of one rank: I from 128 to 512, and 4 to 64 experts.
+pub const MODELS: [Model; 18] = [
+    MIXTRAL_8X7B,
+    QWEN3_235B,
+    LLAMA4_MAVERICK,
+    DEEPSEEK_V3,
+    QWEN3_30B,
+    GLM_46,
+    QWEN35_35B,
+    model("qwen3-next", 512, 10, 2048, 512),
+    model("deepseek-v2-lite", 64, 6, 2048, 1408),
+    model("kimi-k2", 384, 8, 7168, 2048),
+    model("gpt-oss-120b", 128, 4, 2880, 2880),
+    share("mixtral-8x7b-tp8", MIXTRAL_8X7B, 8, 1),
+    share("qwen3-235b-tp4", QWEN3_235B, 4, 1),
+    share("deepseek-v3-tp8", DEEPSEEK_V3, 8, 1),
+    share("qwen3.5-35b-tp4", QWEN35_35B, 4, 1),
+    share("qwen3-235b-ep2", QWEN3_235B, 1, 2),
+    share("deepseek-v3-ep8", DEEPSEEK_V3, 1, 8),
+    share("deepseek-v3-ep64", DEEPSEEK_V3, 1, 64),
 ];
 
 impl Model {
@@ -154,8 +183,27 @@ mod tests {
         let text = Model::named("gpt-5").expect_err("unknown").to_string();
         assert_eq!(
             text,
-            "bench: model = gpt-5: must be one of mixtral-8x7b, qwen3-235b, llama4-maverick, deepseek-v3, qwen3-30b, glm-4.6"
+            "bench: model = gpt-5: must be one of mixtral-8x7b, qwen3-235b, llama4-maverick, deepseek-v3, \
+             qwen3-30b, glm-4.6, qwen3.5-35b, qwen3-next, deepseek-v2-lite, kimi-k2, gpt-oss-120b, \
+             mixtral-8x7b-tp8, qwen3-235b-tp4, deepseek-v3-tp8, qwen3.5-35b-tp4, qwen3-235b-ep2, \
+             deepseek-v3-ep8, deepseek-v3-ep64"
         );
+    }
+
+    #[test]
+    fn shares_are_of_the_sizes_that_ranks_have() {
+        let rank = |name: &str| {
+            let Model { shape, tp, ep, .. } = Model::named(name).expect("a model");
+            let config = shape.config(Scheme::Block, tp, ep).expect("a config");
+            (config.intermediate_size, config.local_count())
+        };
+        assert_eq!(rank("deepseek-v3-tp8"), (256, 256));
+        assert_eq!(rank("qwen3.5-35b-tp4"), (128, 256));
+        assert_eq!(rank("deepseek-v3-ep64"), (2048, 4));
+        for model in MODELS {
+            assert_eq!(model.name.ends_with(&format!("-tp{}", model.tp)), model.tp > 1, "{}", model.name);
+            assert_eq!(model.name.ends_with(&format!("-ep{}", model.ep)), model.ep > 1, "{}", model.name);
+        }
     }
 
     #[test]

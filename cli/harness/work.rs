@@ -70,8 +70,9 @@ impl Load {
 /// Rates that floors are computed with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Bytes per second that a plain copy in device memory moves, read and written bytes together.
-    pub copy_bytes_per_second: f64,
+    /// Bytes per second that device memory delivers: of a stream that is only read, or where none was
+    /// measured of a plain copy, read and written bytes together.
+    pub bytes_per_second: f64,
     /// FLOP per second of a large dense FP8 GEMM.
     pub matrix_flops_per_second: f64,
 }
@@ -148,7 +149,7 @@ impl Work {
 
     /// The least time for it, microseconds: the longer of streaming the bytes and multiplying.
     pub fn floor_us(&self, rates: &Rates) -> f64 {
-        let stream = self.bytes as f64 / rates.copy_bytes_per_second;
+        let stream = self.bytes as f64 / rates.bytes_per_second;
         let multiply = self.flops as f64 / rates.matrix_flops_per_second;
         stream.max(multiply) * 1e6
     }
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn the_floor_is_the_longer_of_two() {
         let work = Work { flops: 2_000_000, bytes: 1_000 };
-        let rates = |copy, matrix| Rates { copy_bytes_per_second: copy, matrix_flops_per_second: matrix };
+        let rates = |copy, matrix| Rates { bytes_per_second: copy, matrix_flops_per_second: matrix };
         assert_eq!(work.floor_us(&rates(1e9, 1e12)), 2.0);
         assert_eq!(work.floor_us(&rates(1e8, 1e12)), 10.0);
     }

@@ -283,3 +283,57 @@ fn help_teaches() {
         assert_eq!(fp8_moe([command, "--help"]).code, 0);
     }
 }
+
+/// The values of a tensor of an output, as bytes.
+fn tensor(file: &Path, name: &str) -> Vec<u8> {
+    let bytes = std::fs::read(file).unwrap();
+    SafeTensors::deserialize(&bytes).unwrap().tensor(name).expect("the tensor").data().to_vec()
+}
+
+/// Experts spread over ranks give the routing of the whole layer, and its output up to the rounding of the
+/// ranks' parts to bf16.
+#[test]
+fn run_spreads_experts_over_ranks() {
+    let folder = tempdir().unwrap();
+    let run = |ranks: &[&str], file: &str| {
+        let path = folder.path().join(file);
+        let layer = fixture("qwen3_moe_block");
+        let arguments = ["run", layer.to_str().unwrap(), "--tokens", "5", "--output", path.to_str().unwrap()];
+        let run = fp8_moe(arguments.iter().chain(ranks));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        (path, run.stderr)
+    };
+    let (whole, _) = run(&[], "whole.safetensors");
+    // Over one device, also where there are several GPUs: `auto` would start processes.
+    let device =
+        if std::env::var_os("FP8_MOE_DEVICE").is_none_or(|name| name == "sim") { "sim" } else { "cuda:0" };
+    let (spread, said) = run(&["--ranks", "3", "--device", device], "spread.safetensors");
+    assert!(said.contains("ranks    3 threads over one device"), "{said}");
+    assert!(said.contains("5 tokens on 3 ranks"), "{said}");
+    for name in ["topk_ids", "topk_weights"] {
+        assert_eq!(tensor(&whole, name), tensor(&spread, name), "{name}");
+    }
+    let of = |path: &Path| -> Vec<f32> { bytemuck::pod_collect_to_vec(&tensor(path, "hidden_states")) };
+    let (whole, spread) = (of(&whole), of(&spread));
+    assert_eq!(whole.len(), spread.len());
+    // Three parts, each rounded by at most 2^-9 of itself: far below this unless they cancel.
+    let largest = whole.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    for (index, (a, b)) in whole.iter().zip(&spread).enumerate() {
+        assert!((a - b).abs() <= largest / 64.0, "element {index}: {a} and {b}");
+    }
+}
+
+#[test]
+fn ranks_that_cannot_be_are_refused() {
+    let layer = fixture("qwen3_moe_block");
+    let layer = layer.to_str().unwrap();
+    let run = fp8_moe(["run", layer, "--ranks", "0", "--device", "sim"]);
+    assert_one_line_error(&run, "ranks: --ranks = 0: must be at least 1");
+    let mut rank = command::command();
+    rank.args(["run", layer, "--ranks", "2"]).env("RANK", "0");
+    let output = rank.output().expect("the command starts");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let expected = "WORLD_SIZE = unset: must be set, as torchrun or `fp8-moe run --ranks` does";
+    assert!(said.contains(expected), "{said}");
+}

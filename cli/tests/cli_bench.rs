@@ -151,6 +151,31 @@ fn bench_dumps_a_case() {
 }
 
 #[test]
+fn a_dump_that_the_time_limit_leaves_out_is_an_error() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("case.safetensors");
+    let options = ["--tokens", "3", "--time-limit", "0", "--dump", file.to_str().unwrap()];
+    let run = fp8_moe(SMALL.into_iter().chain(options));
+    let last = run.stderr.lines().last().unwrap_or_default();
+    assert!(run.code != 0 && last.ends_with("was not written: the time limit left its case out"), "{last}");
+    assert!(!file.exists());
+}
+
+#[test]
+fn bench_measures_one_ranks_share_of_a_model() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("x.json");
+    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "1", "--part", "gemm2", "--matrix-rate=100"];
+    let run = fp8_moe(["bench", "--json", file.to_str().unwrap()].into_iter().chain(options));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let record = read_json(&file);
+    let row = &record["rows"][0];
+    assert_eq!((&row["shape"], &row["tp"]), (&json!([256, 8, 2048, 512]), &json!(4)));
+    // 8 experts of 2048 x 128.
+    assert_eq!(row["flops"], json!(2 * 8 * 2048 * 128));
+}
+
+#[test]
 fn bench_names_fast_sums() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("x.json");
@@ -298,4 +323,37 @@ fn report_errors_are_one_line() {
     let text = folder.path().join("text.json");
     std::fs::write(&text, "{}").unwrap();
     assert_one_line_error(&fp8_moe(["report", text.to_str().unwrap()]), "no benchmark: missing field");
+}
+
+/// Ranks in one process have no time, but bytes.
+#[test]
+fn bench_over_ranks_counts_what_travels() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("ranks.json");
+    let device =
+        if std::env::var_os("FP8_MOE_DEVICE").is_none_or(|name| name == "sim") { "sim" } else { "cuda:0" };
+    let options = ["--ranks", "2", "--device", device, "--tokens", "1,5", "--scheme", "block"];
+    let run = fp8_moe(SMALL.into_iter().chain(options).chain(["--json", file.to_str().unwrap()]));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(
+        run.stdout.contains("custom [8, 2, 128, 64] over 2 ranks, block, uniform routing"),
+        "{}",
+        run.stdout
+    );
+    let record = read_json(&file);
+    let rows = record["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 8, "two batch sizes of four parts");
+    for (row, part) in rows.iter().zip(["layer", "dispatch", "experts", "combine"].into_iter().cycle()) {
+        assert_eq!(row["part"], format!("{part} over ranks"));
+        assert!(row["median_us"].is_null());
+        // Of a token: e4m3 and a scale, two ids and weights; bf16 on the way back.
+        let (out, back) = (128 + 4 + 16, 256);
+        let bytes = match part {
+            "layer" => out + back,
+            "dispatch" => out,
+            "combine" => back,
+            _ => 0,
+        };
+        assert_eq!(row["bytes"].as_u64().unwrap(), bytes * row["tokens"].as_u64().unwrap(), "{part}");
+    }
 }

@@ -124,34 +124,16 @@ pub struct LogitsTile {
 pub const NARROW_16: GemmTile = GemmTile {
     rows: 16,
     columns: 256,
-    stages: 6,
+    stages: 4,
     operand_bytes: 34816,
     a_box_rows: 8,
     partial_bytes: 32768,
-};
-/// Up to 32 rows.
-pub const NARROW_32: GemmTile = GemmTile {
-    rows: 32,
-    columns: 256,
-    stages: 6,
-    operand_bytes: 36864,
-    a_box_rows: 8,
-    partial_bytes: 65536,
-};
-/// Up to 64 rows.
-pub const NARROW_64: GemmTile = GemmTile {
-    rows: 64,
-    columns: 256,
-    stages: 5,
-    operand_bytes: 40960,
-    a_box_rows: 8,
-    partial_bytes: 131072,
 };
 /// Up to 8 rows.
 pub const NARROW_8: GemmTile = GemmTile {
     rows: 8,
     columns: 256,
-    stages: 6,
+    stages: 4,
     operand_bytes: 33792,
     a_box_rows: 8,
     partial_bytes: 16384,
@@ -204,6 +186,8 @@ pub const PORTABLE_64: GemmTile = GemmTile {
 };
 /// Experts of a block of the kernel `problem_sizes`, a thread each.
 pub const PROBLEM_SIZES_EXPERTS: u32 = 128;
+/// Bytes of a copy.
+pub const READ_STREAM_RUN: u32 = 32768;
 /// Threads per block.
 pub const ROUTING_THREADS: u32 = 256;
 /// Columns of D, rows of B, that share a block scale.
@@ -914,6 +898,8 @@ pub struct HopperGated {
     /// w13 e4m3 `[experts * (intermediate + up), k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle;
     /// `up` as the gating has it.
     pub b: TensorMap,
+    /// As `HopperGemm` has it.
+    pub b_packed: DevicePtr<u8>,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
@@ -938,6 +924,7 @@ impl Arguments for HopperGated {
                 ::core::ptr::from_ref(&self.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
@@ -969,6 +956,8 @@ pub struct HopperGathered {
     pub a: TokenRows,
     /// As `HopperGated` has it.
     pub b: TensorMap,
+    /// As `HopperGated` has it.
+    pub b_packed: DevicePtr<u8>,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
     pub intermediate: u32,
     /// K, a multiple of 16.
@@ -989,6 +978,7 @@ impl Arguments for HopperGathered {
                 ::core::ptr::from_ref(&self.a.sorted_rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a.scale_strides.row).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a.scale_strides.group).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
@@ -1018,6 +1008,8 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
+    /// B packed ([`weights`]), 128-byte aligned; null where it is read by the map.
+    pub b_packed: DevicePtr<u8>,
     /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
     /// are none.
     pub a_slab_scales: TensorMap,
@@ -1047,6 +1039,7 @@ impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&self.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.a_slab_scales).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.b_packed).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.a).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.b).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.scales.bias).cast_mut().cast(),
@@ -1065,6 +1058,39 @@ impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&u32::from(self.schedule_is_settled))
                     .cast_mut()
                     .cast(),
+            ],
+        )
+    }
+}
+/// Arguments of [`pack_weights`].
+#[derive(Clone, Copy, Debug)]
+pub struct PackWeights {
+    /// e4m3 `[experts, rows, k]`, 16-byte aligned.
+    pub matrix: DevicePtr<u8>,
+    /// The same packed, 16-byte aligned.
+    pub packed: DevicePtr<u8>,
+    /// Experts.
+    pub experts: u32,
+    /// Rows of an expert: a multiple of 8, of gated weights of 16.
+    pub rows: u32,
+    /// K, a multiple of 16.
+    pub k: u32,
+    /// Whether the first half of an expert's rows is gate and the second up.
+    pub is_gated: bool,
+    /// Whether `matrix` is written, else `packed`.
+    pub unpacks: bool,
+}
+impl Arguments for PackWeights {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.matrix).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.packed).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.k).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.is_gated)).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.unpacks)).cast_mut().cast(),
             ],
         )
     }
@@ -1354,6 +1380,24 @@ impl Arguments for QuantizeToken {
                     .cast(),
                 ::core::ptr::from_ref(&self.kept_spans).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.x_is_settled)).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of [`read_stream`].
+#[derive(Clone, Copy, Debug)]
+pub struct ReadStream {
+    /// What is read, 16-byte aligned.
+    pub from: DevicePtr<u8>,
+    /// Runs of [`READ_STREAM_RUN`] bytes.
+    pub runs: u32,
+}
+impl Arguments for ReadStream {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.from).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.runs).cast_mut().cast(),
             ],
         )
     }
@@ -1837,25 +1881,7 @@ pub const HOPPER_NARROW_16: Kernel<HopperGemm> = Kernel::new(
     288,
     1,
     true,
-    210352,
-    module,
-);
-/// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_32: Kernel<HopperGemm> = Kernel::new(
-    "hopper_narrow_32",
-    288,
-    1,
-    true,
-    223984,
-    module,
-);
-/// Kernel `hopper_narrow_64`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_64: Kernel<HopperGemm> = Kernel::new(
-    "hopper_narrow_64",
-    288,
-    1,
-    true,
-    209120,
+    140432,
     module,
 );
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
@@ -1864,7 +1890,7 @@ pub const HOPPER_NARROW_8: Kernel<HopperGemm> = Kernel::new(
     288,
     1,
     true,
-    203920,
+    136048,
     module,
 );
 /// Kernel `hopper_narrow_gated_16`: 288 threads per block, at least 1 blocks per SM.
@@ -1873,25 +1899,7 @@ pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = Kernel::new(
     288,
     1,
     true,
-    210352,
-    module,
-);
-/// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = Kernel::new(
-    "hopper_narrow_gated_32",
-    288,
-    1,
-    true,
-    223984,
-    module,
-);
-/// Kernel `hopper_narrow_gated_64`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_GATED_64: Kernel<HopperGated> = Kernel::new(
-    "hopper_narrow_gated_64",
-    288,
-    1,
-    true,
-    209120,
+    140432,
     module,
 );
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.
@@ -1900,7 +1908,7 @@ pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = Kernel::new(
     288,
     1,
     true,
-    203920,
+    136048,
     module,
 );
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1909,7 +1917,7 @@ pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    200832,
+    217216,
     module,
 );
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1918,7 +1926,7 @@ pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    200832,
+    217216,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1927,7 +1935,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
     384,
     2,
     true,
-    200832,
+    217216,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1936,7 +1944,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel:
     384,
     2,
     true,
-    200832,
+    217216,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1945,7 +1953,7 @@ pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    200832,
+    217216,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1954,7 +1962,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    203392,
+    219776,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1963,7 +1971,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::
     384,
     2,
     true,
-    203392,
+    219776,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1972,7 +1980,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Ker
     384,
     2,
     true,
-    203392,
+    219776,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1981,7 +1989,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    203392,
+    219776,
     module,
 );
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1990,7 +1998,16 @@ pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    203392,
+    219776,
+    module,
+);
+/// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.
+pub const PACK_WEIGHTS: Kernel<PackWeights> = Kernel::new(
+    "pack_weights",
+    256,
+    1,
+    false,
+    0,
     module,
 );
 /// Kernel `permute`: 512 threads per block, at least 2 blocks per SM.
@@ -2094,6 +2111,15 @@ pub const QUANTIZE_TOKEN_F32: Kernel<QuantizeToken> = Kernel::new(
     0,
     module,
 );
+/// Kernel `read_stream`: 32 threads per block, at least 1 blocks per SM.
+pub const READ_STREAM: Kernel<ReadStream> = Kernel::new(
+    "read_stream",
+    32,
+    1,
+    false,
+    196656,
+    module,
+);
 /// Kernel `router_logits_16x8`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     "router_logits_16x8",
@@ -2103,27 +2129,9 @@ pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
     3584,
     module,
 );
-/// Kernel `router_logits_16x8_f16`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_16X8_F16: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_16x8_f16",
-    256,
-    1,
-    false,
-    3584,
-    module,
-);
 /// Kernel `router_logits_64x64`: 256 threads per block, at least 2 blocks per SM.
 pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
     "router_logits_64x64",
-    256,
-    1,
-    false,
-    16384,
-    module,
-);
-/// Kernel `router_logits_64x64_f16`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_64X64_F16: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_64x64_f16",
     256,
     1,
     false,

@@ -264,7 +264,7 @@ impl Call<'_> {
             End::Unpermute { out, adds } => {
                 self.step(7);
                 let addend = is_beside.then(|| shared.as_slice());
-                self.unpermute(stream, routed, &permutation, &parts, addend, out, adds)
+                self.unpermute(stream, routed, &permutation, &parts, addend, (out, adds))
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some((out, adds)), .. } => {
@@ -623,8 +623,7 @@ impl Call<'_> {
         permutation: &Permutation<'_>,
         parts: &Parts<'_>,
         addend: Option<Slice<'_, f32>>,
-        out: ActivationsMut<'_>,
-        adds: bool,
+        (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
         let products = parts.products.as_slice();
         let args = Unpermute {

@@ -56,8 +56,9 @@ use crate::error::{Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
+use crate::ops::pack_weights::WeightLayout;
 use crate::ops::quantize::Activations;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, SharedPlan};
 pub(crate) use call::{Request, Routed};
 use forward::Call;
 use warm_up::{Class, Loaded};
@@ -177,7 +178,15 @@ impl MoeLayer {
 
     /// The plan of forwards of `tokens` tokens.
     pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
-        let mut plan = Plan::new(&self.device, &self.config, tokens)?;
+        let mut plan = Plan::new(&self.device, &self.config, tokens, self.weights.layout)?;
+        // A layer beside this one has weights of its own.
+        if let (SharedPlan::Layer(beside), Some(shared_weights::Shared::Layer(weights))) =
+            (&mut plan.shared, &self.weights.shared)
+            && weights.layout != WeightLayout::Checkpoint
+            && let Some(config) = self.config.shared_layer()
+        {
+            **beside = Plan::new(&self.device, &config, tokens, weights.layout)?;
+        }
         if self.weights.expert_biases.is_some() {
             // The launch for few tokens knows none.
             plan.few_tokens = None;

@@ -17,6 +17,9 @@
 //! `I'` is I, or with block scales I rounded up to a multiple of 128 with zero weights, so that the up half
 //! begins at a block. Separate per-tensor scales of gate and up are kept, as scales per channel: nothing is
 //! requantised.
+//!
+//! Where the kernels read packed weights, w13 and w2 are packed on the device when they have been copied
+//! ([`WeightLayout`]), in place: no second copy of a layer is in memory.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +36,7 @@ use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
 use crate::layer::shared_weights::{Shared, SharedDeviceWeights, SharedWeights};
+use crate::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
 use crate::ops::router::bf16_planes;
 
 const OP: &str = "MoeLayer::new";
@@ -263,6 +267,8 @@ pub struct MoeDeviceWeights {
     /// For static activations: the scale of the activations before the first projection, and the
     /// second.
     pub input_scales: Option<[f32; 2]>,
+    /// How w13 and w2 lie in memory.
+    pub layout: WeightLayout,
     /// `[E]`, added to the logits; `E + 1` where the router has so many rows, the last being 0.
     pub router_bias: Option<DeviceMemory<f32>>,
     /// `[E_loc + s, 2I']` and `[E_loc + s, H]`, added to what the projections give, 16-byte aligned; zeros for
@@ -287,6 +293,8 @@ pub(crate) struct DeviceWeights {
     pub correction_bias: Option<DeviceMemory<f32>>,
     pub w13: DeviceMemory<E4m3>,
     pub w2: DeviceMemory<E4m3>,
+    /// How w13 and w2 lie in memory.
+    pub layout: WeightLayout,
     pub w13_scale: DeviceMemory<f32>,
     pub w2_scale: DeviceMemory<f32>,
     /// f32 `[1]` each, empty where the activations' scales are found at run time.
@@ -441,6 +449,8 @@ impl MoeWeights<'_> {
         });
         let scales = scales.collect::<Result<Vec<_>>>()?;
         let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
+        let packed =
+            MoeDeviceWeights::pack(&device.default_stream(), config, w13.as_mut_slice(), w2.as_mut_slice())?;
         let gate = shared.filter(|_| config.routes_shared()).and_then(|weights| weights.gate.as_ref());
         let router = match (&self.router, gate) {
             (Some(router), Some(gate)) => Some(router.stacked(gate).upload(device)?),
@@ -459,6 +469,7 @@ impl MoeWeights<'_> {
             w13_scale: device.upload(&w13_scale.concat())?.into(),
             w2_scale: device.upload(&w2_scale.concat())?.into(),
             input_scales: self.input_scales,
+            layout: packed,
             router_bias: match &self.router_bias {
                 Some(bias) => {
                     let gate = if config.routes_shared() { &[0.0][..] } else { &[] };
@@ -517,6 +528,7 @@ impl MoeDeviceWeights {
             w13_scale: w13_scale.into(),
             w2_scale: w2_scale.into(),
             input_scales: None,
+            layout: WeightLayout::Checkpoint,
             router_bias: None,
             expert_biases: None,
             shared: None,
@@ -536,6 +548,36 @@ impl MoeDeviceWeights {
     /// With [`MoeDeviceWeights::input_scales`].
     pub fn input_scales(self, scales: [f32; 2]) -> Self {
         MoeDeviceWeights { input_scales: Some(scales), ..self }
+    }
+
+    /// With w13 and w2 that lie in memory so.
+    pub fn layout(self, layout: WeightLayout) -> Self {
+        MoeDeviceWeights { layout, ..self }
+    }
+
+    /// Packs `w13` and `w2` of a layer of `config`, as a checkpoint has them, where they are, if the layer's
+    /// kernels read packed weights and these take as much memory; says how they lie in memory then, which is
+    /// to be told by [`MoeDeviceWeights::layout`]. Enqueued on `stream`, with memory for one expert meanwhile.
+    ///
+    /// # Errors
+    /// Slices that are too short or on another device; too little memory.
+    pub fn pack(
+        stream: &Stream,
+        config: &MoeConfig,
+        w13: SliceMut<'_, E4m3>,
+        w2: SliceMut<'_, E4m3>,
+    ) -> Result<WeightLayout> {
+        let device = stream.device();
+        let Some([first, second]) =
+            PackedShape::of_layer(device, config).filter(|[shape, _]| !shape.is_empty())
+        else {
+            return Ok(WeightLayout::Checkpoint);
+        };
+        let most = first.of_one().len().max(second.of_one().len());
+        let mut scratch = device.uninit(most)?;
+        pack_weights_in_place(stream, first, w13, scratch.as_mut_slice())?;
+        pack_weights_in_place(stream, second, w2, scratch.as_mut_slice())?;
+        Ok(WeightLayout::Packed)
     }
 
     /// With [`MoeDeviceWeights::router_bias`].
@@ -631,6 +673,11 @@ impl MoeDeviceWeights {
             check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
         }
+        let packs =
+            self.layout == WeightLayout::Checkpoint || PackedShape::of_layer(device, config).is_some();
+        require(packs, OP, "layout", "Packed", || {
+            "must be Checkpoint but for the Hopper kernels and sizes that are multiples of 128".into()
+        })?;
         if let Some(bias) = &self.router_bias {
             let rows = config.experts + usize::from(config.routes_shared());
             exactly("router_bias", (bias.len(), bias.device()), rows)?;
@@ -660,6 +707,7 @@ impl MoeDeviceWeights {
             correction_bias: self.correction_bias,
             w13: self.w13,
             w2: self.w2,
+            layout: self.layout,
             w13_scale: self.w13_scale,
             w2_scale: self.w2_scale,
             input_scales: match self.input_scales {

@@ -5,6 +5,7 @@ use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::ops::few_tokens::CONTROL_WORDS;
+use crate::ops::pack_weights::WeightLayout;
 use crate::plan::Plan;
 
 /// Device memory for the forwards of a layer, one at a time. From [`crate::MoeLayer::workspace`].
@@ -67,7 +68,7 @@ impl Workspace {
     /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64 `[E_loc +
     /// s + 1]`.
     pub(crate) fn expert_offsets(&self, tokens: usize) -> Result<Slice<'_, i64>> {
-        let layout = Plan::new(self.memory.device(), &self.config, tokens)?.layout;
+        let layout = Plan::new(self.memory.device(), &self.config, tokens, WeightLayout::Checkpoint)?.layout;
         Ok(self.memory.slice(layout.expert_offsets).cast())
     }
 
@@ -79,7 +80,7 @@ impl Workspace {
     /// A workspace that is too small for so many tokens.
     pub fn routing(&self, tokens: usize) -> Result<(Slice<'_, i32>, Slice<'_, f32>)> {
         const OP: &str = "Workspace::routing";
-        let layout = Plan::new(self.memory.device(), &self.config, tokens)?.layout;
+        let layout = Plan::new(self.memory.device(), &self.config, tokens, WeightLayout::Checkpoint)?.layout;
         require(layout.topk_weights.end <= self.memory.len(), OP, "tokens", tokens, || {
             format!("must be fewer for a workspace of {} bytes", self.memory.len())
         })?;

@@ -18,8 +18,9 @@
 //! not offered: a row's maximum is known only when all its columns are.
 
 use super::activation::{ActivationFunction, Gating, Requantization};
+use super::grouped_gemm::hopper::weights;
 use super::grouped_gemm::{
-    AScale, B_BOX, BScale, GemmShape, check_bias, check_matrix, check_matrix_mut, check_plan, check_scales,
+    AScale, BScale, GemmShape, check_bias, check_matrix, check_matrix_mut, check_plan, check_scales,
     raw_scales, slab_scales,
 };
 use super::permutation::Permutation;
@@ -33,6 +34,7 @@ use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
 use crate::kernels::launchers;
 use crate::plan::elements;
+use crate::plan::packed::{WeightLayout, weight_len};
 use crate::plan::tiles::HopperTile;
 
 pub use crate::plan::gemm::{GatedPlan, GatedShape};
@@ -48,7 +50,7 @@ pub struct GatedGemm<'a> {
     /// they come along with the rows; scales per row are those of the P permuted rows
     /// ([`Destinations::Scales`](super::quantize::Destinations::Scales)).
     pub a_scale: AScale<'a>,
-    /// e4m3 `[E_loc, 2I, K]`.
+    /// e4m3 `[E_loc, 2I, K]`, or packed as the plan has it.
     pub b: Slice<'a, E4m3>,
     /// Its scales, N being 2I.
     pub b_scale: BScale<'a>,
@@ -113,10 +115,12 @@ impl GatedGemm<'_> {
         })?;
         self.gating.check(OP, "gating.limit")?;
         let n = intermediate + self.gating.up(intermediate);
+        let packs = plan.weights() == WeightLayout::Checkpoint || n == 2 * intermediate;
+        require(packs, OP, "weights", "Packed", || "must be Checkpoint without a gate".into())?;
         let shape = GemmShape { n, ..plan.shape().gemm() };
         let a_rows = if plan.gathers() { self.permutation.tokens() } else { rows };
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[a_rows, k])?, stream)?;
-        check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, shape.n, k])?, stream)?;
+        check_matrix(OP, &self.b, "b", weight_len(OP, plan.weights(), [experts, shape.n, k])?, stream)?;
         check_matrix_mut(OP, &self.q, "q", elements(OP, "q", &[rows, intermediate])?, stream)?;
         let scaled_rows = if let AScale::Group { .. } = self.a_scale { a_rows } else { rows };
         let scaled = GemmShape { rows: scaled_rows, ..shape };
@@ -169,7 +173,7 @@ impl GatedGemm<'_> {
         let (plan, tile, promoted) = (self.plan, self.plan.tile(), self.plan.promoted());
         let GatedShape { rows, intermediate, k, experts } = plan.shape();
         let n = intermediate + self.gating.up(intermediate);
-        let b = tensor_map::of_matrix(&self.b, (experts * n, k), B_BOX)?;
+        let (b, b_packed) = weights(&self.b, plan.weights(), experts * n, k)?;
         let scales = raw_scales(&self.a_scale, &self.b_scale, self.bias);
         let out = self.raw_out();
         let (intermediate, k) = (intermediate as u32, k as u32);
@@ -184,7 +188,8 @@ impl GatedGemm<'_> {
                 top_k: self.permutation.top_k() as u32,
                 scale_strides: self.a_scale.strides(),
             };
-            let arguments = launchers::HopperGathered { a, b, intermediate, k, scales, schedule, out };
+            let arguments =
+                launchers::HopperGathered { a, b, b_packed, intermediate, k, scales, schedule, out };
             let kernel = match (promoted, is_silu) {
                 (true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU,
                 (true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED,
@@ -197,6 +202,7 @@ impl GatedGemm<'_> {
         let arguments = launchers::HopperGated {
             a: tensor_map::of_matrix(&self.a, (rows, plan.shape().k), tile.a_box())?,
             b,
+            b_packed,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &plan.shape().gemm(), tile)?,
             intermediate,
             k,
@@ -209,8 +215,6 @@ impl GatedGemm<'_> {
         let kernel = match (tile, promoted, is_silu) {
             (HopperTile::Narrow8, ..) => launchers::HOPPER_NARROW_GATED_8,
             (HopperTile::Narrow16, ..) => launchers::HOPPER_NARROW_GATED_16,
-            (HopperTile::Narrow32, ..) => launchers::HOPPER_NARROW_GATED_32,
-            (HopperTile::Narrow64, ..) => launchers::HOPPER_NARROW_GATED_64,
             (HopperTile::Wide, true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_SILU,
             (HopperTile::Wide, true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED,
             (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,

@@ -14,7 +14,7 @@
 //! How many rows an expert has is known on the device alone: the kernels walk the tile schedule of the
 //! [`Permutation`]. Which kernel runs, on how many blocks, is the [`GemmPlan`]'s.
 
-mod hopper;
+pub(super) mod hopper;
 mod portable;
 pub(super) mod slab_scales;
 mod token_sums;
@@ -32,6 +32,7 @@ use crate::gpu::stream::Stream;
 use crate::kernels::launchers::{self, AScaleKind, BScaleKind, OutType, Scales, Strides};
 use crate::plan::elements;
 use crate::plan::gemm::GemmKernel;
+use crate::plan::packed::weight_len;
 
 pub use crate::config::{Accumulation, Path};
 pub use crate::plan::gemm::{GemmOptions, GemmPlan, GemmShape, block_m};
@@ -168,7 +169,7 @@ pub struct GroupedGemm<'a> {
     pub a: Slice<'a, E4m3>,
     /// Its scales.
     pub a_scale: AScale<'a>,
-    /// e4m3 `[E_loc, N, K]`.
+    /// e4m3 `[E_loc, N, K]`, or packed as the plan has it.
     pub b: Slice<'a, E4m3>,
     /// Its scales.
     pub b_scale: BScale<'a>,
@@ -233,7 +234,7 @@ impl GroupedGemm<'_> {
         let GemmShape { rows, n, k, experts } = plan.shape();
         check_plan(OP, plan.device(), (rows, experts), &self.permutation, stream)?;
         check_matrix(OP, &self.a, "a", elements(OP, "a", &[rows, k])?, stream)?;
-        check_matrix(OP, &self.b, "b", elements(OP, "b", &[experts, n, k])?, stream)?;
+        check_matrix(OP, &self.b, "b", weight_len(OP, plan.weights(), [experts, n, k])?, stream)?;
         let out_elements = elements(OP, "out", &[rows, n])?;
         match &self.out {
             GemmOut::Bf16(out) => check_matrix_mut(OP, out, "out", out_elements, stream)?,

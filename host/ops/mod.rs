@@ -7,6 +7,7 @@
 //!
 //! | operation | from | to |
 //! |---|---|---|
+//! | [`pack_weights`](mod@pack_weights) | weights | the same, packed |
 //! | [`router`] | hidden states | ids and weights |
 //! | [`permute`](mod@permute) | ids | a permutation |
 //! | [`quantize`](mod@quantize) | hidden states, permutation | e4m3 rows and scales |
@@ -20,10 +21,12 @@ pub mod cast;
 pub(crate) mod few_tokens;
 pub mod gated_gemm;
 pub mod grouped_gemm;
+pub mod pack_weights;
 pub mod permutation;
 pub mod permute;
 pub mod problem_sizes;
 pub mod quantize;
+pub(crate) mod read_stream;
 pub mod router;
 pub mod sum_ranks;
 pub mod unpermute;

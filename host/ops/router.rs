@@ -44,7 +44,8 @@ pub struct RouterLogits<'a> {
     pub bias: Option<Slice<'a, f32>>,
     /// f32 `[T, E]`.
     pub logits: SliceMut<'a, f32>,
-    /// Which kernel; they differ in the order of the sum.
+    /// Which kernel; they differ in the order of the sum. States in f16 are for [`RouterLogitsPath::Few`] in
+    /// any case.
     pub path: RouterLogitsPath,
 }
 
@@ -86,7 +87,8 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
         bias.check(OP, "bias", args.experts, stream)?;
     }
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
-    let path = args.path.resolve(args.tokens);
+    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
+    let path = if is_f16 { RouterLogitsPath::Few } else { args.path.resolve(args.tokens) };
     path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());
@@ -98,7 +100,6 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
             return Err(Error::argument(OP, "hidden_states", "f32", "must be bf16 or f16"));
         }
     };
-    let is_f16 = matches!(args.hidden_states, Activations::F16(_));
     let (kernel, grid) = path.launch(tokens, experts, is_f16);
     let arguments = launchers::RouterLogits {
         hidden_states,

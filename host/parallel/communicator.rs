@@ -10,9 +10,9 @@
 //!
 //! # Safe, though other processes take part
 //! The first three move as many bytes between ranks as each rank says. Ranks that say different numbers might
-//! write past each other's buffers. So the layers above call [`Communicator::settle`] before they enqueue: it
-//! agrees, on the host, on what is coming and on how much has been enqueued so far. It costs nothing as long
-//! as the same thing is enqueued again and again.
+//! write past each other's buffers. So they settle before they enqueue ([`Communicator::settle`]): they agree,
+//! on the host, on what is coming and on how much has been enqueued so far. It costs nothing as long as the
+//! same thing is enqueued again and again. The layers above settle once for all calls of a forward.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -75,28 +75,38 @@ pub trait Communicator: Send + Sync {
     /// What has been enqueued.
     fn calls(&self) -> &Calls;
 
-    /// Fills every part of every rank. A part is `[R, n]` bytes, the same n on all ranks; the caller has
-    /// written block [`rank`](Self::rank), and gets the others.
+    /// As [`all_gather`](Self::all_gather), of ranks that have settled already.
     ///
-    /// # Errors
-    /// A part that does not divide by R, or lies on another device; ranks with other parts, where that shows;
-    /// a group that has failed.
-    fn all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()>;
-
-    /// Sends block r of `send` to rank r, and receives block r from rank r. Both are `[R, n]` bytes, the same
-    /// n on all ranks.
-    ///
-    /// # Errors
-    /// Those of [`all_gather`](Self::all_gather); two lengths that differ.
-    fn all_to_all(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()>;
-
-    /// Replaces `x` by the sum of every rank's, all of one length and type.
-    /// [`InProcess`](super::InProcess) adds in the order of the ranks, in f32 with one rounding; NCCL in an
-    /// order of its own, the same on every rank.
+    /// # Safety
+    /// All ranks have settled ([`settle`](Self::settle)) on calls that have this one in this place, with the
+    /// same lengths.
     ///
     /// # Errors
     /// Those of [`all_gather`](Self::all_gather).
-    fn all_reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()>;
+    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()>;
+
+    /// As [`all_to_all`](Self::all_to_all), of ranks that have settled already.
+    ///
+    /// # Safety
+    /// That of [`enqueue_all_gather`](Self::enqueue_all_gather).
+    ///
+    /// # Errors
+    /// Those of [`all_to_all`](Self::all_to_all).
+    unsafe fn enqueue_all_to_all(
+        &self,
+        stream: &Stream,
+        send: Slice<'_, u8>,
+        receive: SliceMut<'_, u8>,
+    ) -> Result<()>;
+
+    /// As [`all_reduce`](Self::all_reduce), of ranks that have settled already.
+    ///
+    /// # Safety
+    /// That of [`enqueue_all_gather`](Self::enqueue_all_gather).
+    ///
+    /// # Errors
+    /// Those of [`all_reduce`](Self::all_reduce).
+    unsafe fn enqueue_all_reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()>;
 
     /// Returns when all ranks have called it with equal terms; it enqueues nothing. Without terms it is a
     /// barrier of the hosts.
@@ -114,6 +124,47 @@ pub trait Communicator: Send + Sync {
 
     /// A handle with which any thread makes all ranks give up.
     fn abort_handle(&self) -> AbortHandle;
+
+    /// Fills every part of every rank. A part is `[R, n]` bytes, the same n on all ranks; the caller has
+    /// written block [`rank`](Self::rank), and gets the others.
+    ///
+    /// # Errors
+    /// A part that does not divide by R, or lies on another device; ranks with other parts, by name; a group
+    /// that has failed.
+    fn all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+        let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
+        self.settle(&[("bytes to gather", format!("{lengths:?}"))])?;
+        // SAFETY: settled.
+        unsafe { self.enqueue_all_gather(stream, parts) }
+    }
+
+    /// Sends block r of `send` to rank r, and receives block r from rank r. Both are `[R, n]` bytes, the same
+    /// n on all ranks.
+    ///
+    /// # Errors
+    /// Those of [`all_gather`](Self::all_gather); two lengths that differ.
+    fn all_to_all(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()> {
+        self.settle(&[("bytes to exchange", format!("{} for {}", send.len(), receive.len()))])?;
+        // SAFETY: settled.
+        unsafe { self.enqueue_all_to_all(stream, send, receive) }
+    }
+
+    /// Replaces `x` by the sum of every rank's, all of one length and type.
+    /// [`InProcess`](super::InProcess) adds in the order of the ranks, in f32 with one rounding; NCCL in an
+    /// order of its own, the same on every rank.
+    ///
+    /// # Errors
+    /// Those of [`all_gather`](Self::all_gather).
+    fn all_reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()> {
+        let (len, kind) = match &x {
+            ActivationsMut::Bf16(x) => (x.len(), "bf16"),
+            ActivationsMut::F16(x) => (x.len(), "f16"),
+            ActivationsMut::F32(x) => (x.len(), "f32"),
+        };
+        self.settle(&[("elements to add up", format!("{len} of {kind}"))])?;
+        // SAFETY: settled.
+        unsafe { self.enqueue_all_reduce(stream, x) }
+    }
 
     /// As [`agree`](Self::agree) on `terms` and on how much has been enqueued so far; returns at once where
     /// the last call had the same terms.

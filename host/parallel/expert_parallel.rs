@@ -92,6 +92,17 @@ impl ExpertOptions {
     }
 }
 
+/// A step of a forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Rows are quantised and go to all ranks.
+    Dispatch,
+    /// This rank's experts.
+    Experts,
+    /// Results come back and are added up.
+    Combine,
+}
+
 /// This rank's tokens in a forward.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -430,6 +441,36 @@ impl ExpertParallel {
         Ok(chunk)
     }
 
+    /// One step of a forward of one chunk, by itself, on what the workspace holds: what it takes is measured so.
+    /// All ranks settle on it first.
+    pub(crate) fn step(
+        &mut self,
+        step: Step,
+        stream: &Stream,
+        batch: Batch<'_>,
+        workspace: &mut ParallelWorkspace,
+        out: ActivationsMut<'_>,
+    ) -> Result<()> {
+        let chunk = self.check(stream, &batch, workspace)?;
+        require(chunk.capacity <= self.chunk(), OP, "capacity", chunk.capacity, || {
+            format!("must be at most {}, the chunk", self.chunk())
+        })?;
+        self.prepare(&batch, chunk.capacity, workspace, Some(out.as_activations().type_name()))?;
+        let alone = [("a step", format!("{step:?} of {}", chunk.capacity))];
+        self.communicator.settle(&alone)?;
+        match step {
+            Step::Dispatch => {
+                self.dispatch_chunk(stream, &batch, chunk, workspace)?;
+                self.gather(stream, chunk, workspace)
+            }
+            Step::Experts => self.run_experts(stream, chunk, workspace),
+            Step::Combine => {
+                self.scatter(stream, chunk, workspace)?;
+                self.sum(stream, chunk, workspace, out)
+            }
+        }
+    }
+
     /// Rows that this rank's experts have had so far, with the experts' numbers; of a replica its own share.
     /// Waits for the forwards on the host, and holds up none of them. Without
     /// [`ExpertOptions::statistics`] it is empty.
@@ -601,7 +642,9 @@ impl ExpertParallel {
         if groups > 0 {
             parts.push(workspace.scales.slice_mut(..rows * groups).cast());
         }
-        self.communicator.all_gather(stream, &mut parts)
+        // SAFETY: the ranks have settled, in `prepare`, on sizes and capacity, from which the lengths follow;
+        // an exchange follows each gather, in a forward or in its combination, or the group fails.
+        unsafe { self.communicator.enqueue_all_gather(stream, &mut parts) }
     }
 
     /// This rank's experts on the rows of all ranks.
@@ -651,7 +694,8 @@ impl ExpertParallel {
     fn scatter(&self, stream: &Stream, chunk: Chunk, workspace: &mut ParallelWorkspace) -> Result<()> {
         let bytes = self.wire.ranks * chunk.capacity * self.wire.hidden * self.wire.partials.size();
         let (send, receive) = (workspace.partial.slice(..bytes), workspace.arrived.slice_mut(..bytes));
-        self.communicator.all_to_all(stream, send, receive)
+        // SAFETY: as in `gather`.
+        unsafe { self.communicator.enqueue_all_to_all(stream, send, receive) }
     }
 
     /// Adds up what the ranks made of this rank's tokens.

@@ -324,17 +324,22 @@ impl Communicator for InProcess {
         &self.calls
     }
 
-    fn all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
         let result = self.gather(stream, parts);
         self.noted(result)
     }
 
-    fn all_to_all(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()> {
+    unsafe fn enqueue_all_to_all(
+        &self,
+        stream: &Stream,
+        send: Slice<'_, u8>,
+        receive: SliceMut<'_, u8>,
+    ) -> Result<()> {
         let result = self.transpose(stream, send, receive);
         self.noted(result)
     }
 
-    fn all_reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()> {
+    unsafe fn enqueue_all_reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()> {
         let result = self.reduce(stream, x);
         self.noted(result)
     }

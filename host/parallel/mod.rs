@@ -37,6 +37,8 @@ mod tensor_parallel;
 mod wire;
 
 pub use communicator::{Calls, Communicator, Limits, Term};
+#[doc(hidden)]
+pub use expert_parallel::Step;
 pub use expert_parallel::{Batch, Dispatched, ExpertOptions, ExpertParallel};
 pub use failure::{AbortHandle, Failure};
 pub use graph::ParallelGraph;

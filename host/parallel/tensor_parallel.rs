@@ -266,12 +266,6 @@ impl TensorParallel {
     /// # Errors
     /// Ranks with other lengths or types, by name; a rank that has failed. The group has failed then.
     pub fn reduce(&self, stream: &Stream, x: ActivationsMut<'_>) -> Result<()> {
-        let (len, kind) = match &x {
-            ActivationsMut::Bf16(x) => (x.len(), "bf16"),
-            ActivationsMut::F16(x) => (x.len(), "f16"),
-            ActivationsMut::F32(x) => (x.len(), "f32"),
-        };
-        self.communicator.settle(&[("elements to add up", format!("{len} of {kind}"))])?;
         self.communicator.all_reduce(stream, x)
     }
 }

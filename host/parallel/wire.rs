@@ -21,7 +21,7 @@
 use crate::config::MoeConfig;
 use crate::error::Result;
 use crate::fp8::E4m3;
-use crate::gpu::buffer::{Buffer, SliceMut};
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::layer::Workspace;
 use crate::plan::elements;
@@ -135,6 +135,16 @@ impl ParallelWorkspace {
     /// Tokens of each rank that it has room for at a time.
     pub fn tokens(&self) -> usize {
         self.capacity
+    }
+
+    /// The routing of all ranks' tokens in the last forward of a capacity of `tokens`, in one chunk: ids and
+    /// weights `[R, tokens, k]`, -1 where a rank has no such token.
+    ///
+    /// # Panics
+    /// If it has no room for so many tokens.
+    pub fn routing(&self, tokens: usize) -> (Slice<'_, i32>, Slice<'_, f32>) {
+        let slots = self.wire.ranks * tokens * self.wire.top_k;
+        (self.ids.slice(..slots), self.weights.slice(..slots))
     }
 
     /// All of its memory. A forward writes whatever it reads, so that the contents do not matter.

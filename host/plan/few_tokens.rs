@@ -71,7 +71,8 @@ impl FewTokensPlan {
         let pairs = tokens * top_k;
         let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
         let fits = device.family() == Family::Sm90a
-            && config.path == Path::Auto
+            && (config.path == Path::OneLaunch
+                || (config.path == Path::Auto && is_faster(config, tokens, packed)))
             && config.gated
             && config.shared_run() == SharedRun::None
             && (1..=Self::MOST_TOKENS).contains(&tokens)
@@ -111,6 +112,15 @@ impl FewTokensPlan {
             second,
         })
     }
+}
+
+/// Whether the launch was faster than the kernels of the ordinary path, on an H200: at one token whose experts
+/// have up to 40 MB. Its producer asks for copies of 2 KiB, and takes longer for them than memory does, so that
+/// it loses where there is more to stream; packed weights, whose copies are longer, have not been measured.
+fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
+    const MOST_BYTES: usize = 40_000_000;
+    let experts = config.top_k * config.local_count() / config.experts.max(1);
+    tokens == 1 && !packed && experts * 3 * config.hidden_size * config.padded_intermediate() <= MOST_BYTES
 }
 
 /// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are tokens,
@@ -184,7 +194,14 @@ mod tests {
     use crate::config::{MoeConfig, Path};
 
     fn config([experts, top_k, hidden_size, intermediate_size]: [usize; 4]) -> MoeConfig {
-        MoeConfig { experts, top_k, hidden_size, intermediate_size, ..MoeConfig::default() }
+        MoeConfig {
+            experts,
+            top_k,
+            hidden_size,
+            intermediate_size,
+            path: Path::OneLaunch,
+            ..MoeConfig::default()
+        }
     }
 
     /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent.

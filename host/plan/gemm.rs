@@ -8,6 +8,7 @@
 //!
 //! How many rows each expert has is known on the device alone, where the tile schedule adapts to it.
 
+use super::packed::{PackedShape, WeightLayout};
 use super::permutation::tile_rows;
 use super::tiles::{HopperTile, PortableTile, check_block_m};
 use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
@@ -62,6 +63,8 @@ pub struct GemmOptions {
     pub slab_scales: bool,
     /// Which kernels to use.
     pub path: Path,
+    /// How B lies in memory. Packed weights take the Hopper kernels.
+    pub weights: WeightLayout,
 }
 
 impl GemmOptions {
@@ -90,6 +93,7 @@ pub struct GemmPlan {
     block_m: usize,
     slab_scales: bool,
     promoted: bool,
+    weights: WeightLayout,
     kernel: GemmKernel,
 }
 
@@ -110,9 +114,20 @@ impl GemmPlan {
         check_sizes(OP, [("rows", rows), ("n", n), ("k", k), ("experts", experts)])?;
         check_block_m(OP, block_m)?;
         let kernel = GemmKernel::new(device, &shape, block_m, options)?;
-        let GemmOptions { slab_scales, .. } = options;
+        let GemmOptions { slab_scales, weights, .. } = options;
+        if weights == WeightLayout::Packed {
+            require(!matches!(kernel, GemmKernel::Portable { .. }), OP, "weights", "Packed", || {
+                "must be Checkpoint for the portable kernels".into()
+            })?;
+            PackedShape::plain(experts, n, k)?;
+        }
         let promoted = options.promoted();
-        Ok(GemmPlan { device: device.clone(), shape, block_m, slab_scales, promoted, kernel })
+        Ok(GemmPlan { device: device.clone(), shape, block_m, slab_scales, promoted, weights, kernel })
+    }
+
+    /// How B lies in memory.
+    pub fn weights(&self) -> WeightLayout {
+        self.weights
     }
 
     /// The device.
@@ -171,6 +186,9 @@ impl GemmKernel {
                 blocks: hopper_blocks(OP, device, tile, items, shape.k, path)?,
             });
         }
+        if let Path::Hopper { .. } = path {
+            return Err(no_tile(OP, block_m));
+        }
         let tile = PortableTile::for_block_m(block_m)?;
         let items = row_tiles.saturating_mul(shape.n.div_ceil(tile.columns()));
         let value = || format!("{} rows in tiles of {block_m} x {} columns", shape.rows, shape.n);
@@ -178,7 +196,7 @@ impl GemmKernel {
             format!("must have below 2^31 tiles of {} columns", tile.columns())
         })?;
         let blocks = match path {
-            Path::Auto | Path::Portable { blocks: None } | Path::Hopper { .. } => {
+            Path::Auto | Path::OneLaunch | Path::Portable { blocks: None } | Path::Hopper { .. } => {
                 let per_sm = tile.blocks_per_multiprocessor(device.shared_per_block(), options.promoted());
                 device.multiprocessors() * per_sm
             }
@@ -198,6 +216,7 @@ pub struct GatedPlan {
     shape: GatedShape,
     slab_scales: bool,
     promoted: bool,
+    weights: WeightLayout,
     gathers: bool,
     tile: HopperTile,
     /// 0 where there is nothing to do.
@@ -234,7 +253,7 @@ impl GatedPlan {
         let columns = intermediate.saturating_mul(2);
         check_sizes(GATED, [("rows", rows), ("intermediate", columns), ("k", k), ("experts", experts)])?;
         check_block_m(GATED, block_m)?;
-        let tile = HopperTile::for_block_m(block_m).unwrap_or(HopperTile::Wide);
+        let tile = HopperTile::for_block_m(block_m).ok_or_else(|| no_tile(GATED, block_m))?;
         require(tile.gathers() || !gathers, GATED, "block_m", block_m, || {
             format!("must be {} where rows are gathered", HopperTile::Wide.block_m())
         })?;
@@ -244,9 +263,17 @@ impl GatedPlan {
         let items = row_tiles.saturating_mul(panels);
         let blocks =
             if rows == 0 || experts == 0 { 0 } else { hopper_blocks(GATED, device, tile, items, k, path)? };
-        let GemmOptions { slab_scales, .. } = options;
+        let GemmOptions { slab_scales, weights, .. } = options;
+        if weights == WeightLayout::Packed {
+            PackedShape::gated(experts, intermediate, k)?;
+        }
         let promoted = options.promoted();
-        Ok(GatedPlan { device: device.clone(), shape, slab_scales, promoted, gathers, tile, blocks })
+        Ok(GatedPlan { device: device.clone(), shape, slab_scales, promoted, weights, gathers, tile, blocks })
+    }
+
+    /// How B lies in memory.
+    pub fn weights(&self) -> WeightLayout {
+        self.weights
     }
 
     /// Whether there is a gated GEMM for `path` on this device.
@@ -300,6 +327,11 @@ impl GatedPlan {
     }
 }
 
+/// The refusal of a height that the Hopper kernels do not have.
+fn no_tile(op: &'static str, block_m: usize) -> Error {
+    Error::argument(op, "block_m", block_m, "must be 8, 16 or 128 for the Hopper kernels")
+}
+
 fn check_k(op: &'static str, k: usize) -> Result<()> {
     require(k > 0 && k.is_multiple_of(COPY_BYTES), op, "k", k, || {
         format!("must be a positive multiple of {COPY_BYTES}")
@@ -321,7 +353,7 @@ fn check_sizes(op: &'static str, sizes: [(&str, usize); 4]) -> Result<()> {
 pub(crate) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
     let is_hopper = device.family() == Family::Sm90a;
     match path {
-        Path::Auto => Ok(is_hopper),
+        Path::Auto | Path::OneLaunch => Ok(is_hopper),
         Path::Portable { .. } => Ok(false),
         Path::Hopper { .. } => {
             require(is_hopper, op, "path", "Hopper", || {
@@ -374,7 +406,7 @@ const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
 /// `rows / min(experts, rows)`, decides.
 ///
 /// - Hopper: the least narrow tile that most experts fit into once, so that their weights are streamed once:
-///   8 up to a mean of 3, 16 up to 9, 32 up to 22, 64 up to 50, else 128.
+///   8 up to a mean of 3, 16 up to 11, else 128.
 /// - Portable: 16 up to 24, 64 up to 96, else 128. Where tiles of 128 would leave SMs without work, 64 it is.
 pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
     let is_hopper = device.family() == Family::Sm90a && !matches!(path, Path::Portable { .. });
@@ -407,13 +439,12 @@ fn mean_rows(shape: &GemmShape) -> usize {
     shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
 }
 
-/// On an H200 tiles of 128 rows beat those of 64 from 23 rows an expert on: with those of 64 a whole layer
-/// takes 8 to 30 % longer at 26 to 32 rows, and 0 to 3 % at 64.
+/// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than those
+/// of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a tile too.
 fn hopper_block_m(shape: &GemmShape) -> usize {
     match mean_rows(shape) {
         0..=3 => HopperTile::Narrow8,
-        4..=9 => HopperTile::Narrow16,
-        10..=22 => HopperTile::Narrow32,
+        4..=11 => HopperTile::Narrow16,
         _ => HopperTile::Wide,
     }
     .block_m()
@@ -487,6 +518,6 @@ mod tests {
     fn most_experts_fit_into_one_narrow_tile() {
         let height =
             |tokens: usize| hopper_block_m(&GemmShape { rows: tokens * 2, n: 28672, k: 4096, experts: 8 });
-        assert_eq!([1, 8, 32, 64, 128, 256, 4096].map(height), [8, 8, 16, 32, 128, 128, 128]);
+        assert_eq!([1, 8, 32, 64, 128, 256, 4096].map(height), [8, 8, 16, 128, 128, 128, 128]);
     }
 }

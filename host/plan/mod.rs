@@ -12,6 +12,7 @@
 //! | `mod` | a forward: which operations there are, and what they hand to each other |
 //! | `few_tokens` | whether the layer is one launch, and how it cuts its matrices |
 //! | `gemm` | height of the tiles, kernel and grid of a GEMM, its partial sums; whether rows are gathered |
+//! | `packed` | how weights lie in memory |
 //! | `tiles` | what a tile takes of an SM |
 //! | `permutation` | capacity of the permuted rows, tiles of a schedule, cut of the sort |
 //! | `rows` | grids of what goes over rows; layouts of scales |
@@ -23,6 +24,7 @@
 
 pub(crate) mod few_tokens;
 pub(crate) mod gemm;
+pub(crate) mod packed;
 pub(crate) mod permutation;
 pub(crate) mod router;
 pub(crate) mod rows;
@@ -34,6 +36,7 @@ use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use few_tokens::FewTokensPlan;
 pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
+use packed::WeightLayout;
 use permutation::PermuteShape;
 use router::RouterLogitsPath;
 use rows::ScaleLayout;
@@ -96,7 +99,7 @@ impl Plan {
     ///
     /// # Errors
     /// More tokens than the kernels can count.
-    pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Plan> {
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize, weights: WeightLayout) -> Result<Plan> {
         check_device(device, config)?;
         let MoeConfig { path, hidden_size: hidden, .. } = *config;
         let (top_k, experts) = (config.slots(), config.slot_experts());
@@ -114,8 +117,9 @@ impl Plan {
             accumulation: config.accumulation,
             slab_scales: has_blocks || config.first_scales() == RowScales::Group128,
             path,
+            weights,
         };
-        let is_gated = config.second_scales() != RowScales::Token && GatedPlan::is_supported(device, path);
+        let is_gated = first_is_gated(device, config);
         let of_device = (local_experts, experts);
         // Slots of a token that are weighed before they are quantised are not copies of one row.
         let slots_differ = config.routing == Routing::SigmoidInput && top_k > 1;
@@ -142,11 +146,12 @@ impl Plan {
             scaled_rows,
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
-            few_tokens: FewTokensPlan::new(device, config, tokens, false),
+            few_tokens: FewTokensPlan::new(device, config, tokens, weights == WeightLayout::Packed),
             shared: match (config.shared_run(), config.shared_layer()) {
                 (SharedRun::None | SharedRun::Slots(_), _) => SharedPlan::None,
                 (SharedRun::Beside, Some(layer)) => {
-                    SharedPlan::Layer(Box::new(Plan::new(device, &layer, tokens)?))
+                    let weights = WeightLayout::Checkpoint;
+                    SharedPlan::Layer(Box::new(Plan::new(device, &layer, tokens, weights)?))
                 }
                 (SharedRun::Beside, None) => SharedPlan::Bf16,
             },
@@ -178,9 +183,9 @@ impl Plan {
 
     /// Bytes that suffice for forwards of any number of tokens up to `tokens`.
     ///
-    /// They grow with the tokens as long as the tiles' height stays the same. Taller tiles may need less:
-    /// fewer partial sums, and gathered rows are not scattered. So the last number of tokens before each
-    /// change of height counts as well.
+    /// They do not depend on how the weights lie in memory. They grow with the tokens as long as the tiles'
+    /// height stays the same. Taller tiles may need less: fewer partial sums, and gathered rows are not
+    /// scattered. So the last number of tokens before each change of height counts as well.
     ///
     /// # Errors
     /// More tokens than the kernels can count.
@@ -193,16 +198,21 @@ impl Plan {
         let (mut most, mut last) = (0, tokens);
         // The launch for few tokens needs memory besides, by cuts that follow the number of tokens.
         for few in 1..=tokens.min(FewTokensPlan::MOST_TOKENS) {
-            most = most.max(Plan::new(device, config, few)?.layout.bytes);
+            for weights in [WeightLayout::Checkpoint, WeightLayout::Packed] {
+                // What cannot be packed is not.
+                if let Ok(plan) = Plan::new(device, config, few, weights) {
+                    most = most.max(plan.layout.bytes);
+                }
+            }
         }
         loop {
-            let plan = Plan::new(device, config, last)?;
+            let plan = Plan::new(device, config, last, WeightLayout::Checkpoint)?;
             most = most.max(plan.layout.bytes - plan.layout.shared_layer.len() + beside);
             // The first number of tokens with tiles of this height, which grow with the tokens.
             let (mut low, mut high) = (0, last);
             while low < high {
                 let middle = low + (high - low) / 2;
-                if Plan::new(device, config, middle)?.block_m < plan.block_m {
+                if Plan::new(device, config, middle, WeightLayout::Checkpoint)?.block_m < plan.block_m {
                     low = middle + 1;
                 } else {
                     high = middle;
@@ -214,6 +224,11 @@ impl Plan {
             }
         }
     }
+}
+
+/// Whether the first GEMM and its activation are one launch.
+pub(crate) fn first_is_gated(device: &Device, config: &MoeConfig) -> bool {
+    config.second_scales() != RowScales::Token && GatedPlan::is_supported(device, config.path)
 }
 
 /// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At
@@ -258,7 +273,7 @@ pub(crate) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::{PermuteShape, Plan, expected_rows};
+    use super::{PermuteShape, Plan, WeightLayout, expected_rows};
     use crate::Device;
     use crate::config::MoeConfig;
 
@@ -287,10 +302,10 @@ mod tests {
             ..MoeConfig::default()
         };
         for tokens in [1, 64, 256, 512, 4096] {
-            let whole = Plan::new(&device, &config, tokens).expect("a plan");
+            let whole = Plan::new(&device, &config, tokens, WeightLayout::Checkpoint).expect("a plan");
             for ranks in [2, 8] {
                 let config = config.for_rank(1, ranks).expect("a rank");
-                let plan = Plan::new(&device, &config, tokens).expect("a plan");
+                let plan = Plan::new(&device, &config, tokens, WeightLayout::Checkpoint).expect("a plan");
                 // A rank's few rows are rounded up to a row for each of its experts.
                 assert!(tokens < 64 || plan.block_m == whole.block_m, "{tokens} tokens, {ranks} ranks");
                 assert_eq!(plan.capacity(), whole.capacity());

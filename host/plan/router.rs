@@ -37,19 +37,14 @@ impl RouterLogitsPath {
     /// Blocks of `Few` are along x for the experts and along y for the tokens, of the others the other way
     /// round.
     fn kernel(self, is_f16: bool) -> (Kernel<RouterLogits>, LogitsTile) {
-        let ([bf16, f16], tile) = match self {
-            RouterLogitsPath::Few => {
-                ([launchers::ROUTER_LOGITS_FEW, launchers::ROUTER_LOGITS_FEW_F16], launchers::LOGITS_FEW)
+        match self {
+            RouterLogitsPath::Few if is_f16 => (launchers::ROUTER_LOGITS_FEW_F16, launchers::LOGITS_FEW),
+            RouterLogitsPath::Few => (launchers::ROUTER_LOGITS_FEW, launchers::LOGITS_FEW),
+            RouterLogitsPath::Tile16x8 => (launchers::ROUTER_LOGITS_16X8, launchers::LOGITS_16X8),
+            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => {
+                (launchers::ROUTER_LOGITS_64X64, launchers::LOGITS_64X64)
             }
-            RouterLogitsPath::Tile16x8 => {
-                ([launchers::ROUTER_LOGITS_16X8, launchers::ROUTER_LOGITS_16X8_F16], launchers::LOGITS_16X8)
-            }
-            RouterLogitsPath::Tile64x64 | RouterLogitsPath::Auto => (
-                [launchers::ROUTER_LOGITS_64X64, launchers::ROUTER_LOGITS_64X64_F16],
-                launchers::LOGITS_64X64,
-            ),
-        };
-        (if is_f16 { f16 } else { bf16 }, tile)
+        }
     }
 
     /// Refuses more tokens or experts than the grid of the kernel reaches; `self` is resolved. Both are below

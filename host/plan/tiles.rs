@@ -4,16 +4,16 @@
 //! | tiles | rows | columns | stages of the ring |
 //! |---|---|---|---|
 //! | [`PortableTile`] | 16, 64, 128 | 128 | 5, 4, 3 |
-//! | [`HopperTile`] | 8, 16, 32, 64, 128 | 256 | 6, 6, 6, 5, 4 |
+//! | [`HopperTile`] | 8, 16, 128 | 256 | 4 |
 
 use crate::error::{Error, Result, require};
 use crate::gpu::launch::Kernel;
 use crate::kernels::launchers::{self, GemmTile, PortableGemm};
 
 /// Heights of tiles that some kernel has.
-pub const BLOCK_M: [usize; 5] = {
-    let [a, b, c, d, e] = HopperTile::ALL;
-    [a.block_m(), b.block_m(), c.block_m(), d.block_m(), e.block_m()]
+pub const BLOCK_M: [usize; 4] = {
+    let ([a, b, d], [_, c, _]) = (HopperTile::ALL, PortableTile::ALL);
+    [a.block_m(), b.block_m(), c.block_m(), d.block_m()]
 };
 
 /// Refuses a height of tiles that no kernel has.
@@ -110,25 +110,15 @@ pub enum HopperTile {
     Narrow8,
     /// As `Narrow8`, 16 rows.
     Narrow16,
-    /// As `Narrow8`, 32 rows.
-    Narrow32,
-    /// As `Narrow8`, 64 rows.
-    Narrow64,
     /// Many rows per expert: 128 rows by 256 columns.
     Wide,
 }
 
 impl HopperTile {
-    /// All of them, by height; as [`BLOCK_M`].
-    pub const ALL: [HopperTile; 5] = [
-        HopperTile::Narrow8,
-        HopperTile::Narrow16,
-        HopperTile::Narrow32,
-        HopperTile::Narrow64,
-        HopperTile::Wide,
-    ];
+    /// All of them, by height.
+    pub const ALL: [HopperTile; 3] = [HopperTile::Narrow8, HopperTile::Narrow16, HopperTile::Wide];
 
-    /// The tile of this height, one of [`BLOCK_M`].
+    /// The tile of this height, if there is one.
     pub fn for_block_m(block_m: usize) -> Option<HopperTile> {
         Self::ALL.into_iter().find(|tile| tile.block_m() == block_m)
     }
@@ -138,8 +128,6 @@ impl HopperTile {
         match self {
             HopperTile::Narrow8 => launchers::NARROW_8,
             HopperTile::Narrow16 => launchers::NARROW_16,
-            HopperTile::Narrow32 => launchers::NARROW_32,
-            HopperTile::Narrow64 => launchers::NARROW_64,
             HopperTile::Wide => launchers::WIDE,
         }
     }
@@ -190,18 +178,14 @@ impl HopperTile {
 #[cfg(test)]
 mod tests {
     use super::{BLOCK_M, PortableTile};
-    use crate::kernels::launchers::{
-        HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32, HOPPER_NARROW_64, HOPPER_WIDE_PROMOTED,
-    };
+    use crate::kernels::launchers::{HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_WIDE_PROMOTED};
 
     #[test]
     fn shared_memory_fits_every_gpu() {
         for tile in PortableTile::ALL {
             assert!(tile.kernel(true).shared_bytes <= 99 * 1024, "{tile:?}");
         }
-        let kernels =
-            [HOPPER_WIDE_PROMOTED, HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32, HOPPER_NARROW_64];
-        for kernel in kernels {
+        for kernel in [HOPPER_WIDE_PROMOTED, HOPPER_NARROW_8, HOPPER_NARROW_16] {
             assert!(kernel.shared_bytes <= 227 * 1024, "{}: {}", kernel.text.name, kernel.shared_bytes);
         }
     }

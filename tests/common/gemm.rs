@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use fp8_moe::ops::grouped_gemm::{
     AScale, Accumulation, BScale, GemmOptions, GemmPlan, GemmShape, Path, SCALE_BLOCK,
 };
+use fp8_moe::ops::pack_weights::{PackedShape, WeightLayout, pack_weights};
 use fp8_moe::ops::permutation::{Permutation, PermutationLists};
 use fp8_moe::ops::problem_sizes::{TileScheduleOut, tile_schedule_entries};
 use fp8_moe::{Buffer, Device, E4m3, Family, Result, Stream};
@@ -202,6 +203,8 @@ pub struct OnDevice {
     pub a_strides: (usize, usize),
     pub b_kind: BKind,
     pub b_scale: Buffer<f32>,
+    /// How `b` lies in memory, for the Hopper kernels.
+    pub weights: WeightLayout,
 }
 
 /// Memory of a permutation that a test makes from lists of its own.
@@ -274,7 +277,22 @@ impl OnDevice {
             a_strides: problem.a_strides,
             b_kind: problem.b_kind,
             b_scale: device.upload(&problem.b_scale).unwrap(),
+            weights: WeightLayout::Checkpoint,
         }
+    }
+
+    /// With packed weights, plain or gate and up.
+    pub fn packed(self, gated: bool) -> OnDevice {
+        let GemmShape { n, k, experts, .. } = self.shape;
+        let shape = if gated {
+            PackedShape::gated(experts, n / 2, k).unwrap()
+        } else {
+            PackedShape::plain(experts, n, k).unwrap()
+        };
+        let mut packed = self.device.uninit(shape.len()).unwrap();
+        let stream = self.device.default_stream();
+        pack_weights(&stream, shape, self.b.as_slice(), packed.as_mut_slice()).unwrap();
+        OnDevice { b: packed, weights: WeightLayout::Packed, ..self }
     }
 
     /// The problem's rows, and memory for their schedule.
@@ -285,7 +303,12 @@ impl OnDevice {
     /// What decides the problem's kernel.
     pub fn options(&self, accumulation: Accumulation, path: Path) -> GemmOptions {
         let groups = matches!(self.a_kind, AKind::GroupRowMajor | AKind::GroupColumnMajor);
-        GemmOptions { accumulation, slab_scales: groups || self.b_kind == BKind::Block, path }
+        GemmOptions {
+            accumulation,
+            slab_scales: groups || self.b_kind == BKind::Block,
+            path,
+            weights: self.weights,
+        }
     }
 
     #[track_caller]

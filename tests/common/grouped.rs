@@ -1,6 +1,6 @@
 //! `grouped_gemm` against the definition in f64, on poisoned memory.
 
-use fp8_moe::internals::PortableTile;
+use fp8_moe::internals::{HopperTile, PortableTile};
 use fp8_moe::ops::grouped_gemm::{
     Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, grouped_gemm, grouped_gemm_with_settled_schedule,
 };
@@ -76,7 +76,8 @@ pub fn paths(device: &Device, block_m: usize, a_kind: AKind, blocks: Option<u32>
     if PortableTile::for_block_m(block_m).is_ok() {
         paths.push(Path::Portable { blocks });
     }
-    if device.family() == Family::Sm90a && a_kind != AKind::GroupRowMajor {
+    let is_hopper = device.family() == Family::Sm90a && HopperTile::for_block_m(block_m).is_some();
+    if is_hopper && a_kind != AKind::GroupRowMajor {
         paths.push(Path::Hopper { blocks });
     }
     paths

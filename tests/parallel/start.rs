@@ -206,3 +206,11 @@ fn who_leaves_is_named() {
         });
     }
 }
+
+/// The guide shows the example, as it is compiled.
+#[test]
+fn the_guide_has_the_example() {
+    let example = include_str!("../../examples/two_gpus.rs");
+    let (_, program) = example.split_once("\n\n").expect("a head and a program");
+    assert!(include_str!("../../docs/TWO_GPUS.md").contains(program));
+}

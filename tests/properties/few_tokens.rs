@@ -7,6 +7,7 @@ use crate::common::checks::{out_of_bounds, relative_l2};
 use crate::common::layers::{Poison, Skew, any_quantization, any_skew, config, on_device, random_routing};
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, timing};
+use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::{
     Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
     Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream,
@@ -62,7 +63,8 @@ struct Case {
 }
 
 impl Case {
-    fn new(device: &Device, config: MoeConfig, tokens: usize, skew: Skew, seed: u64) -> Case {
+    fn new(device: &Device, mut config: MoeConfig, tokens: usize, skew: Skew, seed: u64) -> Case {
+        config.path = Path::OneLaunch;
         let oracle = Layer::random(config, seed);
         let hidden = oracle::hidden_states(tokens * oracle.config.hidden_size, seed ^ 1);
         let (ids, weights) = random_routing(&oracle.config, tokens, skew, seed ^ 2);
@@ -151,6 +153,7 @@ proptest! {
                 continue;
             }
             let mut rank = config.clone();
+            rank.path = Path::OneLaunch;
             rank.local_experts = Some(local.collect());
             case.layer = MoeLayer::new(&device, &rank, &case.oracle.weights(&rank)).unwrap();
             let part = case.run(&mut case.workspace());

@@ -227,15 +227,15 @@ fn results_are_added_to_an_output() {
     }
 }
 
-/// Hidden states in f16 with the layer's own router, which chooses by their exact values: what bf16 holds is
-/// routed the same.
+/// Hidden states in f16 with the layer's own router, which takes them as they are: what bf16 holds too is
+/// routed the same, bit for bit where the kernels add in one order.
 #[test]
 fn the_router_takes_f16() {
     for device in families() {
         let stream = Stream::new(&device).unwrap();
         let layer = Layer::random(config(Quantization::Block128, SOFTMAX, [8, 2, 144, 64]), 9);
         let on_device = on_device(&device, &layer);
-        for tokens in [3, 20] {
+        for tokens in [3, 8] {
             let hidden = oracle::hidden_states(tokens * 144, 10);
             let narrow: Vec<f16> = hidden.iter().map(|x| f16::from_f32(x.to_f32())).collect();
             // Of both types: bf16 whose exponents f16 has.

@@ -6,7 +6,7 @@ use crate::common::bounds::{self, Estimate};
 use crate::common::gemm::{
     AKind, B_KINDS, BKind, HOPPER_A_KINDS, OnDevice, POISON, Problem, Skew, Values, draw_counts,
 };
-use fp8_moe::internals::BLOCK_M;
+use fp8_moe::internals::HopperTile;
 use fp8_moe::ops::activation::{ActivationFunction, Requantization};
 use fp8_moe::ops::gated_gemm::{
     GatedGemm, GatedPlan, GatedShape, gated_gemm, gated_gemm_with_settled_schedule,
@@ -129,8 +129,29 @@ impl Gated<'_> {
         path: Path,
         settled: bool,
     ) -> (Vec<E4m3>, Vec<f32>) {
+        self.run_on(OnDevice::new(device, self.problem, block_m), accumulation, path, settled)
+    }
+
+    /// As [`run`](Self::run), with packed weights.
+    fn run_packed(
+        &self,
+        device: &Device,
+        block_m: usize,
+        accumulation: Accumulation,
+        path: Path,
+    ) -> (Vec<E4m3>, Vec<f32>) {
+        self.run_on(OnDevice::new(device, self.problem, block_m).packed(true), accumulation, path, false)
+    }
+
+    fn run_on(
+        &self,
+        on_device: OnDevice,
+        accumulation: Accumulation,
+        path: Path,
+        settled: bool,
+    ) -> (Vec<E4m3>, Vec<f32>) {
+        let device = &on_device.device.clone();
         let stream = device.default_stream();
-        let on_device = OnDevice::new(device, self.problem, block_m);
         let plan = plan(&on_device, self.tokens.is_some(), accumulation, path);
         let mut lists = on_device.lists();
         if let Some(tokens) = self.tokens {
@@ -296,7 +317,7 @@ proptest! {
         skew in prop::sample::select(&[Skew::Uniform, Skew::Sparse, Skew::One][..]),
         units in 1usize..=20,
         k in (1usize..=34).prop_map(|k| k * 16),
-        block_m in prop::sample::select(&BLOCK_M[..]),
+        block_m in prop::sample::select(HopperTile::ALL.map(HopperTile::block_m).to_vec()),
         kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         function in prop::sample::select(&activation::FUNCTIONS[..]),
         out in prop::sample::select(&[Out::Given(0.01), Out::GroupRowMajor, Out::GroupColumnMajor][..]),
@@ -315,6 +336,8 @@ proptest! {
         let (q, scales) = run(false);
         gated.assert_within_rounding(&q, &scales, accumulation);
         prop_assert!(run(true).0 == q, "the settled schedule's result differs");
+        let packed = gated.run_packed(&device, block_m, accumulation, Path::Hopper { blocks });
+        prop_assert!(packed.0 == q, "packed weights' result differs");
     }
 
     /// Gathered rows give what their copies give, bit for bit.
@@ -357,7 +380,7 @@ proptest! {
 fn deterministic() {
     let Some(device) = hopper() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    for (k, block_m) in [(528, 8), (400, 32), (256, 64), (528, 128)] {
+    for (k, block_m) in [(528, 8), (400, 16), (256, 16), (528, 128)] {
         let kinds = (AKind::GroupColumnMajor, BKind::Block);
         let problem = Problem::draw(&[5, 0, 140, 16], 3, (512, k), kinds, Values::Uniform, &mut rng);
         let (function, out) = (ActivationFunction::Silu, Out::GroupRowMajor);
@@ -385,7 +408,7 @@ fn refusals_of_plans() {
     const CASES: [(Change, &str); 5] = [
         (|shape, _, _, _| shape.k = 24, "k = 24: must be a positive multiple of 16"),
         (|shape, _, _, _| shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
-        (|_, block_m, _, _| *block_m = 5, "block_m = 5: must be 8, 16, 32, 64 or 128"),
+        (|_, block_m, _, _| *block_m = 5, "block_m = 5: must be 8, 16, 64 or 128"),
         (
             |_, _, path, _| *path = Path::Portable { blocks: None },
             "path = Portable { blocks: None }: must lead to the Hopper kernels: others have no gated GEMM",

@@ -14,6 +14,7 @@ mod gated_gemm;
 mod grouped_gemm;
 mod layer;
 mod order_free;
+mod pack_weights;
 mod permute;
 mod problem_sizes;
 mod quantise;

@@ -10,7 +10,7 @@ use crate::common::layers::{
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
-use fp8_moe::internals::BLOCK_M;
+use fp8_moe::internals::HopperTile;
 use fp8_moe::ops::cast::{Cast, cast};
 use fp8_moe::ops::grouped_gemm::{
     Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, TokenSums, grouped_gemm,
@@ -151,7 +151,7 @@ proptest! {
         n in (1usize..=70).prop_map(|n| n * 8),
         k in (1usize..=34).prop_map(|k| k * 16),
         top_k in 1usize..=9,
-        block_m in prop::sample::select(&BLOCK_M[..]),
+        block_m in prop::sample::select(HopperTile::ALL.map(HopperTile::block_m).to_vec()),
         kinds in (prop::sample::select(&HOPPER_A_KINDS[..]), prop::sample::select(&B_KINDS[..])),
         promoted in any::<bool>(),
         blocks in prop::option::of(1u32..9),
@@ -173,7 +173,7 @@ proptest! {
 fn every_tile_and_scale() {
     let Some(device) = hopper() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(7);
-    for block_m in BLOCK_M {
+    for block_m in HopperTile::ALL.map(HopperTile::block_m) {
         for a_kind in HOPPER_A_KINDS {
             for b_kind in B_KINDS {
                 let kinds = (a_kind, b_kind);

@@ -10,7 +10,7 @@ use anyhow::Result;
 use cuda_builder::Arch;
 
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{gate, kernels, rooms, setup, symbols};
+use crate::{examples, gate, kernels, packages, rooms, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -43,6 +43,8 @@ pub fn run() -> Result<()> {
         .env("FP8_MOE_SIM_SUMS", "hardware");
     step("tests: sums as tensor cores cut them", &mut on_cut_sums)?;
     symbols::check()?;
+    examples::run()?;
+    packages::run()?;
     heading("PTX gate");
     gate::run(false)
 }

@@ -5,6 +5,7 @@
 mod bundle;
 mod check;
 mod demo;
+mod examples;
 mod gate;
 mod kernels;
 mod occupancy;

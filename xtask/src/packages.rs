@@ -65,7 +65,8 @@ fn unpack() -> Result<PathBuf> {
         }
         let to = folder.join(package);
         fs::create_dir_all(&to).with_context(|| format!("could not create {}", to.display()))?;
-        output(Command::new("tar").arg("-xzf").arg(&archive).args(["--strip-components=1", "-C"]).arg(&to))?;
+        // With new times: those in an archive are always the same, and cargo would not see a change.
+        output(Command::new("tar").arg("-xmzf").arg(&archive).args(["--strip-components=1", "-C"]).arg(&to))?;
     }
     Ok(folder)
 }

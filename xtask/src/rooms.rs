@@ -42,7 +42,7 @@ const HOST: Rooms = Rooms {
         ("layer", &["config", "error", "fp8", "gpu", "ops", "plan"]),
         ("checkpoint", &["config", "error", "fp8", "gpu", "layer"]),
         ("parallel", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
-        ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "plan"]),
+        ("internals", &["config", "error", "fp8", "gpu", "kernels", "layer", "ops", "parallel", "plan"]),
     ],
     tangled: &[],
 };
@@ -60,6 +60,7 @@ const KERNELS: Rooms = Rooms {
         ("ranks", &["abi", "elementwise"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
         ("few_tokens", &["abi", "elementwise"]),
+        ("read_stream", &[]),
     ],
     tangled: &[],
 };

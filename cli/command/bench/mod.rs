@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fp8_moe::{Device, DeviceSpec, Error, Result};
-use fp8_moe_cli::{Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second};
+use fp8_moe_cli::{
+    Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second, read_bytes_per_second,
+};
 
 use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
 use crate::terminal;
@@ -25,13 +27,13 @@ use plan::{Batch, Case};
 /// Arguments of `fp8-moe bench`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Models, by name, separated by commas
+    /// Models and shares of one rank, by name, separated by commas; all: every one that has a name
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "qwen3-30b")]
     model: Vec<String>,
     /// A shape of your own instead: experts, top k, hidden size, intermediate size
     #[arg(long, value_name = "E,k,H,I", conflicts_with = "model")]
     shape: Option<String>,
-    /// Batch sizes [default: 1,8,64,512,4096; on the emulated device 1,8]
+    /// Batch sizes [default: 1,2,4 ... 16384; on the emulated device 1,8]
     #[arg(long, value_name = "T,..", value_delimiter = ',')]
     tokens: Vec<usize>,
     /// Divide the intermediate size among so many ranks, and measure one
@@ -40,6 +42,10 @@ pub struct Arguments {
     /// Divide the experts among so many ranks, and measure one; tokens are routed to the experts of all
     #[arg(long, value_name = "N", default_value_t = 1)]
     ep: usize,
+    /// Spread the experts over so many ranks, and measure all: a process and a GPU each. Batch sizes are those
+    /// of each rank
+    #[arg(long, value_name = "N", conflicts_with_all = ["tp", "ep", "lockstep", "dump", "plot", "part"])]
+    ranks: Option<usize>,
     /// FP8 schemes: per-token, per-tensor, block
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "per-token")]
     scheme: Vec<String>,
@@ -53,8 +59,8 @@ pub struct Arguments {
     /// Whether the first GEMM gathers its rows by token: auto, always (where its kernels can) or never
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     gather: String,
-    /// Which kernels: auto (the layer in one launch for few tokens, where it fits), hopper (its GEMMs) or
-    /// portable
+    /// Which kernels: auto, one-launch (the layer behind the router in one, up to eight tokens), hopper (its
+    /// GEMMs) or portable
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     path: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
@@ -97,6 +103,13 @@ const ROW_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub fn bench(arguments: &Arguments) -> Result<()> {
+    if let Some(count) = arguments.ranks {
+        terminal::try_output(arguments.json.as_deref())?;
+        let cases = plan::cases_over_ranks(arguments)?;
+        return crate::ranks::start(count, arguments.device, |communicator| {
+            crate::ranks::bench::run(&cases, communicator, arguments.json.as_deref())
+        });
+    }
     let started = Instant::now();
     let parts = plan::parts(&arguments.part)?;
     for path in [&arguments.json, &arguments.plot, &arguments.dump] {
@@ -121,6 +134,7 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
         how: if timed { How::Time(Timer::new(&device)?) } else { How::Count },
         started,
         left_out: 0,
+        dumped: false,
         memory: memory.saturating_sub(taken),
         parts,
         arguments,
@@ -135,6 +149,10 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
         eprintln!("note     the time limit left out {} measurements", bench.left_out);
     }
     result?;
+    if let Some(path) = arguments.dump.as_ref().filter(|_| !bench.dumped) {
+        let rule = "was not written: the time limit left its case out";
+        return Err(Error::argument("bench", "dump", path.display(), rule));
+    }
     if let Some(path) = &arguments.plot {
         crate::report::plot::draw(path, std::slice::from_ref(&bench.record))?;
         eprintln!("wrote    {}", path.display());
@@ -162,6 +180,8 @@ struct Bench<'a> {
     started: Instant,
     /// Measurements that the time limit left out.
     left_out: usize,
+    /// Whether the case was written that `--dump` asks for.
+    dumped: bool,
     /// Most memory for layers and their inputs, bytes.
     memory: u64,
 }
@@ -200,14 +220,18 @@ impl Bench<'_> {
             return Ok(());
         }
         let copy = timer.copy_bytes_per_second();
+        // Beside other programs the memory is theirs too, and so are the rates.
+        let read = if self.arguments.lockstep { None } else { read_bytes_per_second(&self.device)? };
         let (matrix, of) = match self.arguments.matrix_rate {
             Some(tflops) => (tflops * 1e12, "given by --matrix-rate"),
             None => (matrix_flops_per_second(timer)?, "our own dense GEMM, 8192 x 8192 x 8192"),
         };
-        eprintln!("rates    copy {:.2} TB/s; matrix {:.0} TFLOP/s, {of}", copy / 1e12, matrix / 1e12);
-        self.rates = Some(Rates { copy_bytes_per_second: copy, matrix_flops_per_second: matrix });
+        let told = read.map(|read| format!("read {:.2}, ", read / 1e12)).unwrap_or_default();
+        eprintln!("rates    {told}copy {:.2} TB/s; matrix {:.0} TFLOP/s, {of}", copy / 1e12, matrix / 1e12);
+        self.rates = Some(Rates { bytes_per_second: read.unwrap_or(copy), matrix_flops_per_second: matrix });
         self.record.rates = Some(RatesRecord {
             copy_bytes_per_s: copy,
+            read_bytes_per_s: read,
             matrix_flops_per_s: matrix,
             matrix_rate_of: of.into(),
         });
@@ -265,14 +289,14 @@ impl Bench<'_> {
         Layers::random(&self.device, &case.config, sets, &case.active(), self.arguments.seed)
     }
 
-    fn dump(&self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
+    fn dump(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
         let Some(path) = &self.arguments.dump else { return Ok(()) };
         let metadata = [
             ("program", "fp8-moe".to_owned()),
             ("model", case.model.clone()),
             ("shape", format!("{:?}", case.shape_array())),
-            ("tp", self.arguments.tp.to_string()),
-            ("ep", self.arguments.ep.to_string()),
+            ("tp", case.tp.to_string()),
+            ("ep", case.ep.to_string()),
             ("scheme", case.scheme.to_string()),
             ("intermediate_scales", format!("{:?}", case.config.intermediate_scales)),
             ("accumulation", plan::accumulation_name(case.config.accumulation).to_owned()),
@@ -282,6 +306,7 @@ impl Bench<'_> {
         ];
         let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value)).into();
         fp8_moe_cli::dump(path, run, &batch.routed, metadata)?;
+        self.dumped = true;
         eprintln!("wrote    {}", path.display());
         Ok(())
     }
@@ -292,8 +317,8 @@ impl Bench<'_> {
             implementation: crate::record::our_name(&case.config).into(),
             model: case.model.clone(),
             shape: case.shape_array(),
-            tp: self.arguments.tp,
-            ep: self.arguments.ep,
+            tp: case.tp,
+            ep: case.ep,
             tokens: batch.tokens,
             scheme: case.scheme.to_string(),
             routing: case.routing.to_string(),
@@ -309,6 +334,7 @@ impl Bench<'_> {
             floor_us: None,
             fraction: None,
             error: None,
+            exact_rel_l2: None,
             counted: None,
         };
         row.set_work(Work::new(part, &case.config, &batch.load, fusion), self.rates.as_ref());

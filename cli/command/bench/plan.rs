@@ -5,10 +5,11 @@ use std::fmt;
 use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 use fp8_moe_cli::{
-    Load, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
+    Load, MODELS, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
 };
 
 use super::Arguments;
+use crate::ranks;
 
 /// A model with a scheme: what shares its weights.
 pub struct Case {
@@ -20,9 +21,10 @@ pub struct Case {
     /// The rank that is measured.
     pub config: MoeConfig,
     pub batches: Vec<Batch>,
-    /// Ranks, for the title.
-    tp: usize,
-    ep: usize,
+    /// Ranks that the intermediate size is divided among.
+    pub tp: usize,
+    /// Ranks that the experts are divided among.
+    pub ep: usize,
 }
 
 /// A number of tokens with their routing.
@@ -33,7 +35,7 @@ pub struct Batch {
 }
 
 /// Batch sizes where the arguments name none.
-const BATCHES: &[usize] = &[1, 8, 64, 512, 4096];
+const BATCHES: &[usize] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 /// The same on the emulated device.
 const EMULATED_BATCHES: &[usize] = &[1, 8];
 
@@ -45,12 +47,9 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
         given => given,
     };
     let models = match &arguments.shape {
-        Some(shape) => vec![("custom".to_owned(), shape.parse()?)],
-        None => arguments
-            .model
-            .iter()
-            .map(|name| Model::named(name).map(|model| (model.name.to_owned(), model.shape)))
-            .collect::<Result<Vec<_>>>()?,
+        Some(shape) => vec![Model { name: "custom", shape: shape.parse()?, tp: 1, ep: 1 }],
+        None if arguments.model.iter().any(|name| name == "all") => MODELS.to_vec(),
+        None => arguments.model.iter().map(|name| Model::named(name)).collect::<Result<Vec<_>>>()?,
     };
     let schemes = arguments.scheme.iter().map(|name| name.parse()).collect::<Result<Vec<Scheme>>>()?;
     let routing: RoutingKind = arguments.routing.parse()?;
@@ -66,9 +65,10 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     let gather = gather(&arguments.gather)?;
     let path = path(&arguments.path)?;
     let mut cases = Vec::new();
-    for (model, shape) in &models {
+    for &Model { name, shape, tp, ep } in &models {
+        let (tp, ep) = (tp.saturating_mul(arguments.tp), ep.saturating_mul(arguments.ep));
         for &scheme in &schemes {
-            let config = shape.config(scheme, arguments.tp, arguments.ep)?;
+            let config = shape.config(scheme, tp, ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
             let config = config.to_builder().accumulation(accumulation).reduction(reduction);
             let config = config.gather(gather).path(path).build()?;
@@ -80,12 +80,22 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
                     Ok(Batch { tokens, routed, load })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let (model, shape, routing) = (model.clone(), *shape, routing.clone());
-            let Arguments { tp, ep, .. } = *arguments;
+            let (model, routing) = (name.to_owned(), routing.clone());
             cases.push(Case { model, shape, scheme, routing, config, batches, tp, ep });
         }
     }
     Ok(cases)
+}
+
+/// The cases of `--ranks`: every model with every scheme, at all batch sizes.
+pub fn cases_over_ranks(arguments: &Arguments) -> Result<Vec<ranks::bench::Case>> {
+    let whole = cases(arguments, false)?;
+    let of_case = |case: Case| {
+        let Case { model, shape, scheme, routing, config, batches, .. } = case;
+        let tokens = batches.iter().map(|batch| batch.tokens).collect();
+        ranks::bench::Case { model, shape, scheme, routing, config, tokens, seed: arguments.seed }
+    };
+    Ok(whole.into_iter().map(of_case).collect())
 }
 
 /// The accumulation that an argument asks for; none where the layer's default is wanted.
@@ -112,9 +122,10 @@ fn gather(name: &str) -> Result<Gather> {
 fn path(name: &str) -> Result<Path> {
     match name {
         "auto" => Ok(Path::Auto),
+        "one-launch" => Ok(Path::OneLaunch),
         "hopper" => Ok(Path::Hopper { blocks: None }),
         "portable" => Ok(Path::Portable { blocks: None }),
-        _ => Err(Error::argument("bench", "path", name, "must be auto, hopper or portable")),
+        _ => Err(Error::argument("bench", "path", name, "must be auto, one-launch, hopper or portable")),
     }
 }
 

@@ -19,9 +19,24 @@ pub fn tables(merged: &Merged<'_>, markdown: bool) -> String {
         } else {
             plain_table(&mut text, &cells);
         }
+        text.push_str(&distances(batches));
         text.push('\n');
     }
     text
+}
+
+/// A line that says how far each implementation's results were from exact arithmetic, if that is known.
+fn distances(batches: &BTreeMap<usize, BTreeMap<&str, &Row>>) -> String {
+    let known: BTreeMap<&str, f64> = batches
+        .values()
+        .flatten()
+        .filter_map(|(name, row)| row.exact_rel_l2.map(|distance| (*name, distance)))
+        .collect();
+    if known.is_empty() {
+        return String::new();
+    }
+    let each: Vec<_> = known.iter().map(|(name, distance)| format!("{name} {distance:.1e}")).collect();
+    format!("\ndistance from exact arithmetic on the quantised operands, relative L2: {}\n", each.join(", "))
 }
 
 /// One table of all models: our time at each batch size, the fastest peer's by it, and which that is.
@@ -147,6 +162,17 @@ mod tests {
         );
         assert_eq!(lines[3], ["1", "10.0", "15.0", "12.0", "1.20", "5.0", "50", "%"]);
         assert_eq!(lines[4], ["8", "50.0", "-", "failed", "-", "25.0", "50", "%"]);
+    }
+
+    #[test]
+    fn distances_stand_below_the_times() {
+        let mut peer = row("deepgemm", 1, 15.0);
+        peer.exact_rel_l2 = Some(0.0172);
+        let text = tables(&merge(&[record(vec![row(OURS, 1, 10.0), peer])]), false);
+        let line = "distance from exact arithmetic on the quantised operands, relative L2: deepgemm 1.7e-2";
+        assert_eq!(text.lines().filter(|text| *text == line).count(), 1, "{text}");
+        let text = tables(&merge(&[record(vec![row(OURS, 1, 10.0)])]), false);
+        assert!(!text.contains("distance"), "{text}");
     }
 
     #[test]

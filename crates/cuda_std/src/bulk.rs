@@ -85,6 +85,31 @@ pub unsafe fn load_hinted(to: u32, from: *const u8, bytes: u32, barrier: u32, po
     }
 }
 
+/// Copies `bytes` bytes to shared memory at `to` of every block of the cluster in the mask `blocks`; they
+/// complete on the barrier at the same place of that block:
+/// `cp.async.bulk.shared::cluster.global..multicast::cluster`.
+///
+/// # Safety
+/// As for [`load`], in each of the blocks, which have all begun and none of which exits before the bytes have
+/// arrived.
+#[inline(always)]
+pub unsafe fn load_multicast(to: u32, from: *const u8, bytes: u32, barrier: u32, blocks: u16) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "cvta.to.global.u64 {address}, {from};",
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{to}], [{address}], {bytes}, [{barrier}], {blocks};",
+            address = out(reg64) _,
+            from = in(reg64) from,
+            to = in(reg32) to,
+            bytes = in(reg32) bytes,
+            barrier = in(reg32) barrier,
+            blocks = in(reg16) blocks,
+            options(nostack)
+        )
+    }
+}
+
 /// Asks L2 for `bytes` bytes, which a later access then need not wait for:
 /// `cp.async.bulk.prefetch.L2.global`.
 ///

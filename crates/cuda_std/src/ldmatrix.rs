@@ -1,6 +1,8 @@
-//! `ldmatrix`: loads 8x8 matrices of 16-bit elements from shared memory into the fragments of `mma.sync`.
+//! `ldmatrix` and `stmatrix`: 8x8 matrices of 16-bit elements between shared memory and the fragments of the
+//! tensor cores.
 //!
-//! PTX ISA, "Warp Level Matrix Load Instruction: ldmatrix" (sm_75 and later).
+//! PTX ISA, "Warp Level Matrix Load Instruction: ldmatrix" (sm_75 and later), "Warp Level Matrix Store
+//! Instruction: stmatrix" (sm_90 and later).
 //!
 //! A matrix is 8 rows of 16 bytes. The address of row `i` of matrix `j` comes from lane `8*j + i`, and
 //! register `j` of lane `l` receives bytes `4*(l%4) .. 4*(l%4)+4` of row `l/4`:
@@ -60,4 +62,26 @@ pub unsafe fn x4(address: u32) -> [u32; 4] {
         );
     }
     [r0, r1, r2, r3]
+}
+
+/// Stores four matrices, laid out as those of [`x4`]; the addresses come from all lanes.
+///
+/// # Safety
+/// All 32 lanes of the warp execute it together. Each address is that of 16 shared bytes, 16-byte aligned,
+/// which no other thread touches until a barrier.
+#[inline(always)]
+pub unsafe fn store_x4(address: u32, registers: [u32; 4]) {
+    let [r0, r1, r2, r3] = registers;
+    // SAFETY: the caller vouches for convergence and for the address.
+    unsafe {
+        asm!(
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [{address}], {{{r0}, {r1}, {r2}, {r3}}};",
+            address = in(reg32) address,
+            r0 = in(reg32) r0,
+            r1 = in(reg32) r1,
+            r2 = in(reg32) r2,
+            r3 = in(reg32) r3,
+            options(nostack, preserves_flags),
+        );
+    }
 }

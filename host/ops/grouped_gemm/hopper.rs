@@ -3,11 +3,28 @@
 use super::slab_scales;
 use super::{B_BOX, GemmShape, GroupedGemm, OP, raw_scales};
 use crate::error::Result;
-use crate::gpu::launch::DevicePtr;
+use crate::fp8::E4m3;
+use crate::gpu::buffer::Slice;
+use crate::gpu::launch::{DevicePtr, TensorMap};
 use crate::gpu::stream::Stream;
 use crate::gpu::tensor_map;
 use crate::kernels::launchers;
+use crate::plan::packed::WeightLayout;
 use crate::plan::tiles::HopperTile;
+
+/// B of `rows` rows as the kernels take it: the map of the matrix, or the address of packed weights.
+pub(in crate::ops) fn weights(
+    b: &Slice<'_, E4m3>,
+    layout: WeightLayout,
+    rows: usize,
+    k: usize,
+) -> Result<(TensorMap, DevicePtr<u8>)> {
+    match layout {
+        WeightLayout::Checkpoint => Ok((tensor_map::of_matrix(b, (rows, k), B_BOX)?, DevicePtr::null())),
+        // A kernel does not read the map then.
+        WeightLayout::Packed => Ok((TensorMap([0; 16]), b.ptr().cast())),
+    }
+}
 
 impl GroupedGemm<'_> {
     pub(super) fn launch_hopper(
@@ -21,9 +38,11 @@ impl GroupedGemm<'_> {
         let (shape, promoted) = (self.plan.shape(), self.plan.promoted());
         let GemmShape { rows, n, k, experts } = shape;
         let (out, out_type) = self.out.raw();
+        let (b, b_packed) = weights(&self.b, self.plan.weights(), experts * n, k)?;
         let arguments = launchers::HopperGemm {
             a: tensor_map::of_matrix(&self.a, (rows, k), tile.a_box())?,
-            b: tensor_map::of_matrix(&self.b, (experts * n, k), B_BOX)?,
+            b,
+            b_packed,
             a_slab_scales: slab_scales::of_a(OP, &self.a_scale, &shape, tile)?,
             n: n as u32,
             k: k as u32,
@@ -38,8 +57,6 @@ impl GroupedGemm<'_> {
         let kernel = match (tile, promoted) {
             (HopperTile::Narrow8, _) => launchers::HOPPER_NARROW_8,
             (HopperTile::Narrow16, _) => launchers::HOPPER_NARROW_16,
-            (HopperTile::Narrow32, _) => launchers::HOPPER_NARROW_32,
-            (HopperTile::Narrow64, _) => launchers::HOPPER_NARROW_64,
             (HopperTile::Wide, true) => launchers::HOPPER_WIDE_PROMOTED,
             (HopperTile::Wide, false) => launchers::HOPPER_WIDE_FAST,
         };

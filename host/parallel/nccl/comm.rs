@@ -159,9 +159,11 @@ impl Comm {
         raw.as_ref().map(|raw| raw.0).ok_or_else(gone)
     }
 
-    /// Stops its kernels and frees it, unless that has been done.
+    /// Stops its kernels and frees it, unless that has been done. Returns when it is gone, also where another
+    /// thread has begun: a program that ends while NCCL aborts crashes in NCCL's destructors.
     pub fn abort(&self) {
-        let Some(Raw(comm)) = self.lock().take() else { return };
+        let mut raw = self.lock();
+        let Some(Raw(comm)) = raw.take() else { return };
         let Ok(_current) = self.device.context().enter() else { return };
         // SAFETY: nobody else has the communicator, which was taken from under the lock.
         let _ = unsafe { (self.library.table().ncclCommAbort)(comm) };
@@ -173,8 +175,12 @@ impl Comm {
             *self.lock() = None;
             return;
         }
+        if self.board.failure().is_some() {
+            return self.abort();
+        }
         let finalized = {
             let raw = self.lock();
+            // None once an abort has ended, which held the lock.
             let Some(Raw(comm)) = *raw else { return };
             let Ok(_current) = self.device.context().enter() else { return };
             // SAFETY: the communicator is alive.
@@ -185,7 +191,8 @@ impl Comm {
         if finalized.is_err() {
             return self.abort();
         }
-        let Some(Raw(comm)) = self.lock().take() else { return };
+        let mut raw = self.lock();
+        let Some(Raw(comm)) = raw.take() else { return };
         let Ok(_current) = self.device.context().enter() else { return };
         // SAFETY: nobody else has the communicator, which was taken from under the lock.
         let _ = unsafe { (self.library.table().ncclCommDestroy)(comm) };

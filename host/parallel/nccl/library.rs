@@ -4,8 +4,8 @@
 //!
 //! 1. `FP8_MOE_NCCL`: a path, and nothing else if it is set;
 //! 2. `libnccl.so.2`, where the system's loader looks;
-//! 3. `nvidia/nccl/lib/libnccl.so.2` in the `site-packages` of each `python3` of `PATH`: PyPI's wheel
-//!    `nvidia-nccl-cu12` or `-cu13`, which PyTorch brings.
+//! 3. `nvidia/nccl/lib/libnccl.so.2` in the `site-packages` or `dist-packages` of each `python3` of `PATH`:
+//!    PyPI's wheel `nvidia-nccl-cu12` or `-cu13`, which PyTorch brings.
 #![allow(non_snake_case, non_camel_case_types, non_upper_case_globals)]
 
 use std::ffi::{CStr, OsString, c_char, c_int, c_uint, c_void};
@@ -357,12 +357,15 @@ fn candidates(given: Option<PathBuf>, path: Option<OsString>) -> Vec<PathBuf> {
             continue;
         }
         let Some(prefix) = folder.parent() else { continue };
-        let Ok(versions) = prefix.join("lib").read_dir() else { continue };
-        for version in versions.flatten().map(|entry| entry.path()) {
-            for packages in ["site-packages", "dist-packages"] {
-                let library = version.join(packages).join(IN_WHEEL);
-                if library.exists() && !found.contains(&library) {
-                    found.push(library);
+        // A system's Python has packages of its own, and those of `pip` under /usr/local.
+        for lib in [prefix.join("lib"), prefix.join("local/lib")] {
+            let Ok(versions) = lib.read_dir() else { continue };
+            for version in versions.flatten().map(|entry| entry.path()) {
+                for packages in ["site-packages", "dist-packages"] {
+                    let library = version.join(packages).join(IN_WHEEL);
+                    if library.exists() && !found.contains(&library) {
+                        found.push(library);
+                    }
                 }
             }
         }

@@ -3,8 +3,10 @@
 //!
 //! A gate in f32 is given as planes of bf16 whose sum it is: `gate[e][h] = sum over p of plane[p][e][h]`.
 //! Three bf16 hold the 24 bits of an f32, and a product of two bf16 is exact in f32, so that nothing of the
-//! weight is lost. The sum over h goes through the planes one after the other. Hidden states in f16 are two
-//! planes likewise, made in registers ([`State`]): 8 of their 11 bits, then the rest, both exactly.
+//! weight is lost. The sum over h goes through the planes one after the other.
+//!
+//! Hidden states in f16 have a kernel on the CUDA cores alone, which widens both operands to f32: the tensor
+//! cores multiply numbers of one type, and the gate's planes leave the range of f16.
 //!
 //! Three kernels by the number of tokens; all split the sum in a fixed way, so that each is deterministic.
 //!
@@ -28,7 +30,7 @@
 //! Rows past the last token or expert repeat the last one and are not stored; columns past H are zero in both
 //! operands.
 
-use cuda_std::bf16::{Bf16, F16, bf16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
+use cuda_std::bf16::{Bf16, F16, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::{arguments, host, kernel, memory, mma, shared, sync, thread, warp};
 
 /// Columns that the four lanes of a row load together.
@@ -67,14 +69,8 @@ pub struct LogitsTile {
     pub experts: u32,
 }
 
-/// A type of hidden states: what it is in bf16, which the tensor cores multiply, and in f32.
+/// A type of hidden states.
 trait State {
-    /// Planes of bf16 whose sum a state is.
-    const PLANES: u32;
-
-    /// Plane `plane` of eight states.
-    fn plane(states: [u32; 4], plane: u32) -> [u32; 4];
-
     /// A pair of states in f32.
     fn pair(states: u32) -> [f32; 2];
 
@@ -83,13 +79,6 @@ trait State {
 }
 
 impl State for Bf16 {
-    const PLANES: u32 = 1;
-
-    #[inline(always)]
-    fn plane(states: [u32; 4], _plane: u32) -> [u32; 4] {
-        states
-    }
-
     #[inline(always)]
     fn pair(states: u32) -> [f32; 2] {
         f32x2_from_bf16x2(states)
@@ -102,23 +91,6 @@ impl State for Bf16 {
 }
 
 impl State for F16 {
-    const PLANES: u32 = 2;
-
-    #[inline(always)]
-    fn plane(states: [u32; 4], plane: u32) -> [u32; 4] {
-        core::array::from_fn(|i| {
-            let [low, high] = f32x2_from_f16x2(states[i]);
-            let first = bf16x2_from_f32(low, high);
-            if plane == 0 {
-                return first;
-            }
-            let [first_low, first_high] = f32x2_from_bf16x2(first);
-            // Of an infinity nothing is left.
-            let rest = |whole: f32, first: f32| if whole == first { 0.0 } else { whole - first };
-            bf16x2_from_f32(rest(low, first_low), rest(high, first_high))
-        })
-    }
-
     #[inline(always)]
     fn pair(states: u32) -> [f32; 2] {
         f32x2_from_f16x2(states)
@@ -231,7 +203,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
     #[inline(always)]
-    unsafe fn run<S: State>(hidden: Matrix, gate: Matrix, planes: u32, logits: Out) {
+    unsafe fn run(hidden: Matrix, gate: Matrix, planes: u32, logits: Out) {
         const { assert!(WM * WN * WK == WARPS) };
         let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
         let (g, q) = (lane / 4, lane % 4);
@@ -252,10 +224,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
             // SAFETY: the planes are there by the caller's contract.
             unsafe {
                 let gate = gate.plane(plane);
-                Self::add_plane::<S>(&mut sums, hidden, &tokens, 0, gate, first_expert + g, wk, q);
-                if S::PLANES == 2 {
-                    Self::add_plane::<S>(&mut sums, hidden, &tokens, 1, gate, first_expert + g, wk, q);
-                }
+                Self::add_plane(&mut sums, hidden, &tokens, gate, first_expert + g, wk, q);
             };
             plane += 1;
         }
@@ -268,8 +237,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         }
     }
 
-    /// Adds the products of plane `plane` of the states with one plane of the gate, of the columns that set
-    /// `wk` takes.
+    /// Adds the products with one plane of the gate, of the columns that set `wk` takes.
     ///
     /// `tokens` are the lane's rows of `hidden`, `first_expert` its first row of `gate`, `q` its place among
     /// four.
@@ -277,12 +245,10 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All lanes of the warp execute it together; `tokens` are rows of `hidden`.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "inlined: they stay in registers")]
-    unsafe fn add_plane<S: State>(
+    unsafe fn add_plane(
         sums: &mut [[[f32; 4]; FN]; FM],
         hidden: Matrix,
         tokens: &[[*const Bf16; 2]; FM],
-        plane: u32,
         gate: Matrix,
         first_expert: u32,
         wk: u32,
@@ -312,8 +278,8 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                         let column = column + s as u32 * WK * STEP;
                         let mut m = 0;
                         while m < FM {
-                            a[s][m][0] = S::plane(hidden.load_vector(tokens[m][0], column), plane);
-                            a[s][m][1] = S::plane(hidden.load_vector(tokens[m][1], column), plane);
+                            a[s][m][0] = hidden.load_vector(tokens[m][0], column);
+                            a[s][m][1] = hidden.load_vector(tokens[m][1], column);
                             m += 1;
                         }
                         let mut n = 0;
@@ -337,8 +303,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                 let mut b = [[0u32; 4]; FN];
                 let mut m = 0;
                 while m < FM {
-                    a[m][0] = S::plane(hidden.load(tokens[m][0], column), plane);
-                    a[m][1] = S::plane(hidden.load(tokens[m][1], column), plane);
+                    a[m] = [hidden.load(tokens[m][0], column), hidden.load(tokens[m][1], column)];
                     m += 1;
                 }
                 let mut n = 0;
@@ -492,7 +457,7 @@ type Tile64x64 = Tile<2, 2, 2, 2, 4, 2>;
 pub const LOGITS_64X64: LogitsTile = LogitsTile { tokens: Tile64x64::TOKENS, experts: Tile64x64::EXPERTS };
 
 macro_rules! tiled {
-    ($($name:ident: $tile:ident of $state:ident),+) => {$(
+    ($($name:ident: $tile:ident),+) => {$(
         /// Logits of tens to hundreds of tokens, or of many.
         ///
         /// Launch: blocks along x for the tokens, along y for the experts, of a tile each: [`LOGITS_16X8`] or
@@ -506,17 +471,12 @@ macro_rules! tiled {
             let states = Matrix::new(hidden_states.cast(), tokens, hidden);
             let gate = Matrix::new(gate, experts, hidden);
             // SAFETY: the arguments are as the contract says.
-            unsafe { $tile::run::<$state>(states, gate, planes, Out { logits, bias }) }
+            unsafe { $tile::run(states, gate, planes, Out { logits, bias }) }
         }
     )+};
 }
 
-tiled!(
-    router_logits_16x8: Tile16x8 of Bf16,
-    router_logits_16x8_f16: Tile16x8 of F16,
-    router_logits_64x64: Tile64x64 of Bf16,
-    router_logits_64x64_f16: Tile64x64 of F16
-);
+tiled!(router_logits_16x8: Tile16x8, router_logits_64x64: Tile64x64);
 
 /// Tokens of a block of `router_logits_few`.
 const FEW: usize = 8;
@@ -541,7 +501,7 @@ macro_rules! for_few_tokens {
 
 macro_rules! few {
     ($($name:ident: $state:ident),+) => {$(
-        /// Logits of a few tokens.
+        /// Logits of a few tokens; in f16, of any number.
         ///
         /// Launch: blocks along x for the experts, along y for the tokens, of [`LOGITS_FEW`] each.
         ///

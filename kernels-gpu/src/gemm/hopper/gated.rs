@@ -4,6 +4,7 @@
 use cuda_std::arguments;
 
 use super::slab_scales::{BlockScales, SlabScales};
+use super::weights::{Weights, gated_lines};
 use super::{GATED_COLUMNS, HopperGated};
 use crate::abi::{SLAB, Scales};
 use crate::gemm::scales::b_block_number;
@@ -32,6 +33,8 @@ pub struct GatedArguments {
     /// Columns of the results.
     pub intermediate: u32,
     pub k: u32,
+    /// Whether B is packed.
+    pub packed: bool,
 }
 
 impl HopperGated {
@@ -43,16 +46,22 @@ impl HopperGated {
 }
 
 impl GatedArguments {
-    /// The first rows of the two boxes of B, gate and up, for 128 columns of the intermediate of `expert`
-    /// from `column` on, and where their scales are.
+    /// B, gate and up, for 128 columns of the intermediate of `expert` from `column` on, which may lie past
+    /// the last.
     #[inline(always)]
-    pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
+    pub fn weights(&self, expert: u32, column: u32) -> Weights {
         let Self { intermediate, k, .. } = self;
         let up = self.out.gating.up;
         let gate = expert * (intermediate + up) + column;
         // Of columns past the last, any scale will do.
         let first = b_block_number(expert, column.min(intermediate - 1), intermediate + up, *k);
         let distance = up / GATED_COLUMNS * k.div_ceil(SLAB);
-        ([gate, gate + up], BlockScales { first, distance })
+        let blocks = BlockScales { first, distance };
+        if !self.packed {
+            return Weights { starts: [gate, gate + up], halves: [GATED_COLUMNS; 2], blocks };
+        }
+        // Past the last column those of the last item, which nobody takes the results of. There is a gate.
+        let (starts, halves) = gated_lines(expert, column, *intermediate, *k);
+        Weights { starts, halves, blocks }
     }
 }

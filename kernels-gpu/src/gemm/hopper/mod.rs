@@ -3,7 +3,7 @@
 //! | module | an item of work | made for |
 //! |---|---|---|
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
-//! | [`narrow`] | 256 columns x 8 to 64 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
+//! | [`narrow`] | 256 columns x 8 or 16 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
 //!
 //! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first
 //! projection of a layer, an activation of gate and up with requantisation to e4m3 ([`gated`]), so that the
@@ -39,10 +39,12 @@
 mod accumulator;
 pub(crate) mod gated;
 mod narrow;
+mod pack;
 mod plain;
 mod ring;
 mod slab_scales;
 pub(crate) mod token_sums;
+mod weights;
 pub(crate) mod wide;
 
 use cuda_std::code::{Code, Flag};
@@ -78,6 +80,8 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
+    /// B packed ([`weights`]), 128-byte aligned; null where it is read by the map.
+    pub b_packed: *const u8,
     /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
     /// are none.
     pub a_slab_scales: TensorMap,
@@ -109,6 +113,8 @@ pub struct HopperGated {
     /// w13 e4m3 `[experts * (intermediate + up), k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle;
     /// `up` as the gating has it.
     pub b: TensorMap,
+    /// As `HopperGemm` has it.
+    pub b_packed: *const u8,
     /// As `HopperGemm` has them.
     pub a_slab_scales: TensorMap,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
@@ -134,6 +140,8 @@ pub struct HopperGathered {
     pub a: crate::gemm::hopper::wide::gather::TokenRows,
     /// As `HopperGated` has it.
     pub b: TensorMap,
+    /// As `HopperGated` has it.
+    pub b_packed: *const u8,
     /// I, columns of the results: a multiple of 16, of 128 where B has block scales.
     pub intermediate: u32,
     /// K, a multiple of 16.

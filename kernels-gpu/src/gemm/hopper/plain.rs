@@ -1,6 +1,7 @@
 //! What the plain kernels share: where D goes, and which weights an item takes.
 
 use super::slab_scales::{BlockScales, SlabScales};
+use super::weights::{Weights, plain_lines};
 use super::{B_BOX_ROWS, HopperGemm};
 use crate::abi::SLAB;
 use crate::gemm::scales::b_block_number;
@@ -12,15 +13,20 @@ impl HopperGemm {
         SlabScales::new(self.a_slab_scales, &self.scales)
     }
 
-    /// The first rows of the two boxes of B for 256 columns of `expert` from `column` on, and where their
-    /// scales are.
+    /// B for 256 columns of `expert` from `column` on, which may lie past the last.
     #[inline(always)]
-    pub fn weights(&self, expert: u32, column: u32) -> ([u32; 2], BlockScales) {
+    pub fn weights(&self, expert: u32, column: u32) -> Weights {
         let Self { n, k, .. } = self;
         let row = expert * n + column;
         // Of columns past the last, any scale will do.
         let first = b_block_number(expert, column.min(n - 1), *n, *k);
         let distance = if column + B_BOX_ROWS < *n { k.div_ceil(SLAB) } else { 0 };
-        ([row, row + B_BOX_ROWS], BlockScales { first, distance })
+        let blocks = BlockScales { first, distance };
+        if self.b_packed.is_null() {
+            return Weights { starts: [row, row + B_BOX_ROWS], halves: [B_BOX_ROWS; 2], blocks };
+        }
+        // Past the last column those of the last item, which nobody takes the results of.
+        let (starts, halves) = plain_lines(expert, column, *n, *k);
+        Weights { starts, halves, blocks }
     }
 }

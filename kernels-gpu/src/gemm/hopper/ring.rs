@@ -67,10 +67,11 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// Bytes of dynamic shared memory up to the end of the ring.
     pub const BYTES: u32 = Self::BARRIERS + STAGES * 2 * mbarrier::BYTES;
 
-    /// Lays the ring into dynamic shared memory and initialises its barriers. All threads of the block call
-    /// it together.
+    /// Lays the ring into dynamic shared memory, initialises its barriers, and clears the operands of every
+    /// stage from byte `cleared` on: those that copies may leave out, whose sums nobody takes. All threads of
+    /// the block call it together.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn new(cleared: u32) -> Self {
         let base = shared::dynamic::<u8>().address();
         let neighbour =
             if BLOCKS == 2 { cluster::map(base, cluster::rank() ^ 1).wrapping_sub(base) } else { 0 };
@@ -89,12 +90,33 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
             }
             mbarrier::fence_init();
         }
+        if cleared < STAGE_BYTES {
+            ring.clear(cleared);
+        }
         if BLOCKS == 1 {
             sync::block();
         } else {
             cluster::sync();
         }
         ring
+    }
+
+    /// Clears the operands of every stage from byte `first` on, a multiple of 16, before anything is copied
+    /// there. All threads of the block call it together, and meet afterwards.
+    #[inline(always)]
+    fn clear(&self, first: u32) {
+        let mut stage = 0;
+        while stage < STAGES {
+            let mut at = first + thread::thread_idx_x() * 16;
+            while at < STAGE_BYTES {
+                // SAFETY: the stage's own memory, each vector of which one thread writes, before any copy.
+                unsafe { Shared::<[u32; 4]>::from_address(self.stage(stage) + at).write([0; 4]) };
+                at += thread::block_dim_x() * 16;
+            }
+            stage += 1;
+        }
+        // Copies and `wgmma` come through the other proxy.
+        bulk::fence_shared();
     }
 
     /// Address of a stage.

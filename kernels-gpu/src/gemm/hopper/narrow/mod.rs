@@ -1,5 +1,4 @@
-//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16, 32 or
-//! 64 columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that
+//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8 or 16 columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that
 //! every SM streams its share of it.
 //!
 //! ```text
@@ -51,6 +50,16 @@ const fn stage_bytes(n: u32) -> u32 {
     2 * ROWS_128 + n * SLAB
 }
 
+/// From which byte of a stage on copies may leave something out: rows of A, where a box has fewer than the
+/// tile's `n`, and of B too where an item is `short`.
+const fn cleared(n: u32, short: bool) -> u32 {
+    match (short, n == BOX_ROWS) {
+        (true, _) => 0,
+        (false, true) => stage_bytes(n),
+        (false, false) => 2 * ROWS_128,
+    }
+}
+
 /// Bytes of the sums of an item that were cut: for its head and for its tail, f32.
 const fn partial_bytes(n: u32) -> u32 {
     2 * BN * n * 4
@@ -61,12 +70,15 @@ const fn shared_bytes<const STAGES: u32, const STAGE_BYTES: u32>(n: u32) -> u32 
     Ring::<STAGES, STAGE_BYTES, true, 1>::BYTES + Parts::SHARED_BYTES + requantize::shared_bytes(n)
 }
 
+/// Stages of the ring. On an H200 five and six are 0.5 to 1 % slower.
+const STAGES: u32 = 4;
+
 /// Up to 8 rows.
 #[host]
 pub const NARROW_8: GemmTile = GemmTile {
     rows: 8,
     columns: BN,
-    stages: 6,
+    stages: STAGES,
     operand_bytes: stage_bytes(8),
     a_box_rows: BOX_ROWS,
     partial_bytes: partial_bytes(8),
@@ -76,60 +88,40 @@ pub const NARROW_8: GemmTile = GemmTile {
 pub const NARROW_16: GemmTile = GemmTile {
     rows: 16,
     columns: BN,
-    stages: 6,
+    stages: STAGES,
     operand_bytes: stage_bytes(16),
     a_box_rows: BOX_ROWS,
     partial_bytes: partial_bytes(16),
 };
-/// Up to 32 rows.
-#[host]
-pub const NARROW_32: GemmTile = GemmTile {
-    rows: 32,
-    columns: BN,
-    stages: 6,
-    operand_bytes: stage_bytes(32),
-    a_box_rows: BOX_ROWS,
-    partial_bytes: partial_bytes(32),
-};
-/// Up to 64 rows.
-#[host]
-pub const NARROW_64: GemmTile = GemmTile {
-    rows: 64,
-    columns: BN,
-    stages: 5,
-    operand_bytes: stage_bytes(64),
-    a_box_rows: BOX_ROWS,
-    partial_bytes: partial_bytes(64),
-};
 
 macro_rules! plain {
-    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
         #[kernel(
-                                    threads = THREADS,
-                                    wgmma_n = $n,
-                                    overlap = within,
-                                    shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
-                                )]
+                                            threads = THREADS,
+                                            wgmma_n = $n,
+                                            overlap = within,
+                                            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
+                                        )]
         pub unsafe fn $name(arguments: HopperGemm) {
-            let HopperGemm { a, b, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
-            let slab_scales = arguments.slab_scales();
+            let HopperGemm { a, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
+            let (b, slab_scales) = (arguments.matrix(), arguments.slab_scales());
             // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and
             // each role executes its collective operations with whole warps; branches depend on the schedule
             // and the block alone. Stages pass between the roles by the ring's barriers alone.
             unsafe {
-                produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
-                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                produce::prefetch_maps(a, &b, &slab_scales);
+                let ring =
+                    Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(n, BN)));
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::<$n, STAGES, _>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
@@ -146,7 +138,7 @@ macro_rules! plain {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                    (totals, position) = consume::sums::<[f32; $registers], $n, STAGES, _>(
                         &ring,
                         position,
                         &part,
@@ -164,13 +156,11 @@ macro_rules! plain {
     };
 }
 
-plain!(hopper_narrow_8, NARROW_8, 8, 4);
-plain!(hopper_narrow_16, NARROW_16, 16, 8);
-plain!(hopper_narrow_32, NARROW_32, 32, 16);
-plain!(hopper_narrow_64, NARROW_64, 64, 32);
+plain!(hopper_narrow_8, 8, 4);
+plain!(hopper_narrow_16, 16, 8);
 
 macro_rules! gated {
-    ($name:ident, $tile:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
         ///
         /// # Safety
@@ -179,24 +169,23 @@ macro_rules! gated {
             threads = THREADS,
             wgmma_n = $n,
             overlap = within,
-            shared = shared_bytes::<{ $tile.stages }, { $tile.operand_bytes }>($n)
+            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
         )]
         pub unsafe fn $name(launch: HopperGated) {
-            let HopperGated { a, b, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
+            let HopperGated { a, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
                 launch;
-            let slab_scales = launch.slab_scales();
-            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k };
+            let (b, slab_scales) = (launch.matrix(), launch.slab_scales());
+            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k, packed: !launch.b_packed.is_null() };
             // SAFETY: as in the plain kernels.
             unsafe {
-                produce::prefetch_maps(a, b, &slab_scales);
-                let ring = Ring::<{ $tile.stages }, { $tile.operand_bytes }, true, 1>::new();
-                produce::clear_rows::<$n, { $tile.stages }, _>(&ring);
+                produce::prefetch_maps(a, &b, &slab_scales);
+                let ring = Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(intermediate, GATED_COLUMNS)));
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, intermediate.div_ceil(GATED_COLUMNS), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, { $tile.stages }, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::<$n, STAGES, _>::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * GATED_COLUMNS));
                     grid::wait();
                     grid::launch_dependents();
@@ -213,7 +202,7 @@ macro_rules! gated {
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
                     let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, { $tile.stages }, _>(
+                    (totals, position) = consume::sums::<[f32; $registers], $n, STAGES, _>(
                         &ring, position, &part, &columns, &slab_scales,
                     );
                     if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
@@ -226,7 +215,5 @@ macro_rules! gated {
     };
 }
 
-gated!(hopper_narrow_gated_8, NARROW_8, 8, 4);
-gated!(hopper_narrow_gated_16, NARROW_16, 16, 8);
-gated!(hopper_narrow_gated_32, NARROW_32, 32, 16);
-gated!(hopper_narrow_gated_64, NARROW_64, 64, 32);
+gated!(hopper_narrow_gated_8, 8, 4);
+gated!(hopper_narrow_gated_16, 16, 8);

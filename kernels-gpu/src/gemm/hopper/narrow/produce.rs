@@ -1,6 +1,6 @@
-//! The producer warp: slab by slab, by TMA, two boxes of weights and as many boxes of eight rows as the tile
-//! has rows for, each with the scales that change along K. Only boxes that hold this tile's rows are loaded.
-//! The other rows of a stage are stale, at first zeros, and their sums are discarded.
+//! The producer warp: slab by slab, 256 rows of weights ([`weights`](super::super::weights)), by TMA as many
+//! boxes of eight rows as the tile has rows for, and the scales that change along K. Only boxes that hold this
+//! tile's rows are loaded. The other rows of a stage are stale, at first zeros, and their sums are discarded.
 //!
 //! Weights and their scales come from no kernel. Those of the first stages are asked for before this kernel
 //! has waited for its predecessor, so that they arrive while that one ends:
@@ -11,56 +11,29 @@
 //! ```
 
 use cuda_std::l2::Policy;
-use cuda_std::shared::Shared;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{bulk, mbarrier, sync, thread};
+use cuda_std::{mbarrier, thread};
 
-use super::THREADS;
 use super::share::{Part, Share};
 use crate::abi::SLAB;
 use crate::gemm::hopper::ring::{Position, Ring};
-use crate::gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
+use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
+use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{CONSUMERS, ROWS_128};
 
 /// Rows of a box of A: as many as repeat the swizzle.
 pub const BOX_ROWS: u32 = 8;
-
-/// Clears the rows of A of all stages, those that boxes may leave out. All threads of the block call it
-/// together, before anything is asked for.
-#[inline(always)]
-pub fn clear_rows<const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
-) {
-    if N == BOX_ROWS {
-        return;
-    }
-    const VECTORS: u32 = SLAB / size_of::<[u32; 4]>() as u32;
-    let mut stage = 0;
-    while stage < STAGES {
-        let rows = Shared::<[u32; 4]>::from_address(ring.stage(stage) + 2 * ROWS_128);
-        let mut vector = thread::thread_idx_x();
-        while vector < N * VECTORS {
-            // SAFETY: one of the stage's N rows, each vector of which one thread writes, before TMA does.
-            unsafe { rows.add(vector).write([0; 4]) };
-            vector += THREADS;
-        }
-        stage += 1;
-    }
-    // TMA and `wgmma` come through the other proxy.
-    bulk::fence_shared();
-    sync::block();
-}
 
 /// Fetches the tensor maps ahead of their first use, by a lane of the producer.
 ///
 /// # Safety
 /// They are tensor maps, and so are those of the scales that there are.
 #[inline(always)]
-pub unsafe fn prefetch_maps(a: *const TensorMap, b: *const TensorMap, scales: &SlabScales) {
+pub unsafe fn prefetch_maps(a: *const TensorMap, b: &Matrix, scales: &SlabScales) {
     if thread::thread_idx_x() == CONSUMERS {
         // SAFETY: the caller's contract.
         unsafe {
-            tma::prefetch_map(b);
+            b.prefetch_map();
             tma::prefetch_map(a);
             scales.prefetch_map();
         }
@@ -74,7 +47,7 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     /// Stages from `position` on whose weights are on their way.
     ahead: u32,
     a: *const TensorMap,
-    b: *const TensorMap,
+    b: Matrix,
     scales: SlabScales,
     /// Weights are read once, and leave L2 first. An expert's rows are read again for each of its items, and
     /// between two of them more weights pass through L2 than it holds.
@@ -87,7 +60,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     pub fn new(
         ring: Ring<STAGES, STAGE_BYTES, true, 1>,
         a: *const TensorMap,
-        b: *const TensorMap,
+        b: Matrix,
         scales: SlabScales,
     ) -> Self {
         let once = Policy::evict_first();
@@ -101,17 +74,20 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// The contract of the kernels; all lanes of the producer warp call it together, before
     /// [`fill`](Self::fill), which then fills the stages with the parts of this share.
     #[inline(always)]
-    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> ([u32; 2], BlockScales)) {
+    pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> Weights) {
         while self.ahead < STAGES
             && let Some(part) = share.next()
         {
-            let (rows, blocks) = weights(&part);
+            let weights = weights(&part);
             // SAFETY: blocks have a scale for every slab of the part.
-            let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab, part.slabs) };
+            let mut blocks =
+                unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab, part.slabs) };
             let mut slab = part.first_slab;
             while slab < part.first_slab + part.slabs && self.ahead < STAGES {
                 // SAFETY: on the first lap all stages are free; the part has the slab.
-                unsafe { self.ask_for_weights(self.ahead, slab, rows, part.rows, blocks.next(&self.scales)) };
+                unsafe {
+                    self.ask_for_weights(self.ahead, slab, &weights, part.rows, blocks.next(&self.scales))
+                };
                 self.ahead += 1;
                 slab += 1;
             }
@@ -124,12 +100,12 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
     /// warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, part: &Part, weights: ([u32; 2], BlockScales)) {
-        let (rows, blocks) = weights;
+    pub unsafe fn fill(&mut self, part: &Part, weights: Weights) {
         let begun = self.ahead.min(part.slabs);
         // SAFETY: blocks have a scale for every slab of the part.
-        let mut blocks =
-            unsafe { BlockLanes::new(&self.scales, blocks, part.first_slab + begun, part.slabs - begun) };
+        let mut blocks = unsafe {
+            BlockLanes::new(&self.scales, weights.blocks, part.first_slab + begun, part.slabs - begun)
+        };
         let mut slab = part.first_slab;
         while slab < part.first_slab + part.slabs {
             let Position { stage, .. } = self.position;
@@ -142,7 +118,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
                 } else {
                     let scales = blocks.next(&self.scales);
                     self.ring.wait_empty(self.position);
-                    self.ask_for_weights(stage, slab, rows, part.rows, scales);
+                    self.ask_for_weights(stage, slab, &weights, part.rows, scales);
                 }
                 if self.lane == 0 {
                     let mut row = 0;
@@ -169,22 +145,22 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         &self,
         stage: u32,
         slab: u32,
-        rows: [u32; 2],
+        weights: &Weights,
         tile_rows: u32,
         scales: [f32; 2],
     ) {
         if self.lane != 0 {
             return;
         }
-        let (to, full, k0) = (self.ring.stage(stage), self.ring.full(stage), (slab * SLAB) as i32);
+        let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
         // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs,
         // whatever of them lies outside the tensors. The map is the kernel's parameter.
         unsafe {
             self.scales.store_b(self.ring.scales(stage), N, scales);
             let boxes = tile_rows.div_ceil(BOX_ROWS);
-            mbarrier::arrive_expect_tx(full, 2 * ROWS_128 + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N));
-            tma::load_2d_hinted(to, self.b, full, [k0, rows[0] as i32], self.once);
-            tma::load_2d_hinted(to + ROWS_128, self.b, full, [k0, rows[1] as i32], self.once);
+            let bytes = self.b.bytes(weights) + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N);
+            mbarrier::arrive_expect_tx(full, bytes);
+            self.b.load(to, full, slab, weights, Some(self.once));
         }
     }
 }

@@ -7,6 +7,7 @@
 use cuda_std::math::fma;
 use cuda_std::{thread, unroll, warp, wgmma};
 
+use super::store::WARP_BYTES;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
@@ -18,6 +19,8 @@ pub struct Rows {
     pub row: u32,
     /// q, its lane within a quad: it holds columns `8 j + 2 q` and the next.
     pub quad_lane: u32,
+    /// Its warp's place in shared memory for 16 rows on their way to D.
+    pub staging: u32,
     /// Descriptors of its warpgroup's rows of A, and of B, in stage 0.
     a: u32,
     b: u32,
@@ -25,9 +28,9 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// For a ring whose stage 0 is at `base`.
+    /// For a ring whose stage 0 is at `base`, with the warps' places from `staging` on.
     #[inline(always)]
-    pub fn new(base: u32) -> Self {
+    pub fn new(base: u32, staging: u32) -> Self {
         let thread = thread::thread_idx_x();
         // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform
         // registers then.
@@ -35,6 +38,7 @@ impl Rows {
         Self {
             row: thread / 32 * 16 + thread % 32 / 4,
             quad_lane: thread % 4,
+            staging: staging + warp * WARP_BYTES,
             a: wgmma::descriptor(base + warp / 4 * ROWS_64),
             b: wgmma::descriptor(base + ROWS_128),
             warpgroup: warp / 4,

@@ -1,17 +1,17 @@
 //! B's half of a stage, which rows of A that come by TMA and rows that are gathered have in common: the scales
-//! of its two blocks, the bytes to expect, and two boxes of 128 rows.
+//! of its two blocks, the bytes to expect, and two halves of up to 128 rows.
 //!
 //! ```text
-//!   sharing B        block 0 asks for the first box, block 1 for the second; TMA delivers each to both
-//!   sharing A        each block asks for both boxes of its own
+//!   sharing B        block 0 asks for the first half, block 1 for the second; each is delivered to both
+//!   sharing A        each block asks for both halves of its own
 //! ```
 
 use cuda_std::mbarrier;
-use cuda_std::tma::{self, TensorMap};
 
 use super::{BLOCKS, BM};
 use crate::gemm::hopper::ROWS_128;
 use crate::gemm::hopper::slab_scales::SlabScales;
+use crate::gemm::hopper::weights::{Matrix, Weights};
 
 /// The mask of a cluster's blocks.
 pub const BOTH: u16 = (1 << BLOCKS) - 1;
@@ -23,8 +23,8 @@ pub struct Fill {
     pub to: u32,
     /// Its full barrier.
     pub full: u32,
-    /// The first byte of K.
-    pub k0: u32,
+    /// Its slab of K.
+    pub slab: u32,
 }
 
 impl Fill {
@@ -51,24 +51,21 @@ impl Fill {
         }
     }
 
-    /// Asks for the weights, rows `boxes` and 127 behind each: for one box of this block's rank on behalf of
-    /// both blocks where they share B, else for both.
+    /// Asks for the weights: for the half of this block's rank on behalf of both blocks where they share B, else
+    /// for both halves.
     ///
     /// # Safety
-    /// The stage is free, in both blocks where they share B, and expects the bytes. `map` is the kernel's
-    /// parameter.
+    /// The stage is free, in both blocks where they share B, and expects the bytes. The weights are an item's
+    /// of `b`.
     #[inline(always)]
-    pub unsafe fn weights(&self, map: *const TensorMap, boxes: [u32; 2], shares_b: bool, rank: u32) {
-        let Self { to, full, k0 } = *self;
-        let [first, second] = boxes.map(|row| [k0 as i32, row as i32]);
+    pub unsafe fn weights(&self, b: &Matrix, weights: &Weights, shares_b: bool, rank: u32) {
+        let Self { to, full, slab } = *self;
         // SAFETY: the caller's contract.
         unsafe {
             if shares_b {
-                let own = if rank == 0 { first } else { second };
-                tma::load_2d_multicast(to + rank * ROWS_128, map, full, own, BOTH);
+                b.load_half(to + rank * ROWS_128, full, slab, weights, rank, BOTH);
             } else {
-                tma::load_2d(to, map, full, first);
-                tma::load_2d(to + ROWS_128, map, full, second);
+                b.load(to, full, slab, weights, None);
             }
         }
     }

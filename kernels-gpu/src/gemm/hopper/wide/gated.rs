@@ -10,7 +10,8 @@ use super::consume::Rows;
 use super::{BLOCKS, End, THREADS, requantize, run, shared_bytes};
 use crate::abi::Scales;
 use crate::gemm::hopper::gated::GatedArguments;
-use crate::gemm::hopper::slab_scales::{BlockScales, SlabScales};
+use crate::gemm::hopper::slab_scales::SlabScales;
+use crate::gemm::hopper::weights::Weights;
 use crate::gemm::hopper::{GATED_COLUMNS, HopperGated};
 use crate::schedule::work::Tile;
 
@@ -32,7 +33,7 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
     }
 
     #[inline(always)]
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+    fn operands(&self, tile: &Tile) -> Weights {
         self.0.weights(tile.expert, tile.n0)
     }
 
@@ -68,8 +69,9 @@ macro_rules! fast {
         /// those.
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
         pub unsafe fn $name(arguments: HopperGated) {
-            let HopperGated { a, b, scales, schedule, out, intermediate, k, .. } = arguments;
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k });
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGated { a, scales, schedule, out, intermediate, k, .. } = arguments;
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run::<false, _>(a, b, schedule, k, &end) }
         }
@@ -89,9 +91,10 @@ macro_rules! promoted {
         /// As [`hopper_wide_gated_fast`].
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
         pub unsafe fn $name(arguments: HopperGated) {
-            let HopperGated { a, b, scales, schedule, out, intermediate, k, .. } = arguments;
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGated { a, scales, schedule, out, intermediate, k, .. } = arguments;
             let slab_scales = arguments.slab_scales();
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k });
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run::<true, _>(a, b, schedule, k, &end) }
         }

@@ -23,7 +23,6 @@
 //! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
 //! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
-use cuda_std::tma::TensorMap;
 use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
 use super::fill::Fill;
@@ -35,6 +34,7 @@ use crate::abi::{COPY_BYTES, SLAB};
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
+use crate::gemm::hopper::weights::Matrix;
 use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
 use crate::schedule::work::Tile;
 
@@ -99,7 +99,7 @@ impl Source<true> for Gathered {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, true>,
         mut items: Items,
         end: &impl End,
-        b: *const TensorMap,
+        b: Matrix,
         k: u32,
     ) {
         let thread = thread::thread_idx_x() - CONSUMERS;
@@ -109,11 +109,11 @@ impl Source<true> for Gathered {
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
         let scales = end.slab_scales();
-        let bytes = 2 * ROWS_128;
         let mut position = Position::START;
         let rank = cluster::rank();
         while let Some(Item { tile, shares_b }) = items.next() {
-            let (boxes, blocks) = end.operands(&tile);
+            let weights = end.operands(&tile);
+            let bytes = b.bytes(&weights);
             let mut token = None;
             if thread < tile.rows {
                 // SAFETY: the permutation has the tile's rows.
@@ -134,7 +134,7 @@ impl Source<true> for Gathered {
                 unsafe { Notes::of(&ring).write(position.stage, &tile) };
             }
             // SAFETY: blocks have a scale for every slab.
-            let mut blocks = unsafe { BlockLanes::new(&scales, blocks, 0, k.div_ceil(SLAB)) };
+            let mut blocks = unsafe { BlockLanes::new(&scales, weights.blocks, 0, k.div_ceil(SLAB)) };
             let mut k0 = 0;
             while k0 < k {
                 let Position { stage, .. } = position;
@@ -148,9 +148,9 @@ impl Source<true> for Gathered {
                 // slab where A has such. The map is the kernel's parameter.
                 unsafe {
                     if thread == 0 {
-                        let fill = Fill { to: to + ROWS_128, full, k0 };
+                        let fill = Fill { to: to + ROWS_128, full, slab: k0 / SLAB };
                         fill.begin::<SCALED>(&scales, ring.scales(stage), block_scales, bytes);
-                        fill.weights(b, boxes, shares_b, rank);
+                        fill.weights(&b, &weights, shares_b, rank);
                     }
                     if SCALED && scales.has_a() {
                         // Of a row without a token, 0.
@@ -203,9 +203,10 @@ macro_rules! fast {
         /// those.
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
             let rows = Gathered { rows: a, scales: scales.a, row_stride: 0, group_stride: 0 };
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k });
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
         }
@@ -225,11 +226,12 @@ macro_rules! promoted {
         /// As [`hopper_wide_gated_fast_gathered`].
         #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let HopperGathered { a, b, scales, schedule, out, intermediate, k } = arguments;
+            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
+            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
             let (row_stride, group_stride) = (a.scale_strides.row as u32, a.scale_strides.group as u32);
             let rows = Gathered { rows: a, scales: scales.a, row_stride, group_stride };
             let slab_scales = SlabScales::new(core::ptr::null(), &scales);
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k });
+            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k, packed });
             // SAFETY: the kernel's contract.
             unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
         }

@@ -35,7 +35,8 @@ use cuda_std::tma::TensorMap as Map;
 use cuda_std::{grid, host, kernel, thread, warp, wgmma};
 
 use super::ring::{Position, Ring};
-use super::slab_scales::{BlockScales, SlabScales};
+use super::slab_scales::SlabScales;
+use super::weights::{Matrix, Weights};
 use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGemm, ROWS_128};
 use crate::abi::{GemmTile, SLAB, Scales};
 use crate::schedule::work::Tile;
@@ -81,9 +82,18 @@ pub const WIDE: GemmTile = GemmTile {
     partial_bytes: 0,
 };
 
-/// Dynamic shared memory: the ring, and behind it the notes and the scales of whole sums.
+/// Dynamic shared memory: the ring, and behind it the notes, the scales of whole sums, and rows on their way
+/// to D.
 const fn shared_bytes<const PROMOTED: bool>() -> u32 {
-    Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES
+    staging::<PROMOTED>() + CONSUMER_WARPS * store::WARP_BYTES
+}
+
+/// Where in it the rows are on their way to D: at a multiple of 128 bytes, so that chunks can be exchanged by
+/// their addresses' bits.
+const fn staging<const PROMOTED: bool>() -> u32 {
+    let offset = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES;
+    assert!(offset.is_multiple_of(SLAB));
+    offset
 }
 
 /// What a kernel does with the items: plain or gated.
@@ -94,12 +104,17 @@ trait End {
     /// Columns of the output.
     fn n(&self) -> u32;
 
+    /// Whether the last item of an expert may be short.
+    #[inline(always)]
+    fn may_be_short(&self, b: &Matrix) -> bool {
+        b.may_be_short(self.n(), Self::COLUMNS)
+    }
+
     /// The scales that change along K, for a promoted kernel.
     fn slab_scales(&self) -> SlabScales;
 
-    /// The first rows of the two boxes of B that an item takes, 128 rows each, and where their scales are.
-    /// Rows may lie past the end of B; scales exist if B has any per block.
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales);
+    /// The weights that an item takes. Rows may lie past the end of B; scales exist if B has any per block.
+    fn operands(&self, tile: &Tile) -> Weights;
 
     /// The scales, of which those of whole sums are applied before [`finish`](Self::finish).
     fn scales(&self) -> &Scales;
@@ -128,7 +143,7 @@ trait Source<const GATHERED: bool>: Copy {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>,
         items: Items,
         end: &impl End,
-        b: *const Map,
+        b: Matrix,
         k: u32,
     );
 }
@@ -143,14 +158,14 @@ impl Source<false> for *const Map {
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         mut items: Items,
         end: &impl End,
-        b: *const Map,
+        b: Matrix,
         k: u32,
     ) {
         let mut producer = Producer::new(ring, self, b, end.slab_scales(), k);
         while let Some(item) = items.next() {
-            let (boxes, blocks) = end.operands(&item.tile);
+            let weights = end.operands(&item.tile);
             // SAFETY: the caller's contract.
-            unsafe { producer.fill(&item, boxes, blocks) };
+            unsafe { producer.fill(&item, weights) };
         }
         // SAFETY: as above.
         unsafe { producer.finish() };
@@ -164,7 +179,7 @@ impl Source<false> for *const Map {
 #[inline(always)]
 unsafe fn run<const PROMOTED: bool, E: End>(
     a: *const Map,
-    b: *const Map,
+    b: Matrix,
     schedule: *const [u32; 4],
     k: u32,
     end: &E,
@@ -180,7 +195,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
 #[inline(always)]
 unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERED>, E: End>(
     a: S,
-    b: *const Map,
+    b: Matrix,
     schedule: *const [u32; 4],
     k: u32,
     end: &E,
@@ -188,7 +203,8 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     // SAFETY: the contract. The warpgroups take different branches for good, and each role executes its
     // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
-        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new();
+        let cleared = if end.may_be_short(&b) { 0 } else { STAGE_BYTES };
+        let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new(cleared);
         if PROMOTED {
             ring.fill_constant_scales(&end.slab_scales());
         }
@@ -205,7 +221,7 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
             return;
         }
         wgmma::raise_registers::<CONSUMER_REGISTERS>();
-        let rows = Rows::new(ring.stage(0));
+        let rows = Rows::new(ring.stage(0), ring.stage(0) + const { staging::<PROMOTED>() });
         let mut shelf = Shelf::new(ring.end(), warp / 4);
         let slabs = k.div_ceil(SLAB);
         let mut position = Position::START;
@@ -247,7 +263,7 @@ impl End for Plain {
     }
 
     #[inline(always)]
-    fn operands(&self, tile: &Tile) -> ([u32; 2], BlockScales) {
+    fn operands(&self, tile: &Tile) -> Weights {
         self.arguments.weights(tile.expert, tile.n0)
     }
 
@@ -274,7 +290,7 @@ impl End for Plain {
 /// The contract in the module documentation of [`hopper`](super).
 #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
 pub unsafe fn hopper_wide_fast(arguments: HopperGemm) {
-    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let (b, HopperGemm { a, schedule, k, .. }) = (arguments.matrix(), arguments);
     let end = Plain { arguments, slab_scales: SlabScales::NONE };
     // SAFETY: the kernel's contract.
     unsafe { run::<false, _>(a, b, schedule, k, &end) }
@@ -286,7 +302,7 @@ pub unsafe fn hopper_wide_fast(arguments: HopperGemm) {
 /// The contract in the module documentation of [`hopper`](super).
 #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
 pub unsafe fn hopper_wide_promoted(arguments: HopperGemm) {
-    let HopperGemm { a, b, schedule, k, .. } = arguments;
+    let (b, HopperGemm { a, schedule, k, .. }) = (arguments.matrix(), arguments);
     let end = Plain { arguments, slab_scales: arguments.slab_scales() };
     // SAFETY: the kernel's contract.
     unsafe { run::<true, _>(a, b, schedule, k, &end) }

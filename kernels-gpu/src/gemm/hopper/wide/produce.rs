@@ -17,7 +17,8 @@ use super::notes::Notes;
 use super::{BLOCKS, BM};
 use crate::abi::SLAB;
 use crate::gemm::hopper::ring::{Position, Ring};
-use crate::gemm::hopper::slab_scales::{BlockLanes, BlockScales, SlabScales};
+use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
+use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::schedule::work::Tile;
 
@@ -28,7 +29,7 @@ pub struct Producer<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: boo
     rank: u32,
     position: Position,
     a: *const TensorMap,
-    b: *const TensorMap,
+    b: Matrix,
     scales: SlabScales,
     k: u32,
     lane: u32,
@@ -39,7 +40,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
     pub fn new(
         ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS>,
         a: *const TensorMap,
-        b: *const TensorMap,
+        b: Matrix,
         scales: SlabScales,
         k: u32,
     ) -> Self {
@@ -55,13 +56,12 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
         }
     }
 
-    /// Fills stages with all slabs of an item. `boxes` are the first rows of its two boxes of B, 128 rows
-    /// each, and `blocks` their scales, for a scaled ring.
+    /// Fills stages with all slabs of an item, whose `weights` these are.
     ///
     /// # Safety
     /// The contract of the kernels; all lanes of the producer warp call it together.
     #[inline(always)]
-    pub unsafe fn fill(&mut self, item: &Item, boxes: [u32; 2], blocks: BlockScales) {
+    pub unsafe fn fill(&mut self, item: &Item, weights: Weights) {
         let tile = &item.tile;
         self.ring.wait_empty(self.position);
         if self.lane == 0 {
@@ -69,7 +69,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             unsafe { Notes::of(&self.ring).write(self.position.stage, tile) };
         }
         // SAFETY: blocks have a scale for every slab.
-        let mut blocks = unsafe { BlockLanes::new(&self.scales, blocks, 0, self.k.div_ceil(SLAB)) };
+        let mut blocks = unsafe { BlockLanes::new(&self.scales, weights.blocks, 0, self.k.div_ceil(SLAB)) };
         let mut k0 = 0;
         while k0 < self.k {
             let Position { stage, .. } = self.position;
@@ -82,21 +82,21 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool> Producer<STA
             // outside the tensors. The maps are the kernel's parameters.
             unsafe {
                 if self.lane == 0 {
-                    let (a, fill) = (to, Fill { to: to + ROWS_128, full, k0 });
+                    let (a, fill) = (to, Fill { to: to + ROWS_128, full, slab: k0 / SLAB });
                     let [upper, lower] =
                         [tile.first_row, tile.first_row + 64].map(|row| [k0 as i32, row as i32]);
                     let slots = self.ring.scales(stage);
-                    let bytes = 3 * ROWS_128 + if SCALED { self.scales.bytes(BM) } else { 0 };
+                    let a_scales = if SCALED { self.scales.bytes(BM) } else { 0 };
+                    let bytes = ROWS_128 + self.b.bytes(&weights) + a_scales;
                     fill.begin::<SCALED>(&self.scales, slots, block_scales, bytes);
                     if item.shares_b {
                         tma::load_2d(a, self.a, full, upper);
                         tma::load_2d(a + ROWS_64, self.a, full, lower);
-                        fill.weights(self.b, boxes, true, self.rank);
                     } else {
                         let half = if self.rank == 0 { upper } else { lower };
                         tma::load_2d_multicast(a + self.rank * ROWS_64, self.a, full, half, BOTH);
-                        fill.weights(self.b, boxes, false, self.rank);
                     }
+                    fill.weights(&self.b, &weights, item.shares_b, self.rank);
                     if SCALED {
                         self.scales.load_a(slots, full, tile.first_row, k0 / SLAB);
                     }

@@ -1,14 +1,29 @@
-//! The plain end: conversion to D's type, transposition within quads, 16-byte stores; or `red` of two columns
-//! at a time, of which the four lanes of a quad make a sector.
+//! The plain end: conversion to D's type, and whole lines of it; or `red` of two columns at a time, of which
+//! the four lanes of a quad make a sector.
+//!
+//! A thread has two columns of each eight, so that rows of 16 bits go through shared memory, 16 rows x 64
+//! columns of a warp at a time:
+//!
+//! ```text
+//!              chunk 0    1    2  ..  7         a chunk: 8 columns of a row, 16 bytes; of row r it lies at c ^ (r % 8)
+//!   row 0      | matrix 0 | 2 | 0 .. |          `stmatrix` writes four matrices of 8 rows x 8 columns: two chunks of
+//!   ..         |          |   |      |          sixteen rows
+//!   row 8      | matrix 1 | 3 | 1 .. |
+//!   ..                                          a load and a store of 16 bytes a lane then move four rows of 128 bytes
+//! ```
+//!
+//! Nobody but the warp touches its place, so that nothing but the warp has to meet.
 
 use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
-use cuda_std::{memory, unroll};
+use cuda_std::ldmatrix;
+use cuda_std::shared::Shared;
+use cuda_std::warp::FULL_MASK;
+use cuda_std::{memory, sync, thread, unroll};
 
 use super::consume::Rows;
 use crate::abi::OutType;
 use crate::gemm::hopper::HopperGemm;
-use crate::gemm::quad::transpose_in_quad;
 use crate::schedule::work::Tile;
 
 /// Writes a thread's part of a tile as far as rows and columns exist.
@@ -21,16 +36,103 @@ pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Ho
         // SAFETY: a tile of the schedule.
         return unsafe { add(total, tile, rows, arguments) };
     }
-    unroll!(for group in 0..8 {
-        unroll!(for h in 0..2 {
-            let mut pairs = [[0.0f32; 2]; 4];
-            unroll!(for t in 0..4 {
-                pairs[t] = [total[16 * group + 4 * t + 2 * h], total[16 * group + 4 * t + 2 * h + 1]];
+    // SAFETY: as above.
+    unsafe {
+        match arguments.out_type.raw() {
+            F32 => store_f32(total, tile, rows, arguments),
+            F16 => store_16_bits(total, tile, rows, arguments, f16x2_from_f32),
+            _ => store_16_bits(total, tile, rows, arguments, bf16x2_from_f32),
+        }
+    }
+}
+
+const F32: u32 = OutType::F32 as u32;
+const F16: u32 = OutType::F16 as u32;
+
+/// Columns of a pass, and bytes of a warp's place for it.
+const COLUMNS: u32 = 64;
+const ROW_BYTES: u32 = 2 * COLUMNS;
+/// Bytes of shared memory that a warp's 16 rows take.
+pub const WARP_BYTES: u32 = 16 * ROW_BYTES;
+
+/// Stores 16 rows of the warp as 16-bit elements; `convert` makes two of them.
+///
+/// # Safety
+/// As [`store`].
+#[inline(always)]
+unsafe fn store_16_bits(
+    total: &[f32; 128],
+    tile: &Tile,
+    rows: &Rows,
+    arguments: &HopperGemm,
+    convert: impl Fn(f32, f32) -> u32,
+) {
+    let HopperGemm { out, n, .. } = arguments;
+    let lane = thread::lane_id();
+    let (matrix, matrix_row) = (lane / 8, lane % 8);
+    // Where the lane's row of its matrix goes, of the first two chunks: two chunks further is another xor.
+    let row = matrix_row + matrix % 2 * 8;
+    let to = rows.staging + row * ROW_BYTES + (matrix / 2 ^ matrix_row) * 16;
+    // In a load and store, the lane has chunk `lane % 8` of rows `4 i + lane / 8`.
+    let (chunk, line) = (lane % 8, lane / 8);
+    let first = rows.row - lane / 4 + line;
+    let column = tile.n0 + 8 * chunk;
+    let start = (tile.first_row + first) as usize * *n as usize + column as usize;
+    let out = out.cast::<u16>().wrapping_add(start);
+    unroll!(for pass in 0..4 {
+        unroll!(for pair in 0..4 {
+            let mut words = [0; 4];
+            unroll!(for m in 0..4 {
+                let at = 32 * pass + 8 * pair + 4 * (m / 2) + 2 * (m % 2);
+                words[m] = convert(total[at], total[at + 1]);
             });
-            let row = rows.row + 8 * h;
-            // SAFETY: the caller's contract.
-            unsafe { store_32_columns(&pairs, tile, row, 32 * group, rows.quad_lane, arguments) };
+            // SAFETY: the warp's own memory, whose last readers it has met.
+            unsafe { ldmatrix::store_x4(to ^ (pair * 32), words) };
         });
+        sync::warp(FULL_MASK);
+        let exists = column + pass * COLUMNS < *n;
+        unroll!(for i in 0..4 {
+            let from = rows.staging + (4 * i + line) * ROW_BYTES + (chunk ^ (4 * i + line) % 8) * 16;
+            if exists && first + 4 * i < tile.rows {
+                // SAFETY: written before the warp met. The row is the tile's and the column D's; N and the
+                // column are multiples of 8, so that the 8 elements of 2 bytes exist and are 16-byte aligned
+                // as `out` is.
+                unsafe {
+                    let words = Shared::<[u32; 4]>::from_address(from).read();
+                    let to = out.wrapping_add(4 * i as usize * *n as usize + (pass * COLUMNS) as usize);
+                    memory::store(to.cast(), words);
+                }
+            }
+        });
+        sync::warp(FULL_MASK);
+    });
+}
+
+/// Stores a thread's part of a tile as it is, two columns at a time.
+///
+/// # Safety
+/// As [`store`].
+#[inline(always)]
+unsafe fn store_f32(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
+    let HopperGemm { out, n, .. } = arguments;
+    let column = tile.n0 + 2 * rows.quad_lane;
+    unroll!(for h in 0..2 {
+        if rows.row + 8 * h < tile.rows {
+            let start = (tile.first_row + rows.row + 8 * h) as usize * *n as usize + column as usize;
+            let to = out.cast::<f32>().wrapping_add(start);
+            unroll!(for j in 0..32 {
+                if column + 8 * j < *n {
+                    // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and
+                    // are 8-byte aligned.
+                    unsafe {
+                        memory::store(
+                            to.wrapping_add(8 * j).cast(),
+                            [total[4 * j + 2 * h], total[4 * j + 2 * h + 1]],
+                        )
+                    };
+                }
+            });
+        }
     });
 }
 
@@ -66,44 +168,4 @@ unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGe
             });
         }
     });
-}
-
-/// Writes 32 columns of a row from `column` of the tile on: this lane's pairs, and those of its quad.
-///
-/// # Safety
-/// As the callers; all lanes of the warp call it together.
-#[inline(always)]
-unsafe fn store_32_columns(
-    pairs: &[[f32; 2]; 4],
-    tile: &Tile,
-    row: u32,
-    column: u32,
-    quad_lane: u32,
-    arguments: &HopperGemm,
-) {
-    let exists = row < tile.rows;
-    let start = (tile.first_row + row) as usize * arguments.n as usize;
-    if arguments.out_type.is(OutType::F32) {
-        unroll!(for t in 0..4 {
-            let column = tile.n0 + column + 8 * t + 2 * quad_lane;
-            if exists && column < arguments.n {
-                // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and are
-                // 8-byte aligned.
-                unsafe { memory::store(arguments.out.add((start + column as usize) * 4).cast(), pairs[t]) };
-            }
-        });
-        return;
-    }
-    let words = if arguments.out_type.is(OutType::F16) {
-        pairs.map(|[low, high]| f16x2_from_f32(low, high))
-    } else {
-        pairs.map(|[low, high]| bf16x2_from_f32(low, high))
-    };
-    let words = transpose_in_quad(words, quad_lane);
-    let column = tile.n0 + column + 8 * quad_lane;
-    if exists && column < arguments.n {
-        // SAFETY: the row is the tile's and the column D's; N and the column are multiples of 8, so that the
-        // 8 elements of 2 bytes exist and are 16-byte aligned as `out` is.
-        unsafe { memory::store(arguments.out.add((start + column as usize) * 2).cast(), words) };
-    }
 }
