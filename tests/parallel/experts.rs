@@ -1,9 +1,10 @@
 //! R ranks in process give, bit for bit, what R layers give on the tokens of all ranks, added in rank order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fp8_moe::parallel::{Batch, Communicator, Partials, Placement};
-use fp8_moe::{IntermediateScales, MoeConfig, Quantization, Routing, Stream};
+use fp8_moe::{Checkpoint, IntermediateScales, MoeConfig, Progress, Quantization, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -277,6 +278,24 @@ fn all_reduce() {
             assert_eq!(*wide, expected);
             assert_eq!(*narrow, expected.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>());
         }
+    }
+}
+
+/// A rank reads its own experts of a checkpoint, and no bytes of others'.
+#[test]
+fn a_rank_reads_its_own_experts() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/qwen3_moe_block.safetensors");
+    let checkpoint = Checkpoint::open(file, None).expect("a checkpoint");
+    let prefix = checkpoint.find_layer(None).expect("a layer");
+    let whole = checkpoint.layer_config(&prefix).expect("a config");
+    let each = 3 * whole.hidden_size * whole.intermediate_size;
+    let placement = Placement::round_robin(whole.experts, 3).expect("three ranks");
+    for rank in 0..3 {
+        let total = AtomicU64::new(0);
+        let config = placement.config(&whole, rank);
+        let progress = |progress: Progress| total.store(progress.total, Ordering::Relaxed);
+        checkpoint.load_layer_with(&device(), &prefix, &config, &progress).expect("a layer");
+        assert_eq!(total.into_inner(), (placement.of_rank(rank).len() * each) as u64, "rank {rank}");
     }
 }
 

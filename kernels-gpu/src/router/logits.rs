@@ -398,15 +398,21 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         expert: u32,
         logits: Out,
     ) {
-        let mut m = 0;
-        while m < FM {
+        const { assert!(FM <= 2) };
+        let one = #[inline(always)]
+        |m: usize| {
             let token = token + 16 * m as u32;
             // SAFETY: the matrix is as the caller says.
             unsafe {
                 Self::store_row(&sums[m], 0, tokens, experts, token, expert, logits);
                 Self::store_row(&sums[m], 2, tokens, experts, token + 8, expert, logits);
             }
-            m += 1;
+        };
+        if FM > 0 {
+            one(0);
+        }
+        if FM > 1 {
+            one(1);
         }
     }
 
@@ -427,8 +433,10 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         if token >= tokens {
             return;
         }
-        let mut n = 0;
-        while n < FN {
+        // Written out: in a loop of this size LLVM keeps the sums in local memory.
+        const { assert!(FN <= 4) };
+        let one = #[inline(always)]
+        |n: usize| {
             let expert = expert + 8 * n as u32;
             // SAFETY: token < tokens, and each expert is below `experts` where it is stored.
             unsafe {
@@ -439,7 +447,18 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
                     logits.put(token, expert + 1, experts, sums[n][at + 1]);
                 }
             }
-            n += 1;
+        };
+        if FN > 0 {
+            one(0);
+        }
+        if FN > 1 {
+            one(1);
+        }
+        if FN > 2 {
+            one(2);
+        }
+        if FN > 3 {
+            one(3);
         }
     }
 }
