@@ -3,11 +3,13 @@
 //!
 //! Plain data that every level above the device layer reads: the plan, the operations and the layer.
 
-use crate::error::{Error, Result, require};
+mod quantization;
 
+use crate::error::{Error, Result, require};
 use crate::kernels::launchers;
 
 pub use crate::kernels::launchers::ActivationFunction;
+pub use quantization::{ActivationScales, Quantization, WeightScales};
 
 /// How gate and up, the first projection's results, become the second's input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +54,7 @@ impl Gating {
 
     /// As kernels take it.
     pub(crate) fn raw(&self, intermediate: u32) -> launchers::Gating {
-        let up = if self.is_gated { intermediate } else { 0 };
+        let up = self.up(intermediate as usize) as u32;
         launchers::Gating { up, limit: self.bound(), function: self.function }
     }
 
@@ -138,143 +140,6 @@ pub enum Routing {
     SigmoidInput,
 }
 
-/// How weights and activations are quantised to e4m3: a pair of [`WeightScales`] and [`ActivationScales`].
-///
-/// | weights | static | per token | groups of 128 |
-/// |---|---|---|---|
-/// | per tensor | `TensorStatic` | | |
-/// | per output channel | `ChannelStatic` | `ChannelToken` | `ChannelGroup` |
-/// | 128x128 blocks | `BlockStatic` | `BlockToken` | `Block128` |
-///
-/// The empty places are those of `Channel*`: a scale per tensor is one for each of its channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Quantization {
-    /// Weights per tensor (gate and up apart), activations by one given scale per projection; Mixtral's
-    /// static scheme.
-    TensorStatic,
-    /// Weights per output channel, activations by one given scale per projection.
-    ChannelStatic,
-    /// Weights per output channel, activations per token at run time; compressed-tensors, Llama-4.
-    ChannelToken,
-    /// Weights per output channel, activations in 1x128 groups at run time.
-    ChannelGroup,
-    /// Weights in 128x128 blocks, activations by one given scale per projection.
-    BlockStatic,
-    /// Weights in 128x128 blocks, activations per token at run time.
-    BlockToken,
-    /// Weights in 128x128 blocks, activations in 1x128 groups at run time; DeepSeek-V3, Qwen3.
-    Block128,
-}
-
-/// Elements that share a scale of a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightScales {
-    /// All of a matrix.
-    Tensor,
-    /// A row: what makes one output column.
-    Channel,
-    /// A block of 128 rows and 128 columns.
-    Block128,
-}
-
-/// Elements that share a scale of the activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ActivationScales {
-    /// All, in front of a projection; the scale is given.
-    Static,
-    /// A row, found at run time.
-    Token,
-    /// 128 columns of a row, found at run time.
-    Group128,
-}
-
-impl Quantization {
-    /// All of them, in the order of the table.
-    pub const ALL: [Quantization; 7] = [
-        Quantization::TensorStatic,
-        Quantization::ChannelStatic,
-        Quantization::ChannelToken,
-        Quantization::ChannelGroup,
-        Quantization::BlockStatic,
-        Quantization::BlockToken,
-        Quantization::Block128,
-    ];
-
-    /// How the weights are scaled.
-    pub fn weights(self) -> WeightScales {
-        use Quantization as Q;
-        match self {
-            Q::TensorStatic => WeightScales::Tensor,
-            Q::ChannelStatic | Q::ChannelToken | Q::ChannelGroup => WeightScales::Channel,
-            Q::BlockStatic | Q::BlockToken | Q::Block128 => WeightScales::Block128,
-        }
-    }
-
-    /// How the activations are scaled.
-    pub fn activations(self) -> ActivationScales {
-        use Quantization as Q;
-        match self {
-            Q::TensorStatic | Q::ChannelStatic | Q::BlockStatic => ActivationScales::Static,
-            Q::ChannelToken | Q::BlockToken => ActivationScales::Token,
-            Q::ChannelGroup | Q::Block128 => ActivationScales::Group128,
-        }
-    }
-
-    /// Whether the scales of the activations are given with the weights.
-    pub fn is_static(self) -> bool {
-        self.activations() == ActivationScales::Static
-    }
-}
-
-impl Quantization {
-    /// Scales of a weight matrix `[rows, columns]`, row-major: 1, `[rows]`, or `[ceil(rows / 128),
-    /// ceil(columns / 128)]`.
-    pub fn weight_scales(self, rows: usize, columns: usize) -> usize {
-        match self.weights() {
-            WeightScales::Tensor => 1,
-            WeightScales::Channel => rows,
-            WeightScales::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
-        }
-    }
-
-    /// Scales of a row of `columns` hidden states that are found at run time: none, 1, or `ceil(columns /
-    /// 128)`.
-    pub fn row_scales(self, columns: usize) -> usize {
-        match self.activations() {
-            ActivationScales::Static => 0,
-            ActivationScales::Token => 1,
-            ActivationScales::Group128 => columns.div_ceil(GROUP),
-        }
-    }
-}
-
-impl std::fmt::Display for WeightScales {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            WeightScales::Tensor => "per-tensor weights",
-            WeightScales::Channel => "per-channel weights",
-            WeightScales::Block128 => "128x128-block weights",
-        })
-    }
-}
-
-impl std::fmt::Display for ActivationScales {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            ActivationScales::Static => "static per-tensor activations",
-            ActivationScales::Token => "per-token activations",
-            ActivationScales::Group128 => "1x128-group activations",
-        })
-    }
-}
-
-impl std::fmt::Display for Quantization {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, {}", self.weights(), self.activations())
-    }
-}
-
 /// Scales of the activations between the two projections, where those before the first are per token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -290,7 +155,7 @@ pub enum IntermediateScales {
 ///
 /// | | adds | rounds before | the same bits every time | devices |
 /// |---|---|---|---|---|
-/// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 (f16 where the layer's output is f16) | yes | all |
+/// | `Deterministic` | a kernel behind GEMM 2, slot by slot | each expert's output, to bf16 | yes | all |
 /// | `OrderFree` | GEMM 2 itself, by atomic additions | nothing | no: the order of additions is arbitrary | Hopper |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -508,28 +373,6 @@ impl MoeConfigBuilder {
     }
 }
 
-/// Scales of the activations before a projection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowScales {
-    /// One, given.
-    Tensor,
-    /// One per row.
-    Token,
-    /// One per row and 128 columns.
-    Group128,
-}
-
-impl RowScales {
-    /// Scales of a row of `columns` columns; 0 where one is given for all.
-    pub(crate) fn of_row(self, columns: usize) -> usize {
-        match self {
-            RowScales::Tensor => 0,
-            RowScales::Token => 1,
-            RowScales::Group128 => columns.div_ceil(GROUP),
-        }
-    }
-}
-
 /// Columns of activations that share a scale, in layers.
 pub(crate) const GROUP: usize = launchers::SLAB as usize;
 
@@ -642,7 +485,7 @@ impl MoeConfig {
         let is_whole = parts * self.intermediate_size == shared.intermediate_size;
         // The scales of each part must be whole blocks.
         let has_blocks = self.quantization.weights() == WeightScales::Block128;
-        let cuts = parts == 1 || !has_blocks || self.intermediate_size.is_multiple_of(128);
+        let cuts = parts == 1 || !has_blocks || self.intermediate_size.is_multiple_of(SCALE_BLOCK);
         let is_alike = shared.weights == SharedKind::Quantised(self.quantization);
         if is_alike && is_whole && cuts && (1..=MOST).contains(&parts) {
             SharedRun::Slots(parts)
@@ -739,20 +582,15 @@ impl MoeConfig {
     }
 
     /// Scales of the activations before the first projection.
-    pub(crate) fn first_scales(&self) -> RowScales {
-        match self.quantization.activations() {
-            ActivationScales::Static => RowScales::Tensor,
-            ActivationScales::Token => RowScales::Token,
-            ActivationScales::Group128 => RowScales::Group128,
-        }
+    pub(crate) fn first_scales(&self) -> ActivationScales {
+        self.quantization.activations()
     }
 
     /// Scales of the activations before the second projection.
-    pub(crate) fn second_scales(&self) -> RowScales {
-        match (self.quantization.activations(), self.intermediate_scales) {
-            (ActivationScales::Static, _) => RowScales::Tensor,
-            (ActivationScales::Token, IntermediateScales::Token) => RowScales::Token,
-            _ => RowScales::Group128,
+    pub(crate) fn second_scales(&self) -> ActivationScales {
+        match (self.first_scales(), self.intermediate_scales) {
+            (ActivationScales::Token, IntermediateScales::Group128) => ActivationScales::Group128,
+            (first, _) => first,
         }
     }
 

@@ -133,19 +133,24 @@ fn a_layer_loads_what_it_launches_and_nothing_else() {
     let shape = Shape { experts: 8, top_k: 2, hidden: 256, intermediate: 128 };
     let config = shape.config(Scheme::Block, 1, 1).unwrap();
     let layers = Layers::random(&device, &config, 1, &[true; 8], 0).unwrap();
-    assert!(device.loaded_kernels().is_empty(), "weights need no kernel");
+    let packing = device.loaded_kernels();
+    assert!(
+        packing.iter().all(|kernel| kernel.starts_with("pack_")),
+        "weights are packed at most: {packing:?}"
+    );
     let routed = RoutingKind::Uniform.draw(3, 8, 2, 0).unwrap();
     let mut run = Run::new(&layers, 3, &routed, 0).unwrap();
     let captured = run.capture(1).unwrap();
     let launches = captured.replays(Part::Layer).unwrap().unwrap().launches();
-    let loaded = device.loaded_kernels();
+    let mut loaded = device.loaded_kernels();
+    loaded.retain(|kernel| !packing.contains(kernel));
     assert!(loaded.contains(&"permute") && loaded.len() == launches, "{loaded:?} for {launches} launches");
 
     // Of 200 tokens each expert gets 50: both GEMMs take another tile, and all else is there.
     let routed = RoutingKind::Uniform.draw(200, 8, 2, 0).unwrap();
     Run::new(&layers, 200, &routed, 0).unwrap().output().unwrap();
     let (before, mut added) = (loaded, device.loaded_kernels());
-    added.retain(|kernel| !before.contains(kernel));
+    added.retain(|kernel| !before.contains(kernel) && !packing.contains(kernel));
     let gemms = added.iter().filter(|kernel| kernel.contains("hopper") || kernel.contains("gemm")).count();
     // The f32 output has an unpermutation of its own.
     assert!(added.len() == 3 && gemms == 2, "{added:?}");
@@ -176,9 +181,9 @@ fn kernels_load_while_their_stream_is_captured() {
     let (mut workspace, mut out) = (layer.workspace(1).unwrap(), device.upload(&[7.0f32; 128]).unwrap());
     let forward =
         |stream: &Stream| layer.forward_routed(stream, &hidden, &ids, &weights, &mut workspace, &mut out);
-    assert!(device.loaded_kernels().is_empty());
+    let packing = device.loaded_kernels().len();
     let graph = stream.capture(forward).unwrap();
-    assert!(!device.loaded_kernels().is_empty());
+    assert!(device.loaded_kernels().len() > packing);
     graph.launch(&stream).unwrap();
     assert_eq!(out.to_vec(&stream).unwrap(), [0.0; 128]);
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use common::checks::relative_l2;
 use common::{device, families};
-use fp8_moe::{Checkpoint, Device, Quantization, Routing};
+use fp8_moe::{Checkpoint, Device, IntermediateScales, Quantization, Routing};
 use half::bf16;
 
 const FIXTURES: [&str; 4] =
@@ -22,7 +22,12 @@ fn open(name: &str) -> Checkpoint {
 }
 
 /// Runs ranks `0..ranks` of a fixture's layer and adds them up; also returns the routing of the last.
-fn run(device: &Device, checkpoint: &Checkpoint, ranks: usize) -> (Vec<f32>, Vec<i32>) {
+fn run(
+    device: &Device,
+    checkpoint: &Checkpoint,
+    ranks: usize,
+    scales: IntermediateScales,
+) -> (Vec<f32>, Vec<i32>) {
     let prefix = checkpoint.find_layer(None).unwrap();
     let hidden = checkpoint.floats("io.hidden_states").unwrap();
     let hidden: Vec<_> = hidden.data.into_iter().map(bf16::from_f32).collect();
@@ -32,7 +37,8 @@ fn run(device: &Device, checkpoint: &Checkpoint, ranks: usize) -> (Vec<f32>, Vec
     let mut ids = Vec::new();
     let hidden = device.upload(&hidden).unwrap();
     for rank in 0..ranks {
-        let config = checkpoint.config().moe.for_rank(rank, ranks).unwrap();
+        let mut config = checkpoint.config().moe.for_rank(rank, ranks).unwrap();
+        config.intermediate_scales = scales;
         let layer =
             checkpoint.load_layer_with(device, &prefix, &config, &|_| {}).unwrap_or_else(|e| panic!("{e}"));
         let mut workspace = layer.workspace(tokens).unwrap();
@@ -79,11 +85,13 @@ fn outputs_match() {
 fn outputs_match_on(device: &Device) {
     for name in FIXTURES {
         let checkpoint = open(name);
-        let (ours, mut ids) = run(device, &checkpoint, 1);
+        let (ours, mut ids) = run(device, &checkpoint, 1, IntermediateScales::Group128);
         let noise: f64 = checkpoint.metadata("w8a8_rel_l2").unwrap().parse().unwrap();
         // The whole output, that of shared experts included.
         let distance = relative_l2(&ours, &checkpoint.floats("io.output").unwrap().data);
         assert!(distance <= 1.15 * noise, "{name}: {distance} to io.output");
+        // That one's scales are of whole rows, where weights are per channel.
+        let (ours, _) = run(device, &checkpoint, 1, IntermediateScales::Token);
         let distance = relative_l2(&ours, &checkpoint.floats("io.output_w8a8").unwrap().data);
         assert!(distance < 1e-2, "{name}: {distance} to io.output_w8a8");
         let k = checkpoint.config().moe.top_k;
@@ -98,8 +106,8 @@ fn outputs_match_on(device: &Device) {
 fn ranks_add_up() {
     for name in FIXTURES {
         let checkpoint = open(name);
-        let (whole, _) = run(&device(), &checkpoint, 1);
-        let (sum, _) = run(&device(), &checkpoint, 4);
+        let (whole, _) = run(&device(), &checkpoint, 1, IntermediateScales::Group128);
+        let (sum, _) = run(&device(), &checkpoint, 4, IntermediateScales::Group128);
         let distance = relative_l2(&sum, &whole);
         assert!(distance < 1e-5, "{name}: {distance}");
     }

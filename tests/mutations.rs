@@ -7,56 +7,15 @@
 #[allow(dead_code, reason = "shared with the checkpoint tests")]
 mod checkpoints;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "common/largest_request.rs"]
+mod largest_request;
+
 use std::path::Path;
 
 use checkpoints::{mixtral, qwen3};
-use fp8_moe::Checkpoint;
+use largest_request::{SMALL, load};
 use proptest::prelude::*;
 use tempfile::tempdir;
-
-/// The system's allocator, which notes the largest request of each thread.
-struct Noting;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Noting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: the caller's contract is the system's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Noting = Noting;
-
-/// What a regular expression, a hash table or an error may take whatever the size of the file.
-const SMALL: usize = 1 << 20;
-
-/// Opens, describes and loads on the host; returns the largest single request of memory by this thread.
-fn load(path: &Path) -> usize {
-    LARGEST.set(0);
-    if let Ok(checkpoint) = Checkpoint::open(path, None) {
-        let inspection = checkpoint.inspect();
-        assert_eq!(inspection.layers.len(), checkpoint.layers().len());
-        for prefix in checkpoint.layers() {
-            if let Ok(config) = checkpoint.layer_config(&prefix) {
-                let _ = checkpoint.weights(&prefix, &config);
-            }
-        }
-    }
-    LARGEST.get()
-}
 
 fn assert_modest(path: &Path, file_bytes: usize) -> Result<(), TestCaseError> {
     let largest = load(path);

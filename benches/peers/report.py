@@ -44,7 +44,7 @@ def work(case: Case, part: str) -> tuple[int, int]:
 
 def memory_rate(rates: dict[str, Any]) -> float:
     """Bytes a second that memory delivers: of a stream that is only read, or where there is none of a copy."""
-    return rates.get("read_bytes_per_s") or rates["copy_bytes_per_s"]
+    return max(rates.get("read_bytes_per_s") or 0.0, rates["copy_bytes_per_s"])
 
 
 def floor_us(flops: int, size: int, rates: dict[str, Any]) -> float:

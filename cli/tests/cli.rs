@@ -26,10 +26,8 @@ fn check_matches_every_fixture() {
         let run = fp8_moe([OsStr::new("check"), fixture(name).as_os_str()]);
         assert_eq!(run.code, 0, "{name}: {}{}", run.stdout, run.stderr);
         assert!(run.stdout.contains("top-k ids that agree"), "{}", run.stdout);
-        assert!(run.stdout.contains("relative L2 distance to "), "{}", run.stdout);
+        assert!(run.stdout.contains("relative L2 distance, io.output "), "{}", run.stdout);
         assert!(run.stdout.lines().last().unwrap().starts_with("match"), "{}", run.stdout);
-        let has_shared = ["llama4_channel_token", "deepseek_v3_block"].contains(&name);
-        assert_eq!(run.stderr.contains("is not computed"), has_shared, "{}", run.stderr);
     }
 }
 

@@ -48,12 +48,12 @@ pub const COLUMNS_MULTIPLE: u32 = 8;
 /// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
 /// a multiple.
 pub const COPY_BYTES: u32 = 16;
-/// Bytes of shared memory for a stage: weights, scales and barriers.
-pub const FEW_BYTES_PER_STAGE: u32 = 33296;
 /// Words of the control memory.
 pub const FEW_CONTROL_WORDS: u32 = 544;
 /// Most pairs of a token and a slot.
 pub const FEW_MOST_PAIRS: u32 = 128;
+/// Most stages of the ring.
+pub const FEW_MOST_STAGES: u32 = 6;
 /// Most stripes: one thread counts for each.
 pub const FEW_MOST_STRIPES: u32 = 256;
 /// Bytes of weights in a stage, at most.
@@ -63,7 +63,7 @@ pub const FEW_STAGE_K: u32 = 2048;
 /// Columns of a stripe of the output.
 pub const FEW_STRIPE: u32 = 128;
 /// Bytes of shared memory besides stages and inputs.
-pub const FEW_TABLE_BYTES: u32 = 15136;
+pub const FEW_TABLE_BYTES: u32 = 26880;
 /// Most rows of a tile.
 pub const FEW_TILE_ROWS: u32 = 8;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
@@ -1803,10 +1803,10 @@ pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
     0,
     module,
 );
-/// Kernel `few_tokens`: 288 threads per block, at least 1 blocks per SM.
+/// Kernel `few_tokens`: 544 threads per block, at least 1 blocks per SM.
 pub const FEW_TOKENS: Kernel<FewTokens> = Kernel::new(
     "few_tokens",
-    288,
+    544,
     1,
     false,
     0,

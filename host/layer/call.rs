@@ -15,7 +15,7 @@ use half::{bf16, f16};
 
 use super::workspace::Workspace;
 use super::{OP, OutputElement, Step};
-use crate::config::{COPY_BYTES, MoeConfig, Reduction, Routing, RowScales, SharedRun};
+use crate::config::{ActivationScales, COPY_BYTES, MoeConfig, Reduction, Routing, SharedRun};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -55,6 +55,16 @@ pub enum ExpertIds<'a> {
     I32(Slice<'a, i32>),
     /// Unsigned.
     U32(Slice<'a, u32>),
+}
+
+impl<'a> ExpertIds<'a> {
+    /// As the kernels read them. An id over 2^31 becomes a negative one, as invalid as it was.
+    pub(crate) fn signed(self) -> Slice<'a, i32> {
+        match self {
+            ExpertIds::I32(ids) => ids,
+            ExpertIds::U32(ids) => ids.cast(),
+        }
+    }
 }
 
 /// Where the result `[T, H]` goes.
@@ -174,12 +184,10 @@ impl<'a> Forward<'a> {
 
     /// With a given routing, `[T, k]` each.
     pub fn routed(self, ids: impl Into<ExpertIds<'a>>, weights: impl Into<Slice<'a, f32>>) -> Forward<'a> {
-        let topk_ids = match ids.into() {
-            ExpertIds::I32(ids) => ids,
-            // An id over 2^31 becomes a negative one, as invalid as it was.
-            ExpertIds::U32(ids) => ids.cast(),
-        };
-        Forward { routed: Some(Routed { topk_ids, topk_weights: weights.into() }), ..self }
+        Forward {
+            routed: Some(Routed { topk_ids: ids.into().signed(), topk_weights: weights.into() }),
+            ..self
+        }
     }
 
     /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when
@@ -383,7 +391,7 @@ unsafe fn slice<'a, T: bytemuck::Pod>(
 /// Scales of a quantised token; none where one is given for all.
 fn scale_groups(config: &MoeConfig) -> Option<usize> {
     let scales = config.first_scales();
-    (scales != RowScales::Tensor).then(|| scales.of_row(config.hidden_size))
+    (scales != ActivationScales::Static).then(|| scales.of_row(config.hidden_size))
 }
 
 impl Hidden<'_> {

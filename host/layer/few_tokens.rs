@@ -2,7 +2,7 @@
 
 use super::call::{Hidden, Routed};
 use super::forward::Call;
-use crate::config::{MoeConfig, Routing, RowScales};
+use crate::config::{ActivationScales, MoeConfig, Routing};
 use crate::error::Result;
 use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;
@@ -42,9 +42,9 @@ impl Call<'_> {
             }
         };
         let inputs = |scales, index: usize| match scales {
-            RowScales::Tensor => InputScales::Given(self.weights.input_scales[index].as_slice()),
-            RowScales::Token => InputScales::Row,
-            RowScales::Group128 => InputScales::Group,
+            ActivationScales::Static => InputScales::Given(self.weights.input_scales[index].as_slice()),
+            ActivationScales::Token => InputScales::Row,
+            ActivationScales::Group128 => InputScales::Group,
         };
         let first = Projection {
             weights: self.weights.w13.as_slice(),

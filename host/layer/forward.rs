@@ -5,9 +5,8 @@ use half::{bf16, f16};
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
 use super::few_tokens::Work;
-use super::shared::SharedParts;
 use super::weights::DeviceWeights;
-use crate::config::{GROUP, MoeConfig, Reduction, Routing, RowScales, WeightScales};
+use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -65,6 +64,14 @@ mod sealed {
             ActivationsMut::F32(slice)
         }
     }
+}
+
+/// The parts of a workspace that a shared expert beside the others uses.
+pub(super) struct SharedParts<'a> {
+    pub products: SliceMut<'a, f32>,
+    pub middle: SliceMut<'a, bf16>,
+    pub logits: SliceMut<'a, f32>,
+    pub layer: SliceMut<'a, u8>,
 }
 
 /// One forward.
@@ -382,14 +389,18 @@ impl Call<'_> {
             row_weight: (self.config.routing == Routing::SigmoidInput).then_some(routed.topk_weights),
             destinations: match (self.plan.gathers(), scales) {
                 _ if by_slot => Destinations::Slots { permutation },
-                (true, RowScales::Tensor | RowScales::Group128) => Destinations::Identity,
-                (true, RowScales::Token) => Destinations::Scales { permutation, fill_padding: false },
+                (true, ActivationScales::Static | ActivationScales::Group128) => Destinations::Identity,
+                (true, ActivationScales::Token) => Destinations::Scales { permutation, fill_padding: false },
                 (false, _) => Destinations::Scatter { permutation, fill_padding: false },
             },
             scheme: match scales {
-                RowScales::Tensor => Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() },
-                RowScales::Token => Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None },
-                RowScales::Group128 => Scheme::Group {
+                ActivationScales::Static => {
+                    Scheme::TensorStatic { scale: self.weights.input_scales[0].as_slice() }
+                }
+                ActivationScales::Token => {
+                    Scheme::Token { scales: parts.scales.reborrow(), absmax_limit: None }
+                }
+                ActivationScales::Group128 => Scheme::Group {
                     group_size: GROUP,
                     scales: parts.scales.reborrow(),
                     layout: self.plan.first_scales,
@@ -420,7 +431,7 @@ impl Call<'_> {
         parts: &mut Parts<'_>,
     ) -> Result<Option<Given<'h>>> {
         let (gathers, kind) = (self.plan.gathers(), self.config.first_scales());
-        if gathers && kind != RowScales::Token {
+        if gathers && kind != ActivationScales::Token {
             return Ok(Some(given));
         }
         let groups = kind.of_row(self.config.hidden_size);
@@ -430,7 +441,7 @@ impl Call<'_> {
             layout: given.layout,
             permuted: parts.scales.reborrow(),
             permuted_layout: match kind {
-                RowScales::Token => ScaleLayout::row_major(1),
+                ActivationScales::Token => ScaleLayout::row_major(1),
                 _ => self.plan.first_scales,
             },
         });
@@ -504,29 +515,29 @@ impl Call<'_> {
     /// Scales of GEMM 1's activations.
     fn first_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
         match self.config.first_scales() {
-            RowScales::Tensor => AScale::Call(self.weights.input_scales[0].as_slice()),
-            RowScales::Token => AScale::Row(scales),
-            RowScales::Group128 => grouped_scales(scales, self.plan.first_scales),
+            ActivationScales::Static => AScale::Call(self.weights.input_scales[0].as_slice()),
+            ActivationScales::Token => AScale::Row(scales),
+            ActivationScales::Group128 => grouped_scales(scales, self.plan.first_scales),
         }
     }
 
     /// Scales of GEMM 2's activations.
     fn second_a_scale<'s>(&'s self, scales: Slice<'s, f32>) -> AScale<'s> {
         match self.config.second_scales() {
-            RowScales::Tensor => AScale::Call(self.weights.input_scales[1].as_slice()),
-            RowScales::Token => AScale::Row(scales),
-            RowScales::Group128 => grouped_scales(scales, self.plan.second_scales),
+            ActivationScales::Static => AScale::Call(self.weights.input_scales[1].as_slice()),
+            ActivationScales::Token => AScale::Row(scales),
+            ActivationScales::Group128 => grouped_scales(scales, self.plan.second_scales),
         }
     }
 
     /// How GEMM 2's activations are scaled.
     fn requantization<'s>(&'s self, scales: SliceMut<'s, f32>) -> Requantization<'s> {
         match self.config.second_scales() {
-            RowScales::Tensor => {
+            ActivationScales::Static => {
                 Requantization::TensorStatic { scale: self.weights.input_scales[1].as_slice() }
             }
-            RowScales::Token => Requantization::Token { scales },
-            RowScales::Group128 => {
+            ActivationScales::Token => Requantization::Token { scales },
+            ActivationScales::Group128 => {
                 Requantization::Group { group_size: GROUP, scales, layout: self.plan.second_scales }
             }
         }
@@ -570,7 +581,7 @@ impl Call<'_> {
         let own = (parts.quantised.as_slice(), self.first_a_scale(parts.scales.as_slice()));
         let (a, a_scale) = match given {
             Some(Given { values, scales: Some(scales), layout })
-                if self.config.first_scales() == RowScales::Group128 =>
+                if self.config.first_scales() == ActivationScales::Group128 =>
             {
                 (values, grouped_scales(scales, layout))
             }

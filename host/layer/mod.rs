@@ -31,7 +31,6 @@ mod few_tokens;
 mod forward;
 mod memory;
 mod shared;
-mod shared_weights;
 mod warm_up;
 mod weights;
 mod workspace;
@@ -45,8 +44,8 @@ pub use call::{
 };
 pub use forward::{OutputElement, Step};
 pub use memory::DeviceMemory;
-pub use shared_weights::{SharedDeviceWeights, SharedMatrices, SharedWeights};
 pub(crate) use weights::ExpertSource;
+pub use weights::shared::{SharedDeviceWeights, SharedMatrices, SharedWeights};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
 
@@ -180,7 +179,7 @@ impl MoeLayer {
     pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
         let mut plan = Plan::new(&self.device, &self.config, tokens, self.weights.layout)?;
         // A layer beside this one has weights of its own.
-        if let (SharedPlan::Layer(beside), Some(shared_weights::Shared::Layer(weights))) =
+        if let (SharedPlan::Layer(beside), Some(weights::shared::Shared::Layer(weights))) =
             (&mut plan.shared, &self.weights.shared)
             && weights.layout != WeightLayout::Checkpoint
             && let Some(config) = self.config.shared_layer()

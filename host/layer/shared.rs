@@ -10,8 +10,8 @@
 
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
-use super::forward::Call;
-use super::shared_weights::Shared;
+use super::forward::{Call, SharedParts};
+use super::weights::shared::Shared;
 use crate::error::{Error, Result};
 use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;
@@ -21,14 +21,6 @@ use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::ops::router::{AppendShared, RouterLogits, append_shared, router_logits};
 use crate::plan::SharedPlan;
 use half::bf16;
-
-/// The parts of a workspace that a shared expert beside the others uses.
-pub(super) struct SharedParts<'a> {
-    pub products: SliceMut<'a, f32>,
-    pub middle: SliceMut<'a, bf16>,
-    pub logits: SliceMut<'a, f32>,
-    pub layer: SliceMut<'a, u8>,
-}
 
 /// `[T, rows] = x [T, columns] * matrix [planes, rows, columns]^T`.
 struct Product<'a> {

@@ -21,6 +21,8 @@
 //! Where the kernels read packed weights, w13 and w2 are packed on the device when they have been copied
 //! ([`WeightLayout`]), in place: no second copy of a layer is in memory.
 
+pub(super) mod shared;
+
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,9 +37,9 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::layer::memory::DeviceMemory;
-use crate::layer::shared_weights::{Shared, SharedDeviceWeights, SharedWeights};
 use crate::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
 use crate::ops::router::bf16_planes;
+use shared::{Shared, SharedDeviceWeights, SharedWeights};
 
 const OP: &str = "MoeLayer::new";
 

@@ -23,7 +23,7 @@
 //!
 //! Graphs alone write what they do not borrow. A permutation notes how many launches of graphs there had been
 //! before its lists were written or read. An operation that is given it is refused if a later launch writes
-//! their memory, with a last look under the lock that launches take ([`Unchanged`]).
+//! their memory, with a last look under the lock that launches take (`Unchanged`).
 //!
 //! # Order
 //! Every operation that is given a permutation checks each list that it touches as it checks every other

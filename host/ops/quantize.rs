@@ -11,6 +11,8 @@
 //! All in f32 and bit-exact: to nearest even, saturating at +-448, NaN to 0x7f. NaN does not count in a
 //! largest magnitude. One launch, two for `TensorDynamic`.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::permutation::{Permutation, Sizes};
@@ -80,7 +82,25 @@ macro_rules! activations_from {
 
 activations_from!(Bf16: bf16, F16: f16, F32: f32);
 
-impl Activations<'_> {
+impl<'a> Activations<'a> {
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Activations::Bf16(slice) => slice.len(),
+            Activations::F16(slice) => slice.len(),
+            Activations::F32(slice) => slice.len(),
+        }
+    }
+
+    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Activations<'a> {
+        match self {
+            Activations::Bf16(slice) => Activations::Bf16(slice.slice(range)),
+            Activations::F16(slice) => Activations::F16(slice.slice(range)),
+            Activations::F32(slice) => Activations::F32(slice.slice(range)),
+        }
+    }
+
     /// The name of the element type.
     pub fn type_name(&self) -> &'static str {
         match self {
@@ -124,6 +144,15 @@ impl ActivationsMut<'_> {
             ActivationsMut::Bf16(slice) => ActivationsMut::Bf16(slice.reborrow()),
             ActivationsMut::F16(slice) => ActivationsMut::F16(slice.reborrow()),
             ActivationsMut::F32(slice) => ActivationsMut::F32(slice.reborrow()),
+        }
+    }
+
+    /// The elements of `range`. Panics when the range is out of bounds, as slicing does.
+    pub(crate) fn slice_mut(&mut self, range: Range<usize>) -> ActivationsMut<'_> {
+        match self {
+            ActivationsMut::Bf16(slice) => ActivationsMut::Bf16(slice.slice_mut(range)),
+            ActivationsMut::F16(slice) => ActivationsMut::F16(slice.slice_mut(range)),
+            ActivationsMut::F32(slice) => ActivationsMut::F32(slice.slice_mut(range)),
         }
     }
 

@@ -3,8 +3,8 @@
 //! `out[t] = cast(sum over slots in ascending order of w[t, slot] * f32(y[inverse[t * k + slot]]))`,
 //! accumulated in f32 by fused multiply-adds, with one rounding, the same bits at any grid size. Rows at or
 //! past `expert_offsets[E_loc]` are skipped without being read; a token with no valid row gives 0. An addend
-//! `[T, H]` in f32 is added last, before the rounding; and so may be what is there: `out[t] = cast(f32(out[t])
-//! + sum ..)`.
+//! `[T, H]` in f32 is added last, before the rounding; and so may be what is there:
+//! `out[t] = cast(f32(out[t]) + sum ..)`.
 
 use super::permutation::{Permutation, Sizes};
 use super::quantize::{Activations, ActivationsMut};

@@ -25,72 +25,24 @@ use std::sync::Arc;
 
 use half::bf16;
 
+use super::batch::{Batch, ExpertOptions};
 use super::communicator::{Communicator, Term};
 use super::placement::Placement;
 use super::routing::{self, Holders};
 use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{GROUP, MoeConfig, Routing, RowScales};
+use crate::config::{ActivationScales, GROUP, MoeConfig, Routing};
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::layer::{ExpertIds, Hidden, MoeLayer, Output, Request, Routed};
+use crate::layer::{Hidden, MoeLayer, Output, Request, Routed};
 use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize,
 };
 use crate::ops::sum_ranks::{SumRanks, sum_ranks};
 
 const OP: &str = "ExpertParallel";
-
-/// Choices of an [`ExpertParallel`]; the same on all ranks.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ExpertOptions {
-    /// Most tokens of a rank in one forward.
-    pub max_tokens: usize,
-    /// Tokens of each rank that the workspace has room for at a time; `max_tokens` if `None`. Larger forwards
-    /// are cut into chunks.
-    pub chunk: Option<usize>,
-    /// Which rank holds which experts; consecutive ones if `None`.
-    pub placement: Option<Placement>,
-    /// The type in which ranks' parts of the result travel.
-    pub partials: Partials,
-    /// Whether rows are counted per expert: one launch more in each chunk.
-    pub statistics: bool,
-}
-
-impl ExpertOptions {
-    /// The plain choices, for up to `max_tokens` tokens of a rank.
-    pub fn new(max_tokens: usize) -> ExpertOptions {
-        let partials = Partials::default();
-        ExpertOptions { max_tokens, chunk: None, placement: None, partials, statistics: false }
-    }
-
-    /// With memory for so many tokens of each rank at a time.
-    #[must_use]
-    pub fn chunk(self, tokens: usize) -> ExpertOptions {
-        ExpertOptions { chunk: Some(tokens), ..self }
-    }
-
-    /// With a placement.
-    #[must_use]
-    pub fn placement(self, placement: Placement) -> ExpertOptions {
-        ExpertOptions { placement: Some(placement), ..self }
-    }
-
-    /// With parts that travel as `partials` says.
-    #[must_use]
-    pub fn partials(self, partials: Partials) -> ExpertOptions {
-        ExpertOptions { partials, ..self }
-    }
-
-    /// With rows counted per expert, or not.
-    #[must_use]
-    pub fn statistics(self, statistics: bool) -> ExpertOptions {
-        ExpertOptions { statistics, ..self }
-    }
-}
 
 /// A step of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,64 +53,6 @@ pub enum Step {
     Experts,
     /// Results come back and are added up.
     Combine,
-}
-
-/// This rank's tokens in a forward.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct Batch<'a> {
-    hidden: Activations<'a>,
-    routed: Option<Routed<'a>>,
-    capacity: Option<usize>,
-}
-
-impl<'a> Batch<'a> {
-    /// Hidden states `[T, H]`, in bf16 or f16, routed by the layer's own router (of bf16); T may be 0, and
-    /// differ between ranks.
-    pub fn new(hidden: impl Into<Activations<'a>>) -> Batch<'a> {
-        Batch { hidden: hidden.into(), routed: None, capacity: None }
-    }
-
-    /// With a given routing, `[T, k]` each. Ids below 0 or past the last expert contribute nothing.
-    pub fn routed(self, ids: impl Into<ExpertIds<'a>>, weights: impl Into<Slice<'a, f32>>) -> Batch<'a> {
-        let topk_ids = match ids.into() {
-            ExpertIds::I32(ids) => ids,
-            // An id over 2^31 becomes a negative one, as invalid as it was.
-            ExpertIds::U32(ids) => ids.cast(),
-        };
-        Batch { routed: Some(Routed { topk_ids, topk_weights: weights.into() }), ..self }
-    }
-
-    /// The tokens that no rank exceeds in this forward, the same number on all ranks:
-    /// [`ExpertOptions::max_tokens`] unless it is said. The forward costs what so many tokens of each rank
-    /// cost to move.
-    pub fn capacity(self, tokens: usize) -> Batch<'a> {
-        Batch { capacity: Some(tokens), ..self }
-    }
-
-    fn len(&self) -> usize {
-        match self.hidden {
-            Activations::Bf16(hidden) => hidden.len(),
-            Activations::F16(hidden) => hidden.len(),
-            Activations::F32(hidden) => hidden.len(),
-        }
-    }
-
-    /// The tokens `tokens` of it, of `columns` columns and `top_k` slots.
-    fn part(&self, tokens: std::ops::Range<usize>, [columns, top_k]: [usize; 2]) -> Batch<'a> {
-        let elements = tokens.start * columns..tokens.end * columns;
-        let slots = tokens.start * top_k..tokens.end * top_k;
-        let hidden = match self.hidden {
-            Activations::Bf16(hidden) => Activations::Bf16(hidden.slice(elements)),
-            Activations::F16(hidden) => Activations::F16(hidden.slice(elements)),
-            Activations::F32(hidden) => Activations::F32(hidden.slice(elements)),
-        };
-        let routed = self.routed.map(|routed| Routed {
-            topk_ids: routed.topk_ids.slice(slots.clone()),
-            topk_weights: routed.topk_weights.slice(slots),
-        });
-        Batch { hidden, routed, capacity: self.capacity }
-    }
 }
 
 /// An MoE layer over the ranks of a [`Communicator`], as one of them sees it.
@@ -403,7 +297,7 @@ impl ExpertParallel {
             self.run_experts(stream, chunk, workspace)?;
             self.scatter(stream, chunk, workspace)?;
             let elements = range.start * columns..range.end * columns;
-            self.sum(stream, chunk, workspace, part_mut(&mut out, elements))?;
+            self.sum(stream, chunk, workspace, out.slice_mut(elements))?;
         }
         Ok(())
     }
@@ -616,11 +510,11 @@ impl ExpertParallel {
             row_weight: (config.routing == Routing::SigmoidInput).then(|| weights.as_slice()),
             destinations: Destinations::Identity,
             scheme: match config.first_scales() {
-                RowScales::Tensor => {
+                ActivationScales::Static => {
                     Scheme::TensorStatic { scale: self.layer.weights().input_scales[0].as_slice() }
                 }
-                RowScales::Token => Scheme::Token { scales, absmax_limit: None },
-                RowScales::Group128 => {
+                ActivationScales::Token => Scheme::Token { scales, absmax_limit: None },
+                ActivationScales::Group128 => {
                     Scheme::Group { group_size: GROUP, scales, layout: self.wire.scale_layout() }
                 }
             },
@@ -737,15 +631,6 @@ fn imagined_mut<T: bytemuck::Pod>(device: &Device, len: usize) -> SliceMut<'_, T
     unsafe { SliceMut::from_raw(device, DevicePtr::null(), len) }
 }
 
-/// The elements `range` of an output.
-fn part_mut<'a>(out: &'a mut ActivationsMut<'_>, range: std::ops::Range<usize>) -> ActivationsMut<'a> {
-    match out {
-        ActivationsMut::Bf16(out) => ActivationsMut::Bf16(out.slice_mut(range)),
-        ActivationsMut::F16(out) => ActivationsMut::F16(out.slice_mut(range)),
-        ActivationsMut::F32(out) => ActivationsMut::F32(out.slice_mut(range)),
-    }
-}
-
 /// A forward whose rows are at all ranks. It must be combined: dropped before, it has failed the group, whose
 /// other ranks wait for this one's part.
 #[must_use]
@@ -791,7 +676,7 @@ impl Dispatched<'_> {
             return Ok(());
         }
         self.parallel.scatter(stream, self.chunk, self.workspace)?;
-        self.parallel.sum(stream, self.chunk, self.workspace, part_mut(&mut out, 0..elements))
+        self.parallel.sum(stream, self.chunk, self.workspace, out.slice_mut(0..elements))
     }
 }
 

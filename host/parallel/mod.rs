@@ -18,12 +18,14 @@
 //! | `wire` | what travels, drawn; the memory of forwards |
 //! | `placement` | which rank holds which experts |
 //! | `routing` | launches of the kernels on routings that travel |
+//! | `batch` | what a forward over ranks is asked to do |
 //! | `expert_parallel` | experts spread over ranks |
 //! | `tensor_parallel` | experts cut over ranks |
 //! | `graph` | captured forwards |
 //! | `nccl/` | the engine between GPUs |
 //! | `start` | how processes find each other, and know of each other |
 
+mod batch;
 mod communicator;
 mod expert_parallel;
 mod failure;
@@ -36,10 +38,11 @@ mod start;
 mod tensor_parallel;
 mod wire;
 
+pub use batch::{Batch, ExpertOptions};
 pub use communicator::{Calls, Communicator, Limits, Term};
 #[doc(hidden)]
 pub use expert_parallel::Step;
-pub use expert_parallel::{Batch, Dispatched, ExpertOptions, ExpertParallel};
+pub use expert_parallel::{Dispatched, ExpertParallel};
 pub use failure::{AbortHandle, Failure};
 pub use graph::ParallelGraph;
 pub use in_process::InProcess;

@@ -147,12 +147,15 @@ struct Inner {
     lines: Vec<Option<Mutex<TcpStream>>>,
 }
 
+/// What a rank says of itself: names and values.
+type Terms = Vec<(String, String)>;
+
 #[derive(Default)]
 struct State {
     /// Agreements that this rank has taken part in.
     round: u64,
     /// On rank 0: what ranks have said, by agreement and rank.
-    terms: BTreeMap<u64, Vec<Option<Vec<(String, String)>>>>,
+    terms: BTreeMap<u64, Vec<Option<Terms>>>,
     /// On the others: what rank 0 has found.
     verdicts: BTreeMap<u64, Option<Failure>>,
     shared: Option<Vec<u8>>,

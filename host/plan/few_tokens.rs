@@ -12,8 +12,6 @@ use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers;
 
-/// Most stages of the ring: what is in flight beyond some 100 KB does not show.
-const MOST_STAGES: usize = 6;
 /// Fewest stages that keep memory busy.
 const FEWEST_STAGES: usize = 3;
 /// What a unit costs besides its bytes, in bytes of the stream: sums among warps, and their store.
@@ -98,13 +96,16 @@ impl FewTokensPlan {
         let second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
             hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
         })?;
+        // The kernel finds a block's share by a product of the three.
+        let units = u32::try_from(pairs * first.units.max(second.units)).ok()?;
+        units.checked_mul(device.multiprocessors())?;
         Some(FewTokensPlan {
             pairs,
             tile_rows,
             input_pitch,
             stages,
             shared_bytes: launchers::FEW_TABLE_BYTES as usize
-                + stages * launchers::FEW_BYTES_PER_STAGE as usize
+                + stages * launchers::FEW_STAGE_BYTES as usize
                 + input_bytes,
             packed,
             blocks: multiprocessors.min(pairs * first.units.max(second.units)),
@@ -132,7 +133,7 @@ fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usi
     let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
     (1..=most_rows).rev().find_map(|rows| {
         let left = room.checked_sub(launchers::few_input_bytes(rows, pitch, k))?;
-        let stages = (left / launchers::FEW_BYTES_PER_STAGE as usize).min(MOST_STAGES);
+        let stages = (left / launchers::FEW_STAGE_BYTES as usize).min(launchers::FEW_MOST_STAGES as usize);
         (stages >= FEWEST_STAGES).then_some((stages, rows, pitch))
     })
 }

@@ -9,8 +9,9 @@
 //! How many rows each expert has is known on the device alone, where the tile schedule adapts to it.
 
 use super::packed::{PackedShape, WeightLayout};
+use super::path::takes_hopper;
 use super::permutation::tile_rows;
-use super::tiles::{HopperTile, PortableTile, check_block_m};
+use super::tiles::{HopperTile, PortableTile, check_block_m, one_of};
 use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
@@ -329,7 +330,8 @@ impl GatedPlan {
 
 /// The refusal of a height that the Hopper kernels do not have.
 fn no_tile(op: &'static str, block_m: usize) -> Error {
-    Error::argument(op, "block_m", block_m, "must be 8, 16 or 128 for the Hopper kernels")
+    let heights = one_of(HopperTile::ALL.map(HopperTile::block_m));
+    Error::argument(op, "block_m", block_m, format!("must be {heights} for the Hopper kernels"))
 }
 
 fn check_k(op: &'static str, k: usize) -> Result<()> {
@@ -347,21 +349,6 @@ fn check_sizes(op: &'static str, sizes: [(&str, usize); 4]) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// Whether `path` leads to the Hopper kernels on this device; an error if it asks for them in vain.
-pub(crate) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
-    let is_hopper = device.family() == Family::Sm90a;
-    match path {
-        Path::Auto | Path::OneLaunch => Ok(is_hopper),
-        Path::Portable { .. } => Ok(false),
-        Path::Hopper { .. } => {
-            require(is_hopper, op, "path", "Hopper", || {
-                format!("must not be Hopper for the kernels of {}", device.family())
-            })?;
-            Ok(true)
-        }
-    }
 }
 
 /// Blocks of a Hopper grid for so many items of `k`.

@@ -25,13 +25,14 @@
 pub(crate) mod few_tokens;
 pub(crate) mod gemm;
 pub(crate) mod packed;
+mod path;
 pub(crate) mod permutation;
 pub(crate) mod router;
 pub(crate) mod rows;
 pub(crate) mod tiles;
 pub(crate) mod workspace;
 
-use crate::config::{MoeConfig, Reduction, Routing, RowScales, SharedRun, WeightScales};
+use crate::config::{ActivationScales, MoeConfig, Reduction, Routing, SharedRun, WeightScales};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use few_tokens::FewTokensPlan;
@@ -115,7 +116,7 @@ impl Plan {
         let has_blocks = config.quantization.weights() == WeightScales::Block128;
         let options = GemmOptions {
             accumulation: config.accumulation,
-            slab_scales: has_blocks || config.first_scales() == RowScales::Group128,
+            slab_scales: has_blocks || config.first_scales() == ActivationScales::Group128,
             path,
             weights,
         };
@@ -130,12 +131,12 @@ impl Plan {
             First::Apart(GemmPlan::new(device, first_gemm, block_m, options)?)
         };
         let second_shape = GemmShape { rows: capacity, n: hidden, k: intermediate, experts: local_experts };
-        let slab_scales = has_blocks || config.second_scales() == RowScales::Group128;
+        let slab_scales = has_blocks || config.second_scales() == ActivationScales::Group128;
         let second = GemmPlan::new(device, second_shape, block_m, GemmOptions { slab_scales, ..options })?;
         let quantised_rows = if gathers { tokens } else { capacity };
         // Scales per group come along with the rows, one per row does not.
         let scaled_rows =
-            if config.first_scales() == RowScales::Group128 { quantised_rows } else { capacity };
+            if config.first_scales() == ActivationScales::Group128 { quantised_rows } else { capacity };
         let mut plan = Plan {
             router: RouterLogitsPath::Auto.resolve(tokens),
             permutation,
@@ -228,7 +229,7 @@ impl Plan {
 
 /// Whether the first GEMM and its activation are one launch.
 pub(crate) fn first_is_gated(device: &Device, config: &MoeConfig) -> bool {
-    config.second_scales() != RowScales::Token && GatedPlan::is_supported(device, config.path)
+    config.second_scales() != ActivationScales::Token && GatedPlan::is_supported(device, config.path)
 }
 
 /// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At
@@ -246,7 +247,7 @@ fn scale_rows(rows: usize) -> usize {
 
 /// Refuses a config that the kernels of `device` cannot do, with the rule.
 pub(crate) fn check_device(device: &Device, config: &MoeConfig) -> Result<()> {
-    gemm::takes_hopper(OP, device, config.path)?;
+    path::takes_hopper(OP, device, config.path)?;
     match config.reduction {
         Reduction::Deterministic => Ok(()),
         Reduction::OrderFree => {

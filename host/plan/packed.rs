@@ -4,12 +4,13 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::{MoeConfig, Path};
+use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
 
-use super::{elements, first_is_gated, gemm};
+use super::path::takes_hopper;
+use super::{elements, first_is_gated};
 
 /// How the weights of a GEMM lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,12 +76,12 @@ impl PackedShape {
     /// Those of w13 and w2 of a layer on `device`, if its weights can be packed in place: its kernels read
     /// them, it has a gate, and both K are multiples of 128.
     pub fn of_layer(device: &Device, config: &MoeConfig) -> Option<[PackedShape; 2]> {
-        let hopper = gemm::takes_hopper("PackedShape", device, config.path).unwrap_or(false);
+        let hopper = takes_hopper("PackedShape", device, config.path).unwrap_or(false);
         let (experts, hidden, intermediate) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
-        let whole = hidden.is_multiple_of(128) && intermediate.is_multiple_of(128);
+        let whole = [hidden, intermediate].iter().all(|k| k.is_multiple_of(launchers::SLAB as usize));
         // Without a gate both halves of an item are the same rows.
-        if !hopper || !whole || config.halves() != 2 || matches!(config.path, Path::Portable { .. }) {
+        if !hopper || !whole || config.halves() != 2 {
             return None;
         }
         let first = if first_is_gated(device, config) {

@@ -33,7 +33,7 @@ pub enum PortableTile {
 }
 
 /// Numbers in words: `8, 16 or 32`.
-fn one_of<const N: usize>(numbers: [usize; N]) -> String {
+pub(super) fn one_of<const N: usize>(numbers: [usize; N]) -> String {
     let last = |index| if index + 1 == N { " or " } else { ", " };
     let words = numbers.iter().enumerate();
     words.map(|(index, number)| format!("{}{number}", if index == 0 { "" } else { last(index) })).collect()

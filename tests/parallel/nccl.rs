@@ -339,8 +339,8 @@ fn ranks_without_connections() {
     let made = record();
     drop(own);
     assert_eq!(ends(&made), [1, 1, 0]);
+    let number = std::ptr::without_provenance_mut(1);
     // SAFETY: it outlives the rank, which is alone; that it has been destroyed is nothing to a recording.
-    let number = 1 as *mut std::ffi::c_void;
     let foreign = unsafe { Nccl::from_raw(library(), &device(), number, limits()) };
     if device().is_emulated() {
         assert!(foreign.expect("a rank").size() >= 1);

@@ -31,7 +31,8 @@ fn packed(matrices: &[E4m3], experts: usize, rows: usize, k: usize, gated: bool)
                         let mut bytes = [E4m3::default(); 128];
                         for at in slab * 128..k.min(slab * 128 + 128) {
                             let (chunk, byte) = (at % 128 / 16, at % 16);
-                            bytes[(chunk ^ line % 8) * 16 + byte] = matrices[(expert * rows + row) * k + at];
+                            bytes[(chunk ^ (line % 8)) * 16 + byte] =
+                                matrices[(expert * rows + row) * k + at];
                         }
                         packed.extend(bytes);
                     }

@@ -233,5 +233,5 @@ fn refusals_name_argument_value_and_rule() {
     assert_eq!(refused(identity), "quantize: cleared = 63 elements: must have at least 64 elements");
     let mut two_rows = Lists::of_offsets(&device, &[0, 2], 2);
     let valid = Destinations::Valid { permutation: &two_rows.permutation(&stream) };
-    assert_eq!(refused(valid), "quantize: cleared = Some: must be None where only valid rows are visited");
+    assert_eq!(refused(valid), "quantize: cleared = Some: must be None where rows are not visited once each");
 }

@@ -27,8 +27,8 @@ const PACKAGES: [&str; 5] = ["ptx_sim", "fp8-moe-cust", "fp8-moe-cuda-builder", 
 /// What an archive may weigh, in bytes.
 const ARCHIVE_LIMIT: u64 = 2 << 20;
 
-/// Crates that an embedder of the library builds, the library and the emulated device included; an issue asks
-/// for at most 40. It goes up only by a decision.
+/// Crates that an embedder of the library builds, the library and the emulated device included;
+/// 40 at most. It goes up only by a decision.
 const EMBEDDED_CRATES: usize = 38;
 
 /// Packs, unpacks, builds, and builds and runs the strangers' crates.

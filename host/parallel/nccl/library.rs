@@ -387,7 +387,7 @@ mod tests {
         let path = Some(bin.clone().into_os_string());
         std::fs::write(&library, "").expect("a file");
         let named = std::path::PathBuf::from(NAME);
-        assert_eq!(candidates(None, path.clone()), [named.clone()], "no python there");
+        assert_eq!(candidates(None, path.clone()), std::slice::from_ref(&named), "no python there");
         std::fs::write(bin.join("python3"), "").expect("a file");
         assert_eq!(candidates(None, path.clone()), [named, library]);
         let given = std::path::PathBuf::from("/opt/nccl.so");

@@ -7,14 +7,14 @@
 //!   288 ..      [2, 128]    units of every tile that are done        set p counts, set 1 - p is cleared meanwhile
 //! ```
 //!
-//! The block with the first unit clears the other set, and the one that sums up the last stripe changes p: by
+//! The last block, which has the last unit, clears the other set, and the one that sums up the last stripe changes p: by
 //! then every block that has units has read p and waited for its tiles. A launch without tiles changes
 //! nothing. So each launch finds zeros where it counts, and nothing is cleared on the way to a result.
 
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::{host, memory, sync, thread};
 
-use super::tiles::{NO_TILE, Share};
+use super::tiles::NO_TILE;
 use super::{CONSUMER_BARRIER, CONSUMERS, FEW_MOST_PAIRS, FEW_MOST_STRIPES};
 
 const STRIPES: u32 = 32;
@@ -28,26 +28,32 @@ pub const FEW_CONTROL_WORDS: u32 = TILES + 2 * FEW_MOST_PAIRS;
 #[derive(Clone, Copy)]
 pub struct Control {
     words: *mut u32,
-    /// The tiles' counters.
-    tiles: *mut u32,
+    /// Which set of the tiles' counters counts.
+    parity: u32,
+}
+
+/// Set `parity` of the tiles' counters.
+#[inline(always)]
+fn tiles(words: *mut u32, parity: u32) -> *mut u32 {
+    words.wrapping_add((TILES + parity * FEW_MOST_PAIRS) as usize)
 }
 
 impl Control {
     /// Finds out which set counts; clears the other. All consumers call it together.
     ///
     /// # Safety
-    /// The contract of the kernel; `share` is this block's of GEMM 1.
+    /// The contract of the kernel, which has `of_launch` tiles in this launch.
     #[inline(always)]
-    pub unsafe fn begin(words: *mut u32, share: &Share) -> Self {
-        // SAFETY: the words exist. Nobody but the first block with units touches the other set, and nobody
-        // changes the parity before all blocks with units have counted.
+    pub unsafe fn begin(words: *mut u32, of_launch: u32) -> Self {
+        // SAFETY: the words exist. Nobody but the last block, which has units if any has, touches the other set,
+        // and nobody changes the parity before all blocks with units have counted.
         unsafe {
+            let is_last = thread::block_idx_x() + 1 == thread::grid_dim_x();
             let parity = memory::load_strong(words) & 1;
-            let set = |parity: u32| words.add((TILES + parity * FEW_MOST_PAIRS) as usize);
-            if share.next == 0 && share.end > 0 && thread::thread_idx_x() < FEW_MOST_PAIRS {
-                set(parity ^ 1).add(thread::thread_idx_x() as usize).write(0);
+            if of_launch > 0 && is_last && thread::thread_idx_x() < FEW_MOST_PAIRS {
+                tiles(words, parity ^ 1).add(thread::thread_idx_x() as usize).write(0);
             }
-            Self { words, tiles: set(parity) }
+            Self { words, parity }
         }
     }
 
@@ -65,7 +71,7 @@ impl Control {
         if thread::thread_idx_x() == 0 {
             // SAFETY: the tile's counter, which is touched by atomics alone. The barrier has brought the other
             // threads' stores before it.
-            unsafe { atomic::add(self.tiles.add(tile as usize), units, Order::Release, Scope::Gpu) };
+            unsafe { atomic::add(tiles(self.words, self.parity).add(tile as usize), units, Order::Release, Scope::Gpu) };
         }
     }
 
@@ -78,7 +84,7 @@ impl Control {
     pub unsafe fn wait(&self, tile: u32, units: u32) {
         if thread::thread_idx_x() == 0 {
             // SAFETY: as above.
-            while unsafe { atomic::load(self.tiles.add(tile as usize), Order::Acquire, Scope::Gpu) } != units
+            while unsafe { atomic::load(tiles(self.words, self.parity).add(tile as usize), Order::Acquire, Scope::Gpu) } != units
             {
             }
         }

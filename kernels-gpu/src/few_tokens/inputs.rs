@@ -9,7 +9,7 @@
 //! Every block quantises the rows of the tiles that it works on, mostly one or two; they come from L2. There
 //! is a scale for each 128 columns in any case: where a row, or everything, has one, it is repeated.
 //!
-//! A warp takes 256 columns of a row, eight to a lane, and four such at a time, so that their loads are in
+//! A warp takes 256 columns of a row, eight to a lane, and two such at a time, so that their loads are in
 //! flight together.
 
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
@@ -22,9 +22,32 @@ use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewToken
 use crate::abi::AScaleKind;
 use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
 use crate::elementwise::rows::scale::{self, Divisor};
+use crate::gemm::recomputed;
 
 /// Pieces of 256 columns that a warp has in flight.
-const BATCH: u32 = 4;
+const BATCH: u32 = 2;
+
+/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights. All
+/// consumers call it together; the tables' barrier follows.
+///
+/// # Safety
+/// The contract of the kernel.
+#[inline(always)]
+pub unsafe fn begin(arguments: &FewTokens, memory: &Memory) {
+    let thread = thread::thread_idx_x();
+    // SAFETY: each place is written by one thread; a pair has a weight.
+    unsafe {
+        if thread < arguments.tokens * arguments.top_k {
+            let weight = global::load_nc(arguments.topk_weights.add(thread as usize));
+            memory.pair_weight(thread).write(weight);
+        }
+        let mut at = thread;
+        while at < memory.groups * FEW_TILE_ROWS {
+            memory.input_scales.add(at).write(0.0);
+            at += CONSUMERS;
+        }
+    }
+}
 
 /// The inputs of a tile in one of the GEMMs.
 pub struct Inputs<'a> {
@@ -108,8 +131,9 @@ impl Inputs<'_> {
             let given = if is_given { global::load_nc(given_scale) } else { 1.0 };
             let (inverse, pieces) = (1.0 / given, k.div_ceil(WARP_COLUMNS));
             let all = self.rows * pieces;
-            let place =
-                |piece: u32| (piece / pieces, piece % pieces * WARP_COLUMNS + thread::lane_id() * CHUNK);
+            // Worked out for each tile: it would take registers from tile to tile.
+            let thread = recomputed(thread::thread_idx_x());
+            let place = |piece: u32| (piece / pieces, piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK);
             let load = |piece: u32| {
                 let (row, column) = place(piece);
                 if piece < all { self.load(row, column) } else { [0.0; CHUNK as usize] }
@@ -140,14 +164,12 @@ impl Inputs<'_> {
                     self.put(row, column, pack(&quotients));
                 }
             };
-            let mut piece = thread::warp_id();
+            let mut piece = thread / 32;
             while piece < all {
                 let next = |n: u32| piece + n * CONSUMER_WARPS;
-                let values = [load(piece), load(next(1)), load(next(2)), load(next(3))];
+                let values = [load(piece), load(next(1))];
                 finish(piece, &values[0]);
                 finish(next(1), &values[1]);
-                finish(next(2), &values[2]);
-                finish(next(3), &values[3]);
                 piece += BATCH * CONSUMER_WARPS;
             }
         }
@@ -162,7 +184,7 @@ impl Inputs<'_> {
         let mut row = 0;
         while row < self.rows {
             let mut largest = 0.0;
-            let mut column = thread::thread_idx_x() * CHUNK;
+            let mut column = recomputed(thread::thread_idx_x()) * CHUNK;
             while column < self.projection.k {
                 // SAFETY: the caller's contract.
                 largest = f32::max(largest, absmax(&unsafe { self.load(row, column) }));
@@ -185,10 +207,11 @@ impl Inputs<'_> {
     /// [`find_maxima`](Self::find_maxima) has been called.
     #[inline(always)]
     unsafe fn maximum(&self, row: u32) -> f32 {
-        // SAFETY: the caller's contract; a row's eight are 16-byte aligned.
-        let [low, high]: [[f32; 4]; 2] =
-            unsafe { [self.memory.maximum(row, 0).cast().read(), self.memory.maximum(row, 4).cast().read()] };
-        low.into_iter().chain(high).fold(0.0, f32::max)
+        // SAFETY: the caller's contract; a row's sixteen are 16-byte aligned.
+        let four = |warp: u32| -> [f32; 4] { unsafe { self.memory.maximum(row, warp).cast().read() } };
+        let [a, b, c, d] = [four(0), four(4), four(8), four(12)];
+        let [a, b, c, d] = core::array::from_fn(|i| f32::max(f32::max(a[i], b[i]), f32::max(c[i], d[i])));
+        f32::max(f32::max(a, b), f32::max(c, d))
     }
 
     /// Copies hidden states that are e4m3, and their scales.
@@ -203,7 +226,8 @@ impl Inputs<'_> {
         // shared memory is written by one thread.
         unsafe {
             let token = |row| (self.memory.tile_pair(self.tile, row) / top_k) as usize;
-            let mut at = thread::thread_idx_x() * CHUNK;
+            let thread = recomputed(thread::thread_idx_x());
+            let mut at = thread * CHUNK;
             while at < self.rows * k {
                 let (row, column) = (at / k, at % k);
                 let from = hidden.add(token(row) * k as usize + column as usize);
@@ -211,7 +235,7 @@ impl Inputs<'_> {
                 at += CONSUMERS * CHUNK;
             }
             let groups = k.div_ceil(128);
-            let mut at = thread::thread_idx_x();
+            let mut at = thread;
             while at < self.rows * groups {
                 let (row, group) = (at / groups, at % groups);
                 let scale = if input_scale_kind.is(AScaleKind::Call) {

@@ -71,7 +71,7 @@ mod sum_up;
 mod tiles;
 
 use cuda_std::code::{Code, Flag};
-use cuda_std::{arguments, host, kernel, thread};
+use cuda_std::{arguments, host, kernel, sync, thread};
 
 use control::Control;
 use inputs::Inputs;
@@ -79,13 +79,15 @@ use memory::{Memory, Position};
 use tiles::{NO_TILE, Share};
 
 /// Warps that multiply.
-const CONSUMER_WARPS: u32 = 8;
+const CONSUMER_WARPS: u32 = 16;
 /// Threads that multiply.
 const CONSUMERS: u32 = 32 * CONSUMER_WARPS;
 /// Threads of a block: the consumers and the producer warp.
 const THREADS: u32 = CONSUMERS + 32;
 /// The named barrier of the consumers.
 const CONSUMER_BARRIER: u32 = 1;
+/// The named barrier at which the consumers wait for the producer's tables.
+const TABLE_BARRIER: u32 = 2;
 
 /// Most pairs of a token and a slot.
 #[host]
@@ -222,19 +224,21 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
     // Stages pass between the roles by the ring's barriers alone.
     unsafe {
-        memory.begin();
-        let tiles = tiles::build(&arguments, &memory);
-        let (mut share, mut second_share) = (Share::new(tiles, &first), Share::new(tiles, &second));
-
         if thread::warp_id() == CONSUMER_WARPS {
-            let mut position = Position::START;
-            while let Some(unit) = share.next() {
-                let expert = memory.tile_expert(unit.tile);
-                position = produce::fill(&first, packed, &unit, expert, &memory, position);
-            }
-            while let Some(unit) = second_share.next() {
-                let expert = memory.tile_expert(unit.tile);
-                position = produce::fill(&second, packed, &unit, expert, &memory, position);
+            let tiles = tiles::build(&arguments, &memory);
+            sync::named_arrive(TABLE_BARRIER, THREADS);
+            let (mut position, mut share, mut is_first) = (Position::START, Share::new(tiles, &first), true);
+            loop {
+                // Not two loops: they would be all of this code twice.
+                let projection = &if is_first { first } else { second };
+                while let Some(unit) = share.next(projection) {
+                    let expert = memory.tile_expert(unit.tile);
+                    position = produce::fill(projection, packed, &unit, expert, &memory, position);
+                }
+                if !is_first {
+                    break;
+                }
+                (share, is_first) = (Share::new(tiles, &second), false);
             }
             if thread::block_idx_x() == 0 {
                 tiles::store_offsets(&arguments, &memory);
@@ -242,15 +246,17 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             return;
         }
 
-        let control = Control::begin(arguments.control, &share);
-        let whole = second_share;
+        inputs::begin(&arguments, &memory);
+        sync::named(TABLE_BARRIER, THREADS);
+        let tiles = memory.tiles().read();
+        let mut share = Share::new(tiles, &first);
+        let control = Control::begin(arguments.control, tiles);
         let (mut position, mut buffer) = (Position::START, 0);
         let (mut tile, mut rows, mut units) = (NO_TILE, 0, 0);
         let mut is_first = true;
         loop {
-            // Not two loops: they would be all of this code twice.
             let projection = &if is_first { first } else { second };
-            while let Some(unit) = share.next() {
+            while let Some(unit) = share.next(projection) {
                 if unit.tile != tile {
                     if is_first {
                         control.publish(tile, units);
@@ -269,9 +275,9 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                 break;
             }
             control.publish(tile, units);
-            (share, tile, is_first) = (second_share, NO_TILE, false);
+            (share, tile, is_first) = (Share::new(memory.tiles().read(), &second), NO_TILE, false);
         }
 
-        sum_up::sum_up(&arguments, tiles, &whole, &control, &memory);
+        sum_up::sum_up(&arguments, &control, &memory);
     }
 }

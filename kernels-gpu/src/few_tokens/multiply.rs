@@ -1,8 +1,8 @@
-//! The product of a unit's weights and a tile's rows, by eight warps.
+//! The product of a unit's weights and a tile's rows, by sixteen warps.
 //!
 //! ```text
 //!   a unit's rows:  row groups of 16, eight of each half       RG = half_rows / 8 of them: 1, 2, 4 or 8
-//!   warp w          row group w % RG, of every stage the groups of 128 of K  w / RG, w / RG + 8 / RG, ..
+//!   warp w          row group w % RG, of every stage the groups of 128 of K  w / RG, w / RG + 16 / RG, ..
 //!
 //!   m16n8k32, lane (g, q) = (lane / 4, lane % 4), of 64 bytes of K from k on
 //!     A   row g: row r(g) of the first half       its 16 bytes from k + 16 q on, 8 of them to each product
@@ -31,6 +31,7 @@ use super::memory::{Memory, Position};
 use super::tiles::Unit;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, Projection};
 use crate::abi::BScaleKind;
+use crate::gemm::recomputed;
 
 /// Multiplies the unit in the stages from `position` on by the input rows, of which there are `rows`, and
 /// leaves the sums of every warp in `buffer`, visible to all consumers. Returns the place after the stages.
@@ -51,7 +52,9 @@ pub unsafe fn unit(
 ) -> Position {
     let Projection { weight_scale_kind, half_rows, stage_k, .. } = *projection;
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
-    let (lane, warp) = (thread::lane_id(), thread::warp_id());
+    // What depends on the thread is worked out for each unit: it would take registers from unit to unit.
+    let thread = recomputed(thread::thread_idx_x());
+    let (lane, warp) = (thread % 32, thread / 32);
     let (g, q) = (lane / 4, lane % 4);
     let log2 = projection.row_groups_log2();
     let (row, first_group, step) =
@@ -173,14 +176,23 @@ pub unsafe fn sum(log2: u32, memory: &Memory, buffer: u32, half: u32, within: u3
     let (lane, component) = (g_of(within % 8) * 4 + row / 2, 2 * half + row % 2);
     let parts = CONSUMER_WARPS >> log2;
     let first = memory.partials(buffer, within / 8).add(lane).cast::<f32>().add(component);
-    // All eight at once, so that their latencies overlap; some twice where there are fewer.
+    // Four at once, so that their latencies overlap; some twice where there are fewer.
     let part = |part: u32| {
         let from = first.byte_add(part.min(parts - 1) * (512 << log2));
         // SAFETY: the caller's contract.
         let value = unsafe { from.read() };
         if part < parts { value } else { 0.0 }
     };
-    let [a, b, c, d] = [part(0), part(1), part(2), part(3)];
-    let [e, f, g, h] = [part(4), part(5), part(6), part(7)];
-    ((a + b) + (c + d)) + ((e + f) + (g + h))
+    let four = |first: u32| {
+        let [a, b, c, d] = [part(first), part(first + 1), part(first + 2), part(first + 3)];
+        (a + b) + (c + d)
+    };
+    let mut sum = four(0);
+    if parts > 4 {
+        sum += four(4);
+    }
+    if parts > 8 {
+        sum += four(8) + four(12);
+    }
+    sum
 }

@@ -6,7 +6,7 @@
 use cuda_std::code::Flag;
 use cuda_std::l2::Policy;
 use cuda_std::shared::Shared;
-use cuda_std::warp::FULL_MASK;
+use cuda_std::warp::{FULL_MASK, elect};
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
 use super::memory::{Memory, Position};
@@ -48,17 +48,16 @@ pub unsafe fn fill(
         // and group; the barrier expects the bytes before any are asked for. Rows, and scales by the kind's
         // number, exist.
         unsafe {
-            if thread::lane_id() == 0 {
+            if elect() {
                 mbarrier::arrive_expect_tx(full, 2 * half_rows * bytes);
-                let (mut to, mut outer) = (memory.stage(position), 0);
-                while outer < copies.outer {
-                    let (mut from, mut inner) = (copies.first.wrapping_add(outer as usize * copies.far), 0);
-                    while inner < copies.inner {
-                        bulk::load_hinted(to, from, copies.bytes, full, once);
-                        from = from.wrapping_add(copies.near);
-                        (to, inner) = (to + copies.bytes, inner + 1);
+                let (mut to, mut from, mut copy) = (memory.stage(position), copies.first, 0);
+                while copy < copies.count {
+                    bulk::load_hinted(to, from, copies.bytes, full, once);
+                    copy += 1;
+                    (to, from) = (to + copies.bytes, from.wrapping_add(copies.near));
+                    if copy & copies.mask == 0 {
+                        from = from.wrapping_add(copies.jump);
                     }
-                    outer += 1;
                 }
             }
             sync::warp(FULL_MASK);
@@ -71,23 +70,27 @@ pub unsafe fn fill(
     position
 }
 
-/// The copies that make a stage, one behind the other in it: `outer` times `inner` of them.
+/// The copies that make a stage, one behind the other in it. In memory they lie in runs.
 struct Copies {
     first: *const u8,
-    outer: u32,
-    inner: u32,
+    count: u32,
+    /// Copies of a run, less 1: of a power of two.
+    mask: u32,
     /// Bytes of one.
     bytes: u32,
-    /// Bytes from one to the next in memory, of the outer and of the inner number.
-    far: usize,
+    /// Bytes from one to the next of a run.
     near: usize,
+    /// Bytes from there to the next run.
+    jump: usize,
 }
 
 /// Where a unit's weights are: the first copy at K = 0, and what lies between copies.
 struct Weights {
     first: *const u8,
     packed: bool,
+    /// Bytes from half to half, or of packed weights from slab to slab, which both halves share evenly.
     far: usize,
+    /// Bytes from row to row; of packed weights unused.
     near: usize,
 }
 
@@ -114,7 +117,7 @@ impl Weights {
         let line = (expert * rows + item) as usize * (k / 128) as usize + (row - item) as usize;
         let height = u32::min(rows - item, ITEM) as usize;
         let first = weights.wrapping_add(line * 128);
-        Self { first, packed: true, far: height * 128, near: ITEM as usize / 2 * 128 }
+        Self { first, packed: true, far: height * 128, near: 0 }
     }
 
     /// Those of `bytes` bytes of K from `at` on.
@@ -123,16 +126,18 @@ impl Weights {
         let Self { first, packed, far, near } = *self;
         let half_rows = projection.half_rows;
         if packed {
-            let (slab, outer) = (at as usize / 128, bytes / 128);
-            let (inner, lines) =
-                if projection.has_neighbours() { (1, 2 * half_rows) } else { (2, half_rows) };
+            let (slab, slabs) = (at as usize / 128, bytes / 128);
             let first = first.wrapping_add(slab * far);
-            Copies { first, outer, inner, bytes: lines * 128, far, near }
+            let halves = if projection.has_neighbours() { 1 } else { 2 };
+            let bytes = 2 / halves * half_rows * 128;
+            Copies { first, count: halves * slabs, mask: 0, bytes, near: far / halves as usize, jump: 0 }
         } else if bytes == projection.k {
             // Rows are neighbours: each half is one line.
-            Copies { first, outer: 2, inner: 1, bytes: half_rows * bytes, far, near }
+            Copies { first, count: 2, mask: 0, bytes: half_rows * bytes, near: far, jump: 0 }
         } else {
-            Copies { first: first.wrapping_add(at as usize), outer: 2, inner: half_rows, bytes, far, near }
+            let (first, mask) = (first.wrapping_add(at as usize), half_rows - 1);
+            let jump = far - half_rows as usize * near;
+            Copies { first, count: 2 * half_rows, mask, bytes, near, jump }
         }
     }
 }

@@ -7,6 +7,7 @@ use super::multiply::sum;
 use super::tiles::Unit;
 use super::{CONSUMERS, FewTokens, Projection};
 use crate::elementwise::activation::functions::activate;
+use crate::gemm::recomputed;
 
 /// Stores the values or products of a unit and its tile's rows, of which there are `rows`.
 ///
@@ -23,10 +24,11 @@ pub unsafe fn store(
     buffer: u32,
 ) {
     let FewTokens { ref second, activated, products, limit, function, tokens, top_k, .. } = *arguments;
-    let (log2, columns_log2) = (projection.row_groups_log2(), projection.half_rows.trailing_zeros());
+    let log2 = projection.row_groups_log2();
+    let columns_log2 = log2 + 3;
     // Of a power of two, which a division would not know.
     let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
-    let mut at = thread::thread_idx_x();
+    let mut at = recomputed(thread::thread_idx_x());
     let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
     while at < all {
         // SAFETY: the row is the tile's and the column the unit's; one thread stores the value.

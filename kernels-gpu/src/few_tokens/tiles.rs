@@ -2,85 +2,115 @@
 //!
 //! ```text
 //!   top_k = 2, ids   7 3 | 3 -1 | 7 3        pairs 0 .. 5
-//!   tile 0           expert 3: pairs 1 2 5
-//!   tile 1           expert 7: pairs 0 4
+//!   tile 0           expert 7: pairs 0 4
+//!   tile 1           expert 3: pairs 1 2 5
 //! ```
 //!
-//! Tiles ascend by expert, the rows of an expert by pair; an expert with more rows than a tile holds has
-//! several. One thread to a pair compares it with all others: a sort of some tens of pairs.
+//! Tiles come in the order of their first pairs, and so do the rows of a tile; an expert with more rows than a
+//! tile holds has several. The producer warp alone builds the tables, since no weight can be asked for before
+//! they are there: a lane to a pair, which it compares with all others, four to a read.
 
+use core::ops::Range;
+
+use cuda_std::thread::WARP_SIZE;
+use cuda_std::warp::{FULL_MASK, ballot};
 use cuda_std::{memory, sync, thread};
 
 use super::memory::Memory;
 use super::{FEW_TILE_ROWS, FewTokens, Projection};
+use crate::gemm::recomputed;
 
 /// The expert of a pair that has none on this rank.
 pub const NO_EXPERT: u32 = u32::MAX;
 /// No tile.
 pub const NO_TILE: u32 = u32::MAX;
 
-/// Builds the tables; returns the number of tiles. All threads of the block call it together.
+/// Builds the tables, and initialises the ring; returns the number of tiles. The producer warp calls it, all
+/// lanes together; a barrier lies between it and the reads of others.
 ///
 /// # Safety
 /// The contract of the kernel.
 #[inline(always)]
 pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
-    let FewTokens { topk_ids, topk_weights, expert_map, tokens, top_k, experts, local_experts, .. } =
-        *arguments;
-    let (pair, pairs, height) =
-        (thread::thread_idx_x(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
-    let mut expert = NO_EXPERT;
-    // SAFETY: a pair has an id and a weight, a valid id a place in the map. Every word of the tables is
-    // written by one thread, and block barriers lie between writes and reads.
+    let FewTokens { topk_ids, expert_map, tokens, top_k, experts, local_experts, .. } = *arguments;
+    let (lane, pairs, height) =
+        (thread::lane_id(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
+    let mut tiles = 0;
+    // SAFETY: a pair has an id, a valid id a place in the map, and each pair a place in the tables. Every word of
+    // them is written by one lane, and barriers of the warp lie between writes and reads.
     unsafe {
-        if pair < pairs {
-            let id = memory::load_nc(topk_ids.add(pair as usize)) as u32;
-            let weight = memory::load_nc(topk_weights.add(pair as usize));
-            if id < experts {
-                expert = if expert_map.is_null() {
-                    id
-                } else {
-                    memory::load_nc(expert_map.add(id as usize)) as u32
-                };
-            }
-            if expert >= local_experts {
-                expert = NO_EXPERT;
-            }
-            shared.pair_expert(pair).write(expert);
-            shared.pair_weight(pair).write(weight);
+        // All four are under way before one is waited for.
+        let load = |round: u32| {
+            let pair = round * WARP_SIZE + lane;
+            if pair < pairs { memory::load_nc(topk_ids.add(pair as usize)) as u32 } else { NO_EXPERT }
+        };
+        let ids = [load(0), load(1), load(2), load(3)];
+        if lane == 0 {
+            shared.begin_ring();
         }
-        sync::block();
-        // Its place among the pairs of its expert, and how many those are.
-        let (mut place, mut count, mut other) = (0, 0, 0);
-        if pair < pairs {
+        let local = |id: u32| {
+            let mut expert = id;
+            if id < experts && !expert_map.is_null() {
+                expert = memory::load_nc(expert_map.add(id as usize)) as u32;
+            }
+            if id < experts && expert < local_experts { expert } else { NO_EXPERT }
+        };
+        let of = [local(ids[0]), local(ids[1]), local(ids[2]), local(ids[3])];
+        shared.pair_expert(lane).write(of[0]);
+        shared.pair_expert(WARP_SIZE + lane).write(of[1]);
+        shared.pair_expert(2 * WARP_SIZE + lane).write(of[2]);
+        shared.pair_expert(3 * WARP_SIZE + lane).write(of[3]);
+        sync::warp(FULL_MASK);
+
+        let mut first = 0;
+        while first < pairs {
+            let pair = first + lane;
+            let expert = shared.pair_expert(pair).read();
+            // The pair that begins its tile, its row there, and how many its expert has before it and in all.
+            let (mut leader, mut row, mut before, mut count) = (pair, 0, 0, 0);
+            let mut visit = |other: u32, its: u32| {
+                let is_same = its == expert;
+                count += u32::from(is_same);
+                if is_same && other < pair {
+                    leader = if row == 0 { other } else { leader };
+                    row = if row + 1 == height { 0 } else { row + 1 };
+                    before += 1;
+                }
+            };
+            let mut other = 0;
             while other < pairs {
-                let same = shared.pair_expert(other).read() == expert;
-                count += u32::from(same);
-                place += u32::from(same && other < pair);
-                other += 1;
+                let [a, b, c, d]: [u32; 4] = shared.pair_expert(other).cast().read();
+                visit(other, a);
+                visit(other + 1, b);
+                visit(other + 2, c);
+                visit(other + 3, d);
+                other += 4;
             }
-            let begins = place.is_multiple_of(height);
-            shared.pair_begins(pair).write(if begins { expert } else { NO_EXPERT });
-        }
-        sync::block();
-        let (mut tiles, mut before, mut other) = (0, 0, 0);
-        while other < pairs {
-            let begun = shared.pair_begins(other).read();
-            tiles += u32::from(begun != NO_EXPERT);
-            before += u32::from(begun < expert);
-            other += 1;
-        }
-        if expert != NO_EXPERT {
-            let (tile, row) = (before + place / height, place % height);
-            shared.tile_pair_place(tile, row).write(pair);
             if row == 0 {
-                shared.tile_expert_place(tile).write(expert);
-                shared.tile_size_place(tile).write(u32::min(count - place, height));
+                leader = pair;
             }
+            let begins = expert != NO_EXPERT && leader == pair;
+            let mask = ballot(FULL_MASK, begins);
+            if begins {
+                let tile = tiles + (mask & ((1 << lane) - 1)).count_ones();
+                shared.pair_tile(pair).write(tile);
+                shared.tile_expert_place(tile).write(expert);
+                shared.tile_size_place(tile).write(u32::min(count - before, height));
+            }
+            sync::warp(FULL_MASK);
+            if expert != NO_EXPERT {
+                let tile = shared.pair_tile(leader).read();
+                shared.tile_pair_place(tile, row).write(pair);
+            }
+            tiles += mask.count_ones();
+            first += WARP_SIZE;
         }
-        sync::block();
-        tiles
+        if lane == 0 {
+            shared.tiles().write(tiles);
+        }
+        sync::warp(FULL_MASK);
     }
+    tiles
 }
 
 /// Stores how many pairs the experts before each have, as a sort by expert would begin. All lanes of a warp call
@@ -109,16 +139,11 @@ pub unsafe fn store_offsets(arguments: &FewTokens, shared: &Memory) {
 /// What is left of a block's share of the units of all tiles.
 #[derive(Clone, Copy)]
 pub struct Share {
-    /// The next unit, and the one behind the last, counted over all tiles.
-    pub next: u32,
-    pub end: u32,
-    /// Units of a tile.
-    pub units: u32,
+    left: u32,
     /// Where the next one is, counted up: divisions take longer than a stage's copies.
-    index: u32,
     unit: Unit,
-    stride: u32,
-    parts: u32,
+    /// Its number in its tile.
+    index: u32,
 }
 
 /// Some rows of an expert's matrix, by some of K.
@@ -131,34 +156,40 @@ pub struct Unit {
     pub part: u32,
 }
 
+/// This block's units, counted over all tiles.
+#[inline(always)]
+pub fn units(tiles: u32, projection: &Projection) -> Range<u32> {
+    let (block, blocks) = (recomputed(thread::block_idx_x()), thread::grid_dim_x());
+    // The host has checked that the product fits.
+    let start = |block: u32| tiles * projection.units * block / blocks;
+    start(block)..start(block + 1)
+}
+
 impl Share {
     /// This block's.
     #[inline(always)]
     pub fn new(tiles: u32, projection: &Projection) -> Self {
-        let Projection { units, stride, parts, .. } = *projection;
-        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-        let all = tiles * units;
-        // floor(all * block / blocks), without the product that would take 64 bits.
-        let start = |block: u32| all / blocks * block + all % blocks * block / blocks;
-        let (next, end) = (start(block), start(block + 1));
-        let index = next % units;
-        let unit = Unit { tile: next / units, row: index / parts * stride, part: index % parts };
-        Self { next, end, units, index, unit, stride, parts }
+        let Range { start, end } = units(tiles, projection);
+        let (tile, index) = (start / projection.units, start % projection.units);
+        // Parts are a power of two.
+        let (column, part) = (index >> projection.parts.trailing_zeros(), index & (projection.parts - 1));
+        Self { left: end - start, unit: Unit { tile, row: column * projection.stride, part }, index }
     }
 
+    /// The next one, of the projection that the share was made for.
     #[inline(always)]
-    pub fn next(&mut self) -> Option<Unit> {
-        if self.next == self.end {
+    pub fn next(&mut self, projection: &Projection) -> Option<Unit> {
+        if self.left == 0 {
             return None;
         }
         let unit = self.unit;
-        self.next += 1;
+        self.left -= 1;
         self.index += 1;
         self.unit.part += 1;
-        if self.unit.part == self.parts {
-            (self.unit.part, self.unit.row) = (0, unit.row + self.stride);
+        if self.unit.part == projection.parts {
+            (self.unit.part, self.unit.row) = (0, unit.row + projection.stride);
         }
-        if self.index == self.units {
+        if self.index == projection.units {
             self.index = 0;
             self.unit = Unit { tile: unit.tile + 1, row: 0, part: 0 };
         }
@@ -178,6 +209,6 @@ impl Projection {
     /// The binary logarithm of its row groups: eight rows of each half.
     #[inline(always)]
     pub fn row_groups_log2(&self) -> u32 {
-        self.half_rows.trailing_zeros() - 3
+        recomputed(self.half_rows).trailing_zeros() - 3
     }
 }

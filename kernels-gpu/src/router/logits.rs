@@ -203,7 +203,7 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
     /// # Safety
     /// All 256 threads execute it together; `gate` has `planes` planes; `logits [hidden.rows, gate.rows]`.
     #[inline(always)]
-    unsafe fn run(hidden: Matrix, gate: Matrix, planes: u32, logits: Out) {
+    unsafe fn run(hidden: Matrix, gate: Matrix, planes: u32, out: Out) {
         const { assert!(WM * WN * WK == WARPS) };
         let (lane, warp_id) = (thread::lane_id(), thread::warp_id());
         let (g, q) = (lane / 4, lane % 4);
@@ -232,6 +232,10 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         unsafe {
             Self::add_sets(&mut sums, wk, warp_id % (WM * WN), lane);
             if wk == 0 {
+                let Out { logits, bias } = out;
+                if !bias.is_null() {
+                    Self::add_bias(&mut sums, bias, gate.rows, first_expert + 2 * q);
+                }
                 Self::store(&sums, hidden.rows, gate.rows, first_token + g, first_expert + 2 * q, logits);
             }
         }
@@ -384,6 +388,33 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         }
     }
 
+    /// Adds the bias of every column to the sums; `expert` is that of the lane's first output. A pass of its
+    /// own, so that the stores need no register for it.
+    ///
+    /// # Safety
+    /// `bias [experts]`.
+    #[inline(always)]
+    unsafe fn add_bias(sums: &mut [[[f32; 4]; FN]; FM], bias: *const f32, experts: u32, expert: u32) {
+        let mut n = 0;
+        while n < FN {
+            let expert = expert + 8 * n as u32;
+            // Columns past the last get its bias, and are not stored.
+            let of = #[inline(always)]
+            |expert: u32| {
+                // SAFETY: the expert exists.
+                unsafe { memory::load_nc(bias.add(expert.min(experts - 1) as usize)) }
+            };
+            let (left, right) = (of(expert), of(expert + 1));
+            let mut m = 0;
+            while m < FM {
+                let [a, b, c, d] = sums[m][n];
+                sums[m][n] = [a + left, b + right, c + left, d + right];
+                m += 1;
+            }
+            n += 1;
+        }
+    }
+
     /// Stores what lies inside `[tokens, experts]`. `token` and `expert` are those of the lane's first
     /// output.
     ///
@@ -396,23 +427,17 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         experts: u32,
         token: u32,
         expert: u32,
-        logits: Out,
+        logits: *mut f32,
     ) {
-        const { assert!(FM <= 2) };
-        let one = #[inline(always)]
-        |m: usize| {
+        let mut m = 0;
+        while m < FM {
             let token = token + 16 * m as u32;
             // SAFETY: the matrix is as the caller says.
             unsafe {
                 Self::store_row(&sums[m], 0, tokens, experts, token, expert, logits);
                 Self::store_row(&sums[m], 2, tokens, experts, token + 8, expert, logits);
             }
-        };
-        if FM > 0 {
-            one(0);
-        }
-        if FM > 1 {
-            one(1);
+            m += 1;
         }
     }
 
@@ -428,37 +453,25 @@ impl<const WM: u32, const WN: u32, const WK: u32, const FM: usize, const FN: usi
         experts: u32,
         token: u32,
         expert: u32,
-        logits: Out,
+        logits: *mut f32,
     ) {
         if token >= tokens {
             return;
         }
-        // Written out: in a loop of this size LLVM keeps the sums in local memory.
-        const { assert!(FN <= 4) };
-        let one = #[inline(always)]
-        |n: usize| {
+        let row = logits.wrapping_add(token as usize * experts as usize);
+        let mut n = 0;
+        while n < FN {
             let expert = expert + 8 * n as u32;
             // SAFETY: token < tokens, and each expert is below `experts` where it is stored.
             unsafe {
                 if expert < experts {
-                    logits.put(token, expert, experts, sums[n][at]);
+                    *row.add(expert as usize) = sums[n][at];
                 }
                 if expert + 1 < experts {
-                    logits.put(token, expert + 1, experts, sums[n][at + 1]);
+                    *row.add(expert as usize + 1) = sums[n][at + 1];
                 }
             }
-        };
-        if FN > 0 {
-            one(0);
-        }
-        if FN > 1 {
-            one(1);
-        }
-        if FN > 2 {
-            one(2);
-        }
-        if FN > 3 {
-            one(3);
+            n += 1;
         }
     }
 }

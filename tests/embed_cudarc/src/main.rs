@@ -8,14 +8,13 @@
 
 mod gpu;
 
-use cudarc::driver::CudaContext;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::args().nth(1).as_deref() == Some("gpu") { gpu::run() } else { beside_libcuda() }
 }
 
 #[cfg(feature = "sim")]
 fn beside_libcuda() -> Result<(), Box<dyn std::error::Error>> {
+    use cudarc::driver::CudaContext;
     use cudarc::driver::sys::CUresult;
     use fp8_moe::{Device, DeviceSpec};
 

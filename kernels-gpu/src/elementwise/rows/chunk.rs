@@ -148,6 +148,20 @@ pub fn vectorised<T>(rows: *const T, columns: u32) -> bool {
     columns.is_multiple_of(CHUNK) && (rows as usize).is_multiple_of(16)
 }
 
+/// Loads what exists of the chunk at `column`, element by element.
+///
+/// # Safety
+/// The row is readable global memory that no other thread writes.
+#[inline(always)]
+unsafe fn load_singly<T: Element>(values: &mut Chunk, row: *const T, column: u32, columns: u32) {
+    for i in 0..CHUNK {
+        if column + i < columns {
+            // SAFETY: the column exists.
+            values[i as usize] = unsafe { row.add((column + i) as usize).read() }.to_f32();
+        }
+    }
+}
+
 /// The chunk at `column` of the row at `row`, which has `columns` columns; zeros past its end.
 ///
 /// # Safety
@@ -163,12 +177,8 @@ pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, v
             values = unsafe { T::load(row.add(column as usize)) };
         }
     } else {
-        for i in 0..CHUNK {
-            if column + i < columns {
-                // SAFETY: the column exists.
-                values[i as usize] = unsafe { row.add((column + i) as usize).read() }.to_f32();
-            }
-        }
+        // SAFETY: the caller's contract.
+        unsafe { load_singly(&mut values, row, column, columns) };
     }
     values
 }
@@ -187,12 +197,8 @@ pub unsafe fn load_own_chunk<T: Element>(row: *const T, column: u32, columns: u3
             values = unsafe { T::load_strong(row.add(column as usize)) };
         }
     } else {
-        for i in 0..CHUNK {
-            if column + i < columns {
-                // SAFETY: the column exists.
-                values[i as usize] = unsafe { row.add((column + i) as usize).read() }.to_f32();
-            }
-        }
+        // SAFETY: the caller's contract.
+        unsafe { load_singly(&mut values, row, column, columns) };
     }
     values
 }

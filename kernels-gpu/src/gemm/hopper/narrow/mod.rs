@@ -94,6 +94,8 @@ pub const NARROW_16: GemmTile = GemmTile {
     partial_bytes: partial_bytes(16),
 };
 
+// rustfmt would indent the attribute further each time.
+#[rustfmt::skip]
 macro_rules! plain {
     ($name:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
@@ -101,11 +103,11 @@ macro_rules! plain {
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
         #[kernel(
-                                            threads = THREADS,
-                                            wgmma_n = $n,
-                                            overlap = within,
-                                            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
-                                        )]
+            threads = THREADS,
+            wgmma_n = $n,
+            overlap = within,
+            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
+        )]
         pub unsafe fn $name(arguments: HopperGemm) {
             let HopperGemm { a, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
             let (b, slab_scales) = (arguments.matrix(), arguments.slab_scales());
@@ -159,6 +161,8 @@ macro_rules! plain {
 plain!(hopper_narrow_8, 8, 4);
 plain!(hopper_narrow_16, 16, 8);
 
+// rustfmt would indent the attribute further each time.
+#[rustfmt::skip]
 macro_rules! gated {
     ($name:ident, $n:literal, $registers:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]

@@ -7,7 +7,7 @@
 use cuda_std::math::fma;
 use cuda_std::{thread, unroll, warp, wgmma};
 
-use super::store::WARP_BYTES;
+use super::WARP_BYTES;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};

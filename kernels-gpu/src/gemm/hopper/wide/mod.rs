@@ -82,10 +82,13 @@ pub const WIDE: GemmTile = GemmTile {
     partial_bytes: 0,
 };
 
+/// Bytes of shared memory that a warp's 16 rows take.
+const WARP_BYTES: u32 = 16 * store::ROW_BYTES;
+
 /// Dynamic shared memory: the ring, and behind it the notes, the scales of whole sums, and rows on their way
 /// to D.
 const fn shared_bytes<const PROMOTED: bool>() -> u32 {
-    staging::<PROMOTED>() + CONSUMER_WARPS * store::WARP_BYTES
+    staging::<PROMOTED>() + CONSUMER_WARPS * WARP_BYTES
 }
 
 /// Where in it the rows are on their way to D: at a multiple of 128 bytes, so that chunks can be exchanged by

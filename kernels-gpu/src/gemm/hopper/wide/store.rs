@@ -51,9 +51,7 @@ const F16: u32 = OutType::F16 as u32;
 
 /// Columns of a pass, and bytes of a warp's place for it.
 const COLUMNS: u32 = 64;
-const ROW_BYTES: u32 = 2 * COLUMNS;
-/// Bytes of shared memory that a warp's 16 rows take.
-pub const WARP_BYTES: u32 = 16 * ROW_BYTES;
+pub const ROW_BYTES: u32 = 2 * COLUMNS;
 
 /// Stores 16 rows of the warp as 16-bit elements; `convert` makes two of them.
 ///
@@ -72,7 +70,7 @@ unsafe fn store_16_bits(
     let (matrix, matrix_row) = (lane / 8, lane % 8);
     // Where the lane's row of its matrix goes, of the first two chunks: two chunks further is another xor.
     let row = matrix_row + matrix % 2 * 8;
-    let to = rows.staging + row * ROW_BYTES + (matrix / 2 ^ matrix_row) * 16;
+    let to = rows.staging + row * ROW_BYTES + ((matrix / 2) ^ matrix_row) * 16;
     // In a load and store, the lane has chunk `lane % 8` of rows `4 i + lane / 8`.
     let (chunk, line) = (lane % 8, lane / 8);
     let first = rows.row - lane / 4 + line;
@@ -92,7 +90,7 @@ unsafe fn store_16_bits(
         sync::warp(FULL_MASK);
         let exists = column + pass * COLUMNS < *n;
         unroll!(for i in 0..4 {
-            let from = rows.staging + (4 * i + line) * ROW_BYTES + (chunk ^ (4 * i + line) % 8) * 16;
+            let from = rows.staging + (4 * i + line) * ROW_BYTES + (chunk ^ ((4 * i + line) % 8)) * 16;
             if exists && first + 4 * i < tile.rows {
                 // SAFETY: written before the warp met. The row is the tile's and the column D's; N and the
                 // column are multiples of 8, so that the 8 elements of 2 bytes exist and are 16-byte aligned
@@ -117,11 +115,13 @@ unsafe fn store_f32(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &Ho
     let HopperGemm { out, n, .. } = arguments;
     let column = tile.n0 + 2 * rows.quad_lane;
     unroll!(for h in 0..2 {
-        if rows.row + 8 * h < tile.rows {
-            let start = (tile.first_row + rows.row + 8 * h) as usize * *n as usize + column as usize;
+        let row = rows.row + 8 * h;
+        if row < tile.rows {
+            let start = (tile.first_row + row) as usize * *n as usize + column as usize;
             let to = out.cast::<f32>().wrapping_add(start);
             unroll!(for j in 0..32 {
-                if column + 8 * j < *n {
+                let exists = column + 8 * j < *n;
+                if exists {
                     // SAFETY: the row is the tile's and the column D's, even, so that both elements exist and
                     // are 8-byte aligned.
                     unsafe {
@@ -158,7 +158,8 @@ unsafe fn add(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGe
             let to = out.cast::<f32>().wrapping_add(start);
             unroll!(for j in 0..32 {
                 let pair = [total[4 * j + 2 * h] * weight, total[4 * j + 2 * h + 1] * weight];
-                if column + 8 * j < *n {
+                let exists = column + 8 * j < *n;
+                if exists {
                     // SAFETY: the token's sums exist; the column is theirs and even, so that both elements
                     // exist and are 8-byte aligned.
                     unsafe {

@@ -16,8 +16,8 @@ use std::borrow::Cow;
 
 use half::bf16;
 
-use super::weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, RouterWeights, exactly};
-use crate::config::{MoeConfig, SharedExpert, SharedKind, SharedRun, WeightScales};
+use super::{ExpertWeights, MoeDeviceWeights, MoeWeights, RouterWeights, exactly};
+use crate::config::{MoeConfig, SCALE_BLOCK, SharedExpert, SharedKind, SharedRun, WeightScales};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::device::Device;
@@ -102,7 +102,7 @@ impl RouterWeights<'_> {
     }
 
     /// The rows of both, one behind the other.
-    pub(super) fn stacked(&self, below: &RouterWeights<'_>) -> RouterWeights<'static> {
+    pub(in crate::layer) fn stacked(&self, below: &RouterWeights<'_>) -> RouterWeights<'static> {
         match (self, below) {
             (RouterWeights::Bf16(above), RouterWeights::Bf16(below)) => {
                 RouterWeights::Bf16([&above[..], &below[..]].concat().into())
@@ -114,7 +114,7 @@ impl RouterWeights<'_> {
 
 impl SharedWeights<'_> {
     /// Refuses weights that do not fit `config`, or are not finite.
-    pub(super) fn validate(&self, config: &MoeConfig, shared: SharedExpert) -> Result<()> {
+    pub(in crate::layer) fn validate(&self, config: &MoeConfig, shared: SharedExpert) -> Result<()> {
         let (h, size) = (config.hidden_size, shared.intermediate_size);
         require(self.gate.is_some() == shared.gate, OP, "shared.gate", self.gate.is_some(), || {
             format!("must be given: {}, as the config says", shared.gate)
@@ -160,7 +160,7 @@ impl SharedWeights<'_> {
     }
 
     /// The experts that it is computed as, in order; none where it runs beside them.
-    pub(super) fn parts(&self, config: &MoeConfig) -> Vec<ExpertWeights<'_>> {
+    pub(in crate::layer) fn parts(&self, config: &MoeConfig) -> Vec<ExpertWeights<'_>> {
         match (&self.matrices, config.shared_slots()) {
             (SharedMatrices::Quantised { expert, .. }, parts) => {
                 (0..parts).map(|part| part_of(expert, config, part, parts)).collect()
@@ -170,7 +170,11 @@ impl SharedWeights<'_> {
     }
 
     /// Uploads what is not part of the layer's experts.
-    pub(super) fn upload(&self, device: &Device, config: &MoeConfig) -> Result<SharedDeviceWeights> {
+    pub(in crate::layer) fn upload(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+    ) -> Result<SharedDeviceWeights> {
         let upload = |weights: &RouterWeights<'_>| weights.upload(device).map(DeviceMemory::from);
         let gate = || self.gate.as_ref().map(upload).transpose();
         match (&self.matrices, config.shared_layer()) {
@@ -205,7 +209,7 @@ fn part_of<'a>(
     parts: usize,
 ) -> ExpertWeights<'a> {
     let (h, i) = (config.hidden_size, config.intermediate_size);
-    let blocks = h.div_ceil(128);
+    let blocks = h.div_ceil(SCALE_BLOCK);
     // Without a gate there is nothing of it.
     let rows = |matrix: &'a [_]| match matrix {
         [] => Cow::Borrowed(matrix),
@@ -217,7 +221,9 @@ fn part_of<'a>(
             WeightScales::Tensor => scales,
             WeightScales::Channel => &scales[part * i..(part + 1) * i],
             WeightScales::Block128 if parts == 1 => scales,
-            WeightScales::Block128 => &scales[part * (i / 128) * blocks..(part + 1) * (i / 128) * blocks],
+            WeightScales::Block128 => {
+                &scales[part * (i / SCALE_BLOCK) * blocks..(part + 1) * (i / SCALE_BLOCK) * blocks]
+            }
         })
     };
     ExpertWeights {
@@ -227,9 +233,12 @@ fn part_of<'a>(
         gate_scale: row_scales(&expert.gate_scale),
         up_scale: row_scales(&expert.up_scale),
         down_scale: match config.quantization.weights() {
-            WeightScales::Block128 if parts > 1 => {
-                columns(&expert.down_scale, parts * (i / 128), part * (i / 128), i / 128)
-            }
+            WeightScales::Block128 if parts > 1 => columns(
+                &expert.down_scale,
+                parts * (i / SCALE_BLOCK),
+                part * (i / SCALE_BLOCK),
+                i / SCALE_BLOCK,
+            ),
             _ => Cow::Borrowed(&expert.down_scale),
         },
     }
@@ -247,12 +256,17 @@ fn columns<T: Copy>(matrix: &[T], width: usize, first: usize, count: usize) -> C
 pub(crate) enum Shared {
     Experts { gate: Option<DeviceMemory<bf16>> },
     Bf16 { w13: DeviceMemory<bf16>, w2: DeviceMemory<bf16>, gate: Option<DeviceMemory<bf16>> },
-    Layer(Box<super::weights::DeviceWeights>),
+    Layer(Box<super::DeviceWeights>),
 }
 
 impl SharedDeviceWeights {
     /// Refuses buffers that do not fit `config` or lie on another device.
-    pub(super) fn validate(&self, device: &Device, config: &MoeConfig, shared: SharedExpert) -> Result<()> {
+    pub(in crate::layer) fn validate(
+        &self,
+        device: &Device,
+        config: &MoeConfig,
+        shared: SharedExpert,
+    ) -> Result<()> {
         let (h, size) = (config.hidden_size, shared.intermediate_size);
         let planes = |name: &str, memory: &DeviceMemory<bf16>, elements: usize| {
             let planes = (memory.len() / elements).clamp(1, 3);
@@ -297,7 +311,7 @@ impl SharedDeviceWeights {
     }
 
     /// As a forward takes them.
-    pub(super) fn complete(self, device: &Device, config: &MoeConfig) -> Result<Shared> {
+    pub(in crate::layer) fn complete(self, device: &Device, config: &MoeConfig) -> Result<Shared> {
         Ok(match self {
             SharedDeviceWeights::Experts { gate } => Shared::Experts { gate },
             SharedDeviceWeights::Bf16 { w13, w2, gate } => Shared::Bf16 { w13, w2, gate },
