@@ -28,7 +28,7 @@ use crate::gemm::recomputed;
 const BATCH: u32 = 2;
 
 /// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights. All
-/// consumers call it together; the tables' barrier follows.
+/// consumers call it together; a barrier of the block follows.
 ///
 /// # Safety
 /// The contract of the kernel.

@@ -86,8 +86,6 @@ const CONSUMERS: u32 = 32 * CONSUMER_WARPS;
 const THREADS: u32 = CONSUMERS + 32;
 /// The named barrier of the consumers.
 const CONSUMER_BARRIER: u32 = 1;
-/// The named barrier at which the consumers wait for the producer's tables.
-const TABLE_BARRIER: u32 = 2;
 
 /// Most pairs of a token and a slot.
 #[host]
@@ -226,7 +224,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         if thread::warp_id() == CONSUMER_WARPS {
             let tiles = tiles::build(&arguments, &memory);
-            sync::named_arrive(TABLE_BARRIER, THREADS);
+            sync::block();
             let (mut position, mut share, mut is_first) = (Position::START, Share::new(tiles, &first), true);
             loop {
                 // Not two loops: they would be all of this code twice.
@@ -247,7 +245,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
         }
 
         inputs::begin(&arguments, &memory);
-        sync::named(TABLE_BARRIER, THREADS);
+        sync::block();
         let tiles = memory.tiles().read();
         let mut share = Share::new(tiles, &first);
         let control = Control::begin(arguments.control, tiles);

@@ -26,7 +26,7 @@ pub const NO_EXPERT: u32 = u32::MAX;
 pub const NO_TILE: u32 = u32::MAX;
 
 /// Builds the tables, and initialises the ring; returns the number of tiles. The producer warp calls it, all
-/// lanes together; a barrier lies between it and the reads of others.
+/// lanes together; a barrier of the block lies between it and the reads of others.
 ///
 /// # Safety
 /// The contract of the kernel.
