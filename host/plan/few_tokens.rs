@@ -115,13 +115,20 @@ impl FewTokensPlan {
     }
 }
 
-/// Whether the launch was faster than the kernels of the ordinary path, on an H200: at one token whose experts
-/// have up to 40 MB. Its producer asks for copies of 2 KiB, and takes longer for them than memory does, so that
-/// it loses where there is more to stream; packed weights, whose copies are longer, have not been measured.
+/// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch reads
+/// if its tokens spread evenly, as measured on an H200 (`docs/PERFORMANCE.md`). It saves some 9 us of launches and
+/// of streams begun anew, and loses 1 us for every 40 MB that it streams and more for every tile that a block
+/// begins, so that it pays for one token, for two with small experts, and for no more. Of weights as a checkpoint
+/// has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
-    const MOST_BYTES: usize = 40_000_000;
-    let experts = config.top_k * config.local_count() / config.experts.max(1);
-    tokens == 1 && !packed && experts * 3 * config.hidden_size * config.padded_intermediate() <= MOST_BYTES
+    let most_bytes = match (tokens, packed) {
+        (1, true) => 200e6,
+        (2, true) => 60e6,
+        (1, false) => 40e6,
+        _ => return false,
+    };
+    let of_expert = 3 * config.hidden_size * config.padded_intermediate();
+    expected_tiles(config, tokens) * of_expert as f64 <= most_bytes
 }
 
 /// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are tokens,
@@ -232,6 +239,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Where it was faster, and where it was not.
+    #[test]
+    fn taken_where_it_was_faster() {
+        let device = Device::for_test(None);
+        let is_taken = |model, tokens| {
+            let config = MoeConfig { path: Path::Auto, ..config(model) };
+            FewTokensPlan::new(&device, &config, tokens, true).is_some()
+        };
+        assert!(is_taken([256, 8, 2048, 512], 1) && is_taken([256, 8, 2048, 512], 2));
+        assert!(is_taken([160, 8, 5120, 1536], 1) && !is_taken([160, 8, 5120, 1536], 2));
+        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 2048, 512], 4));
     }
 
     #[test]
