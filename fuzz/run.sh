@@ -11,6 +11,8 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 triple=$(rustc -vV | sed -n 's/host: //p')
 cargo build --release --target "$triple"
 export TMPDIR=${TMPDIR:-/dev/shm}
+# Layers this small are read by one thread.
+export RAYON_NUM_THREADS=1
 for target in "${@:-header index config checkpoint}"; do
     for target in $target; do
         corpus=$(mktemp -d)

@@ -4,6 +4,7 @@
 //! driver failure says which driver call failed; a fault of a kernel is reported by the call that observed
 //! it.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use cust::CudaError;
@@ -122,13 +123,16 @@ impl From<CudaError> for Error {
 
 /// Refuses an argument unless `holds`: the one-line form of [`Error::Argument`].
 ///
+/// A forward asks this a hundred times: `value` is something that can be written (`format_args!`), and is
+/// written only for a refusal.
+///
 /// # Errors
 /// [`Error::Argument`], unless `holds`.
 pub fn require(
     holds: bool,
     op: &'static str,
     name: &str,
-    value: impl ToString,
+    value: impl Display,
     rule: impl FnOnce() -> String,
 ) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::argument(op, name, value, rule())) }

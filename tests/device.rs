@@ -238,6 +238,23 @@ fn devices_of_one_context_share_kernels() {
     assert!(Device::in_context(borrowed, None).unwrap().same_as(&a));
 }
 
+/// Whatever waited for an event of a stream that another program captures would be captured too.
+#[test]
+fn events_of_a_foreign_capture_are_refused() {
+    let driver = if device().is_emulated() { Driver::sim() } else { Driver::cuda() }.unwrap();
+    let context = Context::create(cust::Device::get(driver, 0).unwrap()).unwrap();
+    let device = Device::in_context(context.clone(), None).unwrap();
+    let theirs = cust::Stream::new(&context).unwrap();
+    let event = Event::new(&device).unwrap();
+    theirs.begin_capture().unwrap();
+    // SAFETY: the stream lives longer than the handle, and the capture ends after it.
+    let stream = unsafe { Stream::from_raw(&device, theirs.as_raw()) };
+    let text = event.record(&stream).unwrap_err().to_string();
+    assert!(text.ends_with("must not be one that another program captures"), "{text}");
+    drop(stream);
+    theirs.end_capture().unwrap();
+}
+
 #[test]
 fn families_by_capability() {
     let family = Family::for_capability;

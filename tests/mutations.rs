@@ -15,6 +15,7 @@ use std::path::Path;
 use checkpoints::{mixtral, qwen3};
 use largest_request::{SMALL, load};
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use tempfile::tempdir;
 
 fn assert_modest(path: &Path, file_bytes: usize) -> Result<(), TestCaseError> {
@@ -125,7 +126,11 @@ const KEYS: [&str; 22] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/regressions/mutations.txt"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn damaged_headers(damages in damages(), is_block in any::<bool>()) {

@@ -48,6 +48,10 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
     for path in &arguments.fixtures {
         eprintln!("fixture  {}", path.display());
         let checkpoint = arguments.layer.open(path)?;
+        if !checkpoint.has("io.hidden_states") {
+            let what = "has no io.* tensors to compare with: it is no fixture. `fp8-moe run` runs it";
+            return Err(Error::checkpoint(path, what));
+        }
         let hidden = run::hidden_states(&checkpoint, "io.hidden_states")?;
         // The references scale the intermediate as published checkpoints are served: per token where weights
         // are per channel.

@@ -107,15 +107,15 @@ fn mebibytes(bytes: f64) -> String {
     format!("{:.1} MiB", bytes / f64::from(1 << 20))
 }
 
-/// The most host memory that this process has had, in bytes: its own, without the pages of files that are
-/// mapped, which the system takes back at will. Where the system says so.
+/// The most host memory that this process has had, in bytes: its own, without the pages of programs and
+/// libraries, which the system takes back at will. Where the system says so.
 fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let of = |name: &str| -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().trim_end_matches("kB").trim().parse().ok()
     };
-    // The peak of all pages less the files' now: what is mapped only grows while a checkpoint is loaded.
+    // The peak of all pages less the files' now: of those there are hardly ever fewer than before.
     Some((of("VmHWM:")?.saturating_sub(of("RssFile:")?)) * 1024)
 }
 

@@ -119,6 +119,59 @@ fn changed_layers_match() {
     ]);
 }
 
+/// Pairs of schemes and shapes of scales for which no fixture was made: the same numbers, said in another way.
+#[test]
+fn schemes_and_scales_in_other_words_match() {
+    let folder = tempdir().unwrap();
+    // Dynamic by tensor is computed by token, which is finer: the reference is by token.
+    let by_tensor = |draft: &mut Draft| {
+        draft.config["quantization_config"]["config_groups"]["group_0"]["input_activations"]["strategy"] =
+            json!("tensor");
+    };
+    let shaped = |what: &'static str, to: fn(&[usize]) -> Vec<usize>| {
+        move |draft: &mut Draft| {
+            for (_, tensor) in draft.tensors.iter_mut().filter(|(name, _)| name.ends_with(what)) {
+                tensor.shape = to(&tensor.shape);
+            }
+        }
+    };
+    // Powers of two, which a byte holds, keep their values as E8M0 and as bf16 and f16.
+    let retyped = |dtype: Dtype| {
+        move |draft: &mut Draft| {
+            for (_, tensor) in draft.tensors.iter_mut().filter(|(name, _)| name.contains("weight_scale")) {
+                let exponents = tensor.bytes.iter().map(|&byte| f32::from_bits(u32::from(byte) << 23));
+                let bytes = |value: f32| match dtype {
+                    Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                    _ => value.to_le_bytes().to_vec(),
+                };
+                let bytes = exponents.flat_map(bytes).collect();
+                (tensor.dtype, tensor.bytes) = (dtype, bytes);
+            }
+        }
+    };
+    // Quark's words for blocks and groups.
+    let by_quark = |draft: &mut Draft| {
+        draft.config["quantization_config"] = json!({"quant_method": "quark", "global_quant_config": {
+            "weight": {"dtype": "fp8_e4m3", "qscheme": "per_block", "block_size": [128, 128]},
+            "input_tensors": {
+                "dtype": "fp8_e4m3", "qscheme": "per_group", "group_size": 128, "is_dynamic": true,
+            },
+        }});
+    };
+    let (token, channel) = ("scheme_compressed_tensor_token", "glm4_moe_channel");
+    assert_match(&[
+        changed(&folder, "channel_by_tensor", "scheme_half_scales", by_tensor),
+        changed(&folder, "block_by_tensor", "scheme_block_token", by_tensor),
+        changed(&folder, "no_sizes", token, shaped("weight_scale", |_| vec![])),
+        changed(&folder, "two_sizes", token, shaped("weight_scale", |_| vec![1, 1])),
+        changed(&folder, "static_no_sizes", "qwen2_moe_modelopt", shaped("_scale", |_| vec![])),
+        changed(&folder, "channel_one_size", channel, shaped("weight_scale", |shape| vec![shape[0]])),
+        changed(&folder, "e8m0_as_f32", "deepseek_v31_e8m0", retyped(Dtype::F32)),
+        changed(&folder, "e8m0_as_bf16", "deepseek_v31_e8m0", retyped(Dtype::BF16)),
+        changed(&folder, "quark_blocks", "scheme_compressed_block", by_quark),
+    ]);
+}
+
 #[test]
 fn values_that_are_no_numbers_are_refused() {
     let folder = tempdir().unwrap();
@@ -182,6 +235,13 @@ fn folders() {
         "model_type": "x", "text_config": text, "quantization_config": nested.config["quantization_config"],
     });
     nested.rename("model.layers", "model.language_model.layers");
+    run(&nested);
+    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it;
+    // `tests/checkpoint.rs` has that its experts are those of separate tensors.
+    let fused = qwen3().fused();
+    run(&fused);
+    let check = fp8_moe(["check", folder.path().to_str().unwrap()]);
+    assert_one_line_error(&check, "has no io.* tensors to compare with");
     run(&nested);
     // c22d: a name that stands in two files.
     let copy = folder.path().join("zz_old.safetensors");

@@ -68,6 +68,9 @@ impl<'a> Sections<'a> {
             Some(text) => object(text, "text_config")?,
             None => outer,
         };
+        if !std::ptr::eq(text, outer) && present(text, "text_config").is_some() {
+            return Err(refuse("config: text_config has a text_config of its own: which is meant?".into()));
+        }
         Ok(Sections { path, root, text, tower })
     }
 

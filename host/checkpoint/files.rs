@@ -1,27 +1,27 @@
-//! Tensors by name from safetensors files, memory-mapped: one file, or a folder of shards with an index.
+//! Tensors by name from safetensors files: one file, or a folder of shards with an index.
 //!
 //! ```text
 //! file     u64 length of header | JSON header: name -> dtype, shape, offsets | tensor data
 //! folder   model.safetensors.index.json: {"weight_map": {name: shard file}}  (or one *.safetensors file)
 //! ```
 //!
-//! A shard is mapped when a tensor of it is first asked for, so a folder may lack the shards of other layers.
+//! A shard is opened when a tensor of it is first asked for, so a folder may lack the shards of other layers.
+//! Its header is read then, its tensors where they are wanted ([`Tensor`]). Nothing is mapped: a file that
+//! somebody rewrites meanwhile gives other numbers, or an error, and no more than that.
 //! A name that stands in two files is an error, with the index as without: which of them holds the truth is
 //! not for us to guess.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Metadata, SafeTensorError};
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Error as _, MapAccess, Visitor};
 
 use super::foreign;
-use super::tensor::Tensor;
+use super::tensor::{Tensor, read_exact_at};
 use crate::error::{Error, Result};
 
 /// The tensors of a file or folder.
@@ -34,13 +34,14 @@ pub(crate) struct Files {
 
 struct Shard {
     path: PathBuf,
-    mapped: OnceLock<Mapped>,
+    opened: OnceLock<Opened>,
 }
 
-struct Mapped {
-    bytes: Mmap,
+struct Opened {
+    file: File,
     header: Metadata,
-    data_start: usize,
+    /// Where the tensors' data begins.
+    data_start: u64,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -78,8 +79,8 @@ impl Files {
         let mut names: BTreeMap<String, usize> = BTreeMap::new();
         let mut shards: Vec<Shard> = Vec::new();
         for (shard, file) in files.into_iter().enumerate() {
-            let mapped = map(&file)?;
-            for name in mapped.header.offset_keys() {
+            let opened = open(&file)?;
+            for name in opened.header.offset_keys() {
                 if let Some(&other) = names.get(&name) {
                     let (first, second) = (file_name(&shards[other].path), file_name(&file));
                     let what = format!(
@@ -89,7 +90,7 @@ impl Files {
                 }
                 names.insert(name, shard);
             }
-            shards.push(Shard { path: file, mapped: mapped.into() });
+            shards.push(Shard { path: file, opened: opened.into() });
         }
         Ok(Files { path: path.to_path_buf(), shards, names })
     }
@@ -112,7 +113,7 @@ impl Files {
                 return Err(Error::checkpoint(index, what));
             }
             let shard = *numbers.entry(file).or_insert_with_key(|file| {
-                shards.push(Shard { path: folder.join(file), mapped: OnceLock::new() });
+                shards.push(Shard { path: folder.join(file), opened: OnceLock::new() });
                 shards.len() - 1
             });
             names.insert(name, shard);
@@ -144,7 +145,7 @@ impl Files {
     /// The entry `key` of the metadata of a single file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         let [shard] = self.shards.as_slice() else { return None };
-        shard.mapped.get()?.header.metadata().as_ref()?.get(key).map(String::as_str)
+        shard.opened.get()?.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
     /// The tensor `name`.
@@ -152,37 +153,42 @@ impl Files {
         let Some((name, &shard)) = self.names.get_key_value(name) else {
             return Err(Error::checkpoint(&self.path, format!("there is no tensor {name}")));
         };
-        let mapped = self.mapped(shard, name)?;
-        let shard = &self.shards[shard];
-        let info = mapped.header.info(name).ok_or_else(|| {
-            Error::checkpoint(&shard.path, format!("lacks the tensor {name}, which {INDEX} says is here"))
+        let opened = self.opened(shard, name)?;
+        let path = &self.shards[shard].path;
+        let info = opened.header.info(name).ok_or_else(|| {
+            Error::checkpoint(path, format!("lacks the tensor {name}, which {INDEX} says is here"))
         })?;
         let (start, end) = info.data_offsets;
-        let bytes = &mapped.bytes[mapped.data_start + start..mapped.data_start + end];
-        Ok(Tensor { file: &shard.path, name, dtype: info.dtype, shape: &info.shape, bytes })
+        Ok(Tensor {
+            path,
+            name,
+            dtype: info.dtype,
+            shape: &info.shape,
+            file: &opened.file,
+            start: opened.data_start + start as u64,
+            len: end - start,
+        })
     }
-}
 
-impl Files {
-    /// The shard `number`, mapped now if it has not been; `wanted` is the tensor that it is for.
-    fn mapped(&self, number: usize, wanted: &str) -> Result<&Mapped> {
+    /// The shard `number`, opened now if it has not been; `wanted` is the tensor that it is for.
+    fn opened(&self, number: usize, wanted: &str) -> Result<&Opened> {
         let shard = &self.shards[number];
-        if let Some(mapped) = shard.mapped.get() {
-            return Ok(mapped);
+        if let Some(opened) = shard.opened.get() {
+            return Ok(opened);
         }
         if !shard.path.exists() {
             let what = format!("is missing; {INDEX} says that {wanted} is in it");
             return Err(Error::checkpoint(&shard.path, what));
         }
-        let mapped = map(&shard.path)?;
-        for name in mapped.header.offset_keys() {
+        let opened = open(&shard.path)?;
+        for name in opened.header.offset_keys() {
             if let Some(&other) = self.names.get(&name).filter(|&&other| other != number) {
                 let (first, second) = (file_name(&self.shards[other].path), file_name(&shard.path));
                 let what = format!("{name} stands in {second} too; {INDEX} says that it is in {first}");
                 return Err(Error::checkpoint(&self.path, what));
             }
         }
-        Ok(shard.mapped.get_or_init(|| mapped))
+        Ok(shard.opened.get_or_init(|| opened))
     }
 }
 
@@ -227,9 +233,12 @@ impl<'de> serde::Deserialize<'de> for WeightMap {
     }
 }
 
-/// Maps a file and reads its header.
-fn map(path: &Path) -> Result<Mapped> {
+/// Opens a file and reads its header.
+fn open(path: &Path) -> Result<Opened> {
     let refuse = |what: String| Error::checkpoint(path, what);
+    if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
+        return Err(refuse("is not a safetensors file: it is no file".into()));
+    }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
     if length < 8 {
@@ -237,41 +246,99 @@ fn map(path: &Path) -> Result<Mapped> {
             "is not a safetensors file: {length} bytes, shorter than its length field"
         )));
     }
-    // SAFETY: the mapping is read-only. That nobody truncates or rewrites a checkpoint while it is being
-    // loaded is the condition under which any memory-mapped reader works; the documentation of
-    // `Checkpoint::open` states it.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-    let (header_bytes, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|e| refuse(explain(&bytes, &e)))?;
-    Ok(Mapped { data_start: header_bytes + 8, bytes, header })
+    // The length field, and enough behind it to tell other formats by.
+    let mut start = vec![0; length.min(64) as usize];
+    read_exact_at(path, &file, 0, &mut start)?;
+    let is_header = start.get(8) == Some(&b'{');
+    let is_not = |what: String| match foreign::format(&start).filter(|_| !is_header) {
+        Some(format) => refuse(format!("is not a safetensors file: it is {format}")),
+        None => refuse(format!("is not a safetensors file: {what}")),
+    };
+    let declared = u64::from_le_bytes(start[..8].try_into().expect("eight bytes"));
+    if declared > MOST_HEADER {
+        return Err(is_not(format!("its header would have {declared} bytes, more than {MOST_HEADER}")));
+    }
+    if declared > length - 8 {
+        return Err(match is_header {
+            true => refuse(format!("is truncated: the header alone has {declared} bytes, the file {length}")),
+            false => is_not(format!("its header would have {declared} bytes, the file has {length}")),
+        });
+    }
+    let mut text = vec![0; declared as usize];
+    read_exact_at(path, &file, 8, &mut text)?;
+    let header = read_header(&text).map_err(is_not)?;
+    let data_start = 8 + declared;
+    let end = data_start.saturating_add(header.data_len() as u64);
+    if end > length {
+        return Err(refuse(format!("is truncated: the header describes {end} bytes, the file has {length}")));
+    }
+    if end < length {
+        return Err(refuse(format!("the header describes {end} bytes, the file has {length}")));
+    }
+    Ok(Opened { file, header, data_start })
 }
 
-/// What is wrong with a file whose header could not be read.
-fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
-    if let Some(format) = foreign::format(bytes).filter(|_| bytes.get(8) != Some(&b'{')) {
-        return format!("is not a safetensors file: it is {format}");
-    }
-    let declared = u64::from_le_bytes(bytes[..8].try_into().expect("at least eight bytes"));
-    let length = bytes.len();
-    match error {
-        SafeTensorError::InvalidHeaderLength if bytes.get(8) == Some(&b'{') => {
-            format!("is truncated: the header alone has {declared} bytes, the file {length}")
+/// Bytes of a header at most; safetensors has the same limit.
+const MOST_HEADER: u64 = 100_000_000;
+
+/// The tensors that a header describes: one behind the other, each as long as its type and shape say.
+fn read_header(text: &[u8]) -> Result<Metadata, String> {
+    let Header { metadata, mut tensors } = serde_json::from_slice(text).map_err(|e| match e.classify() {
+        // What is wrong with a value says so by itself.
+        serde_json::error::Category::Data => format!("its header: {e}"),
+        _ => format!("its header is not JSON: {e}"),
+    })?;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut next = 0;
+    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in &tensors {
+        if *start != next || end < start {
+            return Err(format!("its header: {name} is at {start}..{end}; it must begin at {next}"));
         }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            let expected = data_end(&bytes[8..8 + declared as usize]).map(|end| 8 + declared + end);
-            match expected {
-                Some(expected) if expected > length as u64 => {
-                    format!("is truncated: the header describes {expected} bytes, the file has {length}")
+        let elements = shape.iter().try_fold(1_usize, |all, &size| all.checked_mul(size));
+        let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
+        if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != end - start) {
+            let bytes = end - start;
+            return Err(format!("its header: {name}: {dtype:?} {shape:?} does not have {bytes} bytes"));
+        }
+        next = *end;
+    }
+    Metadata::new(metadata, tensors).map_err(|e| format!("its header: {e}"))
+}
+
+/// A header as it is written: names and what they stand for, in any order.
+struct Header {
+    metadata: Option<HashMap<String, String>>,
+    tensors: Vec<(String, TensorInfo)>,
+}
+
+impl<'de> serde::Deserialize<'de> for Header {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Header, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Header, A::Error> {
+                let mut header = Header { metadata: None, tensors: Vec::new() };
+                let mut names = HashSet::new();
+                while let Some(name) = entries.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("{name} stands in it twice")));
+                    }
+                    if name == "__metadata__" {
+                        header.metadata = entries.next_value()?;
+                    } else {
+                        header.tensors.push((name, entries.next_value()?));
+                    }
                 }
-                _ => format!("the header and the file's {length} bytes do not agree"),
+                Ok(header)
             }
         }
-        other => format!("is not a safetensors file: {other}"),
-    }
-}
 
-/// The largest end offset in a header that is JSON.
-fn data_end(header: &[u8]) -> Option<u64> {
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
-    header.values().filter_map(|t| t.get("data_offsets")?.get(1)?.as_u64()).max()
+        deserializer.deserialize_map(Entries)
+    }
 }

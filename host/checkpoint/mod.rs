@@ -18,6 +18,8 @@ mod inspect;
 mod json;
 mod models;
 mod quantization;
+mod scale_names;
+mod scales;
 mod tensor;
 
 use std::borrow::Cow;
@@ -40,7 +42,7 @@ use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress, SharedExpert, SharedKind};
 
-/// An open checkpoint: its tensors, memory-mapped, and its config.
+/// An open checkpoint: its files, where their tensors are, and its config.
 ///
 /// ```
 /// # fn main() -> fp8_moe::Result<()> {
@@ -86,7 +88,8 @@ impl Checkpoint {
     /// Opens a safetensors file, or a folder of them.
     ///
     /// The config is `config` where given, else `config.json` beside the file (or in the folder), else the
-    /// entry `config` of the file's metadata. The files must not change while the checkpoint is open.
+    /// entry `config` of the file's metadata. Tensors are read when they are asked for: a file that changes
+    /// meanwhile gives what it holds then, and one that becomes shorter an error.
     ///
     /// # Errors
     /// Files that cannot be read, or are no safetensors; a tensor that two files have; a config that is
@@ -295,12 +298,12 @@ impl Checkpoint {
         MoeLayer::from_source(device, config, &reader.rest()?, &reader, progress)
     }
 
-    /// A layer's weights on the host: the matrices as they are mapped where their layout allows, the scales
-    /// as f32.
+    /// A layer's weights in host memory, the scales as f32. [`Checkpoint::load_layer`] does without such a
+    /// copy.
     ///
     /// # Errors
-    /// Tensors that are missing, or of another type or shape.
-    pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'_>> {
+    /// Tensors that are missing, of another type or shape, or with values that are refused.
+    pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'static>> {
         let reader = self.reader(prefix, config)?;
         let rest = reader.rest()?;
         let experts = config.local_ids().into_par_iter().map(|n| reader.expert(n));

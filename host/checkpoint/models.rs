@@ -3,6 +3,7 @@
 //! A row says what the module computes, what its config's keys are called and default to, and what its
 //! tensors are called. [`config`](super::config) reads a config by a row; [`experts`](super::experts) reads
 //! tensors by a row. Adding a model is adding a row here, and a fixture in `tests/fixtures/make.py`.
+//! The file is as long as the table: rows are data, read one at a time.
 //!
 //! ```text
 //! <prefix>.<router>                         [E, H]       bf16, f16 or f32
@@ -119,8 +120,8 @@ pub(crate) struct Tensors {
     pub biases: bool,
     /// The bias of the scores in selection; none where the model has none.
     pub bias: &'static [&'static str],
-    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its name
-    /// is up's.
+    /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its
+    /// name is up's.
     pub matrices: Option<[&'static str; 3]>,
     /// One tensor for all experts.
     pub fused: Option<Fused>,

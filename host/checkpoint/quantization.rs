@@ -382,7 +382,7 @@ impl Reader {
 
     fn quark_part(&self, name: &str, json: &Value) -> Result<Scheme, String> {
         let refuse = |what: String| format!("{}: {name}: {what}", self.section);
-        let part = |key: &str| -> Result<(&str, bool), String> {
+        let part = |key: &str| -> Result<(&str, &Value), String> {
             let part = json.get(key).filter(|part| part.is_object());
             let part = part.ok_or_else(|| {
                 refuse(format!("{key} is missing: only FP8 weights and activations are supported"))
@@ -391,27 +391,38 @@ impl Reader {
             if dtype != "fp8_e4m3" {
                 return Err(refuse(format!("{key}: dtype \"{dtype}\": must be fp8_e4m3")));
             }
-            let scheme = text(part, "qscheme").map_err(refuse)?.unwrap_or("missing");
-            Ok((scheme, flag(part, "is_dynamic").map_err(refuse)?.unwrap_or(false)))
+            Ok((text(part, "qscheme").map_err(refuse)?.unwrap_or("missing"), part))
         };
-        let (weights, _) = part("weight")?;
-        let (inputs, dynamic) = part("input_tensors")?;
+        let (weights, of_weights) = part("weight")?;
+        let (inputs, of_inputs) = part("input_tensors")?;
         let weight_scales = match weights {
             "per_tensor" => WeightScales::Tensor,
             "per_channel" => WeightScales::Channel,
+            "per_block" => {
+                let block = block(of_weights, "block_size").map_err(refuse)?;
+                WeightScales::Block(block.ok_or_else(|| refuse("weight: block_size is missing".into()))?)
+            }
             other => {
                 return Err(refuse(format!(
-                    "weight: qscheme \"{other}\": must be per_tensor or per_channel"
+                    "weight: qscheme \"{other}\": must be per_tensor, per_channel or per_block"
                 )));
             }
         };
+        let dynamic = flag(of_inputs, "is_dynamic").map_err(refuse)?.unwrap_or(false);
         let activations = match (inputs, dynamic) {
             ("per_tensor", false) => ActivationScales::TensorStatic,
             ("per_tensor", true) => ActivationScales::TensorDynamic,
             ("per_channel" | "per_token", true) => ActivationScales::Token,
+            ("per_group", true) => {
+                let size = size(of_inputs, "group_size").map_err(refuse)?;
+                ActivationScales::Group(
+                    size.ok_or_else(|| refuse("input_tensors: group_size is missing".into()))?,
+                )
+            }
             (other, dynamic) => {
                 return Err(refuse(format!(
-                    "input_tensors: qscheme \"{other}\", is_dynamic {dynamic}: must be per_tensor, or dynamic per_channel"
+                    "input_tensors: qscheme \"{other}\", is_dynamic {dynamic}: must be per_tensor, or dynamic \
+                     per_channel or per_group"
                 )));
             }
         };
@@ -444,14 +455,7 @@ fn compressed_part<'a>(group: &'a Value, key: &str) -> Result<Option<CompressedP
         return Err(refuse("symmetric is false: zero points are not supported".into()));
     }
     let strategy = text(part, "strategy").map_err(refuse)?;
-    let group_size = match part.get("group_size").filter(|size| !size.is_null()) {
-        Some(size) => Some(
-            size.as_u64()
-                .and_then(|size| usize::try_from(size).ok())
-                .ok_or_else(|| refuse(format!("group_size = {size}: must be a whole number")))?,
-        ),
-        None => None,
-    };
+    let group_size = size(part, "group_size").map_err(refuse)?;
     Ok(Some(CompressedPart {
         // compressed-tensors takes a strategy that is missing from the group size.
         strategy: strategy.unwrap_or(if group_size.is_some() { "group" } else { "tensor" }),
@@ -477,6 +481,13 @@ fn flag(json: &Value, key: &str) -> Result<Option<bool>, String> {
         Some(Value::Bool(flag)) => Ok(Some(*flag)),
         Some(other) => Err(format!("{key} = {other}: must be true or false")),
     }
+}
+
+/// A whole number under `key`; null counts as absent.
+fn size(json: &Value, key: &str) -> Result<Option<usize>, String> {
+    let Some(value) = json.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+    let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+    size.map(Some).ok_or_else(|| format!("{key} = {value}: must be a whole number"))
 }
 
 /// Rows and columns under `key`; null counts as absent.

@@ -164,7 +164,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let memory = self.lend(event)?;
         // SAFETY: cudarc has `len` elements there, which nobody writes or frees before the scope has ended:
         // the view borrows them for longer.
-        Ok(unsafe { Slice::lent(self.device, memory, DevicePtr::from_raw(address), len) })
+        Ok(unsafe { Slice::of(self.device, Some(memory), DevicePtr::from_raw(address), len) })
     }
 
     /// Memory of cudarc's, to write: a `&mut CudaSlice`, or a `CudaViewMut` of a part of one.
@@ -178,7 +178,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let (address, event) = view.view_ptr_mut(self.cuda);
         let memory = self.lend(event)?;
         // SAFETY: as above, and nobody reads them either: the view borrows them exclusively.
-        Ok(unsafe { SliceMut::lent(self.device, memory, DevicePtr::from_raw(address), len) })
+        Ok(unsafe { SliceMut::of(self.device, Some(memory), DevicePtr::from_raw(address), len) })
     }
 
     /// Refuses memory of another context.

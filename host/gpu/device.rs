@@ -8,11 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use cust::device::DeviceAttribute;
+use cust::tensor_map::Matrix;
 use cust::{Context, Driver, Function};
 
 use crate::error::{Error, Result};
 use crate::gpu::family::Family;
-use crate::gpu::launch::KernelText;
+use crate::gpu::launch::{KernelText, TensorMap};
 use crate::gpu::shared::Shared;
 use crate::gpu::spec::DeviceSpec;
 
@@ -236,6 +237,11 @@ impl Device {
     /// The kernel `text` with `dynamic_shared` bytes allowed, loaded if it was not.
     pub(crate) fn function(&self, text: KernelText, dynamic_shared: u32) -> Result<Function> {
         self.inner.shared.kernels.get(self.inner.family, text, dynamic_shared, self.inner.shared_per_block)
+    }
+
+    /// The tensor map of `matrix`, encoded if it was not.
+    pub(crate) fn tensor_map(&self, matrix: Matrix) -> Result<TensorMap> {
+        self.inner.shared.maps.get(matrix, self.context())
     }
 
     /// Loads those of `kernels` that are missing, side by side.

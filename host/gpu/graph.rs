@@ -26,7 +26,8 @@ impl Stream {
     /// What `work` fails with, or what the driver says of the capture.
     pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<()>) -> Result<Graph> {
         let recorder = Recorder::new(self.device())?;
-        // SAFETY: it begins once, so that no graph takes a permutation from another.
+        // SAFETY: it begins once, so that no graph takes a permutation from another. No thread has the stream
+        // before `begin`, and those that `work` lends it to give it back before `work` returns.
         let capture = unsafe { recorder.begin() }?;
         let recorded = work(recorder.stream());
         // Capture ends even when `work` failed, and then its error is the one that matters.
@@ -35,8 +36,7 @@ impl Stream {
     }
 }
 
-/// A stream for captures, one after the other. No other thread may be given the stream: an operation that
-/// begins during a capture would end after it.
+/// A stream for captures, one after the other.
 #[derive(Debug)]
 pub struct Recorder {
     stream: Stream,
@@ -59,9 +59,11 @@ impl Recorder {
     /// Begins to record what is enqueued.
     ///
     /// # Safety
-    /// Operations take permutations that were made in earlier captures of the same recorder. When a graph of
-    /// a later capture is launched, the graph that makes its permutations has been launched before, on the
-    /// same stream, and nothing has written their lists since.
+    /// - Operations take permutations that were made in earlier captures of the same recorder. When a graph of
+    ///   a later capture is launched, the graph that makes its permutations has been launched before, on the
+    ///   same stream, and nothing has written their lists since.
+    /// - No operation on the stream, of another thread, is under way when the capture begins or ends: half of
+    ///   it would be captured, and the graph would not hold its memory.
     ///
     /// # Errors
     /// What the driver says.

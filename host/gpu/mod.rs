@@ -5,19 +5,22 @@
 //! | `spec`, `family` | which device to open, and by which driver; which kernels a GPU runs |
 //! | `device` | opening a device, and what it says of itself |
 //! | `shared` | what the devices of one context share |
+//! | `notes` | what a thread has said about the memory that its operations use |
 //! | `order` | who uses which memory on which stream, and who waits for whom |
 //! | `stream` | streams and events |
-//! | `buffer` | device memory: owned, and borrowed by slices |
+//! | `slice`, `buffer` | device memory: borrowed, and owned |
+//! | `staging` | page-locked host memory on its way to a device |
 //! | `graph` | captured work |
 //! | `launch` | what a generated launcher is made of: addresses, kernels, the trait that marshals arguments, grids |
 //! | `enqueue` | launching a kernel |
 //! | `kernel_cache` | the kernels that have been loaded into a context |
+//! | `map_cache` | the tensor maps that have been encoded in a context |
 //! | `tensor_map` | descriptors for TMA |
 //! | `cudarc` | contexts, streams and memory of cudarc's (feature `cudarc`) |
 //!
 //! Nothing here knows of operations, layers, or which kernels there are. A file uses those above it in the
-//! order `family`, `launch`, `kernel_cache`, `order`, `shared`, `spec`, `device`, `stream`, `buffer`, then
-//! the others.
+//! order `family`, `launch`, `kernel_cache`, `map_cache`, `notes`, `order`, `shared`, `spec`, `device`,
+//! `stream`, `slice`, `buffer`, then the others.
 //!
 //! # What is safe, and why
 //! No sequence of safe calls makes two streams race, or uses memory that has been freed:
@@ -51,8 +54,12 @@ pub(crate) mod family;
 pub(crate) mod graph;
 pub(crate) mod kernel_cache;
 pub(crate) mod launch;
+pub(crate) mod map_cache;
+mod notes;
 pub(crate) mod order;
 pub(crate) mod shared;
+pub(crate) mod slice;
 pub(crate) mod spec;
+pub(crate) mod staging;
 pub(crate) mod stream;
 pub(crate) mod tensor_map;

@@ -22,8 +22,15 @@
 //! not overlap may be in use by several threads; they share an allocation, and wait for each other too often,
 //! never too rarely, since a number is noted after its work was enqueued.
 //!
+//! A forward is several operations over the same memory, borrowed from before the first until after the last:
+//! a *group* ([`Queue::together`]). Nobody else can begin in between what conflicts with any of them. So what
+//! has been waited for once in a group is not waited for again, and the number of its last work goes to all
+//! its memory when it ends, however it ends.
+//!
 //! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at
-//! its launch, under the *gate* of the context, and graphs are launched under the gate.
+//! its launch, under the *gate* of the context, and graphs are launched under the gate. A group that uses such
+//! memory notes each piece of work. (Who captures memory borrows it meanwhile: what no graph held when the
+//! group first named it, none that conflicts holds before the group has ended.)
 //!
 //! A launch of a graph overwrites what somebody may have borrowed. Contents that operations rely on, the lists
 //! of permutations, are [`Unchanged`] only until then: launches are numbered, an allocation knows the number
@@ -32,17 +39,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cust::{Context, CudaResult, DeviceMemory, Event};
 
-/// What an operation does with memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Access {
-    Read,
-    Write,
-}
+pub(crate) use crate::gpu::notes::Access;
+use crate::gpu::notes::{Group, Notes};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -57,6 +60,8 @@ pub(crate) struct Queue {
     enqueued: AtomicU64,
     /// Of them, those that the host has waited for.
     done: AtomicU64,
+    /// Whether it is being captured: whether `state` has `captured`.
+    captures: AtomicBool,
     state: Mutex<State>,
     /// By the id of another queue: how much of its work this one has waited for.
     waited: Mutex<HashMap<u64, u64>>,
@@ -95,6 +100,7 @@ impl Queue {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             enqueued: AtomicU64::new(0),
             done: AtomicU64::new(0),
+            captures: AtomicBool::new(false),
             state: Mutex::new(State { handles: 1, end: End::Open, event: None, captured: None }),
             waited: Mutex::default(),
         })
@@ -220,13 +226,45 @@ impl Queue {
     /// Says that an operation is about to be enqueued that uses `allocation`: makes the queue wait for whom
     /// it must.
     pub fn uses(self: &Arc<Queue>, allocation: &Arc<Allocation>, access: Access) -> CudaResult<()> {
-        if let Some(captured) = &mut lock(&self.state).captured {
+        if self.is_capturing()
+            && let Some(captured) = &mut lock(&self.state).captured
+        {
             Held::add(captured, allocation, access);
             return Ok(());
         }
+        if group(self, |group| group.has(allocation, access)) == Some(true) {
+            return Ok(());
+        }
         allocation.wait(self, access)?;
-        Notes::add(self, allocation, access);
+        let in_a_graph = allocation.is_in_a_graph();
+        if group(self, |group| group.add(allocation, access, in_a_graph)).is_none() {
+            NOTES.with_borrow_mut(|notes| notes.add(self.id, allocation, access));
+        }
         Ok(())
+    }
+
+    /// Whether this thread is in a group of operations on this queue.
+    #[cfg(feature = "cudarc")]
+    pub fn is_in_a_group(&self) -> bool {
+        group(self, |_| ()).is_some()
+    }
+
+    /// Calls `work`, which enqueues operations that belong together: what they use is noted once for all of
+    /// them, at the end. In another group, or in a capture, that changes nothing.
+    ///
+    /// # Safety
+    /// All memory that `work` uses on this queue is borrowed from before the call until after it: exclusively
+    /// where it is written. `work` calls no code of others, which might enqueue more here.
+    pub unsafe fn together<T>(self: &Arc<Queue>, work: impl FnOnce() -> T) -> T {
+        let begins = GROUP.with_borrow_mut(|group| {
+            let begins = group.is_none() && !self.is_capturing();
+            if begins {
+                *group = Some(Group::new(self.id));
+            }
+            begins
+        });
+        let _end = EndOfGroup(begins.then_some(self));
+        work()
     }
 
     /// Enqueues `work`, whose uses of memory have been said by this thread, and which relies on what `lists`
@@ -241,7 +279,19 @@ impl Queue {
         if self.is_capturing() {
             return work(&self.raw).map(|()| true);
         }
-        let notes = Notes::take(self);
+        let notes = match group(self, |group| group.for_launch()) {
+            Some(None) => {
+                if !lists.holds() {
+                    return Ok(false);
+                }
+                work(&self.raw)?;
+                let number = self.has_enqueued();
+                group(self, |group| group.has_enqueued(number));
+                return Ok(true);
+            }
+            Some(Some(notes)) => notes,
+            None => NOTES.with_borrow_mut(|notes| notes.take(self.id)),
+        };
         let _alone = notes.iter().any(|(allocation, _)| allocation.is_in_a_graph()).then(|| lock(gate));
         if _alone.is_some() {
             notes.iter().try_for_each(|(allocation, access)| allocation.wait(self, *access))?;
@@ -307,18 +357,20 @@ impl Queue {
         self.synchronize()?;
         self.raw.begin_capture()?;
         lock(&self.state).captured = Some(Vec::new());
+        self.captures.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Ends the capture: the graph, and what it uses.
     pub fn end_capture(&self) -> (CudaResult<cust::graph::Template>, Vec<Held>) {
+        self.captures.store(false, Ordering::Release);
         let captured = lock(&self.state).captured.take();
         (self.raw.end_capture(), captured.unwrap_or_default())
     }
 
     /// Whether it is being captured.
     pub fn is_capturing(&self) -> bool {
-        lock(&self.state).captured.is_some()
+        self.captures.load(Ordering::Acquire)
     }
 }
 
@@ -511,55 +563,24 @@ impl Launches {
     }
 }
 
-/// What this thread has said to use since its operation began; or more, if one before has failed. More does
-/// no harm.
-#[derive(Default)]
-struct Notes {
-    notes: Vec<Note>,
-    /// The operation has launched something. It may launch more, which uses the same; with the next note
-    /// another one begins.
-    has_launched: bool,
-}
-
-struct Note {
-    queue: u64,
-    allocation: Weak<Allocation>,
-    access: Access,
-}
-
 thread_local! {
-    static NOTES: RefCell<Notes> = RefCell::default();
+    static NOTES: RefCell<Notes<Allocation>> = const { RefCell::new(Notes::new()) };
+    static GROUP: RefCell<Option<Group<Allocation>>> = const { RefCell::new(None) };
 }
 
-/// Notes that are kept before those of memory that is gone are dropped.
-const MANY_NOTES: usize = 64;
+/// Asks or changes this thread's group of operations, if it is one on `queue`.
+fn group<T>(queue: &Queue, f: impl FnOnce(&mut Group<Allocation>) -> T) -> Option<T> {
+    GROUP.with_borrow_mut(|group| group.as_mut().filter(|group| group.queue() == queue.id).map(f))
+}
 
-impl Notes {
-    fn add(queue: &Queue, allocation: &Arc<Allocation>, access: Access) {
-        NOTES.with_borrow_mut(|all| {
-            if std::mem::take(&mut all.has_launched) {
-                all.notes.clear();
-            }
-            let same = |note: &&mut Note| {
-                note.queue == queue.id && note.allocation.as_ptr() == Arc::as_ptr(allocation)
-            };
-            if let Some(note) = all.notes.iter_mut().find(same) {
-                note.access = note.access.max(access);
-                return;
-            }
-            if all.notes.len() >= MANY_NOTES {
-                all.notes.retain(|note| note.allocation.strong_count() > 0);
-            }
-            all.notes.push(Note { queue: queue.id, allocation: Arc::downgrade(allocation), access });
-        });
-    }
+/// Ends a group of operations, also in a panic: notes what they use. None ends nothing.
+struct EndOfGroup<'q>(Option<&'q Arc<Queue>>);
 
-    /// Those of `queue`, for a launch.
-    fn take(queue: &Queue) -> Vec<(Arc<Allocation>, Access)> {
-        NOTES.with_borrow_mut(|all| {
-            all.has_launched = true;
-            let of_queue = all.notes.iter().filter(|note| note.queue == queue.id);
-            of_queue.filter_map(|note| Some((note.allocation.upgrade()?, note.access))).collect()
-        })
+impl Drop for EndOfGroup<'_> {
+    fn drop(&mut self) {
+        let Some(queue) = self.0 else { return };
+        let Some(group) = GROUP.take() else { return };
+        let (said, number) = group.end();
+        said.iter().for_each(|(allocation, access)| allocation.note(queue, *access, number));
     }
 }

@@ -9,11 +9,13 @@ use cust::context::Owner;
 
 use crate::error::Result;
 use crate::gpu::kernel_cache::KernelCache;
+use crate::gpu::map_cache::MapCache;
 use crate::gpu::order::Queue;
 
 /// A context, and what belongs to it.
 pub(crate) struct Shared {
     pub kernels: KernelCache,
+    pub maps: MapCache,
     /// The stream that is there from the start.
     pub default_queue: Arc<Queue>,
     /// Other programs' streams, by their handle.
@@ -40,6 +42,7 @@ impl Shared {
         }
         let shared = Arc::new(Shared {
             kernels: KernelCache::new(&context),
+            maps: MapCache::default(),
             default_queue: Queue::new(cust::Stream::new(&context)?),
             foreign_queues: Mutex::default(),
             gate: Mutex::default(),

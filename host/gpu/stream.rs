@@ -184,16 +184,24 @@ impl Stream {
     /// capture of this library.
     #[cfg(feature = "cudarc")]
     fn refuse_captured_loans(&self, memory: &Allocation) -> Result<()> {
-        let op = "Device::cudarc_scope";
-        if self.is_captured_by_its_owner()? {
-            let rule = "must not be captured while it is lent: `forward_raw` can be captured by cudarc";
-            return Err(Error::argument(op, "stream", format!("{self:?}"), rule));
+        // Of a group of operations it was asked at the beginning.
+        if matches!(self.mode, Mode::Lent) && !self.queue.is_in_a_group() {
+            self.refuse_capture_by_its_owner()?;
         }
         if memory.is_lent() && self.queue.is_capturing() {
             let rule = "must not be captured: the graph would outlive the loan";
-            return Err(Error::argument(op, "memory", "a view", rule));
+            return Err(Error::argument("Device::cudarc_scope", "memory", "a view", rule));
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cudarc")]
+    fn refuse_capture_by_its_owner(&self) -> Result<()> {
+        if !self.is_captured_by_its_owner()? {
+            return Ok(());
+        }
+        let rule = "must not be captured while it is lent: `forward_raw` can be captured by cudarc";
+        Err(Error::argument("Device::cudarc_scope", "stream", format!("{self:?}"), rule))
     }
 
     /// Says that an operation is about to be enqueued that uses `memory`; none is memory of another program.
@@ -202,6 +210,22 @@ impl Stream {
         #[cfg(feature = "cudarc")]
         self.refuse_captured_loans(memory)?;
         Ok(self.queue.uses(memory, access)?)
+    }
+
+    /// Calls `work`, which enqueues operations that belong together: what they use is noted once for all of
+    /// them ([`Queue::together`]).
+    ///
+    /// # Safety
+    /// All memory of slices that `work` uses on this stream is borrowed from before the call until after it:
+    /// exclusively where it is written. `work` calls no code of others, which might enqueue more here.
+    pub(crate) unsafe fn together(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if !self.runs() {
+            return work();
+        }
+        #[cfg(feature = "cudarc")]
+        self.refuse_capture_by_its_owner()?;
+        // SAFETY: the caller's contract.
+        unsafe { self.queue.together(work) }
     }
 
     /// Enqueues `work`, whose uses of memory have been said; nothing in a rehearsal.
@@ -325,13 +349,18 @@ impl Event {
     /// Marks the end of everything enqueued on `stream` so far.
     ///
     /// # Errors
-    /// If the stream is another device's, or is being captured.
+    /// If the stream is another device's, or is being captured, by whomever.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be a stream of {}", self.device);
             return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
         }
         stream.refuse_capture("record")?;
+        if stream.is_foreign_capture() {
+            // Who waits for it would be captured too, and would not know.
+            let rule = "must not be one that another program captures";
+            return Err(Error::argument("record", "stream", format!("{stream:?}"), rule));
+        }
         Ok(self.raw.record(stream.queue.raw())?)
     }
 

@@ -24,7 +24,7 @@ pub(crate) fn of_matrix(
         box_dimensions: [box_columns, box_rows],
         swizzle: Swizzle::Bytes128,
     };
-    Ok(TensorMap(map.encode(matrix.device().context())?.opaque))
+    matrix.device().tensor_map(map)
 }
 
 /// The map of `[lines, length]` f32 at the start of `scales`, 16-byte aligned, a line `stride` elements
@@ -45,5 +45,5 @@ pub(crate) fn of_lines(
         box_dimensions: [box_length, 1],
         swizzle: Swizzle::None,
     };
-    Ok(TensorMap(map.encode(scales.device().context())?.opaque))
+    scales.device().tensor_map(map)
 }

@@ -169,7 +169,7 @@ pub struct Forward<'a> {
     pub(super) routed: Option<Routed<'a>>,
     pub(super) workspace: &'a mut Workspace,
     pub(super) out: Output<'a>,
-    pub(super) observe: &'a dyn Fn(Step),
+    pub(super) observe: Option<Observer<'a>>,
 }
 
 impl<'a> Forward<'a> {
@@ -179,7 +179,7 @@ impl<'a> Forward<'a> {
         workspace: &'a mut Workspace,
         out: impl Into<Output<'a>>,
     ) -> Forward<'a> {
-        Forward { hidden: hidden.into(), routed: None, workspace, out: out.into(), observe: &|_| {} }
+        Forward { hidden: hidden.into(), routed: None, workspace, out: out.into(), observe: None }
     }
 
     /// With a given routing, `[T, k]` each.
@@ -193,7 +193,7 @@ impl<'a> Forward<'a> {
     /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when
     /// it is enqueued, so that there this shows how far the forward is.
     pub fn observed(self, observe: &'a dyn Fn(Step)) -> Forward<'a> {
-        Forward { observe, ..self }
+        Forward { observe: Some(observe), ..self }
     }
 }
 
@@ -209,6 +209,9 @@ impl std::fmt::Debug for Forward<'_> {
         fields.finish_non_exhaustive()
     }
 }
+
+/// What is told every operation of a forward.
+pub(crate) type Observer<'a> = &'a dyn Fn(Step);
 
 /// A routing: `[T, k]` each.
 #[derive(Clone, Copy, Debug)]
@@ -303,7 +306,7 @@ pub(crate) struct Request<'a> {
     /// cleared first.
     pub control: Option<SliceMut<'a, u32>>,
     pub out: Output<'a>,
-    pub observe: &'a dyn Fn(Step),
+    pub observe: Option<Observer<'a>>,
     /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
     pub is_weighed: bool,
 }
@@ -361,7 +364,7 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, control: None, out, observe: &|_| {}, is_weighed: false })
+        Ok(Request { hidden, routed, workspace, control: None, out, observe: None, is_weighed: false })
     }
 }
 
@@ -369,7 +372,7 @@ impl RawForward {
 const MATRIX: u64 = COPY_BYTES as u64;
 
 fn aligned(name: &str, address: u64, alignment: u64) -> Result<()> {
-    require(address.is_multiple_of(alignment), OP, name, format!("{address:#x}"), || {
+    require(address.is_multiple_of(alignment), OP, name, format_args!("{address:#x}"), || {
         format!("must be a multiple of {alignment}")
     })
 }
@@ -447,7 +450,7 @@ impl Request<'_> {
     pub fn check(&self, config: &MoeConfig, stream: &Stream) -> Result<usize> {
         let h = config.hidden_size;
         let len = self.hidden.len();
-        require(len.is_multiple_of(h), OP, "hidden", format!("{len} elements"), || {
+        require(len.is_multiple_of(h), OP, "hidden", format_args!("{len} elements"), || {
             format!("must be a multiple of {h}, the hidden size")
         })?;
         let tokens = len / h;

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::OP;
-use super::call::{Hidden, Output, Request, Routed};
+use super::call::{Hidden, Observer, Output, Request, Routed};
 use super::few_tokens::Work;
 use super::weights::DeviceWeights;
 use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
@@ -82,7 +82,7 @@ pub(crate) struct Call<'a> {
     /// Of at least one token.
     pub plan: &'a Plan,
     /// Told each operation before it is enqueued.
-    pub observe: &'a dyn Fn(Step),
+    pub observe: Option<Observer<'a>>,
 }
 
 /// An operation of a forward.
@@ -284,7 +284,9 @@ impl Call<'_> {
 
     /// Tells which operation comes.
     fn step(&self, index: usize) {
-        (self.observe)(Step { name: Step::NAMES[index], index });
+        if let Some(observe) = self.observe {
+            observe(Step { name: Step::NAMES[index], index });
+        }
     }
 
     pub fn route(

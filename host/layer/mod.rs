@@ -30,6 +30,7 @@ mod call;
 mod few_tokens;
 mod forward;
 mod memory;
+mod plans;
 mod shared;
 mod warm_up;
 mod weights;
@@ -44,10 +45,12 @@ pub use call::{
 };
 pub use forward::{OutputElement, Step};
 pub use memory::DeviceMemory;
-pub(crate) use weights::ExpertSource;
 pub use weights::shared::{SharedDeviceWeights, SharedMatrices, SharedWeights};
+pub(crate) use weights::{ExpertSource, Matrix, Scratch};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
 pub use workspace::Workspace;
+
+use std::sync::Arc;
 
 use half::bf16;
 
@@ -60,6 +63,7 @@ use crate::ops::quantize::Activations;
 use crate::plan::{self, Plan, SharedPlan};
 pub(crate) use call::{Request, Routed};
 use forward::Call;
+use plans::Plans;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 
@@ -90,6 +94,7 @@ pub struct MoeLayer {
     config: MoeConfig,
     weights: DeviceWeights,
     loaded: Loaded,
+    plans: Plans,
 }
 
 impl std::fmt::Debug for MoeLayer {
@@ -110,7 +115,7 @@ impl MoeLayer {
         Self::with_progress(device, config, weights, &|_| {})
     }
 
-    /// As [`MoeLayer::new`], telling `progress` after every expert how far it is (from several threads).
+    /// As [`MoeLayer::new`], telling `progress` how far it is as it goes on, from several threads.
     ///
     /// # Errors
     /// Those of [`MoeLayer::new`].
@@ -148,7 +153,8 @@ impl MoeLayer {
     }
 
     fn complete(device: &Device, config: &MoeConfig, weights: DeviceWeights) -> MoeLayer {
-        MoeLayer { device: device.clone(), config: config.clone(), weights, loaded: Loaded::default() }
+        let (loaded, plans) = (Loaded::default(), Plans::default());
+        MoeLayer { device: device.clone(), config: config.clone(), weights, loaded, plans }
     }
 
     /// What the layer computes.
@@ -176,21 +182,23 @@ impl MoeLayer {
     }
 
     /// The plan of forwards of `tokens` tokens.
-    pub(crate) fn plan(&self, tokens: usize) -> Result<Plan> {
-        let mut plan = Plan::new(&self.device, &self.config, tokens, self.weights.layout)?;
-        // A layer beside this one has weights of its own.
-        if let (SharedPlan::Layer(beside), Some(weights::shared::Shared::Layer(weights))) =
-            (&mut plan.shared, &self.weights.shared)
-            && weights.layout != WeightLayout::Checkpoint
-            && let Some(config) = self.config.shared_layer()
-        {
-            **beside = Plan::new(&self.device, &config, tokens, weights.layout)?;
-        }
-        if self.weights.expert_biases.is_some() {
-            // The launch for few tokens knows none.
-            plan.few_tokens = None;
-        }
-        Ok(plan)
+    pub(crate) fn plan(&self, tokens: usize) -> Result<Arc<Plan>> {
+        self.plans.get(tokens, || {
+            let mut plan = Plan::new(&self.device, &self.config, tokens, self.weights.layout)?;
+            // A layer beside this one has weights of its own.
+            if let (SharedPlan::Layer(beside), Some(weights::shared::Shared::Layer(weights))) =
+                (&mut plan.shared, &self.weights.shared)
+                && weights.layout != WeightLayout::Checkpoint
+                && let Some(config) = self.config.shared_layer()
+            {
+                **beside = Plan::new(&self.device, &config, tokens, weights.layout)?;
+            }
+            if self.weights.expert_biases.is_some() {
+                // The launch for few tokens knows none.
+                plan.few_tokens = None;
+            }
+            Ok(plan)
+        })
     }
 
     /// Bytes of workspace that a forward of up to `tokens` tokens needs.
@@ -299,18 +307,28 @@ impl MoeLayer {
         if plan.tokens() == 0 {
             return Ok(());
         }
-        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: &|_| {} };
+        let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: None };
         call.route(stream, Activations::Bf16(hidden), logits, topk_ids, topk_weights)
     }
 
     /// Checks the arguments and enqueues the operations.
-    pub(crate) fn enqueue(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
+    pub(crate) fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
         if !self.device.same_as(stream.device()) {
             let rule = format!("must be on the layer's device, {}", self.device);
             return Err(crate::Error::argument(OP, "stream", format!("{stream:?}"), rule));
         }
         // Each launch makes the context current where it is not: once here is less than that.
         let _current = self.device.context().enter()?;
+        if request.observe.is_some() {
+            // It is code of others, which may use the stream as well.
+            return self.enqueue_each(stream, request);
+        }
+        // SAFETY: what a forward uses is the layer's, which is borrowed here, or in the request, whose slices
+        // are borrowed until this returns. Without an observer no code of others is called.
+        unsafe { stream.together(|| self.enqueue_each(stream, request)) }
+    }
+
+    fn enqueue_each(&self, stream: &Stream, mut request: Request<'_>) -> Result<()> {
         let tokens = request.check(&self.config, stream)?;
         if tokens == 0 {
             return Ok(());
@@ -318,14 +336,14 @@ impl MoeLayer {
         let plan = self.plan(tokens)?;
         let (bytes, len) = (plan.layout.bytes, request.workspace.len());
         request.workspace.check_device(OP, "workspace", stream)?;
-        require(len >= bytes, OP, "workspace", format!("{len} bytes"), || {
+        require(len >= bytes, OP, "workspace", format_args!("{len} bytes"), || {
             format!("must have at least {bytes} bytes for {tokens} tokens")
         })?;
         let call =
             Call { config: &self.config, weights: &self.weights, plan: &plan, observe: request.observe };
         let class = Class::of(&request, &plan, &self.config);
         self.loaded.ensure(&self.device, class, |rehearsal| {
-            let call = Call { observe: &|_| {}, ..call };
+            let call = Call { observe: None, ..call };
             call.enqueue(rehearsal, request.reborrow())
         })?;
         call.enqueue(stream, request)

@@ -71,7 +71,7 @@ impl Call<'_> {
         match (&self.plan.shared, &self.weights.shared) {
             (SharedPlan::Layer(plan), Some(Shared::Layer(weights))) => {
                 let Some(config) = self.config.shared_layer() else { return Ok(()) };
-                let call = Call { config: &config, weights, plan, observe: &|_| {} };
+                let call = Call { config: &config, weights, plan, observe: None };
                 let out = Output::Write(ActivationsMut::F32(out));
                 let request = Request {
                     hidden,
@@ -80,7 +80,7 @@ impl Call<'_> {
                     workspace: layer,
                     control: None,
                     out,
-                    observe: &|_| {},
+                    observe: None,
                 };
                 call.enqueue(stream, request)
             }

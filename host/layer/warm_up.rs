@@ -147,14 +147,14 @@ mod tests {
         let (ids, weights) = (device.uninit(tokens).expect("memory"), device.uninit(tokens).expect("memory"));
         let routed = Routed { topk_ids: ids.as_slice(), topk_weights: weights.as_slice() };
         let plan = layer.plan(tokens).expect("a plan");
-        let call = Call { config, weights: layer.weights(), plan: &plan, observe: &|_| {} };
+        let call = Call { config, weights: layer.weights(), plan: &plan, observe: None };
         let mut request = Request {
             hidden: hidden.as_slice().into(),
             routed: is_routed.then_some(routed),
             workspace: workspace.as_mut_slice(),
             control: None,
             out: Output::Write(O::erase(out.as_mut_slice())),
-            observe: &|_| {},
+            observe: None,
             is_weighed: false,
         };
         let kernels = rehearse(device, |stream| call.enqueue(stream, request.reborrow()));

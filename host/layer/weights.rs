@@ -22,16 +22,15 @@
 //! ([`WeightLayout`]), in place: no second copy of a layer is in memory.
 
 pub(super) mod shared;
+mod upload;
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 use half::bf16;
-use rayon::prelude::*;
 
-use crate::config::{MoeConfig, Quantization, Routing, SCALE_BLOCK, WeightScales};
-use crate::error::{Error, Result, require};
+use crate::config::{MoeConfig, Routing, SCALE_BLOCK, WeightScales};
+use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
@@ -40,6 +39,7 @@ use crate::layer::memory::DeviceMemory;
 use crate::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
 use crate::ops::router::bf16_planes;
 use shared::{Shared, SharedDeviceWeights, SharedWeights};
+pub(crate) use upload::{ExpertSource, Matrix, Scratch};
 
 const OP: &str = "MoeLayer::new";
 
@@ -157,26 +157,29 @@ impl RouterWeights<'_> {
             RouterWeights::F32(weights) => device.upload(&bf16_planes(weights)),
         }
     }
-}
 
-/// Where the experts' matrices come from, one expert at a time and from several threads.
-pub(crate) trait ExpertSource: Sync {
-    /// This rank's expert `index`, in the order of [`MoeConfig::local_ids`]. Its weights are numbers.
-    fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>>;
-}
-
-/// Experts of a caller; `.1` is their global numbers, for errors.
-struct Given<'a>(&'a [ExpertWeights<'a>], Vec<usize>);
-
-impl ExpertSource for Given<'_> {
-    fn expert(&self, index: usize) -> Result<Cow<'_, ExpertWeights<'_>>> {
-        let expert = &self.0[index];
-        for (name, matrix) in [("gate", &expert.gate), ("up", &expert.up), ("down", &expert.down)] {
-            let nan = E4m3::first_nan(matrix);
-            let name = format!("experts[{}].{name}[{}]", self.1[index], nan.unwrap_or(0));
-            require(nan.is_none(), OP, &name, "NaN", || "must be a number".into())?;
+    /// As [`upload`](Self::upload), with the rows of `below` behind those of this one.
+    pub(super) fn upload_stacked(&self, below: &RouterWeights<'_>, device: &Device) -> Result<Buffer<bf16>> {
+        match (self, below) {
+            (RouterWeights::Bf16(above), RouterWeights::Bf16(below)) => {
+                let stream = device.default_stream();
+                let mut stacked = device.uninit(above.len() + below.len())?;
+                stacked.slice_mut(..above.len()).copy_from(above, &stream)?;
+                stacked.slice_mut(above.len()..).copy_from(below, &stream)?;
+                Ok(stacked)
+            }
+            (above, below) => {
+                device.upload(&bf16_planes(&[&above.to_f32()[..], &below.to_f32()[..]].concat()))
+            }
         }
-        Ok(Cow::Borrowed(expert))
+    }
+
+    /// The elements as f32.
+    fn to_f32(&self) -> Cow<'_, [f32]> {
+        match self {
+            RouterWeights::Bf16(weights) => weights.iter().map(|w| w.to_f32()).collect(),
+            RouterWeights::F32(weights) => Cow::Borrowed(weights),
+        }
     }
 }
 
@@ -246,14 +249,14 @@ impl<'a> MoeWeights<'a> {
 /// begin at multiples of 16 bytes. The kernels read gate and up as one matrix; [`MoeDeviceWeights::join`]
 /// makes it of two.
 ///
-/// I' is I, or with [`Quantization::Block128`] I rounded up to a multiple of 128; what pads it must be zeros,
-/// down's columns and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
+/// I' is I, or with blocks of 128x128 I rounded up to a multiple of 128; what pads it must be zeros, down's
+/// columns and gate's and up's rows alike. A scale multiplies back: `weight ~= e4m3 * scale`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct MoeDeviceWeights {
-    /// Router `[planes, E, H]` (`E + 1` with the gate of a shared expert that is computed as experts), one to three planes whose sum it is
-    /// ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer takes its routing from the
-    /// caller.
+    /// Router `[planes, E, H]` (`E + 1` with the gate of a shared expert that is computed as experts), one to
+    /// three planes whose sum it is ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer
+    /// takes its routing from the caller.
     pub router: Option<DeviceMemory<bf16>>,
     /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
     pub correction_bias: Option<DeviceMemory<f32>>,
@@ -283,7 +286,7 @@ pub struct MoeDeviceWeights {
 /// How far loading has come, in bytes of expert weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// On the device so far.
+    /// Read, checked and on their way to the device so far.
     pub done: u64,
     /// In all.
     pub total: u64,
@@ -363,131 +366,6 @@ impl MoeWeights<'_> {
             finite("expert_biases[1]", second, local * h)?;
         }
         Ok(())
-    }
-
-    /// Checks the weights and copies them to the device, expert by expert in parallel.
-    pub(crate) fn upload(
-        &self,
-        device: &Device,
-        config: &MoeConfig,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<DeviceWeights> {
-        config.validate()?;
-        exactly("experts", self.experts.len(), config.local_count())?;
-        let ids = config.local_ids();
-        for (&expert, weights) in ids.iter().zip(&self.experts) {
-            weights.validate(config, &format!("experts[{expert}]"))?;
-        }
-        self.upload_from(device, config, &Given(&self.experts, ids), progress)
-    }
-
-    /// As [`upload`](Self::upload), with experts that come from elsewhere, so that few are on the host at a
-    /// time.
-    pub(crate) fn upload_from(
-        &self,
-        device: &Device,
-        config: &MoeConfig,
-        source: &dyn ExpertSource,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<DeviceWeights> {
-        self.uploaded(device, config, source, progress)?.complete(device, config)
-    }
-
-    /// As [`upload`](Self::upload), as a layer of memory that is there already takes them.
-    pub(super) fn upload_all(&self, device: &Device, config: &MoeConfig) -> Result<MoeDeviceWeights> {
-        self.uploaded(device, config, &Given(&self.experts, config.local_ids()), &|_| {})
-    }
-
-    fn uploaded(
-        &self,
-        device: &Device,
-        config: &MoeConfig,
-        source: &dyn ExpertSource,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<MoeDeviceWeights> {
-        config.validate()?;
-        self.validate_router(config)?;
-        check_input_scales(config, self.input_scales)?;
-        let shared = match (&self.shared, config.shared) {
-            (Some(weights), Some(shared)) => {
-                weights.validate(config, shared)?;
-                Some(weights)
-            }
-            (None, None) => None,
-            (weights, _) => {
-                let (given, wanted) = (weights.is_some(), config.shared.is_some());
-                return Err(Error::argument(
-                    OP,
-                    "shared",
-                    format!("given: {given}"),
-                    format!("must be given: {wanted}, as the config says"),
-                ));
-            }
-        };
-        let layout = Layout::new(config);
-        let ids = config.local_ids();
-        let shared_parts = shared.map(|weights| weights.parts(config)).unwrap_or_default();
-        let experts = ids.len() + shared_parts.len();
-        let mut w13 = device.uninit::<E4m3>(experts * layout.w13)?;
-        let mut w2 = device.uninit::<E4m3>(experts * layout.w2)?;
-        let matrices = config.halves() + 1;
-        let bytes = (matrices * config.hidden_size * config.intermediate_size) as u64;
-        let total = experts as u64 * bytes;
-        let done = AtomicU64::new(0);
-        let parts = parts(&mut w13, layout.w13).into_iter().zip(parts(&mut w2, layout.w2));
-        let jobs: Vec<_> = parts.enumerate().collect();
-        let scales = jobs.into_par_iter().map(|(index, (w13, w2))| -> Result<_> {
-            let expert = match ids.get(index) {
-                Some(number) => {
-                    let expert = source.expert(index)?;
-                    expert.validate(config, &format!("experts[{number}]"))?;
-                    expert
-                }
-                None => Cow::Borrowed(&shared_parts[index - ids.len()]),
-            };
-            layout.upload_expert(&expert, w13, w2)?;
-            progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
-            Ok(layout.scales(&expert))
-        });
-        let scales = scales.collect::<Result<Vec<_>>>()?;
-        let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
-        let packed =
-            MoeDeviceWeights::pack(&device.default_stream(), config, w13.as_mut_slice(), w2.as_mut_slice())?;
-        let gate = shared.filter(|_| config.routes_shared()).and_then(|weights| weights.gate.as_ref());
-        let router = match (&self.router, gate) {
-            (Some(router), Some(gate)) => Some(router.stacked(gate).upload(device)?),
-            (router, _) => router.as_ref().map(|router| router.upload(device)).transpose()?,
-        };
-        Ok(MoeDeviceWeights {
-            router: router.map(Into::into),
-            correction_bias: self
-                .correction_bias
-                .as_deref()
-                .map(|b| device.upload(b))
-                .transpose()?
-                .map(Into::into),
-            w13: w13.into(),
-            w2: w2.into(),
-            w13_scale: device.upload(&w13_scale.concat())?.into(),
-            w2_scale: device.upload(&w2_scale.concat())?.into(),
-            input_scales: self.input_scales,
-            layout: packed,
-            router_bias: match &self.router_bias {
-                Some(bias) => {
-                    let gate = if config.routes_shared() { &[0.0][..] } else { &[] };
-                    Some(device.upload(&[&bias[..], gate].concat())?.into())
-                }
-                None => None,
-            },
-            expert_biases: match &self.expert_biases {
-                Some(biases) => {
-                    let [first, second] = layout.biases(biases, experts);
-                    Some([device.upload(&first)?.into(), device.upload(&second)?.into()])
-                }
-                None => None,
-            },
-            shared: shared.map(|weights| weights.upload(device, config)).transpose()?,
-        })
     }
 }
 
@@ -721,99 +599,5 @@ impl MoeDeviceWeights {
             expert_map: config.expert_map().map(|map| device.upload(&map)).transpose()?,
             shared: self.shared.map(|shared| shared.complete(device, config)).transpose()?,
         })
-    }
-}
-
-/// The buffer in consecutive parts of `len` elements.
-fn parts(buffer: &mut Buffer<E4m3>, len: usize) -> Vec<SliceMut<'_, E4m3>> {
-    let mut rest = buffer.as_mut_slice();
-    let mut parts = Vec::new();
-    while !rest.is_empty() {
-        let (part, tail) = rest.split_at(len);
-        parts.push(part);
-        rest = tail;
-    }
-    parts
-}
-
-/// Where the parts of an expert go.
-struct Layout {
-    quantization: Quantization,
-    gated: bool,
-    hidden: usize,
-    intermediate: usize,
-    padded: usize,
-    /// Elements of w13 and w2 per expert.
-    w13: usize,
-    w2: usize,
-}
-
-impl Layout {
-    fn new(config: &MoeConfig) -> Layout {
-        let (hidden, intermediate, padded) =
-            (config.hidden_size, config.intermediate_size, config.padded_intermediate());
-        let gated = config.gated;
-        let (w13, w2) = (config.halves() * padded * hidden, hidden * padded);
-        Layout { quantization: config.quantization, gated, hidden, intermediate, padded, w13, w2 }
-    }
-
-    /// Copies one expert into its parts of w13 and w2.
-    fn upload_expert(
-        &self,
-        expert: &ExpertWeights<'_>,
-        w13: SliceMut<'_, E4m3>,
-        mut w2: SliceMut<'_, E4m3>,
-    ) -> Result<()> {
-        let stream = w2.device().default_stream();
-        let gate = if self.gated { self.padded * self.hidden } else { 0 };
-        let (gate, up) = w13.split_at(gate);
-        let halves = [(gate, &expert.gate), (up, &expert.up)];
-        for (mut half, matrix) in halves.into_iter().skip(usize::from(!self.gated)) {
-            let padding = (self.padded - self.intermediate) * self.hidden;
-            half.slice_mut(..matrix.len()).copy_from(matrix, &stream)?;
-            half.slice_mut(matrix.len()..).copy_from(&vec![E4m3::default(); padding], &stream)?;
-        }
-        if self.padded == self.intermediate {
-            return w2.copy_from(&expert.down, &stream);
-        }
-        let mut down = vec![E4m3::default(); self.w2];
-        for (wide, row) in down.chunks_exact_mut(self.padded).zip(expert.down.chunks_exact(self.intermediate))
-        {
-            wide[..row.len()].copy_from_slice(row);
-        }
-        w2.copy_from(&down, &stream)
-    }
-
-    /// An expert's scales of w13 and of w2, as the device has them.
-    fn scales(&self, expert: &ExpertWeights<'_>) -> (Vec<f32>, Vec<f32>) {
-        let mut w13 = Vec::new();
-        if self.gated {
-            self.append_w13_scales(&mut w13, &expert.gate_scale);
-        }
-        self.append_w13_scales(&mut w13, &expert.up_scale);
-        (w13, expert.down_scale.to_vec())
-    }
-
-    /// The biases of this rank's experts for `experts` of them, the last being shared ones without; each half
-    /// padded as the matrices are.
-    fn biases(&self, [first, second]: &[Cow<'_, [f32]>; 2], experts: usize) -> [Vec<f32>; 2] {
-        let mut padded = Vec::new();
-        for half in first.chunks(self.intermediate) {
-            padded.extend_from_slice(half);
-            padded.resize(padded.len() + self.padded - self.intermediate, 0.0);
-        }
-        padded.resize(experts * (self.w13 / self.hidden), 0.0);
-        let mut second = second.to_vec();
-        second.resize(experts * self.hidden, 0.0);
-        [padded, second]
-    }
-
-    /// Appends the scales of one half of w13, as the device has them. Padding does not add blocks: I and its
-    /// padded size have the same number of them.
-    fn append_w13_scales(&self, to: &mut Vec<f32>, scales: &[f32]) {
-        match self.quantization.weights() {
-            WeightScales::Tensor => to.extend(std::iter::repeat_n(scales[0], self.padded)),
-            WeightScales::Channel | WeightScales::Block128 => to.extend_from_slice(scales),
-        }
     }
 }

@@ -156,7 +156,7 @@ impl GatedGemm<'_> {
         })?;
         if let AScale::Group { scales, .. } = self.a_scale {
             let most = u32::MAX as usize / 2;
-            require(scales.len() <= most, OP, "a_scale", format!("{} elements", scales.len()), || {
+            require(scales.len() <= most, OP, "a_scale", format_args!("{} elements", scales.len()), || {
                 format!("must have at most {most} elements where rows are gathered")
             })?;
         }

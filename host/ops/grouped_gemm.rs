@@ -257,7 +257,7 @@ pub(super) fn check_plan(
     permutation: &Permutation<'_>,
     stream: &Stream,
 ) -> Result<()> {
-    require(device.same_as(stream.device()), op, "plan", format!("a plan for {device}"), || {
+    require(device.same_as(stream.device()), op, "plan", format_args!("a plan for {device}"), || {
         format!("must be for the stream's device, {}", stream.device())
     })?;
     permutation.check_size(op, "rows", rows, (permutation.rows(), "rows"))?;
@@ -290,7 +290,13 @@ pub(super) fn check_scales(
                 &[groups - 1, group_stride],
             )?);
             let rule = || "strides must keep scales inside 2^63 elements".to_owned();
-            require(last.is_some(), op, "a_scale", format!("strides {row_stride}, {group_stride}"), rule)?;
+            require(
+                last.is_some(),
+                op,
+                "a_scale",
+                format_args!("strides {row_stride}, {group_stride}"),
+                rule,
+            )?;
             scales.check(
                 op,
                 "a_scale",
@@ -348,7 +354,7 @@ pub(super) fn check_matrix_mut<T: bytemuck::Pod>(
 }
 
 fn check_alignment(op: &'static str, name: &str, address: u64) -> Result<()> {
-    require(address.is_multiple_of(COPY_BYTES as u64), op, name, format!("{address:#x}"), || {
+    require(address.is_multiple_of(COPY_BYTES as u64), op, name, format_args!("{address:#x}"), || {
         format!("must be {COPY_BYTES}-byte aligned")
     })
 }

@@ -71,7 +71,7 @@ pub fn pack_weights_in_place(
 ) -> Result<()> {
     let (experts, _, k, _) = shape.raw();
     require(k.is_multiple_of(launchers::SLAB as usize), IN_PLACE, "k", k, || {
-        "must be a multiple of 128, so that packed weights fit".into()
+        format!("must be a multiple of {}, so that packed weights fit", launchers::SLAB)
     })?;
     let (one, len) = (shape.of_one(), shape.of_one().len());
     check_matrix_mut(IN_PLACE, &weights, "weights", shape.len(), stream)?;
@@ -110,9 +110,9 @@ unsafe fn launch(
     }
     let (experts, rows, k) = (experts as u32, rows as u32, k as u32);
     let arguments = launchers::PackWeights { matrix, packed, experts, rows, k, is_gated, unpacks };
-    // A block has a slab of up to 256 lines at a time.
-    let slabs = k.div_ceil(launchers::SLAB);
-    let runs = u64::from(experts) * u64::from(rows.div_ceil(256)) * u64::from(slabs);
+    // A block has a slab of an item at a time: two boxes of rows.
+    let (items, slabs) = (rows.div_ceil(2 * launchers::B_BOX_ROWS), k.div_ceil(launchers::SLAB));
+    let runs = u64::from(experts) * u64::from(items) * u64::from(slabs);
     let blocks = runs.min(u64::from(8 * device.multiprocessors())) as u32;
     // SAFETY: the caller's contract. The shape keeps lines below 2^32, so that slabs of items, each of which
     // has a line at least, are fewer.

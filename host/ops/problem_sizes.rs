@@ -85,9 +85,13 @@ impl TileScheduleOut<'_> {
             stream,
         )?;
         let address = self.entries.ptr().raw();
-        require(address.is_multiple_of(COPY_BYTES as u64), op, "entries", format!("{address:#x}"), || {
-            format!("must be {COPY_BYTES}-byte aligned")
-        })
+        require(
+            address.is_multiple_of(COPY_BYTES as u64),
+            op,
+            "entries",
+            format_args!("{address:#x}"),
+            || format!("must be {COPY_BYTES}-byte aligned"),
+        )
     }
 }
 

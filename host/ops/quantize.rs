@@ -389,7 +389,7 @@ impl Scheme<'_> {
                 scale.check(OP, "scale", 1, stream)?;
                 workspace.check(OP, "workspace", quantize_workspace_bytes(), stream)?;
                 let address = workspace.ptr();
-                require(address.raw().is_multiple_of(4), OP, "workspace", format!("{address:?}"), || {
+                require(address.raw().is_multiple_of(4), OP, "workspace", format_args!("{address:?}"), || {
                     "must be 4-byte aligned".into()
                 })
             }

@@ -1,5 +1,6 @@
 //! Memory that is read and nothing more: what benchmarks find its rate with. Hopper alone.
 
+use crate::config::COPY_BYTES;
 use crate::error::{Error, Result, require};
 use crate::gpu::buffer::Slice;
 use crate::gpu::family::Family;
@@ -16,8 +17,8 @@ const OP: &str = "read_stream";
 pub fn read_stream(stream: &Stream, from: Slice<'_, u8>) -> Result<()> {
     from.check(OP, "from", from.len(), stream)?;
     let address = from.ptr().raw();
-    require(address.is_multiple_of(16), OP, "from", format!("{address:#x}"), || {
-        "must be 16-byte aligned".into()
+    require(address.is_multiple_of(COPY_BYTES as u64), OP, "from", format_args!("{address:#x}"), || {
+        format!("must be {COPY_BYTES}-byte aligned")
     })?;
     let device = stream.device();
     if device.family() != Family::Sm90a {

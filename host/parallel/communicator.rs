@@ -13,6 +13,9 @@
 //! write past each other's buffers. So they settle before they enqueue ([`Communicator::settle`]): they agree,
 //! on the host, on what is coming and on how much has been enqueued so far. It costs nothing as long as the
 //! same thing is enqueued again and again. The layers above settle once for all calls of a forward.
+//!
+//! That is what the unsafe calls rest on, and so the trait is closed: [`Nccl`](super::Nccl) and
+//! [`InProcess`](super::InProcess) alone agree, and count what they enqueue.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -56,7 +59,7 @@ impl Default for Limits {
 /// Collective calls enqueue work on `stream`, in its order, and need not wait for it. A call that returns an
 /// error has failed the group: calls and waits of all ranks return an error from then on, which names the
 /// rank at fault, and what was enqueued before may have left undefined results.
-pub trait Communicator: Send + Sync {
+pub trait Communicator: closed::Closed + Send + Sync {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
@@ -134,7 +137,7 @@ pub trait Communicator: Send + Sync {
     fn all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
         let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
         self.settle(&[("bytes to gather", format!("{lengths:?}"))])?;
-        // SAFETY: settled.
+        // SAFETY: settled, by a communicator of this library.
         unsafe { self.enqueue_all_gather(stream, parts) }
     }
 
@@ -145,7 +148,7 @@ pub trait Communicator: Send + Sync {
     /// Those of [`all_gather`](Self::all_gather); two lengths that differ.
     fn all_to_all(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()> {
         self.settle(&[("bytes to exchange", format!("{} for {}", send.len(), receive.len()))])?;
-        // SAFETY: settled.
+        // SAFETY: as above.
         unsafe { self.enqueue_all_to_all(stream, send, receive) }
     }
 
@@ -162,7 +165,7 @@ pub trait Communicator: Send + Sync {
             ActivationsMut::F32(x) => (x.len(), "f32"),
         };
         self.settle(&[("elements to add up", format!("{len} of {kind}"))])?;
-        // SAFETY: settled.
+        // SAFETY: as above.
         unsafe { self.enqueue_all_reduce(stream, x) }
     }
 
@@ -183,6 +186,11 @@ pub trait Communicator: Send + Sync {
         *last = terms.to_vec();
         Ok(())
     }
+}
+
+/// Keeps other crates from implementing [`Communicator`].
+pub(super) mod closed {
+    pub trait Closed {}
 }
 
 /// Counts the collective calls of a rank.
@@ -207,20 +215,22 @@ impl Calls {
         self.captured.load(Ordering::Acquire)
     }
 
-    /// Counts a call that is about to be enqueued on `stream`.
-    ///
-    /// # Errors
-    /// If the stream is being captured otherwise than by [`ParallelGraph`](super::ParallelGraph), whose
-    /// launches settle: ranks might launch graphs that do not fit together.
-    pub fn count(&self, op: &'static str, stream: &Stream) -> Result<()> {
+    /// Counts a call that is about to be enqueued on `stream`. Refuses one on a stream that is being captured
+    /// otherwise than by `ParallelGraph`, whose launches settle: ranks might launch graphs that do not fit
+    /// together.
+    pub(super) fn count(&self, op: &'static str, stream: &Stream) -> Result<()> {
         let Some(capture) = stream.capture_id() else {
             self.enqueued.fetch_add(1, Ordering::AcqRel);
             return Ok(());
         };
         let own = *self.capture.lock().unwrap_or_else(PoisonError::into_inner);
-        require(own == Some(capture), op, "stream", format!("{stream:?}, which is being captured"), || {
-            "must be captured by ParallelGraph".into()
-        })?;
+        require(
+            own == Some(capture),
+            op,
+            "stream",
+            format_args!("{stream:?}, which is being captured"),
+            || "must be captured by ParallelGraph".into(),
+        )?;
         self.captured.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
@@ -235,7 +245,7 @@ impl Calls {
     }
 
     /// Counts the calls of a graph that has been launched.
-    pub fn replayed(&self, calls: u64) {
+    pub(super) fn replayed(&self, calls: u64) {
         self.enqueued.fetch_add(calls, Ordering::AcqRel);
     }
 }
@@ -284,7 +294,7 @@ pub(crate) fn poll(stream: &Stream, limit: Duration, mut look: impl FnMut() -> R
 
 /// The bytes of a rank's block of `len` bytes; refused where they do not divide.
 pub(crate) fn block_bytes(op: &'static str, name: &str, len: usize, ranks: usize) -> Result<usize> {
-    require(len.is_multiple_of(ranks), op, name, format!("{len} bytes"), || {
+    require(len.is_multiple_of(ranks), op, name, format_args!("{len} bytes"), || {
         format!("must be a multiple of {ranks}, the ranks")
     })?;
     Ok(len / ranks)

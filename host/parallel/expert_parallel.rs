@@ -21,26 +21,22 @@
 //!   of the ranks: the same bits every time.
 //! - *A rank that returns an error* has failed the group: the others would wait for what it did not enqueue.
 
-use std::sync::Arc;
+pub(super) mod dispatched;
+mod steps;
 
-use half::bf16;
+use std::sync::Arc;
 
 use super::batch::{Batch, ExpertOptions};
 use super::communicator::{Communicator, Term};
 use super::placement::Placement;
-use super::routing::{self, Holders};
-use super::wire::{ParallelWorkspace, Partials, Wire};
-use crate::config::{ActivationScales, GROUP, MoeConfig, Routing};
+use super::routing::Holders;
+use super::wire::{ParallelWorkspace, Wire};
+use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
-use crate::gpu::device::Device;
-use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
-use crate::layer::{Hidden, MoeLayer, Output, Request, Routed};
-use crate::ops::quantize::{
-    Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize,
-};
-use crate::ops::sum_ranks::{SumRanks, sum_ranks};
+use crate::layer::{MoeLayer, Routed};
+use crate::ops::quantize::{Activations, ActivationsMut};
 
 const OP: &str = "ExpertParallel";
 
@@ -118,7 +114,7 @@ impl ExpertParallel {
         })?;
         require(options.chunk != Some(0), OP, "chunk", 0, || "must be at least 1".into())?;
         let same = layer.device().same_as(communicator.device());
-        require(same, OP, "layer", format!("a layer on {}", layer.device()), || {
+        require(same, OP, "layer", format_args!("a layer on {}", layer.device()), || {
             format!("must be on the communicator's device, {}", communicator.device())
         })?;
         let placement = match &options.placement {
@@ -238,11 +234,11 @@ impl ExpertParallel {
         let replace = || {
             let [old, new] = [&self.layer, &layer]
                 .map(|layer| MoeConfig { local_experts: None, ..layer.config().clone() });
-            require(old == new, OP, "layer", format!("{new:?}"), || {
+            require(old == new, OP, "layer", format_args!("{new:?}"), || {
                 "must have the config of the old one, but for its experts".into()
             })?;
             let same = layer.device().same_as(self.layer.device());
-            require(same, OP, "layer", format!("a layer on {}", layer.device()), || {
+            require(same, OP, "layer", format_args!("a layer on {}", layer.device()), || {
                 format!("must be on {}", self.layer.device())
             })?;
             (self.layer, self.placement) = (layer, placement);
@@ -302,39 +298,6 @@ impl ExpertParallel {
         Ok(())
     }
 
-    /// The first of three calls that make a forward: this rank's rows go to all ranks. Between them other work
-    /// may be enqueued on other streams, a shared expert's for example. The rest are
-    /// [`Dispatched::experts`] and [`Dispatched::combine`]. Collective.
-    ///
-    /// # Errors
-    /// Those of [`forward`](Self::forward); a capacity over that of the workspace.
-    pub fn dispatch<'a>(
-        &'a mut self,
-        stream: &Stream,
-        batch: Batch<'_>,
-        workspace: &'a mut ParallelWorkspace,
-    ) -> Result<Dispatched<'a>> {
-        let abort = self.communicator.abort_handle();
-        let chunk = abort.note(self.dispatch_whole(stream, batch, workspace))?;
-        Ok(Dispatched { parallel: self, workspace, chunk, has_run: false, is_over: false })
-    }
-
-    fn dispatch_whole(
-        &mut self,
-        stream: &Stream,
-        batch: Batch<'_>,
-        workspace: &mut ParallelWorkspace,
-    ) -> Result<Chunk> {
-        let chunk = self.check(stream, &batch, workspace)?;
-        require(chunk.capacity <= self.chunk(), OP, "capacity", chunk.capacity, || {
-            format!("must be at most {}, the chunk, for a forward in three calls", self.chunk())
-        })?;
-        self.prepare(&batch, chunk.capacity, workspace, None)?;
-        self.dispatch_chunk(stream, &batch, chunk, workspace)?;
-        self.gather(stream, chunk, workspace)?;
-        Ok(chunk)
-    }
-
     /// One step of a forward of one chunk, by itself, on what the workspace holds: what it takes is measured so.
     /// All ranks settle on it first.
     pub(crate) fn step(
@@ -381,7 +344,7 @@ impl ExpertParallel {
     /// Refuses a batch that does not fit; its tokens and its capacity.
     fn check(&self, stream: &Stream, batch: &Batch<'_>, workspace: &ParallelWorkspace) -> Result<Chunk> {
         let same = self.layer.device().same_as(stream.device());
-        require(same, OP, "stream", format!("{stream:?}"), || {
+        require(same, OP, "stream", format_args!("{stream:?}"), || {
             format!("must be on the layer's device, {}", self.layer.device())
         })?;
         let (config, h) = (self.layer.config(), self.wire.hidden);
@@ -390,7 +353,7 @@ impl ExpertParallel {
             "must be of this layer, or of one with equal config and options".into()
         })?;
         let (len, tokens) = (batch.len(), batch.len() / h);
-        require(len.is_multiple_of(h), OP, "hidden", format!("{len} elements"), || {
+        require(len.is_multiple_of(h), OP, "hidden", format_args!("{len} elements"), || {
             format!("must be a multiple of {h}, the hidden size")
         })?;
         batch.hidden.check(OP, "hidden", len, stream)?;
@@ -400,7 +363,7 @@ impl ExpertParallel {
         require(capacity <= self.options.max_tokens, OP, "capacity", capacity, || {
             format!("must be at most {}, max_tokens", self.options.max_tokens)
         })?;
-        require(tokens <= capacity, OP, "hidden", format!("{tokens} tokens"), || {
+        require(tokens <= capacity, OP, "hidden", format_args!("{tokens} tokens"), || {
             format!("must be at most {capacity} tokens, the capacity that was announced")
         })?;
         match &batch.routed {
@@ -460,12 +423,14 @@ impl ExpertParallel {
         let [columns, top_k] = [self.wire.hidden, self.wire.top_k];
         for tokens in [1, capacity] {
             let (elements, slots) = (tokens * columns, tokens * top_k);
-            let routed =
-                Routed { topk_ids: imagined(&device, slots), topk_weights: imagined(&device, slots) };
+            let routed = Routed {
+                topk_ids: Slice::imagined(&device, slots),
+                topk_weights: Slice::imagined(&device, slots),
+            };
             let batch = Batch {
                 hidden: match class.types[0] {
-                    "f16" => Activations::F16(imagined(&device, elements)),
-                    _ => Activations::Bf16(imagined(&device, elements)),
+                    "f16" => Activations::F16(Slice::imagined(&device, elements)),
+                    _ => Activations::Bf16(Slice::imagined(&device, elements)),
                 },
                 routed: class.is_routed.then_some(routed),
                 capacity: None,
@@ -475,139 +440,12 @@ impl ExpertParallel {
         let chunk = Chunk { tokens: 1, capacity };
         self.run_experts(rehearsal, chunk, workspace)?;
         let out = match class.types[1] {
-            "bf16" => ActivationsMut::Bf16(imagined_mut(&device, columns)),
-            "f16" => ActivationsMut::F16(imagined_mut(&device, columns)),
-            "f32" => ActivationsMut::F32(imagined_mut(&device, columns)),
+            "bf16" => ActivationsMut::Bf16(SliceMut::imagined(&device, columns)),
+            "f16" => ActivationsMut::F16(SliceMut::imagined(&device, columns)),
+            "f32" => ActivationsMut::F32(SliceMut::imagined(&device, columns)),
             _ => return Ok(()),
         };
         self.sum(rehearsal, chunk, workspace, out)
-    }
-
-    /// Routes and quantises this rank's tokens into its block of what travels.
-    fn dispatch_chunk(
-        &self,
-        stream: &Stream,
-        batch: &Batch<'_>,
-        Chunk { tokens, capacity }: Chunk,
-        workspace: &mut ParallelWorkspace,
-    ) -> Result<()> {
-        let (rank, Wire { hidden, top_k, groups, .. }) = (self.communicator.rank(), self.wire);
-        let block = |columns: usize| rank * capacity * columns..(rank + 1) * capacity * columns;
-        let mut ids = workspace.ids.slice_mut(block(top_k));
-        let mut weights = workspace.weights.slice_mut(block(top_k));
-        let slots = tokens * top_k;
-        if let (None, Activations::Bf16(hidden)) = (&batch.routed, batch.hidden) {
-            let logits = workspace.logits.as_mut_slice();
-            let (ids, weights) = (ids.slice_mut(..slots), weights.slice_mut(..slots));
-            self.layer.route(stream, hidden, logits, ids, weights)?;
-        }
-        let given = batch.routed.map(|routed| (routed.topk_ids, routed.topk_weights));
-        routing::stage(stream, given, slots, ids, weights.reborrow())?;
-        let scales = workspace.scales.slice_mut(block(groups));
-        let config = self.layer.config();
-        let args = Quantize {
-            x: batch.hidden,
-            row_weight: (config.routing == Routing::SigmoidInput).then(|| weights.as_slice()),
-            destinations: Destinations::Identity,
-            scheme: match config.first_scales() {
-                ActivationScales::Static => {
-                    Scheme::TensorStatic { scale: self.layer.weights().input_scales[0].as_slice() }
-                }
-                ActivationScales::Token => Scheme::Token { scales, absmax_limit: None },
-                ActivationScales::Group128 => {
-                    Scheme::Group { group_size: GROUP, scales, layout: self.wire.scale_layout() }
-                }
-            },
-            q: workspace.values.slice_mut(block(hidden)),
-            cleared: None,
-        };
-        quantize(stream, QuantizeShape { rows: tokens, columns: hidden }, args)
-    }
-
-    /// Everybody's rows to everybody.
-    fn gather(&self, stream: &Stream, chunk: Chunk, workspace: &mut ParallelWorkspace) -> Result<()> {
-        let Wire { ranks, hidden, top_k, groups, .. } = self.wire;
-        let rows = ranks * chunk.capacity;
-        let mut parts = vec![
-            workspace.values.slice_mut(..rows * hidden).cast(),
-            workspace.ids.slice_mut(..rows * top_k).cast(),
-            workspace.weights.slice_mut(..rows * top_k).cast(),
-        ];
-        if groups > 0 {
-            parts.push(workspace.scales.slice_mut(..rows * groups).cast());
-        }
-        // SAFETY: the ranks have settled, in `prepare`, on sizes and capacity, from which the lengths follow;
-        // an exchange follows each gather, in a forward or in its combination, or the group fails.
-        unsafe { self.communicator.enqueue_all_gather(stream, &mut parts) }
-    }
-
-    /// This rank's experts on the rows of all ranks.
-    fn run_experts(
-        &mut self,
-        stream: &Stream,
-        chunk: Chunk,
-        workspace: &mut ParallelWorkspace,
-    ) -> Result<()> {
-        let Wire { ranks, hidden, top_k, groups, partials } = self.wire;
-        let (rank, rows) = (self.communicator.rank(), ranks * chunk.capacity);
-        let mut ids = workspace.ids.slice(..rows * top_k);
-        if let Some(holders) = &self.holders {
-            let chosen = workspace.chosen.slice_mut(..rows * top_k);
-            holders.choose(stream, rank, [chunk.capacity, top_k], ids, chosen)?;
-            ids = workspace.chosen.slice(..rows * top_k);
-        }
-        let partial = workspace.partial.slice_mut(..rows * hidden * partials.size());
-        let out = match partials {
-            Partials::Bf16 => ActivationsMut::Bf16(partial.cast::<bf16>()),
-            Partials::F32 => ActivationsMut::F32(partial.cast::<f32>()),
-        };
-        let (memory, control) = workspace.layer.parts();
-        let request = Request {
-            hidden: Hidden::Quantised {
-                values: workspace.values.slice(..rows * hidden),
-                scales: (groups > 0).then(|| workspace.scales.slice(..rows * groups)),
-                layout: self.wire.scale_layout(),
-            },
-            routed: Some(Routed { topk_ids: ids, topk_weights: workspace.weights.slice(..rows * top_k) }),
-            workspace: memory,
-            control: Some(control),
-            out: Output::Write(out),
-            observe: &|_| {},
-            is_weighed: true,
-        };
-        self.layer.enqueue(stream, request)?;
-        match &mut self.counts {
-            Some(counts) if !counts.is_empty() => {
-                routing::count(stream, workspace.layer.expert_offsets(rows)?, counts.as_mut_slice())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Every part of the result to the rank whose tokens it is of.
-    fn scatter(&self, stream: &Stream, chunk: Chunk, workspace: &mut ParallelWorkspace) -> Result<()> {
-        let bytes = self.wire.ranks * chunk.capacity * self.wire.hidden * self.wire.partials.size();
-        let (send, receive) = (workspace.partial.slice(..bytes), workspace.arrived.slice_mut(..bytes));
-        // SAFETY: as in `gather`.
-        unsafe { self.communicator.enqueue_all_to_all(stream, send, receive) }
-    }
-
-    /// Adds up what the ranks made of this rank's tokens.
-    fn sum(
-        &self,
-        stream: &Stream,
-        chunk: Chunk,
-        workspace: &ParallelWorkspace,
-        out: ActivationsMut<'_>,
-    ) -> Result<()> {
-        let Wire { ranks, hidden, partials, .. } = self.wire;
-        let arrived = workspace.arrived.slice(..ranks * chunk.capacity * hidden * partials.size());
-        let x = match partials {
-            Partials::Bf16 => Activations::Bf16(arrived.cast::<bf16>()),
-            Partials::F32 => Activations::F32(arrived.cast::<f32>()),
-        };
-        let (rank_rows, rows) = (chunk.capacity, chunk.tokens);
-        sum_ranks(stream, SumRanks { ranks, rank_rows, rows, columns: hidden, x, out })
     }
 }
 
@@ -615,82 +453,5 @@ impl std::fmt::Debug for ExpertParallel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (rank, size) = (self.communicator.rank(), self.communicator.size());
         write!(f, "rank {rank} of {size} of {:?}, {:?}", self.layer.config(), self.placement)
-    }
-}
-
-/// Elements for a rehearsal.
-fn imagined<T: bytemuck::Pod>(device: &Device, len: usize) -> Slice<'_, T> {
-    // SAFETY: operations on a rehearsal's stream look at lengths and enqueue nothing, and `rehearse`, which
-    // alone calls this, has such a stream.
-    unsafe { Slice::from_raw(device, DevicePtr::null(), len) }
-}
-
-/// As [`imagined`], to be written.
-fn imagined_mut<T: bytemuck::Pod>(device: &Device, len: usize) -> SliceMut<'_, T> {
-    // SAFETY: as above.
-    unsafe { SliceMut::from_raw(device, DevicePtr::null(), len) }
-}
-
-/// A forward whose rows are at all ranks. It must be combined: dropped before, it has failed the group, whose
-/// other ranks wait for this one's part.
-#[must_use]
-pub struct Dispatched<'a> {
-    parallel: &'a mut ExpertParallel,
-    workspace: &'a mut ParallelWorkspace,
-    chunk: Chunk,
-    has_run: bool,
-    is_over: bool,
-}
-
-impl Dispatched<'_> {
-    /// The second call: this rank's experts on the rows of all ranks. Not collective.
-    ///
-    /// # Errors
-    /// If a launch fails. The group has failed then.
-    pub fn experts(&mut self, stream: &Stream) -> Result<()> {
-        let abort = self.parallel.communicator.abort_handle();
-        if self.chunk.capacity > 0 {
-            abort.note(self.parallel.run_experts(stream, self.chunk, self.workspace))?;
-        }
-        self.has_run = true;
-        Ok(())
-    }
-
-    /// The third call: the results come back, and their sum is written to `out` `[T, H]` of bf16, f16 or f32.
-    /// Collective.
-    ///
-    /// # Errors
-    /// If [`experts`](Self::experts) has not been called; an `out` that is too short; a rank that has failed.
-    /// The group has failed then.
-    pub fn combine<'o>(mut self, stream: &Stream, out: impl Into<ActivationsMut<'o>>) -> Result<()> {
-        self.is_over = true;
-        let abort = self.parallel.communicator.abort_handle();
-        abort.note(self.finish(stream, out.into()))
-    }
-
-    fn finish(&mut self, stream: &Stream, mut out: ActivationsMut<'_>) -> Result<()> {
-        require(self.has_run, OP, "combine", "no experts", || "must come behind Dispatched::experts".into())?;
-        let elements = self.chunk.tokens * self.parallel.wire.hidden;
-        out.check(OP, "out", elements, stream)?;
-        if self.chunk.capacity == 0 {
-            return Ok(());
-        }
-        self.parallel.scatter(stream, self.chunk, self.workspace)?;
-        self.parallel.sum(stream, self.chunk, self.workspace, out.slice_mut(0..elements))
-    }
-}
-
-impl Drop for Dispatched<'_> {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.parallel.communicator.abort_handle().abort("has dispatched a forward and not combined it");
-        }
-    }
-}
-
-impl std::fmt::Debug for Dispatched<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Chunk { tokens, capacity } = self.chunk;
-        write!(f, "{tokens} tokens, of a capacity of {capacity}, at all ranks")
     }
 }

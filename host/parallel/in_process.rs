@@ -15,11 +15,13 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::communicator::closed::Closed;
 use super::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
 use super::failure::{AbortHandle, Board, Failure, late};
 use crate::error::{Error, Result, require};
-use crate::gpu::buffer::{Buffer, Lent, Slice, SliceMut};
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
+use crate::gpu::slice::Lent;
 use crate::gpu::stream::{Event, Stream};
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::ops::sum_ranks::{SumRanks, sum_ranks};
@@ -174,7 +176,7 @@ impl InProcess {
         let bytes = block_bytes(OP, "send", send.len(), ranks)?;
         send.check_device(OP, "send", stream)?;
         receive.check_device(OP, "receive", stream)?;
-        require(receive.len() == send.len(), OP, "receive", format!("{} bytes", receive.len()), || {
+        require(receive.len() == send.len(), OP, "receive", format_args!("{} bytes", receive.len()), || {
             format!("must have {}, as `send` has", send.len())
         })?;
         let block = |rank: usize| rank * bytes..(rank + 1) * bytes;
@@ -297,6 +299,8 @@ impl Group {
         }
     }
 }
+
+impl Closed for InProcess {}
 
 impl Communicator for InProcess {
     fn rank(&self) -> usize {

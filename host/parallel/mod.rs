@@ -40,9 +40,10 @@ mod wire;
 
 pub use batch::{Batch, ExpertOptions};
 pub use communicator::{Calls, Communicator, Limits, Term};
+pub use expert_parallel::ExpertParallel;
 #[doc(hidden)]
 pub use expert_parallel::Step;
-pub use expert_parallel::{Dispatched, ExpertParallel};
+pub use expert_parallel::dispatched::Dispatched;
 pub use failure::{AbortHandle, Failure};
 pub use graph::ParallelGraph;
 pub use in_process::InProcess;

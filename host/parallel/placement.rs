@@ -69,7 +69,7 @@ impl Placement {
             }
         }
         let missing = is_held.iter().position(|held| !held);
-        require(missing.is_none(), OP, "ranks", format!("no expert {}", missing.unwrap_or(0)), || {
+        require(missing.is_none(), OP, "ranks", format_args!("no expert {}", missing.unwrap_or(0)), || {
             "must hold every expert".into()
         })?;
         Ok(Placement { experts, of_rank })

@@ -239,7 +239,7 @@ impl GatedPlan {
         gathers: bool,
     ) -> Result<GatedPlan> {
         let path = options.path;
-        require(takes_hopper(GATED, device, path)?, GATED, "path", format!("{path:?}"), || {
+        require(takes_hopper(GATED, device, path)?, GATED, "path", format_args!("{path:?}"), || {
             "must lead to the Hopper kernels: others have no gated GEMM".into()
         })?;
         let GatedShape { rows, intermediate, k, experts } = shape;

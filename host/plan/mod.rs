@@ -266,7 +266,7 @@ pub(crate) fn checked_i32(op: &'static str, name: &str, value: usize) -> Result<
 pub(crate) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Result<usize> {
     let product = dimensions.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
     let product = product.filter(|&elements| elements <= isize::MAX as usize);
-    require(product.is_some(), op, name, format!("{dimensions:?}"), || {
+    require(product.is_some(), op, name, format_args!("{dimensions:?}"), || {
         "must have below 2^63 elements".into()
     })?;
     Ok(product.unwrap_or(0))

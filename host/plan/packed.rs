@@ -4,7 +4,7 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::MoeConfig;
+use crate::config::{COPY_BYTES, MoeConfig};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
@@ -41,7 +41,7 @@ impl PackedShape {
     /// # Errors
     /// An n that is no positive multiple of 8, a k that is none of 16; matrices of 2^32 lines of 128 bytes.
     pub fn plain(experts: usize, n: usize, k: usize) -> Result<PackedShape> {
-        Self::new(experts, ("n", n, 8), k, false)
+        Self::new(experts, ("n", n, launchers::COLUMNS_MULTIPLE as usize), k, false)
     }
 
     /// B `[experts, 2 * intermediate, k]`, gate before up, of a [gated
@@ -50,7 +50,7 @@ impl PackedShape {
     /// # Errors
     /// An intermediate size or a k that is no positive multiple of 16; matrices of 2^32 lines of 128 bytes.
     pub fn gated(experts: usize, intermediate: usize, k: usize) -> Result<PackedShape> {
-        Self::new(experts, ("intermediate", intermediate, 16), k, true)
+        Self::new(experts, ("intermediate", intermediate, COPY_BYTES), k, true)
     }
 
     fn new(
@@ -60,7 +60,7 @@ impl PackedShape {
         is_gated: bool,
     ) -> Result<PackedShape> {
         const OP: &str = "PackedShape";
-        for (name, value, multiple) in [(name, columns, multiple), ("k", k, 16)] {
+        for (name, value, multiple) in [(name, columns, multiple), ("k", k, COPY_BYTES)] {
             require(value > 0 && value.is_multiple_of(multiple), OP, name, value, || {
                 format!("must be a positive multiple of {multiple}")
             })?;
@@ -68,7 +68,7 @@ impl PackedShape {
         let rows = if is_gated { columns.saturating_mul(2) } else { columns };
         let lines = experts.saturating_mul(rows).saturating_mul(k.div_ceil(launchers::SLAB as usize));
         require(lines <= u32::MAX as usize, OP, "experts", experts, || {
-            format!("must keep {rows} rows of {k} columns below 2^32 lines of 128 bytes")
+            format!("must keep {rows} rows of {k} columns below 2^32 lines of {} bytes", launchers::SLAB)
         })?;
         Ok(PackedShape { experts, rows, k, is_gated })
     }

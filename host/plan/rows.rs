@@ -109,7 +109,7 @@ impl ScaleLayout {
         let groups_apart = last_group == 0 || group_stride > last_row.saturating_mul(row_stride);
         let differ = (last_row == 0 || row_stride > 0) && (last_group == 0 || group_stride > 0);
         let holds = differ && (rows_apart || groups_apart);
-        require(holds, op, name, format!("strides {row_stride}, {group_stride}"), || {
+        require(holds, op, name, format_args!("strides {row_stride}, {group_stride}"), || {
             format!("must give each of {rows} rows and {groups} groups a place of its own")
         })
     }

@@ -115,6 +115,28 @@ impl Draft {
         self.tensors = tensors.map(|(name, tensor)| (name.replace(old, new), tensor)).collect();
     }
 
+    /// A Qwen3-MoE layer with one tensor for gate and up of all its experts, and one for down, and so for their
+    /// scales.
+    pub fn fused(mut self) -> Draft {
+        let experts = self.tensors.iter().filter(|(name, _)| name.ends_with(".gate_proj.weight")).count();
+        for (end, scale) in [("weight", ""), ("weight_scale_inv", "_scale_inv")] {
+            for (fused, parts) in
+                [("gate_up_proj", &["gate_proj", "up_proj"][..]), ("down_proj", &["down_proj"])]
+            {
+                let names = (0..experts).flat_map(|expert| {
+                    parts.iter().map(move |part| format!("model.layers.0.mlp.experts.{expert}.{part}.{end}"))
+                });
+                let all: Vec<Tensor> =
+                    names.map(|name| self.tensors.remove(&name).expect("a tensor")).collect();
+                let shape = vec![experts, parts.len() * all[0].shape[0], all[0].shape[1]];
+                let bytes = all.iter().flat_map(|tensor| tensor.bytes.clone()).collect();
+                let name = format!("model.layers.0.mlp.experts.{fused}{scale}");
+                self.insert(name, Tensor { dtype: all[0].dtype, shape, bytes });
+            }
+        }
+        self
+    }
+
     /// The tensor whose name ends with `end`.
     pub fn tensor(&mut self, end: &str) -> &mut Tensor {
         let mut found = self.tensors.iter_mut().filter(|(name, _)| name.ends_with(end));

@@ -2,22 +2,20 @@
 //! for tests with random damage, here and in `fuzz/`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fp8_moe::Checkpoint;
 
-/// The system's allocator, which notes the largest request of each thread.
+/// The system's allocator, which notes the largest request: of any thread, since experts are read by several.
 struct Noting;
 
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Noting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
         // SAFETY: the caller's contract is the system's.
         unsafe { System.alloc(layout) }
     }
@@ -34,9 +32,10 @@ static ALLOCATOR: Noting = Noting;
 /// What a regular expression, a hash table or an error may take whatever the size of the file.
 pub const SMALL: usize = 1 << 20;
 
-/// Opens, describes and loads on the host; returns the largest single request of memory by this thread.
+/// Opens, describes and loads on the host; returns the largest single request of memory meanwhile, by this or
+/// another test.
 pub fn load(path: &Path) -> usize {
-    LARGEST.set(0);
+    LARGEST.store(0, Ordering::Relaxed);
     if let Ok(checkpoint) = Checkpoint::open(path, None) {
         let inspection = checkpoint.inspect();
         assert_eq!(inspection.layers.len(), checkpoint.layers().len());
@@ -46,5 +45,5 @@ pub fn load(path: &Path) -> usize {
             }
         }
     }
-    LARGEST.get()
+    LARGEST.load(Ordering::Relaxed)
 }

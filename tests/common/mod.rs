@@ -16,6 +16,7 @@ pub mod schedule;
 pub mod tensor_core;
 pub mod unpermute;
 
+use std::panic::Location;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -65,22 +66,26 @@ pub fn device() -> Device {
 }
 
 /// Random cases per property: `FP8_MOE_CASES` when it is set, else `default` on the emulated device and 200
-/// on a GPU. Failures are kept beside the tests where the sources are.
+/// on a GPU. Cases that failed are kept and tried first ([`regressions`]).
+#[track_caller]
 pub fn cases(default: u32) -> Config {
     let default = if device().is_emulated() { default } else { 200 };
     let cases = std::env::var("FP8_MOE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
-    let has_sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").is_dir();
-    let persistence = if has_sources {
-        FileFailurePersistence::SourceParallel("regressions")
-    } else {
-        FileFailurePersistence::Off
-    };
+    let kept = regressions(Location::caller().file());
     Config {
         cases,
         max_shrink_iters: 64,
-        failure_persistence: Some(Box::new(persistence)),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(kept))),
         ..Config::default()
     }
+}
+
+/// The file that keeps the cases of the properties in `source`: `tests/regressions/properties/permute.txt` of
+/// `tests/properties/permute.rs`, below the folder that tests run in, which is the package, or the bundle.
+pub fn regressions(source: &str) -> &'static str {
+    let name = Path::new(source).strip_prefix("tests").unwrap_or(Path::new(source)).with_extension("txt");
+    // Named once for each property.
+    format!("tests/regressions/{}", name.display()).leak()
 }
 
 /// The size at which a row of an acceptance grid runs.

@@ -1,6 +1,7 @@
 //! `unpermute` against its definition: bit for bit with fused multiply-adds in slot order, and near the sum
 //! in f64.
 
+use fp8_moe::ops::permute::PermuteShape;
 use fp8_moe::ops::quantize::{Activations, ActivationsMut};
 use fp8_moe::ops::unpermute::{Unpermute, unpermute, unpermute_with_settled_routing};
 use fp8_moe::{Buffer, Device};
@@ -11,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::gemm::Lists;
+use super::permute::{self, Skew, draw_ids, rank_map};
 
 /// A type of floating-point numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,15 +102,38 @@ impl Case {
             }
         }
         valid_rows += padding as usize;
-        let capacity = rows + padding as usize;
+        let shape = Shape { tokens, top_k, hidden, capacity: rows + padding as usize };
+        Case::at(types, shape, valid_rows, order, rng)
+    }
+
+    /// Behind a sort of k distinct experts for each token, for one of so many ranks; the rows that pad an
+    /// expert's region are valid memory that no token asks for.
+    pub fn permuted(
+        types: Types,
+        sort: PermuteShape,
+        hidden: usize,
+        ranks: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Case {
+        let PermuteShape { tokens, top_k, experts, .. } = sort;
+        let (map, local_experts) = rank_map(experts, rng.random_range(0..ranks), ranks);
+        let sort = PermuteShape { local_experts, ..sort };
+        let sorted =
+            permute::oracle(sort, &draw_ids(Skew::Distinct, tokens, top_k, experts, rng), Some(&map));
+        let shape = Shape { tokens, top_k, hidden, capacity: sort.capacity() };
+        Case::at(types, shape, sorted.expert_offsets[local_experts] as usize, sorted.inverse, rng)
+    }
+
+    /// Random rows, each slot's at its place of `inverse`.
+    fn at(types: Types, shape: Shape, valid_rows: usize, inverse: Vec<i32>, rng: &mut ChaCha8Rng) -> Case {
+        let Shape { tokens, top_k, hidden, .. } = shape;
         // A row is a random part of so many random numbers: at full size y has a hundred million.
         let pool: Vec<f32> = (0..POOL + hidden).map(|_| types.y.round(rng.random_range(-2.0..2.0))).collect();
         let starts: Vec<usize> = (0..valid_rows).map(|_| rng.random_range(0..POOL)).collect();
         let y =
             starts.par_iter().flat_map_iter(|&start| pool[start..start + hidden].iter().copied()).collect();
-        let weights = rng.random_bool(0.8).then(|| (0..rows).map(|_| rng.random()).collect());
-        let shape = Shape { tokens, top_k, hidden, capacity };
-        Case { types, shape, valid_rows, y, inverse: order, weights }
+        let weights = rng.random_bool(0.8).then(|| (0..tokens * top_k).map(|_| rng.random()).collect());
+        Case { types, shape, valid_rows, y, inverse, weights }
     }
 
     /// The result, and the sum in f64 with the sum of magnitudes: every element, a token at a time.

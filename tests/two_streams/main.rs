@@ -379,6 +379,49 @@ fn one_layer_serves_two_streams() {
     assert_sound();
 }
 
+/// What the operations of a forward use is noted when it ends, all of it: whoever overwrites any of it on
+/// another stream waits, as does a graph.
+#[test]
+fn a_forward_is_waited_for() {
+    let (_turn, device) = watched();
+    let config = SHAPE.config(Scheme::Block, 1, 1).unwrap();
+    let layers = Layers::random(&device, &config, 1, &[true; 4], 0).unwrap();
+    let layer = &layers.as_slice()[0];
+    let routed = RoutingKind::Uniform.draw(3, 4, 2, 0).unwrap();
+    let mut hidden = device.upload(&vec![bf16::ONE; 3 * SHAPE.hidden]).unwrap();
+    let mut ids = device.upload(&routed.topk_ids).unwrap();
+    let mut weights = device.upload(&routed.topk_weights).unwrap();
+    let mut workspace = layer.workspace(3).unwrap();
+    let mut out = device.zeros::<f32>(3 * SHAPE.hidden).unwrap();
+    let a = Stream::new(&device).unwrap();
+    for which in 0..5 {
+        layer.forward_routed(&a, &hidden, &ids, &weights, &mut workspace, &mut out).unwrap();
+        let (before, b) = (waits(), Stream::new(&device).unwrap());
+        match which {
+            0 => hidden.fill_bytes(0, &b).unwrap(),
+            1 => ids.fill_bytes(0, &b).unwrap(),
+            2 => weights.fill_bytes(0, &b).unwrap(),
+            3 => workspace.memory().fill_bytes(0, &b).unwrap(),
+            _ => out.fill_bytes(0, &b).unwrap(),
+        }
+        assert_eq!(waits(), before + 1, "{which}");
+    }
+
+    // A graph holds the workspace: each launch of a forward in it is noted.
+    let graph =
+        a.capture(|stream| layer.forward_routed(stream, &hidden, &ids, &weights, &mut workspace, &mut out));
+    let (graph, b) = (graph.unwrap(), Stream::new(&device).unwrap());
+    layer.forward_routed(&a, &hidden, &ids, &weights, &mut workspace, &mut out).unwrap();
+    // For the forward, and for each stream above that has used the memory.
+    let before = waits();
+    graph.launch(&b).unwrap();
+    assert_eq!(waits(), before + 6);
+    layer.forward_routed(&a, &hidden, &ids, &weights, &mut workspace, &mut out).unwrap();
+    assert_eq!(waits(), before + 7);
+    drop((layers, workspace));
+    assert_sound();
+}
+
 /// Threads that share a graph's memory do not get in each other's way.
 #[test]
 fn graphs_and_operations_on_several_threads() {

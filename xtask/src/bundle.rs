@@ -3,13 +3,18 @@
 //!
 //! ```text
 //! bundle/
-//!     run.sh          runs the tests and checks the fixtures, writes summary.json, prints a table last
-//!     fp8-moe         the command, stripped
-//!     fixtures/       the layers it checks
-//!     tests.tar.xz    tests/: the test executables of the crates that talk to the device, stripped
-//!                     sanitizer/: NVIDIA's compute-sanitizer, with `--sanitizer`
+//!     run.sh             runs the tests and checks the fixtures, several at a time; prints a table last
+//!     fp8-moe            the command, stripped
+//!     fixtures/          the layers it checks
+//!     tests/regressions/ the cases that properties try first, where there are any
+//!     tests.tar.xz       tests/: the test executables of the crates that talk to the device, stripped
+//!                        sanitizer/: NVIDIA's compute-sanitizer, with `--sanitizer`
 //! ```
+//!
+//! All of it comes from one build, of the whole workspace as `cargo xtask test` builds it: with `--debug`
+//! nothing is left to compile after that. The release build compiles the workspace anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,29 +23,34 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::process::{cargo, heading, output, root, step, target_dir};
+use crate::process::{cargo, heading, output, root, target_dir};
 use crate::setup::{self, cuda_tools};
 
 /// What the folder may hold, in bytes.
-const LIMIT: u64 = 64 << 20;
+const LIMIT: u64 = 40 << 20;
 
 /// The crates through which a package talks to a device.
 const DRIVER_CRATES: [&str; 2] = ["fp8-moe-cust", "fp8-moe"];
 
 /// The one test of the emulator that a GPU answers: what its tensor cores compute.
-const EMULATOR_TEST: [&str; 4] = ["--package", "ptx_sim", "--test", "tensor_cores"];
+const EMULATOR_TEST: (&str, &str) = ("ptx_sim", "tensor_cores");
+
+/// The command.
+const PROGRAM: &str = "fp8-moe";
+
+/// Every test holds the kernels and most of the library: `xz` is to see the ones before, 15 MB each. Higher
+/// presets take seven times as long, for a tenth less.
+const COMPRESSION: &str = "--lzma2=preset=1,dict=64MiB";
 
 const RUN_SCRIPT: &str = include_str!("run.sh");
 
-/// Builds in release and fills `bundle/`.
-pub fn run(sanitizer: bool) -> Result<()> {
+/// Builds, in release unless `debug`, and fills `bundle/`.
+pub fn run(sanitizer: bool, debug: bool) -> Result<()> {
     setup::run()?;
-    step("build the program", cargo().args(["build", "--release", "--bin", "fp8-moe"]))?;
-    let executables = test_executables()?;
+    let built = build(debug)?;
 
     heading("bundle");
     let bundle = root().join("bundle");
-    // Every test holds the kernels and the emulator; together they compress to a quarter.
     let packed = target_dir().join("bundle");
     for directory in [&bundle, &packed] {
         if directory.exists() {
@@ -49,20 +59,22 @@ pub fn run(sanitizer: bool) -> Result<()> {
         }
     }
     for directory in [bundle.join("fixtures/models"), packed.join("tests")] {
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("could not create {}", directory.display()))?;
+        create(&directory)?;
     }
-    strip(&target_dir().join("release/fp8-moe"), &bundle.join("fp8-moe"))?;
+    strip(&built.program, &bundle.join(PROGRAM))?;
     for folder in ["fixtures", "fixtures/models"] {
         copy_all(&root().join("tests").join(folder), &bundle.join(folder))?;
     }
-    for (name, executable) in &executables {
+    copy_tree(&root().join("tests/regressions"), &bundle.join("tests/regressions"))?;
+    for (name, executable) in &built.tests {
         strip(executable, &packed.join("tests").join(name))?;
     }
     if sanitizer {
         cuda_tools::sanitizer(&packed.join("sanitizer"))?;
     }
-    output(Command::new("tar").arg("-cJf").arg(bundle.join("tests.tar.xz")).arg("-C").arg(&packed).arg("."))?;
+    let mut tar = Command::new("tar");
+    tar.env("XZ_OPT", COMPRESSION).args(["--sort=name", "-cJf"]);
+    output(tar.arg(bundle.join("tests.tar.xz")).arg("-C").arg(&packed).arg("."))?;
     let script = bundle.join("run.sh");
     fs::write(&script, RUN_SCRIPT).context("could not write run.sh")?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
@@ -72,7 +84,7 @@ pub fn run(sanitizer: bool) -> Result<()> {
     println!(
         "{}: {} tests, {:.1} MiB; run it with ./run.sh",
         bundle.display(),
-        executables.len(),
+        built.tests.len(),
         size as f64 / (1 << 20) as f64
     );
     if size > LIMIT {
@@ -81,60 +93,118 @@ pub fn run(sanitizer: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the tests in release; names and paths of their executables.
-fn test_executables() -> Result<Vec<(String, PathBuf)>> {
-    heading("build the tests");
-    let packages = device_packages()?;
-    let mut executables =
-        build(&packages.iter().flat_map(|package| ["--package", package]).collect::<Vec<_>>())?;
-    executables.extend(build(&EMULATOR_TEST)?);
-    executables.sort();
-    Ok(executables)
+/// What cargo has built of what the bundle holds.
+struct Built {
+    program: PathBuf,
+    /// Executables of tests by the names that they get.
+    tests: BTreeMap<String, PathBuf>,
 }
 
-/// Builds the tests that cargo's `selection` names.
-fn build(selection: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+/// Builds all tests of the workspace, and with them the command.
+fn build(debug: bool) -> Result<Built> {
+    heading("build the program and the tests");
+    let packages = packages()?;
     let mut command = cargo();
-    command
-        .args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(selection);
+    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    if !debug {
+        command.arg("--release");
+    }
     let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
     if !built.status.success() {
         bail!("the tests do not build");
     }
     let messages = String::from_utf8(built.stdout).context("cargo's messages are not UTF-8")?;
-    Ok(messages.lines().filter_map(test_executable).collect())
+    let (mut program, mut tests) = (None, BTreeMap::new());
+    for artifact in messages.lines().filter_map(Artifact::read) {
+        if artifact.is_test && packages.take(&artifact) {
+            let name = artifact.test_name();
+            if let Some(other) = tests.insert(name, artifact.executable.clone()) {
+                bail!("two tests of one name: {} and {}", other.display(), artifact.executable.display());
+            }
+        } else if !artifact.is_test && artifact.kind == "bin" && artifact.target == PROGRAM {
+            program = Some(artifact.executable);
+        }
+    }
+    let program = program.context("cargo has not built the command")?;
+    Ok(Built { program, tests })
 }
 
-/// The workspace's packages whose tests talk to a device.
-fn device_packages() -> Result<Vec<String>> {
+/// The packages whose tests are packed, by their manifests.
+struct Packages {
+    device: BTreeSet<String>,
+    emulator: String,
+}
+
+/// The workspace's packages whose tests talk to a device, and the emulator.
+fn packages() -> Result<Packages> {
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("cargo's metadata is not JSON")?;
-    let packages = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
-    Ok(packages.iter().filter_map(device_package).collect())
+    let all = metadata["packages"].as_array().context("cargo's metadata has no packages")?;
+    let manifest = |package: &Value| package["manifest_path"].as_str().map(str::to_owned);
+    let emulator = all.iter().find(|package| package["name"] == EMULATOR_TEST.0).and_then(manifest);
+    Ok(Packages {
+        device: all.iter().filter(|package| is_device_package(package)).filter_map(manifest).collect(),
+        emulator: emulator.context("the workspace has no emulator")?,
+    })
 }
 
-/// The name of a package in cargo's metadata, if it is one of [`DRIVER_CRATES`] or depends on one, and not
-/// for its tests alone.
-fn device_package(package: &Value) -> Option<String> {
-    let name = package["name"].as_str()?;
-    let used = package["dependencies"].as_array()?.iter().filter(|dependency| dependency["kind"].is_null());
-    let names = used.filter_map(|dependency| dependency["name"].as_str());
-    names.chain([name]).any(|name| DRIVER_CRATES.contains(&name)).then(|| name.to_owned())
+/// Whether a package in cargo's metadata is one of [`DRIVER_CRATES`] or depends on one, and not for its tests
+/// alone.
+fn is_device_package(package: &Value) -> bool {
+    let Some(dependencies) = package["dependencies"].as_array() else { return false };
+    let used = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+    let names = used.chain([package]).filter_map(|named| named["name"].as_str());
+    names.into_iter().any(|name| DRIVER_CRATES.contains(&name))
 }
 
-/// The test in one of cargo's messages:
-/// `{"reason":"compiler-artifact","profile":{"test":true},"executable":".."}`.
-fn test_executable(message: &str) -> Option<(String, PathBuf)> {
-    let message: Value = serde_json::from_str(message).ok()?;
-    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
-        return None;
+impl Packages {
+    /// Whether the test is to be packed.
+    fn take(&self, test: &Artifact) -> bool {
+        let of_emulator = test.manifest == self.emulator && test.target == EMULATOR_TEST.1;
+        of_emulator || self.device.contains(&test.manifest)
     }
-    let executable = PathBuf::from(message["executable"].as_str()?);
-    let (name, kind) = (message["target"]["name"].as_str()?, message["target"]["kind"][0].as_str()?);
-    let suffix = if kind == "test" { "" } else { "_unit" };
-    let suffix = if kind == "bin" { "_bin" } else { suffix };
-    Some((format!("{}{suffix}", name.replace('-', "_")), executable))
+}
+
+/// An executable, from one of cargo's messages:
+/// `{"reason":"compiler-artifact","manifest_path":"..","target":{"name":"..","kind":["test"]},
+/// "profile":{"test":true},"executable":".."}`.
+#[derive(Debug, PartialEq)]
+struct Artifact {
+    manifest: String,
+    target: String,
+    kind: String,
+    is_test: bool,
+    executable: PathBuf,
+}
+
+impl Artifact {
+    fn read(message: &str) -> Option<Artifact> {
+        let message: Value = serde_json::from_str(message).ok()?;
+        if message["reason"] != "compiler-artifact" {
+            return None;
+        }
+        Some(Artifact {
+            manifest: message["manifest_path"].as_str()?.to_owned(),
+            target: message["target"]["name"].as_str()?.to_owned(),
+            kind: message["target"]["kind"][0].as_str()?.to_owned(),
+            is_test: message["profile"]["test"].as_bool()?,
+            executable: message["executable"].as_str()?.into(),
+        })
+    }
+
+    /// `grid`, or of tests beside their code `fp8_moe_unit` and `fp8_moe_bin`.
+    fn test_name(&self) -> String {
+        let suffix = match self.kind.as_str() {
+            "test" => "",
+            "bin" => "_bin",
+            _ => "_unit",
+        };
+        format!("{}{suffix}", self.target.replace('-', "_"))
+    }
+}
+
+fn create(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("could not create {}", directory.display()))
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
@@ -147,6 +217,22 @@ fn copy_all(from: &Path, to: &Path) -> Result<()> {
         let name = path.file_name().unwrap_or_default();
         if path.is_file() {
             fs::copy(&path, to.join(name)).with_context(|| format!("could not copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a folder with all that is in it, if it is there.
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    create(to)?;
+    copy_all(from, to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("could not list {}", from.display()))? {
+        let path = entry.context("could not list a file")?.path();
+        if path.is_dir() {
+            copy_tree(&path, &to.join(path.file_name().unwrap_or_default()))?;
         }
     }
     Ok(())
@@ -169,28 +255,46 @@ mod tests {
     #[test]
     fn finds_what_talks_to_a_device() {
         let package = |name: &str, dependency: &str| {
-            device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
+            is_device_package(&serde_json::json!({"name": name, "dependencies": [{"name": dependency}]}))
         };
-        assert_eq!(package("fp8-moe", "fp8-moe-cust"), Some("fp8-moe".to_owned()));
-        assert_eq!(package("fp8-moe-cli", "fp8-moe"), Some("fp8-moe-cli".to_owned()));
-        assert_eq!(package("fp8-moe-cust", "ptx_sim"), Some("fp8-moe-cust".to_owned()));
-        assert_eq!(package("xtask", "clap"), None);
+        assert!(package("fp8-moe", "fp8-moe-cust"));
+        assert!(package("fp8-moe-cli", "fp8-moe"));
+        assert!(package("fp8-moe-cust", "ptx_sim"));
+        assert!(!package("xtask", "clap"));
         let for_tests = serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "fp8-moe-cust", "kind": "dev"}]});
-        assert_eq!(device_package(&for_tests), None);
+        assert!(!is_device_package(&for_tests));
     }
 
     #[test]
     fn reads_cargos_messages() {
         let message = |test: bool, kind: &str| {
             format!(
-                r#"{{"reason":"compiler-artifact","target":{{"name":"fp8-moe","kind":["{kind}"]}},"profile":{{"test":{test}}},"executable":"/t/x"}}"#
+                r#"{{"reason":"compiler-artifact","manifest_path":"/m","target":{{"name":"fp8-moe","kind":["{kind}"]}},"profile":{{"test":{test}}},"executable":"/t/x"}}"#
             )
         };
-        let found = |name: &str| Some((name.to_owned(), PathBuf::from("/t/x")));
-        assert_eq!(test_executable(&message(true, "test")), found("fp8_moe"));
-        assert_eq!(test_executable(&message(true, "lib")), found("fp8_moe_unit"));
-        assert_eq!(test_executable(&message(true, "bin")), found("fp8_moe_bin"));
-        assert_eq!(test_executable(&message(false, "bin")), None);
-        assert_eq!(test_executable("not json"), None);
+        let name = |kind: &str| Artifact::read(&message(true, kind)).map(|found| found.test_name());
+        assert_eq!(name("test").as_deref(), Some("fp8_moe"));
+        assert_eq!(name("lib").as_deref(), Some("fp8_moe_unit"));
+        assert_eq!(name("bin").as_deref(), Some("fp8_moe_bin"));
+        let program = Artifact::read(&message(false, "bin")).expect("an executable");
+        assert!(!program.is_test && program.executable == Path::new("/t/x"));
+        assert_eq!(Artifact::read("not json"), None);
+        assert_eq!(Artifact::read(&message(true, "lib").replace(r#""/t/x""#, "null")), None, "no executable");
+    }
+
+    #[test]
+    fn packs_the_tests_of_devices_and_one_of_the_emulator() {
+        let packages = Packages { device: BTreeSet::from(["/cust".to_owned()]), emulator: "/sim".to_owned() };
+        let takes = |manifest: &str, target: &str| {
+            packages.take(&Artifact {
+                manifest: manifest.into(),
+                target: target.into(),
+                kind: "test".into(),
+                is_test: true,
+                executable: PathBuf::new(),
+            })
+        };
+        assert!(takes("/cust", "driver") && takes("/sim", "tensor_cores"));
+        assert!(!takes("/sim", "driver") && !takes("/other", "tensor_cores"));
     }
 }

@@ -70,6 +70,9 @@ enum Task {
         /// Also pack NVIDIA's compute-sanitizer; `SANITIZE=1 ./run.sh` then runs the tests under it.
         #[arg(long)]
         sanitizer: bool,
+        /// Pack what `cargo xtask test` has built, with debug assertions, instead of building in release.
+        #[arg(long)]
+        debug: bool,
     },
 }
 
@@ -83,7 +86,7 @@ fn main() -> ExitCode {
         Task::Gate { update } => gate::run(update),
         Task::Packages => packages::run(),
         Task::Bench { arguments } => demo::bench(&arguments),
-        Task::Bundle { sanitizer } => bundle::run(sanitizer),
+        Task::Bundle { sanitizer, debug } => bundle::run(sanitizer, debug),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

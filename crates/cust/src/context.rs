@@ -127,21 +127,23 @@ impl Context {
     }
 
     /// Makes the context current on this thread, if it is not, until the result is dropped; then the one
-    /// before is current again.
+    /// before is current again. Results are to be dropped in the reverse order: else another context than one
+    /// thinks is current in between, which matters to those alone who do not enter theirs.
     pub fn enter(&self) -> CudaResult<Current> {
         let driver = self.driver();
         if driver.current_context()? == self.as_raw() {
             return Ok(Current { pushed: None, thread: PhantomData });
         }
-        // SAFETY: the context is alive.
+        // SAFETY: the context is alive, and as long as the result, which holds a clone: what is current on this
+        // thread by a push of ours has not been destroyed, also where the result is leaked.
         unsafe { call!(driver, cuCtxPushCurrent_v2(self.as_raw())) }?;
-        Ok(Current { pushed: Some(driver), thread: PhantomData })
+        Ok(Current { pushed: Some(self.clone()), thread: PhantomData })
     }
 
     /// Waits for all work of the context.
     pub fn synchronize(&self) -> CudaResult<()> {
         let _current = self.enter()?;
-        // SAFETY: the context is current.
+        // SAFETY: a call without arguments, of the current context.
         unsafe { call!(self.driver(), cuCtxSynchronize()) }
     }
 
@@ -187,9 +189,10 @@ impl Drop for Inner {
         let table = self.device.driver().table();
         // An error here is a context that a fault has taken away already.
         let _ = match self.origin {
-            // SAFETY: retained once by `primary`, and given back once.
+            // SAFETY: retained once by `primary`, and given back once: what lived in it, and every thread on
+            // which it was entered, held a clone.
             Origin::Primary => unsafe { (table.cuDevicePrimaryCtxRelease_v2)(self.device.as_raw()) },
-            // SAFETY: made by `create`, and destroyed once. What lived in it held a clone.
+            // SAFETY: made by `create`, and destroyed once. As above.
             Origin::Created => unsafe { (table.cuCtxDestroy_v2)(self.raw) },
             Origin::Borrowed => return,
         };
@@ -199,18 +202,18 @@ impl Drop for Inner {
 /// A thread's current context, until it is dropped. From [`Context::enter`].
 #[must_use = "the context is current until this is dropped"]
 pub struct Current {
-    pushed: Option<Driver>,
+    pushed: Option<Context>,
     /// It is this thread's.
     thread: PhantomData<*mut ()>,
 }
 
 impl Drop for Current {
     fn drop(&mut self) {
-        if let Some(driver) = self.pushed {
+        if let Some(context) = &self.pushed {
             let mut popped = std::ptr::null_mut();
-            // SAFETY: pops what `enter` pushed on this thread. It fails only where the driver has gone down
-            // with the process.
-            let _ = unsafe { (driver.table().cuCtxPopCurrent_v2)(&mut popped) };
+            // SAFETY: `popped` is a valid place for one handle. Of the thread's stack this takes one for each
+            // that `enter` has pushed. It fails only where the driver has gone down with the process.
+            let _ = unsafe { (context.driver().table().cuCtxPopCurrent_v2)(&mut popped) };
         }
     }
 }

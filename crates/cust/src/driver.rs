@@ -78,9 +78,10 @@ impl Driver {
                 let function = name.to_str().ok().and_then(ptx_sim::driver::function);
                 function.unwrap_or(std::ptr::null())
             };
+            // They are defined as `extern "C"`, which is "system" where addresses have 64 bits.
+            const { assert!(usize::BITS == 64) };
             // SAFETY: each of `ptx_sim`'s functions has the meaning and the signature of NVIDIA's of its
-            // name, and is code of this program. `extern "C"`, as which they are defined, is "system" on
-            // every 64-bit system.
+            // name, and is code of this program, of the table's convention as was just asserted.
             let table =
                 unsafe { Table::fill(lookup) }.map_err(|name| format!("the emulated device lacks {name}"))?;
             Driver::start(Inner { table, details: Some(Details::Linked) })
@@ -172,7 +173,8 @@ impl Driver {
         match self.0.details? {
             #[cfg(feature = "sim")]
             Details::Linked => ptx_sim::driver::last_error(),
-            // SAFETY: `load` found the function under a name that no other library has.
+            // SAFETY: `exported` has the address from the library that is the driver, which stays loaded. The
+            // text lives until this thread's next call, and is copied before.
             Details::Exported { last_error, .. } => unsafe { text(last_error()) },
         }
     }
@@ -229,8 +231,8 @@ unsafe fn text(text: *const c_char) -> Option<String> {
 /// Loads NVIDIA's library and starts it.
 fn load() -> Result<Driver, String> {
     let name = LIBRARY.ok_or("no CUDA here: NVIDIA has no driver for this system")?;
-    // SAFETY: loading runs the library's initialisers; a library of this name is NVIDIA's driver, or stands
-    // for it, and is made to be loaded like this.
+    // SAFETY: loading runs the library's initialisers, as for a program that is linked against it. The system's
+    // loader decides which file has this name, and so which is NVIDIA's driver here.
     let library =
         unsafe { libloading::Library::new(name) }.map_err(|error| missing(name, &error.to_string()))?;
     // It stays loaded until the process ends, as threads of its own may be running.
@@ -240,7 +242,8 @@ fn load() -> Result<Driver, String> {
         let symbol = unsafe { library.get::<*const c_void>(name.to_bytes_with_nul()) };
         symbol.map_or(std::ptr::null(), |symbol| *symbol)
     };
-    // SAFETY: the library's functions are the driver's, and it stays loaded.
+    // SAFETY: the library is the system's driver: what it exports under the names of `cuda.h` is what that
+    // declares. It stays loaded.
     let table = unsafe { Table::fill(lookup) }.map_err(|function| {
         format!("the NVIDIA driver is too old: it lacks {function}; CUDA 12.0 or newer is needed")
     })?;
@@ -254,7 +257,8 @@ fn exported(lookup: impl Fn(&CStr) -> *const c_void) -> Option<Details> {
         return None;
     }
     type Text = unsafe extern "C" fn() -> *const c_char;
-    // SAFETY: functions of these names have this signature; no other library uses the prefix.
+    // SAFETY: a driver that exports these two names is `libcuda_sim`, which gives them this signature. It stays
+    // loaded.
     unsafe {
         Some(Details::Exported {
             last_error: std::mem::transmute::<*const c_void, Text>(last_error),

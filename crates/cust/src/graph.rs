@@ -44,7 +44,8 @@ impl Template {
     pub fn instantiate(&self) -> CudaResult<GraphExec> {
         let _current = self.context.enter()?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: `raw` is a valid place for one handle, and the graph is alive.
+        // SAFETY: `raw` is a valid place for one handle, and the graph is alive. Its kernels are loaded, by the
+        // contract of `Stream::launch`; its memory is looked at by a launch alone.
         unsafe { call!(self.context.driver(), cuGraphInstantiateWithFlags(&mut raw, self.raw, 0)) }?;
         Ok(GraphExec { context: self.context.clone(), raw })
     }
@@ -67,21 +68,24 @@ pub struct GraphExec {
     raw: CUgraphExec,
 }
 
-// SAFETY: the handle may be used from any thread; launches of one graph are made one at a time, which
-// `launch` asks for.
+// SAFETY: the handle may be used from any thread. The driver wants launches of one graph one at a time: that is
+// the contract of `launch`, the only function that takes it but for the drop.
 unsafe impl Send for GraphExec {}
 // SAFETY: as above.
 unsafe impl Sync for GraphExec {}
 
 impl GraphExec {
-    /// Enqueues the graph.
+    /// Enqueues the graph on a stream of the same driver; others are refused.
     ///
     /// # Safety
     /// What its nodes were captured with must hold again: memory that is allocated, and not used by others,
     /// until the stream has run them. No other thread may launch the graph at the same time.
     pub unsafe fn launch(&self, stream: &Stream) -> CudaResult<()> {
+        if stream.driver() != self.context.driver() {
+            return self.context.driver().check("cuGraphLaunch", sys::CUDA_ERROR_INVALID_HANDLE);
+        }
         let _current = self.context.enter()?;
-        // SAFETY: both are alive; the memory is the caller's contract.
+        // SAFETY: both are alive, and of one driver; the memory is the caller's contract.
         unsafe { call!(self.context.driver(), cuGraphLaunch(self.raw, stream.as_raw())) }
     }
 }
@@ -89,7 +93,7 @@ impl GraphExec {
 impl Drop for GraphExec {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
-        // SAFETY: instantiated once, destroyed once.
+        // SAFETY: instantiated once, destroyed once; the driver finishes launches that are still running.
         let _ = unsafe { call!(self.context.driver(), cuGraphExecDestroy(self.raw)) };
     }
 }

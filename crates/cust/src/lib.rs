@@ -21,7 +21,7 @@
 //! | [`error`] | [`CudaError`]: which call failed, with which code, and why |
 //! | [`device`] | devices and their attributes |
 //! | [`context`] | contexts, and which one is a thread's current one |
-//! | [`memory`] | device memory |
+//! | [`memory`] | device memory, page-locked host memory |
 //! | [`module`] | PTX in, kernels out |
 //! | [`stream`], [`event`] | queues of work, and points in them |
 //! | [`graph`] | captured work |
@@ -34,9 +34,15 @@
 //! restore the caller's before they return, so that programs with contexts of their own are not disturbed.
 //!
 //! # What is safe
-//! Handles are created, used and destroyed safely. What the driver does in the background is not checked
-//! here: copies, fills, launches and graphs read and write memory after their call has returned, so those are
-//! unsafe.
+//! Handles are created, used and destroyed safely. A handle lives as long as what uses it: a function holds its
+//! module, and everything holds its context, guards of [`Context::enter`] included. Handles of different
+//! drivers, or of different contexts where the driver asks for one, are refused before the driver sees them.
+//!
+//! Unsafe is what cannot be checked here, each with its contract:
+//!
+//! - copies, fills, launches and graphs, which read and write memory after their call has returned;
+//! - [`Module::from_ptx`], since the driver's compiler runs on the text in this process;
+//! - handles of others: `from_raw` of contexts and streams, and tables of other functions ([`Driver::with`]).
 
 pub mod context;
 pub mod device;
@@ -59,6 +65,6 @@ pub use driver::{Driver, Unavailable};
 pub use error::{CudaError, CudaResult};
 pub use event::Event;
 pub use graph::GraphExec;
-pub use memory::DeviceMemory;
+pub use memory::{DeviceMemory, HostMemory};
 pub use module::{Function, Module};
 pub use stream::Stream;

@@ -1,16 +1,17 @@
-//! Device memory.
+//! Device memory, and host memory that devices copy from.
 
 use std::fmt;
+use std::ptr::NonNull;
 
 use crate::context::Context;
-use crate::error::{CudaResult, call};
+use crate::error::{CudaError, CudaResult, call};
 use crate::stream::Stream;
-use crate::sys::CUdeviceptr;
+use crate::sys::{self, CUdeviceptr};
 
 /// Bytes in the memory of a device, freed on drop.
 ///
 /// It is a range of addresses, no more: what reads and writes it, and when, is the business of who enqueues
-/// that.
+/// that. It must not be dropped before: that is the contract of the copies, fills and launches.
 pub struct DeviceMemory {
     context: Context,
     address: CUdeviceptr,
@@ -58,6 +59,78 @@ impl Drop for DeviceMemory {
 impl fmt::Debug for DeviceMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes at {:#x} of {:?}", self.bytes, self.address, self.context)
+    }
+}
+
+/// Bytes in page-locked memory of the host, freed on drop. A device copies them without the driver's copying
+/// them first, and while the host goes on.
+///
+/// It takes memory from the whole system, so that programs have little of it.
+pub struct HostMemory {
+    context: Context,
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the driver is thread-safe, and the memory is the process's: no thread owns either.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above; a shared reference reaches no byte of it.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// `bytes` zeros, at least one.
+    pub fn zeroed(context: &Context, bytes: usize) -> CudaResult<HostMemory> {
+        let _current = context.enter()?;
+        let driver = context.driver();
+        let mut start = std::ptr::null_mut();
+        // Nothing that a graph records, even if this thread is capturing one.
+        context.relaxed(|| {
+            // SAFETY: `start` is a valid place for the result, and the context is current.
+            unsafe { call!(driver, cuMemHostAlloc(&mut start, bytes, 0)) }
+        })?;
+        let start = NonNull::new(start.cast::<u8>())
+            .ok_or_else(|| CudaError::of(driver, "cuMemHostAlloc", sys::CUDA_ERROR_OUT_OF_MEMORY))?;
+        // SAFETY: the driver has just given these bytes to this process, and nobody else knows of them.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(HostMemory { context: context.clone(), start, bytes })
+    }
+
+    /// How many bytes there are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address of its first byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// The bytes, to read and write.
+    ///
+    /// # Safety
+    /// No work on a device may use them as long as the result is there.
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the range is this value's allocation, every byte of it has been written, and `self` is
+        // borrowed exclusively; devices are the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        let Ok(_current) = self.context.enter() else { return };
+        // Freeing is nothing that a graph records, even if this thread is capturing one.
+        let _ = self.context.relaxed(|| {
+            // SAFETY: the address came from cuMemHostAlloc and is freed once. A failure (a context lost to a
+            // fault) leaves nothing to be done.
+            unsafe { call!(self.context.driver(), cuMemFreeHost(self.start.as_ptr().cast())) }
+        });
+    }
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} page-locked bytes at {:p} for {:?}", self.bytes, self.start, self.context)
     }
 }
 

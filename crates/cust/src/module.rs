@@ -29,8 +29,12 @@ unsafe impl Sync for Inner {}
 
 impl Module {
     /// Loads PTX into `context`. The error has what the driver's compiler, or the emulated device, says of
-    /// it.
-    pub fn from_ptx(context: &Context, ptx: &str) -> CudaResult<Module> {
+    /// it. Nothing of it runs before a launch.
+    ///
+    /// # Safety
+    /// `ptx` must be what a compiler has written, or a text to which the driver is known to answer. NVIDIA's
+    /// driver compiles it inside this process, and promises nothing for other bytes.
+    pub unsafe fn from_ptx(context: &Context, ptx: &str) -> CudaResult<Module> {
         let driver = context.driver();
         let Ok(text) = CString::new(ptx) else {
             let mut error = CudaError::of(driver, "cuModuleLoadDataEx", sys::CUDA_ERROR_INVALID_IMAGE);
@@ -42,7 +46,8 @@ impl Module {
         let mut options = [sys::CU_JIT_ERROR_LOG_BUFFER, sys::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), LOG_BYTES as *mut c_void];
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the image is NUL-terminated; there are as many options as values, and the log has its size.
+        // SAFETY: the image is NUL-terminated, and its text is the caller's contract; there are as many options
+        // as values, and the log has its size.
         let loaded = unsafe {
             call!(
                 driver,
@@ -85,7 +90,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
         let _ = self.context.relaxed(|| {
-            // SAFETY: loaded by `from_ptx`, unloaded once.
+            // SAFETY: loaded by `from_ptx`, unloaded once: every function of it held a clone. That none of them
+            // is still to run is the contract of `Stream::launch`.
             unsafe { call!(self.context.driver(), cuModuleUnload(self.raw)) }
         });
     }

@@ -19,6 +19,6 @@
 pub use ptx_sim::Counters;
 pub use ptx_sim::counters::prefetch_digest;
 pub use ptx_sim::driver::{
-    LaunchRecord, forgive_faults, last_error, last_fault, set_seed, set_workers, take_counters,
+    LaunchRecord, forgive_faults, last_error, last_fault, record_calls, set_seed, set_workers, take_counters,
     take_last_error, take_last_fault, take_launch_log,
 };

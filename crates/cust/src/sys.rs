@@ -245,6 +245,10 @@ table! {
     fn cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
     /// Frees device memory.
     fn cuMemFree_v2(address: CUdeviceptr);
+    /// Allocates page-locked host memory.
+    fn cuMemHostAlloc(memory: *mut *mut c_void, bytes: usize, flags: c_uint);
+    /// Frees page-locked host memory.
+    fn cuMemFreeHost(memory: *mut c_void);
     /// Copies from the host, in a stream's order.
     fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
     /// Copies to the host, in a stream's order.

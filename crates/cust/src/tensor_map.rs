@@ -27,7 +27,7 @@ pub enum Swizzle {
 }
 
 /// A matrix in device memory, and the boxes that are copied of it. Elements outside it arrive as zeros.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
     /// The type of its elements.
     pub data_type: DataType,

@@ -23,6 +23,12 @@ fn context() -> Context {
     Context::primary(Device::get(driver(), ordinal).expect("a device")).expect("its context")
 }
 
+/// The module of the tests.
+fn module(context: &Context) -> Module {
+    // SAFETY: a file of `ptx_sim`'s tests, which both drivers are known to compile.
+    unsafe { Module::from_ptx(context, PTX) }.expect("PTX that compiles")
+}
+
 /// Copies `values` to new memory.
 fn upload(stream: &Stream, values: &[f32]) -> DeviceMemory {
     let bytes = size_of_val(values);
@@ -61,14 +67,15 @@ fn saxpy(module: &Module, stream: &Stream, y: &DeviceMemory, x: &DeviceMemory, a
         overlap: false,
         cooperative: false,
     };
-    // SAFETY: the arguments are those of the kernel, with buffers of four elements that the callers keep.
+    // SAFETY: the arguments are those of the kernel, with buffers of four elements that the callers keep, as
+    // they keep the module.
     unsafe { stream.launch(&function, config, &mut params) }.expect("a launch");
 }
 
 #[test]
 fn runs_a_kernel() {
     let context = context();
-    let (module, stream) = (Module::from_ptx(&context, PTX).unwrap(), Stream::new(&context).unwrap());
+    let (module, stream) = (module(&context), Stream::new(&context).unwrap());
     let (x, y) = (upload(&stream, &[1.0, 2.0, 3.0, 4.0]), upload(&stream, &[10.0; 4]));
     sim::set_seed(7);
     sim::take_counters();
@@ -83,7 +90,7 @@ fn runs_a_kernel() {
 #[test]
 fn a_graph_runs_what_was_captured() {
     let context = context();
-    let (module, stream) = (Module::from_ptx(&context, PTX).unwrap(), Stream::new(&context).unwrap());
+    let (module, stream) = (module(&context), Stream::new(&context).unwrap());
     let (x, y) = (upload(&stream, &[1.0; 4]), upload(&stream, &[0.0; 4]));
     stream.begin_capture().unwrap();
     assert!(stream.is_capturing().unwrap());
@@ -127,23 +134,25 @@ const NONSENSE: &str = ".version 8.4\n.target sm_89\n.address_size 64\nnonsense\
 #[test]
 fn errors_name_call_and_reason() {
     let (context, driver) = (context(), driver());
-    let error = Module::from_ptx(&context, "no PTX").unwrap_err();
+    // SAFETY: drivers answer these texts with an error.
+    let refusal = |text: &str| unsafe { Module::from_ptx(&context, text) }.unwrap_err();
+    let error = refusal("no PTX");
     assert_eq!((error.call, error.code), ("cuModuleLoadDataEx", sys::CUDA_ERROR_INVALID_IMAGE));
-    let error = Module::from_ptx(&context, NONSENSE).unwrap_err();
+    let error = refusal(NONSENSE);
     assert_eq!(error.code, sys::CUDA_ERROR_INVALID_PTX);
     assert!(error.meaning.contains("line 4") && !error.meaning.contains('\0'), "{error}");
     assert!(
         error.to_string().starts_with("cuModuleLoadDataEx failed: a PTX JIT compilation failed"),
         "{error}"
     );
-    let error = Module::from_ptx(&context, "a\0b").unwrap_err();
+    let error = refusal("a\0b");
     assert_eq!(error.meaning, "the PTX has a NUL in it");
     let error = DeviceMemory::uninitialized(&context, 1 << 50).unwrap_err();
     assert_eq!(
         (error.call, error.code, error.is_fault()),
         ("cuMemAlloc", sys::CUDA_ERROR_OUT_OF_MEMORY, false)
     );
-    let module = Module::from_ptx(&context, PTX).unwrap();
+    let module = module(&context);
     for name in ["no_such_kernel", "a\0b"] {
         assert_eq!(module.function(name).unwrap_err().call, "cuModuleGetFunction");
     }
@@ -184,7 +193,7 @@ fn the_callers_current_context_is_restored() {
     let entered = own.enter().unwrap();
     let stream = Stream::new(&primary).unwrap();
     drop(upload(&stream, &[1.0; 4]));
-    Module::from_ptx(&primary, PTX).unwrap();
+    module(&primary);
     drop(stream);
     assert_eq!(current(driver), own.as_raw());
     {
@@ -195,6 +204,44 @@ fn the_callers_current_context_is_restored() {
     assert_eq!(current(driver), own.as_raw());
     drop(entered);
     assert!(current(driver).is_null());
+}
+
+/// A context that is current by a guard is not destroyed, whoever drops the last handle.
+#[test]
+fn guards_keep_their_context() {
+    let driver = driver();
+    let own = || Context::create(Device::get(driver, 0).unwrap()).unwrap();
+    let (first, second) = (own(), own());
+    let (outer, inner) = (first.enter().unwrap(), second.enter().unwrap());
+    let handles = [first.as_raw(), second.as_raw()];
+    drop((first, second));
+    assert_eq!(current(driver), handles[1]);
+    drop(inner);
+    assert_eq!(current(driver), handles[0]);
+    drop(outer);
+    assert!(current(driver).is_null());
+}
+
+/// Kernels and graphs of one context or driver on a stream of another.
+#[test]
+fn handles_of_others_are_refused() {
+    let (here, there) = (context(), Context::create(Device::get(driver(), 0).unwrap()).unwrap());
+    let (module, stream, other) = (module(&there), Stream::new(&here).unwrap(), Stream::new(&there).unwrap());
+    let config = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, overlap: false };
+    let function = module.function("saxpy").unwrap();
+    // SAFETY: it is refused before anything looks at the parameters.
+    let error = unsafe { stream.launch(&function, config, &mut []) }.unwrap_err();
+    assert_eq!((error.call, error.code), ("cuLaunchKernelEx", sys::CUDA_ERROR_INVALID_HANDLE));
+    // SAFETY: no function is replaced.
+    let twin = unsafe { driver().with(|_| ()) };
+    let its_stream = Stream::new(&Context::primary(Device::get(twin, 0).unwrap()).unwrap()).unwrap();
+    let x = upload(&other, &[1.0; 4]);
+    other.begin_capture().unwrap();
+    saxpy(&module, &other, &x, &x, 2.0);
+    let graph = other.end_capture().unwrap().instantiate().unwrap();
+    // SAFETY: it is refused.
+    let error = unsafe { graph.launch(&its_stream) }.unwrap_err();
+    assert_eq!((error.call, error.code), ("cuGraphLaunch", sys::CUDA_ERROR_INVALID_HANDLE));
 }
 
 #[test]

@@ -17,8 +17,6 @@
 //! What a kernel did wrong is printed on standard error (kernel, thread, source line), since the program sees
 //! only a number; `FP8_MOE_SIM_QUIET=1` keeps it quiet.
 
-#![allow(clippy::missing_safety_doc)]
-
 use std::arch::naked_asm;
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
@@ -27,6 +25,10 @@ macro_rules! exports {
     ($($name:ident)*) => {
         $(
             /// Jumps to the function of this name in `ptx_sim::driver`.
+            ///
+            /// # Safety
+            /// To be called as what `cuda.h` declares under this name, by its contract: not as the function
+            /// without arguments that this is to Rust.
             // SAFETY: the symbol is NVIDIA's name for a function of exactly this meaning, which this library
             // stands in for.
             #[unsafe(no_mangle)]

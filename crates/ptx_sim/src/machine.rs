@@ -242,7 +242,7 @@ impl Machine {
             return Err(format!("cluster {cluster:?}: the kernel demands {required:?}"));
         }
         let fits = (0..3).all(|d| cluster[d] != 0 && launch.grid[d].is_multiple_of(cluster[d]));
-        let blocks: u32 = cluster.iter().product();
+        let blocks = cluster.iter().fold(1_u64, |blocks, &along| blocks.saturating_mul(along.into()));
         if !fits || blocks > 16 {
             return Err(format!(
                 "cluster {cluster:?} of a grid {:?}: up to 16 blocks that divide the grid",

@@ -92,26 +92,6 @@ pub enum SharedDeviceWeights {
     Layer(Box<MoeDeviceWeights>),
 }
 
-impl RouterWeights<'_> {
-    /// The elements as f32.
-    fn to_f32(&self) -> Cow<'_, [f32]> {
-        match self {
-            RouterWeights::Bf16(weights) => weights.iter().map(|w| w.to_f32()).collect(),
-            RouterWeights::F32(weights) => Cow::Borrowed(weights),
-        }
-    }
-
-    /// The rows of both, one behind the other.
-    pub(in crate::layer) fn stacked(&self, below: &RouterWeights<'_>) -> RouterWeights<'static> {
-        match (self, below) {
-            (RouterWeights::Bf16(above), RouterWeights::Bf16(below)) => {
-                RouterWeights::Bf16([&above[..], &below[..]].concat().into())
-            }
-            (above, below) => RouterWeights::F32([&above.to_f32()[..], &below.to_f32()[..]].concat().into()),
-        }
-    }
-}
-
 impl SharedWeights<'_> {
     /// Refuses weights that do not fit `config`, or are not finite.
     pub(in crate::layer) fn validate(&self, config: &MoeConfig, shared: SharedExpert) -> Result<()> {
@@ -179,7 +159,7 @@ impl SharedWeights<'_> {
         let gate = || self.gate.as_ref().map(upload).transpose();
         match (&self.matrices, config.shared_layer()) {
             (SharedMatrices::Bf16 { gate: left, up, down }, _) => Ok(SharedDeviceWeights::Bf16 {
-                w13: upload(&left.stacked(up))?,
+                w13: left.upload_stacked(up, device)?.into(),
                 w2: upload(down)?,
                 gate: gate()?,
             }),

@@ -28,7 +28,7 @@ pub(in crate::ops) fn of_a(
         row_stride == 1 && is_apart,
         op,
         "a_scale",
-        format!("strides {row_stride}, {group_stride}"),
+        format_args!("strides {row_stride}, {group_stride}"),
         || {
             let rule =
                 "must be group-major (`ScaleLayout::group_major`) for the Hopper kernels: a row_stride of 1";

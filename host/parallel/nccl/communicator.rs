@@ -16,6 +16,7 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::ops::quantize::ActivationsMut;
+use crate::parallel::communicator::closed::Closed;
 use crate::parallel::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
 use crate::parallel::failure::{AbortHandle, Board};
 use crate::parallel::start::Peers;
@@ -155,7 +156,7 @@ impl Nccl {
         let size = ask("ncclCommCount", table.ncclCommCount)?;
         let ordinal = ask("ncclCommCuDevice", table.ncclCommCuDevice)?;
         let own = device.context().device().as_raw().max(0) as usize;
-        require(ordinal == own, "Nccl::from_raw", "comm", format!("of GPU {ordinal}"), || {
+        require(ordinal == own, "Nccl::from_raw", "comm", format_args!("of GPU {ordinal}"), || {
             format!("must be of the device, {device}")
         })?;
         let board = Arc::default();
@@ -236,7 +237,7 @@ impl Nccl {
     fn transpose(&self, stream: &Stream, send: Slice<'_, u8>, receive: SliceMut<'_, u8>) -> Result<()> {
         const OP: &str = "all_to_all";
         let bytes = block_bytes(OP, "send", send.len(), self.size)?;
-        require(receive.len() == send.len(), OP, "receive", format!("{} bytes", receive.len()), || {
+        require(receive.len() == send.len(), OP, "receive", format_args!("{} bytes", receive.len()), || {
             format!("must have {}, as `send` has", send.len())
         })?;
         send.check(OP, "send", send.len(), stream)?;
@@ -369,6 +370,8 @@ fn hash(value: &impl Hash) -> u64 {
     value.hash(&mut hasher);
     hasher.finish()
 }
+
+impl Closed for Nccl {}
 
 impl Communicator for Nccl {
     fn rank(&self) -> usize {

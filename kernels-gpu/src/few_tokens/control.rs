@@ -71,7 +71,14 @@ impl Control {
         if thread::thread_idx_x() == 0 {
             // SAFETY: the tile's counter, which is touched by atomics alone. The barrier has brought the other
             // threads' stores before it.
-            unsafe { atomic::add(tiles(self.words, self.parity).add(tile as usize), units, Order::Release, Scope::Gpu) };
+            unsafe {
+                atomic::add(
+                    tiles(self.words, self.parity).add(tile as usize),
+                    units,
+                    Order::Release,
+                    Scope::Gpu,
+                )
+            };
         }
     }
 
@@ -84,9 +91,10 @@ impl Control {
     pub unsafe fn wait(&self, tile: u32, units: u32) {
         if thread::thread_idx_x() == 0 {
             // SAFETY: as above.
-            while unsafe { atomic::load(tiles(self.words, self.parity).add(tile as usize), Order::Acquire, Scope::Gpu) } != units
-            {
-            }
+            while unsafe {
+                atomic::load(tiles(self.words, self.parity).add(tile as usize), Order::Acquire, Scope::Gpu)
+            } != units
+            {}
         }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }

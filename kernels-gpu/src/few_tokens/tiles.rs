@@ -33,8 +33,7 @@ pub const NO_TILE: u32 = u32::MAX;
 #[inline(always)]
 pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
     let FewTokens { topk_ids, expert_map, tokens, top_k, experts, local_experts, .. } = *arguments;
-    let (lane, pairs, height) =
-        (thread::lane_id(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
+    let (lane, pairs, height) = (thread::lane_id(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
     let mut tiles = 0;
     // SAFETY: a pair has an id, a valid id a place in the map, and each pair a place in the tables. Every word of
     // them is written by one lane, and barriers of the warp lie between writes and reads.

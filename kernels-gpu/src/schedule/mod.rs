@@ -10,7 +10,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`entry`] | draws the schedule, packs and unpacks its entries; nobody else knows their bits |
-//! | [`write`] | cuts the experts' rows into tiles and bands, and stores the entries |
+//! | [`mod@write`] | cuts the experts' rows into tiles and bands, and stores the entries |
 //! | [`work`] | numbers the items: tiles times columns of D |
 //! | [`problem_sizes`] | lists the problem of every expert |
 //!

@@ -200,7 +200,10 @@ pub unsafe extern "C" fn cuMemHostAlloc(out: *mut *mut c_void, bytes: usize, fla
 }
 
 /// Frees page-locked host memory by its first address.
-pub extern "C" fn cuMemFreeHost(address: *mut c_void) -> CUresult {
+///
+/// # Safety
+/// Nobody uses the memory any more.
+pub unsafe extern "C" fn cuMemFreeHost(address: *mut c_void) -> CUresult {
     api("cuMemFreeHost", || {
         current()?;
         capture::forbid_unsafe_call()?;

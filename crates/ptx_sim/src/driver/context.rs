@@ -119,7 +119,10 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(out: *mut CUcontext, dev: CUde
 }
 
 /// Gives one retention back; the last one destroys the context.
-pub extern "C" fn cuDevicePrimaryCtxRelease_v2(dev: CUdevice) -> CUresult {
+///
+/// # Safety
+/// Nobody uses page-locked host memory of the context any more if it is the last: that is freed.
+pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(dev: CUdevice) -> CUresult {
     api("cuDevicePrimaryCtxRelease_v2", || {
         profile(dev)?;
         let mut primary = lock(&PRIMARY);
@@ -135,7 +138,10 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(dev: CUdevice) -> CUresult {
 }
 
 /// Destroys what the primary context owns; it stays retained.
-pub extern "C" fn cuDevicePrimaryCtxReset_v2(dev: CUdevice) -> CUresult {
+///
+/// # Safety
+/// Nobody uses page-locked host memory of the context any more, which is freed.
+pub unsafe extern "C" fn cuDevicePrimaryCtxReset_v2(dev: CUdevice) -> CUresult {
     api("cuDevicePrimaryCtxReset_v2", || {
         profile(dev)?;
         let primary = lock(&PRIMARY);
@@ -210,7 +216,10 @@ pub unsafe extern "C" fn cuCtxCreate_v4(
 }
 
 /// Destroys a context made by `cuCtxCreate`.
-pub extern "C" fn cuCtxDestroy_v2(context: CUcontext) -> CUresult {
+///
+/// # Safety
+/// Nobody uses page-locked host memory of the context any more, which is freed.
+pub unsafe extern "C" fn cuCtxDestroy_v2(context: CUcontext) -> CUresult {
     api("cuCtxDestroy_v2", || {
         device()?;
         if lock(&PRIMARY).handle == context as usize && !context.is_null() {

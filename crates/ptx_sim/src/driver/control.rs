@@ -44,6 +44,8 @@ struct Session {
     log: Vec<LaunchRecord>,
     last_fault: Option<String>,
     last_error: Option<String>,
+    /// The driver functions that are called, while they are recorded.
+    calls: Option<Vec<&'static str>>,
 }
 
 thread_local! {
@@ -104,6 +106,24 @@ pub fn take_counters() -> Counters {
 /// This thread's launches since the last call, oldest first.
 pub fn take_launch_log() -> Vec<LaunchRecord> {
     with(|s| std::mem::take(&mut s.log))
+}
+
+/// What `work` returns, and the driver functions that this thread called in it, in order, by their exported
+/// names.
+pub fn record_calls<T>(work: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+    let before = with(|s| s.calls.replace(Vec::new()));
+    let result = work();
+    let calls = with(|s| std::mem::replace(&mut s.calls, before));
+    (result, calls.unwrap_or_default())
+}
+
+/// Notes a call of the driver function `name`.
+pub(super) fn note_call(name: &'static str) {
+    with(|s| {
+        if let Some(calls) = &mut s.calls {
+            calls.push(name);
+        }
+    });
 }
 
 /// What the last kernel of this thread that stopped at a fault did wrong: kernel, thread, instruction, source

@@ -56,8 +56,8 @@ pub use allocation::*;
 pub use capture::*;
 pub use context::*;
 pub use control::{
-    LaunchRecord, forgive_faults, last_error, last_fault, print_faults, set_seed, set_workers, take_counters,
-    take_last_error, take_last_fault, take_launch_log,
+    LaunchRecord, forgive_faults, last_error, last_fault, print_faults, record_calls, set_seed, set_workers,
+    take_counters, take_last_error, take_last_fault, take_launch_log,
 };
 pub use device::*;
 pub use functions::{NAMES, function};

@@ -42,7 +42,8 @@ impl From<MemoryError> for Failure {
 
 /// Runs the body of the driver function `name`: a failure, or a panic of the emulator itself, becomes a
 /// result code, and its text is kept for the calling thread.
-pub(super) fn api(name: &str, body: impl FnOnce() -> Outcome) -> CUresult {
+pub(super) fn api(name: &'static str, body: impl FnOnce() -> Outcome) -> CUresult {
+    control::note_call(name);
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return CUDA_SUCCESS,
         Ok(Err(failure)) => failure,
@@ -60,7 +61,7 @@ pub(super) fn api(name: &str, body: impl FnOnce() -> Outcome) -> CUresult {
 }
 
 /// The answer of every function that the emulated device does not implement.
-pub(super) fn not_supported(name: &str) -> CUresult {
+pub(super) fn not_supported(name: &'static str) -> CUresult {
     api(name, || fail(CUDA_ERROR_NOT_SUPPORTED, "not implemented by the emulated device"))
 }
 

@@ -64,7 +64,8 @@ fn contexts_stack_and_own_their_memory() {
         assert_eq!(context, current);
         ok(cuMemAlloc_v2(&mut address, 1 << 20));
     }
-    ok(cuCtxDestroy_v2(context));
+    // SAFETY: it has no page-locked memory.
+    ok(unsafe { cuCtxDestroy_v2(context) });
     // SAFETY: as above.
     ok(unsafe { cuCtxGetCurrent(&mut current) });
     assert_ne!(context, current, "the primary context is below");
@@ -181,9 +182,11 @@ fn a_fault_breaks_its_context_until_that_is_destroyed() {
     // SAFETY: a pointer to a live value.
     ok(unsafe { cuCtxGetDevice(&mut device) });
     assert_eq!(device, 0);
-    ok(cuCtxDestroy_v2(context));
+    // SAFETY: it has no page-locked memory.
+    ok(unsafe { cuCtxDestroy_v2(context) });
     // Other contexts are not concerned.
     let other = own();
     ok(cuCtxSynchronize());
-    ok(cuCtxDestroy_v2(other));
+    // SAFETY: as above.
+    ok(unsafe { cuCtxDestroy_v2(other) });
 }

@@ -1,7 +1,7 @@
 //! Kernels `quantize_group_*`: one scale for every 128 or 64 columns of a row.
 //!
 //! `scale = max(absmax(group), 1e-10) / 448`, `q[destination] = e4m3(x[row] / scale)`. Grid: see
-//! [`warp_rows`](super::warp_rows).
+//! [`warp_rows`](crate::elementwise::rows::warp_rows).
 
 use super::{Quantize, QuantizedRows};
 use crate::elementwise::rows::cleared::Cleared;

@@ -1,7 +1,8 @@
 //! Kernels `quantize_tensor_*`: one scale for the whole tensor, given or from the partial maxima of
 //! `absmax_*`.
 //!
-//! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see [`warp_rows`](super::warp_rows).
+//! `q[destination] = e4m3(x[row] * (1 / scale))`. Grid: see
+//! [`warp_rows`](crate::elementwise::rows::warp_rows).
 
 use super::{Quantize, QuantizedRows};
 use crate::elementwise::rows::cleared::Cleared;

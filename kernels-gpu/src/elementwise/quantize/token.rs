@@ -1,7 +1,8 @@
 //! Kernels `quantize_token_*`: one scale for every row.
 //!
 //! `scale = max(min(absmax(row), limit) / 448, 1 / (448 * 512))`, `q[destination] = e4m3(x[row] / scale)`.
-//! Grid: one-dimensional, a block takes every `grid_dim_x`-th row; see [`block_rows`](super::block_rows).
+//! Grid: one-dimensional, a block takes every `grid_dim_x`-th row; see
+//! [`block_rows`](crate::elementwise::rows::block_rows).
 
 use super::{Quantize, QuantizedRows};
 use crate::elementwise::rows::block_rows::{FirstRow, SHARED, THREADS, quantize_block_rows};

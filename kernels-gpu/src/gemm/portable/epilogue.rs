@@ -1,5 +1,5 @@
-//! From accumulators to D: end scales, conversion, transposition within groups of four lanes ([`quad`]),
-//! 16-byte stores.
+//! From accumulators to D: end scales, conversion, transposition within groups of four lanes
+//! ([`quad`](crate::gemm::quad)), 16-byte stores.
 //!
 //! f32 results need no transposition: a lane's two columns are 8 bytes, and those of its group of four a
 //! sector.

@@ -1,12 +1,16 @@
 //! Times on the CPU: loading a checkpoint, the host's side of a forward, and the emulated device.
 //!
-//! `cargo bench --bench host`. On a GPU machine the emulated device is not measured, and that is said.
+//! `cargo bench --bench host`. It says too which functions of the driver a forward calls, and how much of its
+//! time they take. On a GPU machine the emulated device is not measured, and that is said.
+
+mod driver_time;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput};
-use fp8_moe::{Checkpoint, Device, DeviceSpec, MoeConfig, Result, Stream};
+use cust::{Context, Driver};
+use fp8_moe::{Buffer, Checkpoint, Device, DeviceSpec, MoeConfig, Result, Stream, Workspace};
 use fp8_moe_cli::{Layers, RoutingKind, Run, Scheme, Shape};
 use half::bf16;
 
@@ -23,6 +27,7 @@ fn main() -> Result<()> {
         .measurement_time(Duration::from_secs(3));
     checkpoints(&mut criterion, &device)?;
     forward(&mut criterion, &device)?;
+    driver(&device)?;
     if device.is_emulated() {
         emulation(&mut criterion, &device)?;
     } else {
@@ -54,36 +59,59 @@ fn checkpoints(criterion: &mut Criterion, device: &Device) -> Result<()> {
     Ok(())
 }
 
+/// A layer and what a forward of it takes.
+struct Forward {
+    layers: Layers,
+    hidden: Buffer<bf16>,
+    ids: Buffer<i32>,
+    weights: Buffer<f32>,
+    workspace: Workspace,
+    out: Buffer<bf16>,
+}
+
+impl Forward {
+    fn new(device: &Device, scheme: Scheme) -> Result<Forward> {
+        let config: MoeConfig = SMALL.config(scheme, 1, 1)?;
+        let layers = Layers::random(device, &config, 1, &[true; SMALL.experts], 0)?;
+        let routed = RoutingKind::Uniform.draw(TOKENS, SMALL.experts, SMALL.top_k, 0)?;
+        let (ids, weights) = (device.upload(&routed.topk_ids)?, device.upload(&routed.topk_weights)?);
+        let hidden = device.upload(&vec![bf16::ONE; TOKENS * SMALL.hidden])?;
+        let workspace = layers.as_slice()[0].workspace(TOKENS)?;
+        let out = device.zeros::<bf16>(hidden.len())?;
+        Ok(Forward { layers, hidden, ids, weights, workspace, out })
+    }
+
+    /// Of the first `tokens` tokens, on `stream`.
+    fn enqueue(&mut self, stream: &Stream, tokens: usize) -> Result<()> {
+        let (states, slots) = (tokens * SMALL.hidden, tokens * SMALL.top_k);
+        let (hidden, out) = (self.hidden.slice(..states), self.out.slice_mut(..states));
+        let (ids, weights) = (self.ids.slice(..slots), self.weights.slice(..slots));
+        let layer = &self.layers.as_slice()[0];
+        layer.forward_routed(stream, hidden, ids, weights, &mut self.workspace, out)
+    }
+}
+
+/// Forwards that are enqueued before the stream is waited for: before the driver's queue is full, where a
+/// launch would wait for room.
+const AT_A_TIME: u64 = 32;
+
 /// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of
 /// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also as
 /// it is, all launches enqueued.
 fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let config: MoeConfig = SMALL.config(Scheme::Block, 1, 1)?;
-    let layers = Layers::random(device, &config, 1, &[true; SMALL.experts], 0)?;
-    let layer = &layers.as_slice()[0];
-    let routed = RoutingKind::Uniform.draw(TOKENS, SMALL.experts, SMALL.top_k, 0)?;
-    let (ids, weights) = (device.upload(&routed.topk_ids)?, device.upload(&routed.topk_weights)?);
-    let hidden = device.upload(&vec![bf16::ONE; TOKENS * SMALL.hidden])?;
-    let mut workspace = layer.workspace(TOKENS)?;
-    let mut out = device.zeros::<bf16>(hidden.len())?;
+    let mut run = Forward::new(device, Scheme::Block)?;
     let stream = device.default_stream();
     let mut group = criterion.benchmark_group("host side of a forward");
     for tokens in [0, TOKENS] {
-        let mut enqueue = |stream: &Stream| {
-            let (hidden, out) =
-                (hidden.slice(..tokens * SMALL.hidden), out.slice_mut(..tokens * SMALL.hidden));
-            let (ids, weights) = (ids.slice(..tokens * SMALL.top_k), weights.slice(..tokens * SMALL.top_k));
-            layer.forward_routed(stream, hidden, ids, weights, &mut workspace, out)
-        };
-        enqueue(&stream)?;
+        run.enqueue(&stream, tokens)?;
         stream.synchronize()?;
         group.bench_function(format!("{tokens} tokens"), |bencher| {
             bencher.iter_custom(|iterations| {
                 let mut time = Duration::ZERO;
                 for _ in 0..iterations {
                     let graph = stream.capture(|stream| {
-                        let began = std::time::Instant::now();
-                        let result = enqueue(stream);
+                        let began = Instant::now();
+                        let result = run.enqueue(stream, tokens);
                         time += began.elapsed();
                         result
                     });
@@ -99,14 +127,12 @@ fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
         group.bench_function(format!("{TOKENS} tokens, launched"), |bencher| {
             bencher.iter_custom(|iterations| {
                 let mut time = Duration::ZERO;
-                for forward in 0..iterations {
-                    let began = std::time::Instant::now();
-                    let result =
-                        layer.forward_routed(&stream, &hidden, &ids, &weights, &mut workspace, &mut out);
+                for forward in 1..=iterations {
+                    let began = Instant::now();
+                    let result = run.enqueue(&stream, TOKENS);
                     time += began.elapsed();
-                    // Before the driver's queue is full, where a launch would wait for room.
-                    let waited = result.and_then(|()| match forward % 32 {
-                        31 => stream.synchronize(),
+                    let waited = result.and_then(|()| match forward % AT_A_TIME {
+                        0 => stream.synchronize(),
                         _ => Ok(()),
                     });
                     waited.unwrap_or_else(|error| panic!("{error}"));
@@ -116,6 +142,36 @@ fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
         });
     }
     group.finish();
+    Ok(())
+}
+
+/// Which functions of the driver a forward calls, and how much of its time on the host they take; and what as
+/// many launches take without a layer. (On the emulated device a launch runs the kernel.)
+fn driver(device: &Device) -> Result<()> {
+    let ordinary = if device.is_emulated() { Driver::sim() } else { Driver::cuda() };
+    let ordinary = ordinary.unwrap_or_else(|error| panic!("{error}, and a device is open"));
+    let context = Context::create(cust::Device::get(driver_time::driver(ordinary), 0)?)?;
+    let device = Device::in_context(context.clone(), None)?;
+    let (mut run, stream) = (Forward::new(&device, Scheme::Block)?, device.default_stream());
+    run.enqueue(&stream, TOKENS)?;
+    stream.synchronize()?;
+    driver_time::take();
+    let began = Instant::now();
+    for _ in 0..AT_A_TIME {
+        run.enqueue(&stream, TOKENS)?;
+    }
+    let time = began.elapsed().as_secs_f64() * 1e6 / AT_A_TIME as f64;
+    let calls = driver_time::take();
+    stream.synchronize()?;
+    println!("a forward of {TOKENS} tokens: {time:.1} us on the host, of which in the driver:");
+    for (name, (count, time)) in &calls {
+        let (count, time) = (f64::from(*count), time.as_secs_f64() * 1e6);
+        let each = AT_A_TIME as f64;
+        println!("  {:5.1} x {name}: {:.2} us", count / each, time / each);
+    }
+    let launches = calls.get("cuLaunchKernelEx").map_or(0, |(count, _)| count / AT_A_TIME as u32);
+    let bare = driver_time::bare_launches(&context, launches)?;
+    println!("{launches} bare launches, of a kernel that does nothing: {:.1} us", bare.as_secs_f64() * 1e6);
     Ok(())
 }
 
