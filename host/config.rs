@@ -98,7 +98,8 @@ pub enum Path {
         blocks: Option<u32>,
     },
     /// For a layer and up to eight tokens, everything behind the router in one launch wherever that kernel fits:
-    /// on Hopper, with H and I multiples of 64. Else as `Auto`, which does so where it has been faster.
+    /// on Hopper, with H and I multiples of 64, and no scales of whole rows in front of GEMM 2 where weights are
+    /// packed. Else as `Auto`, which does so where it has been faster.
     OneLaunch,
 }
 

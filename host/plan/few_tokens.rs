@@ -12,6 +12,8 @@ use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers;
 
+use super::first_is_gated;
+
 /// Fewest stages that keep memory busy.
 const FEWEST_STAGES: usize = 3;
 /// What a unit costs besides its bytes, in bytes of the stream: sums among warps, and their store.
@@ -78,7 +80,11 @@ impl FewTokensPlan {
             && config.local_count() > 0
             && hidden.is_multiple_of(64)
             && intermediate.is_multiple_of(64)
-            && (!packed || (hidden.is_multiple_of(128) && intermediate.is_multiple_of(128)))
+            // The kernel knows w13 packed with gate beside up, as the fused first GEMM has it.
+            && (!packed
+                || (hidden.is_multiple_of(128)
+                    && intermediate.is_multiple_of(128)
+                    && first_is_gated(device, config)))
             && stripes <= launchers::FEW_MOST_STRIPES as usize;
         if !fits {
             return None;
@@ -199,7 +205,7 @@ impl Cut {
 mod tests {
     use super::FewTokensPlan;
     use crate::Device;
-    use crate::config::{MoeConfig, Path};
+    use crate::config::{IntermediateScales, MoeConfig, Path, Quantization};
 
     fn config([experts, top_k, hidden_size, intermediate_size]: [usize; 4]) -> MoeConfig {
         MoeConfig {
@@ -268,6 +274,13 @@ mod tests {
         for path in [Path::Hopper { blocks: None }, Path::Portable { blocks: None }] {
             assert!(plan(MoeConfig { path, ..config(model) }, 1).is_none());
         }
+        let by_row = MoeConfig {
+            quantization: Quantization::ChannelToken,
+            intermediate_scales: IntermediateScales::Token,
+            ..config(model)
+        };
+        assert!(plan(by_row.clone(), 1).is_some());
+        assert!(FewTokensPlan::new(&device, &by_row, 1, true).is_none());
         let nobody = MoeConfig { local_experts: Some(Vec::new()), ..config(model) };
         assert!(plan(nobody, 1).is_none());
     }
