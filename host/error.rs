@@ -95,9 +95,17 @@ impl Error {
         Error::Argument { op, name: name.into(), value: value.to_string(), rule: rule.into() }
     }
 
-    /// An [`Error::Checkpoint`].
+    /// An [`Error::Checkpoint`]. Line ends and the like, which names in files may have, are escaped in `what`.
     pub fn checkpoint(file: impl Into<PathBuf>, what: impl Into<String>) -> Error {
-        Error::Checkpoint { file: file.into(), what: what.into() }
+        let mut what = what.into();
+        if what.contains(char::is_control) {
+            let escaped = |c: char| match c.is_control() {
+                true => c.escape_default().to_string(),
+                false => c.to_string(),
+            };
+            what = what.chars().map(escaped).collect();
+        }
+        Error::Checkpoint { file: file.into(), what }
     }
 
     /// An [`Error::Io`].

@@ -223,7 +223,7 @@ fn configs_that_cannot_be() {
     );
     assert_eq!(
         with("num_experts_per_tok", json!(5)),
-        "config: top_k = 5: must be in 1..=4, the number of experts"
+        "config: num_experts_per_tok = 5: must be in 1..=4, the number of experts"
     );
     assert_eq!(with("hidden_size", json!("64")), "config: hidden_size = \"64\": must be a whole number");
     assert_eq!(

@@ -359,6 +359,16 @@ fn blocks_of_other_sizes() {
     }
 }
 
+/// Names and words of a file may have line ends, an error has not.
+#[test]
+fn errors_are_one_line() {
+    let name = format!("{MIXTRAL}.gate\n.weight\u{1b}[2J");
+    let error = refused(mixtral(), |draft| draft.insert(&name, f32s(&[1], 1.0)));
+    assert_eq!(error, format!("{MIXTRAL}.gate\\n.weight\\u{{1b}}[2J is not known as a tensor of mixtral"));
+    let error = refused(mixtral(), |draft| draft.config["model_type"] = json!("a\r\nb"));
+    assert!(error.starts_with("config: model_type = \"a\\r\\nb\" is not known: "), "{error}");
+}
+
 #[test]
 fn routers() {
     let gate = format!("{MIXTRAL}.gate.weight");
@@ -416,9 +426,26 @@ fn configs() {
         ("hidden_size", json!(64.0), "must be a whole number"),
         ("hidden_size", json!(-64), "must be a whole number"),
         ("num_experts", json!([4]), "must be a whole number"),
+        ("num_experts", json!(0), "must be in 1..=4096"),
+        ("num_experts_per_tok", json!(0), "must be in 1..=4, the number of experts"),
+        ("moe_intermediate_size", json!(8), "must be a positive multiple of 16"),
     ] {
         let mut changed = sound.clone();
         changed[key] = value.clone();
         assert_eq!(with(&changed.to_string()), format!("config: {key} = {value}: {rule}"));
     }
+    for (key, value, rule) in [
+        ("n_group", json!(3), "must divide the 4 experts"),
+        ("topk_group", json!(2), "must be in 1..=1, the number of groups"),
+        ("routed_scaling_factor", json!(1e39), "must be a number in the range of f32"),
+    ] {
+        let mut changed = sound.clone();
+        (changed["model_type"], changed["n_routed_experts"]) = (json!("glm4_moe"), json!(4));
+        changed[key] = value.clone();
+        assert_eq!(with(&changed.to_string()), format!("config: {key} = {value}: {rule}"));
+    }
+    let mut changed = sound.clone();
+    changed["quantization_config"]["activation_scheme"] = json!(null);
+    let error = with(&changed.to_string());
+    assert!(error.ends_with("activation_scheme = null: must be static or dynamic"), "{error}");
 }

@@ -139,13 +139,13 @@ impl ModelConfig {
             Some(shared) => Some(keys.shared(&shared.size, moe.intermediate_size)?),
             None => None,
         };
-        let defaults = keys.defaults;
         moe.validate().map_err(|e| match e {
             Error::Argument { name, value, rule, .. } => {
-                sections.error(format!("config: {name} = {value}: {rule}"))
+                sections.error(format!("config: {} = {value}: {rule}", keys.name_of(&name, model)))
             }
             other => other,
         })?;
+        let defaults = keys.defaults;
         Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults, shared })
     }
 }
@@ -177,6 +177,21 @@ impl<'a> Keys<'a> {
             )));
         }
         Ok(first)
+    }
+
+    /// What the config calls a field of [`MoeConfig`].
+    fn name_of<'n>(&self, field: &'n str, model: &Model) -> &'n str {
+        let names = match field {
+            "hidden_size" => model.hidden_size.keys,
+            "intermediate_size" => model.intermediate_size.keys,
+            "experts" => model.experts.keys,
+            "top_k" => model.top_k.keys,
+            "groups" => &["n_group"],
+            "scaling_factor" => &["routed_scaling_factor"],
+            "activation_limit" => &["swiglu_limit"],
+            _ => return field,
+        };
+        self.find(names).ok().flatten().map_or(names[0], |(name, _)| name)
     }
 
     fn number(&mut self, number: &Number) -> Result<usize> {
@@ -229,7 +244,11 @@ impl<'a> Keys<'a> {
 
     fn real(&mut self, key: &'static str, default: f64) -> Result<f64> {
         match self.find(&[key])? {
-            Some((_, value)) => value.as_f64().ok_or_else(|| self.wrong(key, value, "a number")),
+            // The kernels have it as f32.
+            Some((_, value)) => value
+                .as_f64()
+                .filter(|&number| (number as f32).is_finite())
+                .ok_or_else(|| self.wrong(key, value, "a number in the range of f32")),
             None => {
                 self.defaults.push((key, default.to_string()));
                 Ok(default)

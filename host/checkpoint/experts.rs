@@ -398,10 +398,11 @@ impl<'a> LayerReader<'a> {
 
     /// Expert `expert` of the model.
     pub fn expert(&self, expert: usize) -> Result<ExpertWeights<'static>> {
-        let mut scratch = Scratch::default();
+        // That there is as much in the file is known before memory is asked for.
+        self.matrices().iter().try_for_each(|&matrix| self.tensor_of(matrix, expert).map(drop))?;
+        let mut memory = vec![0; self.scratch_bytes()];
+        let mut scratch = Scratch::new(&mut memory);
         let mut of = |matrix| -> Result<(Vec<E4m3>, Vec<f32>)> {
-            // That there is as much in the file is known before memory is asked for.
-            self.tensor_of(matrix, expert)?;
             let [rows, columns] = self.shape(matrix);
             let mut elements = vec![E4m3::default(); rows * columns];
             self.read_rows(matrix, expert, 0..rows, &mut elements, &mut scratch)?;
@@ -460,7 +461,7 @@ impl<'a> LayerReader<'a> {
         expert: usize,
         rows: Range<usize>,
         to: &mut [E4m3],
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         let (tensor, [all, columns]) = (self.tensor_of(matrix, expert)?, self.shape(matrix));
         let read = |start: usize, to: &mut [E4m3]| {
@@ -476,24 +477,28 @@ impl<'a> LayerReader<'a> {
             return read(start + (part * all + rows.start) * columns, to);
         }
         let wanted = Some((expert, matrix == Matrix::Down));
+        let bytes = &mut scratch.bytes[..outer * inner];
         if scratch.holds != wanted {
             scratch.holds = None;
-            scratch.bytes.resize(outer * inner, 0);
-            read(start, bytemuck::cast_slice_mut(&mut scratch.bytes))?;
+            read(start, bytemuck::cast_slice_mut(bytes))?;
             scratch.holds = wanted;
         }
         let (first, step) = match order {
             Order::Interleaved => (part + rows.start * parts, parts),
             Order::Rows | Order::Columns => (part * all + rows.start, 1),
         };
-        transpose(&scratch.bytes[first..], [inner, step], [columns, rows.len()], to);
+        transpose(&bytes[first..], [inner, step], [columns, rows.len()], to);
         Ok(())
     }
 }
 
 impl ExpertSource for LayerReader<'_> {
     fn scales(&self, index: usize) -> Result<[Cow<'_, [f32]>; 3]> {
-        let scale = |matrix| self.weight_scale(matrix, self.local[index]).map(Cow::Owned);
+        let scale = |matrix| {
+            // Whatever is wrong with a tensor's type or shape is said before any is read.
+            self.tensor_of(matrix, self.local[index])?;
+            self.weight_scale(matrix, self.local[index]).map(Cow::Owned)
+        };
         let gate = if self.config.gated { scale(Matrix::Gate)? } else { Cow::default() };
         Ok([gate, scale(Matrix::Up)?, scale(Matrix::Down)?])
     }
@@ -504,7 +509,7 @@ impl ExpertSource for LayerReader<'_> {
         matrix: Matrix,
         rows: Range<usize>,
         to: &mut [E4m3],
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         self.read_rows(matrix, self.local[index], rows, to, scratch)
     }
@@ -534,20 +539,70 @@ fn finite_numbers(tensor: Tensor<'_>) -> Result<RouterWeights<'static>> {
 }
 
 /// Writes the transposed matrix `[columns, rows]` of `rows` by `columns` elements, whose rows begin `stride`
-/// apart and whose columns `step`, to `to`.
+/// apart and whose columns `step`, 1 or 2, to `to`.
+///
+/// Squares of whole cache lines go through a copy of their own: where rows are a power of two apart, all lines
+/// of a column have the same few places in a cache, and would push each other out at every byte.
 fn transpose(bytes: &[u8], [stride, step]: [usize; 2], [rows, columns]: [usize; 2], to: &mut [E4m3]) {
-    // Squares whose lines stay in the first cache on both sides.
-    const SIDE: usize = 64;
+    let to: &mut [u8] = bytemuck::cast_slice_mut(to);
+    let mut square = [[0; SIDE]; SIDE];
     for top in (0..rows).step_by(SIDE) {
+        let high = SIDE.min(rows - top);
         for left in (0..columns).step_by(SIDE) {
-            for row in top..(top + SIDE).min(rows) {
-                let line = &bytes[row * stride..];
-                for column in left..(left + SIDE).min(columns) {
-                    to[column * rows + row] = E4m3(line[column * step]);
+            let wide = SIDE.min(columns - left);
+            for (line, row) in square.iter_mut().zip(top..top + high) {
+                let from = &bytes[row * stride + left * step..];
+                if step == 1 {
+                    line[..wide].copy_from_slice(&from[..wide]);
+                } else {
+                    // The last of a tensor has no other byte behind it.
+                    let pairs = from[..2 * (wide - 1)].as_chunks::<2>().0;
+                    line.iter_mut().zip(pairs).for_each(|(to, [first, _])| *to = *first);
+                    line[wide - 1] = from[2 * (wide - 1)];
                 }
+            }
+            let turned = turn(&square);
+            for (line, column) in turned.iter().zip(left..left + wide) {
+                let start = column * rows + top;
+                to[start..start + high].copy_from_slice(&line[..high]);
             }
         }
     }
+}
+
+/// Side of the squares, in bytes: a cache line.
+const SIDE: usize = 64;
+
+/// The transposed square, eight by eight bytes at a time.
+fn turn(square: &[[u8; SIDE]; SIDE]) -> [[u8; SIDE]; SIDE] {
+    let mut turned = [[0; SIDE]; SIDE];
+    for top in (0..SIDE).step_by(8) {
+        for left in (0..SIDE).step_by(8) {
+            let word = |row: usize| {
+                let bytes = square[top + row][left..].first_chunk().expect("eight bytes");
+                u64::from_le_bytes(*bytes)
+            };
+            let words = turn_words(std::array::from_fn(word));
+            for (row, word) in words.into_iter().enumerate() {
+                turned[left + row][top..top + 8].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+    turned
+}
+
+/// Byte j of word i as byte i of word j: exchanges the halves of pairs of words, of four bytes, of two, of one.
+fn turn_words(mut words: [u64; 8]) -> [u64; 8] {
+    for (distance, mask) in
+        [(4, 0x0000_0000_ffff_ffff), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff)]
+    {
+        for first in (0..8).filter(|word| word & distance == 0) {
+            let differs = (words[first] >> (8 * distance) ^ words[first + distance]) & mask;
+            words[first + distance] ^= differs;
+            words[first] ^= differs << (8 * distance);
+        }
+    }
+    words
 }
 
 #[cfg(test)]
@@ -556,9 +611,13 @@ mod tests {
 
     #[test]
     fn transposes() {
-        let (rows, columns, stride) = (70, 130, 140);
-        let bytes: Vec<u8> = (0..rows * stride).map(|i| (i % 251) as u8).collect();
-        for (step, columns) in [(1, columns), (2, columns / 2)] {
+        for (rows, columns, step) in
+            [(70, 130, 1), (70, 65, 2), (64, 64, 1), (1, 3, 2), (129, 1, 2), (16, 48, 1)]
+        {
+            let stride = columns * step;
+            // Of the last row nothing is there but what is read.
+            let len = rows * stride - (step - 1);
+            let bytes: Vec<u8> = (0..len).map(|i| (i * i % 251) as u8).collect();
             let mut out = vec![E4m3::default(); rows * columns];
             transpose(&bytes, [stride, step], [rows, columns], &mut out);
             for row in 0..rows {

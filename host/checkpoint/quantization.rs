@@ -248,6 +248,9 @@ impl Reader {
     }
 
     fn fp8(&self, json: &Value) -> Result<Scheme, String> {
+        if json.get("activation_scheme").is_some_and(Value::is_null) {
+            return Err("activation_scheme = null: must be static or dynamic".into());
+        }
         let scheme = text(json, "activation_scheme")?.unwrap_or("dynamic");
         if let Some(format) = text(json, "fmt")?
             && !["e4m3", "e4m3fn", "float8_e4m3fn", "float8_e4m3"].contains(&format)

@@ -1917,7 +1917,7 @@ pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1926,7 +1926,7 @@ pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1935,7 +1935,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1944,7 +1944,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel:
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1953,7 +1953,7 @@ pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1962,7 +1962,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1971,7 +1971,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1980,7 +1980,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Ker
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1989,7 +1989,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1998,7 +1998,7 @@ pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.

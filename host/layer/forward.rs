@@ -1,6 +1,6 @@
 //! The operations of one forward, in order.
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::OP;
 use super::call::{Hidden, Observer, Output, Request, Routed};
@@ -30,41 +30,6 @@ use crate::ops::router::{
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
 use crate::plan::{First, Plan, SharedPlan};
-
-/// Types that a layer can write: bf16, f16, f32.
-pub trait OutputElement: bytemuck::Pod + sealed::Sealed {}
-
-impl OutputElement for bf16 {}
-impl OutputElement for f16 {}
-impl OutputElement for f32 {}
-
-mod sealed {
-    use crate::gpu::buffer::SliceMut;
-    use crate::ops::quantize::ActivationsMut;
-    use half::{bf16, f16};
-
-    pub trait Sealed: Sized {
-        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_>;
-    }
-
-    impl Sealed for bf16 {
-        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
-            ActivationsMut::Bf16(slice)
-        }
-    }
-
-    impl Sealed for f16 {
-        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
-            ActivationsMut::F16(slice)
-        }
-    }
-
-    impl Sealed for f32 {
-        fn erase(slice: SliceMut<'_, Self>) -> ActivationsMut<'_> {
-            ActivationsMut::F32(slice)
-        }
-    }
-}
 
 /// The parts of a workspace that a shared expert beside the others uses.
 pub(super) struct SharedParts<'a> {

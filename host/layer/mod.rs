@@ -27,6 +27,7 @@
 //! captured in a graph. How many rows an expert gets is known on the device alone.
 
 mod call;
+mod element;
 mod few_tokens;
 mod forward;
 mod memory;
@@ -43,7 +44,8 @@ pub use crate::config::{
 pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
 };
-pub use forward::{OutputElement, Step};
+pub use element::OutputElement;
+pub use forward::Step;
 pub use memory::DeviceMemory;
 pub use weights::shared::{SharedDeviceWeights, SharedMatrices, SharedWeights};
 pub(crate) use weights::{ExpertSource, Matrix, Scratch};

@@ -10,7 +10,7 @@ use anyhow::Result;
 use cuda_builder::Arch;
 
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{examples, gate, kernels, packages, rooms, setup, symbols};
+use crate::{examples, gate, kernels, packages, rooms, semver, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -21,6 +21,7 @@ pub fn run() -> Result<()> {
     setup::run()?;
     format()?;
     rooms::run()?;
+    semver::run()?;
     kernels::run(true)?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     for arch in Arch::ALL {

@@ -3,6 +3,7 @@
 //! None of them needs the root package to compile first: `setup` is what makes that possible.
 
 mod bundle;
+mod candle;
 mod check;
 mod demo;
 mod examples;
@@ -12,8 +13,10 @@ mod occupancy;
 mod packages;
 mod process;
 mod rooms;
+mod semver;
 mod setup;
 mod symbols;
+mod targets;
 
 use std::process::ExitCode;
 
@@ -58,6 +61,10 @@ enum Task {
     },
     /// Packs the packages as they would be published, and builds strangers' crates that depend on them.
     Packages,
+    /// Runs a checkpoint's experts as a candle op, and checks the op for GPUs, without nvcc. After `packages`.
+    Candle,
+    /// Compiles what users depend on for Windows and macOS, without linking.
+    Targets,
     /// Runs the benchmarks.
     Bench {
         /// Passed on to `cargo bench`.
@@ -85,6 +92,8 @@ fn main() -> ExitCode {
         Task::Kernels { check } => kernels::run(check),
         Task::Gate { update } => gate::run(update),
         Task::Packages => packages::run(),
+        Task::Candle => candle::run(),
+        Task::Targets => targets::run(),
         Task::Bench { arguments } => demo::bench(&arguments),
         Task::Bundle { sanitizer, debug } => bundle::run(sanitizer, debug),
     };

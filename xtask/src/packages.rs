@@ -8,18 +8,19 @@
 //!   tests/embed_cudarc         cudarc linked against libcuda beside the library: neither takes the other's calls
 //! ```
 //!
+//! (`cargo xtask candle` has a stranger more.)
+//!
 //! `cargo publish` could build each archive too, but from nothing for each: 8 minutes on two cores. Here all
 //! share a target directory, without debug information, and the versions of the workspace's `Cargo.lock`.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{cargo, heading, output, root, step, target_dir};
+use crate::process::{cargo, heading, output, root, step, stranger, target_dir};
 
 /// The packages, each after those that it depends on.
 const PACKAGES: [&str; 5] = ["ptx_sim", "fp8-moe-cust", "fp8-moe-cuda-builder", "fp8-moe", "fp8-moe-cli"];
@@ -45,7 +46,8 @@ pub fn run() -> Result<()> {
     let unpacked = unpack()?;
     build(&unpacked)?;
     embed()?;
-    embed_beside_cudarc()
+    let no_device = driver_without_devices()?;
+    embed_beside_cudarc(&no_device)
 }
 
 /// Unpacks every archive into a folder named after its package. Returns the folder of them all.
@@ -91,24 +93,6 @@ fn lock(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `cargo <task>` in a crate outside the workspace, with nothing in its environment but where programs,
-/// crates and toolchains are.
-fn stranger(directory: &Path, task: &str) -> Command {
-    let mut command = cargo();
-    command.env_clear().current_dir(directory);
-    for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
-        if let Some(value) = env::var_os(name) {
-            command.env(name, value);
-        }
-    }
-    command.arg(task);
-    if ["build", "run", "rustc"].contains(&task) {
-        command.arg("--target-dir").arg(target_dir().join("strangers"));
-        command.args(["--config", "profile.dev.debug=false"]);
-    }
-    command
-}
-
 /// The crate that embeds the library builds, runs, and takes no more crates than it may.
 fn embed() -> Result<()> {
     let directory = root().join("tests/embed");
@@ -132,16 +116,15 @@ fn embed() -> Result<()> {
 }
 
 /// The crate with cudarc in it runs over a libcuda that has no device.
-fn embed_beside_cudarc() -> Result<()> {
+fn embed_beside_cudarc(driver: &Path) -> Result<()> {
     let directory = root().join("tests/embed_cudarc");
-    let driver = driver_without_devices()?;
     lock(&directory)?;
     step("embed_cudarc: fetch", stranger(&directory, "fetch").arg("--quiet"))?;
     let mut command = stranger(&directory, "rustc");
     command.args(["--offline", "--quiet", "--"]).arg(format!("-Lnative={}", driver.display()));
     step("embed_cudarc: build", &mut command)?;
     let mut program = Command::new(target_dir().join("strangers/debug/embed_cudarc"));
-    program.env_clear().env("LD_LIBRARY_PATH", &driver);
+    program.env_clear().env("LD_LIBRARY_PATH", driver);
     step("embed_cudarc: run beside a libcuda without devices", &mut program)
 }
 

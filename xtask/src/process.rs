@@ -40,6 +40,24 @@ pub fn cargo() -> Command {
     command
 }
 
+/// `cargo <task>` in a crate outside the workspace, with nothing in its environment but where programs,
+/// crates and toolchains are.
+pub fn stranger(directory: &Path, task: &str) -> Command {
+    let mut command = cargo();
+    command.env_clear().current_dir(directory);
+    for name in ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"] {
+        if let Some(value) = env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.arg(task);
+    if ["build", "check", "run", "rustc"].contains(&task) {
+        command.arg("--target-dir").arg(target_dir().join("strangers"));
+        command.args(["--config", "profile.dev.debug=false"]);
+    }
+    command
+}
+
 /// Prints a heading, runs the program with its output shown, and fails if it fails.
 pub fn step(title: &str, command: &mut Command) -> Result<()> {
     heading(title);

@@ -251,7 +251,8 @@ fn printf_returns_how_much_it_printed() {
     assert_eq!(kernel.words(out, 1), [2]);
 }
 
-/// `foreign_ptx/tensor_map_strides.py`: what ThunderKittens and CUTLASS encode, and NVIDIA's driver takes.
+/// What ThunderKittens (a stride below the extent inside) and CUTLASS (a stride of 0, for a batch of one)
+/// encode, and NVIDIA's driver takes.
 #[test]
 fn tensor_maps_whose_lines_share_bytes() {
     let cases: [(&[u64], &[u64], &[u32]); 4] = [

@@ -84,7 +84,7 @@ pub(crate) trait ExpertSource: Sync {
         matrix: Matrix,
         rows: Range<usize>,
         to: &mut [E4m3],
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()>;
 
     /// Bytes that [`read`](Self::read) keeps in a thread's scratch at most. If there are any, one thread
@@ -95,12 +95,17 @@ pub(crate) trait ExpertSource: Sync {
 }
 
 /// What a source keeps between reads of one thread.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    /// A tensor or a part of one.
-    pub bytes: Vec<u8>,
+pub(crate) struct Scratch<'a> {
+    /// [`ExpertSource::scratch_bytes`] bytes, for a tensor or a part of one.
+    pub bytes: &'a mut [u8],
     /// Of which expert, and whether it is its down, if of any.
     pub holds: Option<(usize, bool)>,
+}
+
+impl<'a> Scratch<'a> {
+    pub fn new(bytes: &'a mut [u8]) -> Scratch<'a> {
+        Scratch { bytes, holds: None }
+    }
 }
 
 /// Experts of a caller; `.1` is their global numbers, for errors.
@@ -118,7 +123,7 @@ impl ExpertSource for Given<'_> {
         matrix: Matrix,
         rows: Range<usize>,
         to: &mut [E4m3],
-        _: &mut Scratch,
+        _: &mut Scratch<'_>,
     ) -> Result<()> {
         let ExpertWeights { gate, up, down, .. } = &self.0[index];
         let start = rows.start * (to.len() / rows.len().max(1));
@@ -155,7 +160,7 @@ impl ExpertSource for Slots<'_> {
         matrix: Matrix,
         rows: Range<usize>,
         to: &mut [E4m3],
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<()> {
         match index.checked_sub(self.experts) {
             None => self.source.read(index, matrix, rows, to, scratch),
@@ -358,16 +363,32 @@ impl Layout {
             let bytes = bytes as u64;
             progress(Progress { done: done.fetch_add(bytes, Ordering::Relaxed) + bytes, total });
         };
-        let work = &|| self.work(source, &uploads, &jobs, &told);
         let threads = thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MOST_THREADS)
             .min(bytes.div_ceil(BYTES_OF_A_THREAD))
-            .min(SCRATCH / scratch.max(1));
+            .min(SCRATCH / scratch.max(1))
+            .max(1);
+        // One request for all: the system takes it back as a whole, where an allocator may keep many parts.
+        let mut memory = vec![0; threads * scratch];
+        let (mut parts, mut rest) = (Vec::new(), &mut memory[..]);
+        for _ in 0..threads {
+            let (part, others) = rest.split_at_mut(scratch);
+            parts.push(part);
+            rest = others;
+        }
+        let work = |part: &mut [u8]| {
+            let mut scratch = Scratch::new(part);
+            self.work(source, &uploads, &jobs, &mut scratch, &told)
+        };
         let failures: Vec<_> = thread::scope(|scope| {
-            let spawn = |_| thread::Builder::new().name("upload".into()).spawn_scoped(scope, work).ok();
-            let others: Vec<_> = (1..threads).map_while(spawn).collect();
-            let own = work();
+            let (work, own) = (&work, parts.pop().unwrap_or_default());
+            let spawn = |part| {
+                let thread = thread::Builder::new().name("upload".into());
+                thread.spawn_scoped(scope, move || work(part)).ok()
+            };
+            let others: Vec<_> = parts.into_iter().map_while(spawn).collect();
+            let own = work(own);
             let join = |other: thread::ScopedJoinHandle<'_, _>| {
                 other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
@@ -437,6 +458,7 @@ impl Layout {
         source: &dyn ExpertSource,
         uploads: &Uploads,
         jobs: &Jobs<'_>,
+        scratch: &mut Scratch<'_>,
         told: &(dyn Fn(usize) + Sync),
     ) -> Result<(), (usize, Error)> {
         let failed = |number: usize| {
@@ -447,13 +469,11 @@ impl Layout {
         };
         let staging = || uploads.staging(self.staging()).map_err(failed(usize::MAX));
         let mut buffers = [staging()?, staging()?];
-        let mut scratch = Scratch::default();
         while let Some((number, pieces)) = jobs.next() {
             for piece in pieces {
                 buffers.swap(0, 1);
-                let bytes = self
-                    .upload_piece(source, piece, &mut buffers[0], &mut scratch)
-                    .map_err(failed(number))?;
+                let bytes =
+                    self.upload_piece(source, piece, &mut buffers[0], scratch).map_err(failed(number))?;
                 told(bytes);
             }
         }
@@ -466,7 +486,7 @@ impl Layout {
         source: &dyn ExpertSource,
         piece: Piece<'_>,
         buffer: &mut Staging<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<usize> {
         let Piece { slot, matrix, rows, mut to } = piece;
         let (_, columns, wide) = self.sizes(matrix);

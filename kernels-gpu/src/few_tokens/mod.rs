@@ -6,8 +6,7 @@
 //!
 //! ```text
 //!   time ------------------------------------------------------------------------------------------------>
-//!   all warps    ids -> tiles |
-//!   producer                  | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
+//!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
 //!   consumers                 | quantise x | product, activate | publish .. wait | quantise | product | sum up |
 //!                                                 |                    ^                        |        ^
 //!   memory                                        +--> activated ------+                        +- products

@@ -125,7 +125,8 @@ fn functions_are_found_by_name_and_version() {
     assert_eq!(asked(c"cuGetProcAddress", 11030), function("cuGetProcAddress"));
     assert_eq!(asked(c"cuGetProcAddress", 11020), (null(), 2));
     assert_eq!(asked(c"cuGetProcAddress", 13000), function("cuGetProcAddress_v2"));
-    // With CUDA 13 came a second function that takes a context; the first one is what it was.
+    // With CUDA 13 came a second function that takes a context; the first one is what it was. cuda-python 13
+    // asks for it by the version that it is made for.
     for version in [2000, 12080, 13000, 13010] {
         assert_eq!(asked(c"cuCtxSynchronize", version), function("cuCtxSynchronize"));
     }
