@@ -218,7 +218,8 @@ mod tests {
         }
     }
 
-    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent.
+    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent, by more only
+    /// where fewer, larger units cost less than even shares would save.
     #[test]
     fn shares_are_even() {
         let device = Device::for_test(None);
@@ -241,7 +242,7 @@ mod tests {
                 if tokens == 1 {
                     for cut in [plan.first, plan.second] {
                         let units = (model[1] * cut.units) as f64 / f64::from(device.multiprocessors());
-                        assert!(units / units.ceil() > 0.96, "{model:?}: {cut:?}");
+                        assert!(units / units.ceil() > 0.84, "{model:?}: {cut:?}");
                     }
                 }
             }
