@@ -181,7 +181,8 @@ fn a_block_too_many_is_a_deadlock() {
         fill(kernel);
         kernel.cooperative = false;
     };
-    assert!(RIGHT.run(multiprocessors, 0, plainly).1.is_ok());
+    let plain = RIGHT.run(multiprocessors, 0, plainly).1;
+    assert!(plain.is_ok(), "{plain:?}");
     let (_, result, _) = RIGHT.run(multiprocessors + 1, 0, plainly);
     expect_fault(result, FaultKind::Deadlock);
 }

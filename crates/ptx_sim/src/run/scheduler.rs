@@ -32,8 +32,9 @@ use crate::state::warp::State;
 
 /// Clusters a worker keeps active to begin with.
 const WINDOW: usize = 3;
-/// Instructions a cluster may run before its worker suspects that it spins.
-const SUSPICIOUS: u64 = 1 << 20;
+/// Turns a cluster may have before its worker suspects that it spins: about a million instructions, or as many
+/// turns given up.
+const SUSPICIOUS: usize = 85;
 /// Instructions without any effect anywhere after which the launch is stuck.
 const STUCK: u64 = 1 << 24;
 
@@ -156,11 +157,13 @@ fn work(grid: &Grid<'_>, worker: usize, workers: usize) -> Counters {
                 break;
             }
         }
-        // Grow the window when everybody in it has run for long.
-        turns_since_growth += ran;
-        if turns_since_growth > SUSPICIOUS * window as u64 {
+        // Grow the window when it is full, and everybody in it has run for long.
+        turns_since_growth += 1;
+        if turns_since_growth > SUSPICIOUS * window && active.len() >= window {
             turns_since_growth = 0;
             window *= 2;
+            // Those that are new in it may change something.
+            idle = 0;
         }
         let total = grid.effects.load(Relaxed);
         idle = if total == seen { idle + ran } else { 0 };
