@@ -11,7 +11,7 @@ use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::{
     Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
     Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream,
-    Workspace,
+    WeightScales, Workspace,
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -43,8 +43,9 @@ prop_compose! {
         config.activation = activation;
         config.reduction = if order_free { Reduction::OrderFree } else { Reduction::Deterministic };
         // With scales of rows in front of GEMM 2 packed weights have gate and up apart, which the kernel does not
-        // read; with I no multiple of 128 none are packed.
-        config.intermediate_scales = match token_scales && intermediate % 2 == 1 {
+        // read. None are packed where I is no multiple of 128, to which weights in blocks are padded.
+        let is_packed = intermediate % 2 == 0 || quantization.weights() == WeightScales::Block128;
+        config.intermediate_scales = match token_scales && !is_packed {
             true => IntermediateScales::Token,
             false => IntermediateScales::Group128,
         };

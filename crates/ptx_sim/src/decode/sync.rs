@@ -156,8 +156,7 @@ fn fence<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     }
     // Initialised mbarriers are visible to all who are ordered behind the fence, as any fence makes things.
     parts.mods.take("mbarrier_init");
-    let is_near =
-        ["cta", "cluster"].into_iter().fold(false, |is_near, scope| parts.mods.take(scope) || is_near);
+    let is_near = parts.mods.take("cta") || parts.mods.take("cluster");
     const NAMES: [&str; 7] = ["gl", "sys", "sc", "acq_rel", "acquire", "release", "gpu"];
     parts.mods.drop_all(|m| NAMES.contains(&m));
     parts.count(0..=0)?;
