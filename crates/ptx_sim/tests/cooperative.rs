@@ -1,6 +1,8 @@
 //! Blocks that wait for each other: all resident and scheduled fairly, their order through global memory
 //! checked, and a deadlock where one of them has no place.
 
+#![allow(clippy::result_large_err)]
+
 mod common;
 
 use common::{Kernel, expect_fault};
