@@ -77,6 +77,7 @@ impl Call<'_> {
                     hidden,
                     is_weighed: false,
                     routed: None,
+                    token_ids: None,
                     workspace: layer,
                     control: None,
                     out,

@@ -107,6 +107,7 @@ impl ExpertParallel {
                 layout: self.wire.scale_layout(),
             },
             routed: Some(Routed { topk_ids: ids, topk_weights: workspace.weights.slice(..rows * top_k) }),
+            token_ids: None,
             workspace: memory,
             control: Some(control),
             out: Output::Write(out),
