@@ -269,10 +269,25 @@ fn folders() {
     });
     nested.rename("model.layers", "model.language_model.layers");
     run(&nested);
-    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it;
-    // `tests/checkpoint.rs` has that its experts are those of separate tensors.
-    let fused = qwen3().fused();
-    run(&fused);
+    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it: the
+    // outputs are, byte for byte, those of the same experts in tensors of their own.
+    let out = tempdir().unwrap();
+    let output = |draft: &Draft, name: &str| {
+        draft.write_folder(folder.path());
+        let file = out.path().join(name);
+        let (path, to) = (folder.path().to_str().unwrap(), file.to_str().unwrap());
+        let run = fp8_moe(["run", path, "--tokens", "20", "--output", to]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        std::fs::read(file).unwrap()
+    };
+    let mut separate = qwen3();
+    for (number, (_, tensor)) in separate.tensors.iter_mut().enumerate() {
+        match tensor.dtype {
+            Dtype::F32 => *tensor = f32s(&[1, 1], 0.01 * number as f32),
+            _ => tensor.bytes.rotate_left(2 * number),
+        }
+    }
+    assert!(output(&separate, "separate") == output(&separate.clone().fused(), "fused"));
     let check = fp8_moe(["check", folder.path().to_str().unwrap()]);
     assert_one_line_error(&check, "has no io.* tensors to compare with");
     run(&nested);
