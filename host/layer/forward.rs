@@ -3,7 +3,8 @@
 use half::bf16;
 
 use super::OP;
-use super::call::{Hidden, Observer, Output, Request, Routed};
+use super::call::{Hidden, Observer, Output, Request, Routed, no_token_ids};
+use super::few_tokens::Work;
 use super::weights::DeviceWeights;
 use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
 use crate::error::Result;
@@ -25,7 +26,8 @@ use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
-    Grouped, RouterLogits, SharedSlots, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Choice, Grouped, RouterLogits, SharedSlots, SqrtSoftplus, TopK, grouped_top_k, router_logits,
+    sigmoid_top_k, softmax_top_k, sqrt_softplus_top_k,
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
 use crate::plan::{First, Plan, SharedPlan};
@@ -59,9 +61,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a
-    /// forward never runs both `unpermute` and `cast`.
-    pub const NAMES: [&'static str; 9] = [
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
+    /// never runs both `unpermute` and `cast`, and the last stands for all behind the router.
+    pub const NAMES: [&'static str; 10] = [
         "shared expert",
         "router",
         "permute",
@@ -71,6 +73,7 @@ impl Step {
         "grouped GEMM 2",
         "unpermute",
         "cast",
+        "one launch",
     ];
 }
 
@@ -130,7 +133,8 @@ impl<'a> Cutter<'a> {
 impl Call<'_> {
     /// Enqueues everything. The request has been checked; its workspace is as long as the plan says.
     pub fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
-        let Request { hidden, routed, workspace, out, .. } = request;
+        let is_aligned = request.is_aligned();
+        let Request { hidden, routed, token_ids, workspace, control, out, .. } = request;
         let adds = matches!(out, Output::Add(_));
         let (Output::Write(mut out) | Output::Add(mut out)) = out;
         let layout = &self.plan.layout;
@@ -160,6 +164,9 @@ impl Call<'_> {
             logits: cutter.take(&layout.shared_logits),
             layer: cutter.take(&layout.shared_layer),
         };
+        let activated = cutter.take(&layout.activated);
+        let products = cutter.take(&layout.few_products);
+        let spare = cutter.take(&layout.control);
         let is_beside = !matches!(self.plan.shared, SharedPlan::None);
         if is_beside {
             self.step(0);
@@ -189,12 +196,21 @@ impl Call<'_> {
                         return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), rule));
                     }
                 };
-                self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
+                let (ids, weights) = (topk_ids.reborrow(), topk_weights.reborrow());
+                self.route(stream, hidden, token_ids, logits, ids, weights)?;
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
             }
         };
         if self.config.slot_local_experts() == 0 {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
+        }
+        if let Some(plan) = &self.plan.few_tokens
+            && is_aligned
+        {
+            self.step(9);
+            let expert_offsets = lists.expert_offsets;
+            let work = Work { activated, products, expert_offsets, control, spare };
+            return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
         }
         let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute { out, adds },
@@ -240,10 +256,12 @@ impl Call<'_> {
         }
     }
 
+    /// Enqueues the router; `token_ids` `[T]` are for experts that are looked up by them.
     pub fn route(
         &self,
         stream: &Stream,
         hidden: Activations<'_>,
+        token_ids: Option<Slice<'_, i32>>,
         mut logits: SliceMut<'_, f32>,
         topk_ids: SliceMut<'_, i32>,
         topk_weights: SliceMut<'_, f32>,
@@ -287,6 +305,19 @@ impl Call<'_> {
                     routed_scaling_factor: scaling_factor,
                 };
                 grouped_top_k(stream, top, grouped)
+            }
+            Routing::SqrtSoftplus { renormalize, scaling_factor, vocabulary } => {
+                let choice = match (vocabulary, &self.weights.token_experts, token_ids) {
+                    (None, ..) => Choice::ByScore {
+                        correction_bias: self.weights.correction_bias.as_ref().map(|bias| bias.as_slice()),
+                    },
+                    (Some(vocabulary), Some(table), Some(token_ids)) => {
+                        Choice::ByToken { token_experts: table.as_slice(), vocabulary, token_ids }
+                    }
+                    _ => return Err(no_token_ids()),
+                };
+                let scoring = SqrtSoftplus { choice, renormalize, routed_scaling_factor: scaling_factor };
+                sqrt_softplus_top_k(stream, top, scoring)
             }
         }
     }
@@ -449,16 +480,11 @@ impl Call<'_> {
                 topk_weights: self.output_weights(routed),
             }),
         };
-        let scale = self.weights.w2_scale.as_slice();
         let args = GroupedGemm {
             a: parts.intermediate.as_slice(),
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
-            b_scale: match self.config.quantization.weights() {
-                WeightScales::Tensor => BScale::Expert(scale),
-                WeightScales::Channel => BScale::Channel(scale),
-                WeightScales::Block128 => BScale::Block(scale),
-            },
+            b_scale: self.w2_scale(),
             bias: self.bias(1),
             permutation,
             out,
@@ -508,10 +534,20 @@ impl Call<'_> {
 
     /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
     /// here.
-    fn w13_scale(&self) -> BScale<'_> {
+    pub(super) fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
         match self.config.quantization.weights() {
             WeightScales::Tensor | WeightScales::Channel => BScale::Channel(scale),
+            WeightScales::Block128 => BScale::Block(scale),
+        }
+    }
+
+    /// Scales of w2.
+    pub(super) fn w2_scale(&self) -> BScale<'_> {
+        let scale = self.weights.w2_scale.as_slice();
+        match self.config.quantization.weights() {
+            WeightScales::Tensor => BScale::Expert(scale),
+            WeightScales::Channel => BScale::Channel(scale),
             WeightScales::Block128 => BScale::Block(scale),
         }
     }

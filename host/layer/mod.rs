@@ -18,6 +18,9 @@
 //!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
 //! ```
 //!
+//! For up to eight tokens everything behind the router is one launch, where the kernel fits the layer
+//! (`few_tokens`).
+//!
 //! For large batches the rows of the tokens, `[T, H]`, are quantised in place, and GEMM 1 gathers them.
 //!
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be
@@ -25,6 +28,7 @@
 
 mod call;
 mod element;
+mod few_tokens;
 mod forward;
 mod memory;
 mod plans;
@@ -38,7 +42,7 @@ pub use crate::config::{
     MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
 };
 pub use call::{
-    ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
+    ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting, TokenIds,
 };
 pub use element::OutputElement;
 pub use forward::Step;
@@ -191,6 +195,10 @@ impl MoeLayer {
             {
                 **beside = Plan::new(&self.device, &config, tokens, weights.layout)?;
             }
+            if self.weights.expert_biases.is_some() {
+                // The launch for few tokens knows none.
+                plan.few_tokens = None;
+            }
             Ok(plan)
         })
     }
@@ -209,7 +217,7 @@ impl MoeLayer {
     /// More tokens than the kernels can count, or than the device has memory for.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
         let memory = self.device.uninit(self.workspace_bytes(tokens)?)?;
-        Ok(Workspace::new(self.config.clone(), memory))
+        Workspace::new(self.config.clone(), memory)
     }
 
     /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.
@@ -225,12 +233,12 @@ impl MoeLayer {
     /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer
     /// tokens; types and routing that cannot be combined.
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
-        let Forward { hidden, routed, workspace, out, observe } = forward;
+        let Forward { hidden, routed, token_ids, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        self.enqueue(
-            stream,
-            Request { hidden, routed, workspace: workspace.memory(), out, observe, is_weighed: false },
-        )
+        let (workspace, control) = workspace.parts();
+        let (control, is_weighed) = (Some(control), false);
+        let request = Request { hidden, routed, token_ids, workspace, control, out, observe, is_weighed };
+        self.enqueue(stream, request)
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,
@@ -289,7 +297,7 @@ impl MoeLayer {
     }
 
     /// Enqueues the layer's router for `hidden` `[T, H]`: ids and weights, `[T, k]`, by way of `logits` `[T,
-    /// E]`. With no tokens nothing is launched.
+    /// E]`. With no tokens nothing is launched. Not for experts that are looked up by token id.
     pub(crate) fn route(
         &self,
         stream: &Stream,
@@ -303,7 +311,7 @@ impl MoeLayer {
             return Ok(());
         }
         let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: None };
-        call.route(stream, Activations::Bf16(hidden), logits, topk_ids, topk_weights)
+        call.route(stream, Activations::Bf16(hidden), None, logits, topk_ids, topk_weights)
     }
 
     /// Checks the arguments and enqueues the operations.

@@ -9,10 +9,12 @@
 mod common;
 
 mod activation;
+mod few_tokens;
 mod forward;
 mod gated_gemm;
 mod grouped_gemm;
 mod layer;
+mod lookup;
 mod order_free;
 mod pack_weights;
 mod permute;
