@@ -159,7 +159,7 @@ def each_gemm_has_its_fastest_configuration() -> None:
 
     triton = VllmTriton.__new__(VllmTriton)
     triton.kernel, triton.folder, triton.sweep = None, None, 6
-    with mock.patch.object(vllm_triton, "TritonLayer", Fake), mock.patch.object(timing, "Graphs", Timed), \
+    with mock.patch.object(triton, "layer_of", Fake, create=True), mock.patch.object(timing, "Graphs", Timed), \
             mock.patch.object(triton, "options", lambda case: options):
         assert triton.fastest(case) == (options[1], options[2])
 
