@@ -245,7 +245,7 @@ fn a_checkpoint_is_not_a_fixture() {
     let folder = tempdir().unwrap();
     let file = mixtral().write(folder.path());
     let run = fp8_moe(["check", file.to_str().unwrap()]);
-    assert_one_line_error(&run, "there is no tensor io.hidden_states");
+    assert_one_line_error(&run, "has no io.* tensors to compare with");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The models of the README's tables can be loaded: a layer of each in its published sizes, names and scheme,
-//! whose bytes are zeros that no disk has.
+//! whose bytes are zeros that no disk has, but for the scales of the input, which have to be positive.
 
 #[path = "common/command.rs"]
 #[allow(dead_code, reason = "shared with the other tests of the command")]
 mod command;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use command::fp8_moe;
@@ -16,10 +16,12 @@ use tempfile::tempdir;
 /// A tensor of a file that is to be: its name, type and shape.
 type Tensor = (String, &'static str, Vec<usize>);
 
-/// Writes a safetensors file of zeros with a config.json beside it. The file is sparse.
+/// Writes a safetensors file with a config.json beside it: zeros, and ones for the scales of the input. The file
+/// is sparse.
 fn write(folder: &Path, config: &Value, tensors: &[Tensor]) {
     let mut header = Map::new();
     let mut end = 0;
+    let mut ones = Vec::new();
     for (name, dtype, shape) in tensors {
         let size = match *dtype {
             "F8_E4M3" => 1,
@@ -28,6 +30,9 @@ fn write(folder: &Path, config: &Value, tensors: &[Tensor]) {
         };
         let start = end;
         end += size * shape.iter().product::<usize>();
+        if name.ends_with(".input_scale") {
+            ones.push(start);
+        }
         header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}));
     }
     let mut header = Value::from(header).to_string();
@@ -36,6 +41,10 @@ fn write(folder: &Path, config: &Value, tensors: &[Tensor]) {
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();
     file.set_len((8 + header.len() + end) as u64).unwrap();
+    for start in ones {
+        file.seek(SeekFrom::Start((8 + header.len() + start) as u64)).unwrap();
+        file.write_all(&1_f32.to_le_bytes()).unwrap();
+    }
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
 }
 

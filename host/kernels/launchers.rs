@@ -1724,7 +1724,7 @@ pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
@@ -1733,7 +1733,7 @@ pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1742,7 +1742,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1751,7 +1751,7 @@ pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel:
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1760,7 +1760,7 @@ pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    217216,
+    217344,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1769,7 +1769,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
@@ -1778,7 +1778,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1787,7 +1787,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Ker
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
@@ -1796,7 +1796,7 @@ pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
@@ -1805,7 +1805,7 @@ pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
     384,
     2,
     true,
-    219776,
+    219904,
     module,
 );
 /// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.

@@ -10,10 +10,10 @@ use super::permutation::{Permutation, Sizes};
 use super::quantize::{Activations, ActivationsMut};
 use crate::error::{Error, Result};
 use crate::gpu::buffer::Slice;
-use crate::gpu::launch::DevicePtr;
+use crate::gpu::launch::{DevicePtr, Grid};
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
-use crate::plan::rows::{checked_columns, warp_rows_grid};
+use crate::plan::rows::{checked_columns, warp_rows};
 
 const OP: &str = "unpermute";
 
@@ -113,7 +113,8 @@ fn enqueue(stream: &Stream, args: Unpermute<'_>, routing_is_settled: bool) -> Re
         routing_is_settled,
         adds: args.adds,
     };
-    let grid = warp_rows_grid(stream.device(), tokens, columns);
+    let (blocks, segments) = warp_rows(stream.device(), tokens, columns);
+    let grid = Grid::from((segments, blocks));
     // SAFETY: every array was checked to have its extent on this device. Of `inverse` the kernel follows what
     // is below `*valid_rows`, which the permutation keeps within its P rows, those of `y`, if its lists are
     // unchanged.

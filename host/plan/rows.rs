@@ -32,9 +32,14 @@ pub(crate) fn checked_columns(op: &'static str, name: &str, columns: usize) -> R
 
 /// The grid of kernels in which a warp takes 256 columns of a row, a block four rows.
 pub(crate) fn warp_rows_grid(device: &Device, rows: u32, columns: u32) -> Grid {
+    warp_rows(device, rows, columns).into()
+}
+
+/// Blocks of such a grid along the rows and along the columns.
+pub(crate) fn warp_rows(device: &Device, rows: u32, columns: u32) -> (u32, u32) {
     let segments = columns.div_ceil(launchers::WARP_COLUMNS);
     let most = (device.multiprocessors() * BLOCKS_PER_MULTIPROCESSOR / segments).max(1);
-    (rows.div_ceil(launchers::WARP_ROWS_PER_BLOCK).min(most), segments).into()
+    (rows.div_ceil(launchers::WARP_ROWS_PER_BLOCK).min(most), segments)
 }
 
 /// The grid of the largest magnitude of a tensor: at most [`MAX_PARTIALS`] blocks, each of which finds that

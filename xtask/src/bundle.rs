@@ -27,7 +27,7 @@ use crate::process::{cargo, heading, output, root, target_dir};
 use crate::setup::{self, cuda_tools};
 
 /// What the folder may hold, in bytes.
-const LIMIT: u64 = 40 << 20;
+const LIMIT: u64 = 64 << 20;
 
 /// The crates through which a package talks to a device.
 const DRIVER_CRATES: [&str; 2] = ["fp8-moe-cust", "fp8-moe"];

@@ -47,7 +47,7 @@ pub fn run() -> Result<()> {
     step("tests", cargo().args(["test", "--workspace"]))?;
     let mut on_cut_sums = cargo();
     on_cut_sums
-        .args(["test", "--test", "grid", "--", "layer", "grouped_gemm"])
+        .args(["test", "--workspace", "--test", "grid", "--", "layer", "grouped_gemm"])
         .env("FP8_MOE_SIM_SUMS", "hardware");
     step("tests: sums as tensor cores cut them", &mut on_cut_sums)?;
     symbols::check()?;

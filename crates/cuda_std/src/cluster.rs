@@ -5,7 +5,7 @@
 //! block of the cluster, becomes an address of the cluster's window by `mapa`;
 //! [`mbarrier::arrive_at`](crate::mbarrier::arrive_at) does that.
 //!
-//! PTX ISA, "Cluster of Cooperative Thread Arrays", "barrier.cluster".
+//! PTX ISA, "Cluster of Cooperative Thread Arrays", "barrier.cluster", "mapa", "st.async".
 
 use core::arch::asm;
 
@@ -51,4 +51,25 @@ pub fn map(address: u32, rank: u32) -> u32 {
             options(pure, nomem, nostack, preserves_flags))
     };
     mapped
+}
+
+/// Writes `value` at `to`, and then completes its 4 bytes on the barrier at `barrier`, as a copy would:
+/// `st.async..mbarrier::complete_tx::bytes`. Whoever has seen the barrier complete may read the value.
+///
+/// # Safety
+/// Both are addresses in the cluster's window ([`map`]), multiples of 4 and 8, in the shared memory of one
+/// block, which has begun and does not exit before the barrier has completed. The barrier is initialised, and
+/// its phase expects the bytes or will; no thread touches the 4 bytes before it completes.
+#[inline(always)]
+pub unsafe fn store_async(to: u32, value: u32, barrier: u32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        asm!(
+            "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [{to}], {value}, [{barrier}];",
+            to = in(reg32) to,
+            value = in(reg32) value,
+            barrier = in(reg32) barrier,
+            options(nostack)
+        )
+    }
 }

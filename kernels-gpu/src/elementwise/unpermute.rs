@@ -12,9 +12,18 @@
 //! f32 accumulation by fused multiply-adds, one rounding at the end, the same order always: the result does
 //! not depend on the grid. A token without a valid slot gives 0.
 //!
-//! A warp takes 256 columns of a token, as in [`warp_rows`](crate::elementwise::rows::warp_rows). It looks up
-//! to 32 slots of a token up at once, one per lane, and one step ahead: those of the next token while it adds
-//! this one's rows. Four slots are loaded before the first is added, so that their latencies overlap.
+//! A warp takes 256 columns of a token. Blocks that run at the same time have all columns of the same tokens,
+//! so that whole rows are read together:
+//!
+//! ```text
+//!               256 columns    256 columns    256 columns
+//!   token 0     block (0, 0)   block (1, 0)   block (2, 0)      a warp each of tokens 0 to 3
+//!   token 4     block (0, 1)   block (1, 1)   block (2, 1)      .. and on in strides of 4 * grid_dim_y tokens
+//! ```
+//!
+//! A warp looks up to 32 slots of a token up at once, one per lane, and one step ahead: those of the next
+//! token while it adds this one's rows. Four or eight slots are loaded before the first is added, so that
+//! their latencies overlap.
 //!
 //! # Before the predecessor has ended
 //! With `routing_is_settled` a warp looks its first slots up before it waits for the kernel before it in the
@@ -23,7 +32,8 @@
 //! earlier layer. `y` and `out` are touched behind the wait.
 
 use crate::elementwise::rows::chunk::{
-    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, load_own_chunk, store_chunk, vectorised,
+    CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, load_own_chunk, load_packed_chunk, store_chunk,
+    vectorised,
 };
 use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
@@ -58,8 +68,18 @@ pub struct Unpermute {
     pub adds: Flag,
 }
 
-/// Slots whose rows are in flight at a time.
-const BATCH: u32 = 4;
+/// Adds the chunks of `$ty` that the lanes from `$lane` on have found to `$sum`, all loaded before the first
+/// is added: as many as numbers are given. Returns how many.
+macro_rules! add_slots {
+    ($sum:ident, $ty:ident, $slots:ident, $found:ident, $lane:ident, $column:ident: $($i:literal)+) => {{
+        let batch = [$($slots.load($found, $lane + $i, $column)),+];
+        $(
+            let weight = warp::shfl_idx(warp::FULL_MASK, $found.weight, $lane + $i);
+            $sum = accumulate(&$sum, weight, $ty::widen(batch[$i]));
+        )+
+        batch.len() as u32
+    }};
+}
 
 /// The expert outputs and where each token finds its own.
 struct Slots<T> {
@@ -78,6 +98,7 @@ struct Slots<T> {
 struct Found {
     /// The slot's row of `y`; [`NO_ROW`](Self::NO_ROW) past the last slot, and where the slot is not valid.
     row: u32,
+    /// Its weight; 0 where there is no row.
     weight: f32,
 }
 
@@ -95,48 +116,47 @@ impl<T: Element> Slots<T> {
     #[inline(always)]
     unsafe fn find(&self, token: u32, first: u32) -> Found {
         let slot = first + thread::lane_id();
-        let mut found = Found { row: Found::NO_ROW, weight: 1.0 };
+        let mut found = Found { row: Found::NO_ROW, weight: 0.0 };
         if token < self.tokens && slot < self.top_k {
             let r = token as usize * self.top_k as usize + slot as usize;
             // SAFETY: token and slot exist. The loads do not depend on each other: their latencies overlap.
             unsafe {
                 let valid_rows = memory::load_strong(self.valid_rows).clamp(0, i32::MAX as i64) as u32;
                 let row = memory::load_strong(self.inverse.add(r)) as u32;
+                let mut weight = 1.0;
                 if !self.topk_weights.is_null() {
-                    found.weight = memory::load_strong(self.topk_weights.add(r));
+                    weight = memory::load_strong(self.topk_weights.add(r));
                 }
                 if row < valid_rows {
-                    found.row = row;
+                    found = Found { row, weight };
                 }
             }
         }
         found
     }
 
-    /// The weight of the slot that lane `lane` has found, and its chunk of `y` at `column`: zeros where there
-    /// is no such slot. The whole warp calls it.
+    /// The chunk of `y` at `column` of the slot that lane `lane` has found: zeros where there is no such slot.
+    /// The whole warp calls it.
     ///
     /// # Safety
     /// The rows below `*valid_rows` exist in `y` and are complete.
     #[inline(always)]
-    unsafe fn load(&self, found: Found, lane: u32, column: u32) -> (f32, Chunk) {
+    unsafe fn load(&self, found: Found, lane: u32, column: u32) -> T::Packed {
         let row = warp::shfl_idx(warp::FULL_MASK, found.row, lane);
-        let weight = warp::shfl_idx(warp::FULL_MASK, found.weight, lane);
         if row == Found::NO_ROW {
-            return (0.0, [0.0; CHUNK as usize]);
+            return T::narrow(&[0.0; CHUNK as usize]);
         }
         // SAFETY: the row is below `*valid_rows`.
-        let values = unsafe {
+        unsafe {
             let row = self.y.add(row as usize * self.columns as usize);
-            load_chunk(row, column, self.columns, self.vector)
-        };
-        (weight, values)
+            load_packed_chunk(row, column, self.columns, self.vector)
+        }
     }
 }
 
 /// `sum + weight * values`.
 #[inline(always)]
-fn accumulate(sum: &Chunk, (weight, values): (f32, Chunk)) -> Chunk {
+fn accumulate(sum: &Chunk, weight: f32, values: Chunk) -> Chunk {
     core::array::from_fn(|i| fma(weight, values[i], sum[i]))
 }
 
@@ -154,11 +174,11 @@ unsafe fn unpermute<T: Element, O: Element>(
     routing_is_settled: bool,
     adds: bool,
 ) {
-    let column = thread::block_idx_y() * WARP_COLUMNS + thread::lane_id() * CHUNK;
+    let column = thread::block_idx_x() * WARP_COLUMNS + thread::lane_id() * CHUNK;
     let vector = vectorised(out, slots.columns);
     let addend_vector = vectorised(addend, slots.columns);
-    let stride = thread::grid_dim_x() * WARPS;
-    let (mut token, mut first) = (thread::block_idx_x() * WARPS + thread::warp_id(), 0);
+    let stride = thread::grid_dim_y() * WARPS;
+    let (mut token, mut first) = (thread::block_idx_y() * WARPS + thread::warp_id(), 0);
     if !routing_is_settled {
         grid::wait();
     }
@@ -178,21 +198,14 @@ unsafe fn unpermute<T: Element, O: Element>(
         next = unsafe { slots.find(token, first) };
         let mut lane = 0;
         while lane < count {
-            const { assert!(32 % BATCH == 0) };
             // SAFETY: lanes up to 31, behind the wait.
-            let batch = unsafe {
-                [
-                    slots.load(found, lane, column),
-                    slots.load(found, lane + 1, column),
-                    slots.load(found, lane + 2, column),
-                    slots.load(found, lane + 3, column),
-                ]
-            };
-            sum = accumulate(&sum, batch[0]);
-            sum = accumulate(&sum, batch[1]);
-            sum = accumulate(&sum, batch[2]);
-            sum = accumulate(&sum, batch[3]);
-            lane += BATCH;
+            unsafe {
+                lane += if count - lane > 4 {
+                    add_slots!(sum, T, slots, found, lane, column: 0 1 2 3 4 5 6 7)
+                } else {
+                    add_slots!(sum, T, slots, found, lane, column: 0 1 2 3)
+                };
+            }
         }
         // No more slots of this token.
         if first == 0 {
@@ -202,7 +215,7 @@ unsafe fn unpermute<T: Element, O: Element>(
                 let start = of_token as usize * slots.columns as usize;
                 if !addend.is_null() {
                     let values = load_chunk(addend.add(start), column, slots.columns, addend_vector);
-                    sum = accumulate(&sum, (1.0, values));
+                    sum = accumulate(&sum, 1.0, values);
                 }
                 let row = out.add(start);
                 if adds {
@@ -221,7 +234,8 @@ macro_rules! unpermute {
         /// Sums the rows of `y` into `out`. `routing_is_settled`: see [`unpermute`](self).
         ///
         /// # Safety
-        /// The arrays are null, where they may be, or have their stated sizes. `out` is read with `adds` alone.
+        /// The arrays are null, where they may be, or have their stated sizes. `out` is read with `adds`
+        /// alone.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: Unpermute) {
             let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;

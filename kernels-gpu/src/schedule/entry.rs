@@ -6,7 +6,8 @@
 //!
 //! schedule, 16 bytes to an entry:
 //!   { 6, 64, 300, 0 }                 tile count, block_m, rows over all experts, 0
-//!   { 0, 0, 0, 0 } x 64               counters, at 0, for kernels that cut a tile's sum into parts
+//!   { 0, 0, 0, 0 } x 64               counters, at 0, for kernels that cut a tile's sum into parts, or draw
+//!                                     the next tile
 //!   { 0,   0, 64,  70:0 }  { 0,  64, 6,  70:1 }      expert, first row, rows in the tile, band
 //!   { 2,  70, 64, 230:0 }  { 2, 134, 64, 230:1 }  { 2, 198, 64, 230:2 }  { 2, 262, 38, 230:3 }
 //! ```

@@ -31,6 +31,21 @@ pub type PackedChunk = [u32; 2];
 
 /// An element type of activations.
 pub trait Element: Copy {
+    /// Eight elements as they lie in memory, in as few registers.
+    type Packed: Copy;
+
+    /// Their values: exact.
+    fn widen(packed: Self::Packed) -> Chunk;
+
+    /// The nearest of eight values.
+    fn narrow(values: &Chunk) -> Self::Packed;
+
+    /// As [`load`](Self::load), not widened.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load).
+    unsafe fn load_packed(source: *const Self) -> Self::Packed;
+
     /// Eight elements from a 16-byte aligned address.
     ///
     /// # Safety
@@ -67,10 +82,28 @@ fn of_pairs(pairs: [u32; 4], widen: impl Fn(u32) -> [f32; 2]) -> Chunk {
 macro_rules! half_element {
     ($ty:ident, $widen:ident, $narrow:ident) => {
         impl Element for $ty {
+            type Packed = [u32; 4];
+
+            #[inline(always)]
+            fn widen(packed: [u32; 4]) -> Chunk {
+                of_pairs(packed, $widen)
+            }
+
+            #[inline(always)]
+            fn narrow(v: &Chunk) -> [u32; 4] {
+                [$narrow(v[0], v[1]), $narrow(v[2], v[3]), $narrow(v[4], v[5]), $narrow(v[6], v[7])]
+            }
+
+            #[inline(always)]
+            unsafe fn load_packed(source: *const Self) -> [u32; 4] {
+                // SAFETY: the caller's contract.
+                unsafe { memory::load_nc(source.cast()) }
+            }
+
             #[inline(always)]
             unsafe fn load(source: *const Self) -> Chunk {
                 // SAFETY: the caller's contract.
-                of_pairs(unsafe { memory::load_nc(source.cast()) }, $widen)
+                Self::widen(unsafe { Self::load_packed(source) })
             }
 
             #[inline(always)]
@@ -81,10 +114,8 @@ macro_rules! half_element {
 
             #[inline(always)]
             unsafe fn store(target: *mut Self, v: &Chunk) {
-                let packed =
-                    [$narrow(v[0], v[1]), $narrow(v[2], v[3]), $narrow(v[4], v[5]), $narrow(v[6], v[7])];
                 // SAFETY: the caller's contract.
-                unsafe { memory::store(target.cast::<[u32; 4]>(), packed) }
+                unsafe { memory::store(target.cast::<[u32; 4]>(), Self::narrow(v)) }
             }
 
             #[inline(always)]
@@ -104,6 +135,24 @@ half_element!(Bf16, f32x2_from_bf16x2, bf16x2_from_f32);
 half_element!(F16, f32x2_from_f16x2, f16x2_from_f32);
 
 impl Element for f32 {
+    type Packed = Chunk;
+
+    #[inline(always)]
+    fn widen(packed: Chunk) -> Chunk {
+        packed
+    }
+
+    #[inline(always)]
+    fn narrow(values: &Chunk) -> Chunk {
+        *values
+    }
+
+    #[inline(always)]
+    unsafe fn load_packed(source: *const Self) -> Chunk {
+        // SAFETY: the caller's contract.
+        unsafe { Self::load(source) }
+    }
+
     #[inline(always)]
     unsafe fn load(source: *const Self) -> Chunk {
         let source = source.cast::<[f32; 4]>();
@@ -181,6 +230,32 @@ pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, v
         unsafe { load_singly(&mut values, row, column, columns) };
     }
     values
+}
+
+/// As [`load_chunk`], not widened: for chunks of which a thread has several on their way.
+///
+/// # Safety
+/// As [`load_chunk`].
+#[inline(always)]
+pub unsafe fn load_packed_chunk<T: Element>(
+    row: *const T,
+    column: u32,
+    columns: u32,
+    vector: bool,
+) -> T::Packed {
+    let mut packed = T::narrow(&[0.0; CHUNK as usize]);
+    if vector {
+        if column < columns {
+            // SAFETY: as in `load_chunk`.
+            packed = unsafe { T::load_packed(row.add(column as usize)) };
+        }
+    } else {
+        let mut values = [0.0; CHUNK as usize];
+        // SAFETY: the caller's contract.
+        unsafe { load_singly(&mut values, row, column, columns) };
+        packed = T::narrow(&values);
+    }
+    packed
 }
 
 /// As [`load_chunk`], of a chunk that this thread writes afterwards: by coherent loads.

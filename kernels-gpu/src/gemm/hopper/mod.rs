@@ -149,7 +149,7 @@ pub struct HopperGathered {
     /// As `HopperGated` has them; A's per group are those of the tokens.
     pub scales: crate::abi::Scales,
     /// As `HopperGated` has it.
-    pub schedule: *const [u32; 4],
+    pub schedule: *mut [u32; 4],
     /// Where the results go.
     pub out: crate::gemm::hopper::gated::Requantization,
 }

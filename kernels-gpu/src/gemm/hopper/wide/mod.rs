@@ -14,8 +14,8 @@
 //! gate and up of a column are in the same thread, and a row's maximum is in the four lanes of a quad. See
 //! [`gated`].
 //!
-//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand:
-//! see [`items`].
+//! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand;
+//! a cluster that is done takes the next items that nobody has: see [`items`].
 //!
 //! A may lie in permuted order already, to be brought by TMA ([`produce`]), or in the order of the tokens, to
 //! be gathered ([`gather`]; gated kernels alone). Everything behind the ring is the same.
@@ -32,7 +32,7 @@ mod requantize;
 mod store;
 
 use cuda_std::tma::TensorMap as Map;
-use cuda_std::{grid, host, kernel, thread, warp, wgmma};
+use cuda_std::{grid, host, kernel, shared, thread, warp, wgmma};
 
 use super::ring::{Position, Ring};
 use super::slab_scales::SlabScales;
@@ -85,16 +85,21 @@ pub const WIDE: GemmTile = GemmTile {
 /// Bytes of shared memory that a warp's 16 rows take.
 const WARP_BYTES: u32 = 16 * store::ROW_BYTES;
 
-/// Dynamic shared memory: the ring, and behind it the notes, the scales of whole sums, and rows on their way
-/// to D.
+/// Dynamic shared memory: the ring, and behind it the notes, the scales of whole sums, the numbers of items,
+/// and rows on their way to D.
 const fn shared_bytes<const PROMOTED: bool>() -> u32 {
     staging::<PROMOTED>() + CONSUMER_WARPS * WARP_BYTES
+}
+
+/// Where in it the numbers of items are.
+const fn numbers<const PROMOTED: bool>() -> u32 {
+    Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES
 }
 
 /// Where in it the rows are on their way to D: at a multiple of 128 bytes, so that chunks can be exchanged by
 /// their addresses' bits.
 const fn staging<const PROMOTED: bool>() -> u32 {
-    let offset = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS>::BYTES + STAGES * notes::BYTES + Shelf::BYTES;
+    let offset = numbers::<PROMOTED>() + Items::BYTES;
     assert!(offset.is_multiple_of(SLAB));
     offset
 }
@@ -183,7 +188,7 @@ impl Source<false> for *const Map {
 unsafe fn run<const PROMOTED: bool, E: End>(
     a: *const Map,
     b: Matrix,
-    schedule: *const [u32; 4],
+    schedule: *mut [u32; 4],
     k: u32,
     end: &E,
 ) {
@@ -199,7 +204,7 @@ unsafe fn run<const PROMOTED: bool, E: End>(
 unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERED>, E: End>(
     a: S,
     b: Matrix,
-    schedule: *const [u32; 4],
+    schedule: *mut [u32; 4],
     k: u32,
     end: &E,
 ) {
@@ -207,6 +212,8 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
     // collective operations with whole warps. Stages pass between them by the ring's barriers alone.
     unsafe {
         let cleared = if end.may_be_short(&b) { 0 } else { STAGE_BYTES };
+        let numbers = shared::dynamic::<u8>().address() + const { numbers::<PROMOTED>() };
+        Items::prepare(numbers);
         let ring = Ring::<STAGES, STAGE_BYTES, PROMOTED, BLOCKS, GATHERED>::new(cleared);
         if PROMOTED {
             ring.fill_constant_scales(&end.slab_scales());
@@ -218,7 +225,7 @@ unsafe fn run_from<const PROMOTED: bool, const GATHERED: bool, S: Source<GATHERE
         if warp >= CONSUMER_WARPS {
             wgmma::release_registers::<PRODUCER_REGISTERS>();
             if warp < CONSUMER_WARPS + S::WARPS {
-                a.fill(ring, Items::new(schedule, end.n(), E::COLUMNS), end, b, k);
+                a.fill(ring, Items::new(schedule, numbers, end.n(), E::COLUMNS), end, b, k);
             }
             ring.leave();
             return;
