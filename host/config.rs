@@ -138,6 +138,28 @@ pub enum Routing {
     /// The largest logits; weight = sigmoid(logit), applied to the expert's input and not to its output;
     /// Llama-4.
     SigmoidInput,
+    /// Scores are `sqrt(ln(1 + e^logit))`; the best by score and bias, or those that a table has for the
+    /// token's id; DeepSeek-V4.
+    SqrtSoftplus {
+        /// Whether the k weights are divided by (their sum + 1e-20).
+        renormalize: bool,
+        /// Factor of all weights.
+        scaling_factor: f32,
+        /// V, where a table `[V, k]` names the experts of each token id
+        /// ([`MoeWeights::token_experts`](crate::MoeWeights::token_experts)): a forward by the layer's own
+        /// router is then told the tokens' ids. `None` where scores choose.
+        vocabulary: Option<usize>,
+    },
+}
+
+impl Routing {
+    /// V, where a table has the experts of each token id.
+    pub(crate) fn vocabulary(self) -> Option<usize> {
+        match self {
+            Routing::SqrtSoftplus { vocabulary, .. } => vocabulary,
+            Routing::Softmax { .. } | Routing::Grouped { .. } | Routing::SigmoidInput => None,
+        }
+    }
 }
 
 /// Scales of the activations between the two projections, where those before the first are per token.
@@ -378,6 +400,17 @@ impl MoeConfig {
                 "must be finite".into()
             })?;
         }
+        if let Routing::SqrtSoftplus { scaling_factor, vocabulary, .. } = self.routing {
+            require(scaling_factor.is_finite(), OP, "scaling_factor", scaling_factor, || {
+                "must be finite".into()
+            })?;
+            let vocabulary = vocabulary.unwrap_or(1);
+            // The table's elements are counted in i32.
+            let most = i32::MAX as usize / self.top_k;
+            require((1..=most).contains(&vocabulary), OP, "vocabulary", vocabulary, || {
+                format!("must be in 1..={most}")
+            })?;
+        }
         self.gating().check(OP, "activation_limit")?;
         let joins = self.gated || self.activation == ActivationFunction::Relu2;
         require(joins, OP, "gated", "false", || format!("must be true for {:?}", self.activation))?;
@@ -399,6 +432,11 @@ impl MoeConfig {
             )?;
         }
         Ok(())
+    }
+
+    /// V, where a table has the experts of each token id.
+    pub fn vocabulary(&self) -> Option<usize> {
+        self.routing.vocabulary()
     }
 
     /// How gate and up become the second projection's input.

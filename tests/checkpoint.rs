@@ -231,8 +231,8 @@ fn configs_that_cannot_be() {
         "config: hidden_act = \"relu\": must be silu, swish, gelu, gelu_pytorch_tanh or gelu_new"
     );
     let unknown = with("model_type", json!("gpt2"));
-    let alike = "The tensors are called as those of mixtral, minimax_m2; if the model computes what one of them does, --as TYPE \
-                 loads it as that one";
+    let alike = "The tensors are called as those of mixtral, deepseek_v4, minimax_m2; if the model computes what one \
+                 of them does, --as TYPE loads it as that one";
     assert!(
         unknown.starts_with("config: model_type = \"gpt2\" is not known: must be mixtral, ")
             && unknown.ends_with(alike),

@@ -8,7 +8,7 @@ mod checkpoints;
 use std::fs;
 use std::path::Path;
 
-use checkpoints::{Draft, Tensor, bf16s, e4m3s, f32s, mixtral, qwen3};
+use checkpoints::{Draft, Tensor, bf16s, e4m3s, f32s, fixtures, mixtral, qwen3};
 use fp8_moe::{Checkpoint, Result};
 use safetensors::Dtype;
 use serde_json::json;
@@ -448,4 +448,96 @@ fn configs() {
     changed["quantization_config"]["activation_scheme"] = json!(null);
     let error = with(&changed.to_string());
     assert!(error.ends_with("activation_scheme = null: must be static or dynamic"), "{error}");
+}
+
+/// DeepSeek-V4: experts by token id where config and tensors both say so, and no experts in FP4.
+#[test]
+fn deepseek_v4() {
+    let fixture =
+        |name: &str| Draft::read(&fixtures().join(format!("models/deepseek_v4_{name}.safetensors")));
+    let with = |name: &str, key: &str, value: serde_json::Value| {
+        refused(fixture(name), |draft| draft.config[key] = value)
+    };
+    let fp4 = "must be \"fp8\": experts in FP4 are not supported, only a copy of the checkpoint whose experts are FP8";
+    assert_eq!(with("block", "expert_dtype", json!("fp4")), format!("config: expert_dtype = \"fp4\": {fp4}"));
+    let inside = refused(fixture("block"), |draft| {
+        draft.config["quantization_config"]["expert_dtype"] = json!("fp4");
+    });
+    assert!(
+        inside.starts_with("config: quantization_config: expert_dtype \"fp4\": must be fp8: experts in FP4")
+    );
+    // Without the key the tensors say it: two numbers to a byte.
+    let packed = refused(fixture("block"), |draft| {
+        let bytes = vec![0x22; 32 * 32];
+        draft.insert(
+            "layers.3.ffn.experts.2.w1.weight",
+            Tensor { dtype: Dtype::I8, shape: vec![32, 32], bytes },
+        );
+    });
+    assert_eq!(
+        packed,
+        "layers.3.ffn.experts.2.w1.weight: has type I8 and shape [32, 32]; F8_E4M3 is expected: experts with two numbers \
+         to a byte, such as FP4, are not supported"
+    );
+
+    let table = "layers.1.ffn.gate.tid2eid";
+    assert_eq!(
+        with("lookup", "num_hash_layers", json!(1)),
+        format!(
+            "there is a tensor {table}, but the config says by num_hash_layers that layer 1 chooses its experts by score"
+        )
+    );
+    assert_eq!(
+        with("block", "num_hash_layers", json!(4)),
+        "there is no tensor layers.3.ffn.gate.tid2eid, though the config says by num_hash_layers that layer 3 looks its \
+         experts up by token id"
+    );
+    assert_eq!(
+        with("lookup", "mlp_layer_types", json!(["hash_moe", "moe"])),
+        format!(
+            "there is a tensor {table}, but the config says by mlp_layer_types that layer 1 chooses its experts by score"
+        )
+    );
+    let kinds = "must be a list of \"hash_moe\" and \"moe\"";
+    assert_eq!(
+        with("lookup", "mlp_layer_types", json!(["hash_moe", "dense"])),
+        format!("config: mlp_layer_types = \"dense\": {kinds}")
+    );
+    assert_eq!(with("lookup", "mlp_layer_types", json!(2)), format!("config: mlp_layer_types = 2: {kinds}"));
+    assert_eq!(
+        with("lookup", "vocab_size", json!(49)),
+        format!("{table}: has shape [50, 2]; the config says [49, 2]")
+    );
+    assert_eq!(with("lookup", "vocab_size", json!(0)), "config: vocab_size = 0: must be positive");
+    let entry = refused(fixture("lookup"), |draft| {
+        draft.tensor("tid2eid").bytes[8 * (7 * 2 + 1)..][..8].copy_from_slice(&8_i64.to_le_bytes());
+    });
+    assert_eq!(entry, format!("{table}: element [7, 1] is 8; it must be one of the 8 experts"));
+    let bias = refused(fixture("lookup"), |draft| {
+        draft.insert("layers.1.ffn.gate.bias", f32s(&[8], 0.0));
+    });
+    assert_eq!(bias, "layers.1.ffn.gate.bias is not known as a tensor of deepseek_v4");
+    let floats = refused(fixture("lookup"), |draft| draft.insert(table, f32s(&[50, 2], 1.0)));
+    assert_eq!(floats, format!("{table}: has type F32; I64 or I32 is expected"));
+    // 32 bits do, and a part of the model that the config's layers do not count.
+    loads(fixture("lookup"), |draft| {
+        let tensor = draft.tensor("tid2eid");
+        tensor.bytes = tensor.bytes.as_chunks::<8>().0.iter().flat_map(|id| id[..4].to_vec()).collect();
+        tensor.dtype = Dtype::I32;
+    });
+    loads(fixture("block"), |draft| draft.rename("layers.3.", "mtp.0."));
+
+    assert_eq!(with("block", "swiglu_limit", json!(0)), "config: swiglu_limit = 0: must be over 0");
+    assert_eq!(
+        with("block", "swiglu_limit", json!(null)),
+        "config: swiglu_limit = null: must be a number in the range of f32"
+    );
+    assert_eq!(
+        with("block", "scoring_func", json!("sigmoid")),
+        "config: scoring_func = \"sigmoid\": must be \"sqrtsoftplus\", which is what DeepseekV4Config computes"
+    );
+    let both = refused(fixture("block"), |draft| {
+        draft.insert("layers.3.ffn.shared_experts.up_proj.weight", e4m3s(&[32, 64]));
+    });
+    assert_eq!(both, "layers.3.ffn.shared_experts.up_proj.weight is not known as a tensor of deepseek_v4");
 }

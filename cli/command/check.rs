@@ -5,6 +5,7 @@
 //!
 //! | tensor | what | must hold |
 //! |---|---|---|
+//! | `io.token_ids` | of layers that look experts up by them | given |
 //! | `io.topk_ids`, `io.topk_weights` | routing | ids equal; weights within 1e-4 |
 //! | `io.output_w8a8` | the layer with quantised weights and activations | relative L2 distance below 1e-2 |
 //! | `io.output` | the layer in f64 on dequantised weights | distance at most 1.15 times the metadata's `w8a8_rel_l2` |
@@ -63,11 +64,15 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
             scales,
             Reduction::default(),
         )?;
-        let output = run::forward(&layer, &device, &hidden)?;
+        let tokens = hidden.len() / layer.config().hidden_size;
+        let vocabulary = layer.config().vocabulary();
+        let ids = vocabulary.map(|vocabulary| run::token_ids_in(&checkpoint, vocabulary, tokens));
+        let ids = ids.transpose()?;
+        let output = run::forward(&layer, &device, &hidden, ids.as_deref())?;
         let without_shared = || {
             let config = layer.config().to_builder().shared(None).build()?;
             let routed = checkpoint.load_layer_with(&device, &prefix, &config, &|_| {})?;
-            Ok(run::forward(&routed, &device, &hidden)?.hidden_states)
+            Ok(run::forward(&routed, &device, &hidden, ids.as_deref())?.hidden_states)
         };
         let mut rows = routing(&checkpoint, &output, layer.config().top_k)?;
         rows.extend(match layer.config().shared {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use fp8_moe::checkpoint::Values;
 use fp8_moe::parallel::{Communicator, Placement};
 use fp8_moe::{
     Checkpoint, Device, Error, Forward, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result,
@@ -25,7 +26,8 @@ pub struct Arguments {
     #[command(flatten)]
     layer: LayerArguments,
     /// The hidden states [T, H]: a tensor of the checkpoint, or a safetensors file with a tensor
-    /// `hidden_states` [default: the tensor io.hidden_states if there is one, else random]
+    /// `hidden_states`, and `token_ids` [T] where the layer looks experts up by them [default: the tensor
+    /// io.hidden_states if there is one, else random]
     #[arg(long, value_name = "TENSOR|FILE", conflicts_with_all = ["tokens", "seed"])]
     input: Option<String>,
     /// Draw this many tokens at random, from the standard normal distribution
@@ -76,15 +78,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         reduction,
     )?;
     let width = layer.config().hidden_size;
+    if let Input::Random { tokens } = input {
+        require_memory(&layer, &device, tokens)?;
+    }
+    let token_ids = token_ids(arguments, &checkpoint, layer.config().vocabulary(), &input)?;
     let hidden = match input {
         Input::States(states) => states,
-        Input::Random { tokens } => {
-            require_memory(&layer, &device, tokens)?;
-            random(tokens * width, arguments.seed)
-        }
+        Input::Random { tokens } => random(tokens * width, arguments.seed),
     };
     let started = Instant::now();
-    let output = forward(&layer, &device, &hidden)?;
+    let output = forward(&layer, &device, &hidden, token_ids.as_deref())?;
     let (tokens, seconds) = (hidden.len() / width, started.elapsed().as_secs_f64());
     eprintln!("done     {tokens} tokens in {seconds:.3} s");
     show(arguments, layer.config(), &output)
@@ -101,6 +104,10 @@ fn on_a_rank(
     let (rank, size) = (communicator.rank(), communicator.size());
     let prefix = checkpoint.find_layer(arguments.layer.layer.as_deref())?;
     let whole = checkpoint.layer_config(&prefix)?.to_builder().reduction(reduction).build()?;
+    if whole.vocabulary().is_some() {
+        let rule = "must be left out: ranks do not look experts up by token id";
+        return Err(Error::argument("run", "--ranks", size, rule));
+    }
     let placement = Placement::linear(whole.experts, size)?;
     if rank == 0 {
         let model_type = &checkpoint.config().model_type;
@@ -139,16 +146,27 @@ fn show(arguments: &Arguments, config: &MoeConfig, output: &Output) -> Result<()
     Ok(())
 }
 
-/// Runs a layer on hidden states `[T, H]` and reads everything back.
-pub fn forward(layer: &MoeLayer, device: &Device, hidden: &[bf16]) -> Result<Output> {
+/// Runs a layer on hidden states `[T, H]`, with token ids `[T]` where it looks experts up by them, and reads
+/// everything back.
+pub fn forward(
+    layer: &MoeLayer,
+    device: &Device,
+    hidden: &[bf16],
+    token_ids: Option<&[i32]>,
+) -> Result<Output> {
     let config = layer.config();
     let tokens = hidden.len() / config.hidden_size;
     let stream = device.default_stream();
     let hidden = device.upload(hidden)?;
+    let token_ids = token_ids.map(|ids| device.upload(ids)).transpose()?;
     let mut workspace = layer.workspace(tokens)?;
     let mut out = device.uninit::<f32>(tokens * config.hidden_size)?;
     terminal::watch(device, tokens, |observe| {
         let forward = Forward::new(&hidden, &mut workspace, &mut out).observed(observe);
+        let forward = match &token_ids {
+            Some(ids) => forward.token_ids(ids),
+            None => forward,
+        };
         layer.forward_with(&stream, forward)?;
         stream.synchronize()
     })?;
@@ -175,9 +193,59 @@ enum Input {
     Random { tokens: usize },
 }
 
+const STATES_IN_CHECKPOINT: &str = "io.hidden_states";
+const IDS_IN_CHECKPOINT: &str = "io.token_ids";
+
+/// The token ids of the input, for a layer of a vocabulary: from where the hidden states are, or drawn.
+fn token_ids(
+    arguments: &Arguments,
+    checkpoint: &Checkpoint,
+    vocabulary: Option<usize>,
+    input: &Input,
+) -> Result<Option<Vec<i32>>> {
+    let Some(vocabulary) = vocabulary else { return Ok(None) };
+    let tokens = match input {
+        Input::States(states) => states.len() / checkpoint.config().moe.hidden_size,
+        Input::Random { tokens } => {
+            let mut source = rand_chacha::ChaCha8Rng::seed_from_u64(arguments.seed);
+            return Ok(Some((0..*tokens).map(|_| source.random_range(0..vocabulary as i32)).collect()));
+        }
+    };
+    match &arguments.input {
+        Some(file) if !checkpoint.has(file) => {
+            let (file, name) = (Path::new(file), "token_ids");
+            let ids = fp8_moe::checkpoint::read_integers(file, name)?;
+            to_token_ids(file, name, ids, tokens, vocabulary).map(Some)
+        }
+        _ => token_ids_in(checkpoint, vocabulary, tokens).map(Some),
+    }
+}
+
+/// The token ids `[T]` that a fixture has.
+pub fn token_ids_in(checkpoint: &Checkpoint, vocabulary: usize, tokens: usize) -> Result<Vec<i32>> {
+    let ids = checkpoint.integers(IDS_IN_CHECKPOINT)?;
+    to_token_ids(checkpoint.path(), IDS_IN_CHECKPOINT, ids, tokens, vocabulary)
+}
+
+fn to_token_ids(
+    file: &Path,
+    name: &str,
+    ids: Values<i64>,
+    tokens: usize,
+    vocabulary: usize,
+) -> Result<Vec<i32>> {
+    let refuse = |what: String| Err(Error::checkpoint(file, format!("{name}: {what}")));
+    if ids.shape != [tokens] {
+        return refuse(format!("has shape {:?}; [{tokens}] is expected", ids.shape));
+    }
+    if let Some(id) = ids.data.iter().find(|id| !(0..vocabulary as i64).contains(id)) {
+        return refuse(format!("has the token id {id}; it must be in 0..{vocabulary}"));
+    }
+    Ok(ids.data.into_iter().map(|id| id as i32).collect())
+}
+
 /// Reads the hidden states, or checks how many are to be drawn: `T * k` rows must be countable in i32.
 fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
-    const IN_CHECKPOINT: &str = "io.hidden_states";
     match &arguments.input {
         Some(name) if checkpoint.has(name) => hidden_states(checkpoint, name).map(Input::States),
         Some(file) if Path::new(file).exists() => {
@@ -189,8 +257,8 @@ fn input(arguments: &Arguments, checkpoint: &Checkpoint) -> Result<Input> {
             checkpoint.path(),
             format!("--input {neither}: neither a tensor of the checkpoint nor a file"),
         )),
-        None if arguments.tokens.is_none() && checkpoint.has(IN_CHECKPOINT) => {
-            hidden_states(checkpoint, IN_CHECKPOINT).map(Input::States)
+        None if arguments.tokens.is_none() && checkpoint.has(STATES_IN_CHECKPOINT) => {
+            hidden_states(checkpoint, STATES_IN_CHECKPOINT).map(Input::States)
         }
         None => {
             let (tokens, top_k) = (arguments.tokens.unwrap_or(16), checkpoint.config().moe.top_k);

@@ -63,8 +63,12 @@ pub fn describe(device: &Device) -> String {
 /// One line about a layer.
 pub fn describe_layer(prefix: &str, model_type: &str, config: &MoeConfig) -> String {
     let MoeConfig { experts, top_k, hidden_size, intermediate_size, quantization, .. } = config;
+    let of_token = match config.vocabulary() {
+        Some(_) => format!("{top_k} by token id"),
+        None => format!("top {top_k}"),
+    };
     format!(
-        "{prefix} of {model_type}: {experts} experts, top {top_k}, hidden {hidden_size}, intermediate {intermediate_size}; {quantization}"
+        "{prefix} of {model_type}: {experts} experts, {of_token}, hidden {hidden_size}, intermediate {intermediate_size}; {quantization}"
     )
 }
 

@@ -172,6 +172,39 @@ fn schemes_and_scales_in_other_words_match() {
     ]);
 }
 
+/// DeepSeek-V4: the limit of gate and up is applied, to shared experts too, and token ids choose.
+#[test]
+fn limits_and_token_ids_are_used() {
+    let folder = tempdir().unwrap();
+    let off = |case: &str, name: &str, change: &dyn Fn(&mut Draft)| {
+        let run = fp8_moe(["check".as_ref(), changed(&folder, case, name, change).as_os_str()]);
+        assert_eq!(run.code, 1, "{case}: {}{}", run.stdout, run.stderr);
+    };
+    // The default, which nothing here reaches.
+    off("no_limit", "deepseek_v4_block", &|draft| {
+        draft.config.as_object_mut().unwrap().remove("swiglu_limit");
+    });
+    off("other_ids", "deepseek_v4_lookup", &|draft| draft.tensor("io.token_ids").bytes.rotate_left(8));
+    let lookup = changed(&folder, "lookup", "deepseek_v4_lookup", |_| {});
+    let lookup = lookup.to_str().unwrap();
+    let run = fp8_moe(["run", lookup, "--tokens", "3"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("8 experts, 2 by token id, hidden 64"), "{}", run.stderr);
+    assert_one_line_error(
+        &fp8_moe(["run", lookup, "--tokens", "4", "--ranks", "2", "--device", "sim"]),
+        "run: --ranks = 2: must be left out: ranks do not look experts up by token id",
+    );
+    let without = changed(&folder, "no_ids", "deepseek_v4_lookup", |draft| {
+        draft.tensors.remove("io.token_ids").unwrap();
+    });
+    assert_one_line_error(&fp8_moe(["check", without.to_str().unwrap()]), "there is no tensor io.token_ids");
+    let far = changed(&folder, "far", "deepseek_v4_lookup", |draft| {
+        draft.tensor("io.token_ids").bytes[8..16].copy_from_slice(&50_i64.to_le_bytes());
+    });
+    let rule = "io.token_ids: has the token id 50; it must be in 0..50";
+    assert_one_line_error(&fp8_moe(["check", far.to_str().unwrap()]), rule);
+}
+
 #[test]
 fn values_that_are_no_numbers_are_refused() {
     let folder = tempdir().unwrap();

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::models::{Activation, Model, Number, Renormalize, Scoring, SharedSize};
+use super::models::{Activation, Model, Number, Renormalize, Scoring, SharedSize, TokenExperts};
 use crate::error::{Error, Result};
 use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
@@ -32,6 +32,34 @@ pub struct ModelConfig {
     pub defaults: Vec<(&'static str, String)>,
     /// Columns of the intermediate of a shared expert, where the model has one.
     pub(crate) shared: Option<SharedColumns>,
+    /// Which layers look their experts up by token id, where the model has such.
+    pub(crate) lookups: Option<Lookups>,
+}
+
+/// Which layers look their experts up by token id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lookups {
+    /// V.
+    pub vocabulary: usize,
+    layers: LookupLayers,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LookupLayers {
+    /// So many of the first.
+    First(usize),
+    /// Those that are true.
+    List(Vec<bool>),
+}
+
+impl Lookups {
+    /// Whether layer `number` does, and the key that says so; `None` of a layer that the config is not about.
+    pub fn of(&self, number: usize) -> Option<(bool, &'static str)> {
+        match &self.layers {
+            LookupLayers::First(count) => Some((number < *count, "num_hash_layers")),
+            LookupLayers::List(list) => Some((*list.get(number)?, "mlp_layer_types")),
+        }
+    }
 }
 
 /// Columns of the intermediate of a shared expert.
@@ -139,6 +167,7 @@ impl ModelConfig {
             Some(shared) => Some(keys.shared(&shared.size, moe.intermediate_size)?),
             None => None,
         };
+        let lookups = model.tensors.token_experts.map(|table| keys.lookups(table)).transpose()?;
         moe.validate().map_err(|e| match e {
             Error::Argument { name, value, rule, .. } => {
                 sections.error(format!("config: {} = {value}: {rule}", keys.name_of(&name, model)))
@@ -146,7 +175,7 @@ impl ModelConfig {
             other => other,
         })?;
         let defaults = keys.defaults;
-        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults, shared })
+        Ok(ModelConfig { model_type: model_type.to_owned(), moe, defaults, shared, lookups })
     }
 }
 
@@ -232,6 +261,29 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Which layers have the table of experts by token id.
+    fn lookups(&mut self, table: TokenExperts) -> Result<Lookups> {
+        let number = |key, default| Number { keys: key, default: Some(default), lists: false };
+        let vocabulary = self.number(&number(&["vocab_size"], table.vocabulary))?;
+        if vocabulary == 0 {
+            return Err(self.error("config: vocab_size = 0: must be positive"));
+        }
+        const KINDS: &str = "a list of \"hash_moe\" and \"moe\"";
+        let layers = match self.find(&["mlp_layer_types"])? {
+            Some((key, value)) => {
+                let kinds = value.as_array().ok_or_else(|| self.wrong(key, value, KINDS))?;
+                let is_lookup = |kind: &Value| match kind.as_str() {
+                    Some("hash_moe") => Ok(true),
+                    Some("moe") => Ok(false),
+                    _ => Err(self.wrong(key, kind, KINDS)),
+                };
+                LookupLayers::List(kinds.iter().map(is_lookup).collect::<Result<_>>()?)
+            }
+            None => LookupLayers::First(self.number(&number(&["num_hash_layers"], table.layers))?),
+        };
+        Ok(Lookups { vocabulary, layers })
+    }
+
     fn flag(&mut self, key: &'static str, default: bool) -> Result<bool> {
         match self.find(&[key])? {
             Some((_, value)) => value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false")),
@@ -278,7 +330,9 @@ impl<'a> Keys<'a> {
 
     fn activation(&mut self, activation: Activation) -> Result<ActivationFunction> {
         match activation {
-            Activation::Gated(key, default) => match self.text(key, default)? {
+            Activation::Gated(key, default) | Activation::GatedWithin(key, default, _) => match self
+                .text(key, default)?
+            {
                 "silu" | "swish" => Ok(ActivationFunction::Silu),
                 "gelu" => Ok(ActivationFunction::Gelu),
                 "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationFunction::GeluTanh),
@@ -301,6 +355,7 @@ impl<'a> Keys<'a> {
     fn limit(&mut self, activation: Activation) -> Result<Option<f32>> {
         match activation {
             Activation::SwigluOai => Ok(Some(self.real("swiglu_limit", 7.0)? as f32)),
+            Activation::GatedWithin(.., default) => Ok(Some(self.real("swiglu_limit", default)? as f32)),
             Activation::Gated(..) | Activation::Relu2(_) => Ok(None),
         }
     }
@@ -317,6 +372,12 @@ impl<'a> Keys<'a> {
         match scoring {
             Scoring::Softmax(rule) => Ok(Routing::Softmax { renormalize: self.renormalize(rule)? }),
             Scoring::SigmoidInput => Ok(Routing::SigmoidInput),
+            Scoring::SqrtSoftplus(factor) => Ok(Routing::SqrtSoftplus {
+                renormalize: true,
+                scaling_factor: self.real("routed_scaling_factor", factor)? as f32,
+                // A layer's own, which looks experts up or not.
+                vocabulary: None,
+            }),
             Scoring::Biased { sigmoid, groups, renormalize, factor } => {
                 let [groups, topk_group] = match groups {
                     Some(defaults) => self.groups(defaults.map(Some))?,

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use safetensors::Dtype;
 
 use super::files::Files;
-use super::models::{Fused, Model, Order, SHARED_PROJECTIONS, Shared};
+use super::models::{Fused, Model, Order, Shared};
 use super::quantization::{ActivationScales, Scheme};
 use super::scale_names::{input_scale_names, weight_scale_names};
 use super::tensor::Tensor;
@@ -72,8 +72,8 @@ pub(crate) enum Layout {
     Each([&'static str; 3]),
     /// Gate and up, and down, of all experts.
     Fused([&'static str; 2], Order),
-    /// Gate, up and down below this name, of the one expert there is: a shared one.
-    One(&'static str),
+    /// Gate, up and down below the name, of the one expert there is: a shared one.
+    One(&'static str, [&'static str; 3]),
 }
 
 /// Which part of a fused tensor a matrix is, and how many there are: gate and up lie side by side, down
@@ -111,7 +111,7 @@ impl Layout {
     pub fn modules(self, prefix: &str) -> Vec<String> {
         match self {
             Layout::Each(names) => names.map(|name| format!("{prefix}.experts.0.{name}")).into(),
-            Layout::One(own) => SHARED_PROJECTIONS.map(|name| format!("{prefix}.{own}.{name}")).into(),
+            Layout::One(own, names) => names.map(|name| format!("{prefix}.{own}.{name}")).into(),
             Layout::Fused(names, _) => {
                 names.map(|name| format!("{prefix}.{}", name.strip_suffix(".weight").unwrap_or(name))).into()
             }
@@ -159,7 +159,8 @@ impl<'a> LayerReader<'a> {
         for name in self.files.names_under(&start) {
             let rest = &name[start.len()..];
             let is_known = tensors.router.contains(&rest)
-                || tensors.bias.contains(&rest)
+                || tensors.bias.contains(&rest) && self.config.vocabulary().is_none()
+                || tensors.token_experts.is_some_and(|table| table.name == rest)
                 || tensors.router_bias == Some(rest)
                 || self.is_known_of_experts(rest)?
                 || self.is_known_of_shared(rest);
@@ -176,14 +177,19 @@ impl<'a> LayerReader<'a> {
         let Some(shared) = &self.model.tensors.shared else { return false };
         let of_matrix = || {
             let (matrix, what) = rest.strip_prefix(shared.name)?.strip_prefix('.')?.split_once('.')?;
-            Some(SHARED_PROJECTIONS.contains(&matrix) && OF_WEIGHTS.contains(&what))
+            Some(self.shared_projections(shared).contains(&matrix) && OF_WEIGHTS.contains(&what))
         };
         shared.gate == Some(rest) || of_matrix().unwrap_or(false)
     }
 
+    /// What the matrices of the shared expert are called.
+    fn shared_projections(&self, shared: &Shared) -> [&'static str; 3] {
+        shared.projections(|name| self.files.has(&format!("{}.{name}", self.prefix)))
+    }
+
     fn is_known_of_experts(&self, rest: &str) -> Result<bool> {
         match self.layout {
-            Layout::One(_) => Ok(false),
+            Layout::One(..) => Ok(false),
             Layout::Each(names) => {
                 let Some(rest) = rest.strip_prefix("experts.") else { return Ok(false) };
                 let Some((digits, matrix)) = rest.split_once('.') else { return Ok(false) };
@@ -214,6 +220,7 @@ impl<'a> LayerReader<'a> {
         Ok(MoeWeights {
             router: Some(self.router()?),
             correction_bias: self.correction_bias()?.map(Cow::Owned),
+            token_experts: self.token_experts()?.map(Cow::Owned),
             experts: Vec::new(),
             input_scales: match self.scheme.activations {
                 ActivationScales::TensorStatic => Some(self.input_scales()?),
@@ -265,7 +272,7 @@ impl<'a> LayerReader<'a> {
                     second.extend(&of_down[expert * h..(expert + 1) * h]);
                 }
             }
-            Layout::Each(_) | Layout::One(_) => {
+            Layout::Each(_) | Layout::One(..) => {
                 for &expert in &self.local {
                     for &matrix in self.matrices() {
                         let name = self.tensor_name(matrix, expert);
@@ -297,7 +304,8 @@ impl<'a> LayerReader<'a> {
             None => {
                 let MoeConfig { hidden_size: h, .. } = self.config;
                 let size = shared.intermediate_size;
-                let [gate, up, down] = SHARED_PROJECTIONS.map(|name| format!("{}.{name}.weight", names.name));
+                let projections = self.shared_projections(names);
+                let [gate, up, down] = projections.map(|name| format!("{}.{name}.weight", names.name));
                 SharedMatrices::Bf16 {
                     gate: match self.config.gated {
                         true => self.numbers(&gate, &[size, h])?,
@@ -319,6 +327,7 @@ impl<'a> LayerReader<'a> {
     /// A reader of the shared expert as one of a layer, where it is quantised.
     pub(super) fn shared_reader(&self) -> Option<LayerReader<'a>> {
         let (shared, scheme) = (self.config.shared?, self.shared_scheme.clone()?);
+        let names = self.model.tensors.shared.as_ref()?;
         let SharedKind::Quantised(quantization) = shared.weights else { return None };
         let config = MoeConfig {
             intermediate_size: shared.intermediate_size,
@@ -334,7 +343,7 @@ impl<'a> LayerReader<'a> {
             prefix: self.prefix.clone(),
             config,
             scheme,
-            layout: Layout::One(self.model.tensors.shared.as_ref()?.name),
+            layout: Layout::One(names.name, self.shared_projections(names)),
             local: vec![0],
             shared_scheme: None,
             fused_scales: Default::default(),
@@ -355,9 +364,31 @@ impl<'a> LayerReader<'a> {
         finite_numbers(tensor.expect_shape(&shape)?)
     }
 
+    /// The experts of each token id, where they are looked up.
+    fn token_experts(&self) -> Result<Option<Vec<i32>>> {
+        let (Some(vocabulary), Some(table)) = (self.config.vocabulary(), self.model.tensors.token_experts)
+        else {
+            return Ok(None);
+        };
+        let MoeConfig { experts, top_k, .. } = self.config;
+        let tensor = self.files.tensor(&format!("{}.{}", self.prefix, table.name))?;
+        let ids = tensor.expect_shape(&[vocabulary, top_k])?.to_i64()?;
+        let expert = |(at, id): (usize, i64)| match usize::try_from(id) {
+            Ok(expert) if expert < experts => Ok(expert as i32),
+            _ => Err(tensor.error(format!(
+                "element {:?} is {id}; it must be one of the {experts} experts",
+                [at / top_k, at % top_k]
+            ))),
+        };
+        ids.into_iter().enumerate().map(expert).collect::<Result<_>>().map(Some)
+    }
+
     /// The bias of the scores; zeros where the model has one that the checkpoint lacks.
     fn correction_bias(&self) -> Result<Option<Vec<f32>>> {
         let experts = self.config.experts;
+        if self.config.vocabulary().is_some() {
+            return Ok(None);
+        }
         let Some(tensor) = self.one_of(self.model.tensors.bias)? else {
             return Ok(self.model.has_biased_scores().then(|| vec![0.0; experts]));
         };
@@ -383,7 +414,7 @@ impl<'a> LayerReader<'a> {
         match self.layout {
             Layout::Each(names) => format!("experts.{expert}.{}.weight", names[matrix as usize]),
             Layout::Fused(names, _) => names[usize::from(matrix == Matrix::Down)].to_owned(),
-            Layout::One(own) => format!("{own}.{}.weight", SHARED_PROJECTIONS[matrix as usize]),
+            Layout::One(own, names) => format!("{own}.{}.weight", names[matrix as usize]),
         }
     }
 
@@ -438,8 +469,18 @@ impl<'a> LayerReader<'a> {
                 tensor.dtype
             )));
         }
+        let columns = self.shape(matrix)[1];
+        let is_packed = [Dtype::I8, Dtype::U8].contains(&tensor.dtype)
+            && tensor.shape.last().is_some_and(|&last| 2 * last == columns);
+        if is_packed || tensor.dtype == Dtype::F4 {
+            return Err(tensor.error(format!(
+                "has type {:?} and shape {:?}; F8_E4M3 is expected: experts with two numbers to a byte, \
+                 such as FP4, are not supported",
+                tensor.dtype, tensor.shape
+            )));
+        }
         match self.layout {
-            Layout::Each(_) | Layout::One(_) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
+            Layout::Each(_) | Layout::One(..) => tensor.expect(Dtype::F8_E4M3, &self.shape(matrix)),
             Layout::Fused(_, order) => {
                 let [outer, inner] = self.fused_shape(matrix, order);
                 tensor.expect(Dtype::F8_E4M3, &[self.config.experts, outer, inner])

@@ -35,12 +35,12 @@ use config::{Sections, SharedColumns};
 use experts::{LayerReader, Layout};
 use files::Files;
 pub use inspect::{Inspection, LayerSummary, LoadableLayer};
-use models::{Model, SHARED_PROJECTIONS, Tensors};
+use models::{Model, Shared, Tensors};
 use quantization::{Scheme, Schemes};
 
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
-use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress, SharedExpert, SharedKind};
+use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress, Routing, SharedExpert, SharedKind};
 
 /// An open checkpoint: its files, where their tensors are, and its config.
 ///
@@ -151,6 +151,9 @@ impl Checkpoint {
         let mut checkpoint = Checkpoint { tower: sections.tower, files, config, model, schemes };
         // What is wrong with it is an error when the layer is asked for.
         checkpoint.config.moe.shared = checkpoint.shared_expert(prefix).ok().flatten();
+        if let Ok(routing) = checkpoint.routing(prefix) {
+            checkpoint.config.moe.routing = routing;
+        }
         Ok(checkpoint)
     }
 
@@ -177,13 +180,53 @@ impl Checkpoint {
     pub fn layer_config(&self, prefix: &str) -> Result<MoeConfig> {
         let scheme = self.scheme(prefix)?;
         let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
-        Ok(MoeConfig { quantization, shared: self.shared_expert(prefix)?, ..self.config.moe.clone() })
+        let (shared, routing) = (self.shared_expert(prefix)?, self.routing(prefix)?);
+        Ok(MoeConfig { quantization, shared, routing, ..self.config.moe.clone() })
     }
 
-    /// The modules that the shared expert `own` is, as a config may name them.
-    fn shared_modules(&self, own: &str) -> Vec<String> {
-        let names = SHARED_PROJECTIONS.iter().skip(usize::from(!self.config.moe.gated));
-        names.map(|name| format!("{own}.{name}")).collect()
+    /// The routing of the layer `prefix`: whether its experts are looked up by token id is said by the config
+    /// and by a tensor, which must agree.
+    fn routing(&self, prefix: &str) -> Result<Routing> {
+        let (Some(table), Some(lookups)) = (self.model.tensors.token_experts, &self.config.lookups) else {
+            return Ok(self.config.moe.routing);
+        };
+        let name = format!("{prefix}.{}", table.name);
+        let refuse = |what: String| Err(Error::checkpoint(self.path(), what));
+        let is_there = self.files.has(&name);
+        // The config is about `layers.<n>`; others, such as those that predict further tokens, follow it not.
+        let number = number_after("layers", prefix);
+        match number.and_then(|number| Some((number, lookups.of(number)?))) {
+            Some((n, (true, key))) if !is_there => {
+                return refuse(format!(
+                    "there is no tensor {name}, though the config says by {key} that layer {n} looks its \
+                     experts up by token id"
+                ));
+            }
+            Some((n, (false, key))) if is_there => {
+                return refuse(format!(
+                    "there is a tensor {name}, but the config says by {key} that layer {n} chooses its experts by score"
+                ));
+            }
+            _ => {}
+        }
+        match self.config.moe.routing {
+            Routing::SqrtSoftplus { renormalize, scaling_factor, .. } => {
+                let vocabulary = is_there.then_some(lookups.vocabulary);
+                Ok(Routing::SqrtSoftplus { renormalize, scaling_factor, vocabulary })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// What gate, up and down of the shared expert of the layer `prefix` are called.
+    fn projections(&self, shared: &Shared, prefix: &str) -> [&'static str; 3] {
+        shared.projections(|name| self.files.has(&format!("{prefix}.{name}")))
+    }
+
+    /// The modules that the shared expert of the layer `prefix` is, as a config may name them.
+    fn shared_modules(&self, shared: &Shared, prefix: &str) -> Vec<String> {
+        let names = self.projections(shared, prefix).into_iter().skip(usize::from(!self.config.moe.gated));
+        names.map(|name| format!("{prefix}.{}.{name}", shared.name)).collect()
     }
 
     /// The shared expert of the layer `prefix`: sizes by the config, quantised or not by its tensors.
@@ -193,7 +236,7 @@ impl Checkpoint {
         };
         let refuse = |what: String| Err(Error::checkpoint(self.path(), what));
         let own = format!("{prefix}.{}", shared.name);
-        let first = if self.config.moe.gated { SHARED_PROJECTIONS[0] } else { SHARED_PROJECTIONS[1] };
+        let first = self.projections(shared, prefix)[usize::from(!self.config.moe.gated)];
         let weight = format!("{own}.{first}.weight");
         match (self.shared_experts(prefix), columns) {
             (None, SharedColumns { size: 1.., is_stated: true }) => {
@@ -207,7 +250,7 @@ impl Checkpoint {
         }
         let weights = match self.files.tensor(&weight)?.dtype {
             Dtype::F8_E4M3 => {
-                let scheme = self.schemes.of(&self.shared_modules(&own))?;
+                let scheme = self.schemes.of(&self.shared_modules(shared, prefix))?;
                 let quantization = scheme.layer().map_err(|what| Error::checkpoint(self.path(), what))?;
                 SharedKind::Quantised(quantization)
             }
@@ -319,6 +362,12 @@ impl Checkpoint {
             let what = format!("{prefix} has {own}; the layer is asked for with {asked}");
             return Err(Error::checkpoint(self.path(), what));
         }
+        let own = self.routing(prefix)?.vocabulary();
+        if own != config.vocabulary() {
+            let asked = config.vocabulary();
+            let what = format!("{prefix} has the vocabulary {own:?}; the layer is asked for with {asked:?}");
+            return Err(Error::checkpoint(self.path(), what));
+        }
         let own = self.shared_expert(prefix)?;
         if config.shared.is_some() && own != config.shared {
             let what = format!("{prefix} has {own:?}; the layer is asked for with {:?}", config.shared);
@@ -326,7 +375,7 @@ impl Checkpoint {
         }
         let shared_scheme = match (config.shared, &self.model.tensors.shared) {
             (Some(SharedExpert { weights: SharedKind::Quantised(_), .. }), Some(shared)) => {
-                Some(self.schemes.of(&self.shared_modules(&format!("{prefix}.{}", shared.name)))?)
+                Some(self.schemes.of(&self.shared_modules(shared, prefix))?)
             }
             _ => None,
         };
@@ -436,6 +485,12 @@ fn number_in(prefix: &str) -> Option<usize> {
     prefix.split('.').find_map(|part| part.parse().ok())
 }
 
+/// The number behind the part `name` of a prefix: 7 behind `layers` in `model.layers.7.mlp`.
+fn number_after(name: &str, prefix: &str) -> Option<usize> {
+    let mut parts = prefix.split('.').skip_while(|part| *part != name);
+    parts.nth(1)?.parse().ok()
+}
+
 /// The floating-point tensor `name` of the safetensors file `path`: its shape and its values as f32.
 ///
 /// # Errors
@@ -444,4 +499,14 @@ pub fn read_floats(path: &Path, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
     let files = Files::open(path)?;
     let tensor = files.tensor(name)?;
     Ok((tensor.shape.to_vec(), tensor.to_f32()?))
+}
+
+/// The tensor `name`, of 32- or 64-bit integers, of the safetensors file `path`.
+///
+/// # Errors
+/// A file that cannot be read, or is no safetensors; no such tensor; another type.
+pub fn read_integers(path: &Path, name: &str) -> Result<Values<i64>> {
+    let files = Files::open(path)?;
+    let tensor = files.tensor(name)?;
+    Ok(Values { shape: tensor.shape.to_vec(), data: tensor.to_i64()? })
 }

@@ -2,12 +2,13 @@
 //!
 //! A row says what the module computes, what its config's keys are called and default to, and what its
 //! tensors are called. [`config`](super::config) reads a config by a row; [`experts`](super::experts) reads
-//! tensors by a row. Adding a model is adding a row here, and a fixture in `tests/fixtures/make.py`.
+//! tensors by a row. Adding a model is adding a row here, and a fixture in `tests/fixtures/families.py`.
 //! The file is as long as the table: rows are data, read one at a time.
 //!
 //! ```text
 //! <prefix>.<router>                         [E, H]       bf16, f16 or f32
 //! <prefix>.<bias>                           [E]          added to the scores in selection
+//! <prefix>.<token_experts>                  [V, k]       or in some layers: the experts of each token id
 //! <prefix>.experts.<n>.<gate|up>.weight     [I, H]       e4m3        either these
 //! <prefix>.experts.<n>.<down>.weight        [H, I]       e4m3
 //! <prefix>.<fused.gate_up>                  [E, 2I, H]   e4m3        or these, in one of the orders of `Order`
@@ -88,6 +89,9 @@ pub(crate) enum Scoring {
     DeepSeekV2,
     /// The largest logit; its sigmoid weighs the expert's input.
     SigmoidInput,
+    /// DeepSeek-V4: `sqrt(ln(1 + e^logit))`, biased in selection, or looked up by token id; renormalised. The
+    /// default of `routed_scaling_factor`.
+    SqrtSoftplus(f64),
 }
 
 /// What experts do between their projections.
@@ -95,6 +99,8 @@ pub(crate) enum Scoring {
 pub(crate) enum Activation {
     /// `f(gate) * up`, the key and the default of `f`.
     Gated(&'static str, &'static str),
+    /// The same within `swiglu_limit`; the default of that.
+    GatedWithin(&'static str, &'static str, f64),
     /// gpt-oss: `(up + 1) * gate * sigmoid(1.702 gate)` within `swiglu_limit`, 7 where it is missing.
     SwigluOai,
     /// `relu(up)^2` without a gate; the key that says so.
@@ -120,6 +126,9 @@ pub(crate) struct Tensors {
     pub biases: bool,
     /// The bias of the scores in selection; none where the model has none.
     pub bias: &'static [&'static str],
+    /// Where layers have it instead of a bias: the experts `[V, k]` of each token id. Which layers do is in
+    /// `mlp_layer_types` or `num_hash_layers`, and V in `vocab_size`, whose defaults are here.
+    pub token_experts: Option<TokenExperts>,
     /// Matrices of expert n: `experts.<n>.<name>.weight`, in the order gate, up, down; without a gate its
     /// name is up's.
     pub matrices: Option<[&'static str; 3]>,
@@ -129,9 +138,21 @@ pub(crate) struct Tensors {
     pub shared: Option<Shared>,
 }
 
+/// A table of experts by token id.
+#[derive(Clone, Copy)]
+pub(crate) struct TokenExperts {
+    pub name: &'static str,
+    /// Default of `num_hash_layers`, the first layers of the model.
+    pub layers: usize,
+    /// Default of `vocab_size`.
+    pub vocabulary: usize,
+}
+
 /// An MLP that every token goes through: `<prefix>.<name>.<gate_proj|up_proj|down_proj>.weight`.
 pub(crate) struct Shared {
     pub name: &'static str,
+    /// What its gate, up and down may be called; a layer has one of these.
+    pub matrices: &'static [[&'static str; 3]],
     /// Columns of its intermediate.
     pub size: SharedSize,
     /// The tensor `[1, H]` whose product with a token, through a sigmoid, weighs its output.
@@ -165,6 +186,15 @@ pub(crate) enum Order {
     Columns,
     /// `[E, H, 2I]`, gate in even columns, up in odd ones; `[E, I, H]`.
     Interleaved,
+}
+
+impl Shared {
+    /// The names of gate, up and down in a layer where `has` says what there is below its prefix.
+    pub fn projections(&self, has: impl Fn(&str) -> bool) -> [&'static str; 3] {
+        let is_there =
+            |names: &&[&str; 3]| names.iter().any(|name| has(&format!("{}.{name}.weight", self.name)));
+        *self.matrices.iter().find(is_there).unwrap_or(&self.matrices[0])
+    }
 }
 
 impl Order {
@@ -207,17 +237,19 @@ const fn grouped(groups: [usize; 2], renormalize: bool, factor: f64) -> Scoring 
 /// Qwen's shared expert, with a gate.
 const fn gated_shared(default: usize) -> Option<Shared> {
     let size = SharedSize::Own(number(&["shared_expert_intermediate_size"], default));
-    Some(Shared { name: "shared_expert", size, gate: Some("shared_expert_gate.weight") })
+    Some(Shared { name: "shared_expert", matrices: PROJECTED, size, gate: Some("shared_expert_gate.weight") })
 }
 
 /// DeepSeek's shared experts, so many of the routed ones' size.
 const fn shared_experts(count: Number) -> Option<Shared> {
-    Some(Shared { name: "shared_experts", size: SharedSize::Experts(count), gate: None })
+    Some(Shared { name: "shared_experts", matrices: PROJECTED, size: SharedSize::Experts(count), gate: None })
 }
 
-const PROJECTIONS: Option<[&str; 3]> = Some(SHARED_PROJECTIONS);
-/// The matrices of a shared expert.
-pub(crate) const SHARED_PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+const PROJECTIONS: Option<[&str; 3]> = Some(PROJECTED[0]);
+/// What the matrices of nearly all shared experts are called.
+const PROJECTED: &[[&str; 3]] = &[["gate_proj", "up_proj", "down_proj"]];
+/// The names that DeepSeek's own code has, for single experts and shared ones.
+const NUMBERED: [&str; 3] = ["w1", "w3", "w2"];
 const GATE: &[&str] = &["gate.weight"];
 const FUSED: Option<Fused> =
     Some(Fused { names: &[["experts.gate_up_proj", "experts.down_proj"]], order: Order::Rows });
@@ -229,7 +261,8 @@ const MIXTRAL: Tensors = Tensors {
     router_bias: None,
     biases: false,
     bias: &[],
-    matrices: Some(["w1", "w3", "w2"]),
+    token_experts: None,
+    matrices: Some(NUMBERED),
     fused: FUSED,
     shared: None,
 };
@@ -238,6 +271,7 @@ const QWEN: Tensors = Tensors {
     router_bias: None,
     biases: false,
     bias: &[],
+    token_experts: None,
     matrices: PROJECTIONS,
     fused: FUSED,
     shared: None,
@@ -247,6 +281,7 @@ const DEEPSEEK: Tensors = Tensors {
     router_bias: None,
     biases: false,
     bias: &["gate.e_score_correction_bias"],
+    token_experts: None,
     matrices: PROJECTIONS,
     fused: FUSED,
     shared: shared_experts(number(&["n_shared_experts"], 1)),
@@ -256,6 +291,7 @@ const GRANITE: Tensors = Tensors {
     router_bias: None,
     biases: false,
     bias: &[],
+    token_experts: None,
     matrices: None,
     fused: Some(Fused {
         names: &[
@@ -409,6 +445,37 @@ pub(crate) const MODELS: &[Model] = &[
         activation: SILU,
         fixed: SIGMOID,
         tensors: DEEPSEEK,
+    },
+    Model {
+        model_type: "deepseek_v4",
+        also: &[],
+        class: ("DeepseekV4Config", "deepseek_v4/configuration_deepseek_v4.py"),
+        hidden_size: hidden(4096),
+        experts: number(ROUTED, 256),
+        top_k: per_token(6),
+        intermediate_size: number(&["moe_intermediate_size", "intermediate_size"], 2048),
+        scoring: Scoring::SqrtSoftplus(1.5),
+        activation: Activation::GatedWithin("hidden_act", "silu", 10.0),
+        fixed: &[
+            ("scoring_func", &["\"sqrtsoftplus\""]),
+            ("topk_method", &["\"noaux_tc\""]),
+            ("norm_topk_prob", &["true"]),
+            ("n_shared_experts", &["1"]),
+            ("n_group", &["1"]),
+            ("mlp_bias", &["false"]),
+        ],
+        tensors: Tensors {
+            bias: &["gate.bias", "gate.e_score_correction_bias"],
+            token_experts: Some(TokenExperts { name: "gate.tid2eid", layers: 3, vocabulary: 129_280 }),
+            matrices: Some(NUMBERED),
+            shared: Some(Shared {
+                name: "shared_experts",
+                matrices: &[NUMBERED, PROJECTED[0]],
+                size: SharedSize::Experts(number(&["n_shared_experts"], 1)),
+                gate: None,
+            }),
+            ..DEEPSEEK
+        },
     },
     Model {
         model_type: "glm4_moe",
@@ -580,7 +647,12 @@ pub(crate) const MODELS: &[Model] = &[
         fixed: SOFTMAX_RENORMALIZED,
         tensors: Tensors {
             router: &["gate.wg.weight"],
-            shared: Some(Shared { name: "shared_mlp", size: SharedSize::Expert, gate: None }),
+            shared: Some(Shared {
+                name: "shared_mlp",
+                matrices: PROJECTED,
+                size: SharedSize::Expert,
+                gate: None,
+            }),
             ..QWEN
         },
     },
@@ -637,7 +709,12 @@ pub(crate) const MODELS: &[Model] = &[
         tensors: Tensors {
             router: &["router.weight"],
             fused: FUSED_COLUMNS,
-            shared: Some(Shared { name: "shared_expert", size: SharedSize::Expert, gate: None }),
+            shared: Some(Shared {
+                name: "shared_expert",
+                matrices: PROJECTED,
+                size: SharedSize::Expert,
+                gate: None,
+            }),
             ..QWEN
         },
     },
@@ -679,6 +756,7 @@ pub(crate) const MODELS: &[Model] = &[
             fused: Some(Fused { names: &[["experts.up_proj", "experts.down_proj"]], order: Order::Rows }),
             shared: Some(Shared {
                 name: "shared_experts",
+                matrices: PROJECTED,
                 size: SharedSize::Own(number(&["moe_shared_expert_intermediate_size"], 7688)),
                 gate: None,
             }),
@@ -689,10 +767,6 @@ pub(crate) const MODELS: &[Model] = &[
 
 /// Models that the loader knows and cannot compute, and what they need.
 const REFUSED: &[(&[&str], &str)] = &[
-    (
-        &["deepseek_v4"],
-        "its scores are sqrt(softplus(logit)), its activation has limits, and its first layers choose by token id",
-    ),
     (&["longcat_flash"], "some of its experts return their input"),
     (&["phimoe"], "its router masks scores before each choice (sparsemixer)"),
 ];
@@ -705,7 +779,7 @@ impl Model {
 
     /// Whether selection goes by scores with a bias.
     pub fn has_biased_scores(&self) -> bool {
-        matches!(self.scoring, Scoring::Biased { .. })
+        matches!(self.scoring, Scoring::Biased { .. } | Scoring::SqrtSoftplus(_))
     }
 
     /// Why a known model is not in the table.

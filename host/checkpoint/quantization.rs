@@ -142,6 +142,11 @@ impl Schemes {
                 return Err(Error::checkpoint(path, what));
             }
         };
+        // DeepSeek-V4 says here what its experts are, whatever the rest of the model is.
+        if let Some(dtype) = sections.section("expert_dtype").filter(|dtype| *dtype != "fp8") {
+            let what = format!("config: expert_dtype = {dtype}: must be \"fp8\": {FP4}");
+            return Err(Error::checkpoint(path, what));
+        }
         let reader = Reader { section };
         reader
             .schemes(file, json)
@@ -197,6 +202,9 @@ fn any(patterns: &[Pattern], module: &str) -> Result<bool, String> {
     }
     Ok(false)
 }
+
+/// What checkpoints such as DeepSeek-V4-Flash are told.
+const FP4: &str = "experts in FP4 are not supported, only a copy of the checkpoint whose experts are FP8";
 
 /// Reads a section; errors are what follows its name.
 struct Reader {
@@ -263,7 +271,7 @@ impl Reader {
             Some(other) => return Err(format!("scale_fmt \"{other}\": must be float or ue8m0")),
         };
         if let Some(other) = text(json, "expert_dtype")?.filter(|&dtype| dtype != "fp8") {
-            return Err(format!("expert_dtype \"{other}\": must be fp8"));
+            return Err(format!("expert_dtype \"{other}\": must be fp8: {FP4}"));
         }
         let block = block(json, "weight_block_size")?;
         let weights = block.map_or(WeightScales::Tensor, WeightScales::Block);

@@ -85,7 +85,7 @@ impl LayerReader<'_> {
         let missing = || self.refuse(format!("there is no tensor {}.{}", self.prefix, names[0]));
         let tensor = self.one_of(&names)?.ok_or_else(missing)?;
         let found = match self.layout {
-            Layout::Each(_) | Layout::One(_) => self.scales_of_one(matrix, &tensor),
+            Layout::Each(_) | Layout::One(..) => self.scales_of_one(matrix, &tensor),
             Layout::Fused(_, order) => self.scales_of_fused(matrix, expert, order, &tensor),
         }?;
         match (self.scheme.weights, self.config.quantization.weights()) {

@@ -1279,6 +1279,46 @@ impl Arguments for SoftmaxTopK {
         )
     }
 }
+/// Arguments of the kernel `sqrt_softplus_top_k`.
+#[derive(Clone, Copy, Debug)]
+pub struct SqrtSoftplusTopK {
+    /// What is read and written.
+    pub of: TopK,
+    /// f32 `[experts]`, added to the scores in selection; null for none, and where tokens choose by id.
+    pub correction_bias: DevicePtr<f32>,
+    /// i32 `[vocabulary, top_k]`: the experts of every token id; null where tokens choose by score.
+    pub token_experts: DevicePtr<i32>,
+    /// i32 `[tokens]`; null where `token_experts` is.
+    pub token_ids: DevicePtr<i32>,
+    /// V.
+    pub vocabulary: u32,
+    /// Divide the weights by their sum.
+    pub renormalize: bool,
+    /// Factor of all weights.
+    pub routed_scaling_factor: f32,
+}
+impl Arguments for SqrtSoftplusTopK {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.of.logits).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.topk_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.topk_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.correction_bias).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.token_experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.token_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.of.shared).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.of.shared_gate)).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.vocabulary).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.renormalize)).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.routed_scaling_factor).cast_mut().cast(),
+            ],
+        )
+    }
+}
 /// Arguments of `stage_routing`.
 #[derive(Clone, Copy, Debug)]
 pub struct StageRouting {
@@ -1975,6 +2015,15 @@ pub const SIGMOID_TOP_K: Kernel<TopK> = Kernel::new(
 /// Kernel `softmax_top_k`: 128 threads per block, at least 4 blocks per SM.
 pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = Kernel::new(
     "softmax_top_k",
+    128,
+    1,
+    false,
+    0,
+    module,
+);
+/// Kernel `sqrt_softplus_top_k`: 128 threads per block, at least 4 blocks per SM.
+pub const SQRT_SOFTPLUS_TOP_K: Kernel<SqrtSoftplusTopK> = Kernel::new(
+    "sqrt_softplus_top_k",
     128,
     1,
     false,

@@ -3,6 +3,7 @@
 //! ```text
 //!   hidden     bf16 | f16 | e4m3 with scales          [T, H]
 //!   routing    the layer's own | ids and weights      [T, k] each
+//!   token ids  for a router that looks experts up     [T]
 //!   out        bf16 | f16 | f32, written | added to   [T, H]
 //! ```
 //!
@@ -57,14 +58,14 @@ pub enum ExpertIds<'a> {
     U32(Slice<'a, u32>),
 }
 
-impl<'a> ExpertIds<'a> {
-    /// As the kernels read them. An id over 2^31 becomes a negative one, as invalid as it was.
-    pub(crate) fn signed(self) -> Slice<'a, i32> {
-        match self {
-            ExpertIds::I32(ids) => ids,
-            ExpertIds::U32(ids) => ids.cast(),
-        }
-    }
+/// Token ids `[T]`. A token whose id is not one of the vocabulary has no experts but a shared one.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum TokenIds<'a> {
+    /// Signed.
+    I32(Slice<'a, i32>),
+    /// Unsigned.
+    U32(Slice<'a, u32>),
 }
 
 /// Where the result `[T, H]` goes.
@@ -117,22 +118,43 @@ impl<'a, O: OutputElement> From<&'a mut Buffer<O>> for Output<'a> {
 }
 
 macro_rules! ids {
-    ($($variant:ident: $ty:ty),*) => {$(
-        impl<'a> From<Slice<'a, $ty>> for ExpertIds<'a> {
+    ($($of:ident: $variant:ident, $ty:ty;)*) => {$(
+        impl<'a> From<Slice<'a, $ty>> for $of<'a> {
             fn from(slice: Slice<'a, $ty>) -> Self {
-                ExpertIds::$variant(slice)
+                $of::$variant(slice)
             }
         }
 
-        impl<'a> From<&'a Buffer<$ty>> for ExpertIds<'a> {
+        impl<'a> From<&'a Buffer<$ty>> for $of<'a> {
             fn from(buffer: &'a Buffer<$ty>) -> Self {
-                ExpertIds::$variant(buffer.as_slice())
+                $of::$variant(buffer.as_slice())
             }
         }
     )*};
 }
 
-ids!(I32: i32, U32: u32);
+ids! {
+    ExpertIds: I32, i32;
+    ExpertIds: U32, u32;
+    TokenIds: I32, i32;
+    TokenIds: U32, u32;
+}
+
+macro_rules! signed {
+    ($($of:ident),*) => {$(
+        impl<'a> $of<'a> {
+            /// As the kernels read them. An id over 2^31 becomes a negative one, as invalid as it was.
+            pub(crate) fn signed(self) -> Slice<'a, i32> {
+                match self {
+                    $of::I32(ids) => ids,
+                    $of::U32(ids) => ids.cast(),
+                }
+            }
+        }
+    )*};
+}
+
+signed!(ExpertIds, TokenIds);
 
 /// A forward, for [`MoeLayer::forward_with`](crate::MoeLayer::forward_with).
 ///
@@ -167,6 +189,7 @@ ids!(I32: i32, U32: u32);
 pub struct Forward<'a> {
     pub(super) hidden: Hidden<'a>,
     pub(super) routed: Option<Routed<'a>>,
+    pub(super) token_ids: Option<Slice<'a, i32>>,
     pub(super) workspace: &'a mut Workspace,
     pub(super) out: Output<'a>,
     pub(super) observe: Option<Observer<'a>>,
@@ -179,7 +202,8 @@ impl<'a> Forward<'a> {
         workspace: &'a mut Workspace,
         out: impl Into<Output<'a>>,
     ) -> Forward<'a> {
-        Forward { hidden: hidden.into(), routed: None, workspace, out: out.into(), observe: None }
+        let (hidden, out) = (hidden.into(), out.into());
+        Forward { hidden, routed: None, token_ids: None, workspace, out, observe: None }
     }
 
     /// With a given routing, `[T, k]` each.
@@ -188,6 +212,13 @@ impl<'a> Forward<'a> {
             routed: Some(Routed { topk_ids: ids.into().signed(), topk_weights: weights.into() }),
             ..self
         }
+    }
+
+    /// With the ids `[T]` of the tokens, by which the layer's own router looks experts up where its config has
+    /// a vocabulary ([`Routing::SqrtSoftplus`]). Other layers do not read them, so that a model may give them
+    /// to all.
+    pub fn token_ids(self, ids: impl Into<TokenIds<'a>>) -> Forward<'a> {
+        Forward { token_ids: Some(ids.into().signed()), ..self }
     }
 
     /// Telling `observe` of every operation before it is enqueued. The emulated device runs an operation when
@@ -199,11 +230,12 @@ impl<'a> Forward<'a> {
 
 impl std::fmt::Debug for Forward<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Forward { hidden, routed, workspace, out, .. } = self;
+        let Forward { hidden, routed, token_ids, workspace, out, .. } = self;
         let mut fields = f.debug_struct("Forward");
         fields
             .field("hidden", hidden)
             .field("routed", routed)
+            .field("token_ids", token_ids)
             .field("workspace", workspace)
             .field("out", out);
         fields.finish_non_exhaustive()
@@ -265,6 +297,11 @@ pub enum RawHidden {
 pub enum RawRouting {
     /// The layer's router.
     Own,
+    /// The layer's router, which looks experts up by token id, as [`Forward::token_ids`] has it.
+    ByToken {
+        /// i32 or u32 `[T]`.
+        token_ids: u64,
+    },
     /// The caller.
     Given {
         /// i32 or u32 `[T, k]`.
@@ -301,6 +338,8 @@ pub struct RawOutput {
 pub(crate) struct Request<'a> {
     pub hidden: Hidden<'a>,
     pub routed: Option<Routed<'a>>,
+    /// `[T]`, for a router that looks experts up.
+    pub token_ids: Option<Slice<'a, i32>>,
     pub workspace: SliceMut<'a, u8>,
     pub out: Output<'a>,
     pub observe: Option<Observer<'a>>,
@@ -320,7 +359,7 @@ impl RawForward {
         aligned("workspace", self.workspace, ALIGNMENT as u64)?;
         aligned("out", self.out.address, MATRIX)?;
         // SAFETY: lengths and use are the caller's contract.
-        let (hidden, routed) = unsafe {
+        let (hidden, routed, token_ids) = unsafe {
             let hidden = match self.hidden {
                 RawHidden::Bf16(address) => Hidden::Bf16(slice(device, "hidden", address, matrix, MATRIX)?),
                 RawHidden::F16(address) => Hidden::F16(slice(device, "hidden", address, matrix, MATRIX)?),
@@ -334,13 +373,17 @@ impl RawForward {
                 }
             };
             let routed = match self.routing {
-                RawRouting::Own => None,
+                RawRouting::Own | RawRouting::ByToken { .. } => None,
                 RawRouting::Given { ids, weights } => Some(Routed {
                     topk_ids: slice(device, "topk_ids", ids, slots, 4)?,
                     topk_weights: slice(device, "topk_weights", weights, slots, 4)?,
                 }),
             };
-            (hidden, routed)
+            let token_ids = match self.routing {
+                RawRouting::ByToken { token_ids } => Some(slice(device, "token_ids", token_ids, rows, 4)?),
+                RawRouting::Own | RawRouting::Given { .. } => None,
+            };
+            (hidden, routed, token_ids)
         };
         let RawOutput { address, element, add } = self.out;
         // SAFETY: as above.
@@ -361,7 +404,7 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, workspace, out, observe: None, is_weighed: false })
+        Ok(Request { hidden, routed, token_ids, workspace, out, observe: None, is_weighed: false })
     }
 }
 
@@ -417,13 +460,14 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, workspace, out, observe, is_weighed } = self;
+        let Request { hidden, routed, token_ids, workspace, out, observe, is_weighed } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
-        let (hidden, routed, observe, is_weighed) = (*hidden, *routed, *observe, *is_weighed);
-        Request { hidden, routed, workspace: workspace.reborrow(), out, observe, is_weighed }
+        let (hidden, routed, token_ids) = (*hidden, *routed, *token_ids);
+        let (observe, is_weighed, workspace) = (*observe, *is_weighed, workspace.reborrow());
+        Request { hidden, routed, token_ids, workspace, out, observe, is_weighed }
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.
@@ -462,7 +506,13 @@ impl Request<'_> {
                     "must be bf16 or f16 for the layer's own router; quantised ones take a given routing"
                         .into()
                 })?;
+                if config.vocabulary().is_some() && self.token_ids.is_none() {
+                    return Err(no_token_ids());
+                }
             }
+        }
+        if let Some(token_ids) = &self.token_ids {
+            token_ids.check(OP, "token_ids", tokens, stream)?;
         }
         Ok(tokens)
     }
@@ -482,6 +532,12 @@ impl Request<'_> {
             "must be Write with the order-free reduction and a shared expert beside the others".into()
         })
     }
+}
+
+/// The error about a router that looks experts up by token id, and has no ids.
+pub(super) fn no_token_ids() -> Error {
+    let rule = "must be given: this layer's router looks experts up by token id; or give a routing";
+    Error::argument(OP, "token_ids", "None", rule)
 }
 
 /// Refuses scales of quantised hidden states that are not those of the layer's scheme.

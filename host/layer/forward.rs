@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::OP;
-use super::call::{Hidden, Observer, Output, Request, Routed};
+use super::call::{Hidden, Observer, Output, Request, Routed, no_token_ids};
 use super::weights::DeviceWeights;
 use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
 use crate::error::Result;
@@ -25,7 +25,8 @@ use crate::ops::quantize::{
     Activations, ActivationsMut, Destinations, Quantize, QuantizeShape, Scheme, quantize_with_settled_input,
 };
 use crate::ops::router::{
-    Grouped, RouterLogits, SharedSlots, TopK, grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k,
+    Choice, Grouped, RouterLogits, SharedSlots, SqrtSoftplus, TopK, grouped_top_k, router_logits,
+    sigmoid_top_k, softmax_top_k, sqrt_softplus_top_k,
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
 use crate::plan::{First, Plan, SharedPlan};
@@ -130,7 +131,7 @@ impl<'a> Cutter<'a> {
 impl Call<'_> {
     /// Enqueues everything. The request has been checked; its workspace is as long as the plan says.
     pub fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
-        let Request { hidden, routed, workspace, out, .. } = request;
+        let Request { hidden, routed, token_ids, workspace, out, .. } = request;
         let adds = matches!(out, Output::Add(_));
         let (Output::Write(mut out) | Output::Add(mut out)) = out;
         let layout = &self.plan.layout;
@@ -189,7 +190,8 @@ impl Call<'_> {
                         return Err(crate::Error::argument(OP, "hidden", hidden.type_name(), rule));
                     }
                 };
-                self.route(stream, hidden, logits, topk_ids.reborrow(), topk_weights.reborrow())?;
+                let (ids, weights) = (topk_ids.reborrow(), topk_weights.reborrow());
+                self.route(stream, hidden, token_ids, logits, ids, weights)?;
                 Routed { topk_ids: topk_ids.as_slice(), topk_weights: topk_weights.as_slice() }
             }
         };
@@ -240,10 +242,12 @@ impl Call<'_> {
         }
     }
 
+    /// Enqueues the router; `token_ids` `[T]` are for experts that are looked up by them.
     pub fn route(
         &self,
         stream: &Stream,
         hidden: Activations<'_>,
+        token_ids: Option<Slice<'_, i32>>,
         mut logits: SliceMut<'_, f32>,
         topk_ids: SliceMut<'_, i32>,
         topk_weights: SliceMut<'_, f32>,
@@ -287,6 +291,19 @@ impl Call<'_> {
                     routed_scaling_factor: scaling_factor,
                 };
                 grouped_top_k(stream, top, grouped)
+            }
+            Routing::SqrtSoftplus { renormalize, scaling_factor, vocabulary } => {
+                let choice = match (vocabulary, &self.weights.token_experts, token_ids) {
+                    (None, ..) => Choice::ByScore {
+                        correction_bias: self.weights.correction_bias.as_ref().map(|bias| bias.as_slice()),
+                    },
+                    (Some(vocabulary), Some(table), Some(token_ids)) => {
+                        Choice::ByToken { token_experts: table.as_slice(), vocabulary, token_ids }
+                    }
+                    _ => return Err(no_token_ids()),
+                };
+                let scoring = SqrtSoftplus { choice, renormalize, routed_scaling_factor: scaling_factor };
+                sqrt_softplus_top_k(stream, top, scoring)
             }
         }
     }

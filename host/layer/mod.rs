@@ -38,7 +38,7 @@ pub use crate::config::{
     MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
 };
 pub use call::{
-    ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting,
+    ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting, TokenIds,
 };
 pub use element::OutputElement;
 pub use forward::Step;
@@ -225,12 +225,11 @@ impl MoeLayer {
     /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer
     /// tokens; types and routing that cannot be combined.
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
-        let Forward { hidden, routed, workspace, out, observe } = forward;
+        let Forward { hidden, routed, token_ids, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        self.enqueue(
-            stream,
-            Request { hidden, routed, workspace: workspace.memory(), out, observe, is_weighed: false },
-        )
+        let workspace = workspace.memory();
+        let request = Request { hidden, routed, token_ids, workspace, out, observe, is_weighed: false };
+        self.enqueue(stream, request)
     }
 
     /// [`MoeLayer::forward_with`] of bf16 `hidden` `[T, H]` by the layer's own router, written to `out` `[T,
@@ -289,7 +288,7 @@ impl MoeLayer {
     }
 
     /// Enqueues the layer's router for `hidden` `[T, H]`: ids and weights, `[T, k]`, by way of `logits` `[T,
-    /// E]`. With no tokens nothing is launched.
+    /// E]`. With no tokens nothing is launched. Not for experts that are looked up by token id.
     pub(crate) fn route(
         &self,
         stream: &Stream,
@@ -303,7 +302,7 @@ impl MoeLayer {
             return Ok(());
         }
         let call = Call { config: &self.config, weights: &self.weights, plan: &plan, observe: None };
-        call.route(stream, Activations::Bf16(hidden), logits, topk_ids, topk_weights)
+        call.route(stream, Activations::Bf16(hidden), None, logits, topk_ids, topk_weights)
     }
 
     /// Checks the arguments and enqueues the operations.

@@ -73,8 +73,15 @@ impl Call<'_> {
                 let Some(config) = self.config.shared_layer() else { return Ok(()) };
                 let call = Call { config: &config, weights, plan, observe: None };
                 let out = Output::Write(ActivationsMut::F32(out));
-                let request =
-                    Request { hidden, is_weighed: false, routed: None, workspace: layer, out, observe: None };
+                let request = Request {
+                    hidden,
+                    is_weighed: false,
+                    routed: None,
+                    token_ids: None,
+                    workspace: layer,
+                    out,
+                    observe: None,
+                };
                 call.enqueue(stream, request)
             }
             (SharedPlan::Bf16, Some(Shared::Bf16 { w13, w2, gate })) => {

@@ -149,6 +149,7 @@ mod tests {
         let mut request = Request {
             hidden: hidden.as_slice().into(),
             routed: is_routed.then_some(routed),
+            token_ids: None,
             workspace: workspace.as_mut_slice(),
             out: Output::Write(O::erase(out.as_mut_slice())),
             observe: None,

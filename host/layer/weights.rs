@@ -189,8 +189,11 @@ impl RouterWeights<'_> {
 pub struct MoeWeights<'a> {
     /// Router; without it the layer takes its routing from the caller.
     pub router: Option<RouterWeights<'a>>,
-    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
+    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`], and for
+    /// [`crate::Routing::SqrtSoftplus`] where scores choose.
     pub correction_bias: Option<Cow<'a, [f32]>>,
+    /// `[V, k]`: the experts of each token id, for [`crate::Routing::SqrtSoftplus`] with a vocabulary.
+    pub token_experts: Option<Cow<'a, [i32]>>,
     /// This rank's experts, in the order of [`MoeConfig::local_ids`].
     pub experts: Vec<ExpertWeights<'a>>,
     /// For static activations: the scale of the activations before the first projection, and the
@@ -219,6 +222,11 @@ impl<'a> MoeWeights<'a> {
     /// With [`MoeWeights::correction_bias`].
     pub fn correction_bias(self, bias: impl Into<Cow<'a, [f32]>>) -> Self {
         MoeWeights { correction_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeWeights::token_experts`].
+    pub fn token_experts(self, table: impl Into<Cow<'a, [i32]>>) -> Self {
+        MoeWeights { token_experts: Some(table.into()), ..self }
     }
 
     /// With [`MoeWeights::input_scales`].
@@ -258,8 +266,12 @@ pub struct MoeDeviceWeights {
     /// three planes whose sum it is ([`bf16_planes`](crate::ops::router::bf16_planes)); without it the layer
     /// takes its routing from the caller.
     pub router: Option<DeviceMemory<bf16>>,
-    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`].
+    /// Bias `[E]` of the scores in selection, for [`crate::Routing::Grouped`], and for
+    /// [`crate::Routing::SqrtSoftplus`] where scores choose.
     pub correction_bias: Option<DeviceMemory<f32>>,
+    /// `[V, k]`: the experts of each token id, for [`crate::Routing::SqrtSoftplus`] with a vocabulary. An
+    /// entry outside `0..E` is a slot that contributes nothing.
+    pub token_experts: Option<DeviceMemory<i32>>,
     /// `[E_loc, 2I', H]`: gate rows `0..I'`, up rows `I'..2I'`.
     pub w13: DeviceMemory<E4m3>,
     /// `[E_loc, H, I']`.
@@ -296,6 +308,7 @@ pub struct Progress {
 pub(crate) struct DeviceWeights {
     pub router: Option<DeviceMemory<bf16>>,
     pub correction_bias: Option<DeviceMemory<f32>>,
+    pub token_experts: Option<DeviceMemory<i32>>,
     pub w13: DeviceMemory<E4m3>,
     pub w2: DeviceMemory<E4m3>,
     /// How w13 and w2 lie in memory.
@@ -357,6 +370,12 @@ impl MoeWeights<'_> {
             check_uses_bias(config)?;
             finite("correction_bias", bias, e)?;
         }
+        check_table(config, self.router.is_some(), self.token_experts.as_deref().map(<[i32]>::len))?;
+        if let Some(bad) =
+            self.token_experts.iter().flat_map(|table| table.iter()).find(|&&id| id as u32 as usize >= e)
+        {
+            require(false, OP, "token_experts", bad, || format!("must be in 0..{e}"))?;
+        }
         if let Some(bias) = &self.router_bias {
             finite("router_bias", bias, e)?;
         }
@@ -371,10 +390,26 @@ impl MoeWeights<'_> {
 
 /// Refuses a correction bias where the routing would ignore it.
 fn check_uses_bias(config: &MoeConfig) -> Result<()> {
-    let uses_bias = matches!(config.routing, Routing::Grouped { .. });
+    let uses_bias =
+        matches!(config.routing, Routing::Grouped { .. } | Routing::SqrtSoftplus { vocabulary: None, .. });
     require(uses_bias, OP, "correction_bias", "Some", || {
         format!("must be None for {:?}, which ignores it", config.routing)
     })
+}
+
+/// Refuses a table of experts by token, of so many elements, that the router does not need, and a router
+/// without the one that it needs.
+fn check_table(config: &MoeConfig, routes: bool, table: Option<usize>) -> Result<()> {
+    match (config.vocabulary(), table) {
+        (Some(vocabulary), Some(len)) => exactly("token_experts", len, vocabulary * config.top_k),
+        (Some(_), None) => require(!routes, OP, "token_experts", "None", || {
+            "must be given: the config's routing looks experts up by token id".into()
+        }),
+        (None, Some(_)) => require(false, OP, "token_experts", "Some", || {
+            format!("must be None for {:?}, which ignores it", config.routing)
+        }),
+        (None, None) => Ok(()),
+    }
 }
 
 /// Static activations need scales, others must not have any.
@@ -403,6 +438,7 @@ impl MoeDeviceWeights {
         MoeDeviceWeights {
             router: None,
             correction_bias: None,
+            token_experts: None,
             w13: w13.into(),
             w2: w2.into(),
             w13_scale: w13_scale.into(),
@@ -423,6 +459,11 @@ impl MoeDeviceWeights {
     /// With [`MoeDeviceWeights::correction_bias`].
     pub fn correction_bias(self, bias: impl Into<DeviceMemory<f32>>) -> Self {
         MoeDeviceWeights { correction_bias: Some(bias.into()), ..self }
+    }
+
+    /// With [`MoeDeviceWeights::token_experts`].
+    pub fn token_experts(self, table: impl Into<DeviceMemory<i32>>) -> Self {
+        MoeDeviceWeights { token_experts: Some(table.into()), ..self }
     }
 
     /// With [`MoeDeviceWeights::input_scales`].
@@ -553,6 +594,11 @@ impl MoeDeviceWeights {
             check_uses_bias(config)?;
             exactly("correction_bias", (bias.len(), bias.device()), config.experts)?;
         }
+        let table = self.token_experts.as_ref();
+        check_table(config, self.router.is_some(), table.map(DeviceMemory::len))?;
+        if let Some(table) = table {
+            exactly("token_experts", (table.len(), table.device()), table.len())?;
+        }
         let packs =
             self.layout == WeightLayout::Checkpoint || PackedShape::of_layer(device, config).is_some();
         require(packs, OP, "layout", "Packed", || {
@@ -585,6 +631,7 @@ impl MoeDeviceWeights {
         Ok(DeviceWeights {
             router: self.router,
             correction_bias: self.correction_bias,
+            token_experts: self.token_experts,
             w13: self.w13,
             w2: self.w2,
             layout: self.layout,

@@ -1,13 +1,14 @@
 //! The router: logits of the gate, and the choice of experts.
 //!
 //! ```text
-//! hidden_states [T, H] --router_logits--> logits [T, E] --softmax_top_k--.
-//!                                                       --grouped_top_k---+--> topk_ids, topk_weights [T, k]
-//!                                                       --sigmoid_top_k--'
+//! hidden_states [T, H] --router_logits--> logits [T, E] --softmax_top_k--------.
+//!                                                       --grouped_top_k--------+--> topk_ids, topk_weights [T, k]
+//!                                                       --sigmoid_top_k--------|
+//!                                                       --sqrt_softplus_top_k--'
 //! ```
 //!
-//! In all three, ids are in descending order of what selects, ties go to the lowest id, and no expert is
-//! picked twice. With no tokens nothing is launched.
+//! Where scores select, ids are in descending order of what selects, ties go to the lowest id, and no expert
+//! is picked twice. With no tokens nothing is launched.
 //!
 //! Experts that every token has take the slots behind the picked ones, as experts `E`, `E + 1`, ..
 //! ([`SharedSlots`]); [`append_shared`] gives them to a routing of the caller's.
@@ -288,6 +289,78 @@ pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
     args.check(OP, stream)?;
     // SAFETY: lengths, device and k were checked above.
     unsafe { stream.device().launch(stream, &launchers::SIGMOID_TOP_K, args.blocks(), &args.raw()) }
+}
+
+/// How [`sqrt_softplus_top_k`] chooses experts.
+#[derive(Debug)]
+pub enum Choice<'a> {
+    /// The k best by score and bias.
+    ByScore {
+        /// f32 `[E]`, added to the scores in selection.
+        correction_bias: Option<Slice<'a, f32>>,
+    },
+    /// Those that a table has for the token's id, in its order.
+    ByToken {
+        /// i32 `[V, k]`. Where there is no expert of that number, the slot's id is -1 and its weight 0.
+        token_experts: Slice<'a, i32>,
+        /// V.
+        vocabulary: usize,
+        /// i32 `[T]`. All slots of a token whose id is not in `0..V` are -1, with weight 0.
+        token_ids: Slice<'a, i32>,
+    },
+}
+
+/// How [`sqrt_softplus_top_k`] chooses and weighs.
+#[derive(Debug)]
+pub struct SqrtSoftplus<'a> {
+    /// Who chooses.
+    pub choice: Choice<'a>,
+    /// Divide the weights by (their sum + 1e-20).
+    pub renormalize: bool,
+    /// Factor of all weights.
+    pub routed_scaling_factor: f32,
+}
+
+/// DeepSeek-V4: scores are `sqrt(ln(1 + e^logit))`, which weigh the experts, and with a bias choose them where
+/// no table does. A NaN or infinite score counts as 0.
+///
+/// # Errors
+/// Those of [`softmax_top_k`]; a table without rows.
+pub fn sqrt_softplus_top_k(stream: &Stream, args: TopK<'_>, scoring: SqrtSoftplus<'_>) -> Result<()> {
+    const OP: &str = "sqrt_softplus_top_k";
+    args.check(OP, stream)?;
+    let factor = scoring.routed_scaling_factor;
+    require(factor.is_finite(), OP, "routed_scaling_factor", factor, || "must be finite".into())?;
+    let mut arguments = launchers::SqrtSoftplusTopK {
+        of: args.raw(),
+        correction_bias: DevicePtr::null(),
+        token_experts: DevicePtr::null(),
+        token_ids: DevicePtr::null(),
+        vocabulary: 0,
+        renormalize: scoring.renormalize,
+        routed_scaling_factor: factor,
+    };
+    let shared_bytes = match &scoring.choice {
+        Choice::ByScore { correction_bias } => {
+            if let Some(bias) = correction_bias {
+                bias.check(OP, "correction_bias", args.experts, stream)?;
+                arguments.correction_bias = bias.ptr();
+            }
+            args.shared_bytes(OP, args.experts, stream)?
+        }
+        Choice::ByToken { token_experts, vocabulary, token_ids } => {
+            arguments.vocabulary = checked_i32(OP, "vocabulary", *vocabulary)?;
+            require(*vocabulary >= 1, OP, "vocabulary", vocabulary, || "must be at least 1".into())?;
+            let entries = elements(OP, "vocabulary", &[*vocabulary, args.top_k])?;
+            token_experts.check(OP, "token_experts", entries, stream)?;
+            token_ids.check(OP, "token_ids", args.tokens, stream)?;
+            (arguments.token_experts, arguments.token_ids) = (token_experts.ptr(), token_ids.ptr());
+            0
+        }
+    };
+    let kernel = launchers::SQRT_SOFTPLUS_TOP_K.with_shared(shared_bytes);
+    // SAFETY: lengths, device and all counts were checked above; the table is not null, as it has elements.
+    unsafe { stream.device().launch(stream, &kernel, args.blocks(), &arguments) }
 }
 
 /// Arguments of [`append_shared`].

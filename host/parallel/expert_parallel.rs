@@ -376,6 +376,9 @@ impl ExpertParallel {
                 require(routes, OP, "hidden", batch.hidden.type_name(), || {
                     "must be bf16 for the layer's own router; other types take a given routing".into()
                 })?;
+                require(config.vocabulary().is_none(), OP, "routing", "the layer's own", || {
+                    "must be given: the layer's experts are looked up by token id".into()
+                })?;
             }
         }
         Ok(Chunk { tokens, capacity })

@@ -99,6 +99,7 @@ impl TensorShare {
         Ok(MoeWeights {
             router: weights.router.clone(),
             correction_bias: weights.correction_bias.clone(),
+            token_experts: weights.token_experts.clone(),
             experts,
             input_scales: weights.input_scales,
             router_bias: weights.router_bias.clone(),

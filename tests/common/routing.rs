@@ -1,6 +1,8 @@
 //! The top-k operations against f64 maths.
 
-use fp8_moe::ops::router::{Grouped, SharedSlots, TopK, grouped_top_k, softmax_top_k};
+use fp8_moe::ops::router::{
+    Choice, Grouped, SharedSlots, SqrtSoftplus, TopK, grouped_top_k, softmax_top_k, sqrt_softplus_top_k,
+};
 use fp8_moe::{Device, Result, Stream};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -50,6 +52,12 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
 
 pub fn sigmoid(x: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
+/// `sqrt(ln(1 + e^x))`, without the loss of small powers.
+pub fn sqrt_softplus(x: f32) -> f64 {
+    let x = f64::from(x);
+    (x.max(0.0) + (-x.abs()).exp().ln_1p()).sqrt()
 }
 
 pub fn finite_or_zero(x: f64) -> f64 {
@@ -195,4 +203,103 @@ pub fn check_grouped(device: &Device, case: GroupedCase, seed: u64) -> usize {
         );
     }
     unresolved
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct SqrtSoftplusCase {
+    /// T, E, k.
+    pub sizes: [usize; 3],
+    pub bias: bool,
+    pub renormalize: bool,
+    pub routed_scaling_factor: f32,
+    pub wild: bool,
+}
+
+/// Checks every token whose order f64 can tell for certain, of experts chosen by score; returns how many
+/// others there are.
+#[track_caller]
+pub fn check_sqrt_softplus(device: &Device, case: SqrtSoftplusCase, seed: u64) -> usize {
+    let SqrtSoftplusCase { sizes, renormalize, routed_scaling_factor, .. } = case;
+    let [tokens, experts, top_k] = sizes;
+    let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+    let logits = draw_logits(tokens * experts, case.wild, rng);
+    let bias: Vec<f32> = (0..experts).map(|_| rng.random_range(-20..20) as f32 / 64.0).collect();
+    let device_bias = device.upload(&bias).unwrap();
+    let (ids, weights) = run_top_k(device, sizes, &logits, |stream, args| {
+        let correction_bias = case.bias.then(|| device_bias.as_slice());
+        let choice = Choice::ByScore { correction_bias };
+        sqrt_softplus_top_k(stream, args, SqrtSoftplus { choice, renormalize, routed_scaling_factor })
+    });
+    let all: Vec<usize> = (0..experts).collect();
+    let mut unresolved = 0;
+    for (t, row) in logits.chunks(experts).enumerate() {
+        let scores: Vec<f64> = row.iter().map(|&x| finite_or_zero(sqrt_softplus(x))).collect();
+        let biased: Vec<f64> =
+            scores.iter().zip(&bias).map(|(s, &b)| s + if case.bias { f64::from(b) } else { 0.0 }).collect();
+        let (order, margin) = ranking(&biased, &all, top_k);
+        // Logits apart by 1/64 give scores apart by 0.15 % at least; sums with a bias may be closer.
+        if case.bias && margin < RESOLVED * biased.iter().map(|score| score.abs()).fold(0.0, f64::max) {
+            unresolved += 1;
+            continue;
+        }
+        let picked: Vec<f64> = order[..top_k].iter().map(|&e| scores[e]).collect();
+        let expected = weighed(&picked, renormalize, routed_scaling_factor);
+        let slots = t * top_k..(t + 1) * top_k;
+        let what = format!("{case:?} token {t}");
+        check_token(&ids[slots.clone()], &weights[slots], &order[..top_k], &expected, &what);
+    }
+    unresolved
+}
+
+/// Scores of the chosen as weights.
+fn weighed(scores: &[f64], renormalize: bool, factor: f32) -> Vec<f64> {
+    let sum: f64 = scores.iter().sum();
+    let factor = f64::from(factor) / if renormalize { sum + 1e-20 } else { 1.0 };
+    scores.iter().map(|score| score * factor).collect()
+}
+
+/// Checks experts that are looked up by token id, among ids and table entries that there are not.
+#[track_caller]
+pub fn check_lookup(device: &Device, case: SqrtSoftplusCase, vocabulary: usize, seed: u64) {
+    let SqrtSoftplusCase { sizes, renormalize, routed_scaling_factor, .. } = case;
+    let [tokens, experts, top_k] = sizes;
+    let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+    let logits = draw_logits(tokens * experts, case.wild, rng);
+    let entry = |rng: &mut ChaCha8Rng| match rng.random_range(0..12) {
+        0 => [-1, experts as i32, i32::MIN, i32::MAX][rng.random_range(0..4)],
+        _ => rng.random_range(0..experts as i32),
+    };
+    let table: Vec<i32> = (0..vocabulary * top_k).map(|_| entry(rng)).collect();
+    let token = |rng: &mut ChaCha8Rng| match rng.random_range(0..8) {
+        0 => [-1, vocabulary as i32, i32::MIN, i32::MAX][rng.random_range(0..4)],
+        _ => rng.random_range(0..vocabulary as i32),
+    };
+    let token_ids: Vec<i32> = (0..tokens).map(|_| token(rng)).collect();
+    let (on_table, on_ids) = (device.upload(&table).unwrap(), device.upload(&token_ids).unwrap());
+    let (ids, weights) = run_top_k(device, sizes, &logits, |stream, args| {
+        let choice =
+            Choice::ByToken { token_experts: on_table.as_slice(), vocabulary, token_ids: on_ids.as_slice() };
+        sqrt_softplus_top_k(stream, args, SqrtSoftplus { choice, renormalize, routed_scaling_factor })
+    });
+    for (t, row) in logits.chunks(experts).enumerate() {
+        let entries = match usize::try_from(token_ids[t]) {
+            Ok(id) if id < vocabulary => table[id * top_k..(id + 1) * top_k].to_vec(),
+            _ => vec![-1; top_k],
+        };
+        let expected_ids: Vec<i32> =
+            entries.iter().map(|&e| if (0..experts as i32).contains(&e) { e } else { -1 }).collect();
+        let score = |&e: &i32| if e < 0 { 0.0 } else { finite_or_zero(sqrt_softplus(row[e as usize])) };
+        let scores: Vec<f64> = expected_ids.iter().map(score).collect();
+        let expected = weighed(&scores, renormalize, routed_scaling_factor);
+        let slots = t * top_k..(t + 1) * top_k;
+        assert_eq!(ids[slots.clone()], expected_ids, "{case:?} token {t}");
+        let expected_ids: Vec<usize> = expected_ids.iter().map(|&id| id as usize).collect();
+        check_token(
+            &ids[slots.clone()],
+            &weights[slots],
+            &expected_ids,
+            &expected,
+            &format!("{case:?} token {t}"),
+        );
+    }
 }

@@ -13,6 +13,7 @@ mod forward;
 mod gated_gemm;
 mod grouped_gemm;
 mod layer;
+mod lookup;
 mod order_free;
 mod pack_weights;
 mod permute;

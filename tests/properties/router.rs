@@ -1,10 +1,10 @@
-//! Router logits and the three top-k operations against f64 maths.
+//! Router logits and the four top-k operations against f64 maths.
 
 use bytemuck::Pod;
 use fp8_moe::ops::quantize::Activations;
 use fp8_moe::ops::router::{
-    Grouped, RouterLogits, RouterLogitsPath, SharedSlots, TopK, bf16_planes, grouped_top_k, router_logits,
-    sigmoid_top_k, softmax_top_k,
+    Choice, Grouped, RouterLogits, RouterLogitsPath, SharedSlots, SqrtSoftplus, TopK, bf16_planes,
+    grouped_top_k, router_logits, sigmoid_top_k, softmax_top_k, sqrt_softplus_top_k,
 };
 use fp8_moe::{Buffer, Device, Error, Result};
 use half::{bf16, f16};
@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::common;
 use crate::common::routing::{
-    GroupedCase, check_grouped, check_softmax, check_token, draw_logits, finite_or_zero, ranking, run_top_k,
-    sigmoid,
+    GroupedCase, SqrtSoftplusCase, check_grouped, check_lookup, check_softmax, check_sqrt_softplus,
+    check_token, draw_logits, finite_or_zero, ranking, run_top_k, sigmoid, sqrt_softplus,
 };
 
 const PATHS: [RouterLogitsPath; 4] =
@@ -307,6 +307,67 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(common::cases(32))]
+
+    #[test]
+    fn roots_of_softplus_choose_and_weigh(
+        tokens in 1usize..12,
+        experts in prop_oneof![1usize..70, 70usize..520],
+        top_k in prop_oneof![Just(usize::MAX), 1usize..10],
+        bias: bool,
+        renormalize: bool,
+        routed_scaling_factor in prop::sample::select(vec![1.0f32, 1.5]),
+        wild: bool,
+        vocabulary in 1usize..50,
+        seed: u64,
+    ) {
+        common::timing(seed);
+        let top_k = if top_k == usize::MAX { experts.min(32) } else { top_k.min(experts) };
+        let case = SqrtSoftplusCase {
+            sizes: [tokens, experts, top_k], bias, renormalize, routed_scaling_factor, wild
+        };
+        for device in common::devices() {
+            check_lookup(&device, case, vocabulary, seed);
+            // With a bias, many experts and a large top_k, neighbours are close more often than not.
+            let unresolved = check_sqrt_softplus(&device, case, seed);
+            prop_assume!(unresolved <= tokens / 4 + 2, "too many tokens are too close to call");
+        }
+    }
+}
+
+/// Scores over their whole range, far below that of e^x too: weights and order. Of a single expert, since only
+/// that shows a score as it is.
+#[test]
+fn roots_of_softplus_far_from_zero() {
+    let logits: Vec<f32> = (-1700..4000)
+        .map(|n| n as f32 / 10.0)
+        .chain([-20.0, -20.000002, -19.999998, -0.0, f32::MIN_POSITIVE, 1e-7, -1e-7, 3e38])
+        .collect();
+    let plain = |stream: &fp8_moe::Stream, args: TopK<'_>| {
+        let choice = Choice::ByScore { correction_bias: None };
+        let scoring = SqrtSoftplus { choice, renormalize: false, routed_scaling_factor: 1.0 };
+        sqrt_softplus_top_k(stream, args, scoring)
+    };
+    for device in common::devices() {
+        let (ids, weights) = run_top_k(&device, [logits.len(), 1, 1], &logits, plain);
+        for ((id, weight), &logit) in ids.iter().zip(&weights).zip(&logits) {
+            let expected = sqrt_softplus(logit);
+            // The exponent of 2^(x log2 e / 2) is rounded, to 2^-24 of up to 123: 2^-17 of it, times ln 2.
+            let close = (f64::from(*weight) - expected).abs() <= 6e-6 * expected;
+            assert!(*id == 0 && close, "{logit}: {weight} instead of {expected}");
+        }
+        // Steps of 0.1 are 5 % of a small score and 0.01 % of the largest.
+        let ascending: Vec<f32> = (0..1024).map(|n| -170.0 + 0.25 * n as f32).collect();
+        let (ids, _) = run_top_k(&device, [1, 1024, 32], &ascending, plain);
+        assert_eq!(ids, (992..1024).rev().collect::<Vec<_>>());
+        let (ids, _) = run_top_k(&device, [1, 600, 32], &ascending[..600], plain);
+        assert_eq!(ids, (568..600).rev().collect::<Vec<_>>());
+        let (ids, _) = run_top_k(&device, [1, 40, 32], &ascending[..40], plain);
+        assert_eq!(ids, (8..40).rev().collect::<Vec<_>>(), "scores of 1e-35");
+    }
+}
+
 #[test]
 fn many_experts() {
     let device = common::device();
@@ -345,6 +406,20 @@ fn non_finite_logits_pick_distinct_experts() {
         }
         assert_eq!(ids[20..], [5, 2, 0, 3]);
         assert!((weights[20..].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        let (ids, weights) = run_top_k(&device, [6, 6, 4], &logits, |stream, args| {
+            let choice = Choice::ByScore { correction_bias: None };
+            let scoring = SqrtSoftplus { choice, renormalize: true, routed_scaling_factor: 1.5 };
+            sqrt_softplus_top_k(stream, args, scoring)
+        });
+        // A score is its own logit's alone: what is not finite counts as 0, the others as ever.
+        for t in 0..3 {
+            assert_eq!(ids[t * 4..][..4], [0, 1, 2, 3], "token {t}");
+            assert_eq!(weights[t * 4..][..4], [0.0; 4], "token {t}");
+        }
+        assert_eq!(ids[12..], [5, 2, 0, 3, 5, 2, 0, 3, 5, 2, 0, 3]);
+        for weights in weights[12..].chunks(4) {
+            assert!((weights.iter().sum::<f32>() - 1.5).abs() < 1e-6, "{weights:?}");
+        }
         let (ids, weights) = run_top_k(&device, [6, 6, 6], &logits, sigmoid_top_k);
         for (t, ids) in ids.chunks(6).enumerate() {
             let mut sorted = ids.to_vec();
@@ -367,6 +442,11 @@ fn no_tokens_launch_nothing() {
     );
     run_top_k(&device, [0, 4, 2], &[], |stream, args| softmax_top_k(stream, args, true));
     run_top_k(&device, [0, 4, 2], &[], sigmoid_top_k);
+    run_top_k(&device, [0, 4, 2], &[], |stream, args| {
+        let choice = Choice::ByScore { correction_bias: None };
+        let scoring = SqrtSoftplus { choice, renormalize: true, routed_scaling_factor: 1.0 };
+        sqrt_softplus_top_k(stream, args, scoring)
+    });
     if device.is_emulated() {
         assert_eq!(cust::sim::take_counters().launches, 0);
     }
@@ -429,6 +509,24 @@ fn refuses_bad_arguments() {
     assert_eq!(message, "grouped_top_k: top_k = 2: must be at most 1, the experts in 1 groups");
     let message = refusal([4, 8, 2], &grouped(4, 2, f32::NAN));
     assert_eq!(message, "grouped_top_k: routed_scaling_factor = NaN: must be finite");
+
+    let (table, token_ids) = (device.zeros::<i32>(5 * 2).unwrap(), device.zeros::<i32>(4).unwrap());
+    let lookup = |vocabulary, tokens, routed_scaling_factor| {
+        let (stream, table, token_ids) = (&stream, table.as_slice(), token_ids.slice(..tokens));
+        move |args: TopK<'_>| {
+            let choice = Choice::ByToken { token_experts: table, vocabulary, token_ids };
+            let scoring = SqrtSoftplus { choice, renormalize: false, routed_scaling_factor };
+            sqrt_softplus_top_k(stream, args, scoring)
+        }
+    };
+    let message = refusal([4, 8, 2], &lookup(0, 4, 1.0));
+    assert_eq!(message, "sqrt_softplus_top_k: vocabulary = 0: must be at least 1");
+    let message = refusal([4, 8, 2], &lookup(6, 4, 1.0));
+    assert_eq!(message, "sqrt_softplus_top_k: token_experts = 10 elements: must have at least 12 elements");
+    let message = refusal([4, 8, 2], &lookup(5, 3, 1.0));
+    assert_eq!(message, "sqrt_softplus_top_k: token_ids = 3 elements: must have at least 4 elements");
+    let message = refusal([4, 8, 2], &lookup(5, 4, f32::INFINITY));
+    assert_eq!(message, "sqrt_softplus_top_k: routed_scaling_factor = inf: must be finite");
 
     let (states, gate) = (device.zeros::<bf16>(4 * 16).unwrap(), device.zeros::<bf16>(8 * 16).unwrap());
     let mut out = device.zeros::<f32>(31).unwrap();

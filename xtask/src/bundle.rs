@@ -18,11 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::artifacts::{self, Artifact};
 use crate::process::{cargo, heading, output, root, target_dir};
 use crate::setup::{self, cuda_tools};
 
@@ -104,18 +105,8 @@ struct Built {
 fn build(debug: bool) -> Result<Built> {
     heading("build the program and the tests");
     let packages = packages()?;
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
-    if !debug {
-        command.arg("--release");
-    }
-    let built = command.stderr(Stdio::inherit()).output().context("could not run cargo")?;
-    if !built.status.success() {
-        bail!("the tests do not build");
-    }
-    let messages = String::from_utf8(built.stdout).context("cargo's messages are not UTF-8")?;
     let (mut program, mut tests) = (None, BTreeMap::new());
-    for artifact in messages.lines().filter_map(Artifact::read) {
+    for artifact in artifacts::build(!debug)? {
         if artifact.is_test && packages.take(&artifact) {
             let name = artifact.test_name();
             if let Some(other) = tests.insert(name, artifact.executable.clone()) {
@@ -162,44 +153,6 @@ impl Packages {
     fn take(&self, test: &Artifact) -> bool {
         let of_emulator = test.manifest == self.emulator && test.target == EMULATOR_TEST.1;
         of_emulator || self.device.contains(&test.manifest)
-    }
-}
-
-/// An executable, from one of cargo's messages:
-/// `{"reason":"compiler-artifact","manifest_path":"..","target":{"name":"..","kind":["test"]},
-/// "profile":{"test":true},"executable":".."}`.
-#[derive(Debug, PartialEq)]
-struct Artifact {
-    manifest: String,
-    target: String,
-    kind: String,
-    is_test: bool,
-    executable: PathBuf,
-}
-
-impl Artifact {
-    fn read(message: &str) -> Option<Artifact> {
-        let message: Value = serde_json::from_str(message).ok()?;
-        if message["reason"] != "compiler-artifact" {
-            return None;
-        }
-        Some(Artifact {
-            manifest: message["manifest_path"].as_str()?.to_owned(),
-            target: message["target"]["name"].as_str()?.to_owned(),
-            kind: message["target"]["kind"][0].as_str()?.to_owned(),
-            is_test: message["profile"]["test"].as_bool()?,
-            executable: message["executable"].as_str()?.into(),
-        })
-    }
-
-    /// `grid`, or of tests beside their code `fp8_moe_unit` and `fp8_moe_bin`.
-    fn test_name(&self) -> String {
-        let suffix = match self.kind.as_str() {
-            "test" => "",
-            "bin" => "_bin",
-            _ => "_unit",
-        };
-        format!("{}{suffix}", self.target.replace('-', "_"))
     }
 }
 
@@ -263,23 +216,6 @@ mod tests {
         assert!(!package("xtask", "clap"));
         let for_tests = serde_json::json!({"name": "libcuda_sim", "dependencies": [{"name": "fp8-moe-cust", "kind": "dev"}]});
         assert!(!is_device_package(&for_tests));
-    }
-
-    #[test]
-    fn reads_cargos_messages() {
-        let message = |test: bool, kind: &str| {
-            format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/m","target":{{"name":"fp8-moe","kind":["{kind}"]}},"profile":{{"test":{test}}},"executable":"/t/x"}}"#
-            )
-        };
-        let name = |kind: &str| Artifact::read(&message(true, kind)).map(|found| found.test_name());
-        assert_eq!(name("test").as_deref(), Some("fp8_moe"));
-        assert_eq!(name("lib").as_deref(), Some("fp8_moe_unit"));
-        assert_eq!(name("bin").as_deref(), Some("fp8_moe_bin"));
-        let program = Artifact::read(&message(false, "bin")).expect("an executable");
-        assert!(!program.is_test && program.executable == Path::new("/t/x"));
-        assert_eq!(Artifact::read("not json"), None);
-        assert_eq!(Artifact::read(&message(true, "lib").replace(r#""/t/x""#, "null")), None, "no executable");
     }
 
     #[test]

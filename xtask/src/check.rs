@@ -4,17 +4,22 @@
 //! another target with `core` from source; they get the same treatment one by one, for every GPU family where
 //! code differs.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cuda_builder::Arch;
 
+use crate::artifacts::{self, Artifact};
 use crate::process::{cargo, heading, root, step, target_dir};
 use crate::{examples, gate, kernels, packages, rooms, semver, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
     ["crates/cuda_std", "crates/cuda_std/tests/emission", "crates/cuda_std/tests/hopper", "kernels-gpu"];
+
+/// The tests that run once more on sums as tensor cores cut them, and which parts of each.
+const ON_CUT_SUMS: [(&str, &[&str]); 1] = [("grid", &["layer", "grouped_gemm"])];
 
 /// Sets up and runs all checks; stops at the first that fails.
 pub fn run() -> Result<()> {
@@ -45,16 +50,32 @@ pub fn run() -> Result<()> {
         step(&format!("docs: {directory}"), &mut command)?;
     }
     step("tests", cargo().args(["test", "--workspace"]))?;
-    let mut on_cut_sums = cargo();
-    on_cut_sums
-        .args(["test", "--workspace", "--test", "grid", "--", "layer", "grouped_gemm"])
-        .env("FP8_MOE_SIM_SUMS", "hardware");
-    step("tests: sums as tensor cores cut them", &mut on_cut_sums)?;
-    symbols::check()?;
+    let artifacts = artifacts::build(false)?;
+    for (test, filters) in ON_CUT_SUMS {
+        on_cut_sums(&artifacts, test, filters)?;
+    }
+    symbols::check(&artifacts)?;
     examples::run()?;
     packages::run()?;
     heading("PTX gate");
     gate::run(false)
+}
+
+/// Runs parts of a test that is built, over an emulated device that cuts sums.
+fn on_cut_sums(artifacts: &[Artifact], test: &str, filters: &[&str]) -> Result<()> {
+    let artifact = artifacts
+        .iter()
+        .find(|artifact| artifact.is_test && artifact.test_name() == test)
+        .with_context(|| format!("there is no test {test}"))?;
+    let package = Path::new(&artifact.manifest).parent().context("a manifest lies in a folder")?;
+    // As cargo runs it.
+    let mut command = Command::new(&artifact.executable);
+    command
+        .current_dir(package)
+        .env("CARGO_MANIFEST_DIR", package)
+        .env("FP8_MOE_SIM_SUMS", "hardware")
+        .args(filters);
+    step(&format!("{test}: sums as tensor cores cut them"), &mut command)
 }
 
 fn format() -> Result<()> {

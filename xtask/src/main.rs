@@ -2,6 +2,7 @@
 //!
 //! None of them needs the root package to compile first: `setup` is what makes that possible.
 
+mod artifacts;
 mod bundle;
 mod candle;
 mod check;

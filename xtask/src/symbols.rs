@@ -4,21 +4,21 @@
 //! emulated device, without a word. `libcuda_sim` defines them, as a shared library under the driver's name;
 //! that is its purpose.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
-use serde_json::Value;
 
-use crate::process::{cargo, heading, output};
+use crate::artifacts::Artifact;
+use crate::process::{heading, output};
 
 /// The one package that defines them.
 const EXEMPT: &str = "libcuda_sim";
 
-/// Looks through all commands and tests of the workspace, which have been built by `cargo test`.
-pub fn check() -> Result<()> {
+/// Looks through the commands, tests and examples of the workspace.
+pub fn check(artifacts: &[Artifact]) -> Result<()> {
     heading("symbols");
-    let executables = executables()?;
+    let executables: Vec<_> =
+        artifacts.iter().filter(|built| built.target != EXEMPT).map(|built| &built.executable).collect();
     ensure!(!executables.is_empty(), "cargo names no executables");
     for executable in &executables {
         let symbols = output(Command::new("nm").args(["--defined-only", "--format=posix"]).arg(executable))?;
@@ -37,18 +37,6 @@ fn is_driver_function(name: &str) -> bool {
     let mut letters = name.strip_prefix("cu").unwrap_or_default().chars();
     letters.next().is_some_and(|letter| letter.is_ascii_uppercase())
         && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
-}
-
-/// The executables of the workspace.
-fn executables() -> Result<Vec<PathBuf>> {
-    let mut command = cargo();
-    command.args(["test", "--workspace", "--no-run", "--quiet", "--message-format=json"]);
-    let messages = output(&mut command)?;
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    Ok(messages
-        .filter(|message| message["target"]["name"] != EXEMPT)
-        .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-        .collect())
 }
 
 #[cfg(test)]

@@ -259,6 +259,10 @@ impl MoeWeights<'_> {
                 .map(|b| device.upload(b))
                 .transpose()?
                 .map(Into::into),
+            token_experts: match &self.token_experts {
+                Some(table) => Some(device.upload(table)?.into()),
+                None => None,
+            },
             w13: w13.into(),
             w2: w2.into(),
             w13_scale: device.upload(&w13_scale.concat())?.into(),

@@ -106,6 +106,7 @@ impl ExpertParallel {
                 layout: self.wire.scale_layout(),
             },
             routed: Some(Routed { topk_ids: ids, topk_weights: workspace.weights.slice(..rows * top_k) }),
+            token_ids: None,
             workspace: workspace.layer.memory(),
             out: Output::Write(out),
             observe: None,

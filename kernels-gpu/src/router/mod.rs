@@ -4,9 +4,9 @@
 //! hidden [T, H] --logits--> [T, E] --top-k--> topk_ids [T, k], topk_weights [T, k]
 //! ```
 //!
-//! [`logits`] multiplies by the gate's weights; three top-k kernels score and pick: [`softmax`] (Mixtral,
-//! Qwen3), [`grouped`] (DeepSeek, GLM, Kimi) and [`sigmoid`] (Llama 4). Behind the picks they write the experts
-//! that every token has; [`shared`] does so for a routing of the caller's.
+//! [`logits`] multiplies by the gate's weights; four top-k kernels score and pick: [`softmax`] (Mixtral,
+//! Qwen3), [`grouped`] (DeepSeek-V3, GLM, Kimi), [`sigmoid`] (Llama 4) and [`sqrt_softplus`] (DeepSeek-V4). Behind
+//! the picks they write the experts that every token has; [`shared`] does so for a routing of the caller's.
 
 mod grouped;
 mod logits;
@@ -14,3 +14,4 @@ pub(crate) mod selection;
 mod shared;
 mod sigmoid;
 mod softmax;
+mod sqrt_softplus;
