@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use common::device;
 use fp8_moe::{
-    Device, Forward, MoeLayer, OutputType, RawForward, RawHidden, RawOutput, RawRouting, Stream, Workspace,
+    Device, Family, Forward, MoeLayer, OutputType, RawForward, RawHidden, RawOutput, RawRouting, Stream,
+    Workspace,
 };
 use fp8_moe_cli::{Layers, RoutingKind, Scheme, Shape};
 use half::bf16;
@@ -81,8 +82,9 @@ impl Case {
     }
 }
 
-/// Five launches, or six where the activation is one of its own. Nothing else, but for the question which
-/// context is current, which is asked once for the forward and once for each launch.
+/// One launch for one token where there is the kernel, else five, or six where the activation is one of its own.
+/// Nothing else, but for the question which context is current, which is asked once for the forward and once for
+/// each launch.
 #[test]
 fn a_forward_is_its_launches() {
     let device = device();
@@ -100,7 +102,9 @@ fn a_forward_is_its_launches() {
                 ("cuLaunchKernelEx", launches),
                 ("cuCtxPopCurrent_v2", 1),
             ]);
-            assert!((5..=6).contains(&launches), "{launches}");
+            let is_one = tokens == 1 && device.family() == Family::Sm90a;
+            let wanted = if is_one { 1..=1 } else { 5..=6 };
+            assert!(wanted.contains(&launches), "{scheme}, {tokens} tokens: {launches}");
             assert_eq!(calls, expected, "{scheme}, {tokens} tokens");
         }
     }

@@ -541,3 +541,76 @@ fn deepseek_v4() {
     });
     assert_eq!(both, "layers.3.ffn.shared_experts.up_proj.weight is not known as a tensor of deepseek_v4");
 }
+
+/// What a config says twice is the same both times, or refused.
+#[test]
+fn contradictions() {
+    let folder = tempdir().unwrap();
+    qwen3().write_folder(folder.path());
+    let config = folder.path().join("config.json");
+    let with = |text: &str| {
+        fs::write(&config, text).unwrap();
+        refusal(folder.path(), folder.path())
+    };
+    let sound = qwen3().config;
+    let text = sound.to_string();
+    let doubled = |key: &str| format!("{{{key}, {}", &text[1..]);
+    assert!(
+        with(&doubled("\"num_experts_per_tok\": 1"))
+            .starts_with("config: num_experts_per_tok stands twice, as 1 and 2 at line 1 column"),
+    );
+    fs::write(&config, doubled("\"num_experts_per_tok\": 2")).unwrap();
+    load(folder.path()).unwrap();
+
+    let mut nested = json!({"model_type": "x", "text_config": sound});
+    nested["quantization_config"] = sound["quantization_config"].clone();
+    fs::write(&config, nested.to_string()).unwrap();
+    load(folder.path()).unwrap();
+    nested["quantization_config"]["activation_scheme"] = json!("static");
+    assert_eq!(
+        with(&nested.to_string()),
+        "config: quantization_config stands in text_config and beside it, and differs: which is meant?"
+    );
+
+    let group = |strategy: &str| {
+        json!({
+            "targets": ["Linear"], "weights": {"strategy": strategy},
+            "input_activations": {"strategy": "token", "dynamic": true},
+        })
+    };
+    let mut groups = sound.clone();
+    groups["quantization_config"] = json!({
+        "quant_method": "compressed-tensors", "config_groups": {"a": group("channel"), "b": group("tensor")},
+    });
+    assert_eq!(
+        with(&groups.to_string()),
+        "config: quantization_config: a and b both have the target Linear, and differ: which is meant?"
+    );
+}
+
+/// Modules that are not quantised: transformers names them, or what they are inside of, or expressions.
+#[test]
+fn modules_that_are_not_converted() {
+    let with = |names: &[&str]| {
+        let mut draft = qwen3();
+        draft.config["quantization_config"]["modules_to_not_convert"] = json!(names);
+        draft
+    };
+    let experts =
+        ["model.layers.0.mlp.experts", "model.layers.0.mlp", "model.layers.*", "experts.0.gate_proj"];
+    for name in experts.into_iter().chain(["model.layers.0.mlp.experts.0.gate_proj", "re:.*experts"]) {
+        assert_eq!(
+            refused(with(&["lm_head", name]), |_| {}),
+            format!(
+                "config: quantization_config says that {QWEN}.experts.0.gate_proj is not quantised: such experts are not \
+                 supported"
+            ),
+            "{name}"
+        );
+    }
+    // Others, some of which begin or end like these, and what is no expression.
+    loads(
+        with(&["lm_head", "gate", "mlp.gate", "model.layers.0.mlp.gate", "model.layers.00", "", "*("]),
+        |_| {},
+    );
+}

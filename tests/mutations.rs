@@ -12,7 +12,7 @@ mod largest_request;
 
 use std::path::Path;
 
-use checkpoints::{mixtral, qwen3};
+use checkpoints::{Draft, fixtures, mixtral, qwen3};
 use largest_request::{SMALL, load};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -22,6 +22,11 @@ fn assert_modest(path: &Path, file_bytes: usize) -> Result<(), TestCaseError> {
     let largest = load(path);
     prop_assert!(largest <= 2 * file_bytes + SMALL, "{largest} bytes at once for a file of {file_bytes}");
     Ok(())
+}
+
+/// A layer of DeepSeek-V4 whose experts are looked up by token id.
+fn lookup() -> Draft {
+    Draft::read(&fixtures().join("models/deepseek_v4_lookup.safetensors"))
 }
 
 /// Damage to a text or file of bytes.
@@ -100,7 +105,7 @@ fn values() -> impl Strategy<Value = serde_json::Value> {
 
 /// The objects of a config that have keys to change.
 const PLACES: [&str; 3] = ["", "/quantization_config", "/text_config"];
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 27] = [
     "model_type",
     "hidden_size",
     "intermediate_size",
@@ -123,6 +128,11 @@ const KEYS: [&str; 22] = [
     "weight_block_size",
     "config_groups",
     "quant_algo",
+    "vocab_size",
+    "num_hash_layers",
+    "mlp_layer_types",
+    "swiglu_limit",
+    "expert_dtype",
 ];
 
 proptest! {
@@ -144,9 +154,9 @@ proptest! {
     }
 
     #[test]
-    fn damaged_files(damages in damages()) {
+    fn damaged_files(damages in damages(), looks_up in any::<bool>()) {
         let folder = tempdir().unwrap();
-        let file = mixtral().write(folder.path());
+        let file = if looks_up { lookup() } else { mixtral() }.write(folder.path());
         let mut bytes = std::fs::read(&file).unwrap();
         apply(&mut bytes, &damages, usize::MAX);
         std::fs::write(&file, &bytes).unwrap();
@@ -166,8 +176,11 @@ proptest! {
     }
 
     #[test]
-    fn other_configs(changes in prop::collection::vec((0..PLACES.len(), 0..KEYS.len(), values()), 1..4)) {
-        let mut draft = mixtral();
+    fn other_configs(
+        changes in prop::collection::vec((0..PLACES.len(), 0..KEYS.len(), values()), 1..4),
+        looks_up in any::<bool>(),
+    ) {
+        let mut draft = if looks_up { lookup() } else { mixtral() };
         for (place, key, value) in changes {
             if let Some(serde_json::Value::Object(object)) = draft.config.pointer_mut(PLACES[place]) {
                 object.insert(KEYS[key].into(), value);

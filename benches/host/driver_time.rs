@@ -110,8 +110,13 @@ pub fn bare_launches(context: &Context, launches: u32) -> CudaResult<Duration> {
     for round in 1..=1000 {
         let began = Instant::now();
         for launch in 0..launches {
-            let config =
-                LaunchConfig { grid: [8, 1, 1], block: [128, 1, 1], dynamic_shared: 0, overlap: launch > 0 };
+            let config = LaunchConfig {
+                grid: [8, 1, 1],
+                block: [128, 1, 1],
+                dynamic_shared: 0,
+                overlap: launch > 0,
+                cooperative: false,
+            };
             let mut params = [std::ptr::from_ref(&arguments).cast_mut().cast::<c_void>()];
             // SAFETY: one parameter, of the size that the kernel has; it accesses no memory.
             unsafe { stream.launch(&function, config, &mut params) }?;

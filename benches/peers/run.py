@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--tp", type=int, default=1, help="divide the intermediate dimension by this")
     p.add_argument("--rounds", type=int, default=11)
     p.add_argument("--triton-sweep", type=int, default=12, metavar="N",
-                   help="configurations to try where vLLM has none tuned for the shape")
+                   help="configurations to try besides the one that vLLM tuned for the shape, if any")
     p.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
     p.add_argument("--json", metavar="FILE")
     p.add_argument("--dry-run", action="store_true",

@@ -7,12 +7,16 @@
 //! |---|---|---|
 //! | `io.token_ids` | of layers that look experts up by them | given |
 //! | `io.topk_ids`, `io.topk_weights` | routing | ids equal; weights within 1e-4 |
-//! | `io.output_w8a8` | the layer with quantised weights and activations | relative L2 distance below 1e-2 |
+//! | `io.output_w8a8` | the layer with quantised weights and activations | relative L2 distance at most 1e-2, or 2^-8 less flips |
 //! | `io.output` | the layer in f64 on dequantised weights | distance at most 1.15 times the metadata's `w8a8_rel_l2` |
 //!
-//! With a shared expert these are outputs of the whole layer, that expert included and quantised as the others
-//! are. Two other kinds of reference are recognised by `io.output_routed`, the output without it, and the
-//! layer without it is run for them too:
+//! On sums that tensor cores cut, single elements of a small layer's intermediate are rounded otherwise than
+//! the reference's. Where the distance is larger, such flips are found and taken away, and what is left must
+//! be below 2^-8: [`flips`](crate::flips) has the derivation.
+//!
+//! With a shared expert these are outputs of the whole layer, that expert included and quantised as the
+//! others are. Two other kinds of reference are recognised by `io.output_routed`, the output without it, and
+//! the layer without it is run for them too:
 //!
 //! - `io.output` is `io.output_routed`: they leave the shared expert out, and the rest is compared.
 //! - `io.output_w8a8` leaves its activations as they are. The rest is compared with `io.output_w8a8` less the
@@ -22,8 +26,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use fp8_moe::{Checkpoint, Error, IntermediateScales, Reduction, Result};
+use fp8_moe::{Checkpoint, Error, IntermediateScales, MoeConfig, Reduction, Result};
 
+use crate::flips::{Downs, ROUNDING, norm};
 use crate::run::{self, Output};
 use crate::{LayerArguments, terminal};
 
@@ -69,17 +74,18 @@ pub fn check(arguments: &Arguments) -> Result<ExitCode> {
         let ids = vocabulary.map(|vocabulary| run::token_ids_in(&checkpoint, vocabulary, tokens));
         let ids = ids.transpose()?;
         let output = run::forward(&layer, &device, &hidden, ids.as_deref())?;
-        let without_shared = || {
-            let config = layer.config().to_builder().shared(None).build()?;
-            let routed = checkpoint.load_layer_with(&device, &prefix, &config, &|_| {})?;
-            Ok(run::forward(&routed, &device, &hidden, ids.as_deref())?.hidden_states)
-        };
         let mut rows = routing(&checkpoint, &output, layer.config().top_k)?;
+        let compared = Compared { checkpoint: &checkpoint, prefix: &prefix, ids: &output.topk_ids };
         rows.extend(match layer.config().shared {
             Some(_) if checkpoint.has("io.output_routed") => {
-                compare_shared(&checkpoint, &output.hidden_states, without_shared)?
+                let config = layer.config().to_builder().shared(None).build()?;
+                let without_shared = || {
+                    let routed = checkpoint.load_layer_with(&device, &prefix, &config, &|_| {})?;
+                    Ok(run::forward(&routed, &device, &hidden, ids.as_deref())?.hidden_states)
+                };
+                compared.with_shared([layer.config(), &config], &output.hidden_states, without_shared)?
             }
-            _ => compare(&checkpoint, &output.hidden_states)?,
+            _ => compared.whole(layer.config(), &output.hidden_states)?,
         });
         for row in &rows {
             println!("  {row}");
@@ -137,42 +143,76 @@ fn row(what: &str, distance: f64, limit: f64) -> Row {
     }
 }
 
-/// Compares outputs with those of the reference.
-fn compare(checkpoint: &Checkpoint, ours: &[f32]) -> Result<Vec<Row>> {
-    let w8a8 = reference(checkpoint, "io.output_w8a8", ours)?;
-    let exact = reference(checkpoint, "io.output", ours)?;
-    Ok(vec![
-        row("io.output_w8a8", distance(ours, &w8a8, &w8a8), W8A8_TOLERANCE),
-        row("io.output", distance(ours, &exact, &exact), allowed(checkpoint)?),
-    ])
+/// A fixture, and the routing of its tokens.
+struct Compared<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: &'a str,
+    /// `[T, k]`.
+    ids: &'a [i64],
 }
 
-/// Compares outputs with those of a reference that may leave the shared expert out, or as it is.
-fn compare_shared(
-    checkpoint: &Checkpoint,
-    ours: &[f32],
-    without_shared: impl Fn() -> Result<Vec<f32>>,
-) -> Result<Vec<Row>> {
-    let w8a8 = reference(checkpoint, "io.output_w8a8", ours)?;
-    let exact = reference(checkpoint, "io.output", ours)?;
-    let routed = reference(checkpoint, "io.output_routed", ours)?;
-    if routed == exact {
-        println!("  the reference is without the shared expert: so is what is compared");
-        return compare(checkpoint, &without_shared()?);
+impl Compared<'_> {
+    /// Compares outputs of the layer of `config` with those of the reference.
+    fn whole(&self, config: &MoeConfig, ours: &[f32]) -> Result<Vec<Row>> {
+        let w8a8 = reference(self.checkpoint, "io.output_w8a8", ours)?;
+        let exact = reference(self.checkpoint, "io.output", ours)?;
+        Ok(vec![
+            self.quantised("io.output_w8a8", config, ours, &w8a8)?,
+            row("io.output", distance(ours, &exact, &exact), allowed(self.checkpoint)?),
+        ])
     }
-    if distance(ours, &w8a8, &w8a8) <= W8A8_TOLERANCE {
-        return compare(checkpoint, ours);
+
+    /// Compares outputs with those of a reference that may leave the shared expert out, or as it is: with
+    /// and without it as the two configs say.
+    fn with_shared(
+        &self,
+        [config, config_without]: [&MoeConfig; 2],
+        ours: &[f32],
+        without_shared: impl Fn() -> Result<Vec<f32>>,
+    ) -> Result<Vec<Row>> {
+        let w8a8 = reference(self.checkpoint, "io.output_w8a8", ours)?;
+        let exact = reference(self.checkpoint, "io.output", ours)?;
+        let routed = reference(self.checkpoint, "io.output_routed", ours)?;
+        if routed == exact {
+            println!("  the reference is without the shared expert: so is what is compared");
+            return self.whole(config_without, &without_shared()?);
+        }
+        let rows = self.whole(config, ours)?;
+        if rows[0].passed {
+            return Ok(rows);
+        }
+        println!("  the reference does not quantise the shared expert's activations: compared part by part");
+        let ours_routed = without_shared()?;
+        let minus = |a: &[f32], b: &[f32]| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
+        let (shared, ours_shared) = (minus(&exact, &routed), minus(ours, &ours_routed));
+        let w8a8 = minus(&w8a8, &shared);
+        let noise = allowed(self.checkpoint)?;
+        Ok(vec![
+            self.quantised("routed part of io.output_w8a8", config_without, &ours_routed, &w8a8)?,
+            row("io.output_routed, of io.output", distance(&ours_routed, &routed, &exact), noise),
+            row("shared part of io.output", distance(&ours_shared, &shared, &shared), SHARED_TOLERANCE),
+        ])
     }
-    println!("  the reference does not quantise the shared expert's activations: compared part by part");
-    let ours_routed = without_shared()?;
-    let minus = |a: &[f32], b: &[f32]| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a - b).collect() };
-    let (shared, ours_shared) = (minus(&exact, &routed), minus(ours, &ours_routed));
-    let w8a8 = minus(&w8a8, &shared);
-    Ok(vec![
-        row("routed part of io.output_w8a8", distance(&ours_routed, &w8a8, &w8a8), W8A8_TOLERANCE),
-        row("io.output_routed, of io.output", distance(&ours_routed, &routed, &exact), allowed(checkpoint)?),
-        row("shared part of io.output", distance(&ours_shared, &shared, &shared), SHARED_TOLERANCE),
-    ])
+
+    /// A row about outputs of quantised activations, less what flipped roundings explain where they are
+    /// needed.
+    fn quantised(&self, what: &str, config: &MoeConfig, ours: &[f32], reference: &[f32]) -> Result<Row> {
+        let whole = distance(ours, reference, reference);
+        if whole <= W8A8_TOLERANCE || !whole.is_finite() {
+            return Ok(row(what, whole, W8A8_TOLERANCE));
+        }
+        let pairs = ours.iter().zip(reference);
+        let mut difference: Vec<_> = pairs.map(|(&a, &b)| f64::from(a) - f64::from(b)).collect();
+        let downs = Downs::load(self.checkpoint, self.prefix, config)?;
+        match downs.take_flips(&mut difference, reference, self.ids) {
+            0 => Ok(row(what, whole, W8A8_TOLERANCE)),
+            flips => {
+                let less = norm(difference.into_iter()) / norm(reference.iter().map(|&x| x.into()));
+                println!("  {what} is {whole:.3e} away; {less:.3e} less {flips} flipped roundings");
+                Ok(row(&format!("{what}, less flips"), less, ROUNDING))
+            }
+        }
+    }
 }
 
 /// Compares the experts of every token, in whatever order each side lists them.
@@ -219,13 +259,8 @@ fn routing(checkpoint: &Checkpoint, output: &Output, top_k: usize) -> Result<Vec
 
 /// The L2 distance of `ours` to `reference`, relative to the norm of `whole`; 0 where they are equal.
 fn distance(ours: &[f32], reference: &[f32], whole: &[f32]) -> f64 {
-    match norm(ours.iter().zip(reference).map(|(a, b)| a - b)) {
+    match norm(ours.iter().zip(reference).map(|(&a, &b)| f64::from(a) - f64::from(b))) {
         0.0 => 0.0,
-        difference => difference / norm(whole.iter().copied()),
+        difference => difference / norm(whole.iter().map(|&x| x.into())),
     }
-}
-
-/// The Euclidean norm, in f64.
-fn norm(values: impl Iterator<Item = f32>) -> f64 {
-    values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }

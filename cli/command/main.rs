@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod flips;
 mod info;
 mod ranks;
 mod record;

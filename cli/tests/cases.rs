@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use checkpoints::{Draft, Tensor, f32s, fixtures, qwen3};
 use command::{assert_one_line_error, fp8_moe};
+use fp8_moe::E4m3;
 use half::bf16;
 use safetensors::Dtype;
 use serde_json::json;
@@ -117,6 +118,116 @@ fn changed_layers_match() {
             draft.metadata.insert("w8a8_rel_l2".into(), "nan".into());
         }),
     ]);
+}
+
+/// `fp8-moe check` of a file, which must not match.
+#[track_caller]
+fn assert_mismatch(file: &Path) {
+    let run = fp8_moe([Path::new("check"), file]);
+    assert_eq!(run.code, 1, "{}: {}{}", file.display(), run.stdout, run.stderr);
+    assert!(
+        run.stdout.contains("io.output_w8a8") && run.stdout.contains("OUT OF TOLERANCE"),
+        "{}",
+        run.stdout
+    );
+}
+
+/// The expert with the most tokens, and the one with the most after it.
+fn busiest(draft: &mut Draft) -> [i64; 2] {
+    let ids =
+        draft.tensor("io.topk_ids").bytes.chunks(8).map(|id| i64::from_le_bytes(id.try_into().unwrap()));
+    let mut counts = std::collections::BTreeMap::<i64, usize>::new();
+    ids.for_each(|id| *counts.entry(id).or_default() += 1);
+    let mut experts: Vec<_> = counts.into_iter().collect();
+    experts.sort_by_key(|&(id, count)| (std::cmp::Reverse(count), id));
+    [experts[0].0, experts[1].0]
+}
+
+/// One weight, one scale, or the matrices of two experts, are told from roundings: of exact sums, and of
+/// those that tensor cores cut, where these fixtures have roundings that flip.
+#[test]
+fn wrong_weights_scales_and_experts_do_not_match() {
+    let folder = tempdir().unwrap();
+    let layers = [
+        ("mixtral_compressed_static", ["w1", "w3", "w2"]),
+        ("scheme_compressed_tensor_token", ["gate_proj", "up_proj", "down_proj"]),
+    ];
+    for (name, matrices) in layers {
+        for matrix in matrices {
+            // The largest weight, with the other sign.
+            assert_mismatch(&changed(&folder, "weight", name, |draft| {
+                let [expert, _] = busiest(draft);
+                let weights = &mut draft.tensor(&format!("experts.{expert}.{matrix}.weight")).bytes;
+                let largest = weights.iter_mut().max_by_key(|byte| **byte & 0x7f).unwrap();
+                *largest ^= 0x80;
+            }));
+            // A scale a tenth too large.
+            assert_mismatch(&changed(&folder, "scale", name, |draft| {
+                let [expert, _] = busiest(draft);
+                let scales = &mut draft.tensor(&format!("experts.{expert}.{matrix}.weight_scale")).bytes;
+                let scale = f32::from_le_bytes(scales[..4].try_into().unwrap()) * 1.1;
+                scales[..4].copy_from_slice(&scale.to_le_bytes());
+            }));
+        }
+    }
+    let layers = [
+        ("mixtral_compressed_static", "w2"),
+        ("scheme_compressed_tensor_token", "down_proj"),
+        // Ten experts a token, and a shared one.
+        ("qwen3_next_block", "down_proj"),
+    ];
+    for (name, down) in layers {
+        assert_mismatch(&changed(&folder, "expert", name, |draft| {
+            let [one, other] = busiest(draft).map(|expert| format!("experts.{expert}.{down}.weight"));
+            let bytes = std::mem::take(&mut draft.tensor(&one).bytes);
+            let bytes = std::mem::replace(&mut draft.tensor(&other).bytes, bytes);
+            draft.tensor(&one).bytes = bytes;
+        }));
+    }
+}
+
+/// A difference along a column of a token's expert is a flipped rounding, if it is no larger than one can be
+/// and the column's only one.
+#[test]
+fn flipped_roundings_are_known_by_their_column() {
+    const NAME: &str = "mixtral_compressed_static";
+    let folder = tempdir().unwrap();
+    // Moves tokens of the reference by `part` of their norm along `column` of an expert that they have, or
+    // along a row of the output.
+    let moved = |case: &str, count: usize, part: f32, column: Option<usize>| {
+        changed(&folder, case, NAME, |draft| {
+            let [expert, _] = busiest(draft);
+            let weights = draft.tensor(&format!("experts.{expert}.w2.weight")).clone();
+            let [h, i] = weights.shape[..] else { panic!("{:?}", weights.shape) };
+            let ids = draft.tensor("io.topk_ids").clone();
+            let own = |id: &[u8]| id == expert.to_le_bytes();
+            let tokens = ids.bytes.chunks(16).enumerate().filter(|(_, ids)| ids.chunks(8).any(own));
+            let tokens: Vec<_> = tokens.map(|(token, _)| token).take(count).collect();
+            assert_eq!(tokens.len(), count);
+            let direction: Vec<f32> = (0..h)
+                .map(|row| match column {
+                    Some(column) => E4m3(weights.bytes[row * i + column]).to_f32(),
+                    None => f32::from(u8::from(row == 5)),
+                })
+                .collect();
+            let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let output = &mut draft.tensor("io.output_w8a8").bytes;
+            for token in tokens {
+                let row = &mut output[token * h * 4..][..h * 4];
+                let mut values: Vec<f32> = bytemuck::pod_collect_to_vec(row);
+                let factor = part * norm(&values) / norm(&direction);
+                values.iter_mut().zip(&direction).for_each(|(value, x)| *value += factor * x);
+                row.copy_from_slice(bytemuck::cast_slice(&values));
+            }
+        })
+    };
+    let flipped = moved("flipped", 1, 0.1, Some(7));
+    assert_match(std::slice::from_ref(&flipped));
+    let run = fp8_moe([Path::new("check"), &flipped]);
+    assert!(run.stdout.contains("io.output_w8a8, less flips"), "{}", run.stdout);
+    assert_mismatch(&moved("too_far", 1, 0.25, Some(7)));
+    assert_mismatch(&moved("twice", 2, 0.1, Some(7)));
+    assert_mismatch(&moved("no_column", 1, 0.1, None));
 }
 
 /// Pairs of schemes and shapes of scales for which no fixture was made: the same numbers, said in another way.
@@ -269,10 +380,25 @@ fn folders() {
     });
     nested.rename("model.layers", "model.language_model.layers");
     run(&nested);
-    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it;
-    // `tests/checkpoint.rs` has that its experts are those of separate tensors.
-    let fused = qwen3().fused();
-    run(&fused);
+    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it: the
+    // outputs are, byte for byte, those of the same experts in tensors of their own.
+    let out = tempdir().unwrap();
+    let output = |draft: &Draft, name: &str| {
+        draft.write_folder(folder.path());
+        let file = out.path().join(name);
+        let (path, to) = (folder.path().to_str().unwrap(), file.to_str().unwrap());
+        let run = fp8_moe(["run", path, "--tokens", "20", "--output", to]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        std::fs::read(file).unwrap()
+    };
+    let mut separate = qwen3();
+    for (number, (_, tensor)) in separate.tensors.iter_mut().enumerate() {
+        match tensor.dtype {
+            Dtype::F32 => *tensor = f32s(&[1, 1], 0.01 * number as f32),
+            _ => tensor.bytes.rotate_left(2 * number),
+        }
+    }
+    assert!(output(&separate, "separate") == output(&separate.clone().fused(), "fused"));
     let check = fp8_moe(["check", folder.path().to_str().unwrap()]);
     assert_one_line_error(&check, "has no io.* tensors to compare with");
     run(&nested);

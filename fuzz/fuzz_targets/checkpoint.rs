@@ -7,13 +7,14 @@ mod load;
 use libfuzzer_sys::fuzz_target;
 
 /// Layers of different layouts and schemes.
-const LAYERS: [&[u8]; 6] = [
+const LAYERS: [&[u8]; 7] = [
     include_bytes!("../../tests/fixtures/models/qwen3_vl_moe_columns.safetensors"),
     include_bytes!("../../tests/fixtures/models/mixtral_compressed_static.safetensors"),
     include_bytes!("../../tests/fixtures/models/deepseek_v32_bytes.safetensors"),
     include_bytes!("../../tests/fixtures/models/scheme_quark_channel.safetensors"),
     include_bytes!("../../tests/fixtures/models/gpt_oss_fused.safetensors"),
     include_bytes!("../../tests/fixtures/models/shared_bf16_qwen3_next.safetensors"),
+    include_bytes!("../../tests/fixtures/models/deepseek_v4_lookup.safetensors"),
 ];
 
 fuzz_target!(|bytes: &[u8]| {

@@ -112,9 +112,19 @@ impl<'a> Sections<'a> {
         }
     }
 
-    /// A section that may stand beside the language model's keys or at the top; null counts as absent.
-    pub fn section(&self, key: &str) -> Option<&'a Value> {
-        present(self.text, key).or_else(|| present(self.root, key))
+    /// A section that may stand beside the language model's keys or at the top; null counts as absent. Refused
+    /// where it stands in both places, and differs.
+    pub fn section(&self, key: &str) -> Result<Option<&'a Value>> {
+        let inner = present(self.text, key);
+        match (inner, present(self.root, key)) {
+            (Some(inner), Some(outer)) if inner != outer => {
+                let what = format!(
+                    "config: {key} stands in text_config and beside it, and differs: which is meant?"
+                );
+                Err(self.error(what))
+            }
+            (inner, outer) => Ok(inner.or(outer)),
+        }
     }
 
     fn error(&self, what: impl Into<String>) -> Error {

@@ -11,6 +11,7 @@
 //!
 //! What is read is a [`Scheme`], and which pairs a layer computes is in [`Scheme::layer`].
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fancy_regex::{Regex, RegexBuilder};
@@ -78,6 +79,8 @@ enum Pattern {
     Name(String),
     /// compressed-tensors' `re:`, matched from the name's beginning.
     Regex(Box<Regex>),
+    /// transformers': a module and all inside it, if the text is an expression; or the end of a name.
+    Module { inside: Option<Box<Regex>>, end: String },
 }
 
 /// Classes of the modules that experts are, as `targets` names them.
@@ -104,6 +107,21 @@ impl Pattern {
         }
     }
 
+    /// What transformers has in `modules_to_not_convert`: a regular expression, mostly a name, for the module and
+    /// all inside it; or the end of a name. `re:...` is as ever.
+    fn module(text: &str) -> Result<Pattern, String> {
+        if text.starts_with("re:") {
+            return Pattern::parse(text);
+        }
+        let inside = regex(&format!(r"^(?:{text})(?:(?<=\.)|(?=\.|$))")).ok();
+        Ok(Pattern::Module { inside, end: text.to_owned() })
+    }
+
+    /// `re:...`, or a shell pattern.
+    fn quark(text: &str) -> Result<Pattern, String> {
+        if text.starts_with("re:") { Pattern::parse(text) } else { Pattern::glob(text) }
+    }
+
     /// A shell pattern, `*` and `?`.
     fn glob(text: &str) -> Result<Pattern, String> {
         let mut expression = String::from("^(?:");
@@ -123,7 +141,9 @@ impl Pattern {
     fn matches(&self, module: &str) -> Result<bool, String> {
         match self {
             Pattern::Name(name) => Ok(name == module),
-            Pattern::Regex(regex) => {
+            Pattern::Module { end, .. } if !end.is_empty() && module.ends_with(end) => Ok(true),
+            Pattern::Module { inside: None, .. } => Ok(false),
+            Pattern::Regex(regex) | Pattern::Module { inside: Some(regex), .. } => {
                 regex.is_match(module).map_err(|e| format!("{}: on {module}: {e}", regex.as_str()))
             }
         }
@@ -133,7 +153,7 @@ impl Pattern {
 impl Schemes {
     /// Reads the section of `config.json`, or where it has none `beside`, the text of `hf_quant_config.json`.
     pub fn read(sections: &Sections<'_>, path: &Path, beside: Option<(&Path, &Value)>) -> Result<Schemes> {
-        let (file, section, json) = match (sections.section("quantization_config"), beside) {
+        let (file, section, json) = match (sections.section("quantization_config")?, beside) {
             (Some(json), _) => (path, "quantization_config", json),
             (None, Some((file, json))) => (file, "hf_quant_config.json", json),
             (None, None) => {
@@ -143,7 +163,7 @@ impl Schemes {
             }
         };
         // DeepSeek-V4 says here what its experts are, whatever the rest of the model is.
-        if let Some(dtype) = sections.section("expert_dtype").filter(|dtype| *dtype != "fp8") {
+        if let Some(dtype) = sections.section("expert_dtype")?.filter(|dtype| *dtype != "fp8") {
             let what = format!("config: expert_dtype = {dtype}: must be \"fp8\": {FP4}");
             return Err(Error::checkpoint(path, what));
         }
@@ -162,8 +182,7 @@ impl Schemes {
             match &found {
                 None => found = Some((module, scheme)),
                 Some((first, other)) => {
-                    let same = other.weights == scheme.weights && other.activations == scheme.activations;
-                    if !same {
+                    if !other.is_like(&scheme) {
                         return Err(refuse(format!(
                             "config: {first} and {module} are quantised in different ways ({}; {}): not supported",
                             other.said_by, scheme.said_by
@@ -228,9 +247,13 @@ impl Reader {
         let (rules, ignored) = match method {
             "fp8" => {
                 let scheme = self.fp8(json).map_err(|what| format!("{}: {what}", self.section));
-                (vec![(Targets::All, scheme)], "modules_to_not_convert")
+                let keys = ["modules_to_not_convert", "ignored_layers"];
+                (vec![(Targets::All, scheme)], patterns(json, &keys, Pattern::module)?)
             }
-            "compressed-tensors" => (self.compressed_tensors(json)?, "ignore"),
+            "compressed-tensors" => {
+                let ignored = patterns(json, &["ignore", "ignored_layers"], Pattern::parse)?;
+                (self.compressed_tensors(json)?, ignored)
+            }
             "modelopt" | "modelopt_fp8" => {
                 let inner = modelopt.unwrap_or(json);
                 return Ok(Schemes {
@@ -239,15 +262,15 @@ impl Reader {
                     ignored: patterns(inner, &["exclude_modules", "ignore"], Pattern::glob)?,
                 });
             }
-            "quark" => (self.quark(json)?, "exclude"),
+            "quark" => (self.quark(json)?, patterns(json, &["exclude", "ignored_layers"], Pattern::quark)?),
             "fbgemm_fp8" => {
                 let scheme =
                     self.scheme(WeightScales::Channel, ActivationScales::Token, "quant_method fbgemm_fp8");
-                (vec![(Targets::All, Ok(scheme))], "modules_to_not_convert")
+                let keys = ["modules_to_not_convert", "ignored_layers"];
+                (vec![(Targets::All, Ok(scheme))], patterns(json, &keys, Pattern::module)?)
             }
             other => return Err(format!("quant_method \"{other}\": must be {METHODS}")),
         };
-        let ignored = patterns(json, &[ignored, "ignored_layers"], Pattern::parse)?;
         Ok(Schemes { path: file.into(), rules, ignored })
     }
 
@@ -299,9 +322,23 @@ impl Reader {
             .as_object()
             .ok_or_else(|| format!("config_groups is {}; it must be an object", kind(groups)))?;
         let (mut named, mut classes) = (Vec::new(), Vec::new());
+        let mut known: BTreeMap<&str, (&String, Result<Scheme, String>)> = BTreeMap::new();
         for (name, group) in groups {
             let targets = strings(group, "targets")?.ok_or(format!("{name}: targets is missing"))?;
             let scheme = self.compressed_group(&format!("{name}: "), group);
+            for &target in &targets {
+                let (first, other) = known.entry(target).or_insert_with(|| (name, scheme.clone()));
+                let is_same = match (&*other, &scheme) {
+                    (Ok(other), Ok(scheme)) => other.is_like(scheme),
+                    (Err(_), Err(_)) => true,
+                    _ => false,
+                };
+                if !is_same {
+                    return Err(format!(
+                        "{first} and {name} both have the target {target}, and differ: which is meant?"
+                    ));
+                }
+            }
             if targets.iter().any(|target| is_class_of_experts(target)) {
                 classes.push((Targets::All, scheme.clone()));
             }
@@ -536,6 +573,11 @@ fn patterns(
 }
 
 impl Scheme {
+    /// Whether it has the same scales as another.
+    fn is_like(&self, other: &Scheme) -> bool {
+        self.weights == other.weights && self.activations == other.activations
+    }
+
     /// The way to quantise of a layer that computes this scheme: the same numbers, or finer ones for the
     /// activations.
     ///

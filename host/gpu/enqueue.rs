@@ -61,6 +61,7 @@ impl Device {
             // In the PTX of older families the kernel's wait is no instruction: there nothing may overlap,
             // whatever the GPU can do.
             overlap: kernel.overlap && self.family() == Family::Sm90a,
+            cooperative: kernel.cooperative,
         };
         let launched = arguments.with_params(|params| {
             stream.enqueue_over(lists, |stream| {

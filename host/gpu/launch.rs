@@ -95,6 +95,8 @@ pub(crate) struct Kernel<A> {
     /// Whether the kernel may begin before its predecessor in the stream has ended: it waits before it
     /// touches what that one writes.
     pub overlap: bool,
+    /// Whether its blocks wait for each other, so that all must be resident at once.
+    pub cooperative: bool,
     /// Bytes of dynamic shared memory per block: what the kernel declares, or what
     /// [`with_shared`](Self::with_shared) says.
     pub shared_bytes: u32,
@@ -111,12 +113,18 @@ impl<A> Kernel<A> {
         module: fn(Family, &str) -> Option<String>,
     ) -> Self {
         let text = KernelText { name, module };
-        Kernel { text, threads, cluster, overlap, shared_bytes, arguments: PhantomData }
+        Kernel { text, threads, cluster, overlap, cooperative: false, shared_bytes, arguments: PhantomData }
     }
 
     /// The kernel with so many bytes of dynamic shared memory, where they depend on its arguments.
     pub const fn with_shared(self, shared_bytes: u32) -> Self {
         Kernel { shared_bytes, ..self }
+    }
+
+    /// The kernel, launched so that all its blocks are resident at once; a grid that is too large for that is
+    /// an error of the driver.
+    pub const fn cooperative(self) -> Self {
+        Kernel { cooperative: true, ..self }
     }
 }
 

@@ -48,6 +48,24 @@ pub const COLUMNS_MULTIPLE: u32 = 8;
 /// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
 /// a multiple.
 pub const COPY_BYTES: u32 = 16;
+/// Words of the control memory.
+pub const FEW_CONTROL_WORDS: u32 = 544;
+/// Most pairs of a token and a slot.
+pub const FEW_MOST_PAIRS: u32 = 128;
+/// Most stages of the ring.
+pub const FEW_MOST_STAGES: u32 = 6;
+/// Most stripes: one thread counts for each.
+pub const FEW_MOST_STRIPES: u32 = 256;
+/// Bytes of weights in a stage, at most.
+pub const FEW_STAGE_BYTES: u32 = 32768;
+/// Bytes of K in a stage, at most.
+pub const FEW_STAGE_K: u32 = 2048;
+/// Columns of a stripe of the output.
+pub const FEW_STRIPE: u32 = 128;
+/// Bytes of shared memory besides stages and inputs.
+pub const FEW_TABLE_BYTES: u32 = 26880;
+/// Most rows of a tile.
+pub const FEW_TILE_ROWS: u32 = 8;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
 pub const FIRST_TILE: u32 = 65;
 /// Columns of the intermediate in an item of a gated kernel: half of the tile's are gate, half are up.
@@ -67,6 +85,17 @@ pub struct GemmTile {
     pub a_box_rows: u32,
     /// Bytes of global memory that a block needs for sums of items that were cut; 0 where none are.
     pub partial_bytes: u32,
+}
+/// What the hidden states are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HiddenType {
+    /// bf16.
+    Bf16 = 0,
+    /// f16.
+    F16 = 1,
+    /// e4m3 with scales.
+    E4m3 = 2,
 }
 /// Of `router_logits_16x8`.
 pub const LOGITS_16X8: LogitsTile = LogitsTile {
@@ -194,6 +223,10 @@ pub const WIDE: GemmTile = GemmTile {
     a_box_rows: 64,
     partial_bytes: 0,
 };
+/// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
+pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
+    tile_rows * pitch + k.div_ceil(128) * 32
+}
 /// Bytes of shared memory for the tables of a sort whose blocks have `ranking_warps` warps with rows.
 pub const fn permute_table_bytes(ranking_warps: usize, local_experts: usize) -> usize {
     ((ranking_warps.div_ceil(2) + 2) * (local_experts + 1) * 4).next_multiple_of(16)
@@ -263,6 +296,37 @@ pub struct ProblemSizes {
     pub intermediate: u32,
     /// The weights take the place of the rows: `(n, m, k)`.
     pub swap_operands: bool,
+}
+/// One of the two matrices of an expert, and what its units are.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection {
+    /// e4m3 `[local experts, rows, k]`, 16-byte aligned.
+    pub weights: DevicePtr<u8>,
+    /// Their scales, as many as the kind says.
+    pub weight_scales: DevicePtr<f32>,
+    /// The scale of all inputs, where one is given.
+    pub given_scale: DevicePtr<f32>,
+    /// Which scales the weights have.
+    pub weight_scale_kind: BScaleKind,
+    /// Which scales the inputs get.
+    pub input_scale_kind: AScaleKind,
+    /// K, a multiple of 64.
+    pub k: u32,
+    /// Rows of an expert's matrix.
+    pub rows: u32,
+    /// Rows of half a unit: 8, 16, 32 or 64.
+    pub half_rows: u32,
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
+    /// that is less, fit into a stage.
+    pub stage_k: u32,
+    /// Rows from the first half of a unit to its second.
+    pub half_distance: u32,
+    /// Rows from a unit to the next.
+    pub stride: u32,
+    /// Parts that K is cut into, each of which is a unit of its own.
+    pub parts: u32,
+    /// Units of a tile.
+    pub units: u32,
 }
 /// What all of these kernels read, and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -662,6 +726,126 @@ impl Arguments for CountRows {
                 ::core::ptr::from_ref(&self.offsets).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.counts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+            ],
+        )
+    }
+}
+/// Arguments of `few_tokens`.
+#[derive(Clone, Copy, Debug)]
+pub struct FewTokens {
+    /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
+    pub hidden: DevicePtr<u8>,
+    /// f32, the scales of hidden states in e4m3, where they have some.
+    pub hidden_scales: DevicePtr<f32>,
+    /// Where they are.
+    pub hidden_scale_strides: Strides,
+    /// i32 `[tokens, top_k]`.
+    pub topk_ids: DevicePtr<i32>,
+    /// f32 `[tokens, top_k]`.
+    pub topk_weights: DevicePtr<f32>,
+    /// i32 `[experts]`, -1 for experts of other ranks; null where all are here.
+    pub expert_map: DevicePtr<i32>,
+    /// w13: K is H, an expert has 2I rows.
+    pub first: Projection,
+    /// w2: K is I, an expert has H rows.
+    pub second: Projection,
+    /// f32 `[tokens * top_k, I]`, 16-byte aligned; not read before it is written.
+    pub activated: DevicePtr<f32>,
+    /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
+    pub products: DevicePtr<f32>,
+    /// i64 `[local experts + 1]`: pairs of the experts before each.
+    pub expert_offsets: DevicePtr<i64>,
+    /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
+    pub control: DevicePtr<u32>,
+    /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
+    pub out: DevicePtr<u8>,
+    /// T. With `top_k`, at most `FEW_MOST_PAIRS` pairs.
+    pub tokens: u32,
+    /// k.
+    pub top_k: u32,
+    /// E, of all ranks.
+    pub experts: u32,
+    /// E_loc.
+    pub local_experts: u32,
+    /// Rows of a tile, at most `FEW_TILE_ROWS`.
+    pub tile_rows: u32,
+    /// Stages of the ring.
+    pub stages: u32,
+    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16.
+    pub input_pitch: u32,
+    /// What the hidden states are.
+    pub hidden_type: HiddenType,
+    /// What the output is.
+    pub out_type: OutType,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
+    /// What joins gate and up.
+    pub function: ActivationFunction,
+    /// Whether the weights are packed: then K and I are multiples of 128.
+    pub packed: bool,
+    /// Whether a pair's weight multiplies its input, and not its output.
+    pub weighs_input: bool,
+    /// Whether the result is added to the output.
+    pub adds: bool,
+}
+impl Arguments for FewTokens {
+    fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
+        f(
+            &mut [
+                ::core::ptr::from_ref(&self.hidden).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.hidden_scales).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.hidden_scale_strides.row).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.hidden_scale_strides.group)
+                    .cast_mut()
+                    .cast(),
+                ::core::ptr::from_ref(&self.topk_ids).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.topk_weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.expert_map).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.weight_scales).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.given_scale).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.weights).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.weight_scales).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.given_scale).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.activated).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.products).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.expert_offsets).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.control).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.weight_scale_kind).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.input_scale_kind).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.half_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.stage_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.half_distance).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.stride).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.parts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.weight_scale_kind).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.input_scale_kind).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.half_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.stage_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.half_distance).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.stride).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.parts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.local_experts).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.tile_rows).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.stages).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.input_pitch).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.hidden_type).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.out_type).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.limit).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.packed)).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.weighs_input)).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],
         )
     }
@@ -1656,6 +1840,15 @@ pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
     256,
     1,
     true,
+    0,
+    module,
+);
+/// Kernel `few_tokens`: 544 threads per block, at least 1 blocks per SM.
+pub const FEW_TOKENS: Kernel<FewTokens> = Kernel::new(
+    "few_tokens",
+    544,
+    1,
+    false,
     0,
     module,
 );

@@ -341,6 +341,9 @@ pub(crate) struct Request<'a> {
     /// `[T]`, for a router that looks experts up.
     pub token_ids: Option<Slice<'a, i32>>,
     pub workspace: SliceMut<'a, u8>,
+    /// Words that a launch finds as the last one left them; without them, some of the workspace, which are
+    /// cleared first.
+    pub control: Option<SliceMut<'a, u32>>,
     pub out: Output<'a>,
     pub observe: Option<Observer<'a>>,
     /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
@@ -404,7 +407,8 @@ impl RawForward {
             (out, workspace)
         };
         let out = if add { Output::Add(out) } else { Output::Write(out) };
-        Ok(Request { hidden, routed, token_ids, workspace, out, observe: None, is_weighed: false })
+        let control = None;
+        Ok(Request { hidden, routed, token_ids, workspace, control, out, observe: None, is_weighed: false })
     }
 }
 
@@ -460,14 +464,31 @@ impl Hidden<'_> {
 impl Request<'_> {
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Request<'_> {
-        let Request { hidden, routed, token_ids, workspace, out, observe, is_weighed } = self;
+        let Request { hidden, routed, token_ids, workspace, control, out, observe, is_weighed } = self;
         let out = match out {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
+        let (workspace, control) = (workspace.reborrow(), control.as_mut().map(SliceMut::reborrow));
         let (hidden, routed, token_ids) = (*hidden, *routed, *token_ids);
-        let (observe, is_weighed, workspace) = (*observe, *is_weighed, workspace.reborrow());
-        Request { hidden, routed, token_ids, workspace, out, observe, is_weighed }
+        let (observe, is_weighed) = (*observe, *is_weighed);
+        Request { hidden, routed, token_ids, workspace, control, out, observe, is_weighed }
+    }
+
+    /// Whether hidden states and output are aligned for the layer in one launch: to 16 bytes.
+    pub fn is_aligned(&self) -> bool {
+        let hidden = match &self.hidden {
+            Hidden::Bf16(hidden) => hidden.ptr().raw(),
+            Hidden::F16(hidden) => hidden.ptr().raw(),
+            Hidden::Quantised { values, .. } => values.ptr().raw(),
+        };
+        let (Output::Write(out) | Output::Add(out)) = &self.out;
+        let out = match out {
+            ActivationsMut::Bf16(out) => out.ptr().raw(),
+            ActivationsMut::F16(out) => out.ptr().raw(),
+            ActivationsMut::F32(out) => out.ptr().raw(),
+        };
+        (hidden | out).is_multiple_of(16)
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.

@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::OP;
 use super::call::{Hidden, Observer, Output, Request, Routed, no_token_ids};
+use super::few_tokens::Work;
 use super::weights::DeviceWeights;
 use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
 use crate::error::Result;
@@ -60,9 +61,9 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer; a
-    /// forward never runs both `unpermute` and `cast`.
-    pub const NAMES: [&'static str; 9] = [
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
+    /// never runs both `unpermute` and `cast`, and the last stands for all behind the router.
+    pub const NAMES: [&'static str; 10] = [
         "shared expert",
         "router",
         "permute",
@@ -72,6 +73,7 @@ impl Step {
         "grouped GEMM 2",
         "unpermute",
         "cast",
+        "one launch",
     ];
 }
 
@@ -131,7 +133,8 @@ impl<'a> Cutter<'a> {
 impl Call<'_> {
     /// Enqueues everything. The request has been checked; its workspace is as long as the plan says.
     pub fn enqueue(&self, stream: &Stream, request: Request<'_>) -> Result<()> {
-        let Request { hidden, routed, token_ids, workspace, out, .. } = request;
+        let is_aligned = request.is_aligned();
+        let Request { hidden, routed, token_ids, workspace, control, out, .. } = request;
         let adds = matches!(out, Output::Add(_));
         let (Output::Write(mut out) | Output::Add(mut out)) = out;
         let layout = &self.plan.layout;
@@ -161,6 +164,9 @@ impl Call<'_> {
             logits: cutter.take(&layout.shared_logits),
             layer: cutter.take(&layout.shared_layer),
         };
+        let activated = cutter.take(&layout.activated);
+        let products = cutter.take(&layout.few_products);
+        let spare = cutter.take(&layout.control);
         let is_beside = !matches!(self.plan.shared, SharedPlan::None);
         if is_beside {
             self.step(0);
@@ -197,6 +203,14 @@ impl Call<'_> {
         };
         if self.config.slot_local_experts() == 0 {
             return if adds { Ok(()) } else { out.fill_bytes(0, stream) };
+        }
+        if let Some(plan) = &self.plan.few_tokens
+            && is_aligned
+        {
+            self.step(9);
+            let expert_offsets = lists.expert_offsets;
+            let work = Work { activated, products, expert_offsets, control, spare };
+            return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
         }
         let mut end = match (self.config.reduction, out) {
             (Reduction::Deterministic, out) => End::Unpermute { out, adds },
@@ -466,16 +480,11 @@ impl Call<'_> {
                 topk_weights: self.output_weights(routed),
             }),
         };
-        let scale = self.weights.w2_scale.as_slice();
         let args = GroupedGemm {
             a: parts.intermediate.as_slice(),
             a_scale: self.second_a_scale(parts.intermediate_scales.as_slice()),
             b: self.weights.w2.as_slice(),
-            b_scale: match self.config.quantization.weights() {
-                WeightScales::Tensor => BScale::Expert(scale),
-                WeightScales::Channel => BScale::Channel(scale),
-                WeightScales::Block128 => BScale::Block(scale),
-            },
+            b_scale: self.w2_scale(),
             bias: self.bias(1),
             permutation,
             out,
@@ -525,10 +534,20 @@ impl Call<'_> {
 
     /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
     /// here.
-    fn w13_scale(&self) -> BScale<'_> {
+    pub(super) fn w13_scale(&self) -> BScale<'_> {
         let scale = self.weights.w13_scale.as_slice();
         match self.config.quantization.weights() {
             WeightScales::Tensor | WeightScales::Channel => BScale::Channel(scale),
+            WeightScales::Block128 => BScale::Block(scale),
+        }
+    }
+
+    /// Scales of w2.
+    pub(super) fn w2_scale(&self) -> BScale<'_> {
+        let scale = self.weights.w2_scale.as_slice();
+        match self.config.quantization.weights() {
+            WeightScales::Tensor => BScale::Expert(scale),
+            WeightScales::Channel => BScale::Channel(scale),
             WeightScales::Block128 => BScale::Block(scale),
         }
     }

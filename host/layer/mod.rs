@@ -18,6 +18,9 @@
 //!                                 out [T, H] <--cast-- sums [T, H] <--weigh, add-- GEMM 2 <----+
 //! ```
 //!
+//! For up to eight tokens everything behind the router is one launch, where the kernel fits the layer
+//! (`few_tokens`).
+//!
 //! For large batches the rows of the tokens, `[T, H]`, are quantised in place, and GEMM 1 gathers them.
 //!
 //! A forward enqueues these operations on one stream. It neither allocates nor synchronises, so it can be
@@ -25,6 +28,7 @@
 
 mod call;
 mod element;
+mod few_tokens;
 mod forward;
 mod memory;
 mod plans;
@@ -191,6 +195,10 @@ impl MoeLayer {
             {
                 **beside = Plan::new(&self.device, &config, tokens, weights.layout)?;
             }
+            if self.weights.expert_biases.is_some() {
+                // The launch for few tokens knows none.
+                plan.few_tokens = None;
+            }
             Ok(plan)
         })
     }
@@ -209,7 +217,7 @@ impl MoeLayer {
     /// More tokens than the kernels can count, or than the device has memory for.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
         let memory = self.device.uninit(self.workspace_bytes(tokens)?)?;
-        Ok(Workspace::new(self.config.clone(), memory))
+        Workspace::new(self.config.clone(), memory)
     }
 
     /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.
@@ -227,8 +235,9 @@ impl MoeLayer {
     pub fn forward_with(&self, stream: &Stream, forward: Forward<'_>) -> Result<()> {
         let Forward { hidden, routed, token_ids, workspace, out, observe } = forward;
         workspace.check(&self.config)?;
-        let workspace = workspace.memory();
-        let request = Request { hidden, routed, token_ids, workspace, out, observe, is_weighed: false };
+        let (workspace, control) = workspace.parts();
+        let (control, is_weighed) = (Some(control), false);
+        let request = Request { hidden, routed, token_ids, workspace, control, out, observe, is_weighed };
         self.enqueue(stream, request)
     }
 

@@ -79,6 +79,7 @@ impl Call<'_> {
                     routed: None,
                     token_ids: None,
                     workspace: layer,
+                    control: None,
                     out,
                     observe: None,
                 };

@@ -24,8 +24,8 @@ use crate::plan::{Plan, SharedPlan};
 /// kernels that differ are loaded one by one, at their first launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Class {
-    /// Rows of the GEMMs' tiles.
-    block_m: usize,
+    /// Rows of the GEMMs' tiles; none where the layer is one launch.
+    block_m: Option<usize>,
     /// The router's kernel; none where the routing is given.
     router: Option<RouterLogitsPath>,
     /// The types of hidden states and output.
@@ -46,7 +46,9 @@ impl Class {
             SharedPlan::None | SharedPlan::Bf16 => None,
         };
         let shared = config.shared.map(|_| (plan.router, beside));
-        Class { block_m: plan.block_m, router, types, shared }
+        let is_one_launch = plan.few_tokens.is_some() && request.is_aligned();
+        let block_m = (!is_one_launch).then_some(plan.block_m);
+        Class { block_m, router, types, shared }
     }
 }
 
@@ -151,6 +153,7 @@ mod tests {
             routed: is_routed.then_some(routed),
             token_ids: None,
             workspace: workspace.as_mut_slice(),
+            control: None,
             out: Output::Write(O::erase(out.as_mut_slice())),
             observe: None,
             is_weighed: false,

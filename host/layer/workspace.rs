@@ -4,6 +4,7 @@ use super::OP;
 use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
+use crate::ops::few_tokens::CONTROL_WORDS;
 use crate::ops::pack_weights::WeightLayout;
 use crate::plan::Plan;
 
@@ -36,11 +37,14 @@ use crate::plan::Plan;
 pub struct Workspace {
     config: MoeConfig,
     memory: Buffer<u8>,
+    /// What launches whose blocks wait for each other find as the last one left it: zeros at first.
+    control: Buffer<u32>,
 }
 
 impl Workspace {
-    pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>) -> Workspace {
-        Workspace { config, memory }
+    pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>) -> Result<Workspace> {
+        let control = memory.device().zeros(CONTROL_WORDS)?;
+        Ok(Workspace { config, memory, control })
     }
 
     /// Refuses a layer of another config than the workspace was made for. Layers of the same config, e.g.
@@ -54,6 +58,11 @@ impl Workspace {
     /// All of the memory.
     pub fn memory(&mut self) -> SliceMut<'_, u8> {
         self.memory.as_mut_slice()
+    }
+
+    /// The memory, and the control words beside it.
+    pub(crate) fn parts(&mut self) -> (SliceMut<'_, u8>, SliceMut<'_, u32>) {
+        (self.memory.as_mut_slice(), self.control.as_mut_slice())
     }
 
     /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64 `[E_loc +

@@ -18,6 +18,7 @@
 
 pub mod activation;
 pub mod cast;
+pub(crate) mod few_tokens;
 pub mod gated_gemm;
 pub mod grouped_gemm;
 pub mod pack_weights;

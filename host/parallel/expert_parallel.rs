@@ -100,7 +100,12 @@ impl ExpertParallel {
         options: ExpertOptions,
     ) -> Result<ExpertParallel> {
         let abort = communicator.abort_handle();
-        abort.note(Self::checked(layer, communicator, options))
+        // Behind an error the last handle would go before the error is noted, and with it this rank: others
+        // would learn that it has left, and not why.
+        let present = communicator.clone();
+        let checked = abort.note(Self::checked(layer, communicator, options));
+        drop(present);
+        checked
     }
 
     fn checked(

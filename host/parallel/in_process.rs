@@ -386,3 +386,50 @@ impl fmt::Debug for InProcess {
         write!(f, "rank {} of {} in this process, on {}", self.rank, self.group.size, self.device)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use super::InProcess;
+    use crate::parallel::{ExpertOptions, ExpertParallel, Limits};
+    use crate::{Device, MoeConfig, MoeDeviceWeights, MoeLayer, Quantization, Routing};
+
+    fn layer(device: &Device) -> MoeLayer {
+        let config = MoeConfig {
+            hidden_size: 128,
+            intermediate_size: 128,
+            experts: 2,
+            top_k: 1,
+            quantization: Quantization::Block128,
+            routing: Routing::Softmax { renormalize: true },
+            ..Default::default()
+        };
+        let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&config);
+        let [w13_scale, w2_scale] = [w13_scale, w2_scale].map(|len| device.zeros(len).expect("memory"));
+        let [w13, w2] = [w13, w2].map(|len| device.zeros(len).expect("memory"));
+        let weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
+        let weights = weights.router(device.zeros(2 * 128).expect("memory"));
+        MoeLayer::from_device(device, &config, weights).expect("a layer")
+    }
+
+    /// A rank's mistake is known before the group can see that the rank has left, whichever check of `new`
+    /// found it: options, which it looks at first, or experts, when all but the agreement is done.
+    #[test]
+    fn a_mistake_is_known_before_its_rank_leaves() {
+        let device = Device::for_test(None);
+        for options in [ExpertOptions::new(0), ExpertOptions::new(4)] {
+            let mut ranks = InProcess::group(&device, 2, Limits::default()).expect("a group").into_iter();
+            let (at_fault, _other) = (ranks.next().expect("rank 0"), ranks.next().expect("rank 1"));
+            let (group, (sender, seen)) = (at_fault.group.clone(), mpsc::channel());
+            let noted = group.clone();
+            // Runs where the failure is noted, before whoever notes it goes on.
+            group.board.on_failure(move |_| sender.send(noted.lock().gone[0]).expect("a receiver"));
+            // All experts are not rank 0's alone.
+            let error = ExpertParallel::new(layer(&device), Arc::new(at_fault), options);
+            assert!(error.is_err(), "a mistake");
+            assert_eq!(seen.try_recv(), Ok(false), "left before its mistake was known");
+            assert!(group.lock().gone[0], "and left then");
+        }
+    }
+}

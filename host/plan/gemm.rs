@@ -197,7 +197,7 @@ impl GemmKernel {
             format!("must have below 2^31 tiles of {} columns", tile.columns())
         })?;
         let blocks = match path {
-            Path::Auto | Path::Portable { blocks: None } | Path::Hopper { .. } => {
+            Path::Auto | Path::OneLaunch | Path::Portable { blocks: None } | Path::Hopper { .. } => {
                 let per_sm = tile.blocks_per_multiprocessor(device.shared_per_block(), options.promoted());
                 device.multiprocessors() * per_sm
             }

@@ -10,6 +10,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `mod` | a forward: which operations there are, and what they hand to each other |
+//! | `few_tokens` | whether the layer is one launch, and how it cuts its matrices |
 //! | `gemm` | height of the tiles, kernel and grid of a GEMM, its partial sums; whether rows are gathered |
 //! | `packed` | how weights lie in memory |
 //! | `tiles` | what a tile takes of an SM |
@@ -21,6 +22,7 @@
 //! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of
 //! the worst case, heights of tiles those of an even spread.
 
+pub(crate) mod few_tokens;
 pub(crate) mod gemm;
 pub(crate) mod packed;
 mod path;
@@ -33,6 +35,7 @@ pub(crate) mod workspace;
 use crate::config::{ActivationScales, MoeConfig, Reduction, Routing, SharedRun, WeightScales};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
+use few_tokens::FewTokensPlan;
 pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
 use packed::WeightLayout;
 use permutation::PermuteShape;
@@ -72,6 +75,9 @@ pub(crate) struct Plan {
     pub first_scales: ScaleLayout,
     /// Where the scales in front of GEMM 2 are, if there is one per group.
     pub second_scales: ScaleLayout,
+    /// The layer behind the router in one launch, where few tokens allow it: instead of everything above but
+    /// the router.
+    pub few_tokens: Option<FewTokensPlan>,
     /// A shared expert beside the grouped GEMMs.
     pub shared: SharedPlan,
     /// What lies where in the workspace.
@@ -141,6 +147,7 @@ impl Plan {
             scaled_rows,
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
+            few_tokens: FewTokensPlan::new(device, config, tokens, weights == WeightLayout::Packed),
             shared: match (config.shared_run(), config.shared_layer()) {
                 (SharedRun::None | SharedRun::Slots(_), _) => SharedPlan::None,
                 (SharedRun::Beside, Some(layer)) => {
@@ -190,6 +197,15 @@ impl Plan {
             None => 0,
         };
         let (mut most, mut last) = (0, tokens);
+        // The launch for few tokens needs memory besides, by cuts that follow the number of tokens.
+        for few in 1..=tokens.min(FewTokensPlan::MOST_TOKENS) {
+            for weights in [WeightLayout::Checkpoint, WeightLayout::Packed] {
+                // What cannot be packed is not.
+                if let Ok(plan) = Plan::new(device, config, few, weights) {
+                    most = most.max(plan.layout.bytes);
+                }
+            }
+        }
         loop {
             let plan = Plan::new(device, config, last, WeightLayout::Checkpoint)?;
             most = most.max(plan.layout.bytes - plan.layout.shared_layer.len() + beside);

@@ -9,7 +9,7 @@ use crate::gpu::family::Family;
 pub(crate) fn takes_hopper(op: &'static str, device: &Device, path: Path) -> Result<bool> {
     let is_hopper = device.family() == Family::Sm90a;
     match path {
-        Path::Auto => Ok(is_hopper),
+        Path::Auto | Path::OneLaunch => Ok(is_hopper),
         Path::Portable { .. } => Ok(false),
         Path::Hopper { .. } => {
             require(is_hopper, op, "path", "Hopper", || {

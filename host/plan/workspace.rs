@@ -21,6 +21,9 @@
 //! shared_middle     bf16  [T, Is]
 //! shared_logits     f32   [T] of its weights
 //! shared_layer      u8    the workspace of such an expert that is a layer of its own
+//! activated         f32   [R, I']                where the layer is one launch: behind the activation
+//! few_products      f32   [parts of K, R, H]     likewise: the experts' outputs
+//! control           u32                          likewise: counters, for workspaces that do not have them apart
 //! ```
 //!
 //! A shared expert that is computed as `s` more experts makes k `k + s`, E `E + s`, E_loc `E_loc + s`, and a
@@ -35,6 +38,7 @@ use super::permutation::tile_schedule_entries;
 use super::{First, Plan, SharedPlan, elements, scale_rows};
 use crate::config::{MoeConfig, Reduction};
 use crate::error::{Result, require};
+use crate::kernels::launchers;
 
 const OP: &str = "MoeLayer::workspace";
 
@@ -63,6 +67,9 @@ pub(crate) struct Layout {
     pub shared_middle: Range<usize>,
     pub shared_logits: Range<usize>,
     pub shared_layer: Range<usize>,
+    pub activated: Range<usize>,
+    pub few_products: Range<usize>,
+    pub control: Range<usize>,
     /// Bytes of all parts.
     pub bytes: usize,
 }
@@ -91,6 +98,7 @@ impl Layout {
             SharedPlan::None | SharedPlan::Bf16 => 0,
         };
         let columns = config.experts + usize::from(config.routes_shared());
+        let (few, parts) = plan.few_tokens.as_ref().map_or((0, 0), |few| (few.pairs, few.second.parts));
         let mut end = 0usize;
         let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {
             let start = end;
@@ -120,6 +128,9 @@ impl Layout {
             shared_middle: part(tokens, shared_size, 2)?,
             shared_logits: part(if shared_size > 0 { tokens } else { 0 }, 1, 4)?,
             shared_layer: part(shared_layer, 1, 1)?,
+            activated: part(few, intermediate, 4)?,
+            few_products: part(few * parts, hidden, 4)?,
+            control: part(if few > 0 { launchers::FEW_CONTROL_WORDS as usize } else { 0 }, 1, 4)?,
             bytes: end,
         })
     }

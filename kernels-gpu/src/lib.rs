@@ -10,6 +10,7 @@
 //! | [`elementwise`] | quantise, activation, unpermute, cast |
 //! | [`ranks`] | routings that travel between ranks, and the sum of what comes back |
 //! | [`gemm`] | the grouped GEMMs: `portable`, `hopper` |
+//! | `few_tokens` | the layer behind the router in one launch (sm_90a) |
 //! | `read_stream` | what benchmarks find the rate of memory with (Hopper) |
 //!
 //! Imports point upwards in this table; `xtask/src/rooms.rs` has the arrows, and checks them.
@@ -24,6 +25,8 @@
 
 mod abi;
 mod elementwise;
+#[cfg(target_feature = "sm_90a")]
+mod few_tokens;
 mod gemm;
 mod permute;
 mod ranks;

@@ -169,7 +169,11 @@ impl Layer {
         Layer {
             experts: experts.collect(),
             router,
-            bias: matches!(config.routing, Routing::Grouped { .. }).then_some(bias),
+            bias: matches!(
+                config.routing,
+                Routing::Grouped { .. } | Routing::SqrtSoftplus { vocabulary: None, .. }
+            )
+            .then_some(bias),
             // Intermediates reach 20 and more: with odd seeds they saturate.
             input_scales: q
                 .is_static()
@@ -418,6 +422,16 @@ impl Layer {
                 let kept = best(&group_scores, &(0..groups).collect::<Vec<_>>(), topk_group);
                 let candidates: Vec<usize> = all.into_iter().filter(|i| kept.contains(&(i / size))).collect();
                 let picked = best(&biased, &candidates, k);
+                let sum: f64 = picked.iter().map(|&i| scores[i]).sum();
+                let factor = f64::from(scaling_factor) / if renormalize { sum + 1e-20 } else { 1.0 };
+                picked.into_iter().map(|i| (i, scores[i] * factor)).collect()
+            }
+            Routing::SqrtSoftplus { renormalize, scaling_factor, vocabulary: None } => {
+                let softplus = |x: &f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+                let scores: Vec<f64> = logits.iter().map(|x| softplus(x).sqrt()).collect();
+                let bias = self.bias.as_ref().expect("the oracle chooses with a bias");
+                let biased: Vec<f64> = scores.iter().zip(bias).map(|(s, &b)| s + f64::from(b)).collect();
+                let picked = best(&biased, &all, k);
                 let sum: f64 = picked.iter().map(|&i| scores[i]).sum();
                 let factor = f64::from(scaling_factor) / if renormalize { sum + 1e-20 } else { 1.0 };
                 picked.into_iter().map(|i| (i, scores[i] * factor)).collect()

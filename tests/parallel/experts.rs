@@ -71,12 +71,17 @@ fn replicas() {
     let placement = Placement::from_lists(7, lists).expect("all experts");
     let case = Case::new(block(7, 3), &[5, 0, 3], Skew::Steep, 12).placed(placement);
     case.check(Poison::Byte(0xff));
-    // As the layer without replicas, but for where the sums are rounded.
-    let plain = Case::new(block(7, 3), &[5, 0, 3], Skew::Steep, 12);
-    for (ours, plain) in case.expected().iter().zip(plain.expected()) {
-        let largest = plain.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max);
-        let close = |(a, b): (&bf16, &bf16)| (a.to_f32() - b.to_f32()).abs() <= largest / 32.0;
-        assert!(ours.iter().zip(&plain).all(close), "{ours:?} is not {plain:?}");
+    assert_near_the_exact_layer(&case);
+}
+
+/// What the ranks' parts add up to is the exact layer on each rank's tokens, within derived bounds.
+fn assert_near_the_exact_layer(case: &Case) {
+    for (rank, (ours, exact)) in case.expected().iter().zip(case.exact()).enumerate() {
+        assert_eq!(ours.len(), exact.len());
+        for (i, (ours, (exact, bound))) in ours.iter().zip(exact).enumerate() {
+            let difference = (f64::from(ours.to_f32()) - exact).abs();
+            assert!(difference <= bound, "rank {rank}, element {i}: {ours} is not {exact} within {bound}");
+        }
     }
 }
 
@@ -98,36 +103,26 @@ fn capacities() {
     case.check(Poison::Byte(0xff));
 }
 
-/// The sum over ranks is the layer with all experts, within the bounds of the exact one and the rounding of
-/// the parts.
+/// The sum over ranks is the layer with all experts, within the bounds of the exact one and the roundings of
+/// the parts. On tensor cores that cut sums, groups, whole layers and parts may each round other elements of
+/// an intermediate, since their kernels cut K otherwise: each is compared with the exact layer alone.
 #[test]
 fn against_the_whole_layer() {
-    let case = Case::new(block(8, 3), &[2, 3], Skew::Uniform, 21);
-    let stream = device().default_stream();
-    let whole = on_device(&device(), &case.layer);
-    let layers: Vec<_> = (0..2).map(|rank| case.part(&device(), rank)).collect();
-    for (tokens, output) in case.tokens.iter().zip(case.expected()) {
-        let Tokens { hidden, ids, weights } = tokens;
-        let run = |layer| {
-            run_routed::<f32>(&stream, layer, hidden, ids, weights, Poison::Fresh).expect("a forward")
-        };
-        let (h, k) = (128, 3);
-        let exact: Vec<_> = (0..tokens.len(case.config()))
-            .flat_map(|t| {
-                let slots = t * k..(t + 1) * k;
-                case.layer.forward(&hidden[t * h..(t + 1) * h], &ids[slots.clone()], &weights[slots])
-            })
-            .collect();
-        assert_eq!(out_of_bounds(&run(&whole), &exact), None, "all experts");
-        let parts: Vec<_> = layers.iter().map(&run).collect();
-        let sum: Vec<f32> = (0..output.len()).map(|i| parts.iter().map(|part| part[i]).sum()).collect();
-        assert_eq!(out_of_bounds(&sum, &exact), None, "the ranks' parts");
-        for (i, output) in output.iter().enumerate() {
-            // Half an ulp of bf16 is 2^-9 of a number: for each part, and for the sum.
-            let parts: f64 = parts.iter().map(|part| f64::from(part[i].abs())).sum();
-            let bound = (2.0 * parts + f64::from(sum[i].abs())) / 512.0;
-            let difference = (f64::from(output.to_f32()) - f64::from(sum[i])).abs();
-            assert!(difference <= bound, "element {i}: {output} is not {} within {bound}", sum[i]);
+    for seed in 21..25 {
+        let case = Case::new(block(8, 3), &[2, 3], Skew::Uniform, seed);
+        assert_near_the_exact_layer(&case);
+        let stream = device().default_stream();
+        let whole = on_device(&device(), &case.layer);
+        let layers: Vec<_> = (0..2).map(|rank| case.part(&device(), rank)).collect();
+        for Tokens { hidden, ids, weights } in &case.tokens {
+            let run = |layer| {
+                run_routed::<f32>(&stream, layer, hidden, ids, weights, Poison::Fresh).expect("a forward")
+            };
+            let exact = case.layer.forward(hidden, ids, weights);
+            assert_eq!(out_of_bounds(&run(&whole), &exact), None, "all experts");
+            let parts: Vec<_> = layers.iter().map(run).collect();
+            let sum: Vec<f32> = (0..hidden.len()).map(|i| parts.iter().map(|part| part[i]).sum()).collect();
+            assert_eq!(out_of_bounds(&sum, &exact), None, "the ranks' parts");
         }
     }
 }

@@ -84,6 +84,20 @@ fn experts_of_another_rank() {
     });
 }
 
+/// A rank that makes its mistake, and leaves with it, while all others wait for it; and one that has left
+/// with it before they come.
+#[test]
+fn a_mistake_while_others_wait() {
+    let case = case(&[1, 1, 1]);
+    for early in [[0, 1, 2], [1, 0, 2], [2, 0, 1]] {
+        mistake(3, 0, "max_tokens = 0: must be at least 1", |rank, communicator| {
+            let layer = case.part(&device(), rank);
+            std::thread::sleep(Duration::from_millis(150 * early[rank]));
+            ExpertParallel::new(layer, communicator, ExpertOptions::new(if rank == 0 { 0 } else { 4 }))
+        });
+    }
+}
+
 #[test]
 fn another_capacity() {
     let case = case(&[1, 1, 1]);

@@ -180,6 +180,39 @@ impl Case {
         ids.iter().enumerate().map(|slot| choose(slot).unwrap_or(-1)).collect()
     }
 
+    /// By rank: every output of the exact layer, and how far from it a group may be that forwards in one
+    /// chunk. A holder's part, which is within its own bound, is rounded to bf16, and so is the sum: by 2^-8
+    /// of a number at most.
+    pub fn exact(&self) -> Vec<Vec<(f64, f64)>> {
+        const HALF_ULP: f64 = 1.0 / 256.0;
+        let (h, k, rows) = (self.config().hidden_size, self.config().top_k, self.capacity);
+        // As the ranks have them: tokens behind one another, each rank's with room for `rows`.
+        let mut ids = vec![-1; self.ranks() * rows * k];
+        for (source, tokens) in self.tokens.iter().enumerate() {
+            ids[source * rows * k..][..tokens.ids.len()].copy_from_slice(&tokens.ids);
+        }
+        let mut outputs: Vec<_> =
+            self.tokens.iter().map(|tokens| vec![(0.0, 0.0); tokens.hidden.len()]).collect();
+        for holder in 0..self.ranks() {
+            let chosen = self.chosen(holder, rows, &ids);
+            for (source, (tokens, outputs)) in self.tokens.iter().zip(&mut outputs).enumerate() {
+                let chosen = &chosen[source * rows * k..][..tokens.ids.len()];
+                let parts = self.layer.forward(&tokens.hidden, chosen, &tokens.weights);
+                for (part, outputs) in parts.iter().zip(outputs.chunks_mut(h)) {
+                    for (n, (value, bound)) in outputs.iter_mut().enumerate() {
+                        let of_part = part.bound(n);
+                        *value += part.values[n];
+                        *bound += of_part + HALF_ULP * (part.values[n].abs() + of_part);
+                    }
+                }
+            }
+        }
+        for (value, bound) in outputs.iter_mut().flatten() {
+            *bound += HALF_ULP * (value.abs() + *bound);
+        }
+        outputs
+    }
+
     /// Runs the case on all ranks and compares, bit for bit.
     #[track_caller]
     pub fn check(&self, poison: Poison) {

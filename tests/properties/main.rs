@@ -9,6 +9,7 @@
 mod common;
 
 mod activation;
+mod few_tokens;
 mod forward;
 mod gated_gemm;
 mod grouped_gemm;

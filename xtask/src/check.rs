@@ -19,7 +19,11 @@ const DEVICE_CRATES: [&str; 4] =
     ["crates/cuda_std", "crates/cuda_std/tests/emission", "crates/cuda_std/tests/hopper", "kernels-gpu"];
 
 /// The tests that run once more on sums as tensor cores cut them, and which parts of each.
-const ON_CUT_SUMS: [(&str, &[&str]); 1] = [("grid", &["layer", "grouped_gemm"])];
+const ON_CUT_SUMS: [(&str, &[&str]); 3] = [
+    ("grid", &["layer", "grouped_gemm"]),
+    ("cases", &["all_models_match", "wrong_weights", "flipped_roundings"]),
+    ("parallel", &["experts", "shares"]),
+];
 
 /// Sets up and runs all checks; stops at the first that fails.
 pub fn run() -> Result<()> {

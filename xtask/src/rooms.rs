@@ -59,6 +59,7 @@ const KERNELS: Rooms = Rooms {
         ("elementwise", &["abi"]),
         ("ranks", &["abi", "elementwise"]),
         ("gemm", &["abi", "elementwise", "schedule"]),
+        ("few_tokens", &["abi", "elementwise", "gemm"]),
         ("read_stream", &[]),
     ],
     tangled: &[],

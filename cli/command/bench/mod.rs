@@ -59,6 +59,10 @@ pub struct Arguments {
     /// Whether the first GEMM gathers its rows by token: auto, always (where its kernels can) or never
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     gather: String,
+    /// Which kernels: auto, one-launch (the layer behind the router in one, up to eight tokens), hopper (its
+    /// GEMMs) or portable
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    path: String,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use fp8_moe::ops::grouped_gemm::Path;
 use fp8_moe::{Accumulation, Device, Error, Gather, MoeConfig, Reduction, Result};
 use fp8_moe_cli::{
     Load, MODELS, Memory, Model, Part, Routed, RoutingKind, Scheme, Shape, Work, sets_to_outgrow_cache,
@@ -62,6 +63,7 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     }
     let reduction: Reduction = arguments.reduction.parse()?;
     let gather = gather(&arguments.gather)?;
+    let path = path(&arguments.path)?;
     let mut cases = Vec::new();
     for &Model { name, shape, tp, ep } in &models {
         let (tp, ep) = (tp.saturating_mul(arguments.tp), ep.saturating_mul(arguments.ep));
@@ -69,7 +71,7 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
             let config = shape.config(scheme, tp, ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
             let config = config.to_builder().accumulation(accumulation).reduction(reduction);
-            let config = config.gather(gather).build()?;
+            let config = config.gather(gather).path(path).build()?;
             let batches = batches
                 .iter()
                 .map(|&tokens| {
@@ -113,6 +115,17 @@ fn gather(name: &str) -> Result<Gather> {
         "always" => Ok(Gather::Always),
         "never" => Ok(Gather::Never),
         _ => Err(Error::argument("bench", "gather", name, "must be auto, always or never")),
+    }
+}
+
+/// Kernels, by the names that the command line has.
+fn path(name: &str) -> Result<Path> {
+    match name {
+        "auto" => Ok(Path::Auto),
+        "one-launch" => Ok(Path::OneLaunch),
+        "hopper" => Ok(Path::Hopper { blocks: None }),
+        "portable" => Ok(Path::Portable { blocks: None }),
+        _ => Err(Error::argument("bench", "path", name, "must be auto, one-launch, hopper or portable")),
     }
 }
 

@@ -159,6 +159,27 @@ pub fn active_mask() -> u32 {
     unsafe { nvvm_activemask() }
 }
 
+/// Whether this is the one lane that the hardware picks: `elect.sync` of all 32 lanes. What is behind it runs in
+/// one thread, and the assembler knows that, so that it need not look for more threads at instructions that take
+/// uniform registers, as bulk copies do. All 32 lanes call it together.
+#[inline(always)]
+pub fn elect() -> bool {
+    let is_elected: u32;
+    // SAFETY: reads which lane is picked. Where a caller has all lanes together, a copy of this code has too.
+    unsafe {
+        core::arch::asm!(
+            "{{",
+            ".reg .pred elected;",
+            "elect.sync _|elected, 0xffffffff;",
+            "selp.u32 {is_elected}, 1, 0, elected;",
+            "}}",
+            is_elected = out(reg32) is_elected,
+            options(nostack)
+        );
+    }
+    is_elected != 0
+}
+
 /// One lane of `mask`, the same in all of them: its lowest.
 #[inline(always)]
 pub fn first_lane(mask: u32) -> u32 {

@@ -6,8 +6,8 @@ use crate::error::{CudaResult, call};
 use crate::module::Function;
 use crate::stream::Stream;
 use crate::sys::{
-    CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, CUDA_ERROR_INVALID_HANDLE, CUlaunchAttribute,
-    CUlaunchAttributeValue, CUlaunchConfig,
+    CU_LAUNCH_ATTRIBUTE_COOPERATIVE, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+    CUDA_ERROR_INVALID_HANDLE, CUlaunchAttribute, CUlaunchAttributeValue, CUlaunchConfig,
 };
 
 /// How a kernel is launched.
@@ -22,6 +22,9 @@ pub struct LaunchConfig {
     /// Whether the kernel may begin before its predecessor in the stream has ended (programmatic stream
     /// serialization).
     pub overlap: bool,
+    /// Whether all blocks must be resident at once, because they wait for each other. A grid that is too large
+    /// for that is refused.
+    pub cooperative: bool,
 }
 
 impl Stream {
@@ -45,17 +48,26 @@ impl Stream {
             // Of another driver its handle would be an address there.
             return self.driver().check("cuLaunchKernelEx", CUDA_ERROR_INVALID_HANDLE);
         }
-        let mut value = CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmatic_stream_serialization_allowed = c_int::from(true);
-        let id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = CUlaunchAttribute { id, pad: [0; 4], value };
+        let value = CUlaunchAttributeValue { pad: [0; 64] };
+        let mut attributes = [CUlaunchAttribute { id: 0, pad: [0; 4], value }; 2];
+        let mut count = 0;
+        if config.overlap {
+            attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmatic_stream_serialization_allowed = c_int::from(true);
+            count += 1;
+        }
+        if config.cooperative {
+            attributes[count].id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = c_int::from(true);
+            count += 1;
+        }
         let raw = CUlaunchConfig {
             grid_dim: config.grid,
             block_dim: config.block,
             shared_mem_bytes: config.dynamic_shared,
             stream: self.as_raw(),
-            attrs: &mut attribute,
-            num_attrs: c_uint::from(config.overlap),
+            attrs: attributes.as_mut_ptr(),
+            num_attrs: count as c_uint,
         };
         let _current = self.context().enter()?;
         // SAFETY: as many attributes as the configuration says lie there; stream and function are alive, and of

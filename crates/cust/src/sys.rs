@@ -94,6 +94,8 @@ pub const CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: c_uint = 6;
 
 /// Launch attribute: blocks of a cluster.
 pub const CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION: c_uint = 4;
+/// Launch attribute: all blocks are resident at once.
+pub const CU_LAUNCH_ATTRIBUTE_COOPERATIVE: c_uint = 2;
 /// Launch attribute: the kernel may begin before its predecessor in the stream has ended.
 pub const CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
@@ -115,6 +117,8 @@ pub struct CUlaunchAttribute {
 pub union CUlaunchAttributeValue {
     /// All bytes.
     pub pad: [u8; 64],
+    /// Of [`CU_LAUNCH_ATTRIBUTE_COOPERATIVE`].
+    pub cooperative: c_int,
     /// Of [`CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`].
     pub cluster_dim: [c_uint; 3],
     /// Of [`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`].

@@ -60,7 +60,13 @@ fn saxpy(module: &Module, stream: &Stream, y: &DeviceMemory, x: &DeviceMemory, a
         ptr::from_ref(&a).cast_mut().cast(),
         ptr::from_ref(&n).cast_mut().cast(),
     ];
-    let config = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, overlap: false };
+    let config = LaunchConfig {
+        grid: [1, 1, 1],
+        block: [32, 1, 1],
+        dynamic_shared: 0,
+        overlap: false,
+        cooperative: false,
+    };
     // SAFETY: the arguments are those of the kernel, with buffers of four elements that the callers keep, as
     // they keep the module.
     unsafe { stream.launch(&function, config, &mut params) }.expect("a launch");
@@ -221,7 +227,13 @@ fn guards_keep_their_context() {
 fn handles_of_others_are_refused() {
     let (here, there) = (context(), Context::create(Device::get(driver(), 0).unwrap()).unwrap());
     let (module, stream, other) = (module(&there), Stream::new(&here).unwrap(), Stream::new(&there).unwrap());
-    let config = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, overlap: false };
+    let config = LaunchConfig {
+        grid: [1, 1, 1],
+        block: [32, 1, 1],
+        dynamic_shared: 0,
+        overlap: false,
+        cooperative: false,
+    };
     let function = module.function("saxpy").unwrap();
     // SAFETY: it is refused before anything looks at the parameters.
     let error = unsafe { stream.launch(&function, config, &mut []) }.unwrap_err();

@@ -143,6 +143,7 @@ fn kernel(n: usize) {
         block: [128, 1, 1],
         cluster: [1, 1, 1],
         dynamic_shared: 128 * (64 + n as u32),
+        cooperative: false,
         params: &[],
         seed: 0,
         workers: None,

@@ -56,6 +56,7 @@ fn main() {
                 block: [256, 1, 1],
                 cluster: [1, 1, 1],
                 dynamic_shared: 0,
+                cooperative: false,
                 params,
                 seed: 0,
                 workers: Some(workers),

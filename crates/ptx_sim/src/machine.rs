@@ -10,6 +10,7 @@ use crate::mma::TensorCores;
 use crate::module::{Entry, Module};
 use crate::run::scheduler;
 use crate::state::environment::Environment;
+use crate::state::grid_order::GridOrder;
 use crate::state::memory::{GlobalMemory, MemoryError};
 use crate::state::overlap::Chain;
 use crate::state::shared_memory::FIRST;
@@ -66,6 +67,9 @@ pub struct Launch<'a> {
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub dynamic_shared: u32,
+    /// Whether all blocks must be resident at once, because they wait for each other. Then their accesses to
+    /// global memory are checked for order among clusters, too.
+    pub cooperative: bool,
     /// The parameter block, packed at the entry's parameter offsets.
     pub params: &'a [u8],
     /// Chooses the timing.
@@ -184,12 +188,19 @@ impl Machine {
             seed: launch.seed,
             number: self.launches.fetch_add(1, Relaxed) + 1,
             unsettled: chain.unsettled(programmatic),
+            order: launch.cooperative.then(GridOrder::new),
             early: AtomicBool::new(false),
         };
         let per_sm = (limits::SHARED_PER_SM / (env.shared_bytes() + FIRST))
             .min(limits::THREADS_PER_SM / env.threads().next_multiple_of(32))
             .min(limits::BLOCKS_PER_SM);
         let resident = u64::from(self.config.sm_count * per_sm.max(1)) / u64::from(env.cluster_blocks());
+        if launch.cooperative && env.clusters() > resident {
+            let (clusters, blocks) = (env.clusters(), env.cluster_blocks());
+            return Err(invalid(format!(
+                "{clusters} clusters of {blocks} blocks must be resident together: {resident} can"
+            )));
+        }
         let result =
             scheduler::run(&env, &module.code, launch.workers.unwrap_or(self.config.workers), resident);
         let (number, early) = (env.number, env.early.into_inner());

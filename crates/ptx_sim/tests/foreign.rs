@@ -100,6 +100,7 @@ fn what_is_not_emulated_is_refused_where_it_is_used() {
                 block: [1; 3],
                 cluster: [1; 3],
                 dynamic_shared: 0,
+                cooperative: false,
                 params: &[],
                 seed: 0,
                 workers: None,

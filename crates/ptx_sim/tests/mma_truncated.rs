@@ -211,6 +211,7 @@ fn on_a_machine(tensor_cores: TensorCores, capability: (u32, u32)) -> f32 {
         block: [32, 1, 1],
         cluster: [1; 3],
         dynamic_shared: 0,
+        cooperative: false,
         params: &out.to_le_bytes(),
         seed: 0,
         workers: None,

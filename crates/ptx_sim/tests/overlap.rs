@@ -59,6 +59,7 @@ impl Stream {
             block: [64, 1, 1],
             cluster: [1, 1, 1],
             dynamic_shared: 0,
+            cooperative: false,
             params: &params,
             seed: 0,
             workers: None,

@@ -99,6 +99,7 @@ impl ExpertParallel {
             Partials::Bf16 => ActivationsMut::Bf16(partial.cast::<bf16>()),
             Partials::F32 => ActivationsMut::F32(partial.cast::<f32>()),
         };
+        let (memory, control) = workspace.layer.parts();
         let request = Request {
             hidden: Hidden::Quantised {
                 values: workspace.values.slice(..rows * hidden),
@@ -107,7 +108,8 @@ impl ExpertParallel {
             },
             routed: Some(Routed { topk_ids: ids, topk_weights: workspace.weights.slice(..rows * top_k) }),
             token_ids: None,
-            workspace: workspace.layer.memory(),
+            workspace: memory,
+            control: Some(control),
             out: Output::Write(out),
             observe: None,
             is_weighed: true,

@@ -16,7 +16,7 @@ mod scales;
 
 /// `value`, behind an optimisation barrier: it stops hoisting that would pin registers.
 #[inline(always)]
-fn recomputed(value: u32) -> u32 {
+pub(crate) fn recomputed(value: u32) -> u32 {
     let mut value = value;
     // SAFETY: no instruction at all. It is not `pure`, so that it stays where it is written.
     unsafe { core::arch::asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };

@@ -121,6 +121,7 @@ impl Device {
             block: [threads, 1, 1],
             cluster: [cluster, 1, 1],
             dynamic_shared: 0,
+            cooperative: false,
             params: &params,
             seed: self.seed,
             workers: None,

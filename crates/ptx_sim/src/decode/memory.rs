@@ -63,7 +63,12 @@ pub(super) fn ordering(parts: &mut Parts<'_, '_>, reads: bool, writes: bool) -> 
         flags |= flag::STRONG | flag::ACQUIRE | flag::RELEASE;
     }
     parts.mods.take("weak");
-    for scope in ["cta", "cluster", "gpu", "sys"] {
+    for scope in ["cta", "cluster"] {
+        if parts.mods.take(scope) {
+            flags |= flag::NEAR;
+        }
+    }
+    for scope in ["gpu", "sys"] {
         parts.mods.take(scope);
     }
     flags

@@ -156,11 +156,11 @@ fn fence<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     }
     // Initialised mbarriers are visible to all who are ordered behind the fence, as any fence makes things.
     parts.mods.take("mbarrier_init");
-    // Scopes are not told apart: there is one memory.
-    const NAMES: [&str; 9] = ["cta", "gl", "sys", "sc", "acq_rel", "acquire", "release", "cluster", "gpu"];
+    let is_near = parts.mods.take("cta") || parts.mods.take("cluster");
+    const NAMES: [&str; 7] = ["gl", "sys", "sc", "acq_rel", "acquire", "release", "gpu"];
     parts.mods.drop_all(|m| NAMES.contains(&m));
     parts.count(0..=0)?;
-    let inst = parts.inst(barrier::fence);
+    let inst = Inst { imm: u64::from(is_near), ..parts.inst(barrier::fence) };
     body.emit(parts, Class::Sync, inst);
     Ok(())
 }

@@ -61,6 +61,7 @@ pub(super) unsafe fn prepare(
         cluster: shape.cluster,
         dynamic_shared: shape.dynamic_shared,
         programmatic: shape.programmatic,
+        cooperative: shape.cooperative,
         params,
     })
 }

@@ -25,6 +25,7 @@ pub(super) struct KernelCall {
     pub cluster: [u32; 3],
     pub dynamic_shared: u32,
     pub programmatic: bool,
+    pub cooperative: bool,
     /// The parameter block.
     pub params: Vec<u8>,
 }
@@ -94,6 +95,7 @@ impl KernelCall {
             block: self.block,
             cluster: self.cluster,
             dynamic_shared: self.dynamic_shared,
+            cooperative: self.cooperative,
             params: &self.params,
             seed,
             workers,

@@ -33,6 +33,8 @@ pub(crate) mod flag {
     pub const RELEASE: u32 = 8;
     /// The destination of an atomic operation is wanted.
     pub const RESULT: u32 = 16;
+    /// The scope is a block or a cluster: nothing is ordered for other clusters.
+    pub const NEAR: u32 = 32;
 }
 
 /// A state space that data instructions can name.
@@ -112,7 +114,8 @@ pub(crate) fn by_window(
         if lanes != 0 {
             ctx.exec = lanes;
             let flow = f(ctx, window, &within);
-            if flow != Flow::Next {
+            // Who only looks goes on with the other windows.
+            if !matches!(flow, Flow::Next | Flow::Yield) {
                 return flow;
             }
         }
@@ -156,6 +159,7 @@ impl Ctx<'_> {
         } else {
             warp.fenced
         };
+        self.release_to_grid(inst, addresses, base, released);
         let Some(clock) = released else { return };
         for lane in lanes_of(self.exec) {
             let entry = self.cluster.released.entry(self.location(addresses[lane], base));
@@ -165,7 +169,11 @@ impl Ctx<'_> {
 
     /// A read of these generic addresses has happened: learn what was released there.
     pub fn acquire(&mut self, inst: &Inst, addresses: &[u64; 32], base: u64) {
-        if inst.target & flag::STRONG == 0 || self.cluster.released.is_empty() {
+        if inst.target & flag::STRONG == 0 {
+            return;
+        }
+        self.acquire_from_grid(inst, addresses, base);
+        if self.cluster.released.is_empty() {
             return;
         }
         for lane in lanes_of(self.exec) {

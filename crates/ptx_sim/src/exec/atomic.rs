@@ -81,6 +81,9 @@ unsafe fn global<E: Atomic, S: Copy + TryInto<E> + From<E>, F: Fn(E, E, E) -> E 
         Ok(located) => located,
         Err(flow) => return flow,
     };
+    if let Err(flow) = ctx.check_order(inst, at, E::BYTES, true, "atomic operation") {
+        return flow;
+    }
     ctx.release(inst, at, 0);
     let exec = ctx.exec;
     // SAFETY: the decoder gives slots of `S`; located lanes are aligned and in bounds.
@@ -206,6 +209,9 @@ unsafe fn global_vector<F: Fn(u32, u32) -> u32 + Copy>(
         Ok(located) => located,
         Err(flow) => return flow,
     };
+    if let Err(flow) = ctx.check_order(inst, at, bytes, true, "vector reduction") {
+        return flow;
+    }
     ctx.release(inst, at, 0);
     let exec = ctx.exec;
     let first = ctx.random.below(32);

@@ -179,15 +179,23 @@ impl Ctx<'_> {
     }
 }
 
-/// `membar`, `fence`: what was read becomes known, what is known may be released by relaxed writes.
+/// `membar`, `fence`: what was read becomes known, what is known may be released by relaxed writes. `imm` is 1
+/// where the scope is a block or a cluster.
 ///
 /// # Safety
 /// As for [`super::Handler`].
-pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, _: &Inst) -> Flow {
+pub(crate) unsafe fn fence(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    let seen = ctx.warp.seen;
+    ctx.warp.clock.join(&seen);
+    let is_near = inst.imm != 0;
+    if !is_near {
+        ctx.learn_of_grid();
+    }
     let warp = &mut ctx.warp;
-    let seen = warp.seen;
-    warp.clock.join(&seen);
     warp.fenced = Some(warp.clock);
+    if !is_near {
+        warp.fenced_for_grid = warp.fenced;
+    }
     warp.clock.tick(warp.agent);
     Flow::Next
 }

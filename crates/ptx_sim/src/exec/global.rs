@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::address::{Window, addresses, by_window};
+use super::address::{Window, addresses, by_window, flag};
 use super::lanes::{Body, handler};
 use super::{Ctx, FULL, Flow, Handler, Inst, Mask, lanes_of, parameter, shared, slot_list};
 use crate::fault::FaultKind;
@@ -170,6 +170,9 @@ unsafe fn load_global<E: Element, S: Copy, F: Fn(E) -> S + Copy>(
         Ok(located) => located,
         Err(flow) => return flow,
     };
+    if let Err(flow) = ctx.check_order(inst, addresses, bytes, false, "load") {
+        return flow;
+    }
     let exec = ctx.exec;
     if located.shadowed {
         let mut unwritten = 0;
@@ -204,6 +207,14 @@ unsafe fn load_global<E: Element, S: Copy, F: Fn(E) -> S + Copy>(
     counters.global_load_bytes += u64::from(exec.count_ones() * bytes);
     counters.global_load_sectors += sectors(exec, addresses, bytes);
     ctx.acquire(inst, addresses, 0);
+    if inst.target & flag::STRONG != 0 {
+        // SAFETY: the decoder lists slots of `S`.
+        let digest =
+            slots.iter().fold(0u64, |all, slot| all.rotate_left(7) ^ unsafe { ctx.digest::<S>(*slot) });
+        if ctx.only_looks(inst, digest) {
+            return Flow::Yield;
+        }
+    }
     Flow::Next
 }
 
@@ -235,6 +246,9 @@ unsafe fn store_global<E: Element, S: Copy, F: Fn(S) -> E + Copy>(
         Ok(located) => located,
         Err(flow) => return flow,
     };
+    if let Err(flow) = ctx.check_order(inst, addresses, bytes, true, "store") {
+        return flow;
+    }
     ctx.release(inst, addresses, 0);
     let exec = ctx.exec;
     for (part, slot) in slot_list(ctx, inst).iter().enumerate() {

@@ -15,6 +15,7 @@ pub(crate) mod bulk;
 pub(crate) mod cluster;
 pub(crate) mod global;
 pub(crate) mod grid;
+mod grid_order;
 pub(crate) mod lanes;
 pub(crate) mod mbarrier;
 pub(crate) mod parameter;

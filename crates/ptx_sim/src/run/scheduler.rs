@@ -9,7 +9,9 @@
 //! A worker keeps a few clusters active and gives them turns of random length. While they make progress, that
 //! is enough, and they finish and make room. If they spin for something that blocks not yet started would do,
 //! the window grows, up to what the simulated SMs hold at once; a grid-wide wait therefore works exactly when
-//! it would on the GPU. When a full round of turns changes nothing anywhere, nobody will ever get on: a
+//! it would on the GPU. The clusters of a cooperative launch are all active from the start. A warp whose strong
+//! read of global memory repeats the one before gives up its turn, and so does a cluster in which nobody does
+//! anything else. When a full round of turns changes nothing anywhere, nobody will ever get on: a
 //! deadlock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -25,12 +27,14 @@ use crate::fault::{Fault, FaultKind};
 use crate::random::Random;
 use crate::state::block::Cluster;
 use crate::state::environment::Environment;
+use crate::state::race::WARPS;
 use crate::state::warp::State;
 
 /// Clusters a worker keeps active to begin with.
 const WINDOW: usize = 3;
-/// Instructions a cluster may run before its worker suspects that it spins.
-const SUSPICIOUS: u64 = 1 << 20;
+/// Turns a cluster may have before its worker suspects that it spins: about a million instructions, or as many
+/// turns given up.
+const SUSPICIOUS: usize = 85;
 /// Instructions without any effect anywhere after which the launch is stuck.
 const STUCK: u64 = 1 << 24;
 
@@ -74,12 +78,12 @@ pub(crate) fn run(
     let workers = workers.clamp(1, env.clusters().clamp(1, 256) as usize);
     let mut counters = Counters { launches: 1, ..Counters::default() };
     if workers == 1 {
-        counters += work(&grid, 0);
+        counters += work(&grid, 0, 1);
     } else {
         std::thread::scope(|scope| {
             let grid = &grid;
-            let threads: Vec<_> = (1..workers).map(|w| scope.spawn(move || work(grid, w))).collect();
-            counters += work(grid, 0);
+            let threads: Vec<_> = (1..workers).map(|w| scope.spawn(move || work(grid, w, workers))).collect();
+            counters += work(grid, 0, workers);
             for thread in threads {
                 match thread.join() {
                     Ok(part) => counters += part,
@@ -101,13 +105,16 @@ struct Active {
     effects: u64,
 }
 
-fn work(grid: &Grid<'_>, worker: usize) -> Counters {
+fn work(grid: &Grid<'_>, worker: usize, workers: usize) -> Counters {
     let (env, code) = (grid.env, grid.code);
     let mut random = Random::new(env.seed ^ (worker as u64).wrapping_mul(0x2545_f491_4f6c_dd1d));
     let mut tally = Tally::new(code);
     let mut spare = Spare::new();
     let mut active: Vec<Active> = Vec::new();
-    let mut window = WINDOW;
+    let mut window = match env.order {
+        Some(_) => env.clusters().div_ceil(workers as u64) as usize,
+        None => WINDOW,
+    };
     let mut turns_since_growth = 0;
     let mut idle = 0;
     let mut seen = 0;
@@ -117,6 +124,8 @@ fn work(grid: &Grid<'_>, worker: usize) -> Counters {
         {
             let poison = 0x80 | random.next() as u8;
             active.push(Active { cluster: env.start_cluster(number, poison, &mut spare), effects: 0 });
+            // It has not had a turn yet.
+            idle = 0;
         }
         if active.is_empty() {
             if grid.next.load(Relaxed) >= env.clusters() {
@@ -148,11 +157,13 @@ fn work(grid: &Grid<'_>, worker: usize) -> Counters {
                 break;
             }
         }
-        // Grow the window when everybody in it has run for long.
-        turns_since_growth += ran;
-        if turns_since_growth > SUSPICIOUS * window as u64 {
+        // Grow the window when it is full, and everybody in it has run for long.
+        turns_since_growth += 1;
+        if turns_since_growth > SUSPICIOUS * window && active.len() >= window {
             turns_since_growth = 0;
             window *= 2;
+            // Those that are new in it may change something.
+            idle = 0;
         }
         let total = grid.effects.load(Relaxed);
         idle = if total == seen { idle + ran } else { 0 };
@@ -194,6 +205,8 @@ fn turn(
     spare: &mut Spare,
 ) -> Result<bool, Fault> {
     let mut left = 4096 + i64::from(random.below(16384));
+    // Turns of warps in a row that only looked at global memory again.
+    let mut looks = 0;
     while left > 0 {
         let chosen = choose(cluster, random);
         let mut around = Surroundings { env, cluster, counters: &mut tally.counters, random };
@@ -215,7 +228,8 @@ fn turn(
         };
         let given = 1 + (random.next() as u32 & 0xff);
         let mut budget = given;
-        let taken = cluster.blocks[rank].warps[warp].take().expect("chosen warps are there");
+        let mut taken = cluster.blocks[rank].warps[warp].take().expect("chosen warps are there");
+        taken.spins = false;
         let mut ctx = Ctx {
             regs: taken.registers.start(),
             exec: FULL,
@@ -252,9 +266,13 @@ fn turn(
                 return Err(fault(env, code, cluster, (rank, warp.index), *stop, (exec, pc)));
             }
             Turn::Spent | Turn::Blocked => {
+                looks = if warp.spins { looks + 1 } else { 0 };
                 let slot = warp.index as usize;
                 cluster.blocks[rank].warps[slot] = Some(warp);
             }
+        }
+        if looks > 2 * WARPS * cluster.blocks.len() {
+            break;
         }
     }
     Ok(false)

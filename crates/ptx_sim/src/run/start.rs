@@ -19,7 +19,9 @@ impl Environment<'_> {
         let blocks =
             (0..self.cluster_blocks()).map(|rank| self.start_block(place, rank, poison, spare)).collect();
         Cluster {
+            number,
             blocks,
+            learnt: Vec::new(),
             age: 0,
             released: Default::default(),
             engine: Default::default(),

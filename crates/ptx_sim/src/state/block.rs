@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::grid_order::Learnt;
 use super::lanes::{Mask, lanes_of};
 use super::mbarrier::Mbarrier;
 use super::operations::{Engine, Place};
@@ -17,7 +18,11 @@ pub(crate) const BARRIERS: usize = 16;
 
 /// Blocks that are scheduled together and may see each other's shared memory.
 pub(crate) struct Cluster {
+    /// Its number in the grid.
+    pub number: u64,
     pub blocks: Vec<Block>,
+    /// What its warps have learnt of other clusters, in a cooperative launch.
+    pub learnt: Vec<Learnt>,
     /// Instructions this cluster has run.
     pub age: u64,
     /// What releasing operations left at their addresses.

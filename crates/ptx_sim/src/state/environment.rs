@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::grid_order::GridOrder;
 use super::memory::Table;
 use super::race::Agents;
 use super::shared_memory::FIRST;
@@ -30,6 +31,8 @@ pub(crate) struct Environment<'a> {
     pub number: u32,
     /// Numbers of the launches whose writes threads may not touch before they wait.
     pub unsettled: &'a [u32],
+    /// Who is ordered among the clusters, which all are resident at once; none where they need not be.
+    pub order: Option<GridOrder>,
     /// A block has signalled or exited before it waited.
     pub early: AtomicBool,
 }

@@ -18,7 +18,10 @@
 //! splits of the warp have come to the same instruction; then it runs once, for all of them together. If they
 //! can never come, the use was divergent.
 
+use std::sync::Arc;
+
 use super::copies::{BulkGroups, Copies};
+use super::grid_order::Known;
 use super::lanes::Mask;
 use super::race::Clock;
 use super::registers::RegisterFile;
@@ -78,6 +81,14 @@ pub(crate) struct Warp {
     pub clock: Clock,
     /// `clock` at the last fence: what later relaxed writes release.
     pub fenced: Option<Clock>,
+    /// `clock` at the last fence at the scope of the GPU.
+    pub fenced_for_grid: Option<Clock>,
+    /// As `seen`, of other clusters.
+    pub seen_of_grid: Vec<Arc<Known>>,
+    /// The last strong read of global memory: where, a digest of what it read, and the signs of progress then.
+    pub last_look: (u32, u64, u64),
+    /// That read has only repeated what the one before had read.
+    pub spins: bool,
     /// Barrier generation whose reduction is awaited.
     pub generation: u32,
     /// What relaxed reads have seen released: learnt at the next fence.
@@ -118,6 +129,10 @@ impl Warp {
             local,
             clock: Clock::start(agent),
             fenced: None,
+            fenced_for_grid: None,
+            seen_of_grid: Vec::new(),
+            last_look: (NONE, 0, 0),
+            spins: false,
             generation: 0,
             seen: Clock::ZERO,
             copies: Copies::default(),
@@ -140,6 +155,9 @@ impl Warp {
         self.waiting = 0;
         self.clock = Clock::start(agent);
         self.fenced = None;
+        self.fenced_for_grid = None;
+        self.seen_of_grid.clear();
+        (self.last_look, self.spins) = ((NONE, 0, 0), false);
         self.generation = 0;
         self.seen = Clock::ZERO;
         self.copies.clear();

@@ -10,6 +10,7 @@ pub struct Kernel {
     params: Vec<u8>,
     pub dynamic_shared: u32,
     pub cluster: u32,
+    pub cooperative: bool,
     pub seed: u64,
 }
 
@@ -31,7 +32,15 @@ impl Kernel {
         let machine =
             Machine::new(MachineConfig { workers: 1, memory_bytes: 1 << 32, ..MachineConfig::default() });
         let module = machine.load(text).unwrap_or_else(|error| panic!("{error}"));
-        Kernel { machine, module, params: Vec::new(), dynamic_shared: 0, cluster: 1, seed: 0 }
+        Kernel {
+            machine,
+            module,
+            params: Vec::new(),
+            dynamic_shared: 0,
+            cluster: 1,
+            cooperative: false,
+            seed: 0,
+        }
     }
 
     /// Adds an 8-byte argument.
@@ -63,6 +72,7 @@ impl Kernel {
             block: [threads, 1, 1],
             cluster: [self.cluster, 1, 1],
             dynamic_shared: self.dynamic_shared,
+            cooperative: self.cooperative,
             params: &self.params,
             seed: self.seed,
             workers: None,

@@ -90,6 +90,7 @@ impl Gpu {
             block: [block, 1, 1],
             cluster: [1, 1, 1],
             dynamic_shared,
+            cooperative: false,
             params: &params,
             seed,
             workers: None,

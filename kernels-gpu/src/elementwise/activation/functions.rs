@@ -52,7 +52,7 @@ const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
 /// gpt-oss: the slope of the sigmoid.
 const SWIGLUOAI_ALPHA: f32 = 1.702;
 
-/// The activation numbered `code` of four or eight pairs of gate and up, within `limit`.
+/// The activation numbered `code` of one, four or eight pairs of gate and up, within `limit`.
 #[inline(always)]
 pub fn activate<V: Values>(code: u32, limit: f32, gate: &V, up: &V) -> V {
     let zip = #[inline(always)]
@@ -84,6 +84,13 @@ pub fn activate<V: Values>(code: u32, limit: f32, gate: &V, up: &V) -> V {
 pub trait Values {
     /// `f(gate, up)` of each pair.
     fn zip(&self, up: &Self, f: impl Fn(f32, f32) -> f32) -> Self;
+}
+
+impl Values for [f32; 1] {
+    #[inline(always)]
+    fn zip(&self, up: &Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        [f(self[0], up[0])]
+    }
 }
 
 // Written out: LLVM leaves a loop over a body of this size rolled, and its arrays in local memory.

@@ -1,0 +1,276 @@
+//! A layer behind its router in one launch, for few tokens (Hopper): `out = sum over slots of w * (activation(q(x)
+//! * w13^T) quantised) * w2^T`.
+//!
+//! It is [`permute`](mod@super::permute), [`quantize`](mod@super::quantize),
+//! [`gated_gemm`](super::gated_gemm::gated_gemm), [`grouped_gemm`](super::grouped_gemm::grouped_gemm) and
+//! [`unpermute`](mod@super::unpermute) in one, but that the experts' outputs are not rounded to 16 bits before
+//! they are added. Ids that are no expert's of this rank contribute nothing.
+
+use super::grouped_gemm::{AScale, BScale, check_matrix, check_matrix_mut, raw_scales};
+use super::quantize::{Activations, ActivationsMut};
+use crate::config::Gating;
+use crate::error::{Result, require};
+use crate::fp8::E4m3;
+use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::launch::DevicePtr;
+use crate::gpu::stream::Stream;
+use crate::kernels::launchers::{self, AScaleKind, HiddenType, OutType, Strides};
+use crate::plan::elements;
+use crate::plan::few_tokens::{Cut, FewTokensPlan};
+use crate::plan::rows::ScaleLayout;
+
+const OP: &str = "few_tokens";
+
+/// Words of the control memory.
+pub(crate) const CONTROL_WORDS: usize = launchers::FEW_CONTROL_WORDS as usize;
+
+/// Hidden states `[T, H]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Input<'a> {
+    /// bf16 or f16; quantised by the launch.
+    Activations(Activations<'a>),
+    /// e4m3 with their scales, where they have some: one per row, or one per row and 128 columns.
+    Quantised { values: Slice<'a, E4m3>, scales: Option<Slice<'a, f32>>, layout: ScaleLayout },
+}
+
+/// How the inputs of a projection are quantised.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum InputScales<'a> {
+    /// By one given scale.
+    Given(Slice<'a, f32>),
+    /// By one per row.
+    Row,
+    /// By one per row and 128 columns.
+    Group,
+}
+
+/// The matrices of one projection: e4m3 `[E_loc, rows, K]`, 16-byte aligned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Projection<'a> {
+    pub weights: Slice<'a, E4m3>,
+    pub scales: BScale<'a>,
+    pub inputs: InputScales<'a>,
+}
+
+/// Arguments of [`few_tokens`].
+pub(crate) struct FewTokens<'a> {
+    pub plan: &'a FewTokensPlan,
+    pub tokens: usize,
+    pub top_k: usize,
+    pub experts: usize,
+    pub local_experts: usize,
+    /// 16-byte aligned.
+    pub hidden: Input<'a>,
+    /// i32 `[T, k]`.
+    pub topk_ids: Slice<'a, i32>,
+    /// f32 `[T, k]`.
+    pub topk_weights: Slice<'a, f32>,
+    /// i32 `[E]`, -1 for experts of other ranks; without it all are here.
+    pub expert_map: Option<Slice<'a, i32>>,
+    /// Whether the weights multiply the inputs, and not the outputs.
+    pub weighs_input: bool,
+    /// K is H, and there are 2I rows: gate, then up.
+    pub first: Projection<'a>,
+    /// K is I, and there are H rows.
+    pub second: Projection<'a>,
+    /// How gate and up become one value; there is a gate.
+    pub gating: Gating,
+    /// f32 `[T * k, I]`, 16-byte aligned.
+    pub activated: SliceMut<'a, f32>,
+    /// f32 `[parts, T * k, H]`, 16-byte aligned.
+    pub products: SliceMut<'a, f32>,
+    /// i64 `[E_loc + 1]`: how many pairs the experts before each have.
+    pub expert_offsets: SliceMut<'a, i64>,
+    /// [`CONTROL_WORDS`], all 0 or as the last launch left them.
+    pub control: SliceMut<'a, u32>,
+    /// `[T, H]`, 16-byte aligned.
+    pub out: ActivationsMut<'a>,
+    /// Whether the result is added to `out`.
+    pub adds: bool,
+}
+
+/// Runs the layer. One launch.
+///
+/// # Errors
+/// Arrays that are too short, not aligned or on another device.
+pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
+    let FewTokens { plan, tokens, top_k, experts, local_experts, .. } = args;
+    let pairs = plan.pairs;
+    require(tokens * top_k == pairs, OP, "plan", format!("{pairs} pairs"), || {
+        format!("must be for {} pairs", tokens * top_k)
+    })?;
+    let (hidden, intermediate) = (plan.first.k, plan.second.k);
+    require(args.gating.is_gated, OP, "gating", "without a gate", || "must have a gate".into())?;
+    args.topk_ids.check(OP, "topk_ids", pairs, stream)?;
+    args.topk_weights.check(OP, "topk_weights", pairs, stream)?;
+    if let Some(map) = &args.expert_map {
+        map.check(OP, "expert_map", experts, stream)?;
+    } else {
+        require(local_experts == experts, OP, "local_experts", local_experts, || {
+            format!("must be {experts}, the number of experts, without an expert_map")
+        })?;
+    }
+    check_matrix_mut(
+        OP,
+        &args.activated,
+        "activated",
+        elements(OP, "activated", &[pairs, intermediate])?,
+        stream,
+    )?;
+    let products = elements(OP, "products", &[plan.second.parts, pairs, hidden])?;
+    check_matrix_mut(OP, &args.products, "products", products, stream)?;
+    check_matrix_mut(OP, &args.control, "control", CONTROL_WORDS, stream)?;
+    let out_elements = tokens * hidden;
+    let (out, out_type) = match &args.out {
+        ActivationsMut::Bf16(out) => {
+            check_matrix_mut(OP, out, "out", out_elements, stream)?;
+            (out.ptr().cast(), OutType::Bf16)
+        }
+        ActivationsMut::F16(out) => {
+            check_matrix_mut(OP, out, "out", out_elements, stream)?;
+            (out.ptr().cast(), OutType::F16)
+        }
+        ActivationsMut::F32(out) => {
+            check_matrix_mut(OP, out, "out", out_elements, stream)?;
+            (out.ptr().cast(), OutType::F32)
+        }
+    };
+    args.expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
+    let input = args.check_hidden(stream)?;
+    let halves = (intermediate, plan.first.half_rows);
+    let first = args.first.raw(&plan.first, local_experts, 2 * intermediate, halves, stream)?;
+    let halves = (plan.second.half_rows, 2 * plan.second.half_rows);
+    let second = args.second.raw(&plan.second, local_experts, hidden, halves, stream)?;
+    let arguments = launchers::FewTokens {
+        hidden: input.values,
+        hidden_scales: input.scales,
+        hidden_scale_strides: input.strides,
+        topk_ids: args.topk_ids.ptr(),
+        topk_weights: args.topk_weights.ptr(),
+        expert_map: args.expert_map.map_or(DevicePtr::null(), |map| map.ptr()),
+        first,
+        second,
+        activated: args.activated.ptr(),
+        products: args.products.ptr(),
+        expert_offsets: args.expert_offsets.ptr(),
+        control: args.control.ptr(),
+        out,
+        tokens: tokens as u32,
+        top_k: top_k as u32,
+        experts: experts as u32,
+        local_experts: local_experts as u32,
+        tile_rows: plan.tile_rows as u32,
+        stages: plan.stages as u32,
+        input_pitch: plan.input_pitch as u32,
+        hidden_type: input.kind,
+        out_type,
+        limit: args.gating.bound(),
+        function: args.gating.function,
+        packed: plan.packed,
+        weighs_input: args.weighs_input,
+        adds: args.adds,
+    };
+    let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
+    // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts are
+    // of these matrices, its shared memory is what the kernel lays out, and its grid is launched
+    // cooperatively. The control words are borrowed exclusively. Ids lead nowhere but to experts that exist:
+    // the kernel compares them with both numbers.
+    unsafe { stream.device().launch(stream, &kernel, plan.blocks as u32, &arguments) }
+}
+
+/// Hidden states as the kernel takes them.
+struct RawInput {
+    values: DevicePtr<u8>,
+    scales: DevicePtr<f32>,
+    strides: Strides,
+    kind: HiddenType,
+}
+
+impl FewTokens<'_> {
+    fn check_hidden(&self, stream: &Stream) -> Result<RawInput> {
+        let (tokens, columns) = (self.tokens, self.plan.first.k);
+        let (len, strides) = (tokens * columns, Strides { row: 0, group: 0 });
+        let plain = |values, kind| RawInput { values, scales: DevicePtr::null(), strides, kind };
+        match self.hidden {
+            Input::Activations(Activations::Bf16(x)) => {
+                check_matrix(OP, &x, "hidden", len, stream)?;
+                Ok(plain(x.ptr().cast(), HiddenType::Bf16))
+            }
+            Input::Activations(Activations::F16(x)) => {
+                check_matrix(OP, &x, "hidden", len, stream)?;
+                Ok(plain(x.ptr().cast(), HiddenType::F16))
+            }
+            Input::Activations(Activations::F32(_)) => {
+                Err(crate::Error::argument(OP, "hidden", "f32", "must be bf16, f16 or e4m3"))
+            }
+            Input::Quantised { values, scales, layout } => {
+                check_matrix(OP, &values, "hidden", len, stream)?;
+                let groups = match self.first.inputs {
+                    InputScales::Given(_) => 0,
+                    InputScales::Row => 1,
+                    InputScales::Group => columns.div_ceil(128),
+                };
+                let plain = plain(values.ptr().cast(), HiddenType::E4m3);
+                match scales {
+                    Some(scales) => {
+                        scales.check(OP, "hidden_scales", layout.extent(tokens, groups), stream)?;
+                        Ok(RawInput { scales: scales.ptr(), strides: layout.raw(), ..plain })
+                    }
+                    None => {
+                        require(groups == 0, OP, "hidden_scales", "None", || "must be given".into())?;
+                        Ok(plain)
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Projection<'_> {
+    /// As the kernel takes it: `half_distance` rows from the first half of a unit to the second, `stride` to the
+    /// next unit.
+    fn raw(
+        &self,
+        cut: &Cut,
+        experts: usize,
+        rows: usize,
+        (half_distance, stride): (usize, usize),
+        stream: &Stream,
+    ) -> Result<launchers::Projection> {
+        let Cut { k, half_rows, stage_k, parts, units } = *cut;
+        check_matrix(OP, &self.weights, "weights", elements(OP, "weights", &[experts, rows, k])?, stream)?;
+        // The kernel counts rows in 32 bits.
+        require(experts * rows < 1 << 31, OP, "weights", format!("{experts} experts"), || {
+            format!("must be fewer than 2^31 / {rows}")
+        })?;
+        let (scales, count) = match self.scales {
+            BScale::Expert(scales) => (scales, experts),
+            BScale::Channel(scales) => (scales, experts * rows),
+            BScale::Block(scales) => (scales, experts * rows.div_ceil(128) * k.div_ceil(128)),
+        };
+        scales.check(OP, "weight_scales", count, stream)?;
+        let (given_scale, input_scale_kind) = match self.inputs {
+            InputScales::Given(scale) => {
+                scale.check(OP, "input_scale", 1, stream)?;
+                (scale.ptr(), AScaleKind::Call)
+            }
+            InputScales::Row => (DevicePtr::null(), AScaleKind::Row),
+            InputScales::Group => (DevicePtr::null(), AScaleKind::Group),
+        };
+        Ok(launchers::Projection {
+            weights: self.weights.ptr().cast(),
+            weight_scales: scales.ptr(),
+            given_scale,
+            weight_scale_kind: raw_scales(&AScale::Row(scales), &self.scales, None).b_kind,
+            input_scale_kind,
+            k: k as u32,
+            rows: rows as u32,
+            half_rows: half_rows as u32,
+            stage_k: stage_k as u32,
+            half_distance: half_distance as u32,
+            stride: stride as u32,
+            parts: parts as u32,
+            units: units as u32,
+        })
+    }
+}

@@ -1,0 +1,288 @@
+//! The plan of the layer in one launch, for few tokens: whether there is one, and how it cuts its matrices.
+//!
+//! ```text
+//!   a unit      2 * half_rows rows of an expert's matrix by K, or a part of K        units of a tile = rows / unit * parts
+//!   a block     an equal share of the units of all tiles, in their order
+//! ```
+//!
+//! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
+
+use crate::config::{MoeConfig, Path, SharedRun};
+use crate::gpu::device::Device;
+use crate::gpu::family::Family;
+use crate::kernels::launchers;
+
+use super::first_is_gated;
+
+/// Fewest stages that keep memory busy.
+const FEWEST_STAGES: usize = 3;
+/// What a unit costs besides its bytes, in bytes of the stream: sums among warps, and their store.
+const BYTES_OF_A_UNIT: usize = 6 * 1024;
+/// Copies that are shorter take as long as this.
+const SHORTEST_COPY: usize = 2048;
+
+/// How the units of one matrix are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// K.
+    pub k: usize,
+    /// Rows of half a unit.
+    pub half_rows: usize,
+    /// Bytes of K in a stage.
+    pub stage_k: usize,
+    /// Parts of K.
+    pub parts: usize,
+    /// Units of a tile.
+    pub units: usize,
+}
+
+/// A planned layer in one launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FewTokensPlan {
+    /// Pairs of a token and a slot.
+    pub pairs: usize,
+    /// Rows of a tile.
+    pub tile_rows: usize,
+    /// Bytes from an input row in shared memory to the next.
+    pub input_pitch: usize,
+    /// Stages of the ring.
+    pub stages: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+    /// Whether the weights are packed.
+    pub packed: bool,
+    /// Blocks of the grid, all resident at once.
+    pub blocks: usize,
+    /// w13.
+    pub first: Cut,
+    /// w2.
+    pub second: Cut,
+}
+
+impl FewTokensPlan {
+    /// Most tokens.
+    pub const MOST_TOKENS: usize = 8;
+
+    /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or the
+    /// path that was asked for. `packed`: so are the weights.
+    pub fn new(device: &Device, config: &MoeConfig, tokens: usize, packed: bool) -> Option<FewTokensPlan> {
+        let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
+        let intermediate = config.padded_intermediate();
+        let pairs = tokens * top_k;
+        let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
+        let fits = device.family() == Family::Sm90a
+            && (config.path == Path::OneLaunch
+                || (config.path == Path::Auto && is_faster(config, tokens, packed)))
+            && config.gated
+            && config.shared_run() == SharedRun::None
+            && (1..=Self::MOST_TOKENS).contains(&tokens)
+            && pairs <= launchers::FEW_MOST_PAIRS as usize
+            && config.local_count() > 0
+            && hidden.is_multiple_of(64)
+            && intermediate.is_multiple_of(64)
+            // The kernel knows w13 packed with gate beside up, as the fused first GEMM has it.
+            && (!packed
+                || (hidden.is_multiple_of(128)
+                    && intermediate.is_multiple_of(128)
+                    && first_is_gated(device, config)))
+            && stripes <= launchers::FEW_MOST_STRIPES as usize;
+        if !fits {
+            return None;
+        }
+        let (stages, tile_rows, input_pitch) = shared_memory(device, tokens, hidden.max(intermediate))?;
+        let input_bytes = launchers::few_input_bytes(tile_rows, input_pitch, hidden.max(intermediate));
+        let multiprocessors = device.multiprocessors() as usize;
+        let tiles = expected_tiles(config, tokens);
+        let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
+            Cut::most_even(Cut::all(k, packed, parts, units), tiles / multiprocessors as f64, packed)
+        };
+        let first = even(hidden, &[1], &|half_rows, _| {
+            intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
+        })?;
+        let second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
+            hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
+        })?;
+        // The kernel finds a block's share by a product of the three.
+        let units = u32::try_from(pairs * first.units.max(second.units)).ok()?;
+        units.checked_mul(device.multiprocessors())?;
+        Some(FewTokensPlan {
+            pairs,
+            tile_rows,
+            input_pitch,
+            stages,
+            shared_bytes: launchers::FEW_TABLE_BYTES as usize
+                + stages * launchers::FEW_STAGE_BYTES as usize
+                + input_bytes,
+            packed,
+            blocks: multiprocessors.min(pairs * first.units.max(second.units)),
+            first,
+            second,
+        })
+    }
+}
+
+/// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch reads
+/// if its tokens spread evenly, as measured on an H200 (`docs/PERFORMANCE.md`). It saves some 9 us of launches and
+/// of streams begun anew, and loses 1 us for every 40 MB that it streams and more for every tile that a block
+/// begins, so that it pays for one token, for two with small experts, and for no more. Of weights as a checkpoint
+/// has them an earlier state was measured, at one token.
+fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
+    let most_bytes = match (tokens, packed) {
+        (1, true) => 200e6,
+        (2, true) => 60e6,
+        (1, false) => 40e6,
+        _ => return false,
+    };
+    let of_expert = 3 * config.hidden_size * config.padded_intermediate();
+    expected_tiles(config, tokens) * of_expert as f64 <= most_bytes
+}
+
+/// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are tokens,
+/// since an expert has no more where a token does not name it twice, and as many stages as fit beside them.
+fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usize, usize)> {
+    // Rows that lie 64 bytes apart in the banks do not conflict.
+    let pitch = k.next_multiple_of(128) + 64;
+    let room = (device.shared_per_block() as usize).checked_sub(launchers::FEW_TABLE_BYTES as usize)?;
+    let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
+    (1..=most_rows).rev().find_map(|rows| {
+        let left = room.checked_sub(launchers::few_input_bytes(rows, pitch, k))?;
+        let stages = (left / launchers::FEW_STAGE_BYTES as usize).min(launchers::FEW_MOST_STAGES as usize);
+        (stages >= FEWEST_STAGES).then_some((stages, rows, pitch))
+    })
+}
+
+/// Experts of this rank that have rows, on average, if tokens spread evenly. At least 1.
+fn expected_tiles(config: &MoeConfig, tokens: usize) -> f64 {
+    let idle = 1.0 - config.top_k as f64 / config.experts as f64;
+    (config.local_count() as f64 * (1.0 - idle.powi(tokens as i32))).max(1.0)
+}
+
+impl Cut {
+    /// The cuts that there are, those with the longest copies first: of few parts of K, and of many rows, since
+    /// units without cuts are read in long lines. Rows as a checkpoint has them are no longer than K, so that of
+    /// these a stage takes few, and up to 2 KiB; packed ones are neighbours whatever K is.
+    ///
+    /// `units` gives the units of a tile for so many rows of half a unit, and parts.
+    fn all(
+        k: usize,
+        packed: bool,
+        parts: &[usize],
+        units: &dyn Fn(usize, usize) -> Option<usize>,
+    ) -> impl Iterator<Item = Cut> {
+        let (stage_bytes, stage_k) = (launchers::FEW_STAGE_BYTES as usize, launchers::FEW_STAGE_K as usize);
+        let parts = parts.iter().copied().filter(move |&parts| parts <= k.div_ceil(128));
+        parts.flat_map(move |parts| {
+            [64, 32, 16, 8].into_iter().filter_map(move |half_rows| {
+                let stage_k = (stage_bytes / (2 * half_rows)).min(stage_k);
+                let fits = packed || stage_k >= k.min(launchers::FEW_STAGE_K as usize);
+                fits.then_some(Cut { k, half_rows, stage_k, parts, units: units(half_rows, parts)? })
+            })
+        })
+    }
+
+    /// The cut by which the busiest block has least to stream. `share`: tiles of a block.
+    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64, packed: bool) -> Option<Cut> {
+        let cost = |cut: &Cut| {
+            let units = (share * cut.units as f64).ceil();
+            units * (cut.bytes(packed) + BYTES_OF_A_UNIT) as f64
+        };
+        cuts.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    }
+
+    /// Bytes of a unit, counted as more where it comes in short copies.
+    fn bytes(&self, packed: bool) -> usize {
+        let k = self.k / self.parts;
+        let copy = match packed {
+            true => self.half_rows * 128,
+            false if self.parts == 1 && k <= self.stage_k => self.half_rows * k,
+            false => k.min(self.stage_k),
+        };
+        2 * self.half_rows * k * SHORTEST_COPY.max(copy) / copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FewTokensPlan;
+    use crate::Device;
+    use crate::config::{IntermediateScales, MoeConfig, Path, Quantization};
+
+    fn config([experts, top_k, hidden_size, intermediate_size]: [usize; 4]) -> MoeConfig {
+        MoeConfig {
+            experts,
+            top_k,
+            hidden_size,
+            intermediate_size,
+            path: Path::OneLaunch,
+            ..MoeConfig::default()
+        }
+    }
+
+    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent, by more only
+    /// where fewer, larger units cost less than even shares would save.
+    #[test]
+    fn shares_are_even() {
+        let device = Device::for_test(None);
+        let models = [
+            [8, 2, 4096, 14336],
+            [128, 8, 4096, 1536],
+            [128, 8, 2048, 768],
+            [160, 8, 5120, 1536],
+            [256, 8, 7168, 2048],
+            [128, 1, 5120, 8192],
+            [256, 8, 2048, 512],
+            [256, 8, 7168, 256],
+        ];
+        for model in models {
+            for (tokens, packed) in (1..=8).flat_map(|tokens| [(tokens, false), (tokens, true)]) {
+                let plan = FewTokensPlan::new(&device, &config(model), tokens, packed).expect("a plan");
+                // Of the widest, a tile is a row short of the tokens.
+                assert!(plan.stages >= 3 && plan.tile_rows >= tokens.min(7), "{model:?}, {tokens}: {plan:?}");
+                assert!(plan.shared_bytes <= device.shared_per_block() as usize, "{model:?}: {plan:?}");
+                if tokens == 1 {
+                    for cut in [plan.first, plan.second] {
+                        let units = (model[1] * cut.units) as f64 / f64::from(device.multiprocessors());
+                        assert!(units / units.ceil() > 0.84, "{model:?}: {cut:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where it was faster, and where it was not.
+    #[test]
+    fn taken_where_it_was_faster() {
+        let device = Device::for_test(None);
+        let is_taken = |model, tokens| {
+            let config = MoeConfig { path: Path::Auto, ..config(model) };
+            FewTokensPlan::new(&device, &config, tokens, true).is_some()
+        };
+        assert!(is_taken([256, 8, 2048, 512], 1) && is_taken([256, 8, 2048, 512], 2));
+        assert!(is_taken([160, 8, 5120, 1536], 1) && !is_taken([160, 8, 5120, 1536], 2));
+        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 2048, 512], 4));
+    }
+
+    #[test]
+    fn what_does_not_fit_has_no_plan() {
+        let device = Device::for_test(None);
+        let plan = |config: MoeConfig, tokens| FewTokensPlan::new(&device, &config, tokens, false);
+        let model = [16, 4, 128, 128];
+        assert!(plan(config(model), 8).is_some());
+        assert!(plan(config(model), 0).is_none() && plan(config(model), 9).is_none());
+        assert!(
+            plan(config([16, 4, 144, 128]), 1).is_none() && plan(config([32, 32, 128, 128]), 8).is_none()
+        );
+        for path in [Path::Hopper { blocks: None }, Path::Portable { blocks: None }] {
+            assert!(plan(MoeConfig { path, ..config(model) }, 1).is_none());
+        }
+        let by_row = MoeConfig {
+            quantization: Quantization::ChannelToken,
+            intermediate_scales: IntermediateScales::Token,
+            ..config(model)
+        };
+        assert!(plan(by_row.clone(), 1).is_some());
+        assert!(FewTokensPlan::new(&device, &by_row, 1, true).is_none());
+        let nobody = MoeConfig { local_experts: Some(Vec::new()), ..config(model) };
+        assert!(plan(nobody, 1).is_none());
+    }
+}

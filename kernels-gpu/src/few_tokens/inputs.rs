@@ -1,0 +1,271 @@
+//! The input rows of a tile, quantised into shared memory.
+//!
+//! ```text
+//!   GEMM 1   hidden states of the pairs' tokens, bf16 or f16, perhaps weighed      --> e4m3 [rows, pitch], scales [groups, 8]
+//!            hidden states in e4m3 with their scales                               --> copied
+//!   GEMM 2   activated values of the pairs, f32                                    --> e4m3, scales
+//! ```
+//!
+//! Every block quantises the rows of the tiles that it works on, mostly one or two; they come from L2. There
+//! is a scale for each 128 columns in any case: where a row, or everything, has one, it is repeated.
+//!
+//! A warp takes 256 columns of a row, eight to a lane, and two such at a time, so that their loads are in
+//! flight together.
+
+use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
+use cuda_std::shared::Shared;
+use cuda_std::warp::{self, FULL_MASK, shfl_xor};
+use cuda_std::{memory as global, sync, thread};
+
+use super::memory::Memory;
+use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
+use crate::abi::AScaleKind;
+use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
+use crate::elementwise::rows::scale::{self, Divisor};
+use crate::gemm::recomputed;
+
+/// Pieces of 256 columns that a warp has in flight.
+const BATCH: u32 = 2;
+
+/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights. All
+/// consumers call it together; a barrier of the block follows.
+///
+/// # Safety
+/// The contract of the kernel.
+#[inline(always)]
+pub unsafe fn begin(arguments: &FewTokens, memory: &Memory) {
+    let thread = thread::thread_idx_x();
+    // SAFETY: each place is written by one thread; a pair has a weight.
+    unsafe {
+        if thread < arguments.tokens * arguments.top_k {
+            let weight = global::load_nc(arguments.topk_weights.add(thread as usize));
+            memory.pair_weight(thread).write(weight);
+        }
+        let mut at = thread;
+        while at < memory.groups * FEW_TILE_ROWS {
+            memory.input_scales.add(at).write(0.0);
+            at += CONSUMERS;
+        }
+    }
+}
+
+/// The inputs of a tile in one of the GEMMs.
+pub struct Inputs<'a> {
+    pub arguments: &'a FewTokens,
+    pub memory: &'a Memory,
+    pub projection: &'a Projection,
+    /// Whether they are hidden states, else activated values.
+    pub is_first: bool,
+    pub tile: u32,
+    pub rows: u32,
+}
+
+impl Inputs<'_> {
+    /// Takes them. All consumers call it together, done with the inputs before; then all see the new ones.
+    ///
+    /// # Safety
+    /// The contract of the kernel, for a tile that exists; activated values are complete, and visible to this
+    /// thread.
+    #[inline(always)]
+    pub unsafe fn take(&self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if self.is_first && self.arguments.hidden_type.is(HiddenType::E4m3) {
+                self.copy();
+            } else {
+                self.quantise();
+            }
+        }
+        sync::named(CONSUMER_BARRIER, CONSUMERS);
+    }
+
+    /// Eight columns of a row; zeros past its end.
+    ///
+    /// # Safety
+    /// As [`take`](Self::take), for a row of the tile and a multiple of 8.
+    #[inline(always)]
+    unsafe fn load(&self, row: u32, column: u32) -> Chunk {
+        let FewTokens { hidden, hidden_type, activated, top_k, weighs_input, .. } = *self.arguments;
+        let k = self.projection.k;
+        if column >= k {
+            return [0.0; CHUNK as usize];
+        }
+        // SAFETY: the pair, and its token, have the columns, K being a multiple of 64; 16-byte aligned.
+        unsafe {
+            let pair = self.memory.tile_pair(self.tile, row);
+            if !self.is_first {
+                return f32::load_strong(activated.add(pair as usize * k as usize + column as usize));
+            }
+            let at = (pair / top_k) as usize * k as usize + column as usize;
+            let words: [u32; 4] = global::load_nc(hidden.cast::<u16>().add(at).cast());
+            let is_f16 = hidden_type.is(HiddenType::F16);
+            let widen = |pair| if is_f16 { f32x2_from_f16x2(pair) } else { f32x2_from_bf16x2(pair) };
+            let mut pairs = words.map(widen);
+            if weighs_input.is_set() {
+                let weight = self.memory.pair_weight(pair).read();
+                // Rounded to the type of the hidden states, as the models do.
+                pairs = pairs.map(|[low, high]| {
+                    let (low, high) = (low * weight, high * weight);
+                    widen(if is_f16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) })
+                });
+            }
+            let [a, b, c, d] = pairs;
+            [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+        }
+    }
+
+    /// Quantises the rows.
+    ///
+    /// # Safety
+    /// As [`take`](Self::take).
+    #[inline(always)]
+    unsafe fn quantise(&self) {
+        let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
+        // SAFETY: the caller's contract. Each place in shared memory is written by one thread, and barriers
+        // lie between that and the reads.
+        unsafe {
+            if input_scale_kind.is(AScaleKind::Row) {
+                self.find_maxima();
+            }
+            let is_given = input_scale_kind.is(AScaleKind::Call);
+            let given = if is_given { global::load_nc(given_scale) } else { 1.0 };
+            let (inverse, pieces) = (1.0 / given, k.div_ceil(WARP_COLUMNS));
+            let all = self.rows * pieces;
+            // Worked out for each tile: it would take registers from tile to tile.
+            let thread = recomputed(thread::thread_idx_x());
+            let place = |piece: u32| (piece / pieces, piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK);
+            let load = |piece: u32| {
+                let (row, column) = place(piece);
+                if piece < all { self.load(row, column) } else { [0.0; CHUNK as usize] }
+            };
+            let finish = |piece: u32, values: &Chunk| {
+                if piece >= all {
+                    return;
+                }
+                let (row, column) = place(piece);
+                let mut largest = warp::reduce_groups::<f32, 8>(absmax(values), f32::max);
+                largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
+                let scale = if input_scale_kind.is(AScaleKind::Group) {
+                    scale::of_group_absmax(largest)
+                } else if is_given {
+                    given
+                } else {
+                    scale::of_absmax(self.maximum(row))
+                };
+                let quotients = if is_given {
+                    values.map(|value| value * inverse)
+                } else {
+                    Divisor::new(scale).divide(values)
+                };
+                if column < k {
+                    if column.is_multiple_of(128) {
+                        self.scale(row, column / 128).write(scale);
+                    }
+                    self.put(row, column, pack(&quotients));
+                }
+            };
+            let mut piece = thread / 32;
+            while piece < all {
+                let next = |n: u32| piece + n * CONSUMER_WARPS;
+                let values = [load(piece), load(next(1))];
+                finish(piece, &values[0]);
+                finish(next(1), &values[1]);
+                piece += BATCH * CONSUMER_WARPS;
+            }
+        }
+    }
+
+    /// Leaves the largest magnitude of each row that each warp finds, for [`maximum`](Self::maximum).
+    ///
+    /// # Safety
+    /// As [`quantise`](Self::quantise).
+    #[inline(always)]
+    unsafe fn find_maxima(&self) {
+        let mut row = 0;
+        while row < self.rows {
+            let mut largest = 0.0;
+            let mut column = recomputed(thread::thread_idx_x()) * CHUNK;
+            while column < self.projection.k {
+                // SAFETY: the caller's contract.
+                largest = f32::max(largest, absmax(&unsafe { self.load(row, column) }));
+                column += CONSUMERS * CHUNK;
+            }
+            sync::warp(FULL_MASK);
+            let largest = warp::reduce_max_f32(largest);
+            if thread::lane_id() == 0 {
+                // SAFETY: one lane writes.
+                unsafe { self.memory.maximum(row, thread::warp_id()).write(largest) };
+            }
+            row += 1;
+        }
+        sync::named(CONSUMER_BARRIER, CONSUMERS);
+    }
+
+    /// The largest magnitude of a row.
+    ///
+    /// # Safety
+    /// [`find_maxima`](Self::find_maxima) has been called.
+    #[inline(always)]
+    unsafe fn maximum(&self, row: u32) -> f32 {
+        // SAFETY: the caller's contract; a row's sixteen are 16-byte aligned.
+        let four = |warp: u32| -> [f32; 4] { unsafe { self.memory.maximum(row, warp).cast().read() } };
+        let [a, b, c, d] = [four(0), four(4), four(8), four(12)];
+        let [a, b, c, d] = core::array::from_fn(|i| f32::max(f32::max(a[i], b[i]), f32::max(c[i], d[i])));
+        f32::max(f32::max(a, b), f32::max(c, d))
+    }
+
+    /// Copies hidden states that are e4m3, and their scales.
+    ///
+    /// # Safety
+    /// As [`take`](Self::take).
+    #[inline(always)]
+    unsafe fn copy(&self) {
+        let FewTokens { hidden, hidden_scales, hidden_scale_strides, top_k, .. } = *self.arguments;
+        let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
+        // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place in
+        // shared memory is written by one thread.
+        unsafe {
+            let token = |row| (self.memory.tile_pair(self.tile, row) / top_k) as usize;
+            let thread = recomputed(thread::thread_idx_x());
+            let mut at = thread * CHUNK;
+            while at < self.rows * k {
+                let (row, column) = (at / k, at % k);
+                let from = hidden.add(token(row) * k as usize + column as usize);
+                self.put(row, column, global::load_nc(from.cast()));
+                at += CONSUMERS * CHUNK;
+            }
+            let groups = k.div_ceil(128);
+            let mut at = thread;
+            while at < self.rows * groups {
+                let (row, group) = (at / groups, at % groups);
+                let scale = if input_scale_kind.is(AScaleKind::Call) {
+                    global::load_nc(given_scale)
+                } else {
+                    let of_row = token(row) as u64 * hidden_scale_strides.row;
+                    let per_group = input_scale_kind.is(AScaleKind::Group);
+                    let of_group = if per_group { u64::from(group) * hidden_scale_strides.group } else { 0 };
+                    global::load_nc(hidden_scales.add((of_row + of_group) as usize))
+                };
+                self.scale(row, group).write(scale);
+                at += CONSUMERS;
+            }
+        }
+    }
+
+    /// Where the scale of a row and group is.
+    #[inline(always)]
+    fn scale(&self, row: u32, group: u32) -> Shared<f32> {
+        self.memory.input_scales.add(group * FEW_TILE_ROWS + row)
+    }
+
+    /// Writes eight columns of a row.
+    ///
+    /// # Safety
+    /// The row has them, and this thread alone writes them.
+    #[inline(always)]
+    unsafe fn put(&self, row: u32, column: u32, packed: PackedChunk) {
+        let to = self.memory.inputs + row * self.memory.input_pitch + column;
+        // SAFETY: the caller's contract.
+        unsafe { Shared::from_address(to).write(packed) };
+    }
+}

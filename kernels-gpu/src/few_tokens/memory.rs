@@ -1,0 +1,290 @@
+//! Dynamic shared memory of a block.
+//!
+//! ```text
+//!   full 0, empty 0, full 1, ..       6 x 16 B                      the ring's barriers
+//!   tables                            pairs: expert, weight, tile that it begins; tiles: expert, size, [8] pairs
+//!     maxima                          [8 rows, 16 warps]            f32
+//!     masks                           [16]                          stripes that this block sums up
+//!     tiles                           4 words                       how many there are, in the first
+//!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn; at last sums
+//!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
+//!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
+//!   inputs                            [tile_rows, input_pitch]      e4m3
+//!   input scales                      [ceil(K / 128), 8]            f32
+//! ```
+//!
+//! What comes first has a fixed place, so that its addresses take no registers.
+//!
+//! The ring: the producer waits for `empty`, and copies; `full` completes when the bytes and the scales have
+//! come; every consumer warp then arrives at `empty` when it is done. A fresh barrier counts as having
+//! completed a phase of parity 1, so that the producer's first lap does not wait.
+
+use cuda_std::shared::Shared;
+use cuda_std::{host, mbarrier, shared, sync, thread, warp};
+
+use super::{CONSUMER_WARPS, CONSUMERS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens};
+
+/// Bytes of a slot: scales of up to 128 rows, or of two halves and 16 groups.
+const SLOT_BYTES: u32 = 512;
+/// Bytes of a buffer of partial sums.
+const PARTIAL_BYTES: u32 = CONSUMER_WARPS * 32 * 16;
+/// Words of the tables.
+const PAIR_EXPERTS: u32 = 0;
+const PAIR_WEIGHTS: u32 = FEW_MOST_PAIRS;
+const PAIR_TILES: u32 = 2 * FEW_MOST_PAIRS;
+const TILE_EXPERTS: u32 = 3 * FEW_MOST_PAIRS;
+const TILE_SIZES: u32 = 4 * FEW_MOST_PAIRS;
+const TILE_PAIRS: u32 = 5 * FEW_MOST_PAIRS;
+const MAXIMA: u32 = TILE_PAIRS + FEW_MOST_PAIRS * FEW_TILE_ROWS;
+const MASKS: u32 = MAXIMA + FEW_TILE_ROWS * CONSUMER_WARPS;
+const TILES: u32 = MASKS + CONSUMER_WARPS;
+const TABLE_WORDS: u32 = TILES + 4;
+
+/// Most stages of the ring.
+#[host]
+pub const FEW_MOST_STAGES: u32 = 6;
+
+/// Where everything is, from the beginning of shared memory.
+const TABLES: u32 = FEW_MOST_STAGES * 2 * mbarrier::BYTES;
+const PARTIALS: u32 = TABLES + TABLE_WORDS * 4;
+const SLOTS: u32 = PARTIALS + 2 * PARTIAL_BYTES;
+/// Bytes of shared memory besides stages and inputs.
+#[host]
+pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(128);
+const _: () = assert!(TABLES % 16 == 0 && PARTIALS % 16 == 0);
+
+/// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
+#[host]
+pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
+    tile_rows * pitch + k.div_ceil(128) * 32
+}
+
+/// A place in the ring.
+#[derive(Clone, Copy)]
+pub struct Position {
+    pub stage: u32,
+    parity: u32,
+}
+
+impl Position {
+    pub const START: Self = Self { stage: 0, parity: 0 };
+}
+
+/// The address of what is `offset` bytes from the beginning.
+#[inline(always)]
+fn at(offset: u32) -> u32 {
+    shared::dynamic::<u8>().address() + offset
+}
+
+#[inline(always)]
+fn tables() -> Shared<u32> {
+    Shared::from_address(at(TABLES))
+}
+
+#[inline(always)]
+fn partials() -> Shared<[f32; 4]> {
+    Shared::from_address(at(PARTIALS))
+}
+
+/// Where everything is: addresses in the shared window.
+#[derive(Clone, Copy)]
+pub struct Memory {
+    stages: u32,
+    pub inputs: u32,
+    pub input_pitch: u32,
+    pub input_scales: Shared<f32>,
+    /// Rows of `input_scales`.
+    pub groups: u32,
+}
+
+impl Memory {
+    #[inline(always)]
+    pub fn new(arguments: &FewTokens) -> Self {
+        let FewTokens { first, second, stages, tile_rows, input_pitch, .. } = *arguments;
+        let inputs = at(FEW_TABLE_BYTES) + stages * FEW_STAGE_BYTES;
+        Self {
+            stages,
+            inputs,
+            input_pitch,
+            input_scales: Shared::from_address(inputs + tile_rows * input_pitch),
+            groups: u32::max(first.k, second.k).div_ceil(128),
+        }
+    }
+
+    /// Initialises the ring's barriers. One thread calls it; a barrier lies between it and other threads.
+    ///
+    /// # Safety
+    /// The block has as much dynamic shared memory as the module draws.
+    #[inline(always)]
+    pub unsafe fn begin_ring(&self) {
+        let mut stage = 0;
+        while stage < self.stages {
+            // SAFETY: the caller's contract: nobody else has touched them.
+            unsafe {
+                // One arrival tells the bytes to expect, and each lane of the producer arrives behind its copies
+                // of scales.
+                mbarrier::init(self.full(stage), 1 + 32);
+                mbarrier::init(self.empty(stage), CONSUMER_WARPS);
+            }
+            stage += 1;
+        }
+        mbarrier::fence_init();
+    }
+
+    /// Address of a stage.
+    #[inline(always)]
+    pub fn stage(&self, position: Position) -> u32 {
+        at(FEW_TABLE_BYTES) + position.stage * FEW_STAGE_BYTES
+    }
+
+    /// The scales of a stage.
+    #[inline(always)]
+    pub fn slot(&self, position: Position) -> Shared<f32> {
+        Shared::from_address(at(SLOTS) + position.stage * SLOT_BYTES)
+    }
+
+    /// The barrier that completes when a stage is filled.
+    #[inline(always)]
+    pub fn full(&self, stage: u32) -> u32 {
+        at(0) + stage * 2 * mbarrier::BYTES
+    }
+
+    /// The barrier that completes when all consumer warps are done with a stage.
+    #[inline(always)]
+    fn empty(&self, stage: u32) -> u32 {
+        self.full(stage) + mbarrier::BYTES
+    }
+
+    /// The place after `position`.
+    #[inline(always)]
+    pub fn next(&self, position: Position) -> Position {
+        if position.stage + 1 == self.stages {
+            Position { stage: 0, parity: position.parity ^ 1 }
+        } else {
+            Position { stage: position.stage + 1, parity: position.parity }
+        }
+    }
+
+    /// Waits until the stage at `position` may be filled.
+    #[inline(always)]
+    pub fn wait_empty(&self, position: Position) {
+        // SAFETY: an initialised barrier; the producer is at most one lap ahead of the consumers.
+        unsafe { mbarrier::wait(self.empty(position.stage), position.parity ^ 1) }
+    }
+
+    /// Waits until the stage at `position` is filled.
+    #[inline(always)]
+    pub fn wait_full(&self, position: Position) {
+        // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
+        unsafe { mbarrier::wait(self.full(position.stage), position.parity) }
+    }
+
+    /// Gives a stage back: one arrival for this warp. All its lanes call it together, done with the stage.
+    #[inline(always)]
+    pub fn release(&self, position: Position) {
+        sync::warp(warp::FULL_MASK);
+        if thread::lane_id() == 0 {
+            // SAFETY: an initialised barrier, of which this warp has an arrival pending: it waited for the
+            // stage once.
+            unsafe { mbarrier::arrive(self.empty(position.stage)) }
+        }
+    }
+
+    /// The partial sums of this warp's lanes, or of warp `warp`'s, in a buffer.
+    #[inline(always)]
+    pub fn partials(&self, buffer: u32, warp: u32) -> Shared<[f32; 4]> {
+        partials().add((buffer * CONSUMER_WARPS + warp) * 32)
+    }
+
+    /// The eight sums of consumer `thread` at the end of a launch, in the place of the partial sums: four of each
+    /// thread, then the other four.
+    #[inline(always)]
+    pub fn sums(&self, thread: u32) -> [Shared<[f32; 4]>; 2] {
+        [partials().add(thread), partials().add(CONSUMERS + thread)]
+    }
+
+    /// The local expert of a pair, or the mark that it has none here; those of four adjacent pairs are aligned as
+    /// one.
+    #[inline(always)]
+    pub fn pair_expert(&self, pair: u32) -> Shared<u32> {
+        tables().add(PAIR_EXPERTS + pair)
+    }
+
+    /// The weight of a pair.
+    #[inline(always)]
+    pub fn pair_weight(&self, pair: u32) -> Shared<f32> {
+        tables().add(PAIR_WEIGHTS + pair).cast()
+    }
+
+    /// The tile whose first pair this is.
+    #[inline(always)]
+    pub fn pair_tile(&self, pair: u32) -> Shared<u32> {
+        tables().add(PAIR_TILES + pair)
+    }
+
+    /// How many tiles there are.
+    #[inline(always)]
+    pub fn tiles(&self) -> Shared<u32> {
+        tables().add(TILES)
+    }
+
+    /// Where the expert of a tile is.
+    #[inline(always)]
+    pub fn tile_expert_place(&self, tile: u32) -> Shared<u32> {
+        tables().add(TILE_EXPERTS + tile)
+    }
+
+    /// Where the number of a tile's rows is.
+    #[inline(always)]
+    pub fn tile_size_place(&self, tile: u32) -> Shared<u32> {
+        tables().add(TILE_SIZES + tile)
+    }
+
+    /// Where the pair of a tile's row is.
+    #[inline(always)]
+    pub fn tile_pair_place(&self, tile: u32, row: u32) -> Shared<u32> {
+        tables().add(TILE_PAIRS + tile * FEW_TILE_ROWS + row)
+    }
+
+    /// The local expert of a tile.
+    ///
+    /// # Safety
+    /// The tables have been built, and the tile exists.
+    #[inline(always)]
+    pub unsafe fn tile_expert(&self, tile: u32) -> u32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.tile_expert_place(tile).read() }
+    }
+
+    /// The rows of a tile, at least 1.
+    ///
+    /// # Safety
+    /// As [`tile_expert`](Self::tile_expert).
+    #[inline(always)]
+    pub unsafe fn tile_size(&self, tile: u32) -> u32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.tile_size_place(tile).read() }
+    }
+
+    /// The pair of a tile's row.
+    ///
+    /// # Safety
+    /// As [`tile_expert`](Self::tile_expert), and the tile has the row.
+    #[inline(always)]
+    pub unsafe fn tile_pair(&self, tile: u32, row: u32) -> u32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.tile_pair_place(tile, row).read() }
+    }
+
+    /// The largest magnitude that a warp has found in an input row.
+    #[inline(always)]
+    pub fn maximum(&self, row: u32, warp: u32) -> Shared<f32> {
+        tables().add(MAXIMA + row * CONSUMER_WARPS + warp).cast()
+    }
+
+    /// The stripes, of the 32 that a warp's threads count for, that this block sums up.
+    #[inline(always)]
+    pub fn mask(&self, warp: u32) -> Shared<u32> {
+        tables().add(MASKS + warp)
+    }
+}

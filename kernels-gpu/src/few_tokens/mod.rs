@@ -1,0 +1,280 @@
+//! A whole layer behind the router in one launch, for up to some tens of rows: kernel `few_tokens` (sm_90a).
+//!
+//! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
+//! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
+//! else happens beside the stream.
+//!
+//! ```text
+//!   time ------------------------------------------------------------------------------------------------>
+//!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
+//!   consumers                 | quantise x | product, activate | publish .. wait | quantise | product | sum up |
+//!                                                 |                    ^                        |        ^
+//!   memory                                        +--> activated ------+                        +- products
+//! ```
+//!
+//! # Rows, tiles, units
+//! A *pair* is a token and one of its slots: pair `token * top_k + slot`. Its row of the intermediate and of
+//! the products has that number: nothing is permuted. A *tile* is up to eight pairs of one expert. Ids that
+//! are negative, past the last expert, or of another rank are in no tile. Every block builds the list of tiles
+//! for itself ([`tiles`]).
+//!
+//! A *unit* is 16 to 128 rows of one expert's matrix by all of K, or in GEMM 2 by a part of K. It consists of
+//! two halves of rows, gate and up of the same columns in GEMM 1, neighbours in GEMM 2:
+//!
+//! ```text
+//!   units of GEMM 1    | tile 0: columns 0, 1, 2, .. | tile 1: columns 0, 1, .. | ..
+//!   blocks             | block 0 | block 1 | block 2 | ..                                  equal shares, in this order
+//!
+//!   a stage     +-----------------------------+   `stage_k` bytes of K each, and beside it the scales of these rows
+//!               | first half: half_rows rows  |
+//!               +-----------------------------+   weights as a checkpoint has them: where a stage has all of K, a
+//!               | second half: half_rows rows |   half is one copy, else every row is one
+//!               +-----------------------------+
+//!
+//!   a stage of packed weights: slab behind slab, of 128 bytes of K each
+//!
+//!               | slab 0: first half, second half | slab 1: first half, second half | ..      a half of a slab is one copy
+//! ```
+//!
+//! # Handing over
+//! - *GEMM 1 to 2.* Activated values go to memory in f32. A block that has ended its share of a tile adds its
+//!   number of units to the tile's counter (release); a block that begins a tile in GEMM 2 waits until all
+//!   units are there (acquire), and quantises the rows for itself. So a scale over a whole row costs no more
+//!   than one over 128 columns, and no block waits for blocks of other experts.
+//! - *GEMM 2 to the output.* Products go to memory in f32. Each block adds its units to the counter of every
+//!   stripe of 128 columns; the last one to do so sums the stripe up, slot by slot: always in the same order.
+//!
+//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1, so
+//! that all counters that are waited for get there.
+//!
+//! # The control words
+//! They are zero before the first launch, and each launch leaves them ready for the next ([`control`]). A
+//! launch that has begun ends, or its context is lost and the words with it.
+//!
+//! # Products
+//! By `mma.sync` m16n8k32: rows of weights are its M, the tile's rows its N. K within 64 bytes may come in any
+//! order as long as both operands agree, so that a lane takes 16 adjacent bytes of each. Sums are folded into
+//! f32 registers every 128 of K with the scales that change there ([`multiply`]).
+//!
+//! # Contract (checked by the host before the launch)
+//! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
+//! launched cooperatively and without overlap. The control words are in use by this launch alone.
+
+mod control;
+mod inputs;
+mod memory;
+mod multiply;
+mod produce;
+mod store;
+mod sum_up;
+mod tiles;
+
+use cuda_std::code::{Code, Flag};
+use cuda_std::{arguments, host, kernel, sync, thread};
+
+use control::Control;
+use inputs::Inputs;
+use memory::{Memory, Position};
+use tiles::{NO_TILE, Share};
+
+/// Warps that multiply.
+const CONSUMER_WARPS: u32 = 16;
+/// Threads that multiply.
+const CONSUMERS: u32 = 32 * CONSUMER_WARPS;
+/// Threads of a block: the consumers and the producer warp.
+const THREADS: u32 = CONSUMERS + 32;
+/// The named barrier of the consumers.
+const CONSUMER_BARRIER: u32 = 1;
+
+/// Most pairs of a token and a slot.
+#[host]
+pub const FEW_MOST_PAIRS: u32 = 128;
+/// Most rows of a tile.
+#[host]
+pub const FEW_TILE_ROWS: u32 = 8;
+/// Columns of a stripe of the output.
+#[host]
+pub const FEW_STRIPE: u32 = 128;
+/// Most stripes: one thread counts for each.
+#[host]
+pub const FEW_MOST_STRIPES: u32 = 256;
+/// Bytes of weights in a stage, at most.
+#[host]
+pub const FEW_STAGE_BYTES: u32 = 32 * 1024;
+/// Bytes of K in a stage, at most.
+#[host]
+pub const FEW_STAGE_K: u32 = 2048;
+
+/// What the hidden states are.
+#[host]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HiddenType {
+    /// bf16.
+    Bf16 = 0,
+    /// f16.
+    F16 = 1,
+    /// e4m3 with scales.
+    E4m3 = 2,
+}
+
+/// One of the two matrices of an expert, and what its units are.
+#[arguments]
+pub struct Projection {
+    /// e4m3 `[local experts, rows, k]`, 16-byte aligned.
+    pub weights: *const u8,
+    /// Their scales, as many as the kind says.
+    pub weight_scales: *const f32,
+    /// The scale of all inputs, where one is given.
+    pub given_scale: *const f32,
+    /// Which scales the weights have.
+    pub weight_scale_kind: Code<crate::abi::BScaleKind>,
+    /// Which scales the inputs get.
+    pub input_scale_kind: Code<crate::abi::AScaleKind>,
+    /// K, a multiple of 64.
+    pub k: u32,
+    /// Rows of an expert's matrix.
+    pub rows: u32,
+    /// Rows of half a unit: 8, 16, 32 or 64.
+    pub half_rows: u32,
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
+    /// that is less, fit into a stage.
+    pub stage_k: u32,
+    /// Rows from the first half of a unit to its second.
+    pub half_distance: u32,
+    /// Rows from a unit to the next.
+    pub stride: u32,
+    /// Parts that K is cut into, each of which is a unit of its own.
+    pub parts: u32,
+    /// Units of a tile.
+    pub units: u32,
+}
+
+/// Arguments of `few_tokens`.
+#[arguments]
+pub struct FewTokens {
+    /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
+    pub hidden: *const u8,
+    /// f32, the scales of hidden states in e4m3, where they have some.
+    pub hidden_scales: *const f32,
+    /// Where they are.
+    pub hidden_scale_strides: crate::abi::Strides,
+    /// i32 `[tokens, top_k]`.
+    pub topk_ids: *const i32,
+    /// f32 `[tokens, top_k]`.
+    pub topk_weights: *const f32,
+    /// i32 `[experts]`, -1 for experts of other ranks; null where all are here.
+    pub expert_map: *const i32,
+    /// w13: K is H, an expert has 2I rows.
+    pub first: crate::few_tokens::Projection,
+    /// w2: K is I, an expert has H rows.
+    pub second: crate::few_tokens::Projection,
+    /// f32 `[tokens * top_k, I]`, 16-byte aligned; not read before it is written.
+    pub activated: *mut f32,
+    /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
+    pub products: *mut f32,
+    /// i64 `[local experts + 1]`: pairs of the experts before each.
+    pub expert_offsets: *mut i64,
+    /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
+    pub control: *mut u32,
+    /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
+    pub out: *mut u8,
+    /// T. With `top_k`, at most `FEW_MOST_PAIRS` pairs.
+    pub tokens: u32,
+    /// k.
+    pub top_k: u32,
+    /// E, of all ranks.
+    pub experts: u32,
+    /// E_loc.
+    pub local_experts: u32,
+    /// Rows of a tile, at most `FEW_TILE_ROWS`.
+    pub tile_rows: u32,
+    /// Stages of the ring.
+    pub stages: u32,
+    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16.
+    pub input_pitch: u32,
+    /// What the hidden states are.
+    pub hidden_type: Code<crate::few_tokens::HiddenType>,
+    /// What the output is.
+    pub out_type: Code<crate::abi::OutType>,
+    /// What gate is at most, and the magnitude of up; infinite for no limit.
+    pub limit: f32,
+    /// What joins gate and up.
+    pub function: Code<crate::abi::ActivationFunction>,
+    /// Whether the weights are packed: then K and I are multiples of 128.
+    pub packed: Flag,
+    /// Whether a pair's weight multiplies its input, and not its output.
+    pub weighs_input: Flag,
+    /// Whether the result is added to the output.
+    pub adds: Flag,
+}
+
+/// The layer behind the router.
+///
+/// # Safety
+/// The contract in the module documentation.
+#[kernel(threads = THREADS)]
+pub unsafe fn few_tokens(arguments: FewTokens) {
+    let FewTokens { first, second, packed, .. } = arguments;
+    let memory = Memory::new(&arguments);
+    // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role
+    // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
+    // Stages pass between the roles by the ring's barriers alone.
+    unsafe {
+        if thread::warp_id() == CONSUMER_WARPS {
+            let tiles = tiles::build(&arguments, &memory);
+            sync::block();
+            let (mut position, mut share, mut is_first) = (Position::START, Share::new(tiles, &first), true);
+            loop {
+                // Not two loops: they would be all of this code twice.
+                let projection = &if is_first { first } else { second };
+                while let Some(unit) = share.next(projection) {
+                    let expert = memory.tile_expert(unit.tile);
+                    position = produce::fill(projection, packed, &unit, expert, &memory, position);
+                }
+                if !is_first {
+                    break;
+                }
+                (share, is_first) = (Share::new(tiles, &second), false);
+            }
+            if thread::block_idx_x() == 0 {
+                tiles::store_offsets(&arguments, &memory);
+            }
+            return;
+        }
+
+        inputs::begin(&arguments, &memory);
+        sync::block();
+        let tiles = memory.tiles().read();
+        let mut share = Share::new(tiles, &first);
+        let control = Control::begin(arguments.control, tiles);
+        let (mut position, mut buffer) = (Position::START, 0);
+        let (mut tile, mut rows, mut units) = (NO_TILE, 0, 0);
+        let mut is_first = true;
+        loop {
+            let projection = &if is_first { first } else { second };
+            while let Some(unit) = share.next(projection) {
+                if unit.tile != tile {
+                    if is_first {
+                        control.publish(tile, units);
+                    } else {
+                        control.wait(unit.tile, first.units);
+                    }
+                    (tile, rows, units) = (unit.tile, memory.tile_size(unit.tile), 0);
+                    let (arguments, memory) = (&arguments, &memory);
+                    Inputs { arguments, memory, projection, is_first, tile, rows }.take();
+                }
+                position = multiply::unit(projection, packed, &unit, rows, &memory, position, buffer);
+                store::store(&arguments, projection, is_first, &unit, rows, &memory, buffer);
+                (units, buffer) = (units + 1, buffer ^ 1);
+            }
+            if !is_first {
+                break;
+            }
+            control.publish(tile, units);
+            (share, tile, is_first) = (Share::new(memory.tiles().read(), &second), NO_TILE, false);
+        }
+
+        sum_up::sum_up(&arguments, &control, &memory);
+    }
+}

@@ -1,0 +1,55 @@
+//! What becomes of a unit's sums: activated values in GEMM 1, products in GEMM 2. Both go to memory in f32.
+
+use cuda_std::thread;
+
+use super::memory::Memory;
+use super::multiply::sum;
+use super::tiles::Unit;
+use super::{CONSUMERS, FewTokens, Projection};
+use crate::elementwise::activation::functions::activate;
+use crate::gemm::recomputed;
+
+/// Stores the values or products of a unit and its tile's rows, of which there are `rows`.
+///
+/// # Safety
+/// The contract of the kernel: the sums of this unit are in `buffer`. All consumers call it together.
+#[inline(always)]
+pub unsafe fn store(
+    arguments: &FewTokens,
+    projection: &Projection,
+    is_first: bool,
+    unit: &Unit,
+    rows: u32,
+    memory: &Memory,
+    buffer: u32,
+) {
+    let FewTokens { ref second, activated, products, limit, function, tokens, top_k, .. } = *arguments;
+    let log2 = projection.row_groups_log2();
+    let columns_log2 = log2 + 3;
+    // Of a power of two, which a division would not know.
+    let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
+    let mut at = recomputed(thread::thread_idx_x());
+    let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
+    while at < all {
+        // SAFETY: the row is the tile's and the column the unit's; one thread stores the value.
+        unsafe {
+            if is_first {
+                let (row, column) = split(at, columns_log2);
+                let gate = sum(log2, memory, buffer, 0, column, row);
+                let up = sum(log2, memory, buffer, 1, column, row);
+                let [value] = activate(function.raw(), limit, &[gate], &[up]);
+                let pair = memory.tile_pair(unit.tile, row);
+                let to = pair as usize * second.k as usize + (unit.row + column) as usize;
+                activated.add(to).write(value);
+            } else {
+                let (row, column) = split(at, columns_log2 + 1);
+                let (half, within) = split(column, columns_log2);
+                let value = sum(log2, memory, buffer, half, within, row);
+                let pair = memory.tile_pair(unit.tile, row);
+                let of_part = (unit.part * tokens * top_k + pair) as usize;
+                products.add(of_part * second.rows as usize + (unit.row + column) as usize).write(value);
+            }
+        }
+        at += CONSUMERS;
+    }
+}

@@ -1,0 +1,266 @@
+//! Up to eight tokens: the layer behind the router in one launch, against the oracle and against itself.
+
+use std::cell::RefCell;
+
+use crate::common::activation::FUNCTIONS;
+use crate::common::checks::{out_of_bounds, relative_l2};
+use crate::common::layers::{Poison, Skew, any_quantization, any_skew, config, on_device, random_routing};
+use crate::common::oracle::{self, Layer};
+use crate::common::{cases, device, timing};
+use fp8_moe::ops::grouped_gemm::Path;
+use fp8_moe::{
+    Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
+    Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream,
+    WeightScales, Workspace,
+};
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// The tests' device, where it has the kernel.
+fn hopper() -> Option<Device> {
+    Some(device()).filter(|device| device.family() == Family::Sm90a)
+}
+
+prop_compose! {
+    /// Any layer that the kernel fits: columns in steps of 64, so that groups may be half ones.
+    fn any_layer()(
+        quantization in any_quantization(),
+        experts in 1usize..=14,
+        k in 1usize..=10,
+        hidden in 1usize..=6,
+        intermediate in 1usize..=6,
+        activation in prop::sample::select(&FUNCTIONS),
+        token_scales in prop::bool::weighted(0.3),
+        order_free: bool,
+        weighs_input in prop::bool::weighted(0.2),
+    ) -> MoeConfig {
+        let k = if weighs_input { 1 } else { k.min(experts) };
+        let routing = match weighs_input {
+            true => Routing::SigmoidInput,
+            false => Routing::Softmax { renormalize: true },
+        };
+        let mut config = config(quantization, routing, [experts, k, hidden * 64, intermediate * 64]);
+        config.activation = activation;
+        config.reduction = if order_free { Reduction::OrderFree } else { Reduction::Deterministic };
+        // With scales of rows in front of GEMM 2 packed weights have gate and up apart, which the kernel does not
+        // read. None are packed where I is no multiple of 128, to which weights in blocks are padded.
+        let is_packed = intermediate % 2 == 0 || quantization.weights() == WeightScales::Block128;
+        config.intermediate_scales = match token_scales && !is_packed {
+            true => IntermediateScales::Token,
+            false => IntermediateScales::Group128,
+        };
+        config
+    }
+}
+
+/// A layer with its inputs.
+struct Case {
+    stream: Stream,
+    oracle: Layer,
+    layer: MoeLayer,
+    tokens: usize,
+    host: (Vec<bf16>, Vec<i32>, Vec<f32>),
+    hidden: Buffer<bf16>,
+    ids: Buffer<i32>,
+    weights: Buffer<f32>,
+}
+
+impl Case {
+    fn new(device: &Device, mut config: MoeConfig, tokens: usize, skew: Skew, seed: u64) -> Case {
+        config.path = Path::OneLaunch;
+        let oracle = Layer::random(config, seed);
+        let hidden = oracle::hidden_states(tokens * oracle.config.hidden_size, seed ^ 1);
+        let (ids, weights) = random_routing(&oracle.config, tokens, skew, seed ^ 2);
+        Case {
+            stream: device.default_stream(),
+            layer: on_device(device, &oracle),
+            tokens,
+            hidden: device.upload(&hidden).unwrap(),
+            ids: device.upload(&ids).unwrap(),
+            weights: device.upload(&weights).unwrap(),
+            host: (hidden, ids, weights),
+            oracle,
+        }
+    }
+
+    fn workspace(&self) -> Workspace {
+        self.layer.workspace(self.tokens).unwrap()
+    }
+
+    fn len(&self) -> usize {
+        self.hidden.len()
+    }
+
+    /// Runs it into `out`, and sees to it that it is one launch.
+    fn run_into<'a>(&'a self, workspace: &'a mut Workspace, out: impl Into<Output<'a>>) {
+        let steps = RefCell::new(Vec::new());
+        let observe = |step: Step| steps.borrow_mut().push(step.name);
+        let forward = Forward::new(&self.hidden, workspace, out).routed(&self.ids, &self.weights);
+        self.layer.forward_with(&self.stream, forward.observed(&observe)).unwrap();
+        assert_eq!(*steps.borrow(), ["one launch"], "{:?}", self.layer.config());
+    }
+
+    fn run(&self, workspace: &mut Workspace) -> Vec<f32> {
+        let mut out = self.stream.device().uninit::<f32>(self.len()).unwrap();
+        self.run_into(workspace, &mut out);
+        out.to_vec(&self.stream).unwrap()
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+proptest! {
+    #![proptest_config(cases(16))]
+
+    #[test]
+    fn agrees_with_the_oracle(
+        config in any_layer(), tokens in 1usize..=8, skew in any_skew(), seed: u64,
+    ) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        let case = Case::new(&device, config, tokens, skew, seed);
+        let ours = case.run(&mut case.workspace());
+        let (hidden, ids, weights) = &case.host;
+        prop_assert_eq!(out_of_bounds(&ours, &case.oracle.forward(hidden, ids, weights)), None);
+    }
+
+    /// Launch after launch on one workspace, whatever its memory holds: the control words find back to zero.
+    #[test]
+    fn launches_repeat(config in any_layer(), tokens in 1usize..=8, skew in any_skew(), seed: u64, byte: u8) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        let case = Case::new(&device, config.clone(), tokens, skew, seed);
+        let fewer = Case::new(&device, config, 1 + seed as usize % tokens, Skew::Invalid, seed ^ 5);
+        let mut workspace = case.workspace();
+        let (first, first_of_fewer) = (case.run(&mut workspace), fewer.run(&mut workspace));
+        for (round, poison) in (1..).zip([Poison::Fresh, Poison::Byte(byte), Poison::Random(seed)]) {
+            timing(seed.wrapping_add(round));
+            poison.fill(workspace.memory(), &case.stream).unwrap();
+            prop_assert!(bits(&case.run(&mut workspace)) == bits(&first), "{poison:?}");
+            prop_assert!(bits(&fewer.run(&mut workspace)) == bits(&first_of_fewer), "{poison:?}");
+        }
+    }
+
+    #[test]
+    fn ranks_add_up(config in any_layer(), tokens in 1usize..=8, seed: u64) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        let mut case = Case::new(&device, config.clone(), tokens, Skew::Invalid, seed);
+        let whole = case.run(&mut case.workspace());
+        let mut sum = vec![0.0; whole.len()];
+        let cut = seed as usize % (config.experts + 1);
+        for local in [0..cut, cut..config.experts] {
+            if local.is_empty() {
+                continue;
+            }
+            let mut rank = config.clone();
+            rank.path = Path::OneLaunch;
+            rank.local_experts = Some(local.collect());
+            case.layer = MoeLayer::new(&device, &rank, &case.oracle.weights(&rank)).unwrap();
+            let part = case.run(&mut case.workspace());
+            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        let distance = relative_l2(&sum, &whole);
+        prop_assert!(distance < 1e-6, "distance {distance}");
+    }
+
+    /// Outputs of 16 bits are the f32 one, rounded; and added to another it is added with one rounding.
+    #[test]
+    fn outputs_differ_by_a_rounding(mut config in any_layer(), tokens in 1usize..=8, seed: u64) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        config.reduction = Reduction::OrderFree;
+        let case = Case::new(&device, config, tokens, Skew::Invalid, seed);
+        let mut workspace = case.workspace();
+        let full = case.run(&mut workspace);
+        let mut half = device.uninit::<bf16>(case.len()).unwrap();
+        case.run_into(&mut workspace, &mut half);
+        let rounded: Vec<_> = full.iter().map(|&x| bf16::from_f32(x)).collect();
+        prop_assert!(half.to_vec(&case.stream).unwrap() == rounded);
+        let mut half = device.uninit::<f16>(case.len()).unwrap();
+        case.run_into(&mut workspace, &mut half);
+        let rounded: Vec<_> = full.iter().map(|&x| f16::from_f32(x)).collect();
+        prop_assert!(half.to_vec(&case.stream).unwrap() == rounded);
+        let before: Vec<f32> = (0..case.len()).map(|i| i as f32 / 7.0).collect();
+        let mut out = device.upload(&before).unwrap();
+        case.run_into(&mut workspace, Output::Add(SliceMut::from(&mut out).into()));
+        let sum: Vec<f32> = full.iter().zip(&before).map(|(a, b)| a + b).collect();
+        prop_assert_eq!(bits(&out.to_vec(&case.stream).unwrap()), bits(&sum));
+        let before: Vec<_> = before.iter().map(|&x| bf16::from_f32(x)).collect();
+        let mut out = device.upload(&before).unwrap();
+        case.run_into(&mut workspace, Output::Add(SliceMut::from(&mut out).into()));
+        let sum: Vec<_> = full.iter().zip(&before).map(|(a, b)| bf16::from_f32(a + b.to_f32())).collect();
+        prop_assert!(out.to_vec(&case.stream).unwrap() == sum);
+    }
+
+    /// By addresses the control words lie in the workspace, which holds anything.
+    #[test]
+    fn raw_forwards_give_the_same_bits(config in any_layer(), tokens in 1usize..=8, seed: u64) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        let case = Case::new(&device, config, tokens, Skew::Uniform, seed);
+        let expected = case.run(&mut case.workspace());
+        let mut memory = device.uninit::<u8>(case.layer.workspace_bytes(tokens).unwrap()).unwrap();
+        Poison::Random(seed).fill(memory.as_mut_slice(), &case.stream).unwrap();
+        for round in 0..2 {
+            timing(seed ^ round);
+            let out = device.uninit::<f32>(case.len()).unwrap();
+            let forward = RawForward {
+                stream: case.stream.raw(),
+                tokens,
+                hidden: RawHidden::Bf16(case.hidden.ptr().raw()),
+                routing: RawRouting::Given {
+                    ids: case.ids.ptr().raw(),
+                    weights: case.weights.ptr().raw(),
+                },
+                workspace: memory.ptr().raw(),
+                workspace_bytes: memory.len(),
+                out: RawOutput { address: out.ptr().raw(), element: OutputType::F32, add: false },
+            };
+            // SAFETY: the addresses are those of the buffers, which live until the stream is waited for.
+            unsafe { case.layer.forward_raw(forward).unwrap() };
+            prop_assert_eq!(bits(&out.to_vec(&case.stream).unwrap()), bits(&expected));
+        }
+    }
+}
+
+/// Matrices whose rows of K take more than one stage, and whose K is cut for GEMM 2.
+#[test]
+fn long_rows() {
+    let Some(device) = hopper() else { return };
+    for (seed, quantization) in
+        (0..).zip([Quantization::Block128, Quantization::ChannelToken, Quantization::TensorStatic])
+    {
+        for (sizes, tokens) in [([4, 2, 2240, 64], 3), ([3, 1, 64, 4288], 2), ([2, 1, 5120, 2112], 1)] {
+            timing(seed);
+            let config = config(quantization, Routing::Softmax { renormalize: true }, sizes);
+            let case = Case::new(&device, config, tokens, Skew::Uniform, seed);
+            let mut workspace = case.workspace();
+            let ours = case.run(&mut workspace);
+            let (hidden, ids, weights) = &case.host;
+            let expected = case.oracle.forward(hidden, ids, weights);
+            assert_eq!(out_of_bounds(&ours, &expected), None, "{quantization}, {sizes:?}");
+            assert_eq!(bits(&case.run(&mut workspace)), bits(&ours), "{quantization}, {sizes:?}");
+        }
+    }
+}
+
+/// A routing without a valid id gives zeros, and leaves the control words as they were.
+#[test]
+fn nobody() {
+    let Some(device) = hopper() else { return };
+    let config = config(Quantization::Block128, Routing::Softmax { renormalize: true }, [4, 2, 320, 128]);
+    let case = Case::new(&device, config, 5, Skew::Uniform, 1);
+    let mut workspace = case.workspace();
+    let first = case.run(&mut workspace);
+    for _ in 0..2 {
+        let mut out = device.uninit::<f32>(case.len()).unwrap();
+        let nobody = device.upload(&[-1, 4].repeat(5)).unwrap();
+        let forward = Forward::new(&case.hidden, &mut workspace, &mut out).routed(&nobody, &case.weights);
+        case.layer.forward_with(&case.stream, forward).unwrap();
+        assert!(out.to_vec(&case.stream).unwrap().iter().all(|&x| x == 0.0));
+        assert_eq!(bits(&case.run(&mut workspace)), bits(&first));
+    }
+}
