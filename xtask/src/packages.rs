@@ -31,7 +31,7 @@ const ARCHIVE_LIMIT: u64 = 2 << 20;
 
 /// Crates that an embedder of the library builds, the library and the emulated device included;
 /// 40 at most. It goes up only by a decision.
-const EMBEDDED_CRATES: usize = 36;
+const EMBEDDED_CRATES: usize = 35;
 
 /// Packs, unpacks, builds, and builds and runs the strangers' crates.
 pub fn run() -> Result<()> {
