@@ -5,6 +5,7 @@
 //!   cargo publish --dry-run    what is published: each archive, in dependency order, and what it asks of the registry
 //!   target/packages/NAME       the archives, unpacked, in a workspace of their own: each builds from its own archive
 //!   tests/embed                a plain `cargo build` with an empty environment, offline after `cargo fetch`; runs a layer on sim
+//!   fp8-moe                    the command without the emulated device says what is missing
 //!   tests/embed_cudarc         cudarc linked against libcuda beside the library: neither takes the other's calls
 //! ```
 //!
@@ -18,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{cargo, heading, output, root, step, stranger, target_dir};
 
@@ -30,7 +31,7 @@ const ARCHIVE_LIMIT: u64 = 2 << 20;
 
 /// Crates that an embedder of the library builds, the library and the emulated device included;
 /// 40 at most. It goes up only by a decision.
-const EMBEDDED_CRATES: usize = 36;
+const EMBEDDED_CRATES: usize = 35;
 
 /// Packs, unpacks, builds, and builds and runs the strangers' crates.
 pub fn run() -> Result<()> {
@@ -47,7 +48,8 @@ pub fn run() -> Result<()> {
     build(&unpacked)?;
     embed()?;
     let no_device = driver_without_devices()?;
-    embed_beside_cudarc(&no_device)
+    embed_beside_cudarc(&no_device)?;
+    command_without_sim(&unpacked, &no_device)
 }
 
 /// Unpacks every archive into a folder named after its package. Returns the folder of them all.
@@ -126,6 +128,34 @@ fn embed_beside_cudarc(driver: &Path) -> Result<()> {
     let mut program = Command::new(target_dir().join("strangers/debug/embed_cudarc"));
     program.env_clear().env("LD_LIBRARY_PATH", driver);
     step("embed_cudarc: run beside a libcuda without devices", &mut program)
+}
+
+/// The command without the feature `sim`, over a libcuda that has no device: no device stands in, and what is
+/// missing is said. What needs no device works.
+fn command_without_sim(unpacked: &Path, driver: &Path) -> Result<()> {
+    let mut build = stranger(unpacked, "build");
+    build.args(["--offline", "--quiet", "--package", "fp8-moe-cli", "--no-default-features"]);
+    step("fp8-moe without sim: build", &mut build)?;
+    heading("fp8-moe without sim: answers");
+    let checkpoint = root().join("tests/fixtures/qwen3_moe_block.safetensors");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(target_dir().join("strangers/debug/fp8-moe"));
+        command.env_clear().env("LD_LIBRARY_PATH", driver).args(arguments).arg(&checkpoint);
+        command
+    };
+    for (device, rule) in [
+        ("auto", "the NVIDIA driver finds no device; the feature `sim` of fp8-moe has an emulated device"),
+        ("cuda:0", "device cuda:0: the NVIDIA driver finds no device"),
+        ("sim", "this program was built without the feature `sim` of fp8-moe"),
+    ] {
+        let answer = command(&["check", "--device", device]).output().context("could not run fp8-moe")?;
+        let said = String::from_utf8_lossy(&answer.stderr);
+        print!("{said}");
+        ensure!(!answer.status.success() && said.contains(rule), "{device}: it does not say `{rule}`");
+    }
+    let described = output(&mut command(&["info"]))?;
+    ensure!(described.contains("qwen3_moe"), "info: {described}");
+    Ok(())
 }
 
 /// A folder with a libcuda.so.1 in which every function of the driver API answers `CUDA_ERROR_NO_DEVICE`.

@@ -1,16 +1,17 @@
 //! `cargo xtask targets`: what users depend on compiles for Windows and macOS too, where it finds
 //! `nvcuda.dll`, or says that there is no CUDA.
 //!
-//! Nothing is linked. Where the toolchain has no standard library for a target, that is checked from source,
-//! so that each takes some minutes of CPU: this is no part of `cargo xtask test`. For Windows rustc then asks
-//! for MinGW's `x86_64-w64-mingw32-dlltool`; LLVM's `llvm-dlltool` under that name will do.
+//! Nothing is linked, so that neither Microsoft's linker nor Apple's SDK is needed. Where the toolchain has no
+//! standard library for a target, that is checked from source (`rust-src`, and the crates that it depends on),
+//! so that each takes some minutes of CPU: this is no part of `cargo xtask test`. Windows is taken with MSVC's
+//! ABI, for which rustc writes import libraries itself; for the GNU one it asks for MinGW's `dlltool`.
 
 use anyhow::Result;
 
 use crate::process::{cargo, output, step, target_dir};
 use crate::setup;
 
-const TARGETS: [&str; 3] = ["x86_64-pc-windows-gnu", "x86_64-apple-darwin", "aarch64-apple-darwin"];
+const TARGETS: [&str; 3] = ["x86_64-pc-windows-msvc", "x86_64-apple-darwin", "aarch64-apple-darwin"];
 
 /// Checks the library, the emulated device and the driver's table for each target.
 pub fn run() -> Result<()> {
