@@ -20,6 +20,8 @@ class DeepGemmLayer(Layer):
     """Buffers and steps that both layouts share."""
 
     h2: torch.Tensor
+    # Of a layer over ranks: the first expert that is here, and by expert its number among those.
+    first, expert_map = 0, None
 
     def __init__(self, case: Case, sources: Sources):
         import deepgemm_kernels
@@ -37,12 +39,16 @@ class DeepGemmLayer(Layer):
     def layer(self, w: Weights) -> None:
         torch.ops._C.per_token_group_fp8_quant(self.case.hidden, self.xq, self.x_scale, GROUP, 1e-10, -E4M3_MAX,
                                                E4M3_MAX, False, False, False)
+        self.experts(w)
+
+    def experts(self, w: Weights) -> None:
+        """All that comes behind the first quantisation."""
         self.dispatch()
         self.gemm1(w)
         self.activate()
         self.gemm2(w)
-        self.utils.ep_gather(self.h2.view(-1, self.case.shape.hidden), self.case.ids, self.case.gates, self.index, None,
-                             self.out)
+        self.utils.ep_gather(self.h2.view(-1, self.case.shape.hidden), self.case.ids, self.case.gates, self.index,
+                             self.expert_map, self.out)
 
     def dispatch(self) -> None:
         """Rows and scales to their experts."""
@@ -80,10 +86,10 @@ class Contiguous(DeepGemmLayer):
         self.h2 = torch.empty(rows, h, dtype=torch.bfloat16, device=dev)
 
     def dispatch(self) -> None:
-        self.kernels.count(self.case.ids, self.counts)
+        self.kernels.count(self.case.ids, self.counts, self.first)
         self.expert.fill_(-1)  # rows that nobody writes are skipped by the GEMMs
         self.utils.ep_scatter(recv_x=self.xq, recv_x_scale=self.x_scale, recv_topk=self.case.ids,
-                              num_recv_tokens_per_expert=self.counts, expert_map=None, expert_start_loc=self.start,
+                              num_recv_tokens_per_expert=self.counts, expert_map=self.expert_map, expert_start_loc=self.start,
                               output_tensor=self.xp, output_tensor_scale=self.xp_scale, m_indices=self.expert,
                               output_index=self.index)
 

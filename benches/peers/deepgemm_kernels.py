@@ -11,13 +11,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _count(ids, counts, total, BLOCK: tl.constexpr):
-    """One program an expert: how many rows it gets."""
+def _count(ids, counts, total, first, BLOCK: tl.constexpr):
+    """One program an expert, from the expert `first` on: how many rows it gets."""
     expert = tl.program_id(0)
     found = tl.zeros((BLOCK,), dtype=tl.int32)
     for start in range(0, total, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        found += tl.where(tl.load(ids + at, mask=at < total, other=-1) == expert, 1, 0)
+        found += tl.where(tl.load(ids + at, mask=at < total, other=-1) == first + expert, 1, 0)
     tl.store(counts + expert, tl.sum(found))
 
 
@@ -54,8 +54,8 @@ def _silu_quantise(h1, q, scale, rows, inter, ROWS: tl.constexpr, GROUP: tl.cons
     tl.store(scale + tl.program_id(1).to(tl.int64) * rows + row, s, mask=row < rows)
 
 
-def count(ids: torch.Tensor, counts: torch.Tensor) -> None:
-    _count[(counts.numel(),)](ids, counts, ids.numel(), BLOCK=min(1024, triton.next_power_of_2(ids.numel())))
+def count(ids: torch.Tensor, counts: torch.Tensor, first: int = 0) -> None:
+    _count[(counts.numel(),)](ids, counts, ids.numel(), first, BLOCK=min(1024, triton.next_power_of_2(ids.numel())))
 
 
 def scatter(x: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, xp: torch.Tensor,

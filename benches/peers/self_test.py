@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable
@@ -28,7 +29,7 @@ import ours
 import reference
 import report
 import timing
-from data import (CHECK_SHAPE, E4M3, MODELS, Case, Shape, WeightBank, active_experts, load_case, make_case,
+from data import (CHECK_SHAPE, E4M3, MODELS, Case, Shape, WeightBank, Weights, active_experts, load_case, make_case,
                   random_e4m3, random_hidden, route, route_table, save_case, sets_needed, zipf_exponent)
 from sources import Sources
 
@@ -159,7 +160,7 @@ def each_gemm_has_its_fastest_configuration() -> None:
 
     triton = VllmTriton.__new__(VllmTriton)
     triton.kernel, triton.folder, triton.sweep = None, None, 6
-    with mock.patch.object(vllm_triton, "TritonLayer", Fake), mock.patch.object(timing, "Graphs", Timed), \
+    with mock.patch.object(triton, "layer_of", Fake, create=True), mock.patch.object(timing, "Graphs", Timed), \
             mock.patch.object(triton, "options", lambda case: options):
         assert triton.fastest(case) == (options[1], options[2])
 
@@ -422,9 +423,8 @@ def silu_quantise_kernel() -> None:
     assert bool((((q.float() - want.float()).abs() <= step) | power).all())
 
 
-@test
-def layers_of_the_peers() -> str:
-    """Each peer's layer with stand-in operators, against the reference; Triton kernels interpreted."""
+def _peers_with_fakes() -> tuple[Sources, bool]:
+    """The peers' sources with stand-in operators, and whether those know the real ones' schemas."""
     if not find_spec("triton"):
         raise Skip("triton is not installed")
     sources, real = _sources(), True
@@ -434,6 +434,13 @@ def layers_of_the_peers() -> str:
         real = False  # the libraries need a driver to load
     _with_fakes(real)
     sources.deep_gemm = lambda: fakes.deep_gemm
+    return sources, real
+
+
+@test
+def layers_of_the_peers() -> str:
+    """Each peer's layer with stand-in operators, against the reference; Triton kernels interpreted."""
+    sources, real = _peers_with_fakes()
     import deepgemm_kernels
     from deepgemm import Contiguous, Masked
     from peer import first
@@ -466,6 +473,41 @@ def layers_of_the_peers() -> str:
         case = small_case("block", 20)
         check(f"deepgemm {kind.__name__}", kind(case, sources), case)
     return ("operator schemas checked; " if real else "operator schemas not checked; ") + ", ".join(done)
+
+
+@test
+def experts_over_ranks() -> str:
+    """What the ranks' experts make of all rows adds up to the whole layer."""
+    sources, _ = _peers_with_fakes()
+    import deepgemm_kernels
+    from ranks import DeepGemmOverRanks, Ranks, TritonOverRanks
+    from vllm_triton import candidates
+
+    try:
+        kernel = sources.triton_moe().invoke_fused_moe_triton_kernel
+    except ImportError:
+        raise Skip("no --peers") from None
+    shape, done = Shape(8, 2, 1024, 256), []
+    deepgemm_kernels.silu_quantise = lambda h1, q, scale: fakes.silu_and_mul_per_block_quant(q, h1, scale, 128, None,
+                                                                                             False)
+    for tokens in (12, 1):
+        cases, ranks = [], [Ranks("check", shape, rank, 2, tokens, CPU) for rank in range(2)]
+        for rank, of_rank in enumerate(ranks):
+            torch.manual_seed(rank)
+            cases.append(of_rank.case(tokens))
+        own = [case.sets[0] for case in cases]
+        whole = Weights(*(torch.cat([getattr(w, name).view(torch.uint8) for w in own]).view(getattr(own[0], name).dtype)
+                          for name in ("w13", "w13_scale", "w2", "w2_scale")))
+        full = replace(cases[0], shape=shape)
+        kinds = {"triton": lambda rank, case: TritonOverRanks(rank.map, case, kernel, candidates(case, 1)[0]),
+                 "deepgemm": lambda rank, case: DeepGemmOverRanks(rank.map, rank.first, case, sources)}
+        for name, make in kinds.items():
+            parts = [make(rank, case).forward(case.sets[0]).float() for rank, case in zip(ranks, cases)]
+            distance = reference.distance(sum(parts), full, whole)
+            assert distance < 2 * reference.TOLERANCE, f"{name}, {tokens} tokens: {distance:.2e}"
+            assert min(float(part.norm()) for part in parts) > 0.0, "each rank has some of the experts"
+            done.append(f"{name}/{tokens} {distance:.0e}")
+    return ", ".join(done)
 
 
 def main() -> int:

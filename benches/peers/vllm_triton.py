@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -46,9 +46,9 @@ class TritonLayer(Layer):
         self.expert_ids = case.ids.view(-1)
         self.padded = torch.full((1,), rows * config["BLOCK_SIZE_M"], dtype=torch.int32, device=dev)
         # vLLM's own rule: when few experts are hit, each row gets a block of its own and nothing is sorted.
-        self.aligned = rows * 4 > case.shape.experts
+        self.aligned = rows * 4 > case.full.experts
         if self.aligned:
-            block_m, experts = config["BLOCK_SIZE_M"], case.shape.experts
+            block_m, experts = config["BLOCK_SIZE_M"], case.full.experts
             most = rows + experts * (block_m - 1)
             most = min(rows * block_m, most) if rows < experts else most
             self.sorted_ids = new(most, dtype=torch.int32)
@@ -56,13 +56,22 @@ class TritonLayer(Layer):
         self.parts = {"layer": self.layer, "gemm1": self.gemm1, "gemm2": self.gemm2}
 
     def layer(self, w: Weights) -> None:
-        case, i = self.case, self.case.shape.inter
-        self.quantise(case.hidden, self.xq, self.x_scale)
+        self.quantise(self.case.hidden, self.xq, self.x_scale)
+        self.experts(w)
+
+    def assign(self) -> None:
+        """Rows to blocks of one expert each."""
+        case, height = self.case, self.config["BLOCK_SIZE_M"]
         if self.aligned:
-            self.moe.moe_align_block_size(case.ids, case.shape.experts, self.config["BLOCK_SIZE_M"], self.sorted_ids,
-                                          self.expert_ids, self.padded, None)
+            self.moe.moe_align_block_size(case.ids, case.full.experts, height, self.sorted_ids, self.expert_ids,
+                                          self.padded, None)
         else:
-            self.padded.fill_(case.rows * self.config["BLOCK_SIZE_M"])
+            self.padded.fill_(case.rows * height)
+
+    def experts(self, w: Weights) -> None:
+        """All that comes behind the first quantisation."""
+        i = self.case.shape.inter
+        self.assign()
         self.gemm1(w)
         h1 = self.h1.view(-1, 2 * i)
         if self.block:
@@ -104,7 +113,7 @@ def config(m: int, n: int, k: int, group: int, warps: int, stages: int) -> Confi
 
 def candidates(case: Case, count: int) -> list[Config]:
     """Configurations to try, the likeliest first: tile height follows the rows that an expert gets."""
-    t, per_expert = case.tokens, case.rows / case.shape.experts
+    t, per_expert = case.tokens, case.rows / case.full.experts
     if t <= 64 or per_expert <= 16:
         found = [config(16, 64, 128, 1, 4, 4), config(16, 128, 128, 1, 4, 4), config(16, 128, 128, 1, 4, 3),
                  config(16, 64, 256, 1, 4, 3), config(16, 64, 128, 32, 4, 5), config(32, 64, 128, 1, 4, 4),
@@ -128,6 +137,7 @@ class VllmTriton(Peer):
         sources.load_vllm_ops()
         self.kernel = sources.triton_moe().invoke_fused_moe_triton_kernel
         self.folder, self.sweep = sources.configs(), max(1, sweep)
+        self.layer_of: Callable[..., TritonLayer] = TritonLayer
         self.chosen: dict[tuple[Any, ...], tuple[Config, Config]] = {}
 
     def tuned(self, case: Case) -> Config | None:
@@ -155,13 +165,13 @@ class VllmTriton(Peer):
         """Compiles all configurations that `build` will choose from."""
         for option in self.options(case):
             with contextlib.suppress(Exception):  # one that fails is passed over by `build`, which says why
-                TritonLayer(case, self.kernel, option).forward(case.sets[0])
+                self.layer_of(case, self.kernel, option).forward(case.sets[0])
 
     def build(self, case: Case) -> Layer:
         key = (case.shape, case.tokens, case.scheme)
         if key not in self.chosen:
             self.chosen[key] = self.fastest(case)
-        return TritonLayer(case, self.kernel, *self.chosen[key])
+        return self.layer_of(case, self.kernel, *self.chosen[key])
 
     def fastest(self, case: Case) -> tuple[Config, Config]:
         """The configurations of both GEMMs: each GEMM's fastest at the height where their sum is least."""
@@ -173,7 +183,7 @@ class VllmTriton(Peer):
         for index, option in enumerate(options):
             of_height = best.setdefault(option["BLOCK_SIZE_M"], {})
             try:
-                layer = TritonLayer(case, self.kernel, option)
+                layer = self.layer_of(case, self.kernel, option)
                 layer.forward(case.sets[0])
                 for part in ("gemm1", "gemm2"):
                     time = timing.Graphs(layer.parts[part], case.sets).best(3)

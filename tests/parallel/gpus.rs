@@ -4,14 +4,16 @@
 //! FP8_MOE_DEVICE=cuda:0 cargo test --release --test parallel -- --ignored gpus --test-threads 1
 //! ```
 
+use std::ffi::c_int;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cust::Driver;
+use cust::{Context, Driver};
+use fp8_moe::parallel::nccl::sys::{ncclComm_t, ncclResult_t, ncclSuccess, ncclUniqueId};
 use fp8_moe::parallel::nccl::{Library, Nccl};
 use fp8_moe::parallel::{
-    Batch, Communicator, Limits, ParallelGraph, Peers, Placement, Rendezvous, TensorParallel,
+    Batch, Communicator, InProcess, Limits, ParallelGraph, Peers, Placement, Rendezvous, TensorParallel,
 };
 use fp8_moe::{Device, Error, MoeConfig, Quantization, Result, Routing, Stream};
 use half::bf16;
@@ -19,6 +21,7 @@ use half::bf16;
 use crate::common::layers::{Poison, Skew, config, random_routing};
 use crate::common::oracle;
 use crate::group::{Case, Tokens, limits};
+use crate::shares::assert_shares_inside_experts_across;
 use crate::start::meeting;
 
 const SOFTMAX: Routing = Routing::Softmax { renormalize: true };
@@ -123,6 +126,96 @@ fn sums_over_nccl() {
     });
     let sum: Vec<f32> = outputs[0].0.iter().zip(&outputs[1].0).map(|(a, b)| a + b).collect();
     assert!(outputs[0].1 == sum && outputs[1].1 == sum, "other bits");
+}
+
+/// The program's own id, and its own communicator, which it has made by NCCL and destroys itself: the same bits
+/// as in process, twice over one communicator.
+#[test]
+#[ignore = "takes two GPUs"]
+fn the_programs_own_communicators() {
+    if !are_there() {
+        return;
+    }
+    let nccl = Library::load().expect("NCCL");
+    // SAFETY: the library is loaded already.
+    let own = unsafe { libloading::Library::new(nccl.path()) }.expect("NCCL");
+    // SAFETY: the types are those of `nccl.h`.
+    let (init, destroy) = unsafe {
+        type Init = unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> ncclResult_t;
+        type Destroy = unsafe extern "C" fn(ncclComm_t) -> ncclResult_t;
+        (
+            *own.get::<Init>(b"ncclCommInitRank").expect("a function"),
+            *own.get::<Destroy>(b"ncclCommDestroy").expect("a function"),
+        )
+    };
+    let sizes = config(Quantization::Block128, SOFTMAX, [16, 4, 1024, 512]);
+    let case = Case::new(sizes, &[33, 20], Skew::Invalid, 10);
+    let poison = Poison::Byte(0xff);
+    let on_threads = |work: &(dyn Fn(usize) -> Vec<Vec<bf16>> + Sync)| -> Vec<Vec<Vec<bf16>>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2).map(|rank| scope.spawn(move || work(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("a rank")).collect()
+        })
+    };
+    let id = Nccl::draw_id(nccl).expect("an id");
+    let by_id = on_threads(&|rank| {
+        // SAFETY: both ranks run this case, and nothing else.
+        let own = unsafe { Nccl::with_id(nccl, &gpu(rank), id, rank, 2, limits()) }.expect("a rank");
+        let own: Arc<dyn Communicator> = Arc::new(own);
+        (0..2).map(|_| case.run(rank, own.clone(), poison).expect("a forward")).collect()
+    });
+    let internal = Nccl::draw_id(nccl).expect("an id");
+    let by_communicator = on_threads(&|rank| {
+        let device = gpu(rank);
+        let mut comm: ncclComm_t = std::ptr::null_mut();
+        {
+            let driver = Driver::cuda().expect("a driver");
+            let number = cust::Device::get(driver, rank as u32).expect("a GPU");
+            let context = Context::primary(number).expect("a context");
+            let _current = context.enter().expect("a context");
+            // SAFETY: `comm` is a valid place, and the device's context is current.
+            let result = unsafe { init(&mut comm, 2, ncclUniqueId { internal }, rank as c_int) };
+            assert_eq!(result, ncclSuccess, "ncclCommInitRank");
+        }
+        // SAFETY: it is alive until the ranks are dropped, and both run this case alone.
+        let own = unsafe { Nccl::from_raw(nccl, &device, comm, limits()) }.expect("a rank");
+        let own: Arc<dyn Communicator> = Arc::new(own);
+        let outputs = (0..2).map(|_| case.run(rank, own.clone(), poison).expect("a forward")).collect();
+        drop(own);
+        // SAFETY: nobody uses it any more.
+        assert_eq!(unsafe { destroy(comm) }, ncclSuccess, "ncclCommDestroy");
+        outputs
+    });
+    let bits = |values: &[bf16]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for (rank, expected) in case.expected().into_iter().enumerate() {
+        for (how, outputs) in [("id", &by_id[rank]), ("communicator", &by_communicator[rank])] {
+            for output in outputs {
+                assert!(bits(output) == bits(&expected), "rank {rank}, by its own {how}: other bits");
+            }
+        }
+    }
+}
+
+/// Shares inside a GPU, experts across two: four ranks, of which NCCL sees two at a time, since it refuses two
+/// ranks of a communicator on one GPU.
+#[test]
+#[ignore = "takes two GPUs"]
+fn shares_inside_experts_across_gpus() {
+    if !are_there() {
+        return;
+    }
+    let inside: Vec<Vec<Arc<dyn Communicator>>> = (0..2)
+        .map(|expert| {
+            let ranks = InProcess::group(&gpu(expert), 2, limits()).expect("a group").into_iter();
+            ranks.map(|rank| Arc::new(rank) as _).collect()
+        })
+        .collect();
+    let across: Vec<_> = (0..2).map(|_| meeting(2, limits())).collect();
+    assert_shares_inside_experts_across([1024, 512], |expert, slice| {
+        let inside = inside[expert][slice].clone();
+        let peers = Peers::join(&across[slice][expert]).expect("peers");
+        (inside.clone(), Arc::new(Nccl::connect(inside.device(), peers).expect("a rank")))
+    });
 }
 
 /// A thousand replays under changing routings and numbers of tokens; every fiftieth is compared with an eager

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fp8_moe::parallel::{
     Batch, Communicator, ExpertOptions, ExpertParallel, InProcess, Placement, TensorParallel, TensorShare,
 };
-use fp8_moe::{MoeConfig, MoeLayer, Quantization, Routing, Stream};
+use fp8_moe::{Device, MoeConfig, MoeLayer, Quantization, Routing, Stream};
 use half::bf16;
 
 use crate::common::checks::out_of_bounds;
@@ -19,10 +19,10 @@ const SCHEMES: [Quantization; 3] =
     [Quantization::TensorStatic, Quantization::ChannelToken, Quantization::Block128];
 
 /// The layer of a rank's share, of some of the experts.
-fn share(layer: &Layer, experts: &MoeConfig, rank: usize, ranks: usize) -> MoeLayer {
+fn share(device: &Device, layer: &Layer, experts: &MoeConfig, rank: usize, ranks: usize) -> MoeLayer {
     let share = TensorShare::new(experts, rank, ranks).expect("a share");
     let weights = share.weights(&layer.weights(experts)).expect("its weights");
-    MoeLayer::new(&device(), &share.config(experts), &weights).expect("a layer")
+    MoeLayer::new(device, &share.config(experts), &weights).expect("a layer")
 }
 
 /// Every rank gets the sum of the shares' outputs, in rank order, in f32; and it is the whole layer's, within
@@ -37,7 +37,7 @@ fn shares_add_up_to_the_layer() {
             let Tokens { hidden, ids, weights } = &tokens;
             let outputs = on_ranks(ranks, limits(), |rank, communicator| {
                 let stream = Stream::new(&device()).expect("a stream");
-                let part = share(&layer, &config, rank, ranks);
+                let part = share(&device(), &layer, &config, rank, ranks);
                 let mut workspace = part.workspace(3).expect("memory");
                 let parallel = TensorParallel::new(part, communicator).expect("a rank");
                 let hidden = device().upload(hidden).expect("memory");
@@ -52,7 +52,7 @@ fn shares_add_up_to_the_layer() {
             let stream = device().default_stream();
             let mut sum = vec![0.0f32; 3 * 128];
             for rank in 0..ranks {
-                let part = share(&layer, &config, rank, ranks);
+                let part = share(&device(), &layer, &config, rank, ranks);
                 let part: Vec<f32> =
                     run_routed(&stream, &part, hidden, ids, weights, Poison::Fresh).expect("a forward");
                 sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -73,36 +73,47 @@ fn shares_add_up_to_the_layer() {
     }
 }
 
-/// Shares inside, experts across: four ranks, two of each. The results of both experts' ranks come back, and
-/// then the shares are added.
+/// Shares inside, experts across: four ranks, two of each.
 #[test]
 fn shares_inside_experts_across() {
-    let config = config(Quantization::Block128, SOFTMAX, [4, 2, 128, 256]);
+    let group = || -> [Arc<dyn Communicator>; 2] {
+        let ranks = InProcess::group(&device(), 2, limits()).expect("a group").into_iter();
+        let ranks: Vec<_> = ranks.map(|rank| Arc::new(rank) as _).collect();
+        ranks.try_into().ok().expect("two ranks")
+    };
+    // A group over the shares for each part of the experts, and one over the experts for each share.
+    let (inside, across) = ([group(), group()], [group(), group()]);
+    assert_shares_inside_experts_across([128, 256], |expert, slice| {
+        (inside[expert][slice].clone(), across[slice][expert].clone())
+    });
+}
+
+/// Four ranks, `communicators(e, s)` of the one with part e of the experts and share s of their columns: over
+/// the two shares, and over the two parts. The results of both experts' ranks come back, and then the shares
+/// are added.
+pub fn assert_shares_inside_experts_across(
+    [h, i]: [usize; 2],
+    communicators: impl Fn(usize, usize) -> (Arc<dyn Communicator>, Arc<dyn Communicator>) + Sync,
+) {
+    let config = config(Quantization::Block128, SOFTMAX, [4, 2, h, i]);
     let layer = Layer::random(config.clone(), 71);
     let placement = Placement::linear(4, 2).expect("two ranks");
     let tokens = [2, 3].map(|count| Tokens::random(&config, count, Skew::Uniform, count as u64));
-    // A group over the experts for each share, and one over the shares for each part of the experts.
-    let group = || InProcess::group(&device(), 2, limits()).expect("a group").into_iter();
-    let across: Vec<Vec<Arc<dyn Communicator>>> =
-        (0..2).map(|_| group().map(|rank| Arc::new(rank) as _).collect()).collect();
-    let inside: Vec<Vec<Arc<dyn Communicator>>> =
-        (0..2).map(|_| group().map(|rank| Arc::new(rank) as _).collect()).collect();
-    let part = |expert: usize, slice: usize| {
-        let experts = placement.config(&config, expert);
-        share(&layer, &experts, slice, 2)
+    let part = |device: &Device, expert: usize, slice: usize| {
+        share(device, &layer, &placement.config(&config, expert), slice, 2)
     };
     let run = |expert: usize, slice: usize| {
-        let stream = Stream::new(&device()).expect("a stream");
+        let (inside, across) = communicators(expert, slice);
+        let device = across.device().clone();
+        let stream = Stream::new(&device).expect("a stream");
         let Tokens { hidden, ids, weights } = &tokens[expert];
-        let mut experts =
-            ExpertParallel::new(part(expert, slice), across[slice][expert].clone(), ExpertOptions::new(3))
-                .expect("a rank");
-        let sums = TensorParallel::new(part(expert, slice), inside[expert][slice].clone()).expect("a rank");
+        let options = ExpertOptions::new(3);
+        let mut experts = ExpertParallel::new(part(&device, expert, slice), across, options).expect("a rank");
+        let sums = TensorParallel::new(part(&device, expert, slice), inside).expect("a rank");
         let mut workspace = experts.workspace().expect("memory");
-        let hidden = device().upload(hidden).expect("memory");
-        let (ids, weights) =
-            (device().upload(ids).expect("memory"), device().upload(weights).expect("memory"));
-        let mut out = device().uninit::<f32>(hidden.len()).expect("memory");
+        let hidden = device.upload(hidden).expect("memory");
+        let (ids, weights) = (device.upload(ids).expect("memory"), device.upload(weights).expect("memory"));
+        let mut out = device.uninit::<f32>(hidden.len()).expect("memory");
         let batch = Batch::new(&hidden).routed(&ids, &weights);
         experts.forward(&stream, batch, &mut workspace, &mut out).expect("a forward");
         sums.reduce(&stream, (&mut out).into()).expect("a sum");
@@ -117,16 +128,16 @@ fn shares_inside_experts_across() {
     let mut all = Tokens { hidden: Vec::new(), ids: Vec::new(), weights: Vec::new() };
     for tokens in &tokens {
         let missing = 3 - tokens.len(&config);
-        all.hidden.extend(tokens.hidden.iter().copied().chain(vec![bf16::ZERO; missing * 128]));
+        all.hidden.extend(tokens.hidden.iter().copied().chain(vec![bf16::ZERO; missing * h]));
         all.ids.extend(tokens.ids.iter().copied().chain(vec![-1; missing * 2]));
         all.weights.extend(tokens.weights.iter().copied().chain(vec![0.0; missing * 2]));
     }
     let stream = device().default_stream();
     let shares: Vec<Vec<f32>> = (0..2)
         .map(|slice| {
-            let mut sum = vec![0.0f32; 6 * 128];
+            let mut sum = vec![0.0f32; 6 * h];
             for expert in 0..2 {
-                let layer = part(expert, slice);
+                let layer = part(&device(), expert, slice);
                 let part: Vec<bf16> =
                     run_routed(&stream, &layer, &all.hidden, &all.ids, &all.weights, Poison::Fresh)
                         .expect("a forward");
@@ -136,8 +147,8 @@ fn shares_inside_experts_across() {
         })
         .collect();
     for (rank, output) in outputs.iter().enumerate() {
-        let first = rank / 2 * 3 * 128;
-        let expected: Vec<f32> = (first..first + output.len()).map(|i| shares[0][i] + shares[1][i]).collect();
+        let first = rank / 2 * 3 * h;
+        let expected: Vec<f32> = (first..first + output.len()).map(|n| shares[0][n] + shares[1][n]).collect();
         assert_eq!(*output, expected, "rank {rank}");
     }
 }
