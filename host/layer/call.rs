@@ -14,8 +14,9 @@ use std::ffi::c_void;
 
 use half::{bf16, f16};
 
+use super::step::{Observer, Step};
 use super::workspace::Workspace;
-use super::{OP, OutputElement, Step};
+use super::{OP, OutputElement};
 use crate::config::{ActivationScales, COPY_BYTES, MoeConfig, Reduction, Routing, SharedRun};
 use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
@@ -241,9 +242,6 @@ impl std::fmt::Debug for Forward<'_> {
         fields.finish_non_exhaustive()
     }
 }
-
-/// What is told every operation of a forward.
-pub(crate) type Observer<'a> = &'a dyn Fn(Step);
 
 /// A routing: `[T, k]` each.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! The layer behind the router in one launch.
 
 use super::call::{Hidden, Routed};
-use super::forward::Call;
+use super::step::Call;
 use crate::config::{ActivationScales, MoeConfig, Routing};
 use crate::error::Result;
 use crate::gpu::buffer::SliceMut;

@@ -3,10 +3,10 @@
 use half::bf16;
 
 use super::OP;
-use super::call::{Hidden, Observer, Output, Request, Routed, no_token_ids};
+use super::call::{Hidden, Output, Request, Routed, no_token_ids};
 use super::few_tokens::Work;
-use super::weights::DeviceWeights;
-use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing, WeightScales};
+use super::step::Call;
+use crate::config::{ActivationScales, GROUP, MoeConfig, Reduction, Routing};
 use crate::error::Result;
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Slice, SliceMut};
@@ -15,7 +15,7 @@ use crate::ops::activation::{Activation, ActivationShape, Requantization, activa
 use crate::ops::cast::{Cast, cast};
 use crate::ops::gated_gemm::{GatedGemm, GatedPlan, gated_gemm, gated_gemm_with_settled_schedule};
 use crate::ops::grouped_gemm::{
-    AScale, BScale, GemmOut, GemmPlan, GroupedGemm, TokenSums, grouped_gemm_with_settled_schedule,
+    AScale, GemmOut, GemmPlan, GroupedGemm, TokenSums, grouped_gemm_with_settled_schedule,
 };
 use crate::ops::permutation::Permutation;
 use crate::ops::permute::{
@@ -30,7 +30,7 @@ use crate::ops::router::{
     sigmoid_top_k, softmax_top_k, sqrt_softplus_top_k,
 };
 use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
-use crate::plan::{First, Plan, SharedPlan};
+use crate::plan::{First, SharedPlan};
 
 /// The parts of a workspace that a shared expert beside the others uses.
 pub(super) struct SharedParts<'a> {
@@ -38,43 +38,6 @@ pub(super) struct SharedParts<'a> {
     pub middle: SliceMut<'a, bf16>,
     pub logits: SliceMut<'a, f32>,
     pub layer: SliceMut<'a, u8>,
-}
-
-/// One forward.
-#[derive(Clone, Copy)]
-pub(crate) struct Call<'a> {
-    pub config: &'a MoeConfig,
-    pub weights: &'a DeviceWeights,
-    /// Of at least one token.
-    pub plan: &'a Plan,
-    /// Told each operation before it is enqueued.
-    pub observe: Option<Observer<'a>>,
-}
-
-/// An operation of a forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What it is, e.g. `grouped GEMM 1`.
-    pub name: &'static str,
-    /// Its number, from 0.
-    pub index: usize,
-}
-
-impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
-    /// never runs both `unpermute` and `cast`, and the last stands for all behind the router.
-    pub const NAMES: [&'static str; 10] = [
-        "shared expert",
-        "router",
-        "permute",
-        "quantise",
-        "grouped GEMM 1",
-        "activation",
-        "grouped GEMM 2",
-        "unpermute",
-        "cast",
-        "one launch",
-    ];
 }
 
 /// How expert outputs become the layer's output.
@@ -246,13 +209,6 @@ impl Call<'_> {
                 let (rows, columns) = (self.plan.tokens(), self.config.hidden_size);
                 cast(stream, Cast { rows, columns, x: sums.as_slice(), out, adds })
             }
-        }
-    }
-
-    /// Tells which operation comes.
-    fn step(&self, index: usize) {
-        if let Some(observe) = self.observe {
-            observe(Step { name: Step::NAMES[index], index });
         }
     }
 
@@ -530,26 +486,6 @@ impl Call<'_> {
     /// What is added to the sums of GEMM 1 or 2.
     fn bias(&self, number: usize) -> Option<Slice<'_, f32>> {
         self.weights.expert_biases.as_ref().map(|biases| biases[number].as_slice())
-    }
-
-    /// Scales of w13. Gate and up have scales of their own, so that per-tensor scales are scales per channel
-    /// here.
-    pub(super) fn w13_scale(&self) -> BScale<'_> {
-        let scale = self.weights.w13_scale.as_slice();
-        match self.config.quantization.weights() {
-            WeightScales::Tensor | WeightScales::Channel => BScale::Channel(scale),
-            WeightScales::Block128 => BScale::Block(scale),
-        }
-    }
-
-    /// Scales of w2.
-    pub(super) fn w2_scale(&self) -> BScale<'_> {
-        let scale = self.weights.w2_scale.as_slice();
-        match self.config.quantization.weights() {
-            WeightScales::Tensor => BScale::Expert(scale),
-            WeightScales::Channel => BScale::Channel(scale),
-            WeightScales::Block128 => BScale::Block(scale),
-        }
     }
 
     /// `[P, I] = e4m3(activation([P, H] * w13^T))`, in one launch; `[P, H]` are rows of the tokens where they

@@ -33,6 +33,7 @@ mod forward;
 mod memory;
 mod plans;
 mod shared;
+mod step;
 mod warm_up;
 mod weights;
 mod workspace;
@@ -45,8 +46,8 @@ pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting, TokenIds,
 };
 pub use element::OutputElement;
-pub use forward::Step;
 pub use memory::DeviceMemory;
+pub use step::Step;
 pub use weights::shared::{SharedDeviceWeights, SharedMatrices, SharedWeights};
 pub(crate) use weights::{ExpertSource, Matrix, Scratch};
 pub use weights::{ExpertWeights, MoeDeviceWeights, MoeWeights, Progress, RouterWeights};
@@ -64,8 +65,8 @@ use crate::ops::pack_weights::WeightLayout;
 use crate::ops::quantize::Activations;
 use crate::plan::{self, Plan, SharedPlan};
 pub(crate) use call::{Request, Routed};
-use forward::Call;
 use plans::Plans;
+use step::Call;
 use warm_up::{Class, Loaded};
 use weights::DeviceWeights;
 

@@ -10,7 +10,8 @@
 
 use super::OP;
 use super::call::{Hidden, Output, Request, Routed};
-use super::forward::{Call, SharedParts};
+use super::forward::SharedParts;
+use super::step::Call;
 use super::weights::shared::Shared;
 use crate::error::{Error, Result};
 use crate::gpu::buffer::SliceMut;

@@ -89,7 +89,7 @@ mod tests {
 
     use half::{bf16, f16};
 
-    use super::super::forward::Call;
+    use super::super::step::Call;
     use super::super::{MoeDeviceWeights, MoeLayer, Quantization, Routing};
     use super::{Class, MoeConfig, Output, Request, rehearse};
     use crate::layer::call::Routed;

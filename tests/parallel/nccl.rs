@@ -121,7 +121,10 @@ fn ends(record: &Record) -> [usize; 3] {
 fn aborts_once() {
     let records = on_ranks(2, limits(), |rank, peers| {
         let communicator = connect(peers).expect("a rank");
-        communicator.agree(&[]).expect("both");
+        // Rank 0 may abort while the other is still on its way out of this.
+        if let Err(error) = communicator.agree(&[]) {
+            assert!(error.to_string().starts_with("rank 0 was stopped by thread "), "{error}");
+        }
         let abort = communicator.abort_handle();
         if rank == 0 {
             std::thread::scope(|scope| {

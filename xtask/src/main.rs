@@ -60,6 +60,8 @@ enum Task {
         #[arg(long)]
         update: bool,
     },
+    /// Checks who imports whom, and that no files do in a circle.
+    Rooms,
     /// Packs the packages as they would be published, and builds strangers' crates that depend on them.
     Packages,
     /// Runs a checkpoint's experts as a candle op, and checks the op for GPUs, without nvcc. After `packages`.
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         Task::Ptx { arch } => gate::show(arch),
         Task::Kernels { check } => kernels::run(check),
         Task::Gate { update } => gate::run(update),
+        Task::Rooms => rooms::run(),
         Task::Packages => packages::run(),
         Task::Candle => candle::run(),
         Task::Targets => targets::run(),
