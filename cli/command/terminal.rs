@@ -2,6 +2,7 @@
 //! use. And what they try before they work: that somebody reads, that outputs can be written.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,16 @@ pub fn end_with_the_reader() {
 /// none stays.
 pub fn try_output(path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    let existed = path.exists();
-    File::options().write(true).create(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
-    if existed { Ok(()) } else { fs::remove_file(path).map_err(|e| Error::io(path, e)) }
+    let failed = |e| Error::io(path, e);
+    match File::options().write(true).create_new(true).open(path) {
+        Ok(_) => fs::remove_file(path).map_err(failed),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => match File::options().write(true).open(path) {
+            // It was the trial of another rank with the same path, which is over.
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            opened => opened.map(drop).map_err(failed),
+        },
+        Err(e) => Err(failed(e)),
+    }
 }
 
 /// Opens a device and says which it is. Where nobody asks for one, by option or environment variable, and no
@@ -152,4 +160,22 @@ pub fn watch_bench<T>(tokens: usize, forward: impl FnOnce() -> Result<T>) -> Res
     let result = forward();
     bar.finish_and_clear();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As ranks on one host do, which are given the same path.
+    #[test]
+    fn an_output_is_tried_by_several_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("out.safetensors");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| try_output(Some(&path)).expect("writable")));
+            }
+        });
+        assert!(!path.exists());
+    }
 }

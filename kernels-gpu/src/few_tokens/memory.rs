@@ -51,7 +51,7 @@ const SLOTS: u32 = PARTIALS + 2 * PARTIAL_BYTES;
 /// Bytes of shared memory besides stages and inputs.
 #[host]
 pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(128);
-const _: () = assert!(TABLES % 16 == 0 && PARTIALS % 16 == 0);
+const _: () = assert!(TABLES.is_multiple_of(16) && PARTIALS.is_multiple_of(16));
 
 /// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
 #[host]

@@ -61,7 +61,7 @@ pub unsafe fn unit(
         ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2, CONSUMER_WARPS >> log2);
     let is_packed = packed.is_set();
     // Where its chunk of the first 64 bytes of a group is, and how far that of the others is from there.
-    let (swizzle, flip) = if is_packed { ((q ^ row % 4) * 16, row / 4 % 2 * 64) } else { (q * 16, 0) };
+    let (swizzle, flip) = if is_packed { ((q ^ (row % 4)) * 16, row / 4 % 2 * 64) } else { (q * 16, 0) };
     let input = memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q;
     let mut totals = [0.0; 4];
     let (mut at, end) = projection.part(unit.part);

@@ -201,7 +201,7 @@ impl Projection {
     #[inline(always)]
     pub fn part(&self, part: u32) -> (u32, u32) {
         let (groups, shift) = (self.k.div_ceil(128), self.parts.trailing_zeros());
-        let start = |part| (groups * part >> shift) * 128;
+        let start = |part| ((groups * part) >> shift) * 128;
         (start(part), u32::min(start(part + 1), self.k))
     }
 
