@@ -46,7 +46,7 @@ fn bench_measures_every_part_and_writes_it() {
         Value::Null => assert!(emulated, "timed on a GPU"),
         cold => {
             assert!(!emulated && cold["first_forward_ms"].as_f64() > cold["second_forward_ms"].as_f64());
-            assert!((3..12).contains(&cold["kernels"].as_u64().unwrap()), "{cold}");
+            assert!((1..12).contains(&cold["kernels"].as_u64().unwrap()), "{cold}");
         }
     }
     let rows = record["rows"].as_array().unwrap();
@@ -165,14 +165,14 @@ fn a_dump_that_the_time_limit_leaves_out_is_an_error() {
 fn bench_measures_one_ranks_share_of_a_model() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("x.json");
-    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "1", "--part", "gemm2", "--matrix-rate=100"];
+    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "4", "--part", "gemm2", "--matrix-rate=100"];
     let run = fp8_moe(["bench", "--json", file.to_str().unwrap()].into_iter().chain(options));
     assert_eq!(run.code, 0, "{}", run.stderr);
     let record = read_json(&file);
     let row = &record["rows"][0];
     assert_eq!((&row["shape"], &row["tp"]), (&json!([256, 8, 2048, 512]), &json!(4)));
-    // 8 experts of 2048 x 128.
-    assert_eq!(row["flops"], json!(2 * 8 * 2048 * 128));
+    // For each of 4 tokens 8 experts of 2048 x 128.
+    assert_eq!(row["flops"], json!(2 * 4 * 8 * 2048 * 128));
 }
 
 #[test]

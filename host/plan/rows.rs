@@ -113,7 +113,7 @@ impl ScaleLayout {
         let rows_apart = last_row == 0 || row_stride > last_group.saturating_mul(group_stride);
         let groups_apart = last_group == 0 || group_stride > last_row.saturating_mul(row_stride);
         let differ = (last_row == 0 || row_stride > 0) && (last_group == 0 || group_stride > 0);
-        let holds = differ && (rows_apart || groups_apart);
+        let holds = rows == 0 || groups == 0 || differ && (rows_apart || groups_apart);
         require(holds, op, name, format_args!("strides {row_stride}, {group_stride}"), || {
             format!("must give each of {rows} rows and {groups} groups a place of its own")
         })
