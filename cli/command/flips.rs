@@ -32,8 +32,8 @@
 //!   of one column in two tokens are independent: a column explains one token.
 //! - A wrong expert moves tokens by more than an eighth, along all columns.
 //!
-//! What this lets through, and a distance might not: a wrong weight of gate or up that changes one token alone,
-//! by less than a flip would.
+//! What this lets through, and a distance might not: a wrong weight of gate or up that changes one token
+//! alone, by less than a flip would. So it is for devices that cut sums alone.
 
 use std::collections::HashSet;
 
@@ -85,8 +85,8 @@ impl Downs {
         Ok(Downs { config: config.clone(), weights: checkpoint.weights(prefix, config)? })
     }
 
-    /// Takes flips away from `difference` `[T, H]` where they bring a token within [`ROUNDING`] of the norm of
-    /// its `reference`. `ids` `[T, k]`. Returns how many there were.
+    /// Takes flips away from `difference` `[T, H]` where they bring a token within [`ROUNDING`] of the norm
+    /// of its `reference`. `ids` `[T, k]`. Returns how many there were.
     pub fn take_flips(&self, difference: &mut [f64], reference: &[f32], ids: &[i64]) -> usize {
         let MoeConfig { hidden_size: h, top_k, intermediate_size, .. } = self.config;
         let most = MOST.min(3 + top_k * intermediate_size / 128);

@@ -221,16 +221,28 @@ fn flipped_roundings_are_known_by_their_column() {
             }
         })
     };
+    let on_cut_sums = |file: &Path| {
+        command::run(command::command().env("FP8_MOE_SIM_SUMS", "hardware").arg("check").arg(file))
+    };
     let flipped = moved("flipped", 1, 0.1, Some(7));
-    assert_match(std::slice::from_ref(&flipped));
-    let run = fp8_moe([Path::new("check"), &flipped]);
+    let run = on_cut_sums(&flipped);
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
     assert!(run.stdout.contains("io.output_w8a8, less flips"), "{}", run.stdout);
-    assert_mismatch(&moved("too_far", 1, 0.25, Some(7)));
-    assert_mismatch(&moved("twice", 2, 0.1, Some(7)));
-    assert_mismatch(&moved("no_column", 1, 0.1, None));
+    for (case, count, part, column) in
+        [("too_far", 1, 0.25, Some(7)), ("twice", 2, 0.1, Some(7)), ("no_column", 1, 0.1, None)]
+    {
+        let run = on_cut_sums(&moved(case, count, part, column));
+        assert!(run.code == 1 && run.stdout.contains("OUT OF TOLERANCE"), "{case}: {}", run.stdout);
+    }
+    // On exact sums no rounding flips.
+    let run = command::run(
+        command::command().env("FP8_MOE_SIM_SUMS", "exact").args(["check", "--device", "sim"]).arg(&flipped),
+    );
+    assert!(run.code == 1 && run.stdout.contains("OUT OF TOLERANCE"), "{}", run.stdout);
 }
 
-/// Pairs of schemes and shapes of scales for which no fixture was made: the same numbers, said in another way.
+/// Pairs of schemes and shapes of scales for which no fixture was made: the same numbers, said in another
+/// way.
 #[test]
 fn schemes_and_scales_in_other_words_match() {
     let folder = tempdir().unwrap();
@@ -380,8 +392,8 @@ fn folders() {
     });
     nested.rename("model.layers", "model.language_model.layers");
     run(&nested);
-    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it: the
-    // outputs are, byte for byte, those of the same experts in tensors of their own.
+    // c13: experts fused in one tensor each for gate and up, and for down. Nothing to compare with is in it:
+    // the outputs are, byte for byte, those of the same experts in tensors of their own.
     let out = tempdir().unwrap();
     let output = |draft: &Draft, name: &str| {
         draft.write_folder(folder.path());

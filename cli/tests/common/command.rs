@@ -24,7 +24,12 @@ pub fn command() -> Command {
 
 /// Runs the command.
 pub fn fp8_moe<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
-    let output = command().args(arguments).output().expect("the command starts");
+    run(command().args(arguments))
+}
+
+/// Runs a command.
+pub fn run(command: &mut Command) -> Run {
+    let output = command.output().expect("the command starts");
     Run {
         code: output.status.code().expect("an exit code"),
         stdout: String::from_utf8(output.stdout).unwrap(),
