@@ -171,6 +171,19 @@ fn bench_measures_one_ranks_share_of_a_model() {
     let record = read_json(&file);
     let row = &record["rows"][0];
     assert_eq!((&row["shape"], &row["tp"]), (&json!([256, 8, 2048, 512]), &json!(4)));
+    // On Hopper one token goes through one launch, which is no part.
+    let run = fp8_moe([
+        "bench",
+        "--model",
+        "qwen3.5-35b-tp4",
+        "--tokens",
+        "1",
+        "--part",
+        "gemm2",
+        "--matrix-rate=100",
+    ]);
+    let told = run.stderr.contains("T = 1: the layer has no gemm2");
+    assert!(told != run.stdout.contains("gemm2"), "{}{}", run.stdout, run.stderr);
     // For each of 4 tokens 8 experts of 2048 x 128.
     assert_eq!(row["flops"], json!(2 * 4 * 8 * 2048 * 128));
 }

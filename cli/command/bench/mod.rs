@@ -42,8 +42,8 @@ pub struct Arguments {
     /// Divide the experts among so many ranks, and measure one; tokens are routed to the experts of all
     #[arg(long, value_name = "N", default_value_t = 1)]
     ep: usize,
-    /// Spread the experts over so many ranks, and measure all: a process and a GPU each. Batch sizes are those
-    /// of each rank
+    /// Spread the experts over so many ranks, and measure all: a process and a GPU each. Batch sizes are
+    /// those of each rank
     #[arg(long, value_name = "N", conflicts_with_all = ["tp", "ep", "lockstep", "dump", "plot", "part"])]
     ranks: Option<usize>,
     /// FP8 schemes: per-token, per-tensor, block
@@ -364,6 +364,7 @@ impl Bench<'_> {
     fn count(&mut self, case: &Case, batch: &Batch, run: &mut Run<'_>) -> Result<()> {
         let counted = terminal::watch_bench(batch.tokens, || run.count())?;
         let fusion = Fusion::of(run.layer(), batch.tokens)?;
+        self.tell_missing(batch, counted.iter().map(|(part, _)| *part).collect());
         for (part, counters) in &counted {
             if !self.parts.contains(part) {
                 continue;
@@ -382,6 +383,7 @@ impl Bench<'_> {
             Ok(captured) => captured,
             Err(error) => return self.fail(self.row(case, batch, Part::Layer, fusion), error),
         };
+        self.tell_missing(batch, captured.parts().collect());
         for part in self.available(&captured) {
             if self.out_of_time() {
                 self.left_out += 1;
@@ -405,6 +407,16 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Says which parts were asked for by name that the layer has not at this batch size, given those it
+    /// `has`.
+    fn tell_missing(&self, batch: &Batch, has: Vec<Part>) {
+        let all = self.arguments.part.iter().any(|name| name == "all");
+        for part in self.parts.iter().filter(|part| !all && !has.contains(part)) {
+            let tokens = batch.tokens;
+            eprintln!("note     T = {tokens}: the layer has no {part}, or has it in another kernel");
+        }
     }
 
     /// The parts to measure that the layer has.
