@@ -316,8 +316,8 @@ pub struct Projection {
     pub rows: u32,
     /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
-    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
-    /// that is less, fit into a stage.
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K
+    /// where that is less, fit into a stage.
     pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,

@@ -7,9 +7,10 @@
 //!   288 ..      [2, 128]    units of every tile that are done        set p counts, set 1 - p is cleared meanwhile
 //! ```
 //!
-//! The last block, which has the last unit, clears the other set, and the one that sums up the last stripe changes p: by
-//! then every block that has units has read p and waited for its tiles. A launch without tiles changes
-//! nothing. So each launch finds zeros where it counts, and nothing is cleared on the way to a result.
+//! The last block, which has the last unit, clears the other set, and the one that sums up the last stripe
+//! changes p: by then every block that has units has read p and waited for its tiles. A launch without tiles
+//! changes nothing. So each launch finds zeros where it counts, and nothing is cleared on the way to a
+//! result.
 
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::{host, memory, sync, thread};
@@ -45,8 +46,8 @@ impl Control {
     /// The contract of the kernel, which has `of_launch` tiles in this launch.
     #[inline(always)]
     pub unsafe fn begin(words: *mut u32, of_launch: u32) -> Self {
-        // SAFETY: the words exist. Nobody but the last block, which has units if any has, touches the other set,
-        // and nobody changes the parity before all blocks with units have counted.
+        // SAFETY: the words exist. Nobody but the last block, which has units if any has, touches the other
+        // set, and nobody changes the parity before all blocks with units have counted.
         unsafe {
             let is_last = thread::block_idx_x() + 1 == thread::grid_dim_x();
             let parity = memory::load_strong(words) & 1;
@@ -69,8 +70,8 @@ impl Control {
         }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
         if thread::thread_idx_x() == 0 {
-            // SAFETY: the tile's counter, which is touched by atomics alone. The barrier has brought the other
-            // threads' stores before it.
+            // SAFETY: the tile's counter, which is touched by atomics alone. The barrier has brought the
+            // other threads' stores before it.
             unsafe {
                 atomic::add(
                     tiles(self.words, self.parity).add(tile as usize),
@@ -82,8 +83,8 @@ impl Control {
         }
     }
 
-    /// Waits until all `units` units of a tile are done. All consumers call it together, and see then what was
-    /// stored for them.
+    /// Waits until all `units` units of a tile are done. All consumers call it together, and see then what
+    /// was stored for them.
     ///
     /// # Safety
     /// As [`publish`](Self::publish).
@@ -99,8 +100,8 @@ impl Control {
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }
 
-    /// Says that `units` units of a stripe are done; whether that makes `all`. Then everything that was stored
-    /// for the stripe is visible to this thread. `stripes` is how many there are.
+    /// Says that `units` units of a stripe are done; whether that makes `all`. Then everything that was
+    /// stored for the stripe is visible to this thread. `stripes` is how many there are.
     ///
     /// # Safety
     /// The contract of the kernel, for a stripe that exists; a barrier has brought the other threads' stores

@@ -222,8 +222,8 @@ impl Inputs<'_> {
     unsafe fn copy(&self) {
         let FewTokens { hidden, hidden_scales, hidden_scale_strides, top_k, .. } = *self.arguments;
         let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
-        // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place in
-        // shared memory is written by one thread.
+        // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place
+        // in shared memory is written by one thread.
         unsafe {
             let token = |row| (self.memory.tile_pair(self.tile, row) / top_k) as usize;
             let thread = recomputed(thread::thread_idx_x());

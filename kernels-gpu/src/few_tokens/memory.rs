@@ -19,6 +19,7 @@
 //! come; every consumer warp then arrives at `empty` when it is done. A fresh barrier counts as having
 //! completed a phase of parity 1, so that the producer's first lap does not wait.
 
+use crate::gemm::hopper::ring::Position;
 use cuda_std::shared::Shared;
 use cuda_std::{host, mbarrier, shared, sync, thread, warp};
 
@@ -57,17 +58,6 @@ const _: () = assert!(TABLES.is_multiple_of(16) && PARTIALS.is_multiple_of(16));
 #[host]
 pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
     tile_rows * pitch + k.div_ceil(128) * 32
-}
-
-/// A place in the ring.
-#[derive(Clone, Copy)]
-pub struct Position {
-    pub stage: u32,
-    parity: u32,
-}
-
-impl Position {
-    pub const START: Self = Self { stage: 0, parity: 0 };
 }
 
 /// The address of what is `offset` bytes from the beginning.
@@ -121,8 +111,8 @@ impl Memory {
         while stage < self.stages {
             // SAFETY: the caller's contract: nobody else has touched them.
             unsafe {
-                // One arrival tells the bytes to expect, and each lane of the producer arrives behind its copies
-                // of scales.
+                // One arrival tells the bytes to expect, and each lane of the producer arrives behind its
+                // copies of scales.
                 mbarrier::init(self.full(stage), 1 + 32);
                 mbarrier::init(self.empty(stage), CONSUMER_WARPS);
             }
@@ -158,11 +148,7 @@ impl Memory {
     /// The place after `position`.
     #[inline(always)]
     pub fn next(&self, position: Position) -> Position {
-        if position.stage + 1 == self.stages {
-            Position { stage: 0, parity: position.parity ^ 1 }
-        } else {
-            Position { stage: position.stage + 1, parity: position.parity }
-        }
+        position.next(self.stages)
     }
 
     /// Waits until the stage at `position` may be filled.
@@ -196,15 +182,15 @@ impl Memory {
         partials().add((buffer * CONSUMER_WARPS + warp) * 32)
     }
 
-    /// The eight sums of consumer `thread` at the end of a launch, in the place of the partial sums: four of each
-    /// thread, then the other four.
+    /// The eight sums of consumer `thread` at the end of a launch, in the place of the partial sums: four of
+    /// each thread, then the other four.
     #[inline(always)]
     pub fn sums(&self, thread: u32) -> [Shared<[f32; 4]>; 2] {
         [partials().add(thread), partials().add(CONSUMERS + thread)]
     }
 
-    /// The local expert of a pair, or the mark that it has none here; those of four adjacent pairs are aligned as
-    /// one.
+    /// The local expert of a pair, or the mark that it has none here; those of four adjacent pairs are
+    /// aligned as one.
     #[inline(always)]
     pub fn pair_expert(&self, pair: u32) -> Shared<u32> {
         tables().add(PAIR_EXPERTS + pair)

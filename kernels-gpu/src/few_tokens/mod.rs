@@ -15,8 +15,8 @@
 //! # Rows, tiles, units
 //! A *pair* is a token and one of its slots: pair `token * top_k + slot`. Its row of the intermediate and of
 //! the products has that number: nothing is permuted. A *tile* is up to eight pairs of one expert. Ids that
-//! are negative, past the last expert, or of another rank are in no tile. Every block builds the list of tiles
-//! for itself ([`tiles`]).
+//! are negative, past the last expert, or of another rank are in no tile. Every block builds the list of
+//! tiles for itself ([`tiles`]).
 //!
 //! A *unit* is 16 to 128 rows of one expert's matrix by all of K, or in GEMM 2 by a part of K. It consists of
 //! two halves of rows, gate and up of the same columns in GEMM 1, neighbours in GEMM 2:
@@ -52,9 +52,9 @@
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! By `mma.sync` m16n8k32: rows of weights are its M, the tile's rows its N. K within 64 bytes may come in any
-//! order as long as both operands agree, so that a lane takes 16 adjacent bytes of each. Sums are folded into
-//! f32 registers every 128 of K with the scales that change there ([`multiply`]).
+//! By `mma.sync` m16n8k32: rows of weights are its M, the tile's rows its N. K within 64 bytes may come in
+//! any order as long as both operands agree, so that a lane takes 16 adjacent bytes of each. Sums are folded
+//! into f32 registers every 128 of K with the scales that change there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
@@ -72,9 +72,10 @@ mod tiles;
 use cuda_std::code::{Code, Flag};
 use cuda_std::{arguments, host, kernel, sync, thread};
 
+use crate::gemm::hopper::ring::Position;
 use control::Control;
 use inputs::Inputs;
-use memory::{Memory, Position};
+use memory::Memory;
 use tiles::{NO_TILE, Share};
 
 /// Warps that multiply.
@@ -137,8 +138,8 @@ pub struct Projection {
     pub rows: u32,
     /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
-    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K where
-    /// that is less, fit into a stage.
+    /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K
+    /// where that is less, fit into a stage.
     pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,

@@ -17,9 +17,9 @@
 //! columns of rows that a tile does not have repeat its first row, and are dropped.
 //!
 //! Eight lanes load together, those of two g. Of packed weights, whose 16-byte chunks of a row r are at
-//! `chunk ^ (r % 8)`, rows r(g) four apart lie in all banks. Of others these rows mostly lie a multiple of 128
-//! bytes apart, which is two accesses to a bank: a stage of 32 KiB takes 512 cycles then of the 1600 in which it
-//! comes.
+//! `chunk ^ (r % 8)`, rows r(g) four apart lie in all banks. Of others these rows mostly lie a multiple of
+//! 128 bytes apart, which is two accesses to a bank: a stage of 32 KiB takes 512 cycles then of the 1600 in
+//! which it comes.
 
 use cuda_std::code::Flag;
 use cuda_std::math::fma;
@@ -27,10 +27,11 @@ use cuda_std::mma::m16n8k32_e4m3;
 use cuda_std::shared::Shared;
 use cuda_std::{sync, thread};
 
-use super::memory::{Memory, Position};
+use super::memory::Memory;
 use super::tiles::Unit;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, Projection};
 use crate::abi::BScaleKind;
+use crate::gemm::hopper::ring::Position;
 use crate::gemm::recomputed;
 
 /// Multiplies the unit in the stages from `position` on by the input rows, of which there are `rows`, and
@@ -166,8 +167,8 @@ impl Chunk {
     }
 }
 
-/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it, of
-/// which every `1 << log2`th has the row.
+/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it,
+/// of which every `1 << log2`th has the row.
 ///
 /// # Safety
 /// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.

@@ -1,4 +1,5 @@
-//! The producer warp: fills stages with a unit's weights, by bulk copies, and with their scales, by `cp.async`.
+//! The producer warp: fills stages with a unit's weights, by bulk copies, and with their scales, by
+//! `cp.async`.
 //!
 //! A stage is full when its bytes have come and every lane's copies of scales have landed. Neither is waited
 //! for here: the warp waits for free stages alone.
@@ -9,10 +10,11 @@ use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, elect};
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
-use super::memory::{Memory, Position};
+use super::memory::Memory;
 use super::tiles::Unit;
 use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
+use crate::gemm::hopper::ring::Position;
 
 /// Fills stages from `position` on with a unit of `expert`; returns the place after them. All lanes of the
 /// producer warp call it together.
@@ -44,9 +46,9 @@ pub unsafe fn fill(
         let copies = weights.copies(projection, at, bytes);
         memory.wait_empty(position);
         let full = memory.full(position.stage);
-        // SAFETY: the stage is free, has room for the unit's rows and for a scale of each row, or of each half
-        // and group; the barrier expects the bytes before any are asked for. Rows, and scales by the kind's
-        // number, exist.
+        // SAFETY: the stage is free, has room for the unit's rows and for a scale of each row, or of each
+        // half and group; the barrier expects the bytes before any are asked for. Rows, and scales by the
+        // kind's number, exist.
         unsafe {
             if elect() {
                 mbarrier::arrive_expect_tx(full, 2 * half_rows * bytes);

@@ -1,9 +1,9 @@
 //! The end of a launch: the weighed sums of the tokens' products.
 //!
-//! A stripe is 128 columns of the output. Every block counts its units of each, and the block that completes a
-//! stripe's count sums it up: half a warp to a quarter of a token's products, eight columns to a lane. A product
-//! has a number, that of its slot and part of K, and the quarters take them in turn, so that their latencies
-//! overlap; the order of the sum depends on nothing else. f32 throughout, one rounding at the end.
+//! A stripe is 128 columns of the output. Every block counts its units of each, and the block that completes
+//! a stripe's count sums it up: half a warp to a quarter of a token's products, eight columns to a lane. A
+//! product has a number, that of its slot and part of K, and the quarters take them in turn, so that their
+//! latencies overlap; the order of the sum depends on nothing else. f32 throughout, one rounding at the end.
 
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::math::fma;
@@ -86,8 +86,8 @@ fn count(arguments: &FewTokens, tiles: u32, stripe: u32) -> (u32, u32) {
 /// Sums up a stripe of all tokens. All consumers call it together.
 ///
 /// # Safety
-/// The contract of the kernel; the stripe's products are visible to this thread, nobody else sums it up, and the
-/// consumers are done with the partial sums.
+/// The contract of the kernel; the stripe's products are visible to this thread, nobody else sums it up, and
+/// the consumers are done with the partial sums.
 #[inline(always)]
 unsafe fn sum_stripe(arguments: &FewTokens, stripe: u32, memory: &Memory) {
     let FewTokens { out, tokens, out_type, adds, .. } = *arguments;
@@ -103,9 +103,9 @@ unsafe fn sum_stripe(arguments: &FewTokens, stripe: u32, memory: &Memory) {
     while first < tokens {
         let token = first + group % TOKENS;
         let is_mine = token < tokens && column < columns;
-        // SAFETY: the token's row exists in `out`, of the type that the code says, and this lane alone has its
-        // columns, all eight of them, H being a multiple of 64. Sums are written by one lane each, and barriers
-        // lie between that and the reads.
+        // SAFETY: the token's row exists in `out`, of the type that the code says, and this lane alone has
+        // its columns, all eight of them, H being a multiple of 64. Sums are written by one lane each, and
+        // barriers lie between that and the reads.
         unsafe {
             if is_mine {
                 let sum = sum_quarter(arguments, token, quarter, column, memory);
@@ -201,8 +201,8 @@ unsafe fn product(arguments: &FewTokens, token: u32, at: u32, column: u32, memor
     let FewTokens { ref second, products, tokens, top_k, weighs_input, .. } = *arguments;
     let (slot, part) = (at >> second.parts.trailing_zeros(), at & (second.parts - 1));
     let pair = token * top_k + slot;
-    // SAFETY: the pair exists where the slot does, and then its row of products, which is complete where it has
-    // an expert.
+    // SAFETY: the pair exists where the slot does, and then its row of products, which is complete where it
+    // has an expert.
     unsafe {
         if slot >= top_k || memory.pair_expert(pair).read() == NO_EXPERT {
             return (0.0, [0.0; CHUNK as usize]);

@@ -6,9 +6,9 @@
 //!   tile 1           expert 3: pairs 1 2 5
 //! ```
 //!
-//! Tiles come in the order of their first pairs, and so do the rows of a tile; an expert with more rows than a
-//! tile holds has several. The producer warp alone builds the tables, since no weight can be asked for before
-//! they are there: a lane to a pair, which it compares with all others, four to a read.
+//! Tiles come in the order of their first pairs, and so do the rows of a tile; an expert with more rows than
+//! a tile holds has several. The producer warp alone builds the tables, since no weight can be asked for
+//! before they are there: a lane to a pair, which it compares with all others, four to a read.
 
 use core::ops::Range;
 
@@ -35,8 +35,8 @@ pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
     let FewTokens { topk_ids, expert_map, tokens, top_k, experts, local_experts, .. } = *arguments;
     let (lane, pairs, height) = (thread::lane_id(), tokens * top_k, arguments.tile_rows.min(FEW_TILE_ROWS));
     let mut tiles = 0;
-    // SAFETY: a pair has an id, a valid id a place in the map, and each pair a place in the tables. Every word of
-    // them is written by one lane, and barriers of the warp lie between writes and reads.
+    // SAFETY: a pair has an id, a valid id a place in the map, and each pair a place in the tables. Every
+    // word of them is written by one lane, and barriers of the warp lie between writes and reads.
     unsafe {
         // All four are under way before one is waited for.
         let load = |round: u32| {
@@ -112,8 +112,8 @@ pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
     tiles
 }
 
-/// Stores how many pairs the experts before each have, as a sort by expert would begin. All lanes of a warp call
-/// it together.
+/// Stores how many pairs the experts before each have, as a sort by expert would begin. All lanes of a warp
+/// call it together.
 ///
 /// # Safety
 /// The contract of the kernel; the tables have been built, and no other warp calls it.

@@ -16,7 +16,7 @@
 
 use super::selection::{
     self, Pick, Softmax, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, finite_or_zero, key_of, logistic,
-    next_pick, score_of,
+    next_pick, scale_weights, score_of,
 };
 use cuda_std::code::Flag;
 use cuda_std::shared::{self, Shared};
@@ -99,13 +99,7 @@ pub unsafe fn grouped_top_k(arguments: GroupedTopK) {
             }
             slot += 1;
         }
-        let mut slot = lane;
-        while slot < top_k {
-            let weight = topk_weights.add(slot as usize);
-            let share = if renormalize.is_set() { *weight / (sum + 1e-20) } else { *weight };
-            *weight = share * routed_scaling_factor;
-            slot += 32;
-        }
+        scale_weights(topk_weights, top_k, renormalize.is_set().then_some(sum), routed_scaling_factor);
     }
 }
 

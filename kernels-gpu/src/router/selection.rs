@@ -137,6 +137,26 @@ pub(super) fn next_pick(count: u32, last: Pick, key: impl Fn(u32) -> u32) -> Pic
     Pick { key, index }
 }
 
+/// Multiplies the weights of one token by `factor`; before, divides them by `sum + 1e-20` where there is a
+/// sum.
+///
+/// # Safety
+/// All lanes of the warp call it together; `topk_weights` points to `top_k` weights, and the lane `slot % 32`
+/// has written that of `slot`.
+#[inline(always)]
+pub(super) unsafe fn scale_weights(topk_weights: *mut f32, top_k: u32, sum: Option<f32>, factor: f32) {
+    let mut slot = thread::lane_id();
+    while slot < top_k {
+        // SAFETY: the caller's contract: a weight of the token, and of this lane.
+        unsafe {
+            let weight = topk_weights.add(slot as usize);
+            let share = sum.map_or(*weight, |sum| *weight / (sum + 1e-20));
+            *weight = share * factor;
+        }
+        slot += 32;
+    }
+}
+
 /// e^x in f32, to about 2^-21 relative near 0: `ex2.approx.ftz.f32` of `x * log2(e)`. NaN for NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {

@@ -15,6 +15,7 @@
 
 use super::selection::{
     self, Pick, TOP_K_TOKENS_PER_BLOCK, TokenRows, TopK, exp, finite_or_zero, key_of, next_pick,
+    scale_weights,
 };
 use core::arch::asm;
 use cuda_std::code::Flag;
@@ -98,13 +99,7 @@ pub unsafe fn sqrt_softplus_top_k(arguments: SqrtSoftplusTopK) {
             }
             slot += 1;
         }
-        let mut slot = lane;
-        while slot < top_k {
-            let weight = topk_weights.add(slot as usize);
-            let share = if renormalize.is_set() { *weight / (sum + 1e-20) } else { *weight };
-            *weight = share * routed_scaling_factor;
-            slot += 32;
-        }
+        scale_weights(topk_weights, top_k, renormalize.is_set().then_some(sum), routed_scaling_factor);
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) mod gated;
 mod narrow;
 mod pack;
 mod plain;
-mod ring;
+pub(crate) mod ring;
 mod slab_scales;
 pub(crate) mod token_sums;
 mod weights;

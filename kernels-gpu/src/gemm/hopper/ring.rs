@@ -52,6 +52,16 @@ pub struct Position {
 
 impl Position {
     pub const START: Self = Self { stage: 0, parity: 0 };
+
+    /// The place after it in a ring of `stages`.
+    #[inline(always)]
+    pub fn next(self, stages: u32) -> Self {
+        if self.stage + 1 == stages {
+            Self { stage: 0, parity: self.parity ^ 1 }
+        } else {
+            Self { stage: self.stage + 1, parity: self.parity }
+        }
+    }
 }
 
 impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32, const GATHERED: bool>
@@ -193,11 +203,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// The place after `position`.
     #[inline(always)]
     pub fn next(&self, position: Position) -> Position {
-        if position.stage + 1 == STAGES {
-            Position { stage: 0, parity: position.parity ^ 1 }
-        } else {
-            Position { stage: position.stage + 1, parity: position.parity }
-        }
+        position.next(STAGES)
     }
 
     /// Waits until the stage at `position` may be filled.
