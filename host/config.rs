@@ -97,9 +97,9 @@ pub enum Path {
         /// (tiles of up to 64 rows) the result depends on it within rounding.
         blocks: Option<u32>,
     },
-    /// For a layer and up to eight tokens, everything behind the router in one launch wherever that kernel fits:
-    /// on Hopper, with H and I multiples of 64, and no scales of whole rows in front of GEMM 2 where weights are
-    /// packed. Else as `Auto`, which does so where it has been faster.
+    /// For a layer and up to eight tokens, everything behind the router in one launch wherever that kernel
+    /// fits: on Hopper, with H and I multiples of 64, and no scales of whole rows in front of GEMM 2 where
+    /// weights are packed. Else as `Auto`, which does so where it has been faster.
     OneLaunch,
 }
 

@@ -14,8 +14,9 @@
 //!  output [T, H] ◀── weigh, sum over the k experts ◀┘                    T tokens, P = T * k rows
 //! ```
 //!
-//! The kernels run on NVIDIA GPUs from Ada on, those of Hopper by TMA and `wgmma`; and where there is none, on
-//! the emulated device `sim`, which executes the same PTX. A layer is at most five launches from routed ids on.
+//! The kernels run on NVIDIA GPUs from Ada on, those of Hopper by TMA and `wgmma`; and where there is none,
+//! on the emulated device `sim`, which executes the same PTX. A layer is at most five launches from routed
+//! ids on.
 //!
 //! ```
 //! # fn main() -> fp8_moe::Result<()> {

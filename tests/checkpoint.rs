@@ -264,8 +264,8 @@ fn configs_that_cannot_be() {
     assert_eq!(without("quantization_config"), quantization(json!(null)));
 }
 
-/// Keys that a config lacks are what the model's class in transformers takes, which `tests/fixtures/defaults.py`
-/// has written down; where that has none either, the key is said to be missing.
+/// Keys that a config lacks are what the model's class in transformers takes, which
+/// `tests/fixtures/defaults.py` has written down; where that has none either, the key is said to be missing.
 #[test]
 fn missing_keys_take_the_defaults_of_the_class() {
     let text = std::fs::read_to_string(fixtures().join("defaults.json")).unwrap();

@@ -82,9 +82,9 @@ impl Case {
     }
 }
 
-/// One launch for one token where there is the kernel, else five, or six where the activation is one of its own.
-/// Nothing else, but for the question which context is current, which is asked once for the forward and once for
-/// each launch.
+/// One launch for one token where there is the kernel, else five, or six where the activation is one of its
+/// own. Nothing else, but for the question which context is current, which is asked once for the forward and
+/// once for each launch.
 #[test]
 fn a_forward_is_its_launches() {
     let device = device();
@@ -125,8 +125,8 @@ fn a_current_context_stays() {
     assert_eq!(calls, BTreeMap::from([("cuCtxGetCurrent", 6), ("cuLaunchKernelEx", 5)]));
 }
 
-/// A forward by addresses opens the stream that it is given, and leaves an event behind its work, since it may
-/// be gone when somebody waits for that work. Who keeps a `Stream` of it saves that.
+/// A forward by addresses opens the stream that it is given, and leaves an event behind its work, since it
+/// may be gone when somebody waits for that work. Who keeps a `Stream` of it saves that.
 #[test]
 fn a_forward_by_addresses_asks_about_its_stream() {
     let device = device();

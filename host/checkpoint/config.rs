@@ -112,8 +112,8 @@ impl<'a> Sections<'a> {
         }
     }
 
-    /// A section that may stand beside the language model's keys or at the top; null counts as absent. Refused
-    /// where it stands in both places, and differs.
+    /// A section that may stand beside the language model's keys or at the top; null counts as absent.
+    /// Refused where it stands in both places, and differs.
     pub fn section(&self, key: &str) -> Result<Option<&'a Value>> {
         let inner = present(self.text, key);
         match (inner, present(self.root, key)) {

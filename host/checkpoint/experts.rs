@@ -582,8 +582,8 @@ fn finite_numbers(tensor: Tensor<'_>) -> Result<RouterWeights<'static>> {
 /// Writes the transposed matrix `[columns, rows]` of `rows` by `columns` elements, whose rows begin `stride`
 /// apart and whose columns `step`, 1 or 2, to `to`.
 ///
-/// Squares of whole cache lines go through a copy of their own: where rows are a power of two apart, all lines
-/// of a column have the same few places in a cache, and would push each other out at every byte.
+/// Squares of whole cache lines go through a copy of their own: where rows are a power of two apart, all
+/// lines of a column have the same few places in a cache, and would push each other out at every byte.
 fn transpose(bytes: &[u8], [stride, step]: [usize; 2], [rows, columns]: [usize; 2], to: &mut [E4m3]) {
     let to: &mut [u8] = bytemuck::cast_slice_mut(to);
     let mut square = [[0; SIDE]; SIDE];
@@ -632,7 +632,8 @@ fn turn(square: &[[u8; SIDE]; SIDE]) -> [[u8; SIDE]; SIDE] {
     turned
 }
 
-/// Byte j of word i as byte i of word j: exchanges the halves of pairs of words, of four bytes, of two, of one.
+/// Byte j of word i as byte i of word j: exchanges the halves of pairs of words, of four bytes, of two, of
+/// one.
 fn turn_words(mut words: [u64; 8]) -> [u64; 8] {
     for (distance, mask) in
         [(4, 0x0000_0000_ffff_ffff), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff)]

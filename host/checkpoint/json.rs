@@ -1,5 +1,5 @@
-//! JSON files of checkpoints. Python writes `NaN` and `Infinity` into some of them, which JSON has not. A key that
-//! stands twice with different values is an error: parsers take one of them without a word.
+//! JSON files of checkpoints. Python writes `NaN` and `Infinity` into some of them, which JSON has not. A key
+//! that stands twice with different values is an error: parsers take one of them without a word.
 
 use std::path::Path;
 

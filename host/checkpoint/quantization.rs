@@ -107,8 +107,8 @@ impl Pattern {
         }
     }
 
-    /// What transformers has in `modules_to_not_convert`: a regular expression, mostly a name, for the module and
-    /// all inside it; or the end of a name. `re:...` is as ever.
+    /// What transformers has in `modules_to_not_convert`: a regular expression, mostly a name, for the module
+    /// and all inside it; or the end of a name. `re:...` is as ever.
     fn module(text: &str) -> Result<Pattern, String> {
         if text.starts_with("re:") {
             return Pattern::parse(text);

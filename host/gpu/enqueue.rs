@@ -28,8 +28,8 @@ impl Device {
         unsafe { self.launch_over(stream, kernel, grid, arguments, &Unchanged::NOTHING) }
     }
 
-    /// As [`launch`](Self::launch), for a kernel that relies on what `lists` held: refused if a graph may have
-    /// overwritten them.
+    /// As [`launch`](Self::launch), for a kernel that relies on what `lists` held: refused if a graph may
+    /// have overwritten them.
     ///
     /// # Safety
     /// As for [`launch`](Self::launch), if the lists hold what they held.

@@ -41,8 +41,8 @@ pub enum Hidden<'a> {
     Quantised {
         /// `[T, H]`, 16-byte aligned.
         values: Slice<'a, E4m3>,
-        /// One for each token, or for each token and 128 columns, as [`Quantization`](crate::Quantization) has it; none where one
-        /// is given for all.
+        /// One for each token, or for each token and 128 columns, as [`Quantization`](crate::Quantization)
+        /// has it; none where one is given for all.
         scales: Option<Slice<'a, f32>>,
         /// Where `scales` are: `ScaleLayout::row_major` of 1, or of H / 128 rounded up, as a rule.
         layout: ScaleLayout,
@@ -215,9 +215,9 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// With the ids `[T]` of the tokens, by which the layer's own router looks experts up where its config has
-    /// a vocabulary ([`Routing::SqrtSoftplus`]). Other layers do not read them, so that a model may give them
-    /// to all.
+    /// With the ids `[T]` of the tokens, by which the layer's own router looks experts up where its config
+    /// has a vocabulary ([`Routing::SqrtSoftplus`]). Other layers do not read them, so that a model may give
+    /// them to all.
     pub fn token_ids(self, ids: impl Into<TokenIds<'a>>) -> Forward<'a> {
         Forward { token_ids: Some(ids.into().signed()), ..self }
     }

@@ -227,8 +227,9 @@ impl MoeLayer {
     /// capture; on a GPU that may take tenths of a second. [`Device::load_kernels`] does it for all
     /// beforehand.
     ///
-    /// A shared expert, [`MoeConfig::shared`], is part of the sum. On a rank with some of the experts the result is their part of the sum. A routing of the layer's own
-    /// can be read with [`Workspace::routing`] afterwards.
+    /// A shared expert, [`MoeConfig::shared`], is part of the sum. On a rank with some of the experts the
+    /// result is their part of the sum. A routing of the layer's own can be read with [`Workspace::routing`]
+    /// afterwards.
     ///
     /// # Errors
     /// Slices that are too short or on another device; a workspace of a layer of another config, or for fewer

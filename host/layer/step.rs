@@ -1,4 +1,5 @@
-//! One forward's operations by name, and what all of them read: the config, the weights on the device, the plan.
+//! One forward's operations by name, and what all of them read: the config, the weights on the device, the
+//! plan.
 
 use super::weights::DeviceWeights;
 use crate::config::{MoeConfig, WeightScales};
@@ -29,8 +30,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch: it
-    /// never runs both `unpermute` and `cast`, and the last stands for all behind the router.
+    /// The operations of forwards, in order. Which of them a forward has depends on the layer and the batch:
+    /// it never runs both `unpermute` and `cast`, and the last stands for all behind the router.
     pub const NAMES: [&'static str; 10] = [
         "shared expert",
         "router",

@@ -201,8 +201,8 @@ pub struct MoeWeights<'a> {
     pub input_scales: Option<[f32; 2]>,
     /// `[E]`, added to the logits: gpt-oss.
     pub router_bias: Option<Cow<'a, [f32]>>,
-    /// Added to what the projections give, in f32: gate and up `[E_loc, 2I]`, gate first (`[E_loc, I]` without
-    /// a gate), and down `[E_loc, H]`. A shared expert has none.
+    /// Added to what the projections give, in f32: gate and up `[E_loc, 2I]`, gate first (`[E_loc, I]`
+    /// without a gate), and down `[E_loc, H]`. A shared expert has none.
     pub expert_biases: Option<[Cow<'a, [f32]>; 2]>,
     /// For [`MoeConfig::shared`].
     pub shared: Option<SharedWeights<'a>>,
@@ -288,8 +288,8 @@ pub struct MoeDeviceWeights {
     pub layout: WeightLayout,
     /// `[E]`, added to the logits; `E + 1` where the router has so many rows, the last being 0.
     pub router_bias: Option<DeviceMemory<f32>>,
-    /// `[E_loc + s, 2I']` and `[E_loc + s, H]`, added to what the projections give, 16-byte aligned; zeros for
-    /// the s experts that a shared one is computed as.
+    /// `[E_loc + s, 2I']` and `[E_loc + s, H]`, added to what the projections give, 16-byte aligned; zeros
+    /// for the s experts that a shared one is computed as.
     pub expert_biases: Option<[DeviceMemory<f32>; 2]>,
     /// For [`MoeConfig::shared`].
     pub shared: Option<SharedDeviceWeights>,
@@ -478,7 +478,8 @@ impl MoeDeviceWeights {
 
     /// Packs `w13` and `w2` of a layer of `config`, as a checkpoint has them, where they are, if the layer's
     /// kernels read packed weights and these take as much memory; says how they lie in memory then, which is
-    /// to be told by [`MoeDeviceWeights::layout`]. Enqueued on `stream`, with memory for one expert meanwhile.
+    /// to be told by [`MoeDeviceWeights::layout`]. Enqueued on `stream`, with memory for one expert
+    /// meanwhile.
     ///
     /// # Errors
     /// Slices that are too short or on another device; too little memory.

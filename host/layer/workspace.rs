@@ -65,8 +65,8 @@ impl Workspace {
         (self.memory.as_mut_slice(), self.control.as_mut_slice())
     }
 
-    /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64 `[E_loc +
-    /// s + 1]`.
+    /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64
+    /// `[E_loc + s + 1]`.
     pub(crate) fn expert_offsets(&self, tokens: usize) -> Result<Slice<'_, i64>> {
         let layout = Plan::new(self.memory.device(), &self.config, tokens, WeightLayout::Checkpoint)?.layout;
         Ok(self.memory.slice(layout.expert_offsets).cast())

@@ -1,10 +1,10 @@
-//! A layer behind its router in one launch, for few tokens (Hopper): `out = sum over slots of w * (activation(q(x)
-//! * w13^T) quantised) * w2^T`.
+//! A layer behind its router in one launch, for few tokens (Hopper):
+//! `out = sum over slots of w * (activation(q(x) * w13^T) quantised) * w2^T`.
 //!
 //! It is [`permute`](mod@super::permute), [`quantize`](mod@super::quantize),
 //! [`gated_gemm`](super::gated_gemm::gated_gemm), [`grouped_gemm`](super::grouped_gemm::grouped_gemm) and
-//! [`unpermute`](mod@super::unpermute) in one, but that the experts' outputs are not rounded to 16 bits before
-//! they are added. Ids that are no expert's of this rank contribute nothing.
+//! [`unpermute`](mod@super::unpermute) in one, but that the experts' outputs are not rounded to 16 bits
+//! before they are added. Ids that are no expert's of this rank contribute nothing.
 
 use super::grouped_gemm::{AScale, BScale, check_matrix, check_matrix_mut, raw_scales};
 use super::quantize::{Activations, ActivationsMut};
@@ -171,8 +171,8 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         adds: args.adds,
     };
     let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
-    // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts are
-    // of these matrices, its shared memory is what the kernel lays out, and its grid is launched
+    // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
+    // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
     // cooperatively. The control words are borrowed exclusively. Ids lead nowhere but to experts that exist:
     // the kernel compares them with both numbers.
     unsafe { stream.device().launch(stream, &kernel, plan.blocks as u32, &arguments) }
@@ -227,8 +227,8 @@ impl FewTokens<'_> {
 }
 
 impl Projection<'_> {
-    /// As the kernel takes it: `half_distance` rows from the first half of a unit to the second, `stride` to the
-    /// next unit.
+    /// As the kernel takes it: `half_distance` rows from the first half of a unit to the second, `stride` to
+    /// the next unit.
     fn raw(
         &self,
         cut: &Cut,

@@ -321,8 +321,8 @@ pub struct SqrtSoftplus<'a> {
     pub routed_scaling_factor: f32,
 }
 
-/// DeepSeek-V4: scores are `sqrt(ln(1 + e^logit))`, which weigh the experts, and with a bias choose them where
-/// no table does. A NaN or infinite score counts as 0.
+/// DeepSeek-V4: scores are `sqrt(ln(1 + e^logit))`, which weigh the experts, and with a bias choose them
+/// where no table does. A NaN or infinite score counts as 0.
 ///
 /// # Errors
 /// Those of [`softmax_top_k`]; a table without rows.

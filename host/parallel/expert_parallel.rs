@@ -253,11 +253,11 @@ impl ExpertParallel {
         abort.note(replace())
     }
 
-    /// Enqueues a forward: this rank's tokens by all ranks' experts, written to `out` `[T, H]` of bf16, f16 or
-    /// f32. Collective.
+    /// Enqueues a forward: this rank's tokens by all ranks' experts, written to `out` `[T, H]` of bf16, f16
+    /// or f32. Collective.
     ///
-    /// The first forward of a capacity loads kernels and waits, on the host, until all ranks have: also during
-    /// a capture.
+    /// The first forward of a capacity loads kernels and waits, on the host, until all ranks have: also
+    /// during a capture.
     ///
     /// # Errors
     /// Slices that are too short or on another device; more tokens than the capacity, or a capacity over
@@ -303,8 +303,8 @@ impl ExpertParallel {
         Ok(())
     }
 
-    /// One step of a forward of one chunk, by itself, on what the workspace holds: what it takes is measured so.
-    /// All ranks settle on it first.
+    /// One step of a forward of one chunk, by itself, on what the workspace holds: what it takes is measured
+    /// so. All ranks settle on it first.
     pub(crate) fn step(
         &mut self,
         step: Step,

@@ -223,8 +223,8 @@ impl TensorParallel {
         &self.communicator
     }
 
-    /// Enqueues the layer on `hidden` `[T, H]` by its own router, and the sum over the ranks: `out` `[T, H]` of
-    /// bf16, f16 or f32. The type of `out` is also that in which shares are added. Collective.
+    /// Enqueues the layer on `hidden` `[T, H]` by its own router, and the sum over the ranks: `out` `[T, H]`
+    /// of bf16, f16 or f32. The type of `out` is also that in which shares are added. Collective.
     ///
     /// # Errors
     /// Those of [`MoeLayer::forward`]; ranks with other numbers of tokens or types, by name; a rank that has
@@ -261,8 +261,8 @@ impl TensorParallel {
         self.reduce(stream, O::erase(out.slice_mut(..hidden.len())))
     }
 
-    /// The sum over the ranks of `x`, in place: what makes the output of a layer of shares whole, also that of
-    /// an [`ExpertParallel`](super::ExpertParallel) whose layers are shares. Collective.
+    /// The sum over the ranks of `x`, in place: what makes the output of a layer of shares whole, also that
+    /// of an [`ExpertParallel`](super::ExpertParallel) whose layers are shares. Collective.
     ///
     /// # Errors
     /// Ranks with other lengths or types, by name; a rank that has failed. The group has failed then.

@@ -63,8 +63,8 @@ impl FewTokensPlan {
     /// Most tokens.
     pub const MOST_TOKENS: usize = 8;
 
-    /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or the
-    /// path that was asked for. `packed`: so are the weights.
+    /// The plan for `tokens` tokens; none where the kernel does not fit the layer, the batch, the device or
+    /// the path that was asked for. `packed`: so are the weights.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize, packed: bool) -> Option<FewTokensPlan> {
         let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
         let intermediate = config.padded_intermediate();
@@ -121,11 +121,11 @@ impl FewTokensPlan {
     }
 }
 
-/// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch reads
-/// if its tokens spread evenly, as measured on an H200 (`docs/PERFORMANCE.md`). It saves some 9 us of launches and
-/// of streams begun anew, and loses 1 us for every 40 MB that it streams and more for every tile that a block
-/// begins, so that it pays for one token, for two with small experts, and for no more. Of weights as a checkpoint
-/// has them an earlier state was measured, at one token.
+/// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch
+/// reads if its tokens spread evenly, as measured on an H200 (`docs/PERFORMANCE.md`). It saves some 9 us of
+/// launches and of streams begun anew, and loses 1 us for every 40 MB that it streams and more for every tile
+/// that a block begins, so that it pays for one token, for two with small experts, and for no more. Of
+/// weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     let most_bytes = match (tokens, packed) {
         (1, true) => 200e6,
@@ -137,8 +137,9 @@ fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     expected_tiles(config, tokens) * of_expert as f64 <= most_bytes
 }
 
-/// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are tokens,
-/// since an expert has no more where a token does not name it twice, and as many stages as fit beside them.
+/// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are
+/// tokens, since an expert has no more where a token does not name it twice, and as many stages as fit beside
+/// them.
 fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usize, usize)> {
     // Rows that lie 64 bytes apart in the banks do not conflict.
     let pitch = k.next_multiple_of(128) + 64;
@@ -158,9 +159,9 @@ fn expected_tiles(config: &MoeConfig, tokens: usize) -> f64 {
 }
 
 impl Cut {
-    /// The cuts that there are, those with the longest copies first: of few parts of K, and of many rows, since
-    /// units without cuts are read in long lines. Rows as a checkpoint has them are no longer than K, so that of
-    /// these a stage takes few, and up to 2 KiB; packed ones are neighbours whatever K is.
+    /// The cuts that there are, those with the longest copies first: of few parts of K, and of many rows,
+    /// since units without cuts are read in long lines. Rows as a checkpoint has them are no longer than K,
+    /// so that of these a stage takes few, and up to 2 KiB; packed ones are neighbours whatever K is.
     ///
     /// `units` gives the units of a tile for so many rows of half a unit, and parts.
     fn all(
@@ -218,8 +219,8 @@ mod tests {
         }
     }
 
-    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent, by more only
-    /// where fewer, larger units cost less than even shares would save.
+    /// What the models of the benchmarks get at one token: the blocks' shares differ by a few percent, by
+    /// more only where fewer, larger units cost less than even shares would save.
     #[test]
     fn shares_are_even() {
         let device = Device::for_test(None);

@@ -426,8 +426,9 @@ fn mean_rows(shape: &GemmShape) -> usize {
     shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
 }
 
-/// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than those
-/// of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a tile too.
+/// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than
+/// those of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a tile
+/// too.
 fn hopper_block_m(shape: &GemmShape) -> usize {
     match mean_rows(shape) {
         0..=3 => HopperTile::Narrow8,

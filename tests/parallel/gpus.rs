@@ -61,7 +61,8 @@ fn on_gpus<T: Send>(
     })
 }
 
-/// What NCCL carries is what device copies carry: every scheme, placements with replicas, empty ranks, chunks.
+/// What NCCL carries is what device copies carry: every scheme, placements with replicas, empty ranks,
+/// chunks.
 #[test]
 #[ignore = "takes two GPUs"]
 fn nccl_equals_in_process() {
@@ -128,8 +129,8 @@ fn sums_over_nccl() {
     assert!(outputs[0].1 == sum && outputs[1].1 == sum, "other bits");
 }
 
-/// The program's own id, and its own communicator, which it has made by NCCL and destroys itself: the same bits
-/// as in process, twice over one communicator.
+/// The program's own id, and its own communicator, which it has made by NCCL and destroys itself: the same
+/// bits as in process, twice over one communicator.
 #[test]
 #[ignore = "takes two GPUs"]
 fn the_programs_own_communicators() {
@@ -196,8 +197,8 @@ fn the_programs_own_communicators() {
     }
 }
 
-/// Shares inside a GPU, experts across two: four ranks, of which NCCL sees two at a time, since it refuses two
-/// ranks of a communicator on one GPU.
+/// Shares inside a GPU, experts across two: four ranks, of which NCCL sees two at a time, since it refuses
+/// two ranks of a communicator on one GPU.
 #[test]
 #[ignore = "takes two GPUs"]
 fn shares_inside_experts_across_gpus() {

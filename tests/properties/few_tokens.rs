@@ -42,8 +42,8 @@ prop_compose! {
         let mut config = config(quantization, routing, [experts, k, hidden * 64, intermediate * 64]);
         config.activation = activation;
         config.reduction = if order_free { Reduction::OrderFree } else { Reduction::Deterministic };
-        // With scales of rows in front of GEMM 2 packed weights have gate and up apart, which the kernel does not
-        // read. None are packed where I is no multiple of 128, to which weights in blocks are padded.
+        // With scales of rows in front of GEMM 2 packed weights have gate and up apart, which the kernel does
+        // not read. None are packed where I is no multiple of 128, to which weights in blocks are padded.
         let is_packed = intermediate % 2 == 0 || quantization.weights() == WeightScales::Block128;
         config.intermediate_scales = match token_scales && !is_packed {
             true => IntermediateScales::Token,

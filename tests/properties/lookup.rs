@@ -1,5 +1,5 @@
-//! Layers whose experts are looked up by token id (DeepSeek-V4): a forward with token ids gives the bits of one
-//! with the routing that the table and the scores say, however the ids come; without ids it is refused.
+//! Layers whose experts are looked up by token id (DeepSeek-V4): a forward with token ids gives the bits of
+//! one with the routing that the table and the scores say, however the ids come; without ids it is refused.
 
 use crate::common::layers::{any_quantization, config, drawn_device, run_own};
 use crate::common::oracle::{Layer, hidden_states};
@@ -203,7 +203,8 @@ fn refusals() {
     let refused = refusal(of.config.to_builder().routing(endless).build());
     assert_eq!(refused, "MoeConfig: scaling_factor = inf: must be finite");
 
-    // On device memory that is there already, a table of any entries is taken, and read no further than it is.
+    // On device memory that is there already, a table of any entries is taken, and read no further than it
+    // is.
     let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(&of.config);
     let zeros = |len| device.zeros(len).unwrap();
     let weights = || {

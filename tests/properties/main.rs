@@ -1,8 +1,8 @@
 //! Every operation on random shapes, skews, empties and invalid ids, against its definition; edge shapes;
 //! refusals.
 //!
-//! Cases that failed are kept: proptest writes their seeds into `tests/regressions/`, a file for each of these,
-//! tries them first, and they are committed; what was reduced further is a test named `regressions`.
+//! Cases that failed are kept: proptest writes their seeds into `tests/regressions/`, a file for each of
+//! these, tries them first, and they are committed; what was reduced further is a test named `regressions`.
 //! `FP8_MOE_CASES` says how many cases each property draws.
 
 #[path = "../common/mod.rs"]

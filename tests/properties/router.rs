@@ -336,8 +336,8 @@ proptest! {
     }
 }
 
-/// Scores over their whole range, far below that of e^x too: weights and order. Of a single expert, since only
-/// that shows a score as it is.
+/// Scores over their whole range, far below that of e^x too: weights and order. Of a single expert, since
+/// only that shows a score as it is.
 #[test]
 fn roots_of_softplus_far_from_zero() {
     let logits: Vec<f32> = (-1700..4000)

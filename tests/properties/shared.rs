@@ -71,8 +71,8 @@ fn joined(experts: &[ExpertWeights<'_>], h: usize, i: usize) -> ExpertWeights<'s
         .down(down, experts[0].down_scale.to_vec())
 }
 
-/// A config for comparisons of bits. One launch adds up in another order than the ordinary kernels, and of two
-/// layers that are compared only one may be taken by it.
+/// A config for comparisons of bits. One launch adds up in another order than the ordinary kernels, and of
+/// two layers that are compared only one may be taken by it.
 fn config_for(tokens: usize, quantization: Quantization, routing: Routing, shape: [usize; 4]) -> MoeConfig {
     let mut config = config(quantization, routing, shape);
     if tokens <= 8 {

@@ -100,8 +100,8 @@ fn a_permutation_from_outside_stays_out_of_captures() {
     }
 }
 
-/// A replay writes memory that somebody has borrowed meanwhile. The lists that lay there are refused, whichever
-/// operation is given them, until they are made again.
+/// A replay writes memory that somebody has borrowed meanwhile. The lists that lay there are refused,
+/// whichever operation is given them, until they are made again.
 #[test]
 fn a_replay_ends_the_permutations_that_it_overwrites() {
     let shape = PermuteShape { tokens: 24, top_k: 2, experts: 4, local_experts: 4, alignment: 1 };
@@ -156,8 +156,8 @@ fn a_replay_ends_scanned_lists() {
     assert!(Permutation::from_lists(&stream, lists.borrow()).is_err());
 }
 
-/// A graph of a forward, launched while another forward is being enqueued in the same workspace, before any of
-/// its operations: that one ends with an error, or is not touched. Layers take turns in one workspace.
+/// A graph of a forward, launched while another forward is being enqueued in the same workspace, before any
+/// of its operations: that one ends with an error, or is not touched. Layers take turns in one workspace.
 #[test]
 fn a_replay_within_a_forward() {
     use crate::common::layers::{config, on_device};
@@ -208,8 +208,8 @@ fn a_replay_within_a_forward() {
     }
 }
 
-/// The same where the layer is one launch, whose blocks wait for each other by words of the workspace: launches in
-/// one workspace take turns, and each finds the words as it needs them.
+/// The same where the layer is one launch, whose blocks wait for each other by words of the workspace:
+/// launches in one workspace take turns, and each finds the words as it needs them.
 #[test]
 fn a_replay_beside_one_launch() {
     use crate::common::layers::{config, on_device};

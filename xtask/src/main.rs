@@ -64,7 +64,8 @@ enum Task {
     Rooms,
     /// Packs the packages as they would be published, and builds strangers' crates that depend on them.
     Packages,
-    /// Runs a checkpoint's experts as a candle op, and checks the op for GPUs, without nvcc. After `packages`.
+    /// Runs a checkpoint's experts as a candle op, and checks the op for GPUs, without nvcc. After
+    /// `packages`.
     Candle,
     /// Compiles what users depend on for Windows and macOS, without linking.
     Targets,

@@ -28,7 +28,8 @@ struct Rooms {
 
 const CRATES: [Rooms; 3] = [HOST, KERNELS, PTX_SIM];
 
-/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints, ranks.
+/// The library `fp8-moe`: the device layer, what is decided once, operations over both, layers, checkpoints,
+/// ranks.
 const HOST: Rooms = Rooms {
     source: "host",
     arrows: &[

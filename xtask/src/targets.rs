@@ -1,10 +1,10 @@
 //! `cargo xtask targets`: what users depend on compiles for Windows and macOS too, where it finds
 //! `nvcuda.dll`, or says that there is no CUDA.
 //!
-//! Nothing is linked, so that neither Microsoft's linker nor Apple's SDK is needed. Where the toolchain has no
-//! standard library for a target, that is checked from source (`rust-src`, and the crates that it depends on),
-//! so that each takes some minutes of CPU: this is no part of `cargo xtask test`. Windows is taken with MSVC's
-//! ABI, for which rustc writes import libraries itself; for the GNU one it asks for MinGW's `dlltool`.
+//! Nothing is linked, so that neither Microsoft's linker nor Apple's SDK is needed. Where the toolchain has
+//! no standard library for a target, that is checked from source (`rust-src`, and the crates that it depends
+//! on), so that each takes some minutes of CPU: this is no part of `cargo xtask test`. Windows is taken with
+//! MSVC's ABI, for which rustc writes import libraries itself; for the GNU one it asks for MinGW's `dlltool`.
 
 use anyhow::Result;
 

@@ -159,9 +159,9 @@ pub fn active_mask() -> u32 {
     unsafe { nvvm_activemask() }
 }
 
-/// Whether this is the one lane that the hardware picks: `elect.sync` of all 32 lanes. What is behind it runs in
-/// one thread, and the assembler knows that, so that it need not look for more threads at instructions that take
-/// uniform registers, as bulk copies do. All 32 lanes call it together.
+/// Whether this is the one lane that the hardware picks: `elect.sync` of all 32 lanes. What is behind it runs
+/// in one thread, and the assembler knows that, so that it need not look for more threads at instructions
+/// that take uniform registers, as bulk copies do. All 32 lanes call it together.
 #[inline(always)]
 pub fn elect() -> bool {
     let is_elected: u32;

@@ -22,19 +22,19 @@ pub struct LaunchConfig {
     /// Whether the kernel may begin before its predecessor in the stream has ended (programmatic stream
     /// serialization).
     pub overlap: bool,
-    /// Whether all blocks must be resident at once, because they wait for each other. A grid that is too large
-    /// for that is refused.
+    /// Whether all blocks must be resident at once, because they wait for each other. A grid that is too
+    /// large for that is refused.
     pub cooperative: bool,
 }
 
 impl Stream {
-    /// Enqueues a kernel, a function of the stream's context; others are refused. `params` has one pointer per
-    /// parameter, each to a value of that parameter's size.
+    /// Enqueues a kernel, a function of the stream's context; others are refused. `params` has one pointer
+    /// per parameter, each to a value of that parameter's size.
     ///
     /// # Safety
     /// - `params` must be as said. The values must mean to the kernel what it expects: memory of this device
-    ///   that stays allocated, and is not used by others, until the stream has run the kernel. Grid, block and
-    ///   shared memory must be such that the kernel keeps to that memory.
+    ///   that stays allocated, and is not used by others, until the stream has run the kernel. Grid, block
+    ///   and shared memory must be such that the kernel keeps to that memory.
     /// - `function`, or a clone of it, must live until the stream has run the kernel. If the stream is being
     ///   captured, it must live as long as the [`Template`](crate::graph::Template) and the
     ///   [`GraphExec`](crate::GraphExec)s that are made of the capture.
@@ -70,8 +70,8 @@ impl Stream {
             num_attrs: count as c_uint,
         };
         let _current = self.context().enter()?;
-        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive, and of
-        // one context; the parameters are the caller's contract.
+        // SAFETY: as many attributes as the configuration says lie there; stream and function are alive, and
+        // of one context; the parameters are the caller's contract.
         unsafe {
             call!(
                 self.driver(),

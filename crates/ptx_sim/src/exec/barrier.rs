@@ -179,8 +179,8 @@ impl Ctx<'_> {
     }
 }
 
-/// `membar`, `fence`: what was read becomes known, what is known may be released by relaxed writes. `imm` is 1
-/// where the scope is a block or a cluster.
+/// `membar`, `fence`: what was read becomes known, what is known may be released by relaxed writes. `imm` is
+/// 1 where the scope is a block or a cluster.
 ///
 /// # Safety
 /// As for [`super::Handler`].

@@ -9,9 +9,9 @@
 //! A worker keeps a few clusters active and gives them turns of random length. While they make progress, that
 //! is enough, and they finish and make room. If they spin for something that blocks not yet started would do,
 //! the window grows, up to what the simulated SMs hold at once; a grid-wide wait therefore works exactly when
-//! it would on the GPU. The clusters of a cooperative launch are all active from the start. A warp whose strong
-//! read of global memory repeats the one before gives up its turn, and so does a cluster in which nobody does
-//! anything else. When a full round of turns changes nothing anywhere, nobody will ever get on: a
+//! it would on the GPU. The clusters of a cooperative launch are all active from the start. A warp whose
+//! strong read of global memory repeats the one before gives up its turn, and so does a cluster in which
+//! nobody does anything else. When a full round of turns changes nothing anywhere, nobody will ever get on: a
 //! deadlock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -32,8 +32,8 @@ use crate::state::warp::State;
 
 /// Clusters a worker keeps active to begin with.
 const WINDOW: usize = 3;
-/// Turns a cluster may have before its worker suspects that it spins: about a million instructions, or as many
-/// turns given up.
+/// Turns a cluster may have before its worker suspects that it spins: about a million instructions, or as
+/// many turns given up.
 const SUSPICIOUS: usize = 85;
 /// Instructions without any effect anywhere after which the launch is stuck.
 const STUCK: u64 = 1 << 24;

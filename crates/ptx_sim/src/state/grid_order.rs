@@ -10,11 +10,11 @@
 //!   access by warp u:                 knows it if u's clock holds at least t for v
 //! ```
 //!
-//! So a barrier, or whatever orders u behind v, passes on what v has learnt, and a release what is known then.
-//! An access conflicts with the last write of a byte, or a write with the last read, of another cluster, if it
-//! is not known and not both are strong. Of the reads of a word the last one is kept, and none before the
-//! first write of the launch: a race can be missed, a reported one is one. Reads and writes of the copy engine
-//! are not compared.
+//! So a barrier, or whatever orders u behind v, passes on what v has learnt, and a release what is known
+//! then. An access conflicts with the last write of a byte, or a write with the last read, of another
+//! cluster, if it is not known and not both are strong. Of the reads of a word the last one is kept, and none
+//! before the first write of the launch: a race can be missed, a reported one is one. Reads and writes of the
+//! copy engine are not compared.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -85,7 +85,8 @@ pub(crate) struct Warp {
     pub fenced_for_grid: Option<Clock>,
     /// As `seen`, of other clusters.
     pub seen_of_grid: Vec<Arc<Known>>,
-    /// The last strong read of global memory: where, a digest of what it read, and the signs of progress then.
+    /// The last strong read of global memory: where, a digest of what it read, and the signs of progress
+    /// then.
     pub last_look: (u32, u64, u64),
     /// That read has only repeated what the one before had read.
     pub spins: bool,
