@@ -4,7 +4,7 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::{COPY_BYTES, MoeConfig};
+use crate::config::{COPY_BYTES, MoeConfig, Path};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
@@ -85,8 +85,9 @@ impl PackedShape {
         let (experts, hidden, intermediate) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
         let is_padded_little = |k: usize| {
-            let padding = k.next_multiple_of(launchers::SLAB as usize) - k;
-            padding * Self::MOST_PADDING <= k
+            // The layer in one launch does not read padded ones.
+            let most = if config.path == Path::OneLaunch { 0 } else { k / Self::MOST_PADDING };
+            k.next_multiple_of(launchers::SLAB as usize) - k <= most
         };
         // Without a gate both halves of an item are the same rows.
         if !hopper || ![hidden, intermediate].into_iter().all(is_padded_little) || config.halves() != 2 {
