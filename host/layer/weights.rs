@@ -491,11 +491,9 @@ impl MoeDeviceWeights {
         w2: SliceMut<'_, E4m3>,
     ) -> Result<WeightLayout> {
         let device = stream.device();
-        let Some([first, second]) =
-            PackedShape::of_layer(device, config).filter(|[first, second]| {
-                !first.is_empty() && w13.len() >= first.len() && w2.len() >= second.len()
-            })
-        else {
+        let Some([first, second]) = PackedShape::of_layer(device, config).filter(|[first, second]| {
+            !first.is_empty() && w13.len() >= first.len() && w2.len() >= second.len()
+        }) else {
             return Ok(WeightLayout::Checkpoint);
         };
         let most = first.of_one().checkpoint_len().max(second.of_one().checkpoint_len());
