@@ -60,7 +60,8 @@ impl Layers {
         let w2_pool = if used == row { None } else { Some(Pool::weights(device, seed + 1, row, used)?) };
         let w2_pool = w2_pool.as_ref().unwrap_or(&w13_pool);
         let layer = || {
-            let [w13, w2] = weight_lengths(device, config);
+            let [w13, w2, ..] = MoeDeviceWeights::lengths(config);
+            let [w13, w2] = if packs { weight_lengths(device, config) } else { [w13, w2] };
             let (mut w13, mut w2) = (device.uninit(w13)?, device.uninit(w2)?);
             let [mut w13_rest, mut w2_rest] = [w13.as_mut_slice(), w2.as_mut_slice()];
             for &active in active {
