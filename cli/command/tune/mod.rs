@@ -318,15 +318,15 @@ mod tests {
             Few { packed: true, tokens, megabytes, several, one }
         };
         let measured = Measured {
-            few: vec![few(1, 30.0, 20.0), few(1, 120.0, 12.0), few(1, 480.0, 8.0), few(4, 60.0, 9.0)],
+            few: vec![few(1, 30.0, 20.0), few(1, 240.0, 12.0), few(1, 960.0, 8.0), few(4, 60.0, 9.0)],
             hopper: cases(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0], &[2.0, 16.0]),
             portable: Vec::new(),
             gathered: cases(&[1.0, 2.0, 6.0, 8.0], &[6.0]),
             router: cases(&[1.0, 8.0, 64.0, 512.0], &[1.0, 64.0]),
         };
         let table = table(&Tuning::default(), &measured, &device);
-        // Between 120 and 480 MB; with four tokens never, nor with three, which were not measured.
-        assert_eq!(table.one_launch_packed_mb, [240, 0, 0, 0, 0, 0, 0, 0]);
+        // Between 240 and 960 MB; with four tokens never, nor with three, which were not measured.
+        assert_eq!(table.one_launch_packed_mb, [480, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(table.one_launch_checkpoint_mb, Tuning::default().one_launch_checkpoint_mb);
         assert_eq!([table.one_launch_unit_bytes, table.one_launch_copy_bytes], CUTS[5]);
         assert_eq!([table.hopper_rows_8, table.hopper_rows_16], [2, 22]);
