@@ -12,6 +12,8 @@
 //! | `one_launch_unit_bytes` | how that launch cuts its matrices | bytes of the stream that a unit costs besides its own |
 //! | `one_launch_copy_bytes` | likewise | bytes: shorter copies take as long |
 //! | `hopper_rows_8`, `_16` | tiles of 8, 16 or 128 rows, Hopper's kernels | mean rows of an expert that has any: at most |
+//! | `hopper_rows_32` | tiles of 32 rows, not 128, where those would be fewer than 8 an SM | likewise |
+//! | `hopper_large_mb` | tiles of 32 rows, not 8 or 16, from 128 rows on | MB of an expert's w13: at least |
 //! | `gather_from` | GEMM 1 gathers its rows, in tiles of 128 | rows of a token on this rank, on average: at least |
 //! | `portable_rows_16`, `_64` | tiles of 16, 64 or 128 rows, portable kernels | mean rows of an expert that has any: at most |
 //! | `router_few_tokens`, `_tile_16x8_tokens` | the router's kernel: few, 16x8, 64x64 | tokens: at most |
@@ -22,7 +24,7 @@
 //! grids and rings of stages, is worked out from those and in no table.
 //!
 //! To force a choice is to write a table: `hopper_rows_8 = 0` and `hopper_rows_16 = 4294967295` is tiles of
-//! 16 rows everywhere.
+//! 16 rows everywhere, but for experts as large as `hopper_large_mb` says.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -73,6 +75,11 @@ pub struct Tuning {
     pub hopper_rows_8: u32,
     /// Most mean rows of an expert for tiles of 16 rows, else 128.
     pub hopper_rows_16: u32,
+    /// Most mean rows of an expert for tiles of 32 rows where those of 128 would be few.
+    pub hopper_rows_32: u32,
+    /// Fewest megabytes (10^6 bytes) of an expert's first matrix for tiles of 32 rows instead of 8 or 16,
+    /// with 128 rows or more in all.
+    pub hopper_large_mb: u32,
     /// Fewest rows of a token, on average and on this rank, with which GEMM 1 gathers its rows.
     pub gather_from: u32,
     /// Most mean rows of an expert for tiles of 16 rows, portable kernels.
@@ -109,13 +116,15 @@ macro_rules! key {
 }
 
 /// All of them, in the order in which they are written.
-const KEYS: [Key; 11] = [
+const KEYS: [Key; 13] = [
     key!([one_launch_packed_mb], ANY),
     key!([one_launch_checkpoint_mb], ANY),
     key!(one_launch_unit_bytes, 0..=1 << 30),
     key!(one_launch_copy_bytes, 1..=1 << 20),
     key!(hopper_rows_8, ANY),
     key!(hopper_rows_16, ANY),
+    key!(hopper_rows_32, ANY),
+    key!(hopper_large_mb, ANY),
     key!(gather_from, ANY),
     key!(portable_rows_16, ANY),
     key!(portable_rows_64, ANY),
@@ -234,6 +243,8 @@ impl Tuning {
             one_launch_copy_bytes: 0,
             hopper_rows_8: 0,
             hopper_rows_16: 0,
+            hopper_rows_32: 0,
+            hopper_large_mb: 0,
             gather_from: 0,
             portable_rows_16: 0,
             portable_rows_64: 0,

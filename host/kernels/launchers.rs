@@ -129,6 +129,15 @@ pub const NARROW_16: GemmTile = GemmTile {
     a_box_rows: 8,
     partial_bytes: 32768,
 };
+/// Up to 32 rows: products of 8, 16 or 32, by the rows that a tile has.
+pub const NARROW_32: GemmTile = GemmTile {
+    rows: 32,
+    columns: 256,
+    stages: 4,
+    operand_bytes: 36864,
+    a_box_rows: 8,
+    partial_bytes: 65536,
+};
 /// Up to 8 rows.
 pub const NARROW_8: GemmTile = GemmTile {
     rows: 8,
@@ -1924,6 +1933,15 @@ pub const HOPPER_NARROW_16: Kernel<HopperGemm> = Kernel::new(
     140432,
     module,
 );
+/// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_32: Kernel<HopperGemm> = Kernel::new(
+    "hopper_narrow_32",
+    288,
+    1,
+    true,
+    149712,
+    module,
+);
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_8: Kernel<HopperGemm> = Kernel::new(
     "hopper_narrow_8",
@@ -1940,6 +1958,15 @@ pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = Kernel::new(
     1,
     true,
     140432,
+    module,
+);
+/// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
+pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = Kernel::new(
+    "hopper_narrow_gated_32",
+    288,
+    1,
+    true,
+    149712,
     module,
 );
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.

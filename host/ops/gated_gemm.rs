@@ -215,6 +215,7 @@ impl GatedGemm<'_> {
         let kernel = match (tile, promoted, is_silu) {
             (HopperTile::Narrow8, ..) => launchers::HOPPER_NARROW_GATED_8,
             (HopperTile::Narrow16, ..) => launchers::HOPPER_NARROW_GATED_16,
+            (HopperTile::Narrow32, ..) => launchers::HOPPER_NARROW_GATED_32,
             (HopperTile::Wide, true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_SILU,
             (HopperTile::Wide, true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED,
             (HopperTile::Wide, false, true) => launchers::HOPPER_WIDE_GATED_FAST_SILU,

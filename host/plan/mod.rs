@@ -313,17 +313,20 @@ mod tests {
         /// A plan chooses what its table says, and a workspace for some tokens suffices for fewer.
         #[test]
         fn plans_obey_their_table(
-            limits in any::<[u8; 7]>(),
+            limits in any::<[u8; 9]>(),
             one_launch_packed_mb in any::<[u8; 8]>(),
             [experts, top_k] in prop_oneof![Just([8, 2]), Just([64, 6]), Just([128, 8])],
             intermediate_size in prop_oneof![Just(128), Just(768)],
             tokens in 1usize..600,
         ) {
             let device = Device::for_test(None);
-            let [a, b, gather_from, c, d, router_few_tokens, router_tile_16x8_tokens] = limits.map(u32::from);
+            let [a, b, e, f, gather_from, c, d, router_few_tokens, router_tile_16x8_tokens] =
+                limits.map(u32::from);
             let tuning = Tuning {
                 hopper_rows_8: a / 8,
                 hopper_rows_16: b / 4,
+                hopper_rows_32: e / 4,
+                hopper_large_mb: f / 128,
                 gather_from: gather_from % 12,
                 portable_rows_16: c / 8,
                 portable_rows_64: d / 4,

@@ -4,16 +4,16 @@
 //! | tiles | rows | columns | stages of the ring |
 //! |---|---|---|---|
 //! | [`PortableTile`] | 16, 64, 128 | 128 | 5, 4, 3 |
-//! | [`HopperTile`] | 8, 16, 128 | 256 | 4 |
+//! | [`HopperTile`] | 8, 16, 32, 128 | 256 | 4 |
 
 use crate::error::{Error, Result, require};
 use crate::gpu::launch::Kernel;
 use crate::kernels::launchers::{self, GemmTile, PortableGemm};
 
 /// Heights of tiles that some kernel has.
-pub const BLOCK_M: [usize; 4] = {
-    let ([a, b, d], [_, c, _]) = (HopperTile::ALL, PortableTile::ALL);
-    [a.block_m(), b.block_m(), c.block_m(), d.block_m()]
+pub const BLOCK_M: [usize; 5] = {
+    let ([a, b, c, e], [_, d, _]) = (HopperTile::ALL, PortableTile::ALL);
+    [a.block_m(), b.block_m(), c.block_m(), d.block_m(), e.block_m()]
 };
 
 /// Refuses a height of tiles that no kernel has.
@@ -110,13 +110,16 @@ pub enum HopperTile {
     Narrow8,
     /// As `Narrow8`, 16 rows.
     Narrow16,
+    /// Up to 32 rows; of a tile with up to 8 or 16, the products are no taller.
+    Narrow32,
     /// Many rows per expert: 128 rows by 256 columns.
     Wide,
 }
 
 impl HopperTile {
     /// All of them, by height.
-    pub const ALL: [HopperTile; 3] = [HopperTile::Narrow8, HopperTile::Narrow16, HopperTile::Wide];
+    pub const ALL: [HopperTile; 4] =
+        [HopperTile::Narrow8, HopperTile::Narrow16, HopperTile::Narrow32, HopperTile::Wide];
 
     /// The tile of this height, if there is one.
     pub fn for_block_m(block_m: usize) -> Option<HopperTile> {
@@ -128,6 +131,7 @@ impl HopperTile {
         match self {
             HopperTile::Narrow8 => launchers::NARROW_8,
             HopperTile::Narrow16 => launchers::NARROW_16,
+            HopperTile::Narrow32 => launchers::NARROW_32,
             HopperTile::Wide => launchers::WIDE,
         }
     }
@@ -178,14 +182,16 @@ impl HopperTile {
 #[cfg(test)]
 mod tests {
     use super::{BLOCK_M, PortableTile};
-    use crate::kernels::launchers::{HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_WIDE_PROMOTED};
+    use crate::kernels::launchers::{
+        HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32, HOPPER_WIDE_PROMOTED,
+    };
 
     #[test]
     fn shared_memory_fits_every_gpu() {
         for tile in PortableTile::ALL {
             assert!(tile.kernel(true).shared_bytes <= 99 * 1024, "{tile:?}");
         }
-        for kernel in [HOPPER_WIDE_PROMOTED, HOPPER_NARROW_8, HOPPER_NARROW_16] {
+        for kernel in [HOPPER_WIDE_PROMOTED, HOPPER_NARROW_8, HOPPER_NARROW_16, HOPPER_NARROW_32] {
             assert!(kernel.shared_bytes <= 227 * 1024, "{}: {}", kernel.text.name, kernel.shared_bytes);
         }
     }

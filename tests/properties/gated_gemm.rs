@@ -408,7 +408,7 @@ fn refusals_of_plans() {
     const CASES: [(Change, &str); 5] = [
         (|shape, _, _, _| shape.k = 24, "k = 24: must be a positive multiple of 16"),
         (|shape, _, _, _| shape.intermediate = 24, "intermediate = 24: must be a positive multiple of 16"),
-        (|_, block_m, _, _| *block_m = 5, "block_m = 5: must be 8, 16, 64 or 128"),
+        (|_, block_m, _, _| *block_m = 5, "block_m = 5: must be 8, 16, 32, 64 or 128"),
         (
             |_, _, path, _| *path = Path::Portable { blocks: None },
             "path = Portable { blocks: None }: must lead to the Hopper kernels: others have no gated GEMM",

@@ -230,7 +230,7 @@ fn refusals_of_plans() {
         (|shape, _, _| shape.n = 12, "n = 12: must be a positive multiple of 8"),
         (|shape, _, _| shape.n = 0, "n = 0: must be a positive multiple of 8"),
         (|shape, _, _| shape.rows = 1 << 31, "rows = 2147483648: must be below 2^31 - 127"),
-        (|_, block_m, _| *block_m = 48, "block_m = 48: must be 8, 16, 64 or 128"),
+        (|_, block_m, _| *block_m = 48, "block_m = 48: must be 8, 16, 32, 64 or 128"),
         (
             |_, _, options| options.path = Path::Portable { blocks: Some(0) },
             "path.blocks = 0: must be at least 1",

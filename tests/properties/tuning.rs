@@ -38,15 +38,23 @@ fn forced() -> Vec<(&'static str, Tuning)> {
                 (t.portable_rows_16, t.portable_rows_64) = (0, u32::MAX);
             })
         }),
+        ("tiles of 32 rows", {
+            with(|t| {
+                (t.one_launch_packed_mb, t.hopper_rows_8, t.hopper_rows_16) = ([0; 8], 0, 0);
+                t.hopper_rows_32 = u32::MAX;
+            })
+        }),
         ("the highest tiles, gathered", {
             with(|t| {
                 (t.one_launch_packed_mb, t.hopper_rows_8, t.hopper_rows_16) = ([0; 8], 0, 0);
+                t.hopper_rows_32 = 0;
                 (t.portable_rows_16, t.portable_rows_64, t.gather_from) = (0, 0, 0);
             })
         }),
         ("the highest tiles, scattered", {
             with(|t| {
                 (t.one_launch_packed_mb, t.hopper_rows_8, t.hopper_rows_16) = ([0; 8], 0, 0);
+                t.hopper_rows_32 = 0;
                 t.gather_from = u32::MAX;
             })
         }),

@@ -113,15 +113,15 @@ fn misuses(kernel: &KernelInfo, count: Option<&Instructions>) -> Vec<String> {
     if count.local != 0 {
         misuses.push(format!("{} instructions on local memory", count.local));
     }
-    let declared = kernel.wgmma_n.map(|n| format!("64x{n}x32"));
-    for shape in count.qgmma_shapes.iter().filter(|shape| Some(*shape) != declared.as_ref()) {
-        let instead = declared.as_ref().map_or_else(
-            || "declares no `wgmma_n`".to_owned(),
-            |shape| format!("declares {shape} by its `wgmma_n`"),
-        );
+    let declared = kernel.wgmma_n.iter().map(|n| format!("64x{n}x32")).collect::<Vec<_>>();
+    for shape in count.qgmma_shapes.iter().filter(|shape| !declared.contains(shape)) {
+        let instead = match declared.is_empty() {
+            true => "declares no `wgmma_n`".to_owned(),
+            false => format!("declares {} by its `wgmma_n`", declared.join(", ")),
+        };
         misuses.push(format!("has QGMMA.{shape}, but {instead}"));
     }
-    if let Some(shape) = declared.filter(|shape| !count.qgmma_shapes.contains(shape)) {
+    for shape in declared.iter().filter(|shape| !count.qgmma_shapes.contains(*shape)) {
         misuses.push(format!("has no QGMMA.{shape}, which it declares by its `wgmma_n`"));
     }
     misuses
@@ -185,13 +185,13 @@ fn differences(committed: &str, new: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn kernel(wgmma_n: Option<u32>) -> KernelInfo {
+    fn kernel(wgmma_n: &[u32]) -> KernelInfo {
         KernelInfo {
             name: "gemm".into(),
             threads: 288,
             min_blocks: 1,
             cluster: 1,
-            wgmma_n,
+            wgmma_n: wgmma_n.to_vec(),
             overlap: false,
             dynamic_shared: 0,
             params: Vec::new(),
@@ -207,23 +207,25 @@ mod tests {
     }
 
     #[test]
-    fn the_declared_shape_is_the_only_one() {
-        let misuses = |wgmma_n, shapes: &[&str]| misuses(&kernel(wgmma_n), Some(&with_shapes(shapes)));
-        assert!(misuses(None, &[]).is_empty());
-        assert!(misuses(Some(128), &["64x128x32"]).is_empty());
-        assert_eq!(misuses(None, &["64x8x32"]), ["has QGMMA.64x8x32, but declares no `wgmma_n`"]);
+    fn the_declared_shapes_are_the_only_ones() {
+        let misuses =
+            |wgmma_n: &[u32], shapes: &[&str]| misuses(&kernel(wgmma_n), Some(&with_shapes(shapes)));
+        assert!(misuses(&[], &[]).is_empty());
+        assert!(misuses(&[128], &["64x128x32"]).is_empty());
+        assert_eq!(misuses(&[], &["64x8x32"]), ["has QGMMA.64x8x32, but declares no `wgmma_n`"]);
         let missing = "has no QGMMA.64x128x32, which it declares by its `wgmma_n`";
-        assert_eq!(misuses(Some(128), &[]), [missing]);
+        assert_eq!(misuses(&[128], &[]), [missing]);
         let other = "has QGMMA.64x256x32, but declares 64x128x32 by its `wgmma_n`";
-        assert_eq!(misuses(Some(128), &["64x256x32"]), [other, missing]);
-        assert_eq!(misuses(Some(128), &["64x128x32", "64x256x32"]), [other]);
+        assert_eq!(misuses(&[128], &["64x256x32"]), [other, missing]);
+        assert_eq!(misuses(&[128], &["64x128x32", "64x256x32"]), [other]);
+        assert!(misuses(&[8, 128], &["64x128x32", "64x8x32"]).is_empty());
     }
 
     #[test]
     fn local_memory_and_missing_code_are_refused() {
         let spilled = Instructions { local: 2, ..with_shapes(&[]) };
-        assert_eq!(misuses(&kernel(None), Some(&spilled)), ["2 instructions on local memory"]);
-        assert_eq!(misuses(&kernel(None), None), ["no machine code"]);
+        assert_eq!(misuses(&kernel(&[]), Some(&spilled)), ["2 instructions on local memory"]);
+        assert_eq!(misuses(&kernel(&[]), None), ["no machine code"]);
     }
 
     #[test]

@@ -142,6 +142,7 @@ fn heights(base: &Tuning) -> [Tuning; 3] {
     [[u32::MAX, u32::MAX], [0, u32::MAX], [0, 0]].map(|limits| {
         with(&several(base), |t| {
             [t.hopper_rows_8, t.hopper_rows_16] = limits;
+            (t.hopper_rows_32, t.hopper_large_mb) = (0, u32::MAX);
             [t.portable_rows_16, t.portable_rows_64] = limits;
         })
     })

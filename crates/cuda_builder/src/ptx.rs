@@ -44,8 +44,8 @@ pub struct KernelInfo {
     pub min_blocks: u32,
     /// Blocks of a cluster.
     pub cluster: u32,
-    /// N of its `wgmma`s, if it has any: the one shape that its machine code must show.
-    pub wgmma_n: Option<u32>,
+    /// N of its `wgmma`s: the shapes that its machine code must show.
+    pub wgmma_n: Vec<u32>,
     /// Whether it may begin before its predecessor in the stream has ended.
     pub overlap: bool,
     /// Bytes of dynamic shared memory, where they are the same for every launch; else 0.
@@ -344,7 +344,7 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
         let [empty, scale] = &kernels[..] else { panic!("{kernels:?}") };
         assert_eq!((empty.name.as_str(), empty.params.len(), empty.static_shared), ("empty", 0, 128));
         assert_eq!((scale.threads, scale.min_blocks, scale.static_shared), (256, 2, 20));
-        assert_eq!((scale.wgmma_n, empty.wgmma_n), (Some(64), None));
+        assert_eq!((&scale.wgmma_n[..], &empty.wgmma_n[..]), (&[64][..], &[][..]));
         assert_eq!(scale.params[0].ty, ParamType::Pointer("f32".into()));
         assert_eq!(scale.params[1].ty, ParamType::Number("u32".into()));
     }

@@ -182,10 +182,12 @@ fn kernel(record: &str) -> Result<KernelInfo, Error> {
         let (head, parameters) = record.split_once(" (")?;
         let mut words = head.split(' ');
         let name = words.next()?.to_owned();
-        let mut number = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=')?.parse::<u32>().ok();
-        let (threads, min_blocks) = (number("threads")?, number("min_blocks")?);
-        let (cluster, wgmma_n) = (number("cluster")?, number("wgmma_n")?);
-        let (overlap, shared) = (number("overlap")?, number("shared")?);
+        let mut value = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=');
+        let number = |value: &str| value.parse::<u32>().ok();
+        let (threads, min_blocks) = (number(value("threads")?)?, number(value("min_blocks")?)?);
+        let cluster = number(value("cluster")?)?;
+        let wgmma_n = value("wgmma_n")?.split('+').map(number).collect::<Option<Vec<_>>>()?;
+        let (overlap, shared) = (number(value("overlap")?)?, number(value("shared")?)?);
         let parameters = parameters.strip_suffix(')')?.parse::<TokenStream>().ok()?;
         let parser = Punctuated::<FnArg, Token![,]>::parse_terminated;
         let parameters = syn::parse::Parser::parse2(parser, parameters).ok()?;
@@ -194,7 +196,7 @@ fn kernel(record: &str) -> Result<KernelInfo, Error> {
             threads,
             min_blocks,
             cluster,
-            wgmma_n: (wgmma_n != 0).then_some(wgmma_n),
+            wgmma_n: wgmma_n.into_iter().filter(|&n| n != 0).collect(),
             overlap: overlap == 1,
             dynamic_shared: shared,
             params: parameters.iter().map(parameter).collect::<Option<_>>()?,
@@ -211,9 +213,7 @@ fn kernel(record: &str) -> Result<KernelInfo, Error> {
              1024, 1 to 32 and 1 to 8"
         )));
     }
-    if let Some(n) = kernel.wgmma_n
-        && (n % 8 != 0 || n > 256)
-    {
+    if let Some(n) = kernel.wgmma_n.iter().find(|&n| n % 8 != 0 || *n > 256) {
         return Err(Error::Format(format!(
             "kernel `{name}` has wgmma_n = {n}; N is a multiple of 8 up to 256"
         )));
@@ -344,6 +344,8 @@ pub how : Code < crate :: How > , pub last : Flag , pub n : u64 , }
         };
         assert!(refused("threads=256", "threads=2048").contains("threads = 2048"));
         assert!(refused("wgmma_n=64", "wgmma_n=60").contains("wgmma_n = 60"));
+        assert!(refused("wgmma_n=64", "wgmma_n=8+60").contains("wgmma_n = 60"));
+        assert!(refused("wgmma_n=64", "wgmma_n=8+").contains("kernel record `scale"));
         assert!(refused(" shared=512", "").contains("kernel record `scale"));
         assert!(refused("pub struct Rest", "pub struct Other").contains("`Rest` is no struct"));
         assert!(refused("const COLUMNS", "const How").contains("two items for the host are named `How`"));

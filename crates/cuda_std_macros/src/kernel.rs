@@ -102,11 +102,16 @@ impl Kernel {
         let mut function = self.function.clone();
         let source = function.sig.inputs.to_token_stream().to_string().replace('\n', " ");
         let record = format!(
-            "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} wgmma_n={{wgmma_n}} overlap={} \
+            "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} wgmma_n={} overlap={} \
              shared={{shared}} ({source})",
             function.sig.ident,
+            (0..wgmma_n.len()).map(|number| format!("{{wgmma_n_{number}}}")).collect::<Vec<_>>().join("+"),
             u32::from(overlap.is_some()),
         );
+        let wgmma_n = wgmma_n.iter().enumerate().map(|(number, n)| {
+            let name = quote::format_ident!("wgmma_n_{number}");
+            quote!(#name = const { #n })
+        });
         let mut flat = Flat { kernel: function.sig.ident.to_string(), parameters: Vec::new() };
         let mut statements: Vec<Stmt> = Vec::new();
         for (name, ty) in parameters {
@@ -134,7 +139,7 @@ impl Kernel {
                 threads = const { #threads },
                 min_blocks = const { #min_blocks },
                 cluster = const { #cluster },
-                wgmma_n = const { #wgmma_n },
+                #(#wgmma_n,)*
                 shared = const { #shared }
             );
             #[unsafe(no_mangle)]
@@ -278,7 +283,8 @@ struct Bounds {
     threads: Expr,
     min_blocks: Expr,
     cluster: Expr,
-    wgmma_n: Expr,
+    /// One or several, at least one.
+    wgmma_n: Vec<Expr>,
     shared: Expr,
     overlap: Option<Overlap>,
 }
@@ -333,7 +339,11 @@ impl Parse for Bounds {
             threads: threads.ok_or_else(|| input.error("`threads = ..` is missing"))?,
             min_blocks: min_blocks.unwrap_or_else(|| syn::parse_quote!(1)),
             cluster: cluster.unwrap_or_else(|| syn::parse_quote!(1)),
-            wgmma_n: wgmma_n.unwrap_or_else(|| syn::parse_quote!(0)),
+            wgmma_n: match wgmma_n {
+                Some(Expr::Array(list)) if !list.elems.is_empty() => list.elems.into_iter().collect(),
+                Some(one) => vec![one],
+                None => vec![syn::parse_quote!(0)],
+            },
             shared: shared.unwrap_or_else(|| syn::parse_quote!(0)),
             overlap,
         })

@@ -39,8 +39,8 @@ use syn::{Error, parse_macro_input};
 /// (default 1) is the number of blocks along x that make a cluster. `shared` (default 0) is the dynamic
 /// shared memory of a block, in bytes, where that is the same for every launch. All are constant expressions.
 ///
-/// `wgmma_n` is N of the kernel's `wgmma`s, all of one shape: the PTX gate looks for `QGMMA.64xNx32` in its
-/// machine code, and for no other. Without it, the gate wants none.
+/// `wgmma_n` is N of the kernel's `wgmma`s, or a list of those that it has, `[8, 16]`: the PTX gate looks for
+/// `QGMMA.64xNx32` of each in its machine code, and for no other. Without it, the gate wants none.
 ///
 /// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its
 /// body, `grid::wait` waits for that and `grid::launch_dependents` lets its own successor begin. With

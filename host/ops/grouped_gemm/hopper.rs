@@ -57,6 +57,7 @@ impl GroupedGemm<'_> {
         let kernel = match (tile, promoted) {
             (HopperTile::Narrow8, _) => launchers::HOPPER_NARROW_8,
             (HopperTile::Narrow16, _) => launchers::HOPPER_NARROW_16,
+            (HopperTile::Narrow32, _) => launchers::HOPPER_NARROW_32,
             (HopperTile::Wide, true) => launchers::HOPPER_WIDE_PROMOTED,
             (HopperTile::Wide, false) => launchers::HOPPER_WIDE_FAST,
         };

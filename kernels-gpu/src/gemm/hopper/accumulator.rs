@@ -10,6 +10,9 @@ use cuda_std::wgmma::{wgmma_e4m3, wgmma_tie};
 
 /// N / 2 accumulators of a thread.
 pub trait Accumulator: Copy {
+    /// N.
+    const N: u32;
+
     /// All 0.
     const ZERO: Self;
 
@@ -56,6 +59,7 @@ pub trait Accumulator: Copy {
 macro_rules! accumulator {
     ($($n:tt: $registers:tt, $quads:tt;)+) => {$(
         impl Accumulator for [f32; $registers] {
+            const N: u32 = $n;
             const ZERO: Self = [0.0; $registers];
 
             #[inline(always)]
@@ -141,6 +145,7 @@ macro_rules! accumulator {
 accumulator! {
     8: 4, 1;
     16: 8, 2;
+    32: 16, 4;
     128: 64, 16;
     256: 128, 32;
 }

@@ -3,7 +3,7 @@
 //! | module | an item of work | made for |
 //! |---|---|---|
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
-//! | [`narrow`] | 256 columns x 8 or 16 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
+//! | [`narrow`] | 256 columns x 8, 16 or 32 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
 //!
 //! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first
 //! projection of a layer, an activation of gate and up with requantisation to e4m3 ([`gated`]), so that the

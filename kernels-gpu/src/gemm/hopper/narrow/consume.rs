@@ -1,5 +1,6 @@
 //! The consumer warpgroups: products of a part's slabs, folded into f32 registers with the scales of every
-//! slab.
+//! slab; and the scales of whole sums, which are asked for before the first slab. They are weights, and come
+//! from memory, behind all stages that have been asked for, which takes as long as some slabs.
 
 use cuda_std::{thread, warp, wgmma};
 
@@ -7,8 +8,10 @@ use super::share::Part;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::SlabScales;
+use crate::abi::Scales;
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::gemm::recomputed;
+use crate::gemm::scales::column_scale;
 
 /// Which columns of D and rows of A a thread holds.
 pub struct Columns {
@@ -38,12 +41,26 @@ impl Columns {
     }
 }
 
+/// Scales of the four columns of B that a thread has sums of: of two, 8 apart, in either half of an item.
+pub type ColumnScales = [[f32; 2]; 2];
+
+/// Asks for the scales of a thread's columns of an item, of `expert`, whose B has `n`: the first columns are
+/// `first`. They are 1 where there are none for whole sums.
+///
+/// # Safety
+/// The contract of the kernels, for an item of the schedule.
+#[inline(always)]
+pub unsafe fn column_scales(scales: &Scales, expert: u32, first: [u32; 2], n: u32) -> ColumnScales {
+    // SAFETY: the caller's contract.
+    first.map(|first| [first, first + 8].map(|column| unsafe { column_scale(scales, expert, column, n) }))
+}
+
 /// The sums over the slabs of a part, for the two halves of an item.
 ///
 /// # Safety
-/// The ring is filled with the slabs of the part; all consumer warps call it together.
+/// The ring is filled with the slabs of the part, which has up to N rows; all consumer warps call it together.
 #[inline(always)]
-pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_BYTES: u32>(
+pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
     ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
     mut position: Position,
     part: &Part,
@@ -57,7 +74,7 @@ pub unsafe fn sums<A: Accumulator, const N: u32, const STAGES: u32, const STAGE_
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
-        // SAFETY: the stage holds twice 128 rows of B and N rows of A, and is released after the group has
+        // SAFETY: the stage holds twice 128 rows of B and at least N rows of A, and is released after the group has
         // been waited for.
         unsafe {
             let (a, b) = (columns.a + stage, columns.b + stage);

@@ -1,5 +1,7 @@
-//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8 or 16 columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that
-//! every SM streams its share of it.
+//! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16 or 32
+//! columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that every SM
+//! streams its share of it. Tiles of up to 32 rows take the lowest N that their rows fit into: where rows are
+//! uneven, fewer experts have a second tile, for which their weights are streamed again.
 //!
 //! ```text
 //!   a stage                            product of a warpgroup: two tiles of 64 x N
@@ -67,7 +69,7 @@ const fn partial_bytes(n: u32) -> u32 {
 
 /// Dynamic shared memory: the ring, and what the consumers exchange behind it.
 const fn shared_bytes<const STAGES: u32, const STAGE_BYTES: u32>(n: u32) -> u32 {
-    Ring::<STAGES, STAGE_BYTES, true, 1>::BYTES + Parts::SHARED_BYTES + requantize::shared_bytes(n)
+    Ring::<STAGES, STAGE_BYTES, true, 1>::BYTES + share::SHARED_BYTES + requantize::shared_bytes(n)
 }
 
 /// Stages of the ring. On an H200 five and six are 0.5 to 1 % slower.
@@ -94,17 +96,36 @@ pub const NARROW_16: GemmTile = GemmTile {
     partial_bytes: partial_bytes(16),
 };
 
+/// Up to 32 rows: products of 8, 16 or 32, by the rows that a tile has.
+#[host]
+pub const NARROW_32: GemmTile = GemmTile {
+    rows: 32,
+    columns: BN,
+    stages: STAGES,
+    operand_bytes: stage_bytes(32),
+    a_box_rows: BOX_ROWS,
+    partial_bytes: partial_bytes(32),
+};
+
+/// `$item!(registers)` for the lowest product that takes the part's rows: of those of up to so many rows, each
+/// with the registers that a thread has of it, else of the highest.
+macro_rules! by_height {
+    ($part:expr, [$($most:literal: $lower:literal,)*] $highest:literal, $item:ident) => {
+        $(if $part.rows <= $most { $item!($lower) } else)* { $item!($highest) }
+    };
+}
+
 // rustfmt would indent the attribute further each time.
 #[rustfmt::skip]
 macro_rules! plain {
-    ($name:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $n:literal, $wgmma_n:tt, $lower:tt $registers:literal) => {
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
         #[kernel(
             threads = THREADS,
-            wgmma_n = $n,
+            wgmma_n = $wgmma_n,
             overlap = within,
             shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
         )]
@@ -136,42 +157,46 @@ macro_rules! plain {
                 grid::wait();
                 grid::launch_dependents();
                 let columns = Columns::new(ring.stage(0));
-                let parts = Parts::new(schedule, partials, ring.end());
+                let parts = Parts::<$n>::new(schedule, partials, ring.end());
                 let mut position = Position::START;
                 while let Some(part) = share.next() {
-                    let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, STAGES, _>(
-                        &ring,
-                        position,
-                        &part,
-                        &columns,
-                        &slab_scales,
-                    );
-                    // Sums by token take a part as well as the whole.
-                    let by_token = arguments.out_type.is(OutType::TokenSums);
-                    if by_token || share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
-                        store::store(&totals, &part, &columns, &arguments);
+                    let first = store::first_columns(&part, &columns);
+                    let scales = consume::column_scales(&arguments.scales, part.expert, first, n);
+                    macro_rules! item {
+                        ($r:literal) => {{
+                            let mut totals;
+                            (totals, position) = consume::sums::<[f32; $r], STAGES, _>(
+                                &ring, position, &part, &columns, &slab_scales,
+                            );
+                            // Sums by token take a part as well as the whole.
+                            let by_token = arguments.out_type.is(OutType::TokenSums);
+                            if by_token || share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
+                                store::store(&totals, &part, scales, &columns, &arguments);
+                            }
+                        }};
                     }
+                    by_height!(part, $lower $registers, item);
                 }
             }
         }
     };
 }
 
-plain!(hopper_narrow_8, 8, 4);
-plain!(hopper_narrow_16, 16, 8);
+plain!(hopper_narrow_8, 8, [8], [] 4);
+plain!(hopper_narrow_16, 16, [16], [] 8);
+plain!(hopper_narrow_32, 32, [8, 16, 32], [8: 4, 16: 8,] 16);
 
 // rustfmt would indent the attribute further each time.
 #[rustfmt::skip]
 macro_rules! gated {
-    ($name:ident, $n:literal, $registers:literal) => {
+    ($name:ident, $n:literal, $wgmma_n:tt, $lower:tt $registers:literal) => {
         #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate and up, activation, e4m3. All scales.")]
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).
         #[kernel(
             threads = THREADS,
-            wgmma_n = $n,
+            wgmma_n = $wgmma_n,
             overlap = within,
             shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
         )]
@@ -202,22 +227,31 @@ macro_rules! gated {
                 grid::wait();
                 grid::launch_dependents();
                 let columns = Columns::new(ring.stage(0));
-                let parts = Parts::new(schedule, partials, ring.end());
+                let parts = Parts::<$n>::new(schedule, partials, ring.end());
                 let mut position = Position::START;
+                let all = intermediate + out.gating.up;
                 while let Some(part) = share.next() {
-                    let mut totals;
-                    (totals, position) = consume::sums::<[f32; $registers], $n, STAGES, _>(
-                        &ring, position, &part, &columns, &slab_scales,
-                    );
-                    if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
-                        let exchange = Parts::end(ring.end());
-                        requantize::store::<_, $n>(&totals, &part, &columns, &arguments, exchange);
+                    let first = requantize::first_columns(&part, &columns, &arguments);
+                    let scales = consume::column_scales(&scales, part.expert, first, all);
+                    macro_rules! item {
+                        ($r:literal) => {{
+                            let mut totals;
+                            (totals, position) = consume::sums::<[f32; $r], STAGES, _>(
+                                &ring, position, &part, &columns, &slab_scales,
+                            );
+                            if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {
+                                let exchange = Parts::<$n>::end(ring.end());
+                                requantize::store::<_, $n>(&totals, &part, scales, &columns, &arguments, exchange);
+                            }
+                        }};
                     }
+                    by_height!(part, $lower $registers, item);
                 }
             }
         }
     };
 }
 
-gated!(hopper_narrow_gated_8, 8, 4);
-gated!(hopper_narrow_gated_16, 16, 8);
+gated!(hopper_narrow_gated_8, 8, [8], [] 4);
+gated!(hopper_narrow_gated_16, 16, [16], [] 8);
+gated!(hopper_narrow_gated_32, 32, [8, 16, 32], [8: 4, 16: 8,] 16);

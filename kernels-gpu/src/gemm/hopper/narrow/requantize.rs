@@ -11,22 +11,30 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, sync, thread};
 
 use super::BN;
-use super::consume::Columns;
+use super::consume::{ColumnScales, Columns};
 use super::share::Part;
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::gated::GatedArguments;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
-use crate::gemm::scales::{column_bias, column_scale, row_scale};
+use crate::gemm::scales::{column_bias, row_scale};
 
 /// Bytes of shared memory for the exchange of `n` rows: a word for each in every warp, and their scales.
 pub const fn shared_bytes(n: u32) -> u32 {
     (CONSUMER_WARPS + 1) * n * 4
 }
 
+/// A thread's first column of gate and of up of an item, among all columns of B.
+#[inline(always)]
+pub fn first_columns(part: &Part, columns: &Columns, arguments: &GatedArguments) -> [u32; 2] {
+    let first = part.column * (BN / 2) + columns.column;
+    [first, arguments.out.gating.up + first]
+}
+
 /// Activates and quantises a thread's part of an item, and stores what exists of it. `shared` is the address
-/// of [`shared_bytes`] that nothing else uses.
+/// of [`shared_bytes`] of `N` that nothing else uses, N being the rows of the tallest tiles. Those of lower
+/// ones share the layout: what an item leaves for its last reads must not lie where the next begins to write.
 ///
 /// # Safety
 /// The contract of the kernels, for an item of the schedule; all consumer threads call it together.
@@ -34,24 +42,20 @@ pub const fn shared_bytes(n: u32) -> u32 {
 pub unsafe fn store<A: Accumulator, const N: u32>(
     totals: &[A; 2],
     part: &Part,
+    b: ColumnScales,
     columns: &Columns,
     arguments: &GatedArguments,
     shared: u32,
 ) {
     let GatedArguments { scales, out, intermediate: n, .. } = *arguments;
-    let first = part.column * (BN / 2) + columns.column;
+    let [first, _] = first_columns(part, columns, arguments);
     let row_of = #[inline(always)]
     |j: usize, c: usize| 8 * j as u32 + 2 * columns.quad_lane + c as u32;
-    // SAFETY: an item of the schedule.
     let (up, all) = (out.gating.up, n + out.gating.up);
-    // SAFETY: as above.
-    let scale_of = #[inline(always)]
-    |column| unsafe { column_scale(&scales, part.expert, column, all) };
-    // SAFETY: as above.
+    // SAFETY: an item of the schedule.
     let bias_of = #[inline(always)]
     |column| unsafe { column_bias(&scales, part.expert, column, all) };
-    let gate_scales = [scale_of(first), scale_of(first + 8)];
-    let up_scales = [scale_of(up + first), scale_of(up + first + 8)];
+    let [gate_scales, up_scales] = b;
     let gate_bias = [bias_of(first), bias_of(first + 8)];
     let up_bias = [bias_of(up + first), bias_of(up + first + 8)];
     let values = totals[0].zip(
@@ -113,7 +117,7 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
         },
     );
     sync::named(CONSUMER_BARRIER, CONSUMERS);
-    if thread < N {
+    if thread < A::N {
         let mut largest = 0.0;
         let mut warp = 0;
         while warp < CONSUMER_WARPS {

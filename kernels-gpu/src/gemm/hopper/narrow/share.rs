@@ -157,16 +157,19 @@ impl Share {
     }
 }
 
-/// Where parts are added up.
-pub struct Parts {
+/// Bytes of shared memory that [`Parts`] take.
+pub const SHARED_BYTES: u32 = 16;
+
+/// Where parts are added up, of tiles of up to `N` rows.
+pub struct Parts<const N: u32> {
     counters: *mut u32,
     partials: *mut [f32; 4],
     /// Whether this block is the last with a part of an item: for all its consumers to read.
     is_last: Shared<u32>,
 }
 
-impl Parts {
-    /// `shared` is the address of 16 bytes of shared memory that nothing else uses.
+impl<const N: u32> Parts<N> {
+    /// `shared` is the address of [`SHARED_BYTES`] of shared memory that nothing else uses.
     ///
     /// # Safety
     /// `schedule` is a schedule; `partials` has two slots for every block of the grid.
@@ -177,13 +180,10 @@ impl Parts {
         Self { counters, partials, is_last: Shared::from_address(shared) }
     }
 
-    /// Bytes of shared memory that [`new`](Self::new) takes.
-    pub const SHARED_BYTES: u32 = 16;
-
     /// Address of the shared memory behind what [`new`](Self::new) takes at `shared`.
     #[inline(always)]
     pub fn end(shared: u32) -> u32 {
-        shared + Self::SHARED_BYTES
+        shared + SHARED_BYTES
     }
 
     /// Adds a part to those that are there. If it is the last of its item, `sums` become those of the item.
@@ -192,7 +192,8 @@ impl Parts {
     /// As [`new`](Self::new); all consumer threads call it together.
     #[inline(always)]
     pub unsafe fn complete<A: Accumulator>(&self, share: &Share, part: &Part, sums: &mut [A; 2]) -> bool {
-        let vectors = size_of::<A>() / 16 * CONSUMERS as usize;
+        // A slot is that of the tallest tiles; lower ones leave its end alone.
+        let vectors = (N / 8 * CONSUMERS) as usize;
         let thread = thread::thread_idx_x();
         let head = share.block_of(part.item_start);
         let count = share.block_of(part.item_start + share.slabs - 1) - head + 1;

@@ -9,25 +9,39 @@ use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, thread};
 
 use super::BN;
-use super::consume::Columns;
+use super::consume::{ColumnScales, Columns};
 use super::share::Part;
 use crate::abi::{AScaleKind, OutType};
 use crate::gemm::hopper::HopperGemm;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::quad::columns_of_a_row;
-use crate::gemm::scales::{column_bias, column_scale, row_scale};
+use crate::gemm::scales::{column_bias, row_scale};
 
-/// Writes a thread's part of an item, as far as rows and columns exist.
+/// Writes a thread's part of an item, as far as rows and columns exist; `b` are the scales of its columns.
 ///
 /// # Safety
 /// The contract of the kernels, for an item of the schedule.
 #[inline(always)]
-pub unsafe fn store<A: Accumulator>(totals: &[A; 2], part: &Part, columns: &Columns, arguments: &HopperGemm) {
+pub unsafe fn store<A: Accumulator>(
+    totals: &[A; 2],
+    part: &Part,
+    b: ColumnScales,
+    columns: &Columns,
+    arguments: &HopperGemm,
+) {
+    let [left, right] = first_columns(part, columns);
     // SAFETY: the caller's contract.
     unsafe {
-        store_half(&totals[0], part, part.column * BN + columns.column, columns, arguments);
-        store_half(&totals[1], part, part.column * BN + BN / 2 + columns.column, columns, arguments);
+        store_half(&totals[0], part, left, b[0], columns, arguments);
+        store_half(&totals[1], part, right, b[1], columns, arguments);
     }
+}
+
+/// A thread's first column of either half of an item.
+#[inline(always)]
+pub fn first_columns(part: &Part, columns: &Columns) -> [u32; 2] {
+    let first = part.column * BN + columns.column;
+    [first, first + BN / 2]
 }
 
 /// Writes a thread's part of half an item, from column `first` on.
@@ -39,15 +53,12 @@ unsafe fn store_half<A: Accumulator>(
     total: &A,
     part: &Part,
     first: u32,
+    b: [f32; 2],
     columns: &Columns,
     arguments: &HopperGemm,
 ) {
     let HopperGemm { scales, out, n, out_type, .. } = arguments;
     // SAFETY: an item of the schedule.
-    let b = unsafe {
-        [column_scale(scales, part.expert, first, *n), column_scale(scales, part.expert, first + 8, *n)]
-    };
-    // SAFETY: as above.
     let mut bias = unsafe {
         [column_bias(scales, part.expert, first, *n), column_bias(scales, part.expert, first + 8, *n)]
     };
