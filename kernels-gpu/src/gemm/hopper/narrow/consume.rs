@@ -5,10 +5,10 @@
 use cuda_std::{thread, warp, wgmma};
 
 use super::share::Part;
+use crate::abi::Scales;
 use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::ring::{Position, Ring};
 use crate::gemm::hopper::slab_scales::SlabScales;
-use crate::abi::Scales;
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::gemm::recomputed;
 use crate::gemm::scales::column_scale;
@@ -58,7 +58,8 @@ pub unsafe fn column_scales(scales: &Scales, expert: u32, first: [u32; 2], n: u3
 /// The sums over the slabs of a part, for the two halves of an item.
 ///
 /// # Safety
-/// The ring is filled with the slabs of the part, which has up to N rows; all consumer warps call it together.
+/// The ring is filled with the slabs of the part, which has up to N rows; all consumer warps call it
+/// together.
 #[inline(always)]
 pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
     ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
@@ -74,8 +75,8 @@ pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
-        // SAFETY: the stage holds twice 128 rows of B and at least N rows of A, and is released after the group has
-        // been waited for.
+        // SAFETY: the stage holds twice 128 rows of B and at least N rows of A, and is released after the
+        // group has been waited for.
         unsafe {
             let (a, b) = (columns.a + stage, columns.b + stage);
             products[0].multiply(b, a, false);

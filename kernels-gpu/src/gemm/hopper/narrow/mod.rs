@@ -1,7 +1,7 @@
 //! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16 or 32
-//! columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that every SM
-//! streams its share of it. Tiles of up to 32 rows take the lowest N that their rows fit into: where rows are
-//! uneven, fewer experts have a second tile, for which their weights are streamed again.
+//! columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that every
+//! SM streams its share of it. Tiles of up to 32 rows take the lowest N that their rows fit into: where rows
+//! are uneven, fewer experts have a second tile, for which their weights are streamed again.
 //!
 //! ```text
 //!   a stage                            product of a warpgroup: two tiles of 64 x N
@@ -107,8 +107,8 @@ pub const NARROW_32: GemmTile = GemmTile {
     partial_bytes: partial_bytes(32),
 };
 
-/// `$item!(registers)` for the lowest product that takes the part's rows: of those of up to so many rows, each
-/// with the registers that a thread has of it, else of the highest.
+/// `$item!(registers)` for the lowest product that takes the part's rows: of those of up to so many rows,
+/// each with the registers that a thread has of it, else of the highest.
 macro_rules! by_height {
     ($part:expr, [$($most:literal: $lower:literal,)*] $highest:literal, $item:ident) => {
         $(if $part.rows <= $most { $item!($lower) } else)* { $item!($highest) }
