@@ -455,6 +455,12 @@ impl MoeConfig {
         Gating::from(self.activation).limit(self.activation_limit).gated(self.gated)
     }
 
+    /// Columns of the router's logits: E, and one for a shared expert that has a gate and is computed as
+    /// experts.
+    pub(crate) fn logits(&self) -> usize {
+        self.experts + usize::from(self.routes_shared())
+    }
+
     /// Rows of w13 for each column of the intermediate: gate and up, or up alone.
     pub(crate) fn halves(&self) -> usize {
         if self.gated { 2 } else { 1 }

@@ -21,6 +21,7 @@ use crate::ops::activation::{ActivationPlain, ActivationShape, activation_plain}
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::ops::router::{AppendShared, RouterLogits, append_shared, router_logits};
 use crate::plan::SharedPlan;
+use crate::plan::router::RouterLogitsPath;
 use half::bf16;
 
 /// `[T, rows] = x [T, columns] * matrix [planes, rows, columns]^T`.
@@ -55,7 +56,7 @@ impl Call<'_> {
             planes: matrix.len() / (rows * columns),
             bias: None,
             logits: out,
-            path: self.plan.router,
+            path: RouterLogitsPath::Auto.resolve(self.plan.tokens(), rows, &self.config.tuning),
         };
         router_logits(stream, args)
     }

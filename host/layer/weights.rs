@@ -587,7 +587,7 @@ impl MoeDeviceWeights {
         exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
         exactly("w2_scale", (self.w2_scale.len(), self.w2_scale.device()), w2_scale)?;
         if let Some(router) = &self.router {
-            let gate = (config.experts + usize::from(config.routes_shared())) * config.hidden_size;
+            let gate = config.logits() * config.hidden_size;
             let planes = (router.len() / gate).clamp(1, 3);
             exactly("router", (router.len(), router.device()), planes * gate)?;
         }
@@ -606,7 +606,7 @@ impl MoeDeviceWeights {
             "must be Checkpoint but for the Hopper kernels and sizes that are multiples of 128".into()
         })?;
         if let Some(bias) = &self.router_bias {
-            let rows = config.experts + usize::from(config.routes_shared());
+            let rows = config.logits();
             exactly("router_bias", (bias.len(), bias.device()), rows)?;
         }
         if let Some([first, second]) = &self.expert_biases {
