@@ -99,6 +99,7 @@ pub mod layer;
 pub mod ops;
 pub mod parallel;
 pub mod plan;
+mod threads;
 
 pub use checkpoint::Checkpoint;
 pub use cust;
