@@ -5,9 +5,9 @@ use std::thread;
 
 use crate::error::Result;
 
-/// What `work` makes of the numbers below `count`, in their order; on as many threads as there are cores, this
-/// one included. They take the numbers in order, and after an error no more: the error of the least number
-/// that has one is returned.
+/// What `work` makes of the numbers below `count`, in their order; on as many threads as there are cores,
+/// this one included. They take the numbers in order, and after an error no more: that of the least number is
+/// returned.
 pub(crate) fn each<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let next = AtomicUsize::new(0);
     let run = || {

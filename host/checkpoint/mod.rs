@@ -78,6 +78,7 @@ impl fmt::Debug for Checkpoint {
 
 /// A tensor's values with its shape.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Values<T> {
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
