@@ -448,6 +448,8 @@ pub unsafe fn quantize_with_settled_input(
 /// `x_is_settled`: see [`quantize_with_settled_input`].
 fn enqueue(stream: &Stream, shape: QuantizeShape, args: Quantize<'_>, x_is_settled: bool) -> Result<()> {
     let columns = checked_columns(OP, "columns", shape.columns)?;
+    // Before anything is multiplied.
+    checked_i32(OP, "rows", shape.rows)?;
     args.x.check(OP, "x", shape.rows * shape.columns, stream)?;
     let Targets { lists, raw: targets, slots, q_rows, scale_rows } =
         args.destinations.check(shape.rows, stream)?;

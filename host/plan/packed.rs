@@ -66,7 +66,9 @@ impl PackedShape {
             })?;
         }
         let rows = if is_gated { columns.saturating_mul(2) } else { columns };
-        let lines = experts.saturating_mul(rows).saturating_mul(k.div_ceil(launchers::SLAB as usize));
+        // Of one expert at least, so that lengths can be computed where there is none.
+        let all_rows = experts.max(1).saturating_mul(rows);
+        let lines = all_rows.saturating_mul(k.div_ceil(launchers::SLAB as usize));
         require(lines <= u32::MAX as usize, OP, "experts", experts, || {
             format!("must keep {rows} rows of {k} columns below 2^32 lines of {} bytes", launchers::SLAB)
         })?;

@@ -66,8 +66,11 @@ impl PermuteShape {
         checked_i32(OP, "experts", self.experts)?;
         checked_i32(OP, "local_experts", self.local_experts)?;
         let padding = self.local_experts.min(self.rows()).checked_mul(self.alignment);
-        let fits =
-            padding.is_some_and(|padding| padding <= limit - self.rows() && self.alignment <= limit / 2);
+        let fits = padding.is_some_and(|padding| {
+            // Rounding up may pass the limit by itself.
+            let fits = padding <= limit - self.rows() && self.alignment <= limit / 2;
+            fits && self.capacity() <= limit
+        });
         require(fits, OP, "alignment", self.alignment, || {
             format!("must keep the {} rows of {} experts below 2^31", self.rows(), self.local_experts)
         })

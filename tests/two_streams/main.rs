@@ -1,8 +1,10 @@
 //! One program, several streams: whatever safe calls do, work that uses the same memory is ordered, and
-//! memory outlives its use.
+//! memory outlives its use. `handles` loses them, `threads` has several.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod handles;
+mod threads;
 mod watch;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
