@@ -24,16 +24,15 @@ fn refused(change: impl FnOnce(&mut Table)) -> String {
 fn a_gpu_that_is_too_old() {
     /// An A100, by its compute capability.
     unsafe extern "system" fn attribute(value: *mut c_int, attribute: c_uint, device: CUdevice) -> CUresult {
-        match attribute {
-            // SAFETY: the caller's place.
-            75 | 76 => unsafe { *value = if attribute == 75 { 8 } else { 0 } },
+        let original = Driver::sim().unwrap().table().cuDeviceGetAttribute;
+        let answer = match attribute {
+            75 => 8,
+            76 => 0,
             // SAFETY: the caller's contract is that of the driver's function.
-            _ => {
-                return unsafe {
-                    (Driver::sim().unwrap().table().cuDeviceGetAttribute)(value, attribute, device)
-                };
-            }
-        }
+            _ => return unsafe { original(value, attribute, device) },
+        };
+        // SAFETY: the caller's place.
+        unsafe { *value = answer };
         CUDA_SUCCESS
     }
     assert_eq!(
