@@ -58,6 +58,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_readme_names_tests_that_exist() {
+        run().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    #[test]
     fn rows_and_tests() {
         let table =
             "| | a | b |\n|---|---|---|\n| x | yes: `p::f`, q::g; `c/t/p::m::h` | yes |\n| y | no | yes |\n";
