@@ -17,7 +17,8 @@
 //! | `router_few_tokens`, `_tile_16x8_tokens` | the router's kernel: few, 16x8, 64x64 | tokens: at most |
 //!
 //! A number decides what is fastest and never what is right: with any table within the ranges below a layer
-//! computes the same, up to the order of sums. What follows from a GPU's multiprocessors and memory alone,
+//! computes the same, up to the order of sums and the rounding of experts' outputs, which one launch leaves
+//! out. What follows from a GPU's multiprocessors and memory alone,
 //! grids and rings of stages, is worked out from those and in no table.
 //!
 //! To force a choice is to write a table: `hopper_rows_8 = 0` and `hopper_rows_16 = 4294967295` is tiles of
