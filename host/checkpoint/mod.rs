@@ -17,10 +17,12 @@ mod foreign;
 mod inspect;
 mod json;
 mod models;
+mod patterns;
 mod quantization;
 mod scale_names;
 mod scales;
 mod tensor;
+mod transpose;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
