@@ -24,8 +24,8 @@ const OP: &str = "pack_weights";
 const UNPACK: &str = "unpack_weights";
 const IN_PLACE: &str = "pack_weights_in_place";
 
-/// Packs `matrices`, e4m3 `[experts, rows, K]`, into `packed`, [`PackedShape::len`] elements. Both are 16-byte
-/// aligned. One launch; nothing where there are no experts.
+/// Packs `matrices`, e4m3 `[experts, rows, K]`, into `packed`, [`PackedShape::len`] elements. Both are
+/// 16-byte aligned. One launch; nothing where there are no experts.
 ///
 /// # Errors
 /// Arrays that are too short, not aligned or on another device; a device without the Hopper kernels.
@@ -57,8 +57,8 @@ pub fn unpack_weights(
     unsafe { launch(UNPACK, stream, shape, matrices.ptr().cast(), packed.ptr().cast(), true) }
 }
 
-/// Packs `weights` where they are, expert by expert, with `scratch` for one expert's matrix. K is a multiple of
-/// 128, so that packed weights take as much memory. A copy and a launch for each expert.
+/// Packs `weights` where they are, expert by expert, with `scratch` for one expert's matrix. K is a multiple
+/// of 128, so that packed weights take as much memory. A copy and a launch for each expert.
 ///
 /// # Errors
 /// Arrays that are too short, not aligned or on another device; a K that is no multiple of 128; a device
