@@ -203,7 +203,8 @@ proptest! {
         let Some(device) = hopper() else { return Ok(()) };
         timing(seed);
         let stream = device.default_stream();
-        let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
+        let own = (config.routing, config.top_k);
+        let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { own };
         let config = config.to_builder().routing(routing).top_k(top_k).build().unwrap();
         let mut layer = Layer::random(config, seed);
         if seed % 3 == 0 {
