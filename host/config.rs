@@ -5,6 +5,7 @@
 
 mod quantization;
 mod shared;
+mod tuning;
 
 use crate::error::{Error, Result, require};
 use crate::kernels::launchers;
@@ -13,6 +14,7 @@ pub use crate::kernels::launchers::ActivationFunction;
 pub use quantization::{ActivationScales, Quantization, WeightScales};
 pub(crate) use shared::SharedRun;
 pub use shared::{SharedExpert, SharedKind};
+pub use tuning::Tuning;
 
 /// How gate and up, the first projection's results, become the second's input.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +110,7 @@ pub enum Path {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Gather {
-    /// Where it is faster, by the plan's estimate.
+    /// Where it is faster, by [`MoeConfig::tuning`].
     #[default]
     Auto,
     /// Wherever there is a kernel that can.
@@ -267,6 +269,8 @@ pub struct MoeConfig {
     pub path: Path,
     /// Whether the first GEMM gathers its rows by token, where its kernels can; that changes no result.
     pub gather: Gather,
+    /// What is fastest at which shape, where the choices above leave it open.
+    pub tuning: Tuning,
     /// The expert that every token has, if this rank computes it: of the ranks of a layer one does.
     pub shared: Option<SharedExpert>,
     /// The experts this rank holds, in ascending order; `None` for all of them.
@@ -290,6 +294,7 @@ impl Default for MoeConfig {
             reduction: Reduction::default(),
             path: Path::Auto,
             gather: Gather::Auto,
+            tuning: Tuning::default(),
             shared: None,
             local_experts: None,
         }
@@ -330,6 +335,7 @@ impl MoeConfigBuilder {
         reduction: Reduction,
         path: Path,
         gather: Gather,
+        tuning: Tuning,
         shared: Option<SharedExpert>,
         local_experts: Option<Vec<usize>>,
     }
@@ -416,6 +422,7 @@ impl MoeConfig {
             })?;
         }
         self.gating().check(OP, "activation_limit")?;
+        self.tuning.validate()?;
         let joins = self.gated || self.activation == ActivationFunction::Relu2;
         require(joins, OP, "gated", "false", || format!("must be true for {:?}", self.activation))?;
         if let Some(shared) = &self.shared {

@@ -16,7 +16,8 @@ use crate::gpu::stream::Stream;
 use crate::layer::{MoeConfig, MoeLayer};
 use crate::ops::pack_weights::{PackedShape, WeightLayout, unpack_weights};
 use crate::parallel::{Batch, ExpertParallel, ParallelWorkspace};
-use crate::plan::Plan;
+use crate::plan::few_tokens::{Cut, bytes_read};
+use crate::plan::{Plan, mean_rows};
 
 use half::bf16;
 
@@ -78,6 +79,30 @@ pub fn workspace_bytes(device: &Device, config: &MoeConfig, tokens: usize) -> Re
 /// More tokens than the kernels can count.
 pub fn is_gated(layer: &MoeLayer, tokens: usize) -> Result<bool> {
     Ok(layer.plan(tokens)?.is_gated())
+}
+
+/// What the plan of `tokens` tokens reads its table by: bytes of weights that they read, and the mean number
+/// of rows of an expert that has any, both if tokens spread evenly.
+pub fn expected(config: &MoeConfig, tokens: usize) -> (f64, usize) {
+    (bytes_read(config, tokens), mean_rows(config, tokens))
+}
+
+/// Of a forward that is one launch behind the router how it cuts w13 and w2: half the rows of a unit and
+/// parts of K. None where it is several.
+///
+/// # Errors
+/// More tokens than the kernels can count.
+pub fn one_launch_cuts(layer: &MoeLayer, tokens: usize) -> Result<Option<[[usize; 2]; 2]>> {
+    let of = |cut: Cut| [cut.half_rows, cut.parts];
+    Ok(layer.plan(tokens)?.few_tokens.as_ref().map(|few| [of(few.first), of(few.second)]))
+}
+
+/// Rows of the tiles of a forward of `tokens` tokens.
+///
+/// # Errors
+/// More tokens than the kernels can count.
+pub fn block_m(layer: &MoeLayer, tokens: usize) -> Result<usize> {
+    Ok(layer.plan(tokens)?.block_m)
 }
 
 /// I as the layer's matrices have it: padded to what the kernels take.

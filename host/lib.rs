@@ -118,7 +118,7 @@ pub use layer::{
     Gather, Gating, Hidden, IntermediateScales, MoeConfig, MoeConfigBuilder, MoeDeviceWeights, MoeLayer,
     MoeWeights, Output, OutputElement, OutputType, Progress, Quantization, RawForward, RawHidden, RawOutput,
     RawRouting, Reduction, RouterWeights, Routing, SharedDeviceWeights, SharedExpert, SharedKind,
-    SharedMatrices, SharedWeights, Step, TokenIds, WeightScales, Workspace,
+    SharedMatrices, SharedWeights, Step, TokenIds, Tuning, WeightScales, Workspace,
 };
 
 #[doc = include_str!("../docs/EMBEDDING.md")]

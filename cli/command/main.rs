@@ -9,6 +9,7 @@ mod record;
 mod report;
 mod run;
 mod terminal;
+mod tune;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ Examples:
       time a layer and its parts on a GPU, or count what they do on the emulated device
   fp8-moe run Qwen3-30B-A3B-FP8/ --layer model.layers.7 --tokens 64 --ranks 2
       the same with the experts spread over two GPUs, a process each
+  fp8-moe tune --json l40s.json
+      find the fastest choices on another GPU than an H200; bench and run take them by --tuning l40s.json
   fp8-moe report today.json vllm.json --plot compare.svg
       compare with the files of other programs
 
@@ -58,6 +61,9 @@ enum Command {
     Info(info::Arguments),
     /// Measure layers of named models on random data: time on a GPU, counts on the emulated device
     Bench(bench::Arguments),
+    /// Measure on a GPU which choices of kernels are fastest at which shape, and write the table that makes
+    /// them
+    Tune(tune::Arguments),
     /// Compare benchmark files: ours with our peers', today's with yesterday's
     Report(report::Arguments),
 }
@@ -93,6 +99,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Info(arguments) => info::info(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::bench(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Tune(arguments) => tune::tune(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Report(arguments) => report::report(&arguments),
     };
     result.unwrap_or_else(|error| {

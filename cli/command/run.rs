@@ -7,7 +7,7 @@ use std::time::Instant;
 use fp8_moe::checkpoint::Values;
 use fp8_moe::parallel::{Communicator, Placement};
 use fp8_moe::{
-    Checkpoint, Device, Error, Forward, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result,
+    Checkpoint, Device, Error, Forward, IntermediateScales, MoeConfig, MoeLayer, Reduction, Result, Tuning,
 };
 use half::bf16;
 use rand::{Rng, SeedableRng};
@@ -15,7 +15,7 @@ use safetensors::{Dtype, tensor::TensorView};
 
 use crate::LayerArguments;
 use crate::ranks;
-use crate::terminal;
+use crate::{terminal, tune};
 
 /// Arguments of `fp8-moe run`.
 #[derive(clap::Args)]
@@ -36,6 +36,9 @@ pub struct Arguments {
     /// Seed of the random tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What is fastest at which shape, as `fp8-moe tune` has written it [default: on an H200]
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     /// How expert outputs are added up: deterministic, or order-free (by GEMM 2, in any order; on Hopper)
     #[arg(long, value_name = "HOW", default_value = "deterministic")]
     reduction: String,
@@ -61,12 +64,13 @@ pub struct Output {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let reduction: Reduction = arguments.reduction.parse()?;
+    let tuning = tune::read(arguments.tuning.as_deref())?;
     let checkpoint = arguments.layer.open(&arguments.checkpoint)?;
     let input = input(arguments, &checkpoint)?;
     terminal::try_output(arguments.output.as_deref())?;
     if let Some(count) = arguments.ranks {
         return ranks::start(count, arguments.layer.device, |communicator| {
-            on_a_rank(arguments, &checkpoint, &input, reduction, communicator)
+            on_a_rank(arguments, &checkpoint, &input, (reduction, tuning.clone()), communicator)
         });
     }
     let device = terminal::open_device(arguments.layer.device)?;
@@ -77,6 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         IntermediateScales::default(),
         reduction,
     )?;
+    let layer = layer.tuned(tuning)?;
     let width = layer.config().hidden_size;
     if let Input::Random { tokens } = input {
         require_memory(&layer, &device, tokens)?;
@@ -98,12 +103,12 @@ fn on_a_rank(
     arguments: &Arguments,
     checkpoint: &Checkpoint,
     input: &Input,
-    reduction: Reduction,
+    (reduction, tuning): (Reduction, Tuning),
     communicator: Arc<dyn Communicator>,
 ) -> Result<()> {
     let (rank, size) = (communicator.rank(), communicator.size());
     let prefix = checkpoint.find_layer(arguments.layer.layer.as_deref())?;
-    let whole = checkpoint.layer_config(&prefix)?.to_builder().reduction(reduction).build()?;
+    let whole = checkpoint.layer_config(&prefix)?.to_builder().reduction(reduction).tuning(tuning).build()?;
     if whole.vocabulary().is_some() {
         let rule = "must be left out: ranks do not look experts up by token id";
         return Err(Error::argument("run", "--ranks", size, rule));

@@ -13,7 +13,7 @@ use fp8_moe::SliceMut;
 use fp8_moe::Stream;
 use fp8_moe::internals::padded_intermediate;
 use fp8_moe::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
-use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, WeightScales};
+use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, Tuning, WeightScales};
 
 /// Layers of one config.
 pub struct Layers {
@@ -29,6 +29,28 @@ impl Layers {
         sets: usize,
         active: &[bool],
         seed: u64,
+    ) -> Result<Layers> {
+        Self::make(device, config, sets, active, seed, true)
+    }
+
+    /// As [`Layers::random`], the weights as a checkpoint has them even where they could be packed.
+    pub fn random_unpacked(
+        device: &Device,
+        config: &MoeConfig,
+        sets: usize,
+        active: &[bool],
+        seed: u64,
+    ) -> Result<Layers> {
+        Self::make(device, config, sets, active, seed, false)
+    }
+
+    fn make(
+        device: &Device,
+        config: &MoeConfig,
+        sets: usize,
+        active: &[bool],
+        seed: u64,
+        packs: bool,
     ) -> Result<Layers> {
         let mut source = ChaCha8Rng::seed_from_u64(seed);
         let stream = device.default_stream();
@@ -54,7 +76,10 @@ impl Layers {
                 }
                 w2_pool.fill(down, &mut source, &stream)?;
             }
-            let layout = pack(&stream, config, [&mut w13, &mut w2], active)?;
+            let layout = match packs {
+                true => pack(&stream, config, [&mut w13, &mut w2], active)?,
+                false => WeightLayout::Checkpoint,
+            };
             let (w13_scale, w2_scale) = scales(config, &mut source);
             let (w13_scale, w2_scale) = (device.upload(&w13_scale)?, device.upload(&w2_scale)?);
             let mut weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
@@ -66,6 +91,12 @@ impl Layers {
         let layers = std::iter::repeat_with(layer).take(sets).collect::<Result<Vec<_>>>()?;
         // The pools are freed on return.
         stream.synchronize()?;
+        Ok(Layers { layers })
+    }
+
+    /// The same layers, planned by another table, on the same weights.
+    pub fn tuned(&self, tuning: &Tuning) -> Result<Layers> {
+        let layers = self.layers.iter().map(|layer| layer.tuned(tuning.clone())).collect::<Result<_>>()?;
         Ok(Layers { layers })
     }
 

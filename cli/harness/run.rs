@@ -126,17 +126,24 @@ impl<'l> Run<'l> {
         Ok(counted.into_inner())
     }
 
-    /// Captures graphs of the first `sets` layers, or of all there are, whole and by operation. Runs the
-    /// first layer once before.
-    pub fn capture(&mut self, sets: usize) -> Result<Captured<'_>> {
+    /// Captures graphs of the first `sets` layers, or of all there are, whole. Runs the first layer once
+    /// before.
+    pub fn capture_whole(&mut self, sets: usize) -> Result<Captured<'_>> {
         self.enqueue(0, &|_| {})?;
         self.inputs.stream.synchronize()?;
-        let mut whole = Vec::with_capacity(sets);
+        let stream = Stream::new(self.layers[0].device())?;
+        let whole = (0..sets.min(self.layers.len()))
+            .map(|set| stream.capture(|stream| self.enqueue_on(stream, set, &|_| {})))
+            .collect::<Result<_>>()?;
+        Ok(Captured { graphs: vec![(Part::Layer, whole)], stream, memory: PhantomData })
+    }
+
+    /// As [`Run::capture_whole`], whole and by operation.
+    pub fn capture(&mut self, sets: usize) -> Result<Captured<'_>> {
+        let Captured { graphs: mut all, stream, .. } = self.capture_whole(sets)?;
         let mut parts: Vec<(Part, Vec<Graph>)> = Vec::new();
-        let device = self.layers[0].device();
-        let (stream, recorder) = (Stream::new(device)?, Recorder::new(device)?);
+        let recorder = Recorder::new(self.layers[0].device())?;
         for set in 0..sets.min(self.layers.len()) {
-            whole.push(stream.capture(|stream| self.enqueue_on(stream, set, &|_| {}))?);
             let cuts = Cuts::new(&recorder);
             self.enqueue_on(recorder.stream(), set, &|step| cuts.step(step))?;
             for (part, graph) in cuts.finish()? {
@@ -146,8 +153,8 @@ impl<'l> Run<'l> {
                 }
             }
         }
-        parts.insert(0, (Part::Layer, whole));
-        Ok(Captured { graphs: parts, stream, memory: PhantomData })
+        all.extend(parts);
+        Ok(Captured { graphs: all, stream, memory: PhantomData })
     }
 }
 
@@ -235,7 +242,12 @@ impl Captured<'_> {
     }
 }
 
-impl Replays<'_> {
+impl<'c> Replays<'c> {
+    /// Of graphs that do the same on memory of their own; at least one.
+    pub fn of(graphs: &'c [Graph]) -> Replays<'c> {
+        Replays { graphs }
+    }
+
     /// Graphs that take turns.
     pub fn len(&self) -> usize {
         self.graphs.len()

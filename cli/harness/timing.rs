@@ -161,6 +161,21 @@ impl Timer {
     }
 }
 
+impl Timer {
+    /// The distributions of several replays' times, sampled in turn, so that a clock that changes changes all
+    /// of them: so many samples of each.
+    pub fn measure_beside(&mut self, several: &[Replays<'_>], samples: usize) -> Result<Vec<Timing>> {
+        let chains = several.iter().map(|replays| self.warm_up(*replays)).collect::<Result<Vec<_>>>()?;
+        let mut taken = vec![Vec::with_capacity(samples); several.len()];
+        for _ in 0..samples.max(1) {
+            for ((replays, chain), taken) in several.iter().zip(&chains).zip(&mut taken) {
+                taken.push(self.sample(*replays, chain)?);
+            }
+        }
+        Ok(taken.into_iter().map(Timing::of).collect())
+    }
+}
+
 /// How a sample is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {

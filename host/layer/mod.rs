@@ -40,7 +40,7 @@ mod workspace;
 
 pub use crate::config::{
     Accumulation, ActivationFunction, ActivationScales, Gather, Gating, IntermediateScales, MoeConfig,
-    MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, WeightScales,
+    MoeConfigBuilder, Quantization, Reduction, Routing, SharedExpert, SharedKind, Tuning, WeightScales,
 };
 pub use call::{
     ExpertIds, Forward, Hidden, Output, OutputType, RawForward, RawHidden, RawOutput, RawRouting, TokenIds,
@@ -95,7 +95,7 @@ use weights::DeviceWeights;
 pub struct MoeLayer {
     device: Device,
     config: MoeConfig,
-    weights: DeviceWeights,
+    weights: Arc<DeviceWeights>,
     loaded: Loaded,
     plans: Plans,
 }
@@ -157,7 +157,19 @@ impl MoeLayer {
 
     fn complete(device: &Device, config: &MoeConfig, weights: DeviceWeights) -> MoeLayer {
         let (loaded, plans) = (Loaded::default(), Plans::default());
+        let weights = Arc::new(weights);
         MoeLayer { device: device.clone(), config: config.clone(), weights, loaded, plans }
+    }
+
+    /// This layer, planned by another table: on the same weights in the same memory, which stay as long as
+    /// either. Workspaces of one are refused by the other.
+    ///
+    /// # Errors
+    /// A table with a number outside its range.
+    pub fn tuned(&self, tuning: Tuning) -> Result<MoeLayer> {
+        let config = self.config.to_builder().tuning(tuning).build()?;
+        let (device, weights) = (self.device.clone(), self.weights.clone());
+        Ok(MoeLayer { device, config, weights, loaded: Loaded::default(), plans: Plans::default() })
     }
 
     /// What the layer computes.

@@ -15,6 +15,7 @@
 
 use half::bf16;
 
+use crate::config::Tuning;
 use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Slice, SliceMut};
 use crate::gpu::launch::DevicePtr;
@@ -89,7 +90,7 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     }
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let is_f16 = matches!(args.hidden_states, Activations::F16(_));
-    let path = if is_f16 { RouterLogitsPath::Few } else { args.path.resolve(args.tokens) };
+    let path = if is_f16 { RouterLogitsPath::Few } else { args.path.resolve(args.tokens, Tuning::h200()) };
     path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());

@@ -78,7 +78,8 @@ pub trait Communicator: closed::Closed + Send + Sync {
     /// What has been enqueued.
     fn calls(&self) -> &Calls;
 
-    /// As [`all_gather`](Self::all_gather), of ranks that have settled already.
+    /// As [`all_gather`](Self::all_gather), of ranks that have settled already, and with this rank's blocks
+    /// wherever they are.
     ///
     /// # Safety
     /// All ranks have settled ([`settle`](Self::settle)) on calls that have this one in this place, with the
@@ -86,7 +87,7 @@ pub trait Communicator: closed::Closed + Send + Sync {
     ///
     /// # Errors
     /// Those of [`all_gather`](Self::all_gather).
-    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()>;
+    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [Part<'_>]) -> Result<()>;
 
     /// As [`all_to_all`](Self::all_to_all), of ranks that have settled already.
     ///
@@ -137,8 +138,9 @@ pub trait Communicator: closed::Closed + Send + Sync {
     fn all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
         let lengths: Vec<_> = parts.iter().map(|part| part.len()).collect();
         self.settle(&[("bytes to gather", format!("{lengths:?}"))])?;
+        let mut parts: Vec<_> = parts.iter_mut().map(|part| Part::in_place(part.reborrow())).collect();
         // SAFETY: settled, by a communicator of this library.
-        unsafe { self.enqueue_all_gather(stream, parts) }
+        unsafe { self.enqueue_all_gather(stream, &mut parts) }
     }
 
     /// Sends block r of `send` to rank r, and receives block r from rank r. Both are `[R, n]` bytes, the same
@@ -185,6 +187,32 @@ pub trait Communicator: closed::Closed + Send + Sync {
         self.agree(&all)?;
         *last = terms.to_vec();
         Ok(())
+    }
+}
+
+/// One part of what all gather: every rank's block, and where this rank's comes from.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// `[R, n]` bytes.
+    pub(super) all: SliceMut<'a, u8>,
+    /// This rank's n bytes; `None` where they are in their block already.
+    pub(super) own: Option<Slice<'a, u8>>,
+}
+
+impl<'a> Part<'a> {
+    /// Of which this rank has written its block.
+    pub fn in_place(all: SliceMut<'a, u8>) -> Part<'a> {
+        Part { all, own: None }
+    }
+
+    /// The bytes of a block; refused where the part does not divide, or this rank's block has others.
+    pub(super) fn block_bytes(&self, op: &'static str, ranks: usize) -> Result<usize> {
+        let bytes = block_bytes(op, "parts", self.all.len(), ranks)?;
+        let own = self.own.map_or(bytes, |own| own.len());
+        require(own == bytes, op, "own", format_args!("{own} bytes"), || {
+            format!("must have {bytes}, a block of the part")
+        })?;
+        Ok(bytes)
     }
 }
 

@@ -294,7 +294,7 @@ impl ExpertParallel {
             let range = first.min(tokens)..first.min(tokens) + chunk.tokens;
             let part = batch.part(range.clone(), [columns, top_k]);
             self.dispatch_chunk(stream, &part, chunk, workspace)?;
-            self.gather(stream, chunk, workspace)?;
+            self.gather(stream, &part, chunk, workspace)?;
             self.run_experts(stream, chunk, workspace)?;
             self.scatter(stream, chunk, workspace)?;
             let elements = range.start * columns..range.end * columns;
@@ -323,7 +323,7 @@ impl ExpertParallel {
         match step {
             Step::Dispatch => {
                 self.dispatch_chunk(stream, &batch, chunk, workspace)?;
-                self.gather(stream, chunk, workspace)
+                self.gather(stream, &batch, chunk, workspace)
             }
             Step::Experts => self.run_experts(stream, chunk, workspace),
             Step::Combine => {

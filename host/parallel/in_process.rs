@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::communicator::closed::Closed;
-use super::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
+use super::communicator::{Calls, Communicator, Limits, Part, Term, block_bytes, compare, poll};
 use super::failure::{AbortHandle, Board, Failure, late};
 use crate::error::{Error, Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
@@ -150,20 +150,25 @@ impl InProcess {
         self.group.board.check()
     }
 
-    fn gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+    fn gather(&self, stream: &Stream, parts: &mut [Part<'_>]) -> Result<()> {
         const OP: &str = "all_gather";
         let (rank, ranks) = (self.rank, self.group.size);
         let mut lent = Vec::with_capacity(parts.len());
-        for part in parts.iter() {
-            part.check_device(OP, "parts", stream)?;
-            let bytes = block_bytes(OP, "parts", part.len(), ranks)?;
-            lent.push(part.as_slice().slice(rank * bytes..(rank + 1) * bytes).lend());
+        for part in parts.iter_mut() {
+            part.all.check_device(OP, "parts", stream)?;
+            let bytes = part.block_bytes(OP, ranks)?;
+            let block = rank * bytes..(rank + 1) * bytes;
+            if let Some(own) = part.own {
+                own.check_device(OP, "own", stream)?;
+                part.all.slice_mut(block.clone()).copy_from_device(own, stream)?;
+            }
+            lent.push(part.all.as_slice().slice(block).lend());
         }
         self.exchange(stream, OP, lent, |all| {
             for (index, part) in parts.iter_mut().enumerate() {
                 for (other, slices) in all.iter().enumerate().filter(|&(other, _)| other != rank) {
                     let (from, bytes) = (slices[index], slices[index].len());
-                    part.slice_mut(other * bytes..(other + 1) * bytes).copy_from_device(from, stream)?;
+                    part.all.slice_mut(other * bytes..(other + 1) * bytes).copy_from_device(from, stream)?;
                 }
             }
             Ok(())
@@ -328,7 +333,7 @@ impl Communicator for InProcess {
         &self.calls
     }
 
-    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [Part<'_>]) -> Result<()> {
         let result = self.gather(stream, parts);
         self.noted(result)
     }

@@ -39,7 +39,7 @@ mod tensor_parallel;
 mod wire;
 
 pub use batch::{Batch, ExpertOptions};
-pub use communicator::{Calls, Communicator, Limits, Term};
+pub use communicator::{Calls, Communicator, Limits, Part, Term};
 pub use expert_parallel::ExpertParallel;
 #[doc(hidden)]
 pub use expert_parallel::Step;

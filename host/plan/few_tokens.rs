@@ -7,7 +7,7 @@
 //!
 //! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
 
-use crate::config::{MoeConfig, Path, SharedRun};
+use crate::config::{MoeConfig, Path, SharedRun, Tuning};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers;
@@ -16,10 +16,6 @@ use super::first_is_gated;
 
 /// Fewest stages that keep memory busy.
 const FEWEST_STAGES: usize = 3;
-/// What a unit costs besides its bytes, in bytes of the stream: sums among warps, and their store.
-const BYTES_OF_A_UNIT: usize = 6 * 1024;
-/// Copies that are shorter take as long as this.
-const SHORTEST_COPY: usize = 2048;
 
 /// How the units of one matrix are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +90,12 @@ impl FewTokensPlan {
         let multiprocessors = device.multiprocessors() as usize;
         let tiles = expected_tiles(config, tokens);
         let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
-            Cut::most_even(Cut::all(k, packed, parts, units), tiles / multiprocessors as f64, packed)
+            Cut::most_even(
+                Cut::all(k, packed, parts, units),
+                tiles / multiprocessors as f64,
+                packed,
+                &config.tuning,
+            )
         };
         let first = even(hidden, &[1], &|half_rows, _| {
             intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
@@ -122,19 +123,18 @@ impl FewTokensPlan {
 }
 
 /// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch
-/// reads if its tokens spread evenly, as measured on an H200 (`docs/PERFORMANCE.md`). It saves some 9 us of
-/// launches and of streams begun anew, and loses 1 us for every 40 MB that it streams and more for every tile
-/// that a block begins, so that it pays for one token, for two with small experts, and for no more. Of
-/// weights as a checkpoint has them an earlier state was measured, at one token.
+/// reads if its tokens spread evenly, as the config's table has it. On an H200 (`docs/PERFORMANCE.md`) it
+/// saves some 9 us of launches and of streams begun anew, and loses 1 us for every 40 MB that it streams and
+/// more for every tile that a block begins, so that it pays for one token, for two with small experts, and
+/// for no more. Of weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
-    let most_bytes = match (tokens, packed) {
-        (1, true) => 200e6,
-        (2, true) => 60e6,
-        (1, false) => 40e6,
-        _ => return false,
-    };
+    bytes_read(config, tokens) <= config.tuning.one_launch_bytes(tokens, packed)
+}
+
+/// Bytes of weights that a batch reads if its tokens spread evenly.
+pub(crate) fn bytes_read(config: &MoeConfig, tokens: usize) -> f64 {
     let of_expert = 3 * config.hidden_size * config.padded_intermediate();
-    expected_tiles(config, tokens) * of_expert as f64 <= most_bytes
+    expected_tiles(config, tokens) * of_expert as f64
 }
 
 /// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are
@@ -182,23 +182,25 @@ impl Cut {
     }
 
     /// The cut by which the busiest block has least to stream. `share`: tiles of a block.
-    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64, packed: bool) -> Option<Cut> {
+    /// A unit costs more than its bytes: sums among warps, and their store.
+    fn most_even(cuts: impl Iterator<Item = Cut>, share: f64, packed: bool, tuning: &Tuning) -> Option<Cut> {
+        let (of_unit, shortest) = (tuning.one_launch_unit_bytes, tuning.one_launch_copy_bytes as usize);
         let cost = |cut: &Cut| {
             let units = (share * cut.units as f64).ceil();
-            units * (cut.bytes(packed) + BYTES_OF_A_UNIT) as f64
+            units * (cut.bytes(packed, shortest) + of_unit as usize) as f64
         };
         cuts.min_by(|a, b| cost(a).total_cmp(&cost(b)))
     }
 
-    /// Bytes of a unit, counted as more where it comes in short copies.
-    fn bytes(&self, packed: bool) -> usize {
+    /// Bytes of a unit, counted as more where it comes in copies below `shortest` bytes.
+    fn bytes(&self, packed: bool, shortest: usize) -> usize {
         let k = self.k / self.parts;
         let copy = match packed {
             true => self.half_rows * 128,
             false if self.parts == 1 && k <= self.stage_k => self.half_rows * k,
             false => k.min(self.stage_k),
         };
-        2 * self.half_rows * k * SHORTEST_COPY.max(copy) / copy
+        2 * self.half_rows * k * shortest.max(copy) / copy
     }
 }
 

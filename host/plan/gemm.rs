@@ -12,7 +12,7 @@ use super::packed::{PackedShape, WeightLayout};
 use super::path::takes_hopper;
 use super::permutation::tile_rows;
 use super::tiles::{HopperTile, PortableTile, check_block_m, one_of};
-use crate::config::{Accumulation, COPY_BYTES, Gather, Path};
+use crate::config::{Accumulation, COPY_BYTES, Gather, Path, Tuning};
 use crate::error::{Error, Result, require};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
@@ -386,18 +386,53 @@ fn hopper_blocks(
 /// Blocks that a schedule has counters for.
 const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
 
-/// The height of tiles to build the schedule for, `shape.rows` being the rows to expect.
-///
-/// With few rows per expert the weights' stream is the work, and a tall tile would multiply mostly zeros;
-/// with many, a tall tile reads each weight less often. The mean number of rows of an expert that has any,
-/// `rows / min(experts, rows)`, decides.
-///
-/// - Hopper: the least narrow tile that most experts fit into once, so that their weights are streamed once:
-///   8 up to a mean of 3, 16 up to 11, else 128.
-/// - Portable: 16 up to 24, 64 up to 96, else 128. Where tiles of 128 would leave SMs without work, 64 it is.
+/// The height of tiles to build the schedule for, `shape.rows` being the rows to expect, by the table of
+/// [`Tuning::default`].
 pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
-    let is_hopper = device.family() == Family::Sm90a && !matches!(path, Path::Portable { .. });
-    if is_hopper { hopper_block_m(shape) } else { portable_block_m(device.multiprocessors() as usize, shape) }
+    Tuning::h200().block_m(device, shape, path)
+}
+
+impl Tuning {
+    /// The height of tiles to build the schedule for, `shape.rows` being the rows to expect.
+    ///
+    /// With few rows per expert the weights' stream is the work, and a tall tile would multiply mostly zeros;
+    /// with many, a tall tile reads each weight less often. The mean number of rows of an expert that has
+    /// any, `rows / min(experts, rows)`, decides.
+    ///
+    /// - Hopper: 8, 16 or 128 rows. The least narrow tile that most experts fit into once streams their
+    ///   weights once.
+    /// - Portable: 16, 64 or 128 rows. Where tiles of 128 would leave SMs without work, 64 it is.
+    pub fn block_m(&self, device: &Device, shape: &GemmShape, path: Path) -> usize {
+        if device.family() == Family::Sm90a && !matches!(path, Path::Portable { .. }) {
+            self.hopper_tile(shape).block_m()
+        } else {
+            self.portable_tile(device.multiprocessors() as usize, shape).block_m()
+        }
+    }
+
+    /// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than
+    /// those of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a
+    /// tile too.
+    fn hopper_tile(&self, shape: &GemmShape) -> HopperTile {
+        match mean_rows(shape.rows, shape.experts) {
+            mean if mean <= self.hopper_rows_8 as usize => HopperTile::Narrow8,
+            mean if mean <= self.hopper_rows_16 as usize => HopperTile::Narrow16,
+            _ => HopperTile::Wide,
+        }
+    }
+
+    fn portable_tile(&self, multiprocessors: usize, shape: &GemmShape) -> PortableTile {
+        let mean = mean_rows(shape.rows, shape.experts);
+        let active = shape.experts.min(shape.rows).max(1);
+        let tallest = PortableTile::Rows128;
+        let items = active * mean.div_ceil(tallest.block_m()) * shape.n.div_ceil(tallest.columns());
+        match mean {
+            mean if mean <= self.portable_rows_16 as usize => PortableTile::Rows16,
+            mean if mean <= self.portable_rows_64 as usize => PortableTile::Rows64,
+            _ if items < multiprocessors => PortableTile::Rows64,
+            _ => PortableTile::Rows128,
+        }
+    }
 }
 
 /// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens:
@@ -405,51 +440,26 @@ pub fn block_m(device: &Device, shape: &GemmShape, path: Path) -> usize {
 ///
 /// Scattered, a token is written once for each of its experts here; gathered, once, but then GEMM 1 takes
 /// longer. On an H200 at 4096 tokens a layer gains 2 to 4 % with 8 experts to a token and loses 6 % with 2.
-/// So rows are gathered from four on, on average, if tokens spread evenly. The kernels for few rows do not
-/// gather: their A is small, and few threads copy.
+/// So rows are gathered from some number on (`tuning`), on average, if tokens spread evenly. The kernels for
+/// few rows do not gather: their A is small, and few threads copy.
 pub(super) fn gathers(
     gather: Gather,
+    tuning: &Tuning,
     block_m: usize,
     top_k: usize,
     (local_experts, experts): (usize, usize),
 ) -> bool {
     let can = HopperTile::for_block_m(block_m).is_some_and(HopperTile::gathers);
     match gather {
-        Gather::Auto => can && top_k * local_experts >= 4 * experts,
+        Gather::Auto => can && top_k * local_experts >= (tuning.gather_from as usize).saturating_mul(experts),
         Gather::Always => can,
         Gather::Never => false,
     }
 }
 
 /// Mean number of rows of the experts that have any, if the rows are spread evenly.
-fn mean_rows(shape: &GemmShape) -> usize {
-    shape.rows.div_ceil(shape.experts.min(shape.rows).max(1))
-}
-
-/// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than
-/// those of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a tile
-/// too.
-fn hopper_block_m(shape: &GemmShape) -> usize {
-    match mean_rows(shape) {
-        0..=3 => HopperTile::Narrow8,
-        4..=11 => HopperTile::Narrow16,
-        _ => HopperTile::Wide,
-    }
-    .block_m()
-}
-
-fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
-    let mean = mean_rows(shape);
-    let active = shape.experts.min(shape.rows).max(1);
-    let tallest = PortableTile::Rows128;
-    let items = active * mean.div_ceil(tallest.block_m()) * shape.n.div_ceil(tallest.columns());
-    match mean {
-        0..=24 => PortableTile::Rows16,
-        25..=96 => PortableTile::Rows64,
-        _ if items < multiprocessors => PortableTile::Rows64,
-        _ => PortableTile::Rows128,
-    }
-    .block_m()
+pub(super) fn mean_rows(rows: usize, experts: usize) -> usize {
+    rows.div_ceil(experts.min(rows).max(1))
 }
 
 /// Refuses what the Hopper kernels alone can do where others would run.
@@ -473,8 +483,51 @@ pub(super) fn require_hopper(
 
 #[cfg(test)]
 mod tests {
-    use super::{GemmShape, gathers, hopper_block_m, portable_block_m};
-    use crate::config::Gather;
+    use proptest::prelude::*;
+
+    use super::{GemmShape, gathers, mean_rows};
+    use crate::config::{Gather, Tuning};
+
+    fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
+        Tuning::h200().portable_tile(multiprocessors, shape).block_m()
+    }
+
+    proptest! {
+        /// Heights follow the table, and do not fall as rows grow, which the workspace counts on.
+        #[test]
+        fn heights_are_the_tables(
+            limits in any::<[u8; 4]>(),
+            experts in 1usize..300,
+            rows in 0usize..40_000,
+            more in 0usize..1000,
+        ) {
+            let [hopper_rows_8, hopper_rows_16, portable_rows_16, portable_rows_64] = limits.map(u32::from);
+            let tuning = Tuning {
+                hopper_rows_8, hopper_rows_16, portable_rows_16, portable_rows_64, ..Tuning::default()
+            };
+            let shape = |rows| GemmShape { rows, n: 256, k: 128, experts };
+            let mean = mean_rows(rows, experts) as u32;
+            let expected = if mean <= hopper_rows_8 { 8 } else if mean <= hopper_rows_16 { 16 } else { 128 };
+            prop_assert_eq!(tuning.hopper_tile(&shape(rows)).block_m(), expected);
+            let portable = |rows| tuning.portable_tile(1, &shape(rows)).block_m();
+            let expected = if mean <= portable_rows_16 { 16 } else if mean <= portable_rows_64 { 64 } else { 128 };
+            prop_assert_eq!(portable(rows), expected);
+            let taller = shape(rows + more);
+            prop_assert!(tuning.hopper_tile(&taller).block_m() >= tuning.hopper_tile(&shape(rows)).block_m());
+            for multiprocessors in [1, 132] {
+                let height = |shape| tuning.portable_tile(multiprocessors, shape).block_m();
+                prop_assert!(height(&taller) >= height(&shape(rows)));
+            }
+        }
+
+        #[test]
+        fn gathering_is_the_tables(from in 0u32..12, top_k in 1usize..12, local in 1usize..64) {
+            let tuning = Tuning { gather_from: from, ..Tuning::default() };
+            let gathered = gathers(Gather::Auto, &tuning, 128, top_k, (local, 64));
+            prop_assert_eq!(gathered, top_k * local >= 64 * from as usize);
+            prop_assert!(!gathers(Gather::Auto, &tuning, 16, top_k, (local, 64)));
+        }
+    }
 
     #[test]
     fn tiles_grow_with_the_rows_per_expert() {
@@ -493,6 +546,7 @@ mod tests {
 
     #[test]
     fn rows_are_gathered_where_tokens_have_several() {
+        let gathers = |gather, block_m, top_k, of| gathers(gather, Tuning::h200(), block_m, top_k, of);
         let auto = |block_m, top_k, local| gathers(Gather::Auto, block_m, top_k, (local, 128));
         assert_eq!([64, 128].map(|block_m| auto(block_m, 8, 128)), [false, true]);
         assert_eq!([1, 2, 8].map(|top_k| auto(128, top_k, 128)), [false, false, true]);
@@ -504,8 +558,10 @@ mod tests {
 
     #[test]
     fn most_experts_fit_into_one_narrow_tile() {
-        let height =
-            |tokens: usize| hopper_block_m(&GemmShape { rows: tokens * 2, n: 28672, k: 4096, experts: 8 });
+        let height = |tokens: usize| {
+            let shape = GemmShape { rows: tokens * 2, n: 28672, k: 4096, experts: 8 };
+            Tuning::h200().hopper_tile(&shape).block_m()
+        };
         assert_eq!([1, 8, 32, 64, 128, 256, 4096].map(height), [8, 8, 16, 128, 128, 128, 128]);
     }
 }

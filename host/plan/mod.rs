@@ -19,6 +19,8 @@
 //! | `router` | which kernel multiplies by the router's matrix |
 //! | `workspace` | what lies where in a forward's memory |
 //!
+//! The numbers by which shapes decide are a table of the config's, `host/config/tuning.rs`.
+//!
 //! Counts per expert are known on the device alone. Nothing here asks for them: sizes of memory are those of
 //! the worst case, heights of tiles those of an even spread.
 
@@ -112,7 +114,7 @@ impl Plan {
         let first_shape = GatedShape { rows: capacity, intermediate, k: hidden, experts: local_experts };
         let first_gemm = GemmShape { n: config.halves() * intermediate, ..first_shape.gemm() };
         let expected = GemmShape { rows: expected_rows(&permutation), ..first_gemm };
-        let block_m = block_m(device, &expected, path);
+        let block_m = config.tuning.block_m(device, &expected, path);
         let has_blocks = config.quantization.weights() == WeightScales::Block128;
         let options = GemmOptions {
             accumulation: config.accumulation,
@@ -124,7 +126,9 @@ impl Plan {
         let of_device = (local_experts, experts);
         // Slots of a token that are weighed before they are quantised are not copies of one row.
         let slots_differ = config.routing == Routing::SigmoidInput && top_k > 1;
-        let gathers = is_gated && !slots_differ && gemm::gathers(config.gather, block_m, top_k, of_device);
+        let gathers = is_gated
+            && !slots_differ
+            && gemm::gathers(config.gather, &config.tuning, block_m, top_k, of_device);
         let first = if is_gated {
             First::Gated(GatedPlan::new(device, first_shape, block_m, options, gathers)?)
         } else {
@@ -138,7 +142,7 @@ impl Plan {
         let scaled_rows =
             if config.first_scales() == ActivationScales::Group128 { quantised_rows } else { capacity };
         let mut plan = Plan {
-            router: RouterLogitsPath::Auto.resolve(tokens),
+            router: RouterLogitsPath::Auto.resolve(tokens, &config.tuning),
             permutation,
             block_m,
             first,
@@ -232,6 +236,15 @@ pub(crate) fn first_is_gated(device: &Device, config: &MoeConfig) -> bool {
     config.second_scales() != ActivationScales::Token && GatedPlan::is_supported(device, config.path)
 }
 
+/// Mean number of rows of this rank's experts that have any, if tokens spread evenly: what decides the tiles'
+/// height.
+pub(crate) fn mean_rows(config: &MoeConfig, tokens: usize) -> usize {
+    let (top_k, experts) = (config.slots(), config.slot_experts());
+    let local_experts = config.slot_local_experts();
+    let shape = PermuteShape { tokens, top_k, experts, local_experts, alignment: 1 };
+    gemm::mean_rows(expected_rows(&shape), local_experts)
+}
+
 /// Rows that this rank can expect: all of them, or its experts' share of them if tokens spread evenly. At
 /// least 1, if there are any.
 fn expected_rows(shape: &PermuteShape) -> usize {
@@ -274,9 +287,13 @@ pub(crate) fn elements(op: &'static str, name: &str, dimensions: &[usize]) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::{PermuteShape, Plan, WeightLayout, expected_rows};
+    use proptest::prelude::*;
+
+    use super::few_tokens::FewTokensPlan;
+    use super::router::RouterLogitsPath;
+    use super::{GemmShape, PermuteShape, Plan, WeightLayout, expected_rows};
     use crate::Device;
-    use crate::config::MoeConfig;
+    use crate::config::{MoeConfig, Path, Tuning};
 
     fn rank(tokens: usize, local_experts: usize) -> PermuteShape {
         PermuteShape { tokens, top_k: 8, experts: 128, local_experts, alignment: 1 }
@@ -288,6 +305,60 @@ mod tests {
         assert_eq!(expected_rows(&rank(256, 16)), 256);
         assert_eq!([0, 1, 2].map(|tokens| expected_rows(&rank(tokens, 8))), [0, 1, 1]);
         assert_eq!(expected_rows(&rank(1, 0)), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// A plan chooses what its table says, and a workspace for some tokens suffices for fewer.
+        #[test]
+        fn plans_obey_their_table(
+            limits in any::<[u8; 7]>(),
+            one_launch_packed_mb in any::<[u8; 8]>(),
+            [experts, top_k] in prop_oneof![Just([8, 2]), Just([64, 6]), Just([128, 8])],
+            intermediate_size in prop_oneof![Just(128), Just(768)],
+            tokens in 1usize..600,
+        ) {
+            let device = Device::for_test(None);
+            let [a, b, gather_from, c, d, router_few_tokens, router_tile_16x8_tokens] = limits.map(u32::from);
+            let tuning = Tuning {
+                hopper_rows_8: a / 8,
+                hopper_rows_16: b / 4,
+                gather_from: gather_from % 12,
+                portable_rows_16: c / 8,
+                portable_rows_64: d / 4,
+                router_few_tokens,
+                router_tile_16x8_tokens,
+                one_launch_packed_mb: one_launch_packed_mb.map(|mb| u32::from(mb) / 4),
+                ..Tuning::default()
+            };
+            let sizes = MoeConfig { hidden_size: 512, intermediate_size, experts, top_k, ..Default::default() };
+            let config = MoeConfig { tuning: tuning.clone(), ..sizes };
+            let plan = |tokens| Plan::new(&device, &config, tokens, WeightLayout::Packed).expect("a plan");
+            let made = plan(tokens);
+            let shape = GemmShape { rows: tokens * top_k, n: 2 * intermediate_size, k: 512, experts };
+            prop_assert_eq!(made.block_m, tuning.block_m(&device, &shape, Path::Auto));
+            let gathers = made.is_gated() && made.block_m == 128 && top_k >= tuning.gather_from as usize;
+            prop_assert_eq!(made.gathers(), gathers);
+            let router = match tokens as u32 {
+                tokens if tokens <= router_few_tokens => RouterLogitsPath::Few,
+                tokens if tokens <= router_tile_16x8_tokens => RouterLogitsPath::Tile16x8,
+                _ => RouterLogitsPath::Tile64x64,
+            };
+            prop_assert_eq!(made.router, router);
+            let bytes = Plan::workspace_bytes(&device, &config, tokens).expect("few tokens");
+            for fewer in (1..=tokens).step_by(7).chain(1..=tokens.min(9)) {
+                prop_assert!(plan(fewer).layout.bytes <= bytes, "{} tokens of {}", fewer, tokens);
+            }
+            for few in 1..=8 {
+                let bytes = tuning.one_launch_packed_mb[few - 1] as f64 * 1e6;
+                let idle = (1.0 - top_k as f64 / experts as f64).powi(few as i32);
+                let read = experts as f64 * (1.0 - idle) * (3 * 512 * intermediate_size) as f64;
+                let forced = MoeConfig { path: Path::OneLaunch, ..config.clone() };
+                let fits = FewTokensPlan::new(&device, &forced, few, true).is_some();
+                prop_assert_eq!(plan(few).few_tokens.is_some(), fits && read <= bytes, "{} tokens", few);
+            }
+        }
     }
 
     /// Tiles are chosen by the rows of an expert, which do not depend on how many ranks there are; memory is

@@ -1,5 +1,6 @@
 //! Which kernel computes the router's logits, and its grid.
 
+use crate::config::Tuning;
 use crate::error::{Result, require};
 use crate::gpu::launch::{Grid, Kernel};
 use crate::kernels::launchers::{self, LogitsTile, RouterLogits};
@@ -8,7 +9,8 @@ use crate::kernels::launchers::{self, LogitsTile, RouterLogits};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouterLogitsPath {
-    /// By the number of tokens: up to 8, up to 512, more.
+    /// By the number of tokens: for few, for more, for many. In a layer its [`Tuning`] says how many that
+    /// is, elsewhere that of [`Tuning::default`].
     #[default]
     Auto,
     /// A block for an expert and 8 tokens, on the CUDA cores.
@@ -24,12 +26,14 @@ const GRID_Y: usize = 65535;
 
 impl RouterLogitsPath {
     /// What it is for so many tokens.
-    pub(crate) fn resolve(self, tokens: usize) -> Self {
-        match (self, tokens) {
-            (RouterLogitsPath::Auto, ..=8) => RouterLogitsPath::Few,
-            (RouterLogitsPath::Auto, ..=512) => RouterLogitsPath::Tile16x8,
-            (RouterLogitsPath::Auto, _) => RouterLogitsPath::Tile64x64,
-            (path, _) => path,
+    pub(crate) fn resolve(self, tokens: usize, tuning: &Tuning) -> Self {
+        match self {
+            RouterLogitsPath::Auto if tokens <= tuning.router_few_tokens as usize => RouterLogitsPath::Few,
+            RouterLogitsPath::Auto if tokens <= tuning.router_tile_16x8_tokens as usize => {
+                RouterLogitsPath::Tile16x8
+            }
+            RouterLogitsPath::Auto => RouterLogitsPath::Tile64x64,
+            path => path,
         }
     }
 

@@ -23,6 +23,7 @@ mod quantise;
 mod router;
 mod settled;
 mod shared;
+mod tuning;
 mod unpermute;
 
 /// Properties keep their cases where the next run looks for them.

@@ -39,12 +39,10 @@ pub fn run() -> Result<()> {
             step(&format!("lints: {directory} for {arch}"), command.args(["--", "-D", "warnings"]))?;
         }
     }
-    step("docs", cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
-    // With the features of `[package.metadata.docs.rs]`.
-    let mut as_docs_rs = cargo();
-    as_docs_rs.env("DOCS_RS", "1").env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--no-deps", "--offline"]);
-    as_docs_rs.args(["--package", "fp8-moe", "--features", "sim,cudarc,cudarc/cuda-12080"]);
-    step("docs: as docs.rs builds them", &mut as_docs_rs)?;
+    // As docs.rs builds them: without network, with the features of `[package.metadata.docs.rs]`.
+    let mut docs = cargo();
+    docs.env("DOCS_RS", "1").env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
+    step("docs", docs.args(["--offline", "--features", "sim,cudarc,cudarc/cuda-12080"]))?;
     for directory in DEVICE_CRATES {
         // Entry points are all that a device crate exports; its readers look for the rooms behind them.
         let mut command = device_cargo("doc", directory, Arch::Sm90a);

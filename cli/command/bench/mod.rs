@@ -63,6 +63,9 @@ pub struct Arguments {
     /// GEMMs) or portable
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     path: String,
+    /// What is fastest at which shape, as `fp8-moe tune` has written it [default: on an H200]
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
     #[arg(long, value_name = "HOW", default_value = "uniform")]
     routing: String,

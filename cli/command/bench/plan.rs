@@ -9,7 +9,7 @@ use fp8_moe_cli::{
 };
 
 use super::Arguments;
-use crate::ranks;
+use crate::{ranks, tune};
 
 /// A model with a scheme: what shares its weights.
 pub struct Case {
@@ -64,6 +64,7 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
     let reduction: Reduction = arguments.reduction.parse()?;
     let gather = gather(&arguments.gather)?;
     let path = path(&arguments.path)?;
+    let tuning = tune::read(arguments.tuning.as_deref())?;
     let mut cases = Vec::new();
     for &Model { name, shape, tp, ep } in &models {
         let (tp, ep) = (tp.saturating_mul(arguments.tp), ep.saturating_mul(arguments.ep));
@@ -71,7 +72,7 @@ pub fn cases(arguments: &Arguments, emulated: bool) -> Result<Vec<Case>> {
             let config = shape.config(scheme, tp, ep)?;
             let accumulation = accumulation.unwrap_or(config.accumulation);
             let config = config.to_builder().accumulation(accumulation).reduction(reduction);
-            let config = config.gather(gather).path(path).build()?;
+            let config = config.gather(gather).path(path).tuning(tuning.clone()).build()?;
             let batches = batches
                 .iter()
                 .map(|&tokens| {

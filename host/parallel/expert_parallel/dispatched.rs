@@ -37,7 +37,7 @@ impl ExpertParallel {
         })?;
         self.prepare(&batch, chunk.capacity, workspace, None)?;
         self.dispatch_chunk(stream, &batch, chunk, workspace)?;
-        self.gather(stream, chunk, workspace)?;
+        self.gather(stream, &batch, chunk, workspace)?;
         Ok(chunk)
     }
 }

@@ -12,8 +12,15 @@ use crate::ops::quantize::{
 };
 use crate::ops::sum_ranks::{SumRanks, sum_ranks};
 use crate::parallel::batch::Batch;
+use crate::parallel::communicator::Part;
 use crate::parallel::routing;
 use crate::parallel::wire::{ParallelWorkspace, Partials, Wire};
+
+/// A routing that travels from where the program has it: one for every place of the rank. Others are copied to
+/// the rank's block first, with places of no token behind them.
+fn whole<'a>(batch: &Batch<'a>, chunk: Chunk) -> Option<Routed<'a>> {
+    batch.routed.filter(|_| chunk.tokens == chunk.capacity)
+}
 
 impl ExpertParallel {
     /// Routes and quantises this rank's tokens into its block of what travels.
@@ -21,10 +28,11 @@ impl ExpertParallel {
         &self,
         stream: &Stream,
         batch: &Batch<'_>,
-        Chunk { tokens, capacity }: Chunk,
+        chunk: Chunk,
         workspace: &mut ParallelWorkspace,
     ) -> Result<()> {
         let (rank, Wire { hidden, top_k, groups, .. }) = (self.communicator.rank(), self.wire);
+        let Chunk { tokens, capacity } = chunk;
         let block = |columns: usize| rank * capacity * columns..(rank + 1) * capacity * columns;
         let mut ids = workspace.ids.slice_mut(block(top_k));
         let mut weights = workspace.weights.slice_mut(block(top_k));
@@ -34,13 +42,17 @@ impl ExpertParallel {
             let (ids, weights) = (ids.slice_mut(..slots), weights.slice_mut(..slots));
             self.layer.route(stream, hidden, logits, ids, weights)?;
         }
-        let given = batch.routed.map(|routed| (routed.topk_ids, routed.topk_weights));
-        routing::stage(stream, given, slots, ids, weights.reborrow())?;
+        let whole = whole(batch, chunk);
+        if whole.is_none() {
+            let given = batch.routed.map(|routed| (routed.topk_ids, routed.topk_weights));
+            routing::stage(stream, given, slots, ids, weights.reborrow())?;
+        }
+        let weights = whole.map_or(weights.as_slice(), |routed| routed.topk_weights);
         let scales = workspace.scales.slice_mut(block(groups));
         let config = self.layer.config();
         let args = Quantize {
             x: batch.hidden,
-            row_weight: (config.routing == Routing::SigmoidInput).then(|| weights.as_slice()),
+            row_weight: (config.routing == Routing::SigmoidInput).then_some(weights),
             destinations: Destinations::Identity,
             scheme: match config.first_scales() {
                 ActivationScales::Static => {
@@ -61,18 +73,22 @@ impl ExpertParallel {
     pub(super) fn gather(
         &self,
         stream: &Stream,
+        batch: &Batch<'_>,
         chunk: Chunk,
         workspace: &mut ParallelWorkspace,
     ) -> Result<()> {
         let Wire { ranks, hidden, top_k, groups, .. } = self.wire;
         let rows = ranks * chunk.capacity;
+        let whole = whole(batch, chunk);
+        let ids = whole.map(|routed| routed.topk_ids.slice(..chunk.tokens * top_k).cast());
+        let weights = whole.map(|routed| routed.topk_weights.slice(..chunk.tokens * top_k).cast());
         let mut parts = vec![
-            workspace.values.slice_mut(..rows * hidden).cast(),
-            workspace.ids.slice_mut(..rows * top_k).cast(),
-            workspace.weights.slice_mut(..rows * top_k).cast(),
+            Part::in_place(workspace.values.slice_mut(..rows * hidden).cast()),
+            Part { all: workspace.ids.slice_mut(..rows * top_k).cast(), own: ids },
+            Part { all: workspace.weights.slice_mut(..rows * top_k).cast(), own: weights },
         ];
         if groups > 0 {
-            parts.push(workspace.scales.slice_mut(..rows * groups).cast());
+            parts.push(Part::in_place(workspace.scales.slice_mut(..rows * groups).cast()));
         }
         // SAFETY: the ranks have settled, in `prepare`, on sizes and capacity, from which the lengths follow;
         // an exchange follows each gather, in a forward or in its combination, or the group fails.

@@ -17,7 +17,7 @@ use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
 use crate::ops::quantize::ActivationsMut;
 use crate::parallel::communicator::closed::Closed;
-use crate::parallel::communicator::{Calls, Communicator, Limits, Term, block_bytes, compare, poll};
+use crate::parallel::communicator::{Calls, Communicator, Limits, Part, Term, block_bytes, compare, poll};
 use crate::parallel::failure::{AbortHandle, Board};
 use crate::parallel::start::Peers;
 
@@ -211,22 +211,29 @@ impl Nccl {
         outcome
     }
 
-    fn gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+    fn gather(&self, stream: &Stream, parts: &mut [Part<'_>]) -> Result<()> {
         const OP: &str = "all_gather";
         let mut blocks = Vec::with_capacity(parts.len());
         for part in parts.iter() {
-            part.check(OP, "parts", part.len(), stream)?;
-            blocks.push((part.ptr().raw(), block_bytes(OP, "parts", part.len(), self.size)?));
+            part.all.check(OP, "parts", part.all.len(), stream)?;
+            let bytes = part.block_bytes(OP, self.size)?;
+            let all = part.all.ptr().raw();
+            let own = match &part.own {
+                Some(own) => {
+                    own.check(OP, "own", bytes, stream)?;
+                    own.ptr().raw()
+                }
+                None => all + (self.rank * bytes) as u64,
+            };
+            blocks.push((own, all, bytes));
         }
-        let rank = self.rank as u64;
-        // SAFETY: each part is `size` blocks in this device's memory, and this rank's is one of them, as NCCL
-        // asks for a gather in place.
+        // SAFETY: each part is `size` blocks in this device's memory. This rank's is read where it is one of
+        // them, as NCCL asks for a gather in place, or where no `SliceMut` reaches.
         unsafe {
             self.group(stream, OP, |nccl| {
-                blocks.iter().filter(|&&(_, bytes)| bytes > 0).try_for_each(|&(address, bytes)| {
-                    let own = (address + rank * bytes as u64) as *const c_void;
+                blocks.iter().filter(|&&(.., bytes)| bytes > 0).try_for_each(|&(own, all, bytes)| {
                     let Calling { comm, stream, .. } = *nccl;
-                    let all = address as *mut c_void;
+                    let (own, all) = (own as *const c_void, all as *mut c_void);
                     let gather = nccl.library.table().ncclAllGather;
                     nccl.check("ncclAllGather", gather(own, all, bytes, ncclUint8, comm, stream))
                 })
@@ -299,7 +306,7 @@ impl Nccl {
         let mut buffer = hashes.lock().unwrap_or_else(PoisonError::into_inner);
         let block = self.rank * MOST_TERMS..(self.rank + 1) * MOST_TERMS;
         buffer.slice_mut(block).copy_from(&own, stream)?;
-        self.gather(stream, &mut [buffer.as_mut_slice().cast()])?;
+        self.gather(stream, &mut [Part::in_place(buffer.as_mut_slice().cast())])?;
         self.wait_for(stream, self.limits.start)?;
         let all = buffer.to_vec(stream)?;
         let names = names.into_iter().chain(vec![""; MOST_TERMS]).take(MOST_TERMS - 1).chain(["the call"]);
@@ -398,7 +405,7 @@ impl Communicator for Nccl {
         &self.calls
     }
 
-    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [SliceMut<'_, u8>]) -> Result<()> {
+    unsafe fn enqueue_all_gather(&self, stream: &Stream, parts: &mut [Part<'_>]) -> Result<()> {
         let result = self.gather(stream, parts);
         self.noted(result)
     }
