@@ -13,7 +13,7 @@ use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
 use fp8_moe::internals::HopperTile;
 use fp8_moe::ops::cast::{Cast, cast};
-use fp8_moe::ops::grouped_gemm::{Accumulation, GemmOut, GemmPlan, Path, TokenSums, grouped_gemm};
+use fp8_moe::ops::grouped_gemm::{Accumulation, GemmOut, Path, TokenSums, grouped_gemm};
 use fp8_moe::ops::quantize::ActivationsMut;
 use fp8_moe::{Buffer, Device, Family, MoeConfig, MoeLayer, Quantization, Reduction, Routing, Stream};
 use half::{bf16, f16};
