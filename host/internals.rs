@@ -13,7 +13,7 @@ use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice};
 use crate::gpu::device::Device;
 use crate::gpu::stream::Stream;
-use crate::layer::{MoeConfig, MoeLayer};
+use crate::layer::{MoeConfig, MoeDeviceWeights, MoeLayer};
 use crate::ops::pack_weights::{PackedShape, WeightLayout, unpack_weights};
 use crate::parallel::{Batch, ExpertParallel, ParallelWorkspace};
 use crate::plan::few_tokens::{Cut, bytes_read};
@@ -41,14 +41,16 @@ pub struct Weights<'a> {
 /// The weights of `layer`; w13 and w2 are copies, of the local experts that are `wanted` alone.
 pub fn weights<'l>(layer: &'l MoeLayer, wanted: &[bool], stream: &Stream) -> Result<Weights<'l>> {
     let (weights, device) = (layer.weights(), layer.device());
-    let mut copies = [device.uninit(weights.w13.len())?, device.uninit(weights.w2.len())?];
+    let [w13, w2, ..] = MoeDeviceWeights::lengths(layer.config());
+    let mut copies = [device.uninit(w13)?, device.uninit(w2)?];
     let packed =
         PackedShape::of_layer(device, layer.config()).filter(|_| weights.layout == WeightLayout::Packed);
     for (index, (copy, matrix)) in copies.iter_mut().zip([&weights.w13, &weights.w2]).enumerate() {
-        let len = matrix.len() / layer.config().slot_local_experts().max(1);
+        let experts = layer.config().slot_local_experts().max(1);
+        let of_expert = |all: usize, expert: usize| all / experts * expert..all / experts * (expert + 1);
         for expert in (0..wanted.len()).filter(|&expert| wanted[expert]) {
-            let range = expert * len..(expert + 1) * len;
-            let (from, mut to) = (matrix.as_slice().slice(range.clone()), copy.slice_mut(range));
+            let (from, to) = (of_expert(matrix.len(), expert), of_expert(copy.len(), expert));
+            let (from, mut to) = (matrix.as_slice().slice(from), copy.slice_mut(to));
             match packed {
                 Some(shapes) => unpack_weights(stream, shapes[index].of_one(), from, to)?,
                 None => to.copy_from_device(from, stream)?,

@@ -38,7 +38,11 @@ fn main() -> Result<()> {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("safetensors")
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("FP8_MOE_FIXTURES")
+        .map_or_else(here, PathBuf::from)
+        .join(name)
+        .with_extension("safetensors")
 }
 
 /// From a file to a layer on the device, copies included.

@@ -12,7 +12,7 @@ use fp8_moe::Result;
 use fp8_moe::SliceMut;
 use fp8_moe::Stream;
 use fp8_moe::internals::padded_intermediate;
-use fp8_moe::ops::pack_weights::{PackedShape, WeightLayout, pack_weights_in_place};
+use fp8_moe::ops::pack_weights::{PackedShape, WeightLayout, pack_expert_in_place};
 use fp8_moe::{MoeConfig, MoeDeviceWeights, MoeLayer, Tuning, WeightScales};
 
 /// Layers of one config.
@@ -61,6 +61,7 @@ impl Layers {
         let w2_pool = w2_pool.as_ref().unwrap_or(&w13_pool);
         let layer = || {
             let [w13, w2, ..] = MoeDeviceWeights::lengths(config);
+            let [w13, w2] = if packs { weight_lengths(device, config) } else { [w13, w2] };
             let (mut w13, mut w2) = (device.uninit(w13)?, device.uninit(w2)?);
             let [mut w13_rest, mut w2_rest] = [w13.as_mut_slice(), w2.as_mut_slice()];
             for &active in active {
@@ -124,14 +125,19 @@ fn pack(
 ) -> Result<WeightLayout> {
     let device = stream.device();
     let Some(shapes) = PackedShape::of_layer(device, config) else { return Ok(WeightLayout::Checkpoint) };
-    for (matrix, shape) in matrices.into_iter().zip(shapes.map(PackedShape::of_one)) {
-        let mut scratch = device.uninit(shape.len())?;
-        for expert in (0..active.len()).filter(|&expert| active[expert] || !device.is_emulated()) {
-            let weights = matrix.slice_mut(expert * shape.len()..(expert + 1) * shape.len());
-            pack_weights_in_place(stream, shape, weights, scratch.as_mut_slice())?;
+    for (matrix, shape) in matrices.into_iter().zip(shapes) {
+        let mut scratch = device.uninit(shape.of_one().checkpoint_len())?;
+        for expert in (0..active.len()).rev().filter(|&expert| active[expert] || !device.is_emulated()) {
+            pack_expert_in_place(stream, shape, expert, matrix.as_mut_slice(), scratch.as_mut_slice())?;
         }
     }
     Ok(WeightLayout::Packed)
+}
+
+/// Elements of w13 and w2 of a layer as it would be loaded.
+pub fn weight_lengths(device: &Device, config: &MoeConfig) -> [usize; 2] {
+    let [w13, w2, ..] = MoeDeviceWeights::lengths(config);
+    PackedShape::of_layer(device, config).map_or([w13, w2], |shapes| shapes.map(|shape| shape.len()))
 }
 
 /// Fills the rows of gate or up, `used` elements, and zeros what pads them.

@@ -1,5 +1,6 @@
 //! Device memory that a measurement needs, known before any is allocated.
 
+use super::layers::weight_lengths;
 use super::{OP, pool};
 use fp8_moe::internals::workspace_bytes;
 use fp8_moe::{Device, MoeConfig, MoeDeviceWeights};
@@ -24,7 +25,8 @@ pub struct Memory {
 impl Memory {
     /// Of layers of `config` on `device`, and runs of up to `tokens` tokens.
     pub fn new(device: &Device, config: &MoeConfig, tokens: usize) -> Result<Memory> {
-        let [w13, w2, w13_scale, w2_scale] = MoeDeviceWeights::lengths(config);
+        let ([.., w13_scale, w2_scale], [w13, w2]) =
+            (MoeDeviceWeights::lengths(config), weight_lengths(device, config));
         let (h, k) = (config.hidden_size, config.top_k);
         // bf16 hidden states, bf16 or f32 output, ids and weights.
         let inputs = tokens * (h * 2 + h * 4 + k * 8);

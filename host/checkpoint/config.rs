@@ -22,6 +22,7 @@ use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
 /// What a checkpoint's config says about its MoE layers.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ModelConfig {
     /// `model_type`, e.g. `qwen3_moe`.
     pub model_type: String,

@@ -22,9 +22,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use safetensors::Dtype;
-
 use super::files::Files;
+use super::header::Dtype;
 use super::models::{Fused, Model, Order, Shared};
 use super::quantization::{ActivationScales, Scheme};
 use super::scale_names::{input_scale_names, weight_scale_names};

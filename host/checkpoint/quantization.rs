@@ -17,7 +17,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{Sections, kind};
-use super::patterns::{Pattern, any};
+use super::patterns::Pattern;
 use crate::config::{GROUP, SCALE_BLOCK};
 use crate::error::{Error, Result};
 use crate::layer::Quantization;
@@ -123,7 +123,7 @@ impl Schemes {
     }
 
     fn of_module(&self, module: &str) -> Result<Scheme, String> {
-        if any(&self.ignored, module)? {
+        if any(&self.ignored, module) {
             return Err(format!(
                 "config: quantization_config says that {module} is not quantised: such experts are not supported"
             ));
@@ -131,7 +131,7 @@ impl Schemes {
         for (targets, scheme) in &self.rules {
             let matches = match targets {
                 Targets::All => true,
-                Targets::Any(patterns) => any(patterns, module)?,
+                Targets::Any(patterns) => any(patterns, module),
             };
             if matches {
                 return scheme.clone().map_err(|what| format!("config: {what}"));
@@ -139,6 +139,10 @@ impl Schemes {
         }
         Err(format!("config: quantization_config: no group has targets that match {module}"))
     }
+}
+
+fn any(patterns: &[Pattern], module: &str) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(module))
 }
 
 /// What checkpoints such as DeepSeek-V4-Flash are told.

@@ -254,6 +254,7 @@ pub(crate) struct Routed<'a> {
 /// A forward by addresses, for [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw): for programs that
 /// manage device memory and streams themselves (cudarc, candle, their own).
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct RawForward {
     /// A `CUstream` of the context of the layer's device, or null for its legacy default stream.
     pub stream: *mut c_void,
@@ -324,6 +325,7 @@ pub enum OutputType {
 
 /// As [`Output`], by an address that is a multiple of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct RawOutput {
     /// Address of `[T, H]`.
     pub address: u64,

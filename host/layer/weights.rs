@@ -252,6 +252,7 @@ impl<'a> MoeWeights<'a> {
 
 /// How far loading has come, in bytes of expert weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Read, checked and on their way to the device so far.
     pub done: u64,

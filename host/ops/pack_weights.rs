@@ -57,36 +57,49 @@ pub fn unpack_weights(
     unsafe { launch(UNPACK, stream, shape, matrices.ptr().cast(), packed.ptr().cast(), true) }
 }
 
-/// Packs `weights` where they are, expert by expert, with `scratch` for one expert's matrix. K is a multiple
-/// of 128, so that packed weights take as much memory. A copy and a launch for each expert.
+/// Packs matrices where they are, expert by expert, with `scratch` for one of them,
+/// [`checkpoint_len`](PackedShape::checkpoint_len) of one expert. `weights` begin with all of them and have
+/// room for the packed ones, [`PackedShape::len`] elements: as many, or more where K is no multiple of 128. A
+/// copy and a launch for each expert.
 ///
 /// # Errors
-/// Arrays that are too short, not aligned or on another device; a K that is no multiple of 128; a device
-/// without the Hopper kernels.
+/// Arrays that are too short, not aligned or on another device; a device without the Hopper kernels.
 pub fn pack_weights_in_place(
     stream: &Stream,
     shape: PackedShape,
-    weights: SliceMut<'_, E4m3>,
+    mut weights: SliceMut<'_, E4m3>,
     mut scratch: SliceMut<'_, E4m3>,
 ) -> Result<()> {
-    let (experts, _, k, _) = shape.raw();
-    require(k.is_multiple_of(launchers::SLAB as usize), IN_PLACE, "k", k, || {
-        format!("must be a multiple of {}, so that packed weights fit", launchers::SLAB)
-    })?;
-    let (one, len) = (shape.of_one(), shape.of_one().len());
+    let (experts, ..) = shape.raw();
     check_matrix_mut(IN_PLACE, &weights, "weights", shape.len(), stream)?;
-    if experts > 0 {
-        check_matrix_mut(IN_PLACE, &scratch, "scratch", len, stream)?;
-    }
-    let mut rest = weights;
-    for _ in 0..experts {
-        let (mut expert, others) = rest.split_at(len);
-        let mut copy = scratch.slice_mut(..len);
-        copy.copy_from_device(expert.as_slice(), stream)?;
-        pack_weights(stream, one, copy.as_slice(), expert.reborrow())?;
-        rest = others;
+    // From the last on: a packed matrix begins no earlier than it did, and covers those of no expert before.
+    for expert in (0..experts).rev() {
+        pack_expert_in_place(stream, shape, expert, weights.reborrow(), scratch.reborrow())?;
     }
     Ok(())
+}
+
+/// Packs the matrix of one expert as [`pack_weights_in_place`] does. Where packed weights take more room, it
+/// may cover matrices that follow, which are packed before.
+///
+/// # Errors
+/// As [`pack_weights_in_place`]; an expert that there is not.
+pub fn pack_expert_in_place(
+    stream: &Stream,
+    shape: PackedShape,
+    expert: usize,
+    mut weights: SliceMut<'_, E4m3>,
+    mut scratch: SliceMut<'_, E4m3>,
+) -> Result<()> {
+    let ((experts, ..), one) = (shape.raw(), shape.of_one());
+    let (from, to) = (one.checkpoint_len(), one.len());
+    require(expert < experts, IN_PLACE, "expert", expert, || format!("must be below {experts}"))?;
+    check_matrix_mut(IN_PLACE, &weights, "weights", shape.len(), stream)?;
+    check_matrix_mut(IN_PLACE, &scratch, "scratch", from, stream)?;
+    let matrix = expert * from..(expert + 1) * from;
+    let mut copy = scratch.slice_mut(..from);
+    copy.copy_from_device(weights.as_slice().slice(matrix), stream)?;
+    pack_weights(stream, one, copy.as_slice(), weights.slice_mut(expert * to..(expert + 1) * to))
 }
 
 /// # Safety

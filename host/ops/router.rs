@@ -294,6 +294,7 @@ pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
 
 /// How [`sqrt_softplus_top_k`] chooses experts.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Choice<'a> {
     /// The k best by score and bias.
     ByScore {

@@ -38,7 +38,7 @@ use crate::config::{ActivationScales, MoeConfig, Reduction, Routing, SharedRun, 
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use few_tokens::FewTokensPlan;
-pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
+pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape};
 use packed::WeightLayout;
 use permutation::PermuteShape;
 use router::RouterLogitsPath;

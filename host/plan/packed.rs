@@ -4,7 +4,7 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::{COPY_BYTES, MoeConfig};
+use crate::config::{COPY_BYTES, MoeConfig, Path};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
@@ -35,6 +35,11 @@ pub struct PackedShape {
 impl PackedShape {
     /// The version of the format: it changes with every change of where a byte lies.
     pub const VERSION: u32 = 1;
+
+    /// The most that K of a layer's weights is padded by: one part in so many. On an H200 a layer with K =
+    /// 2880, 2.2 % more when padded, is 6 to 12 % faster so; of others packed weights are read 3 to 5 %
+    /// faster, which more padding would use up.
+    pub const MOST_PADDING: usize = 32;
 
     /// B `[experts, n, k]` of a [grouped GEMM](crate::ops::grouped_gemm::grouped_gemm).
     ///
@@ -75,15 +80,19 @@ impl PackedShape {
         Ok(PackedShape { experts, rows, k, is_gated })
     }
 
-    /// Those of w13 and w2 of a layer on `device`, if its weights can be packed in place: its kernels read
-    /// them, it has a gate, and both K are multiples of 128.
+    /// Those of w13 and w2 of a layer on `device`, if its weights are packed: its kernels read them, it has a
+    /// gate, and what either K lacks to a multiple of 128 is at most [`MOST_PADDING`](Self::MOST_PADDING).
     pub fn of_layer(device: &Device, config: &MoeConfig) -> Option<[PackedShape; 2]> {
         let hopper = takes_hopper("PackedShape", device, config.path).unwrap_or(false);
         let (experts, hidden, intermediate) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
-        let whole = [hidden, intermediate].iter().all(|k| k.is_multiple_of(launchers::SLAB as usize));
+        let is_padded_little = |k: usize| {
+            // The layer in one launch does not read padded ones.
+            let most = if config.path == Path::OneLaunch { 0 } else { k / Self::MOST_PADDING };
+            k.next_multiple_of(launchers::SLAB as usize) - k <= most
+        };
         // Without a gate both halves of an item are the same rows.
-        if !hopper || !whole || config.halves() != 2 {
+        if !hopper || ![hidden, intermediate].into_iter().all(is_padded_little) || config.halves() != 2 {
             return None;
         }
         let first = if first_is_gated(device, config) {

@@ -6,6 +6,7 @@ use crate::common::layers::{
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
+use fp8_moe::ops::pack_weights::PackedShape;
 use fp8_moe::{Family, Gather, IntermediateScales, MoeConfig, MoeLayer, Quantization, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
@@ -108,6 +109,32 @@ proptest! {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// K that is nearly a multiple of 128, of the first matrices and of the second: packed weights are longer than
+/// a checkpoint's. Batches for narrow tiles and for wide ones.
+#[test]
+fn weights_are_padded_where_it_is_little() {
+    let (device, routing) = (device(), Routing::Softmax { renormalize: true });
+    let sizes = [[3, 2, 2112, 128], [3, 2, 128, 2112]];
+    for (seed, sizes) in (0..).zip(sizes) {
+        timing(seed);
+        let layer = Layer::random(config(Quantization::ChannelToken, routing, sizes), seed);
+        if let Some(shapes) = PackedShape::of_layer(&device, &layer.config) {
+            assert!(shapes.iter().any(|shape| shape.len() > shape.checkpoint_len()), "{shapes:?}");
+        } else {
+            assert_ne!(device.family(), Family::Sm90a);
+        }
+        let on_device = on_device(&device, &layer);
+        for tokens in [5, 40] {
+            let hidden = oracle::hidden_states(tokens * layer.config.hidden_size, seed + 100);
+            let (ids, weights) = random_routing(&layer.config, tokens, Skew::Uniform, seed + 200);
+            let stream = device.default_stream();
+            let ours: Vec<f32> =
+                run_routed(&stream, &on_device, &hidden, &ids, &weights, Poison::Fresh).unwrap();
+            assert_eq!(out_of_bounds(&ours, &layer.forward(&hidden, &ids, &weights)), None, "{sizes:?}");
+        }
+    }
 }
 
 #[test]

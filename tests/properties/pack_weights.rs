@@ -1,7 +1,9 @@
 //! Packed weights against their drawing, and back; what is refused.
 
 use crate::common::{cases, device};
-use fp8_moe::ops::pack_weights::{PackedShape, pack_weights, pack_weights_in_place, unpack_weights};
+use fp8_moe::ops::pack_weights::{
+    PackedShape, pack_expert_in_place, pack_weights, pack_weights_in_place, unpack_weights,
+};
 use fp8_moe::{Device, E4m3, Family};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -72,15 +74,11 @@ proptest! {
         let mut back = device.uninit(matrices.len()).unwrap();
         unpack_weights(&stream, shape, to.as_slice(), back.as_mut_slice()).unwrap();
         prop_assert!(back.to_vec(&stream).unwrap() == matrices);
-        let mut scratch = device.uninit(shape.of_one().len()).unwrap();
-        let in_place = pack_weights_in_place(&stream, shape, back.as_mut_slice(), scratch.as_mut_slice());
-        if k % 128 == 0 {
-            in_place.unwrap();
-            prop_assert!(back.to_vec(&stream).unwrap() == want);
-        } else {
-            let error = in_place.unwrap_err().to_string();
-            prop_assert!(error.contains("must be a multiple of 128"), "{}", error);
-        }
+        let mut scratch = device.uninit(shape.of_one().checkpoint_len()).unwrap();
+        // Where packed weights need more room, the matrices stand at its beginning.
+        let mut here = device.upload(&[&matrices[..], &want[matrices.len()..]].concat()).unwrap();
+        pack_weights_in_place(&stream, shape, here.as_mut_slice(), scratch.as_mut_slice()).unwrap();
+        prop_assert!(here.to_vec(&stream).unwrap() == want);
     }
 }
 
@@ -107,6 +105,20 @@ fn refusals() {
     let short =
         unpack_weights(&stream, shape, packed.slice(16..), packed_like(&device, &shape).as_mut_slice());
     assert!(short.unwrap_err().to_string().starts_with("unpack_weights: packed = 4080 elements"));
+    let mut scratch = device.zeros(8 * 144).unwrap();
+    let mut place = |weights: usize, scratch_len: usize| {
+        let mut weights = device.zeros::<E4m3>(weights).unwrap();
+        let scratch = scratch.slice_mut(..scratch_len);
+        let refused = pack_weights_in_place(&stream, shape, weights.as_mut_slice(), scratch);
+        let mut weights = device.zeros::<E4m3>(2 * 8 * 256).unwrap();
+        let beyond = pack_expert_in_place(&stream, shape, 2, weights.as_mut_slice(), packed.as_mut_slice());
+        [refused, beyond].map(|result| result.unwrap_err().to_string())
+    };
+    let [short, beyond] = place(2 * 8 * 256 - 16, 8 * 144);
+    assert!(short.starts_with("pack_weights_in_place: weights = 4080 elements"), "{short}");
+    assert_eq!(beyond, "pack_weights_in_place: expert = 2: must be below 2");
+    let [short, _] = place(2 * 8 * 256, 8 * 144 - 16);
+    assert!(short.starts_with("pack_weights_in_place: scratch = 1136 elements"), "{short}");
 }
 
 fn packed_like(device: &Device, shape: &PackedShape) -> fp8_moe::Buffer<E4m3> {

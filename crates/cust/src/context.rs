@@ -201,6 +201,7 @@ impl Drop for Inner {
 
 /// A thread's current context, until it is dropped. From [`Context::enter`].
 #[must_use = "the context is current until this is dropped"]
+#[derive(Debug)]
 pub struct Current {
     pushed: Option<Context>,
     /// It is this thread's.

@@ -112,7 +112,7 @@ impl Driver {
         let (major, minor) = driver.version().map_err(starts)?;
         if major * 1000 + minor * 10 < OLDEST_VERSION {
             return Err(format!(
-                "the NVIDIA driver is for CUDA {major}.{minor}, and 12.0 or newer is needed"
+                "the NVIDIA driver is too old: it is for CUDA {major}.{minor}, and 12.0 or newer is needed"
             ));
         }
         Ok(driver)

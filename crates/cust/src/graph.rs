@@ -8,6 +8,7 @@ use crate::stream::Stream;
 use crate::sys::{self, CUgraph, CUgraphExec};
 
 /// What a capture has recorded, before it can run.
+#[derive(Debug)]
 pub struct Template {
     context: Context,
     raw: CUgraph,

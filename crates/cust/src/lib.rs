@@ -47,6 +47,7 @@
 //! - copies, fills, launches and graphs, which read and write memory after their call has returned;
 //! - [`Module::from_ptx`], since the driver's compiler runs on the text in this process;
 //! - handles of others: `from_raw` of contexts and streams, and tables of other functions ([`Driver::with`]).
+#![warn(missing_debug_implementations, clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod context;
 pub mod device;
@@ -60,6 +61,7 @@ pub mod module;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stream;
+#[allow(clippy::exhaustive_structs, reason = "laid out as `cuda.h` has them")]
 pub mod sys;
 pub mod tensor_map;
 

@@ -2,6 +2,7 @@
 #![allow(non_snake_case, non_camel_case_types, clippy::upper_case_acronyms)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::fmt;
 
 /// What a driver function returns: 0, or why it failed.
 #[repr(transparent)]
@@ -101,7 +102,7 @@ pub const CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
 /// One attribute of an extended launch: an id, and 64 bytes whose meaning follows from it.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CUlaunchAttribute {
     /// `CU_LAUNCH_ATTRIBUTE_*`.
     pub id: c_uint,
@@ -125,8 +126,15 @@ pub union CUlaunchAttributeValue {
     pub programmatic_stream_serialization_allowed: c_int,
 }
 
+impl fmt::Debug for CUlaunchAttributeValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CUlaunchAttributeValue { .. }")
+    }
+}
+
 /// The argument of `cuLaunchKernelEx`.
 #[repr(C)]
+#[derive(Debug)]
 pub struct CUlaunchConfig {
     /// Blocks of the grid.
     pub grid_dim: [c_uint; 3],
@@ -162,8 +170,15 @@ macro_rules! table {
         /// The driver's functions, one pointer each. Those whose names end in `_v2` are what `cuda.h` calls
         /// by the name without it.
         #[derive(Clone, Copy)]
+        #[non_exhaustive]
         pub struct Table {
             $($(#[$doc])* pub $name: unsafe extern "system" fn($($argument: $type),*) -> CUresult,)*
+        }
+
+        impl fmt::Debug for Table {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "Table of {} functions", Table::NAMES.len())
+            }
         }
 
         impl Table {

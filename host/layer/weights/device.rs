@@ -130,12 +130,13 @@ impl MoeDeviceWeights {
     }
 
     /// Packs `w13` and `w2` of a layer of `config`, as a checkpoint has them, where they are, if the layer's
-    /// kernels read packed weights and these take as much memory; says how they lie in memory then, which is
-    /// to be told by [`MoeDeviceWeights::layout`]. Enqueued on `stream`, with memory for one expert
-    /// meanwhile.
+    /// kernels read packed weights and these fit there; says how they lie in memory then, which is to be told
+    /// by [`MoeDeviceWeights::layout`]. Packed weights take [`PackedShape::len`] elements, more than a
+    /// checkpoint has where H or I is no multiple of 128: slices of that length begin with the checkpoint's.
+    /// Enqueued on `stream`, with memory for one expert meanwhile.
     ///
     /// # Errors
-    /// Slices that are too short or on another device; too little memory.
+    /// Slices on another device; too little memory.
     pub fn pack(
         stream: &Stream,
         config: &MoeConfig,
@@ -143,12 +144,12 @@ impl MoeDeviceWeights {
         w2: SliceMut<'_, E4m3>,
     ) -> Result<WeightLayout> {
         let device = stream.device();
-        let Some([first, second]) =
-            PackedShape::of_layer(device, config).filter(|[shape, _]| !shape.is_empty())
-        else {
+        let Some([first, second]) = PackedShape::of_layer(device, config).filter(|[first, second]| {
+            !first.is_empty() && w13.len() >= first.len() && w2.len() >= second.len()
+        }) else {
             return Ok(WeightLayout::Checkpoint);
         };
-        let most = first.of_one().len().max(second.of_one().len());
+        let most = first.of_one().checkpoint_len().max(second.of_one().checkpoint_len());
         let mut scratch = device.uninit(most)?;
         pack_weights_in_place(stream, first, w13, scratch.as_mut_slice())?;
         pack_weights_in_place(stream, second, w2, scratch.as_mut_slice())?;
@@ -175,7 +176,8 @@ impl MoeDeviceWeights {
     }
 
     /// Elements that the buffers of a layer must have: of w13, w2, w13_scale and w2_scale. They hold this
-    /// rank's experts, and behind them those that a shared expert is computed as.
+    /// rank's experts, and behind them those that a shared expert is computed as. Packed, w13 and w2 have the
+    /// elements of their [`PackedShape`].
     pub fn lengths(config: &MoeConfig) -> [usize; 4] {
         let (local, hidden, padded) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
@@ -234,7 +236,15 @@ impl MoeDeviceWeights {
                 format!("must be on the layer's device, {device}")
             })
         };
-        let [w13, w2, w13_scale, w2_scale] = Self::lengths(config);
+        let [mut w13, mut w2, w13_scale, w2_scale] = Self::lengths(config);
+        if self.layout == WeightLayout::Packed {
+            let shapes = PackedShape::of_layer(device, config);
+            require(shapes.is_some(), OP, "layout", "Packed", || {
+                "must be Checkpoint but for the Hopper kernels and sizes that are nearly multiples of 128"
+                    .into()
+            })?;
+            [w13, w2] = shapes.map_or([w13, w2], |shapes| shapes.map(|shape| shape.len()));
+        }
         exactly("w13", (self.w13.len(), self.w13.device()), w13)?;
         exactly("w2", (self.w2.len(), self.w2.device()), w2)?;
         exactly("w13_scale", (self.w13_scale.len(), self.w13_scale.device()), w13_scale)?;
@@ -253,11 +263,6 @@ impl MoeDeviceWeights {
         if let Some(table) = table {
             exactly("token_experts", (table.len(), table.device()), table.len())?;
         }
-        let packs =
-            self.layout == WeightLayout::Checkpoint || PackedShape::of_layer(device, config).is_some();
-        require(packs, OP, "layout", "Packed", || {
-            "must be Checkpoint but for the Hopper kernels and sizes that are multiples of 128".into()
-        })?;
         if let Some(bias) = &self.router_bias {
             let rows = config.experts + usize::from(config.routes_shared());
             exactly("router_bias", (bias.len(), bias.device()), rows)?;

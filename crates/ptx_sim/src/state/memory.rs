@@ -14,6 +14,7 @@
 //! here.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -31,10 +32,9 @@ const GRANULE: u32 = 21;
 const GUARD: u64 = 64 << 10;
 
 /// Why a memory operation was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryError {
     /// Not enough memory left.
-    #[error("out of device memory: {requested} bytes requested, {free} free")]
     OutOfMemory {
         /// Bytes asked for.
         requested: u64,
@@ -42,7 +42,6 @@ pub enum MemoryError {
         free: u64,
     },
     /// The range is not inside one live allocation.
-    #[error("device address {address:#x} + {bytes} bytes: {reason}")]
     InvalidAddress {
         /// First address.
         address: u64,
@@ -52,9 +51,26 @@ pub enum MemoryError {
         reason: String,
     },
     /// The fill pattern is not 1, 2 or 4 bytes long.
-    #[error("fill pattern of {0} bytes: 1, 2 or 4 are possible")]
     InvalidPattern(usize),
 }
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MemoryError::OutOfMemory { requested, free } => {
+                write!(f, "out of device memory: {requested} bytes requested, {free} free")
+            }
+            MemoryError::InvalidAddress { address, bytes, reason } => {
+                write!(f, "device address {address:#x} + {bytes} bytes: {reason}")
+            }
+            MemoryError::InvalidPattern(bytes) => {
+                write!(f, "fill pattern of {bytes} bytes: 1, 2 or 4 are possible")
+            }
+        }
+    }
+}
+
+impl std::error::Error for MemoryError {}
 
 /// Zeroed, 256-byte aligned bytes that threads share through relaxed atomics.
 struct Bytes {
