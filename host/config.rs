@@ -233,8 +233,8 @@ impl std::str::FromStr for Reduction {
 ///     .build()?;
 /// assert_eq!(config.local_count(), 128);
 ///
-/// let wrong = config.to_builder().top_k(200).build();
-/// assert_eq!(wrong.unwrap_err().to_string(), "MoeConfig: top_k = 200: must be in 1..=128, the number of experts");
+/// let wrong = config.to_builder().top_k(200).build().unwrap_err().to_string();
+/// assert_eq!(wrong, "MoeConfig: top_k = 200: must be in 1..=128, the number of experts");
 /// # Ok::<(), fp8_moe::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]

@@ -113,7 +113,8 @@ impl Error {
         Error::Argument { op, name: name.into(), value: value.to_string(), rule: rule.into() }
     }
 
-    /// An [`Error::Checkpoint`]. Line ends and the like, which names in files may have, are escaped in `what`.
+    /// An [`Error::Checkpoint`]. Line ends and the like, which names in files may have, are escaped in
+    /// `what`.
     pub fn checkpoint(file: impl Into<PathBuf>, what: impl Into<String>) -> Error {
         let mut what = what.into();
         if what.contains(char::is_control) {

@@ -3,15 +3,15 @@
 //! ```text
 //!  hidden states [T, H] ──▶ router ──▶ top-k ──▶ permute                 which rows go to which expert
 //!        │                                          │
-//!        └─────────────▶ quantise to e4m3 ──────────┤                    rows sorted by expert
+//!        └─────────────▶ quantise to e4m3 ──────────┤                  rows sorted by expert
 //!                                                   ▼
-//!                                      grouped GEMM 1 [P, 2I]            gate and up, of every expert at once
+//!                                      grouped GEMM 1 [P, 2I]          gate and up, of every expert at once
 //!                                                   │
-//!                                      activation, quantise              silu(gate) * up, in e4m3
+//!                                      activation, quantise            silu(gate) * up, in e4m3
 //!                                                   │
-//!                                      grouped GEMM 2 [P, H]             down
+//!                                      grouped GEMM 2 [P, H]           down
 //!                                                   │
-//!  output [T, H] ◀── weigh, sum over the k experts ◀┘                    T tokens, P = T * k rows
+//!  output [T, H] ◀── weigh, sum over the k experts ◀┘                  T tokens, P = T * k rows
 //! ```
 //!
 //! The kernels run on NVIDIA GPUs from Ada on, those of Hopper by TMA and `wgmma`; and where there is none,

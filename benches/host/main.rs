@@ -100,8 +100,8 @@ impl Forward {
 const AT_A_TIME: u64 = 32;
 
 /// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of
-/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also as
-/// it is, all launches enqueued.
+/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also
+/// as it is, all launches enqueued.
 fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut run = Forward::new(device, Scheme::Block)?;
     let stream = device.default_stream();

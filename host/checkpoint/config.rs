@@ -8,8 +8,8 @@
 //! Multimodal configs nest the language model's:
 //!
 //! ```text
-//! {"model_type": .., "text_config": {..}}                        Llama-4, Qwen3-VL, Qwen3.5, GLM-4V, Kimi-K2.5
-//! {"model_type": .., "thinker_config": {"text_config": {..}}}    Qwen3-Omni: layers `thinker.*` are these, `talker.*` others
+//! {"model_type": .., "text_config": {..}}                      Llama-4, Qwen3-VL, Qwen3.5, GLM-4V, Kimi-K2.5
+//! {"model_type": .., "thinker_config": {"text_config": {..}}}  Qwen3-Omni: `thinker.*`, not `talker.*`
 //! ```
 
 use std::path::Path;

@@ -23,6 +23,7 @@ mod quantization;
 mod scale_names;
 mod scales;
 mod tensor;
+mod transpose;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

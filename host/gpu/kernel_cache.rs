@@ -44,8 +44,8 @@ impl Loaded {
     /// may forbid as much to this one.
     fn new(context: &Context, name: &'static str, ptx: &str) -> Result<Loaded> {
         context.relaxed(|| {
-            // SAFETY: the text is part of this library, from `host/kernels`: rustc has written it, and ptxas has
-            // compiled it before it was committed.
+            // SAFETY: the text is part of this library, from `host/kernels`: rustc has written it, and ptxas
+            // has compiled it before it was committed.
             let module = unsafe { Module::from_ptx(context, ptx) }?;
             let function = module.function(name)?;
             let static_shared = function.static_shared()?;

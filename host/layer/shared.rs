@@ -1,8 +1,9 @@
 //! A shared expert beside the grouped GEMMs: before them, on the same stream.
 //!
 //! ```text
-//! in bf16      hidden [T, H] --w13--> f32 [T, 2 Is] --activation [* sigmoid(x . w_gate)]--> bf16 [T, Is] --w2--> f32 [T, H]
-//! quantised    a layer of one expert, whose router is the gate                                        --> f32 [T, H]
+//! in bf16      hidden [T, H] --w13--> f32 [T, 2 Is] --activation [* sigmoid(x . w_gate)]--> bf16 [T, Is]
+//!                                                                            --w2--> f32 [T, H]
+//! quantised    a layer of one expert, whose router is the gate                      --> f32 [T, H]
 //! ```
 //!
 //! The router's kernels are a GEMM in bf16 with f32 sums: they multiply here too. The result is the addend of

@@ -1,8 +1,8 @@
 //! The kernels of a forward: loaded together before the first that needs them.
 //!
 //! ```text
-//!   first forward of a class:   rehearsal (which kernels?) ─▶ [ load | load | load | load | load ] ─▶ the forward
-//!   later ones:                                                                                       the forward
+//!   first forward of a class:   rehearsal (which kernels?) ─▶ [ load | load | load | load ] ─▶ the forward
+//!   later ones:                                                                                the forward
 //! ```
 //!
 //! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot

@@ -1,10 +1,10 @@
 //! The router: logits of the gate, and the choice of experts.
 //!
 //! ```text
-//! hidden_states [T, H] --router_logits--> logits [T, E] --softmax_top_k--------.
-//!                                                       --grouped_top_k--------+--> topk_ids, topk_weights [T, k]
-//!                                                       --sigmoid_top_k--------|
-//!                                                       --sqrt_softplus_top_k--'
+//! hidden_states --router_logits--> logits [T, E] --softmax_top_k--------.
+//! [T, H]                                         --grouped_top_k--------+--> topk_ids, topk_weights [T, k]
+//!                                                --sigmoid_top_k--------|
+//!                                                --sqrt_softplus_top_k--'
 //! ```
 //!
 //! Where scores select, ids are in descending order of what selects, ties go to the lowest id, and no expert

@@ -2,11 +2,11 @@
 //! them.
 //!
 //! ```text
-//!   cargo publish --dry-run    what is published: each archive, in dependency order, and what it asks of the registry
-//!   target/packages/NAME       the archives, unpacked, in a workspace of their own: each builds from its own archive
-//!   tests/embed                a plain `cargo build` with an empty environment, offline after `cargo fetch`; runs a layer on sim
+//!   cargo publish --dry-run    what is published: the archives, in order, and what they ask of the registry
+//!   target/packages/NAME       the archives, unpacked, in a workspace of their own: each builds from its own
+//!   tests/embed                a plain `cargo build`, in an empty environment, offline; runs a layer on sim
 //!   fp8-moe                    the command without the emulated device says what is missing
-//!   tests/embed_cudarc         cudarc linked against libcuda beside the library: neither takes the other's calls
+//!   tests/embed_cudarc         cudarc linked against libcuda beside it: neither takes the other's calls
 //! ```
 //!
 //! (`cargo xtask candle` has a stranger more.)

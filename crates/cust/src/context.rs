@@ -134,8 +134,8 @@ impl Context {
         if driver.current_context()? == self.as_raw() {
             return Ok(Current { pushed: None, thread: PhantomData });
         }
-        // SAFETY: the context is alive, and as long as the result, which holds a clone: what is current on this
-        // thread by a push of ours has not been destroyed, also where the result is leaked.
+        // SAFETY: the context is alive, and as long as the result, which holds a clone: what is current on
+        // this thread by a push of ours has not been destroyed, also where the result is leaked.
         unsafe { call!(driver, cuCtxPushCurrent_v2(self.as_raw())) }?;
         Ok(Current { pushed: Some(self.clone()), thread: PhantomData })
     }

@@ -165,7 +165,8 @@ const _: () = {
 };
 
 macro_rules! table {
-    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
+    // `$d` is a dollar sign.
+    (($d:tt) $($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
         /// The driver's functions, one pointer each. Those whose names end in `_v2` are what `cuda.h` calls
         /// by the name without it.
         #[derive(Clone, Copy)]
@@ -193,11 +194,12 @@ macro_rules! table {
             pub unsafe fn fill(lookup: impl Fn(&CStr) -> *const c_void) -> Result<Table, &'static str> {
                 Ok(Table {
                     $($name: {
-                        const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                        const NAME: &[u8] = concat!(stringify!($name), "\0").as_bytes();
+                        const TEXT: &CStr = match CStr::from_bytes_with_nul(NAME) {
                             Ok(name) => name,
                             Err(_) => panic!("a name has no NUL"),
                         };
-                        let address = lookup(NAME);
+                        let address = lookup(TEXT);
                         if address.is_null() {
                             return Err(stringify!($name));
                         }
@@ -212,10 +214,22 @@ macro_rules! table {
                 })
             }
         }
+
+        /// `driver_function!(name, m, ..)` is `m! { fn name(argument: type, ..) .. }`, with the signature that
+        /// the driver's function of that name has: for functions that take its place ([`Driver::with`]). Types
+        /// are named as in this module, and of `std::ffi`; both are to be in scope.
+        ///
+        /// [`Driver::with`]: crate::Driver::with
+        #[macro_export]
+        macro_rules! driver_function {
+            $(($name, $d callback:ident $d(, $d more:tt)*) => {
+                $d callback! { fn $name($($argument: $type),*) $d($d more)* }
+            };)*
+        }
     };
 }
 
-table! {
+table! { ($)
     /// Starts the driver.
     fn cuInit(flags: c_uint);
     /// The CUDA version of the driver, 1000 * major + 10 * minor.
