@@ -1,7 +1,7 @@
 //! Says which kernels the library embeds.
 //!
 //! ```text
-//! host/kernels/       PTX of every GPU family and what is generated of its records: committed, in every package
+//! host/kernels/       PTX of every GPU family, what is generated of its records: committed, in every package
 //!     SOURCES         digest of the sources that they were compiled from
 //! kernels-gpu/ ..     those sources: in a checkout alone
 //! ```

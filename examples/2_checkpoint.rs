@@ -1,8 +1,8 @@
 //! A layer of a published checkpoint: from a file to hidden states.
 //!
 //! ```text
-//! FP8_MOE_DEVICE=sim cargo run --example 2_checkpoint                        a small layer of this repository
-//! cargo run --example 2_checkpoint -- Qwen3-30B-A3B-FP8/ model.layers.7      on a GPU, of a folder that you have
+//! FP8_MOE_DEVICE=sim cargo run --example 2_checkpoint                      a small layer of this repository
+//! cargo run --example 2_checkpoint -- Qwen3-30B-A3B-FP8/ model.layers.7    on a GPU, of a folder of yours
 //! ```
 
 use fp8_moe::{Checkpoint, Device, DeviceSpec, Result};

@@ -233,8 +233,8 @@ impl std::str::FromStr for Reduction {
 ///     .build()?;
 /// assert_eq!(config.local_count(), 128);
 ///
-/// let wrong = config.to_builder().top_k(200).build();
-/// assert_eq!(wrong.unwrap_err().to_string(), "MoeConfig: top_k = 200: must be in 1..=128, the number of experts");
+/// let wrong = config.to_builder().top_k(200).build().unwrap_err().to_string();
+/// assert_eq!(wrong, "MoeConfig: top_k = 200: must be in 1..=128, the number of experts");
 /// # Ok::<(), fp8_moe::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -453,6 +453,12 @@ impl MoeConfig {
     /// How gate and up become the second projection's input.
     pub(crate) fn gating(&self) -> Gating {
         Gating::from(self.activation).limit(self.activation_limit).gated(self.gated)
+    }
+
+    /// Columns of the router's logits: E, and one for a shared expert that has a gate and is computed as
+    /// experts.
+    pub(crate) fn logits(&self) -> usize {
+        self.experts + usize::from(self.routes_shared())
     }
 
     /// Rows of w13 for each column of the intermediate: gate and up, or up alone.

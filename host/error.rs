@@ -4,17 +4,16 @@
 //! driver failure says which driver call failed; a fault of a kernel is reported by the call that observed
 //! it.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use cust::CudaError;
 
 /// What any call of this library may fail with.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument was refused before anything was launched.
-    #[error("{op}: {name} = {value}: {rule}")]
     Argument {
         /// The operation that refused, e.g. `grouped_gemm`.
         op: &'static str,
@@ -26,7 +25,6 @@ pub enum Error {
         rule: String,
     },
     /// A call into the CUDA driver (or the emulated device behind it) failed.
-    #[error("{call} failed: {meaning} (CUDA error {code})")]
     Driver {
         /// The driver function.
         call: &'static str,
@@ -37,10 +35,8 @@ pub enum Error {
     },
     /// A kernel did something illegal: out-of-bounds or misaligned access, a trap, a deadlock. On the
     /// emulated device the text names kernel, thread, PTX line and Rust line.
-    #[error("{0}")]
     Fault(String),
     /// A checkpoint cannot be used.
-    #[error("{}: {what}", file.display())]
     Checkpoint {
         /// The file at fault.
         file: PathBuf,
@@ -48,7 +44,6 @@ pub enum Error {
         what: String,
     },
     /// The operating system refused to read or write a file.
-    #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -56,7 +51,6 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A rank of a group has failed: this one or another.
-    #[error("rank {rank} {what}")]
     Rank {
         /// The rank at fault.
         rank: usize,
@@ -64,7 +58,6 @@ pub enum Error {
         what: String,
     },
     /// NCCL cannot be had, or a call of it failed.
-    #[error("NCCL: {call}: {meaning}")]
     Nccl {
         /// NCCL's function.
         call: &'static str,
@@ -72,13 +65,38 @@ pub enum Error {
         meaning: String,
     },
     /// There is no such device, or it cannot run the kernels.
-    #[error("device {spec}: {reason}")]
     Device {
         /// What was asked for, e.g. `cuda:1`.
         spec: String,
         /// Why it cannot be had.
         reason: String,
     },
+}
+
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Argument { op, name, value, rule } => write!(f, "{op}: {name} = {value}: {rule}"),
+            Error::Driver { call, code, meaning } => {
+                write!(f, "{call} failed: {meaning} (CUDA error {code})")
+            }
+            Error::Fault(what) => f.write_str(what),
+            Error::Checkpoint { file, what } => write!(f, "{}: {what}", file.display()),
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Error::Rank { rank, what } => write!(f, "rank {rank} {what}"),
+            Error::Nccl { call, meaning } => write!(f, "NCCL: {call}: {meaning}"),
+            Error::Device { spec, reason } => write!(f, "device {spec}: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
 }
 
 /// `Result` with the library's [`Error`].
@@ -95,7 +113,8 @@ impl Error {
         Error::Argument { op, name: name.into(), value: value.to_string(), rule: rule.into() }
     }
 
-    /// An [`Error::Checkpoint`]. Line ends and the like, which names in files may have, are escaped in `what`.
+    /// An [`Error::Checkpoint`]. Line ends and the like, which names in files may have, are escaped in
+    /// `what`.
     pub fn checkpoint(file: impl Into<PathBuf>, what: impl Into<String>) -> Error {
         let mut what = what.into();
         if what.contains(char::is_control) {

@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 /// An e4m3fn value, as stored in checkpoints and device buffers.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
+#[allow(clippy::exhaustive_structs, reason = "a byte is all that it ever is")]
 pub struct E4m3(pub u8);
 
 impl E4m3 {

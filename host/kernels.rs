@@ -10,6 +10,10 @@ use crate::gpu::family::Family;
 use crate::gpu::launch::KernelText;
 
 /// What is generated of the device crate's records; see `cuda_builder::launchers`.
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated: fields, threads and waits are those of the records in the PTX, which is of the same build"
+)]
 pub(crate) mod launchers {
     use super::module;
     use crate::gpu::launch::{Arguments, DevicePtr, Kernel, TensorMap};

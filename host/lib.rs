@@ -3,15 +3,15 @@
 //! ```text
 //!  hidden states [T, H] ──▶ router ──▶ top-k ──▶ permute                 which rows go to which expert
 //!        │                                          │
-//!        └─────────────▶ quantise to e4m3 ──────────┤                    rows sorted by expert
+//!        └─────────────▶ quantise to e4m3 ──────────┤                  rows sorted by expert
 //!                                                   ▼
-//!                                      grouped GEMM 1 [P, 2I]            gate and up, of every expert at once
+//!                                      grouped GEMM 1 [P, 2I]          gate and up, of every expert at once
 //!                                                   │
-//!                                      activation, quantise              silu(gate) * up, in e4m3
+//!                                      activation, quantise            silu(gate) * up, in e4m3
 //!                                                   │
-//!                                      grouped GEMM 2 [P, H]             down
+//!                                      grouped GEMM 2 [P, H]           down
 //!                                                   │
-//!  output [T, H] ◀── weigh, sum over the k experts ◀┘                    T tokens, P = T * k rows
+//!  output [T, H] ◀── weigh, sum over the k experts ◀┘                  T tokens, P = T * k rows
 //! ```
 //!
 //! The kernels run on NVIDIA GPUs from Ada on, those of Hopper by TMA and `wgmma`; and where there is none,
@@ -48,7 +48,6 @@
 //! |---|---|
 //! | [`checkpoint`], [`MoeLayer`] | a layer from a safetensors checkpoint, or from weights of one's own, and its forward |
 //! | [`ops`] | the single operations on device buffers, in a stream, without allocation or synchronisation |
-//! | [`plan`] | which kernels run, on what grids, in how much memory |
 //! | [`Device`], [`Buffer`], [`Stream`], [`Event`], [`Graph`] | the CUDA driver API, through [`cust`] |
 //!
 //! | feature | what it adds |
@@ -56,6 +55,10 @@
 //! | `sim` | the emulated device, [`DeviceSpec::Sim`] |
 //! | `cudarc` | devices, streams and memory of cudarc's: `Device::from_cudarc`, `Device::cudarc_scope` |
 //! | `build-kernels` | compiles the kernels instead of taking the committed PTX: for a checkout |
+//!
+//! What configures the library, and what it gives out, is `#[non_exhaustive]` and may grow in a minor
+//! version. Arguments of calls are structs with all fields named: a new one is a new major version.
+//! `internals`, which the documentation does not show, may change in any release.
 //!
 //! Without a feature it needs no toolkit and no driver to build, on any system; where there is no driver,
 //! opening a device is an error.
@@ -84,7 +87,8 @@
 //!   is refused in captures. A replay writes memory that nobody lends it, and so may write the lists of a
 //!   permutation: operations refuse the permutation from then on.
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
-#![warn(missing_debug_implementations)]
+// What the library gives out, and what configures it, may grow.
+#![warn(missing_debug_implementations, clippy::exhaustive_enums, clippy::exhaustive_structs)]
 #![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 pub mod checkpoint;
@@ -93,12 +97,16 @@ mod error;
 mod fp8;
 mod gpu;
 #[doc(hidden)]
+#[allow(clippy::exhaustive_enums, clippy::exhaustive_structs, reason = "no part of the public API")]
 pub mod internals;
 mod kernels;
 pub mod layer;
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub mod ops;
 pub mod parallel;
-pub mod plan;
+#[allow(clippy::exhaustive_enums, clippy::exhaustive_structs, reason = "arguments by name, and `internals`")]
+mod plan;
+mod threads;
 
 pub use checkpoint::Checkpoint;
 pub use cust;

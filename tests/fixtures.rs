@@ -1,7 +1,7 @@
 //! The four fixtures, loaded as the checkpoints they imitate, against the outputs stored in them.
 //!
-//! The comparison itself is `fp8-moe check`; here each published layout is loaded through the library, in parts as ranks
-//! load it, and on every kernel family that the device can run.
+//! The comparison itself is `fp8-moe check`; here each published layout is loaded through the library, in
+//! parts as ranks load it, and on every kernel family that the device can run.
 
 mod common;
 

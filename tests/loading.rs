@@ -150,7 +150,7 @@ fn files_may_change_while_a_checkpoint_is_open() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(24))]
 
     /// Wherever the file ends meanwhile, loading says so, or finds all that it reads.
     #[test]

@@ -29,23 +29,28 @@ pub fn take() -> Calls {
     std::mem::take(&mut calls())
 }
 
-/// Defines functions that do what the driver's of the same name do, and note it.
+/// Defines a function that does what the driver's of the same name does, and notes it.
 macro_rules! timed {
-    ($(fn $name:ident($($argument:ident: $type:ty),*);)*) => {
-        $(
-            #[allow(non_snake_case)]
-            unsafe extern "system" fn $name($($argument: $type),*) -> CUresult {
-                let original = ORIGINAL.get().expect("`driver` has been called").$name;
-                let began = Instant::now();
-                // SAFETY: the caller's contract is that of the driver's function.
-                let result = unsafe { original($($argument),*) };
-                let time = began.elapsed();
-                let mut calls = calls();
-                let (count, sum) = calls.entry(stringify!($name)).or_default();
-                (*count, *sum) = (*count + 1, *sum + time);
-                result
-            }
-        )*
+    (fn $name:ident($($argument:ident: $type:ty),*)) => {
+        #[allow(non_snake_case)]
+        unsafe extern "system" fn $name($($argument: $type),*) -> CUresult {
+            let original = ORIGINAL.get().expect("`driver` has been called").$name;
+            let began = Instant::now();
+            // SAFETY: the caller's contract is that of the driver's function.
+            let result = unsafe { original($($argument),*) };
+            let time = began.elapsed();
+            let mut calls = calls();
+            let (count, sum) = calls.entry(stringify!($name)).or_default();
+            (*count, *sum) = (*count + 1, *sum + time);
+            result
+        }
+    };
+}
+
+/// Defines those functions, and the driver that has them.
+macro_rules! all_timed {
+    ($($name:ident)*) => {
+        $(cust::driver_function!($name, timed);)*
 
         /// `driver` with functions that are noted. It stays for as long as the process, and is made once.
         pub fn driver(driver: Driver) -> Driver {
@@ -56,39 +61,21 @@ macro_rules! timed {
     };
 }
 
-timed! {
-    fn cuCtxGetCurrent(context: *mut CUcontext);
-    fn cuCtxPushCurrent_v2(context: CUcontext);
-    fn cuCtxPopCurrent_v2(context: *mut CUcontext);
-    fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
-    fn cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
-    fn cuMemFree_v2(address: CUdeviceptr);
-    fn cuMemsetD8Async(address: CUdeviceptr, byte: u8, bytes: usize, stream: CUstream);
-    fn cuFuncSetAttribute(function: CUfunction, attribute: c_uint, value: c_int);
-    fn cuLaunchKernelEx(
-        config: *const CUlaunchConfig,
-        function: CUfunction,
-        params: *mut *mut c_void,
-        extra: *mut *mut c_void
-    );
-    fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
-    fn cuStreamIsCapturing(stream: CUstream, status: *mut c_uint);
-    fn cuEventRecord(event: CUevent, stream: CUstream);
-    fn cuEventQuery(event: CUevent);
-    fn cuTensorMapEncodeTiled(
-        map: *mut CUtensorMap,
-        data_type: c_uint,
-        rank: c_uint,
-        address: *mut c_void,
-        global_dim: *const u64,
-        global_strides: *const u64,
-        box_dim: *const u32,
-        element_strides: *const u32,
-        interleave: c_uint,
-        swizzle: c_uint,
-        l2_promotion: c_uint,
-        out_of_bounds_fill: c_uint
-    );
+all_timed! {
+    cuCtxGetCurrent
+    cuCtxPushCurrent_v2
+    cuCtxPopCurrent_v2
+    cuThreadExchangeStreamCaptureMode
+    cuMemAlloc_v2
+    cuMemFree_v2
+    cuMemsetD8Async
+    cuFuncSetAttribute
+    cuLaunchKernelEx
+    cuStreamWaitEvent
+    cuStreamIsCapturing
+    cuEventRecord
+    cuEventQuery
+    cuTensorMapEncodeTiled
 }
 
 /// A kernel that does nothing, with as many bytes of arguments as a GEMM here has.

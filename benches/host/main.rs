@@ -38,7 +38,11 @@ fn main() -> Result<()> {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name).with_extension("safetensors")
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("FP8_MOE_FIXTURES")
+        .map_or_else(here, PathBuf::from)
+        .join(name)
+        .with_extension("safetensors")
 }
 
 /// From a file to a layer on the device, copies included.
@@ -96,8 +100,8 @@ impl Forward {
 const AT_A_TIME: u64 = 32;
 
 /// What a forward costs the thread that enqueues it: checks, launch arguments and the driver's recording of
-/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also as
-/// it is, all launches enqueued.
+/// the launches, measured in a capture, where nothing runs. With no tokens, the checks alone. On a GPU also
+/// as it is, all launches enqueued.
 fn forward(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut run = Forward::new(device, Scheme::Block)?;
     let stream = device.default_stream();

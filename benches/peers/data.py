@@ -1,7 +1,8 @@
 """Shapes, random inputs and quantised weights that every program is given alike.
 
-Data is random on purpose: FP8 tensor cores run up to 13 % faster on zeros or constants, because they draw less power.
-Weights follow a normal distribution whose largest values come near the e4m3 limit, as a quantised checkpoint's do.
+Data is random on purpose: FP8 tensor cores run up to 13 % faster on zeros or constants, because they draw
+less power. Weights follow a normal distribution whose largest values come near the e4m3 limit, as a quantised
+checkpoint's do.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Shape:
         return [self.experts, self.top_k, self.hidden, self.inter]
 
     def split(self, tp: int) -> "Shape":
-        """The part of one rank when the intermediate dimension is divided among `tp` ranks, and among the name's."""
+        """The part of one rank when the intermediate dimension is divided among `tp` ranks, and among the
+        name's.
+        """
         tp *= self.tp
         if self.inter % tp:
             raise ValueError(f"intermediate size {self.inter} is no multiple of tp {tp}")
@@ -62,13 +65,16 @@ MODELS = {
     "deepseek-v3-tp8": Shape(256, 8, 7168, 2048, 8),
     "qwen3.5-35b-tp4": Shape(256, 8, 2048, 512, 4),
 }
-# What results are compared on. Many rows an expert and few take other kernels; peers compute both, and still fewer.
+# What results are compared on. Many rows an expert and few take other kernels; peers compute both, and still
+# fewer.
 CHECK_SHAPE, CHECK_TOKENS = Shape(8, 2, 1024, 512), (1024, 64)
 
 
 @dataclass
 class Weights:
-    """w13 [E, 2I, H] (gate rows, then up rows), w2 [E, H, I], and their scales in the layout of the scheme."""
+    """w13 [E, 2I, H] (gate rows, then up rows), w2 [E, H, I], and their scales in the layout of the
+    scheme.
+    """
 
     w13: torch.Tensor
     w13_scale: torch.Tensor
@@ -78,7 +84,9 @@ class Weights:
 
 @dataclass
 class Case:
-    """One measurement's inputs. `full` is the model's shape, `shape` one rank's; `sets` are rotated through."""
+    """One measurement's inputs. `full` is the model's shape, `shape` one rank's; `sets` are rotated
+    through.
+    """
 
     model: str
     full: Shape
@@ -121,8 +129,9 @@ def zipf_exponent(kind: str) -> float:
 def route(tokens: int, shape: Shape, kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Expert ids [T, k] (distinct in a row) and weights that sum to one, on the CPU.
 
-    The n-th most popular expert is drawn with a probability proportional to 1 / n^S; which expert is how popular is
-    drawn too. Adding Gumbel noise to log-probabilities and taking the k largest draws without replacement.
+    The n-th most popular expert is drawn with a probability proportional to 1 / n^S; which expert is how
+    popular is drawn too. Adding Gumbel noise to log-probabilities and taking the k largest draws without
+    replacement.
     """
     rng = torch.Generator().manual_seed(seed)
     logp = -zipf_exponent(kind) * torch.log(torch.arange(1, shape.experts + 1, dtype=torch.float32))
@@ -142,13 +151,15 @@ def active_experts(ids: torch.Tensor, batches: Sequence[int]) -> list[int]:
     return [int(ids[:tokens].unique().numel()) for tokens in batches]
 
 
-def route_table(batches: Sequence[int], shape: Shape, kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def route_table(batches: Sequence[int], shape: Shape, kind: str,
+                seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One routing for all batch sizes: a batch takes the first rows. Every program gets the same one.
 
-    How many experts a small batch hits varies much with the seed, and with it the weights to be read. Of several draws,
-    the one is taken whose counts are nearest to the medians.
+    How many experts a small batch hits varies much with the seed, and with it the weights to be read. Of
+    several draws, the one is taken whose counts are nearest to the medians.
     """
-    counts = {s: active_experts(route(max(batches), shape, kind, s)[0], batches) for s in range(seed, seed + 17)}
+    counts = {s: active_experts(route(max(batches), shape, kind, s)[0], batches)
+              for s in range(seed, seed + 17)}
     medians = [statistics.median(column) for column in zip(*counts.values())]
     best = min(counts, key=lambda s: sum(abs(n - m) / m for n, m in zip(counts[s], medians)))
     return route(max(batches), shape, kind, best)
@@ -201,12 +212,14 @@ class WeightBank:
 
     def _scales(self, rows: int, cols: int, scheme: str) -> torch.Tensor:
         size = scale_shape(self.shape.experts, rows, cols, scheme)
-        # Dequantised weights get a deviation near 1/sqrt(K), so activations keep their magnitude through the layer.
+        # Dequantised weights get a deviation near 1/sqrt(K), so activations keep their magnitude through the
+        # layer.
         return (0.5 + torch.rand(size, device=self.device)) / (100.0 * math.sqrt(cols))
 
 
 def sets_needed(shape: Shape, active: int, l2_bytes: int, memory_bytes: int) -> int:
-    """How many weight sets keep any call from finding its weights in the L2 cache: four times its size in between.
+    """How many weight sets keep any call from finding its weights in the L2 cache: four times its size in
+    between.
 
     As many as fit into the memory given; an error where not one does.
     """
@@ -218,11 +231,13 @@ def sets_needed(shape: Shape, active: int, l2_bytes: int, memory_bytes: int) -> 
     return max(1, min(wanted, fit))
 
 
-def make_case(model: str, full: Shape, tp: int, scheme: str, routing: str, routed: tuple[torch.Tensor, torch.Tensor],
+def make_case(model: str, full: Shape, tp: int, scheme: str, routing: str,
+              routed: tuple[torch.Tensor, torch.Tensor],
               bank: WeightBank, l2_bytes: int, memory_bytes: int) -> Case:
     """A case on the bank's device, for the tokens of `routed` (ids and weights)."""
     shape, (ids, gates) = full.split(tp), routed
-    case = Case(model, full, shape, tp * full.tp, scheme, routing, random_hidden(ids.shape[0], shape.hidden, bank.device, 1),
+    case = Case(model, full, shape, tp * full.tp, scheme, routing,
+                random_hidden(ids.shape[0], shape.hidden, bank.device, 1),
                 ids.to(bank.device), gates.to(bank.device))
     case.sets = bank.sets(sets_needed(shape, case.active, l2_bytes, memory_bytes), scheme)
     return case

@@ -1,7 +1,8 @@
 """DeepGEMM between the kernels a layer needs: 1x128 activations, 128x128 weight blocks.
 
-Large batches use its contiguous layout with vLLM's scatter and gather; small ones its masked layout, where every
-expert owns a fixed number of slots. DeepGEMM compiles each kernel at its first call with nvcc (about 9 seconds).
+Large batches use its contiguous layout with vLLM's scatter and gather; small ones its masked layout, where
+every expert owns a fixed number of slots. DeepGEMM compiles each kernel at its first call with nvcc (about 9
+seconds).
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class DeepGemmLayer(Layer):
         self.parts = {"layer": self.layer, "gemm1": self.gemm1, "gemm2": self.gemm2}
 
     def layer(self, w: Weights) -> None:
-        torch.ops._C.per_token_group_fp8_quant(self.case.hidden, self.xq, self.x_scale, GROUP, 1e-10, -E4M3_MAX,
-                                               E4M3_MAX, False, False, False)
+        torch.ops._C.per_token_group_fp8_quant(self.case.hidden, self.xq, self.x_scale, GROUP, 1e-10,
+                                               -E4M3_MAX, E4M3_MAX, False, False, False)
         self.experts(w)
 
     def experts(self, w: Weights) -> None:
@@ -47,8 +48,8 @@ class DeepGemmLayer(Layer):
         self.gemm1(w)
         self.activate()
         self.gemm2(w)
-        self.utils.ep_gather(self.h2.view(-1, self.case.shape.hidden), self.case.ids, self.case.gates, self.index,
-                             self.expert_map, self.out)
+        self.utils.ep_gather(self.h2.view(-1, self.case.shape.hidden), self.case.ids, self.case.gates,
+                             self.index, self.expert_map, self.out)
 
     def dispatch(self) -> None:
         """Rows and scales to their experts."""
@@ -89,27 +90,29 @@ class Contiguous(DeepGemmLayer):
         self.kernels.count(self.case.ids, self.counts, self.first)
         self.expert.fill_(-1)  # rows that nobody writes are skipped by the GEMMs
         self.utils.ep_scatter(recv_x=self.xq, recv_x_scale=self.x_scale, recv_topk=self.case.ids,
-                              num_recv_tokens_per_expert=self.counts, expert_map=self.expert_map, expert_start_loc=self.start,
+                              num_recv_tokens_per_expert=self.counts, expert_map=self.expert_map,
+                              expert_start_loc=self.start,
                               output_tensor=self.xp, output_tensor_scale=self.xp_scale, m_indices=self.expert,
                               output_index=self.index)
 
     def gemm1(self, w: Weights) -> None:
-        self.dg.m_grouped_fp8_gemm_nt_contiguous((self.xp, self.xp_scale), (w.w13, w.w13_scale), self.h1, self.expert,
-                                                 disable_ue8m0_cast=True)
+        self.dg.m_grouped_fp8_gemm_nt_contiguous((self.xp, self.xp_scale), (w.w13, w.w13_scale), self.h1,
+                                                 self.expert, disable_ue8m0_cast=True)
 
     def activate(self) -> None:
         self.kernels.silu_quantise(self.h1, self.q, self.q_scale)
 
     def gemm2(self, w: Weights) -> None:
-        self.dg.m_grouped_fp8_gemm_nt_contiguous((self.q, self.q_scale), (w.w2, w.w2_scale), self.h2, self.expert,
-                                                 disable_ue8m0_cast=True)
+        self.dg.m_grouped_fp8_gemm_nt_contiguous((self.q, self.q_scale), (w.w2, w.w2_scale), self.h2,
+                                                 self.expert, disable_ue8m0_cast=True)
 
 
 class Masked(DeepGemmLayer):
     def __init__(self, case: Case, sources: Sources):
         super().__init__(case, sources)
         e, h, i, dev = case.shape.experts, case.shape.hidden, case.shape.inter, case.hidden.device
-        # Every expert could get every token; whole tiles are stored, so a tile must not reach into the next expert.
+        # Every expert could get every token; whole tiles are stored, so a tile must not reach into the next
+        # expert.
         slots = -(-case.tokens // ALIGN) * ALIGN
         self.expected = max(1, -(-case.rows // e))
 
@@ -124,11 +127,12 @@ class Masked(DeepGemmLayer):
         self.h2 = torch.empty(e, slots, h, dtype=torch.bfloat16, device=dev)
 
     def dispatch(self) -> None:
-        self.kernels.scatter(self.xq, self.x_scale, self.case.ids, self.counts, self.xp, self.xp_scale, self.index)
+        self.kernels.scatter(self.xq, self.x_scale, self.case.ids, self.counts, self.xp, self.xp_scale,
+                             self.index)
 
     def gemm1(self, w: Weights) -> None:
-        self.dg.m_grouped_fp8_gemm_nt_masked((self.xp, self.xp_scale), (w.w13, w.w13_scale), self.h1, self.counts,
-                                             self.expected, disable_ue8m0_cast=True)
+        self.dg.m_grouped_fp8_gemm_nt_masked((self.xp, self.xp_scale), (w.w13, w.w13_scale), self.h1,
+                                             self.counts, self.expected, disable_ue8m0_cast=True)
 
     def activate(self) -> None:
         torch.ops._C.persistent_masked_m_silu_mul_quant(self.h1, self.counts, self.q, self.q_scale, False)
@@ -150,4 +154,5 @@ class DeepGemm(Peer):
         return kind(case, self.sources)
 
     def check(self, case: Case) -> tuple[float, float]:
-        return largest(kind(case, self.sources).distances(case, case.sets[0]) for kind in (Masked, Contiguous))
+        return largest(kind(case, self.sources).distances(case, case.sets[0])
+                       for kind in (Masked, Contiguous))

@@ -24,7 +24,9 @@ def _count(ids, counts, total, first, BLOCK: tl.constexpr):
 @triton.jit
 def _scatter(x, scale, ids, counts, xp, scale_p, index, slots, TOP_K: tl.constexpr, HIDDEN: tl.constexpr,
              HIDDEN_P2: tl.constexpr, GROUPS: tl.constexpr, GROUPS_P2: tl.constexpr):
-    """One program a token: its row goes to the next free slot of each of its experts, its scales into columns."""
+    """One program a token: its row goes to the next free slot of each of its experts, its scales into
+    columns.
+    """
     token = tl.program_id(0).to(tl.int64)
     column, group = tl.arange(0, HIDDEN_P2), tl.arange(0, GROUPS_P2)
     row = tl.load(x + token * HIDDEN + column, mask=column < HIDDEN)
@@ -55,7 +57,8 @@ def _silu_quantise(h1, q, scale, rows, inter, ROWS: tl.constexpr, GROUP: tl.cons
 
 
 def count(ids: torch.Tensor, counts: torch.Tensor, first: int = 0) -> None:
-    _count[(counts.numel(),)](ids, counts, ids.numel(), first, BLOCK=min(1024, triton.next_power_of_2(ids.numel())))
+    _count[(counts.numel(),)](ids, counts, ids.numel(), first,
+                              BLOCK=min(1024, triton.next_power_of_2(ids.numel())))
 
 
 def scatter(x: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, xp: torch.Tensor,
@@ -63,9 +66,10 @@ def scatter(x: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, counts: tor
     """Rows into [E, slots, H]; `scale_p` [E, slots, G] is column-major inside an expert, as TMA wants it."""
     counts.zero_()
     (tokens, hidden), groups = x.shape, scale.shape[1]
-    _scatter[(tokens,)](x.view(torch.uint8), scale, ids, counts, xp.view(torch.uint8), scale_p, index, xp.shape[1],
-                        TOP_K=ids.shape[1], HIDDEN=hidden, HIDDEN_P2=triton.next_power_of_2(hidden), GROUPS=groups,
-                        GROUPS_P2=triton.next_power_of_2(groups), num_warps=8)
+    _scatter[(tokens,)](x.view(torch.uint8), scale, ids, counts, xp.view(torch.uint8), scale_p, index,
+                        xp.shape[1],
+                        TOP_K=ids.shape[1], HIDDEN=hidden, HIDDEN_P2=triton.next_power_of_2(hidden),
+                        GROUPS=groups, GROUPS_P2=triton.next_power_of_2(groups), num_warps=8)
 
 
 def silu_quantise(h1: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
 """Stand-ins for the peers' GPU operators, in plain torch on the CPU: for testing the calls around them.
 
-Each does what its operator is documented to do, so a layer put together from them must agree with the reference. With
-vLLM's libraries loaded, every call is first held against the real operator's schema. DeepGEMM's checks of layouts are
-repeated here, since they cannot run without a GPU.
+Each does what its operator is documented to do, so a layer put together from them must agree with the
+reference. With vLLM's libraries loaded, every call is first held against the real operator's schema.
+DeepGEMM's checks of layouts are repeated here, since they cannot run without a GPU.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def silu_and_mul(result: Any, x: Any) -> None:
     _fill(result, silu_mul(x))
 
 
-def silu_and_mul_per_block_quant(out: Any, x: Any, scales: Any, group: int, scale_ub: Any, transposed: bool) -> None:
+def silu_and_mul_per_block_quant(out: Any, x: Any, scales: Any, group: int, scale_ub: Any,
+                                 transposed: bool) -> None:
     assert group == GROUP and x.dim() == 2 and not transposed
     q, s = reference.quantise_groups(silu_mul(x))
     _fill(out, q)
@@ -67,9 +68,10 @@ def problem_sizes(first: Any, sizes1: Any, sizes2: Any, n: int, k: int, swap_ab:
         sizes.copy_(torch.stack([wide, rows, deep] if swap_ab else [rows, wide, deep], 1))
 
 
-def cutlass_moe_mm(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, offsets: Any, sizes: Any, ab1: Any, ab2: Any,
-                   c: Any, per_token: bool, per_channel: bool) -> None:
-    assert per_token and per_channel and b_scale.shape == (*b.shape[:2], 1) and a_scale.shape == (a.shape[0], 1)
+def cutlass_moe_mm(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, offsets: Any, sizes: Any, ab1: Any,
+                   ab2: Any, c: Any, per_token: bool, per_channel: bool) -> None:
+    assert per_token and per_channel and b_scale.shape == (*b.shape[:2], 1) and a_scale.shape == (a.shape[0],
+        1)
     assert set(ab1.tolist()) == set(ab2.tolist()) == {b.shape[2]} and set(c.tolist()) == {b.shape[1]}
     swapped = a.shape[0] <= 64
     for expert, start in enumerate(offsets.tolist()):
@@ -79,8 +81,8 @@ def cutlass_moe_mm(out: Any, a: Any, b: Any, a_scale: Any, b_scale: Any, offsets
         out[part] = (a[part].float() * a_scale[part] @ (b[expert].float() * b_scale[expert]).T).to(out.dtype)
 
 
-def moe_permute_with_scratch(x: Any, ids: Any, source: Any, expert_map: Any, experts: int, local: int, k: int, xp: Any,
-                             first: Any, inverse: Any, perm: Any, space: Any, *scratch: Any) -> None:
+def moe_permute_with_scratch(x: Any, ids: Any, source: Any, expert_map: Any, experts: int, local: int, k: int,
+                             xp: Any, first: Any, inverse: Any, perm: Any, space: Any, *scratch: Any) -> None:
     assert experts == local and expert_map is None and all(s.shape == ids.shape for s in scratch)
     order = torch.argsort(ids.view(-1), stable=True)
     perm.copy_(order)

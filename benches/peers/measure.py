@@ -32,7 +32,8 @@ class Deadline:
 
 def our_names(implementations: list[str], group: Group) -> list[str]:
     """The names under which our binary is measured in a group."""
-    return [name for name in implementations if name in ACCUMULATION and offers(name, group.scheme, group.parts[0])]
+    return [name for name in implementations if name in ACCUMULATION
+            and offers(name, group.scheme, group.parts[0])]
 
 
 def programs(implementations: list[str], group: Group) -> int:
@@ -96,10 +97,11 @@ class Measurement:
         budget = program_budget(self.memory, programs(self.args.implementations, group))
         started = {}
         for name in names:
-            started[name] = Ours([self.args.binary, "bench", "--model", group.model, "--scheme", group.scheme, "--tp",
+            started[name] = Ours([self.args.binary, "bench", "--model", group.model, "--scheme", group.scheme,
+                                  "--tp",
                                   str(self.args.tp), "--accumulation", ACCUMULATION[name], "--memory-limit",
-                                  f"{budget / GIB:.3f}", "--routing", self._routing_file(group.model), "--matrix-rate",
-                                  f"{rate:.3f}"])
+                                  f"{budget / GIB:.3f}", "--routing", self._routing_file(group.model),
+                                  "--matrix-rate", f"{rate:.3f}"])
             with contextlib.suppress(OSError):  # each case tries again and gets a row that says why
                 started[name].start(group.tokens, group.parts)
         return started
@@ -115,20 +117,20 @@ class Measurement:
                     self.report.add(self._error(name, group.model, group.scheme, tokens, part, error))
 
     def _error(self, name: str, model: str, scheme: str, tokens: int, part: str, error: str) -> Row:
-        return empty_row(name, model, MODELS[model].as_list(), self.args.tp * MODELS[model].tp, tokens, scheme, self.args.routing, part,
-                         error)
+        return empty_row(name, model, MODELS[model].as_list(), self.args.tp * MODELS[model].tp, tokens,
+                         scheme, self.args.routing, part, error)
 
-    def _case(self, group: Group, tokens: int, routed: tuple[torch.Tensor, torch.Tensor], bank: WeightBank, budget: int,
-              ours: dict[str, Ours]) -> None:
+    def _case(self, group: Group, tokens: int, routed: tuple[torch.Tensor, torch.Tensor], bank: WeightBank,
+              budget: int, ours: dict[str, Ours]) -> None:
         try:
-            case = make_case(group.model, MODELS[group.model], self.args.tp, group.scheme, self.args.routing, routed,
-                             bank, self.l2, weight_memory(bank.shape, tokens, budget))
+            case = make_case(group.model, MODELS[group.model], self.args.tp, group.scheme, self.args.routing,
+                             routed, bank, self.l2, weight_memory(bank.shape, tokens, budget))
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._errors(group, tokens, one_line(error))
             return
         for program in ours.values():
-            # It prepares on the same device, which would disturb the choice among Triton configurations. A failure is met
-            # again, and reported, with the part.
+            # It prepares on the same device, which would disturb the choice among Triton configurations. A
+            # failure is met again, and reported, with the part.
             with contextlib.suppress(BinaryFailed, OSError):
                 program.case(tokens, group.parts[0])
         layers: dict[str, Layer] = {}

@@ -1,7 +1,8 @@
 """Drives our own binary beside the peers: a process that measures one round whenever it is told to.
 
-`fp8-moe bench --lockstep` prints a line `{"ready": {...}}` for each case. Then every line `go` on its standard input
-makes it replay a round and print `{"us": [...]}`; `next` moves to the following case; `quit` ends it.
+`fp8-moe bench --lockstep` prints a line `{"ready": {...}}` for each case. Then every line `go` on its
+standard input makes it replay a round and print `{"us": [...]}`; `next` moves to the following case; `quit`
+ends it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import threading
 from typing import Any, Sequence
 
 
-# Our rows' names, and the accumulation that each stands for: with one scale a token, vLLM's CUTLASS layer and torch's grouped
-# GEMM keep their sums in the tensor cores, which ours does only when asked to.
+# Our rows' names, and the accumulation that each stands for: with one scale a token, vLLM's CUTLASS layer and
+# torch's grouped GEMM keep their sums in the tensor cores, which ours does only when asked to.
 ACCUMULATION = {"fp8-moe": "promoted", "fp8-moe-fast": "fast"}
 
 
@@ -81,7 +82,9 @@ class Lockstep:
                 return said
 
     def case(self, tokens: int, part: str) -> dict[str, Any]:
-        """Move on until the case is the wanted one; its `ready` object. Asking for the present case changes nothing."""
+        """Move on until the case is the wanted one; its `ready` object. Asking for the present case changes
+        nothing.
+        """
         while self.current != (tokens, part):
             if self.current:
                 self._say("next")
@@ -113,8 +116,8 @@ class Ours:
 
     def start(self, tokens: Sequence[int], parts: Sequence[str]) -> Lockstep:
         self.close()
-        self.running = Lockstep([*self.base, "--tokens", ",".join(map(str, tokens)), "--part", ",".join(parts),
-                                 "--lockstep"])
+        self.running = Lockstep([*self.base, "--tokens", ",".join(map(str, tokens)), "--part",
+                                 ",".join(parts), "--lockstep"])
         return self.running
 
     def case(self, tokens: int, part: str) -> dict[str, Any]:
@@ -141,13 +144,15 @@ class Ours:
 
 
 class Dump:
-    """Our binary writing its inputs and output of a small case to a safetensors file, beside what else goes on."""
+    """Our binary writing its inputs and output of a small case to a safetensors file, beside what else goes
+    on.
+    """
 
     def __init__(self, binary: str, name: str, shape: Sequence[int], tokens: int, scheme: str, path: str):
         self.path = path
         # A given matrix rate, of any value, saves measuring one.
-        command = [binary, "bench", "--shape", ",".join(map(str, shape)), "--tokens", str(tokens), "--scheme", scheme,
-                   "--accumulation", ACCUMULATION[name], "--matrix-rate", "1", "--dump", path]
+        command = [binary, "bench", "--shape", ",".join(map(str, shape)), "--tokens", str(tokens), "--scheme",
+                   scheme, "--accumulation", ACCUMULATION[name], "--matrix-rate", "1", "--dump", path]
         try:
             self.process: subprocess.Popen[str] | OSError = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

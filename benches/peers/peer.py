@@ -42,14 +42,16 @@ class Peer:
         raise NotImplementedError
 
     def warm(self, case: Case) -> None:
-        """Calls everything that measuring the case will call, so that it is compiled; the results are not looked at."""
+        """Calls everything that measuring the case will call, so that it is compiled; the results are not
+        looked at.
+        """
         layer = self.build(case)
         for call in layer.parts.values():
             call(case.sets[0])
 
     def check(self, case: Case) -> tuple[float, float]:
-        """The largest distances, from the reference and from exact arithmetic; smaller batches take other paths in most
-        programs."""
+        """The largest distances, from the reference and from exact arithmetic; smaller batches take other
+        paths in most programs."""
         batches = (case, *(first(case, tokens) for tokens in (64, 8, 1)))
         return largest(self.build(part).distances(part, part.sets[0]) for part in batches)
 

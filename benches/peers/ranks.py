@@ -5,18 +5,21 @@
 
 A layer of the peer, on each rank, by torch.distributed and NCCL:
 
-    own rows --quantise--> e4m3 --all_gather_into_tensor--> all rows --experts that are here--> bf16 --reduce_scatter-->
-             `------------- dispatch --------------------'           `------ experts ------'         `--- combine ---'
+    own rows --quantise--> e4m3 --all_gather_into_tensor--> all rows                  dispatch
+    all rows --experts that are here--> bf16                                          experts
+    bf16 --reduce_scatter--> own rows                                                 combine
 
-What is gathered, in one coalesced group: rows, group scales, ids, weights. The experts are vLLM's Triton kernel with an
-expert map, and from 256 rows on DeepGEMM too (contiguous, its scatter and gather with the map): what vLLM has on one
-host without DeepEP. As there, Triton sorts all experts' rows and writes zeros for those of other ranks. Unlike there,
-few rows are not sorted, as without a map, and configurations are swept: both favour the peer.
+What is gathered, in one coalesced group: rows, group scales, ids, weights. The experts are vLLM's Triton
+kernel with an expert map, and from 256 rows on DeepGEMM too (contiguous, its scatter and gather with the
+map): what vLLM has on one host without DeepEP. As there, Triton sorts all experts' rows and writes zeros for
+those of other ranks. Unlike there, few rows are not sorted, as without a map, and configurations are swept:
+both favour the peer.
 
-Each part in a CUDA graph of its own; a sample is the mean over a chain of replays between two events, behind a barrier;
-the median over samples; the slowest rank counts. Ranks have the same routings in all programs, each its own. Our binary
-(`bench --ranks`, a process to a rank) has a turn before and one behind, and its rows hold the mean. Before any time is
-taken, a small layer over the ranks is compared with `reference.py`. Rows are of schema `fp8-moe-bench/1`.
+Each part in a CUDA graph of its own; a sample is the mean over a chain of replays between two events, behind
+a barrier; the median over samples; the slowest rank counts. Ranks have the same routings in all programs,
+each its own. Our binary (`bench --ranks`, a process to a rank) has a turn before and one behind, and its rows
+hold the mean. Before any time is taken, a small layer over the ranks is compared with `reference.py`. Rows
+are of schema `fp8-moe-bench/1`.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ TURN_SECONDS = 120.0  # that our binary may take for one turn
 class TritonOverRanks(TritonLayer):
     """`layer` is the experts alone, on the rows that have been gathered."""
 
-    def __init__(self, expert_map: torch.Tensor, case: Case, kernel: Any, config: Config, second: Config | None = None):
+    def __init__(self, expert_map: torch.Tensor, case: Case, kernel: Any, config: Config,
+                 second: Config | None = None):
         super().__init__(case, kernel, config, second)
         self.map, self.found = expert_map, self.expert_ids
         self.expert_ids = torch.empty_like(self.found)
@@ -85,7 +89,8 @@ class DeepGemmOverRanks(Contiguous):
 
 
 def quantise(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
-    torch.ops._C.per_token_group_fp8_quant(x, q, scale, GROUP, 1e-10, -E4M3_MAX, E4M3_MAX, False, False, False)
+    torch.ops._C.per_token_group_fp8_quant(x, q, scale, GROUP, 1e-10, -E4M3_MAX, E4M3_MAX, False, False,
+                                           False)
 
 
 class Ranks:
@@ -100,7 +105,8 @@ class Ranks:
         self.bank = WeightBank(self.local, device)
         # One more, for what the sorting leaves at the end of its list: number -1.
         self.map = torch.full((shape.experts + 1,), -1, dtype=torch.int32, device=device)
-        self.map[self.first : self.first + self.local.experts] = torch.arange(self.local.experts, dtype=torch.int32)
+        here = slice(self.first, self.first + self.local.experts)
+        self.map[here] = torch.arange(self.local.experts, dtype=torch.int32)
         self.routed = [routing(shape, rank, most) for rank in range(ranks)]
 
     def case(self, tokens: int) -> Case:
@@ -134,9 +140,11 @@ class Parts:
         self.layer, self.weights, self.device = layer, case.sets[0], case.hidden.device
         self.hidden, self.xq, self.scale = (x[own].clone() for x in (case.hidden, layer.xq, layer.x_scale))
         small = [(case.ids[own].clone(), case.ids), (case.gates[own].clone(), case.gates)]
-        self.pairs = [(self.xq.view(torch.uint8), layer.xq.view(torch.uint8)), (self.scale, layer.x_scale), *small]
+        self.pairs = [(self.xq.view(torch.uint8), layer.xq.view(torch.uint8)), (self.scale, layer.x_scale),
+                      *small]
         self.out = torch.empty(each, case.shape.hidden, dtype=torch.bfloat16, device=self.device)
-        self.calls = {"layer": self.all, "dispatch": self.dispatch, "experts": self.experts, "combine": self.combine}
+        self.calls = {"layer": self.all, "dispatch": self.dispatch, "experts": self.experts,
+                      "combine": self.combine}
 
     def dispatch(self) -> None:
         quantise(self.hidden, self.xq, self.scale)
@@ -170,7 +178,8 @@ def exchanges(shape: Shape, tokens: int, ranks: int, device: torch.device) -> di
         pairs.append((part, torch.empty(ranks * tokens, columns, dtype=dtype, device=device)))
     partial = torch.randn(ranks * tokens, shape.hidden, device=device, dtype=torch.bfloat16)
     out = torch.empty(tokens, shape.hidden, device=device, dtype=torch.bfloat16)
-    return {"dispatch": lambda: gather(pairs, device), "combine": lambda: dist.reduce_scatter_tensor(out, partial)}
+    return {"dispatch": lambda: gather(pairs, device),
+            "combine": lambda: dist.reduce_scatter_tensor(out, partial)}
 
 
 def captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -218,7 +227,8 @@ def start_rank(index: int, arguments: argparse.Namespace) -> torch.device:
     return device
 
 
-def check(rank: int, ranks: int, triton: VllmTriton, sources: Sources, device: torch.device) -> dict[str, float]:
+def check(rank: int, ranks: int, triton: VllmTriton, sources: Sources,
+          device: torch.device) -> dict[str, float]:
     """The largest distance, over the ranks, of a small layer's result from the reference."""
     torch.manual_seed(rank)
     of_rank = Ranks("check", CHECK_SHAPE, rank, ranks, CHECK_TOKENS, device)
@@ -244,9 +254,9 @@ def check(rank: int, ranks: int, triton: VllmTriton, sources: Sources, device: t
 
 def row(arguments: argparse.Namespace, name: str, model: str, tokens: int, part: str, us: float | None,
         error: str | None = None) -> dict[str, Any]:
-    return {"implementation": name, "model": model, "shape": MODELS[model].as_list(), "tp": 1, "ep": arguments.ranks,
-            "tokens": tokens, "scheme": "block", "routing": "uniform", "part": f"{part} over ranks", "median_us": us,
-            "error": error}
+    return {"implementation": name, "model": model, "shape": MODELS[model].as_list(), "tp": 1,
+            "ep": arguments.ranks, "tokens": tokens, "scheme": "block", "routing": "uniform",
+            "part": f"{part} over ranks", "median_us": us, "error": error}
 
 
 def peers(rank: int, arguments: argparse.Namespace, path: str) -> None:
@@ -267,7 +277,8 @@ def peers(rank: int, arguments: argparse.Namespace, path: str) -> None:
                 print(f"check    {name}: {distance:.2e} from the reference", flush=True)
     for model in arguments.models:
         shape = MODELS[model]
-        of_rank = Ranks(model, shape, rank, arguments.ranks, max(arguments.tokens), device) if sources else None
+        most = max(arguments.tokens)
+        of_rank = Ranks(model, shape, rank, arguments.ranks, most, device) if sources else None
         for tokens in arguments.tokens:
             implementations: dict[str, Callable[[], dict[str, Callable[[], None]]]] = {
                 "torch-distributed": lambda: exchanges(shape, tokens, arguments.ranks, device)}
@@ -295,7 +306,8 @@ def peers(rank: int, arguments: argparse.Namespace, path: str) -> None:
 
 def warm(index: int, arguments: argparse.Namespace) -> None:
     """Compiles what one of the cases needs, without the other ranks; all cases side by side."""
-    cases = [("check", CHECK_TOKENS), *((model, tokens) for model in arguments.models for tokens in arguments.tokens)]
+    cases = [("check", CHECK_TOKENS),
+             *((model, tokens) for model in arguments.models for tokens in arguments.tokens)]
     name, tokens = cases[index]
     rank = index % arguments.ranks
     torch.cuda.set_device(rank)
@@ -319,8 +331,8 @@ def ours(arguments: argparse.Namespace, model: str, folder: Path, turn: int) -> 
     path = folder / f"{model}-{turn}.json"
     running = []
     for rank in range(arguments.ranks):
-        command = [arguments.binary, "bench", "--ranks", str(arguments.ranks), "--model", model, "--scheme", "block",
-                   "--tokens", ",".join(map(str, arguments.tokens)),
+        command = [arguments.binary, "bench", "--ranks", str(arguments.ranks), "--model", model, "--scheme",
+                   "block", "--tokens", ",".join(map(str, arguments.tokens)),
                    "--routing", str(folder / f"{model}-{rank}.safetensors")]
         if rank == 0:
             command += ["--json", str(path)]
@@ -353,25 +365,29 @@ def summary(rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{'layer over ranks, us':24} {'ours':>8} {'turns':>18} {'peer':>8}  {'ratio':>5}  fastest peer")
     for row in rows:
         if row["implementation"] == "fp8-moe" and row["part"] == "layer over ranks":
-            others = [other for other in rows if other["implementation"] not in ("fp8-moe", "torch-distributed")
-                      and other["median_us"] and all(other[key] == row[key] for key in ("model", "tokens", "part"))]
+            same = ("model", "tokens", "part")
+            others = [other for other in rows
+                      if other["implementation"] not in ("fp8-moe", "torch-distributed")
+                      and other["median_us"] and all(other[key] == row[key] for key in same)]
             best = min(others, key=lambda other: other["median_us"], default=None)
-            peer = (f"{best['median_us']:8.1f}  {best['median_us'] / row['median_us']:5.2f}  {best['implementation']}"
-                    if best else "       -")
+            ratio = best["median_us"] / row["median_us"] if best else 0.0
+            peer = f"{best['median_us']:8.1f}  {ratio:5.2f}  {best['implementation']}" if best else "       -"
             turns = ", ".join(f"{us:.1f}" for us in row.get("turns_us", ()))
             print(f"{row['model']:16} {row['tokens']:>7} {row['median_us']:8.1f} {turns:>18} {peer}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--models", type=lambda text: text.split(","), default=["deepseek-v3", "qwen3-235b"])
-    parser.add_argument("--tokens", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 64, 512, 4096],
-                        help="of each rank")
+    parser.add_argument("--tokens", type=lambda text: [int(n) for n in text.split(",")],
+                        default=[1, 8, 64, 512, 4096], help="of each rank")
     parser.add_argument("--peers", help="the folder of README.md; without it exchanges alone are measured")
     parser.add_argument("--binary", help="our fp8-moe, to run beside")
     parser.add_argument("--triton-sweep", type=int, default=12)
-    parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which peers begin no case")
+    parser.add_argument("--time-limit", type=float, default=1e9,
+                        help="seconds after which peers begin no case")
     parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--json")
     arguments = parser.parse_args()

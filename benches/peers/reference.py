@@ -1,9 +1,10 @@
 """The layer in plain torch at f64, and the quantisers: what every program's result is compared with.
 
-The activations are quantised where the programs quantise them (before each GEMM), so what remains is the order of
-accumulation and the rounding of intermediates. The latter matters: a bf16 rounding before the second quantisation moves
-some values to a neighbouring e4m3 number, which alone makes a distance of 2e-2. So the reference can round like the
-programs: not at all, what the GEMMs store, or what the activation stores too. The nearest of the three counts.
+The activations are quantised where the programs quantise them (before each GEMM), so what remains is the
+order of accumulation and the rounding of intermediates. The latter matters: a bf16 rounding before the second
+quantisation moves some values to a neighbouring e4m3 number, which alone makes a distance of 2e-2. So the
+reference can round like the programs: not at all, what the GEMMs store, or what the activation stores too.
+The nearest of the three counts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ TOLERANCE = 4e-2
 
 
 def largest_by_448(x: torch.Tensor) -> torch.Tensor:
-    """x / 448 in f32, by a division: by a Python number a GPU divides with the reciprocal, which is off in the last bit,
-    and roundings to e4m3 that are ties then go the other way."""
+    """x / 448 in f32, by a division: by a Python number a GPU divides with the reciprocal, which is off in
+    the last bit, and roundings to e4m3 that are ties then go the other way."""
     return x / torch.full((), E4M3_MAX, dtype=torch.float32, device=x.device)
 
 
@@ -96,7 +97,9 @@ def rel_l2(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def distances(got: torch.Tensor, case: Case, weights: Weights) -> tuple[float, float]:
-    """From the nearest of the references, and from exact arithmetic on the quantised operands, which rounds nothing."""
+    """From the nearest of the references, and from exact arithmetic on the quantised operands, which rounds
+    nothing.
+    """
     found = [rel_l2(got, layer(case, weights, rounded=rounded)) for rounded in ROUNDINGS]
     return min(found), found[ROUNDINGS.index(())]
 

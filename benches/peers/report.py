@@ -1,4 +1,6 @@
-"""Rows, floors, and the JSON that is written after every row, so that a killed run leaves what it measured."""
+"""Rows, floors, and the JSON that is written after every row, so that a killed run leaves what it
+measured.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,20 @@ from data import GROUP, PARTS, SCHEMES, Case
 
 SCHEMA = "fp8-moe-bench/1"
 VERSION = "0.1.0"
-IMPLEMENTATIONS = ("fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped", "cublaslt")
+IMPLEMENTATIONS = ("fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "deepgemm", "torch-grouped",
+                   "cublaslt")
 TIMES = ("median_us", "p10_us", "p90_us")
-ROW_KEYS = ("implementation", "model", "shape", "tp", "ep", "tokens", "scheme", "routing", "part", "accumulation", *TIMES,
-            "launches", "flops", "bytes", "floor_us", "fraction", "error", "counted", "exact_rel_l2", "configuration")
+ROW_KEYS = ("implementation", "model", "shape", "tp", "ep", "tokens", "scheme", "routing", "part",
+            "accumulation", *TIMES, "launches", "flops", "bytes", "floor_us", "fraction", "error", "counted",
+            "exact_rel_l2", "configuration")
 Row = dict[str, Any]
 
 
 def work(case: Case, part: str) -> tuple[int, int]:
     """Operations, and the bytes that must cross the memory bus at least once.
 
-    Weights and scales of the active experts, and the part's inputs and outputs; what stays inside a layer is not
-    counted, as it could stay in the cache.
+    Weights and scales of the active experts, and the part's inputs and outputs; what stays inside a layer is
+    not counted, as it could stay in the cache.
     """
     h, i, rows, active = case.shape.hidden, case.shape.inter, case.rows, case.active
 
@@ -43,7 +47,9 @@ def work(case: Case, part: str) -> tuple[int, int]:
 
 
 def memory_rate(rates: dict[str, Any]) -> float:
-    """Bytes a second that memory delivers: of a stream that is only read, or where there is none of a copy."""
+    """Bytes a second that memory delivers: of a stream that is only read, or where there is none of a
+    copy.
+    """
     return max(rates.get("read_bytes_per_s") or 0.0, rates["copy_bytes_per_s"])
 
 
@@ -52,21 +58,22 @@ def floor_us(flops: int, size: int, rates: dict[str, Any]) -> float:
     return round(max(flops / rates["matrix_flops_per_s"], size / memory_rate(rates)) * 1e6, 3)
 
 
-def empty_row(implementation: str, model: str, shape: list[int], tp: int, tokens: int, scheme: str, routing: str,
-              part: str, error: str | None = None) -> Row:
+def empty_row(implementation: str, model: str, shape: list[int], tp: int, tokens: int, scheme: str,
+              routing: str, part: str, error: str | None = None) -> Row:
     row: Row = dict.fromkeys(ROW_KEYS)
-    row.update(implementation=implementation, model=model, shape=shape, tp=tp, ep=1, tokens=tokens, scheme=scheme,
-               routing=routing, part=part, flops=0, bytes=0, error=error)
+    row.update(implementation=implementation, model=model, shape=shape, tp=tp, ep=1, tokens=tokens,
+               scheme=scheme, routing=routing, part=part, flops=0, bytes=0, error=error)
     return row
 
 
 def timed_row(implementation: str, case: Case, part: str, times: dict[str, float], launches: int | None,
               rates: dict[str, Any]) -> Row:
-    row = empty_row(implementation, case.model, case.full.as_list(), case.tp, case.tokens, case.scheme, case.routing,
-                    part)
+    row = empty_row(implementation, case.model, case.full.as_list(), case.tp, case.tokens, case.scheme,
+                    case.routing, part)
     flops, size = work(case, part)
     floor = floor_us(flops, size, rates)
-    row.update(times, launches=launches, flops=flops, bytes=size, floor_us=floor, fraction=floor / times["median_us"])
+    row.update(times, launches=launches, flops=flops, bytes=size, floor_us=floor,
+               fraction=floor / times["median_us"])
     return row
 
 
@@ -81,7 +88,8 @@ def problems(document: dict[str, Any]) -> list[str]:
         if missing:
             found.append(f"row {index} lacks {', '.join(missing)}")
             continue
-        if row["part"] not in PARTS or row["scheme"] not in SCHEMES or row["implementation"] not in IMPLEMENTATIONS:
+        known = row["part"] in PARTS and row["scheme"] in SCHEMES
+        if not known or row["implementation"] not in IMPLEMENTATIONS:
             found.append(f"row {index} has an unknown part, scheme or implementation")
         if row["error"] is None and not all(isinstance(row[key], float) for key in TIMES):
             found.append(f"row {index} has neither times nor an error")
@@ -95,7 +103,8 @@ class Report:
         self.path = path
         self.errors: dict[tuple[str, str], float] = {}
         self.document: dict[str, Any] = {
-            "schema": SCHEMA, "program": "peers", "version": VERSION, "date": datetime.date.today().isoformat(),
+            "schema": SCHEMA, "program": "peers", "version": VERSION,
+            "date": datetime.date.today().isoformat(),
             "command": command, "device": device, "rates": {}, "checks": [], "rows": [],
         }
 
@@ -113,15 +122,17 @@ class Report:
         print(f"  {row['implementation']:14} {row['part']:6} {said}", flush=True)
 
     def check(self, implementation: str, scheme: str, found: dict[str, Any]) -> None:
-        """What a program's results were compared with: `rel_l2` from the nearest reference, `exact_rel_l2` from exact
-        arithmetic on the quantised operands. The latter goes to every row of the program as well."""
+        """What a program's results were compared with: `rel_l2` from the nearest reference, `exact_rel_l2`
+        from exact arithmetic on the quantised operands. The latter goes to every row of the program as
+        well."""
         distance, exact, error = (found.get(key) for key in ("rel_l2", "exact_rel_l2", "error"))
-        self.document["checks"].append({"implementation": implementation, "scheme": scheme, "rel_l2": distance,
-                                        "exact_rel_l2": exact, "error": error})
+        self.document["checks"].append({"implementation": implementation, "scheme": scheme,
+                                        "rel_l2": distance, "exact_rel_l2": exact, "error": error})
         if exact is not None:
             self.errors[implementation, scheme] = exact
         self.write()
-        said = error or f"relative L2 {distance:.2e}" + (f", {exact:.2e} from exact arithmetic" if exact else "")
+        from_exact = f", {exact:.2e} from exact arithmetic" if exact else ""
+        said = error or f"relative L2 {distance:.2e}{from_exact}"
         print(f"  {implementation:14} {scheme:10} {said}", flush=True)
 
     def write(self) -> None:
@@ -141,14 +152,16 @@ class Report:
             if row["error"]:
                 cell = "skipped" if row["error"].startswith("skipped") else "error"
             else:
-                cell = f"{row['median_us']:.1f}" + (f" {100 * row['fraction']:.0f}%" if row["fraction"] else "")
+                fraction = f" {100 * row['fraction']:.0f}%" if row["fraction"] else ""
+                cell = f"{row['median_us']:.1f}{fraction}"
             lines.setdefault(key, {})[row["implementation"]] = cell
         head = f"{'model':18}{'scheme':11}{'part':7}{'tokens':>7}" + "".join(f"{n:>16}" for n in names)
         body = [f"{k[0]:18}{k[1]:11}{k[2]:7}{k[3]:>7}" + "".join(f"{cells.get(n, '-'):>16}" for n in names)
                 for k, cells in sorted(lines.items())]
         found = sorted(self.errors.items())
         exact = ["distance from exact arithmetic on the quantised operands, relative L2:",
-                 *(f"  {name:14} {scheme:10} {distance:.2e}" for (name, scheme), distance in found)] if found else []
+                 *(f"  {name:14} {scheme:10} {distance:.2e}" for (name, scheme), distance in found)]
+        exact = exact if found else []
         return "\n".join([head, *body, *exact])
 
 

@@ -47,7 +47,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--parts", type=several(PARTS), default=["layer"], help="of every case")
     p.add_argument("--gemm-models", type=several(tuple(MODELS)), default=list(MODELS),
                    help="models whose GEMMs are measured alone too; default: all")
-    p.add_argument("--gemm-tokens", type=numbers, default=[4096], metavar="TOKENS", help="at these batch sizes")
+    p.add_argument("--gemm-tokens", type=numbers, default=[4096], metavar="TOKENS",
+                   help="at these batch sizes")
     p.add_argument("--implementations", type=several((*OURS, *PEERS)), help="default: all there are")
     p.add_argument("--routing", default="uniform", help="uniform or zipf:S")
     p.add_argument("--tp", type=int, default=1, help="divide the intermediate dimension by this")
@@ -96,13 +97,15 @@ def clocks(when: str) -> None:
 
 
 def start_dumps(args: argparse.Namespace, folder: Path) -> dict[tuple[str, str, int], Any]:
-    """Our binary at work on small cases of each of its names and schemes, to be compared with the reference."""
+    """Our binary at work on small cases of each of its names and schemes, to be compared with the
+    reference.
+    """
     from data import CHECK_SHAPE, CHECK_TOKENS
     from ours import Dump
     from trial import offers
 
-    wanted = [(name, scheme, tokens) for name in args.implementations if name in OURS for scheme in args.schemes
-              if offers(name, scheme, "layer") for tokens in CHECK_TOKENS]
+    wanted = [(name, scheme, tokens) for name in args.implementations if name in OURS
+              for scheme in args.schemes if offers(name, scheme, "layer") for tokens in CHECK_TOKENS]
     return {(name, scheme, tokens): Dump(args.binary, name, CHECK_SHAPE.as_list(), tokens, scheme,
                                          str(folder / f"check-{name}-{scheme}-{tokens}.safetensors"))
             for name, scheme, tokens in wanted}
@@ -110,7 +113,9 @@ def start_dumps(args: argparse.Namespace, folder: Path) -> dict[tuple[str, str, 
 
 def check_inputs(args: argparse.Namespace, folder: Path, dumps: dict[tuple[str, str, int], Any],
                  outcome: Any) -> dict[str, str]:
-    """A file of inputs for each scheme: our binary's dump, or our own. What became of the dumps goes to `outcome`."""
+    """A file of inputs for each scheme: our binary's dump, or our own. What became of the dumps goes to
+    `outcome`.
+    """
     import torch
 
     import reference
@@ -123,7 +128,8 @@ def check_inputs(args: argparse.Namespace, folder: Path, dumps: dict[tuple[str, 
         try:
             dump.finish()
             case, out = load_case(dump.path, scheme, torch.device("cuda"))
-            for key, distance in zip(("rel_l2", "exact_rel_l2"), reference.distances(out, case, case.sets[0])):
+            for key, distance in zip(("rel_l2", "exact_rel_l2"),
+                                     reference.distances(out, case, case.sets[0])):
                 found[key] = max(found[key], distance)
             files.setdefault(scheme, dump.path)  # the first is that of most tokens
         except (AttributeError, BinaryFailed, KeyError, RuntimeError, ValueError) as error:
@@ -132,7 +138,8 @@ def check_inputs(args: argparse.Namespace, folder: Path, dumps: dict[tuple[str, 
         files[scheme] = str(folder / f"check-{scheme}.safetensors")
         bank = WeightBank(CHECK_SHAPE, torch.device("cuda"))
         routed = route(max(CHECK_TOKENS), CHECK_SHAPE, "uniform", 1)
-        save_case(make_case("check", CHECK_SHAPE, 1, scheme, "uniform", routed, bank, 0, 1 << 34), files[scheme])
+        save_case(make_case("check", CHECK_SHAPE, 1, scheme, "uniform", routed, bank, 0, 1 << 34),
+                  files[scheme])
     return files
 
 
@@ -192,19 +199,20 @@ def main() -> int:
             return 0
         try:
             device = torch.device("cuda")
-            # Weights are read and not written: floors take the rate of a stream that is only read, where our binary can
-            # measure one.
+            # Weights are read and not written: floors take the rate of a stream that is only read, where our
+            # binary can measure one.
             report.rates.update(copy_bytes_per_s=max(timing.copy_rate(device), timing.read_rate(device)),
                                 copy_rate_of="the faster of a copy of 1 GiB and a reduction of 2 GiB",
                                 read_bytes_per_s=read_rate(args.binary, folder),
                                 matrix_flops_per_s=timing.matrix_rate(device),
-                                matrix_rate_of="dense FP8 of torch._scaled_mm, row-wise scales, 8192 x 8192 x 8192")
-            say("rates: copy {copy_bytes_per_s:.3e} bytes/s, read {read_bytes_per_s} bytes/s, dense FP8 {matrix_flops_per_s:.3e} flop/s"
-                .format(**report.rates))
+                                matrix_rate_of="dense FP8 of torch._scaled_mm, row-wise scales, "
+                                               "8192 x 8192 x 8192")
+            say("rates: copy {copy_bytes_per_s:.3e} bytes/s, read {read_bytes_per_s} bytes/s, "
+                "dense FP8 {matrix_flops_per_s:.3e} flop/s".format(**report.rates))
             clocks("warm")
             torch.cuda.empty_cache()
-            Measurement(args, groups, sources, outcome, report, deadline, device, properties.L2_cache_size, memory,
-                        folder).run()
+            Measurement(args, groups, sources, outcome, report, deadline, device, properties.L2_cache_size,
+                        memory, folder).run()
         finally:
             report.write()
             print(report.table())
@@ -218,8 +226,9 @@ def read_rate(binary: str | None, folder: Path) -> float | None:
     if not binary:
         return None
     path = folder / "rates.json"
-    subprocess.run([binary, "bench", "--shape", "8,2,256,256", "--tokens", "1", "--part", "permute", "--matrix-rate", "1",
-                    "--json", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
+    subprocess.run([binary, "bench", "--shape", "8,2,256,256", "--tokens", "1", "--part", "permute",
+                    "--matrix-rate", "1", "--json", str(path)],
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
     try:
         return json.loads(path.read_text())["rates"].get("read_bytes_per_s")
     except (OSError, ValueError, KeyError, AttributeError):
@@ -233,7 +242,8 @@ def dry_run(args: argparse.Namespace, groups: list[Any]) -> str:
     from trial import offers
 
     def contenders(group: Any) -> int:
-        return sum(any(offers(name, group.scheme, part) for part in group.parts) for name in args.implementations)
+        return sum(any(offers(name, group.scheme, part) for part in group.parts)
+                   for name in args.implementations)
 
     return schedule.describe(groups, contenders, args.implementations, args.rounds, args.tp, 80 * 10**9,
                              lambda group: programs(args.implementations, group))

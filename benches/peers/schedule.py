@@ -1,4 +1,6 @@
-"""Which cases are measured in which order, what memory each program may use for them, and how long they will take."""
+"""Which cases are measured in which order, what memory each program may use for them, and how long they will
+take.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def weight_memory(shape: Shape, tokens: int, budget: int) -> int:
 
 
 def estimate(group: Group, tokens: int, contenders: int, rounds: int, tp: int) -> float:
-    """Seconds that a case takes, roughly: set-up of every program, then rounds of chains of at least a millisecond."""
+    """Seconds that a case takes, roughly: set-up of every program, then rounds of chains of at least a
+    millisecond.
+    """
     shape = MODELS[group.model].split(tp)
     active = active_in_expectation(shape, tokens)
     operations = 6 * tokens * shape.top_k * shape.hidden * shape.inter
@@ -89,8 +93,9 @@ def describe(groups: Sequence[Group], contenders: Any, implementations: Sequence
         most = max(group.tokens)
         sets = int(weight_memory(shape, most, budget) // shape.weight_bytes)
         fits = f"at most {sets} weight sets" if sets else "DOES NOT FIT"
+        buffers = activation_bytes(shape, most) / GIB
         lines.append(f"{group}: {programs(group)} programs of {budget / GIB:.1f} GiB, {fits} of "
-                     f"{shape.weight_bytes / GIB:.1f} GiB, buffers up to {activation_bytes(shape, most) / GIB:.1f} GiB")
+                     f"{shape.weight_bytes / GIB:.1f} GiB, buffers up to {buffers:.1f} GiB")
         elapsed += SET_UP
         for tokens in group.tokens:
             elapsed += estimate(group, tokens, contenders(group), rounds, tp)

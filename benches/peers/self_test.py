@@ -1,4 +1,5 @@
-"""Tests of this program that need no GPU: `run.py --self-test`, with `--peers DIR` also against the peers' own code.
+"""Tests of this program that need no GPU: `run.py --self-test`, with `--peers DIR` also against the peers'
+own code.
 
 Triton kernels run in Triton's interpreter where Triton is installed; other operators are replaced by `fakes`.
 """
@@ -29,7 +30,8 @@ import ours
 import reference
 import report
 import timing
-from data import (CHECK_SHAPE, E4M3, MODELS, Case, Shape, WeightBank, Weights, active_experts, load_case, make_case,
+from data import (CHECK_SHAPE, E4M3, MODELS, Case, Shape, WeightBank, Weights, active_experts, load_case,
+                  make_case,
                   random_e4m3, random_hidden, route, route_table, save_case, sets_needed, zipf_exponent)
 from sources import Sources
 
@@ -68,7 +70,8 @@ def routing_is_distinct_and_normalised() -> None:
     assert counts[0].min() > 128 and counts[1].max() > 3 * counts[0].max()
     table, _ = route_table([1, 8, 64], shape, "uniform", 1)
     one, few, many = active_experts(table, [1, 8, 64])
-    assert table.shape == (64, 8) and one == 8 and abs(few - 51.5) < 3 and abs(many - 126) < 3  # the expected counts
+    assert table.shape == (64, 8) and one == 8 and abs(few - 51.5) < 3 and abs(many
+        - 126) < 3  # the expected counts
     for kind in ("zipf", "zipf:x", "zipf:11", "all"):
         try:
             zipf_exponent(kind)
@@ -98,8 +101,10 @@ def the_most_important_cases_come_first() -> None:
     from schedule import Group
 
     def order(**changes: list) -> list[Group]:
-        arguments = {"models": ["mixtral-8x7b", "qwen3-30b"], "schemes": ["block", "per-token"], "tokens": [1, 8, 4096],
-                     "parts": ["layer"], "first": [1, 4096], "gemm_models": ["qwen3-30b"], "gemm_tokens": [4096]}
+        arguments = {"models": ["mixtral-8x7b", "qwen3-30b"], "schemes": ["block", "per-token"],
+                     "tokens": [1, 8, 4096],
+                     "parts": ["layer"], "first": [1, 4096], "gemm_models": ["qwen3-30b"],
+                     "gemm_tokens": [4096]}
         return schedule.order(**{**arguments, **changes})
 
     groups, layer, gemms = order(), ("layer",), ("gemm1", "gemm2")
@@ -137,8 +142,10 @@ def each_gemm_has_its_fastest_configuration() -> None:
 
     case = small_case("block", 8)
     many = [candidates(small_case("block", tokens), 99) for tokens in (8, 128, 1024)]
-    assert all(len(found) >= 10 and len({json.dumps(c, sort_keys=True) for c in found}) == len(found) for found in many)
-    # At height 16 the first GEMM likes option 1 and the second option 2; at height 32 one is better in the first alone.
+    assert all(len(found) >= 10 and len({json.dumps(c, sort_keys=True) for c in found}) == len(found)
+               for found in many)
+    # At height 16 the first GEMM likes option 1 and the second option 2; at height 32 one is better in the
+    # first alone.
     times = {("gemm1", 0): 5.0, ("gemm1", 1): 4.0, ("gemm1", 2): 6.0, ("gemm1", 5): 1.0,
              ("gemm2", 0): 5.0, ("gemm2", 1): 6.0, ("gemm2", 2): 3.0, ("gemm2", 5): 9.0}
     options = candidates(case, 6)
@@ -160,7 +167,8 @@ def each_gemm_has_its_fastest_configuration() -> None:
 
     triton = VllmTriton.__new__(VllmTriton)
     triton.kernel, triton.folder, triton.sweep = None, None, 6
-    with mock.patch.object(triton, "layer_of", Fake, create=True), mock.patch.object(timing, "Graphs", Timed), \
+    with mock.patch.object(triton, "layer_of", Fake, create=True), mock.patch.object(timing, "Graphs",
+        Timed), \
             mock.patch.object(triton, "options", lambda case: options):
         assert triton.fastest(case) == (options[1], options[2])
 
@@ -185,7 +193,8 @@ def reference_against_loops() -> None:
             e, both = int(case.ids[token, slot]), []
             for n in range(288):
                 both.append(sum(value(xq, xs, k) * weight(w.w13, w.w13_scale, e, n, k) for k in range(160)))
-            gate, up = torch.tensor(both[:144], dtype=torch.float64), torch.tensor(both[144:], dtype=torch.float64)
+            gate, up = torch.tensor(both[:144], dtype=torch.float64), torch.tensor(both[144:],
+                dtype=torch.float64)
             aq, as_ = reference.quantise((gate / (1 + torch.exp(-gate)) * up)[None], scheme)
             for column in range(2):
                 y = sum(value(aq, as_, k) * weight(w.w2, w.w2_scale, e, column, k) for k in range(144))
@@ -231,7 +240,8 @@ def documents_have_the_schema() -> None:
         times = timing.summary([[3.0, 1.0, 2.0], [5.0, 4.0, 6.0], [2.0, 2.0, 2.0]])
         assert times["median_us"] == 2.0 and times["p10_us"] == 1.8 and 5.0 <= times["p90_us"] <= 5.4
         made.add(report.timed_row("deepgemm", case, "gemm1", times, 3, rates))
-        made.add(report.empty_row("fp8-moe", "m", [1, 1, 1, 1], 1, 4, "block", "uniform", "layer", "no such thing"))
+        made.add(report.empty_row("fp8-moe", "m", [1, 1, 1, 1], 1, 4, "block", "uniform", "layer",
+                                  "no such thing"))
         assert "no such thing" not in made.table() and "error" in made.table()
         document = json.loads(Path(f"{folder}/out.json").read_text())
         assert "1.72e-02" in made.table()
@@ -297,7 +307,9 @@ def lockstep_with_a_fake_binary() -> None:
 
 @test
 def measuring_goes_on_past_failures() -> None:
-    """The whole loop with stand-ins for the graphs and the peers: who fails gets an error row, the rest are timed."""
+    """The whole loop with stand-ins for the graphs and the peers: who fails gets an error row, the rest are
+    timed.
+    """
     import measure
     import trial
     from peer import Layer, Peer, Unsupported
@@ -327,8 +339,8 @@ def measuring_goes_on_past_failures() -> None:
             return layer
 
     args = SimpleNamespace(routing="uniform", tp=2, rounds=2, triton_sweep=1, binary="/nonexistent",
-                           implementations=["fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton", "torch-grouped",
-                                            "cublaslt"])
+                           implementations=["fp8-moe", "fp8-moe-fast", "vllm-cutlass", "vllm-triton",
+                                            "torch-grouped", "cublaslt"])
     groups = [Group("tiny", scheme, (2, 4096), ("layer", "gemm1")) for scheme in ("block", "per-token")]
     groups.append(Group("huge", "block", (2,), ("layer",)))
     outcome = trial.Outcome()
@@ -352,10 +364,13 @@ def measuring_goes_on_past_failures() -> None:
     timed = [row for row in rows if row["error"] is None]
     assert {(r["implementation"], r["part"]) for r in timed} == {("torch-grouped", "gemm1")}
     assert not any(r["implementation"] in ("torch-grouped", "cublaslt") for r in late if r["part"] == "layer")
-    assert all("GiB may be used" in r["error"] for r in rows if r["model"] == "huge"), "too large for the card"
-    assert timed[0]["median_us"] == 11.0 and timed[0]["launches"] == 7 and timed[0]["shape"] == [4, 2, 256, 512]
+    assert all("GiB may be used" in r["error"] for r in rows
+               if r["model"] == "huge"), "too large for the card"
+    assert timed[0]["median_us"] == 11.0 and timed[0]["launches"] == 7
+    assert timed[0]["shape"] == [4, 2, 256, 512]
     errors = {row["implementation"]: row["error"] for row in rows if row["error"] and row["part"] == "gemm1"}
-    assert "0.5" not in errors["fp8-moe"] and "fp8-moe-fast" in errors and "5.00e-01" in errors["vllm-cutlass"]
+    assert "0.5" not in errors["fp8-moe"] and "fp8-moe-fast" in errors
+    assert "5.00e-01" in errors["vllm-cutlass"]
     assert "ZeroDivisionError" in errors["vllm-triton"] and "cublaslt" not in errors
 
 
@@ -374,8 +389,10 @@ def trials_run_apart() -> None:
         plan = trial.plan(names, ["per-token", "block"], groups, common, checks, Path(folder), False)
         found = {(t.implementation, t.scheme, *t.models, *t.tokens) for t in plan}
         assert {("deepgemm", "block", m, *t) for m in models for t in ((1, 8), (512,))} <= found
-        assert ("vllm-triton", "block", "qwen3-30b", "glm-4.6", 1, 8) in found, "the same number of experts per token"
-        assert ("torch-grouped", "per-token", "qwen3-30b", 4096) in found, "what has no layer is tried on the GEMMs alone"
+        assert ("vllm-triton", "block", "qwen3-30b", "glm-4.6", 1,
+                8) in found, "the same number of experts per token"
+        assert ("torch-grouped", "per-token", "qwen3-30b",
+                4096) in found, "what has no layer is tried on the GEMMs alone"
         assert [str(t) for t in plan][:3] == ["vllm-triton, per-token: check", "vllm-triton, block: check",
                                               "deepgemm, block: check"], [str(t) for t in plan]
         assert len(plan) == 3 + 6 + 8 + 1 + 1 and plan[-1].implementation in ("vllm-cutlass", "torch-grouped")
@@ -416,8 +433,8 @@ def silu_quantise_kernel() -> None:
     deepgemm_kernels.silu_quantise(h1, q, scale)
     want, want_scale = reference.quantise_groups(fakes.silu_mul(h1))
     assert torch.allclose(scale, want_scale, rtol=1e-5, atol=0)
-    # One unit in the last place. The interpreter rounds less well than the GPU: it loses the carry into the exponent,
-    # so results that are powers of two are left out, and values under 2^-6 may become zero.
+    # One unit in the last place. The interpreter rounds less well than the GPU: it loses the carry into the
+    # exponent, so results that are powers of two are left out, and values under 2^-6 may become zero.
     step = (want.float().abs() / 8).clamp(min=2.0**-6)
     power = torch.frexp(want.float().abs()).mantissa == 0.5
     assert bool((((q.float() - want.float()).abs() <= step) | power).all())
@@ -450,7 +467,8 @@ def layers_of_the_peers() -> str:
     def check(name: str, layer, case: Case) -> None:
         distance = layer.distance(case, case.sets[0])
         # Twice the tolerance of a GPU: the interpreter's rounding to bf16 is off in places.
-        assert distance < 2 * reference.TOLERANCE, f"{name}, {case.tokens} tokens, {case.scheme}: {distance:.2e}"
+        what = f"{name}, {case.tokens} tokens, {case.scheme}"
+        assert distance < 2 * reference.TOLERANCE, f"{what}: {distance:.2e}"
         done.append(f"{name}/{case.scheme}/{case.tokens} {distance:.0e}")
 
     done: list[str] = []
@@ -467,7 +485,8 @@ def layers_of_the_peers() -> str:
             case = small_case(scheme, tokens, shape)
             check("triton", TritonLayer(case, kernel, candidates(case, 1)[0]), case)
     # The interpreter's rounding to e4m3 would blur the comparison, so this kernel is tested apart, above.
-    deepgemm_kernels.silu_quantise = lambda h1, q, scale: fakes.silu_and_mul_per_block_quant(q, h1, scale, 128, None,
+    deepgemm_kernels.silu_quantise = lambda h1, q, scale: fakes.silu_and_mul_per_block_quant(q, h1, scale,
+        128, None,
                                                                                              False)
     for kind in (Masked, Contiguous):
         case = small_case("block", 20)
@@ -488,7 +507,8 @@ def experts_over_ranks() -> str:
     except ImportError:
         raise Skip("no --peers") from None
     shape, done = Shape(8, 2, 1024, 256), []
-    deepgemm_kernels.silu_quantise = lambda h1, q, scale: fakes.silu_and_mul_per_block_quant(q, h1, scale, 128, None,
+    deepgemm_kernels.silu_quantise = lambda h1, q, scale: fakes.silu_and_mul_per_block_quant(q, h1, scale,
+        128, None,
                                                                                              False)
     for tokens in (12, 1):
         cases, ranks = [], [Ranks("check", shape, rank, 2, tokens, CPU) for rank in range(2)]
@@ -496,7 +516,8 @@ def experts_over_ranks() -> str:
             torch.manual_seed(rank)
             cases.append(of_rank.case(tokens))
         own = [case.sets[0] for case in cases]
-        whole = Weights(*(torch.cat([getattr(w, name).view(torch.uint8) for w in own]).view(getattr(own[0], name).dtype)
+        whole = Weights(*(torch.cat([getattr(w, name).view(torch.uint8) for w in own]).view(getattr(own[0],
+            name).dtype)
                           for name in ("w13", "w13_scale", "w2", "w2_scale")))
         full = replace(cases[0], shape=shape)
         kinds = {"triton": lambda rank, case: TritonOverRanks(rank.map, case, kernel, candidates(case, 1)[0]),

@@ -1,7 +1,8 @@
 """Finds the peers: installed packages first, else a folder of their files, unpacked into a temporary one.
 
-The folder (`--peers`) may hold, compressed or not: the two vLLM operator libraries (`*_C_stable_libtorch.abi3.so`),
-`deep_gemm/` or `deep_gemm.tar.xz`, `vllm_triton_moe.py`, `vllm_dg_utils.py` and `configs/*.json`.
+The folder (`--peers`) may hold, compressed or not: the two vLLM operator libraries
+(`*_C_stable_libtorch.abi3.so`), `deep_gemm/` or `deep_gemm.tar.xz`, `vllm_triton_moe.py`, `vllm_dg_utils.py`
+and `configs/*.json`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from types import ModuleType
 import torch
 
 VLLM_OPS = {
-    "_C": ("cutlass_moe_mm", "dynamic_per_token_scaled_fp8_quant", "silu_and_mul", "per_token_group_fp8_quant",
-           "silu_and_mul_per_block_quant", "persistent_masked_m_silu_mul_quant",
+    "_C": ("cutlass_moe_mm", "dynamic_per_token_scaled_fp8_quant", "silu_and_mul",
+           "per_token_group_fp8_quant", "silu_and_mul_per_block_quant", "persistent_masked_m_silu_mul_quant",
            "get_cutlass_moe_mm_problem_sizes_from_expert_offsets"),
     "_moe_C": ("moe_permute_with_scratch", "moe_permute_sort_workspace_size", "moe_unpermute",
                "moe_align_block_size", "moe_sum"),
@@ -33,8 +34,8 @@ FUSED_MOE = "vllm.model_executor.layers.fused_moe."
 class Sources:
     """Where each peer's code comes from. All processes of one run share the unpacked folder.
 
-    Its path depends on the files' names and sizes alone: DeepGEMM's cache of compiled kernels may depend on the path of
-    its headers, so with a constant path a later run on the same machine compiles nothing anew.
+    Its path depends on the files' names and sizes alone: DeepGEMM's cache of compiled kernels may depend on
+    the path of its headers, so with a constant path a later run on the same machine compiles nothing anew.
     """
 
     def __init__(self, peers: str | None):
@@ -47,7 +48,9 @@ class Sources:
         self.unpacked = Path(tempfile.gettempdir(), f"fp8-moe-peers-{os.getuid()}-{digest}")
 
     def unpack(self) -> None:
-        """Decompress the folder's files, unless an earlier run has; called before other processes use them."""
+        """Decompress the folder's files, unless an earlier run has; called before other processes use
+        them.
+        """
         complete = self.unpacked / ".complete"
         if self.folder is None or complete.exists():
             return
@@ -73,7 +76,8 @@ class Sources:
             where.insert(0, Path(self.vllm.submodule_search_locations[0]))
         libraries = next((found for folder in where if (found := sorted(folder.glob("*_C*.abi3.so")))), None)
         if not libraries:
-            raise FileNotFoundError("vLLM is not installed, and its operator libraries are not in the --peers folder")
+            raise FileNotFoundError("vLLM is not installed, and its operator libraries are not in the "
+                                    "--peers folder")
         for library in libraries:
             if library.name.startswith(("_C.", "_C_stable", "_moe_C")):
                 torch.ops.load_library(str(library))

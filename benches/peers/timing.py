@@ -28,7 +28,9 @@ class Contender(Protocol):
 
 
 def graph_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
-    """How many kernels, copies and fills a captured graph launches; None where torch does not show the graph."""
+    """How many kernels, copies and fills a captured graph launches; None where torch does not show the
+    graph.
+    """
     try:
         driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_size_t()
         status = driver.cuGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count))
@@ -44,8 +46,8 @@ SLEEP_CYCLES = 40_000  # of the device for each replay that the host enqueues: a
 class Graphs:
     """One graph for each weight set, replayed in turn.
 
-    A sample is the mean over a chain of about a millisecond, in whole rounds over the sets: the same as our own
-    binary's, so that the events' own time and the gaps between graphs count alike.
+    A sample is the mean over a chain of about a millisecond, in whole rounds over the sets: the same as our
+    own binary's, so that the events' own time and the gaps between graphs count alike.
     """
 
     def __init__(self, call: Callable[[Any], object], sets: Sequence[Any]):
@@ -97,7 +99,9 @@ class Graphs:
 
 
 def interleave(contenders: dict[str, Contender], rounds: int) -> dict[str, list[list[float]] | Exception]:
-    """A B C A B C ...: every contender's rounds. One that fails drops out with its exception; the others go on."""
+    """A B C A B C ...: every contender's rounds. One that fails drops out with its exception; the others go
+    on.
+    """
     found: dict[str, list[list[float]] | Exception] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
@@ -113,8 +117,8 @@ def interleave(contenders: dict[str, Contender], rounds: int) -> dict[str, list[
 def summary(rounds: list[list[float]]) -> dict[str, float]:
     """The median over rounds of each round's median; the outer tenths over all samples."""
     every = [us for one in rounds for us in one]
-    return {"median_us": round(median([median(one) for one in rounds]), 3), "p10_us": round(quantile(every, 0.1), 3),
-            "p90_us": round(quantile(every, 0.9), 3)}
+    return {"median_us": round(median([median(one) for one in rounds]), 3),
+            "p10_us": round(quantile(every, 0.1), 3), "p90_us": round(quantile(every, 0.9), 3)}
 
 
 def copy_rate(device: torch.device, size: int = 1 << 30) -> float:

@@ -1,4 +1,6 @@
-"""The GEMMs that torch itself has: the grouped one, and dense cuBLASLt as the ceiling for a batch of the same size."""
+"""The GEMMs that torch itself has: the grouped one, and dense cuBLASLt as the ceiling for a batch of the same
+size.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class GroupedLayer(Layer):
     def gemm2(self, w: Weights) -> None:
         self.h2 = self._gemm(self.q, self.q_scale, w.w2, w.w2_scale)
 
-    def _gemm(self, a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor) -> torch.Tensor:
+    def _gemm(self, a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor,
+              b_scale: torch.Tensor) -> torch.Tensor:
         return torch._scaled_grouped_mm(a, b.transpose(-2, -1), a_scale, b_scale, offs=self.ends,
                                         out_dtype=torch.bfloat16, use_fast_accum=True)
 
@@ -54,14 +57,20 @@ class TorchGrouped(Peer):
         return GroupedLayer(case)
 
 
-def dense(a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, scheme: str) -> torch.Tensor:
-    """a [M, K] times b [N, K] transposed, through `torch._scaled_mm`; scales as `dense_scales` lays them out."""
+def dense(a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor,
+          scheme: str) -> torch.Tensor:
+    """a [M, K] times b [N, K] transposed, through `torch._scaled_mm`; scales as `dense_scales` lays them
+    out.
+    """
     return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16,
                             use_fast_accum=scheme == "per-token")
 
 
-def dense_scales(a_scale: torch.Tensor, b_scale: torch.Tensor, scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row-wise: [M, 1] and [1, N]. Blocks: A's scales column-major, B's [K/128, N/128] with K padded to four blocks."""
+def dense_scales(a_scale: torch.Tensor, b_scale: torch.Tensor,
+                 scheme: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row-wise: [M, 1] and [1, N]. Blocks: A's scales column-major, B's [K/128, N/128] with K padded to four
+    blocks.
+    """
     if scheme == "per-token":
         return a_scale.view(-1, 1), b_scale.view(1, -1)
     n_blocks, k_blocks = b_scale.shape
@@ -98,7 +107,8 @@ class DenseLayer(Layer):
 
     def distance(self, case: Case, weights: Weights) -> float:
         a, a_scale = self.inputs["gemm1"]
-        wide = a_scale[:, None] if self.scheme == "per-token" else a_scale.repeat_interleave(GROUP, 1)[:, : a.shape[1]]
+        wide = a_scale[:, None] if self.scheme == "per-token" else a_scale.repeat_interleave(GROUP, 1)[:,
+            : a.shape[1]]
         b = reference.dequantise(weights.w13[0], weights.w13_scale[0], self.scheme, torch.float64)
         return reference.rel_l2(self.forward(weights), (a.double() * wide.double()) @ b.T)
 

@@ -1,8 +1,8 @@
 """Tries every peer in processes of its own before anything is timed.
 
-That serves three ends: a peer that crashes the device takes no other down; results are compared with the reference;
-and the compilers (Triton, DeepGEMM's nvcc) run side by side, filling caches on disk that the timing process then hits.
-A trial makes no random weights and times nothing.
+That serves three ends: a peer that crashes the device takes no other down; results are compared with the
+reference; and the compilers (Triton, DeepGEMM's nvcc) run side by side, filling caches on disk that the
+timing process then hits. A trial makes no random weights and times nothing.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def make_peer(name: str, sources: Sources, sweep: int) -> Peer:
 
 
 # What each peer has: schemes, parts.
-OFFERS = {"vllm-cutlass": (("per-token",), PARTS), "vllm-triton": (SCHEMES, PARTS), "deepgemm": (("block",), PARTS),
-          "torch-grouped": (("per-token",), PARTS[1:]), "cublaslt": (SCHEMES, PARTS[1:]), "fp8-moe": (SCHEMES, PARTS),
-          "fp8-moe-fast": (("per-token",), PARTS)}
+OFFERS = {"vllm-cutlass": (("per-token",), PARTS), "vllm-triton": (SCHEMES, PARTS),
+          "deepgemm": (("block",), PARTS),
+          "torch-grouped": (("per-token",), PARTS[1:]), "cublaslt": (SCHEMES, PARTS[1:]),
+          "fp8-moe": (SCHEMES, PARTS), "fp8-moe-fast": (("per-token",), PARTS)}
 # Those whose first call on a shape takes seconds, and the batch size at which the kernels change most.
 COMPILES, SPLIT = ("vllm-triton", "deepgemm"), 256
 
@@ -86,7 +87,8 @@ class Trial:
         return int(max((s.weight_bytes + activation_bytes(s, most) for s in shapes), default=0) + GIB)
 
     def __str__(self) -> str:
-        what = f"{', '.join(self.models)}; {', '.join(map(str, self.tokens))} tokens" if self.models else "check"
+        tokens = ", ".join(map(str, self.tokens))
+        what = f"{', '.join(self.models)}; {tokens} tokens" if self.models else "check"
         return f"{self.implementation}, {self.scheme}: {what}"
 
 
@@ -143,7 +145,8 @@ def run_trial(spec: str) -> None:
                 peer.warm(blank_case(model, trial, tokens, weights, device))
                 torch.cuda.synchronize()
             except (Unsupported, torch.OutOfMemoryError):
-                pass  # other trials share the device's memory: whether the case fits is seen when it is measured
+                # Other trials share the device's memory: whether the case fits is seen when it is measured.
+                pass
             except Exception as error:
                 found = one_line(error)
             result["cases"][f"{model}/{tokens}"] = found
@@ -154,16 +157,18 @@ def run_trial(spec: str) -> None:
 
 def plan(implementations: list[str], schemes: list[str], groups: list[Group], common: dict[str, Any],
          checks: dict[str, str], folder: Path, check_only: bool) -> list[Trial]:
-    """One process for each peer and scheme, over the cases of `groups` that it offers; several where a peer compiles.
+    """One process for each peer and scheme, over the cases of `groups` that it offers; several where a peer
+    compiles.
 
-    Such a peer's check is a process too, as it compiles for sizes of its own. DeepGEMM compiles for a model's sizes. Triton
-    compiles for a number of experts per token, whatever the sizes: in one process, models of the same find what the first of
-    them compiled.
+    Such a peer's check is a process too, as it compiles for sizes of its own. DeepGEMM compiles for a model's
+    sizes. Triton compiles for a number of experts per token, whatever the sizes: in one process, models of
+    the same find what the first of them compiled.
     """
     trials: list[Trial] = []
     for name in (name for name in implementations if name not in ACCUMULATION):
         for scheme in (s for s in schemes if s in OFFERS[name][0]):
-            wanted = [g for g in groups if g.scheme == scheme and any(offers(name, scheme, part) for part in g.parts)]
+            wanted = [g for g in groups if g.scheme == scheme
+                      and any(offers(name, scheme, part) for part in g.parts)]
             models = list(dict.fromkeys(g.model for g in wanted))
             tokens = sorted({t for g in wanted for t in g.tokens})
             cuts = [(models, tokens)]
@@ -172,12 +177,15 @@ def plan(implementations: list[str], schemes: list[str], groups: list[Group], co
                 halves = [half for half in (small, large) if half]
                 alike: dict[Any, list[str]] = {}
                 for model in models:
-                    alike.setdefault(MODELS[model].top_k if name == "vllm-triton" else model, []).append(model)
+                    alike.setdefault(MODELS[model].top_k if name == "vllm-triton" else model,
+                                     []).append(model)
                 cuts = [([], []), *((some, half) for some in alike.values() for half in halves)]
             for index, (some, batch) in enumerate([([], [])] if check_only else cuts):
-                trials.append(Trial(name, scheme, some, batch, check_file=checks[scheme] if index == 0 else None,
+                trials.append(Trial(name, scheme, some, batch,
+                                    check_file=checks[scheme] if index == 0 else None,
                                     result=str(folder / f"trial-{len(trials)}.json"), **common))
-    # The longest first: compilers, of them the checks and those with several models, then the largest weights.
+    # The longest first: compilers, of them the checks and those with several models, then the largest
+    # weights.
     return sorted(trials, key=lambda t: (t.implementation not in COMPILES, len(t.models) > 0, -len(t.models),
                                          -t.device_bytes))
 
@@ -193,11 +201,13 @@ class Outcome:
         path = Path(trial.result)
         found = json.loads(path.read_text()) if path.exists() else {"check": None, "cases": {}}
         if trial.check_file:
-            self.checks[trial.implementation, trial.scheme] = found["check"] or {"error": ended or "no result"}
+            self.checks[trial.implementation, trial.scheme] = found["check"] or {"error": ended
+                or "no result"}
         for model in trial.models:
             for tokens in trial.tokens:
                 key = f"{model}/{tokens}"
-                self.cases[trial.implementation, trial.scheme, key] = found["cases"].get(key, ended or "not tried")
+                self.cases[trial.implementation, trial.scheme, key] = found["cases"].get(key,
+                    ended or "not tried")
 
     def objection(self, implementation: str, scheme: str, model: str, tokens: int) -> str | None:
         check = self.checks.get((implementation, scheme), {})
@@ -217,7 +227,8 @@ def run_trials(trials: list[Trial], outcome: Outcome, memory_bytes: int, seconds
     while waiting or running:
         used = sum(trial.device_bytes for trial, _, _ in running)
         for trial in list(waiting):
-            if len(running) < most and (not running or used + trial.device_bytes < MEMORY_SHARE * memory_bytes):
+            if len(running) < most and (not running or used + trial.device_bytes < MEMORY_SHARE
+                                        * memory_bytes):
                 running.append(start(trial))
                 waiting.remove(trial)
                 used += trial.device_bytes

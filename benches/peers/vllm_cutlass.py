@@ -1,4 +1,6 @@
-"""vLLM's CUTLASS FP8 layer: per-token activations, per-channel weights; the calls of its `run_cutlass_moe_fp8`."""
+"""vLLM's CUTLASS FP8 layer: per-token activations, per-channel weights; the calls of its
+`run_cutlass_moe_fp8`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class CutlassLayer(Layer):
         self.first = new(e + 1, dtype=torch.int64)
         self.inverse, self.perm = new(t, k, dtype=torch.int32), new(rows, dtype=torch.int32)
         self.source = torch.arange(rows, dtype=torch.int32, device=dev).view(t, k)
-        # The permutation's scratch, allocated once as vLLM does, so that a captured graph holds no allocation for it.
+        # The permutation's scratch, allocated once as vLLM does, so that a captured graph holds no allocation
+        # for it.
         self.sort_space = new(self.moe.moe_permute_sort_workspace_size(rows, e), dtype=torch.int8)
         self.scratch = [new(t, k, dtype=torch.int32) for _ in range(3)]
         self.sizes1, self.sizes2 = new(e, 3, dtype=torch.int32), new(e, 3, dtype=torch.int32)
@@ -56,8 +59,8 @@ class CutlassLayer(Layer):
         self.moe.moe_unpermute(self.h2, case.gates, self.inverse.view(-1), self.first, k, self.out)
 
     def gemm1(self, w: Weights) -> None:
-        self.c.cutlass_moe_mm(self.h1, self.xp, w.w13, self.xp_scale, w.w13_scale.unsqueeze(-1), self.first[:-1],
-                              self.sizes1, self.ab1, self.ab1, self.c1, True, True)
+        self.c.cutlass_moe_mm(self.h1, self.xp, w.w13, self.xp_scale, w.w13_scale.unsqueeze(-1),
+                              self.first[:-1], self.sizes1, self.ab1, self.ab1, self.c1, True, True)
 
     def gemm2(self, w: Weights) -> None:
         self.c.cutlass_moe_mm(self.h2, self.q, w.w2, self.q_scale, w.w2_scale.unsqueeze(-1), self.first[:-1],

@@ -1,8 +1,9 @@
 """vLLM's Triton fused-MoE kernel, with the calls of its `TritonExperts`: both quantisation schemes.
 
-The configuration that vLLM tuned for the shape, where there is one, and several others are tried, on each GEMM apart,
-as SGLang tunes them, and the fastest pair of the same tile height is kept: the height decides how rows are sorted.
-(Tuned ones alone understate the kernel: most were chosen before its operands were swapped for few rows.)
+The configuration that vLLM tuned for the shape, where there is one, and several others are tried, on each
+GEMM apart, as SGLang tunes them, and the fastest pair of the same tile height is kept: the height decides how
+rows are sorted. (Tuned ones alone understate the kernel: most were chosen before its operands were swapped
+for few rows.)
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class TritonLayer(Layer):
         """Rows to blocks of one expert each."""
         case, height = self.case, self.config["BLOCK_SIZE_M"]
         if self.aligned:
-            self.moe.moe_align_block_size(case.ids, case.full.experts, height, self.sorted_ids, self.expert_ids,
-                                          self.padded, None)
+            self.moe.moe_align_block_size(case.ids, case.full.experts, height, self.sorted_ids,
+                                          self.expert_ids, self.padded, None)
         else:
             self.padded.fill_(case.rows * height)
 
@@ -84,19 +85,22 @@ class TritonLayer(Layer):
 
     def quantise(self, x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
         if self.block:
-            self.c.per_token_group_fp8_quant(x, q, scale, GROUP, 1e-10, -E4M3_MAX, E4M3_MAX, False, False, False)
+            self.c.per_token_group_fp8_quant(x, q, scale, GROUP, 1e-10, -E4M3_MAX, E4M3_MAX, False, False,
+                                             False)
         else:
             self.c.dynamic_per_token_scaled_fp8_quant(q, x, scale, None)
 
     def gemm1(self, w: Weights) -> None:
-        self._gemm(self.xq, self.x_scale, w.w13, w.w13_scale, self.h1, None, self.case.shape.top_k, self.config)
+        self._gemm(self.xq, self.x_scale, w.w13, w.w13_scale, self.h1, None, self.case.shape.top_k,
+                   self.config)
 
     def gemm2(self, w: Weights) -> None:
         self._gemm(self.q, self.q_scale, w.w2, w.w2_scale, self.h2, self.case.gates, 1, self.second)
 
-    def _gemm(self, a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor, c: torch.Tensor,
-              gates: torch.Tensor | None, top_k: int, config: Config) -> None:
-        self.invoke(a, b, c, a_scale, b_scale, gates, self.sorted_ids, self.expert_ids, self.padded, gates is not None,
+    def _gemm(self, a: torch.Tensor, a_scale: torch.Tensor, b: torch.Tensor, b_scale: torch.Tensor,
+              c: torch.Tensor, gates: torch.Tensor | None, top_k: int, config: Config) -> None:
+        self.invoke(a, b, c, a_scale, b_scale, gates, self.sorted_ids, self.expert_ids, self.padded,
+                    gates is not None,
                     top_k, config, compute_type=self.compute_type, use_fp8_w8a8=True, use_int8_w8a8=False,
                     use_int8_w8a16=False, use_int4_w4a16=False, per_channel_quant=not self.block,
                     block_shape=[GROUP, GROUP] if self.block else None)
@@ -107,8 +111,8 @@ class TritonLayer(Layer):
 
 
 def config(m: int, n: int, k: int, group: int, warps: int, stages: int) -> Config:
-    return {"BLOCK_SIZE_M": m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": k, "GROUP_SIZE_M": group, "num_warps": warps,
-            "num_stages": stages}
+    return {"BLOCK_SIZE_M": m, "BLOCK_SIZE_N": n, "BLOCK_SIZE_K": k, "GROUP_SIZE_M": group,
+            "num_warps": warps, "num_stages": stages}
 
 
 def candidates(case: Case, count: int) -> list[Config]:
@@ -120,15 +124,22 @@ def candidates(case: Case, count: int) -> list[Config]:
                  config(16, 128, 256, 1, 4, 3), config(16, 32, 256, 1, 4, 4), config(16, 32, 128, 1, 4, 5),
                  config(16, 128, 128, 1, 8, 4), config(16, 256, 128, 1, 8, 3), config(16, 128, 128, 32, 4, 5)]
     elif per_expert <= 64:
-        found = [config(64, 128, 128, 1, 4, 3), config(64, 128, 128, 16, 4, 4), config(32, 128, 128, 16, 4, 4),
-                 config(64, 256, 128, 16, 8, 3), config(64, 64, 128, 16, 4, 4), config(128, 128, 128, 16, 8, 3),
+        found = [config(64, 128, 128, 1, 4, 3), config(64, 128, 128, 16, 4, 4),
+                 config(32, 128, 128, 16, 4, 4),
+                 config(64, 256, 128, 16, 8, 3), config(64, 64, 128, 16, 4, 4),
+                 config(128, 128, 128, 16, 8, 3),
                  config(64, 128, 128, 1, 4, 4), config(32, 128, 128, 1, 4, 4), config(32, 64, 128, 16, 4, 5),
-                 config(64, 128, 128, 16, 8, 4), config(64, 64, 256, 16, 4, 3), config(32, 128, 256, 16, 4, 3)]
+                 config(64, 128, 128, 16, 8, 4), config(64, 64, 256, 16, 4, 3),
+                 config(32, 128, 256, 16, 4, 3)]
     else:
-        found = [config(128, 128, 128, 16, 8, 3), config(128, 256, 128, 16, 8, 3), config(64, 128, 128, 16, 4, 4),
-                 config(64, 256, 128, 32, 8, 4), config(128, 128, 128, 32, 4, 4), config(256, 128, 128, 16, 8, 3),
-                 config(128, 128, 128, 1, 8, 4), config(128, 256, 128, 32, 8, 4), config(128, 64, 128, 16, 4, 4),
-                 config(64, 128, 128, 32, 4, 4), config(128, 128, 128, 64, 8, 4), config(64, 256, 128, 1, 8, 3)]
+        found = [config(128, 128, 128, 16, 8, 3), config(128, 256, 128, 16, 8, 3),
+                 config(64, 128, 128, 16, 4, 4),
+                 config(64, 256, 128, 32, 8, 4), config(128, 128, 128, 32, 4, 4),
+                 config(256, 128, 128, 16, 8, 3),
+                 config(128, 128, 128, 1, 8, 4), config(128, 256, 128, 32, 8, 4),
+                 config(128, 64, 128, 16, 4, 4),
+                 config(64, 128, 128, 32, 4, 4), config(128, 128, 128, 64, 8, 4),
+                 config(64, 256, 128, 1, 8, 3)]
     return found[:count]
 
 
@@ -145,10 +156,11 @@ class VllmTriton(Peer):
         if self.folder is None:
             return None
         block = f",block_shape=[{GROUP},{GROUP}]" if case.scheme == "block" else ""
-        pattern = re.compile(re.escape(f"E={case.shape.experts},N={case.shape.inter},device_name=") + r"NVIDIA_(H\d+)"
-                             + r"[^,]*" + re.escape(f",dtype=fp8_w8a8{block}.json"))
+        pattern = re.compile(re.escape(f"E={case.shape.experts},N={case.shape.inter},device_name=")
+                             + r"NVIDIA_(H\d+)" + r"[^,]*" + re.escape(f",dtype=fp8_w8a8{block}.json"))
         here = torch.cuda.get_device_name()
-        files = [(m[1] not in here, f) for f in sorted(self.folder.iterdir()) if (m := pattern.fullmatch(f.name))]
+        files = [(m[1] not in here, f) for f in sorted(self.folder.iterdir())
+                 if (m := pattern.fullmatch(f.name))]
         if not files:
             return None
         table = json.loads(min(files)[1].read_text())

@@ -1,7 +1,7 @@
 """What a layer over many ranks would take, on paper: from what two ranks took, and a stated model of links.
 
-Nothing here is a measurement of more than two ranks. The input is the JSON of `fp8-moe bench --ranks 2 --json FILE`;
-the model first predicts those two ranks from itself, so that one sees how far to trust it.
+Nothing here is a measurement of more than two ranks. The input is the JSON of `fp8-moe bench --ranks 2 --json
+FILE`; the model first predicts those two ranks from itself, so that one sees how far to trust it.
 
     python3 benches/simulate/simulate.py two.json                       # 2, 4, 8, 16, 64, 320 ranks
     python3 benches/simulate/simulate.py two.json --ranks 8,64 --nic 50 --host 8
@@ -12,14 +12,15 @@ The model, for R ranks with T tokens each, k slots, E experts, hidden size H, in
     dispatch   steps + (bytes to ranks of this host) / link + (bytes to ranks of other hosts) / nic
                bytes to one rank: T * (H + 4 * ceil(H / 128) + 8 * k)
     combine    the same with 2 * T * H bytes
-    steps      a + b * (R - 1): fitted to the smallest and the largest batch of two ranks for a; b is --per-peer
+    steps      a + b * (R - 1): a fitted to the smallest and the largest batch of two ranks; b is --per-peer
     experts    max(weights of the experts hit / stream, 2 * rows * 3 * H * I / matrix) / efficiency
                rows: R * T * k / R on average, times the expected imbalance of the fullest rank
                efficiency: floor / measured time at two ranks, interpolated over rows an expert
     layer      dispatch + experts + combine: nothing overlaps
 
-Rates inside a host are those of the file where it has them. What stands outside the model: contention between hosts,
-switches, stragglers, NCCL's choice of algorithms, and tiles that get emptier when an expert's rows are spread.
+Rates inside a host are those of the file where it has them. What stands outside the model: contention between
+hosts, switches, stragglers, NCCL's choice of algorithms, and tiles that get emptier when an expert's rows are
+spread.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Links:
-    """Bytes per second of a rank in each direction, ranks of a host, and microseconds for each further peer."""
+    """Bytes per second of a rank in each direction, ranks of a host, and microseconds for each further
+    peer.
+    """
 
     link: float
     nic: float
@@ -62,7 +65,9 @@ class Links:
 
 
 def imbalance(rows: float, ranks: int) -> float:
-    """The fullest of `ranks` ranks over the mean, of `rows` independent rows each on average (normal extremes)."""
+    """The fullest of `ranks` ranks over the mean, of `rows` independent rows each on average (normal
+    extremes).
+    """
     if ranks < 2 or rows <= 0:
         return 1.0
     return 1.0 + math.sqrt(2.0 * math.log(ranks) / rows)
@@ -109,7 +114,8 @@ def predict(measured: Measured, ranks: int, tokens: int, links: Links) -> dict[s
         bytes_to_one = tokens * shape.row_bytes()[index]
         out[part] = links.exchange_us(ranks, bytes_to_one, measured.start_us(part, index, links))
     rows_per_expert = ranks * tokens * shape.top_k / shape.experts
-    out["experts"] = experts_floor_us(shape, ranks, tokens, links) / measured.efficiency(links, rows_per_expert)
+    out["experts"] = experts_floor_us(shape, ranks, tokens, links) / measured.efficiency(links,
+        rows_per_expert)
     out["layer"] = sum(out.values())
     return out
 
@@ -137,8 +143,10 @@ def report(models: dict[str, Measured], ranks: list[int], arguments: argparse.Na
     for name, measured in models.items():
         link = arguments.link * 1e9 if arguments.link else fitted_link(measured)
         links = Links(link, arguments.nic * 1e9, arguments.host, arguments.per_peer)
-        print(f"{name}: link {link / 1e9:.0f} GB/s, nic {arguments.nic:.0f} GB/s, {arguments.host} ranks a host")
-        print(f"{'tokens':>7} {'measured 2':>11} {'predicted 2':>12}" + "".join(f"{r:>10} ranks" for r in ranks))
+        print(f"{name}: link {link / 1e9:.0f} GB/s, nic {arguments.nic:.0f} GB/s, "
+              f"{arguments.host} ranks a host")
+        print(f"{'tokens':>7} {'measured 2':>11} {'predicted 2':>12}"
+              + "".join(f"{r:>10} ranks" for r in ranks))
         for tokens, us in sorted(measured.times["layer"].items()):
             two = predict(measured, 2, tokens, links)["layer"]
             many = [predict(measured, r, tokens, links)["layer"] for r in ranks]
@@ -159,7 +167,8 @@ def self_test() -> None:
         times["layer"][tokens] = sum(times[part][tokens] for part in ("dispatch", "combine", "experts"))
     measured = Measured(shape, times)
     for tokens in (1, 64, 4096):
-        assert math.isclose(predict(measured, 2, tokens, links)["layer"], times["layer"][tokens], rel_tol=1e-9)
+        assert math.isclose(predict(measured, 2, tokens, links)["layer"], times["layer"][tokens],
+                            rel_tol=1e-9)
     assert math.isclose(fitted_link(measured), 400e9, rel_tol=1e-6)
     # More ranks move more, and across hosts through slower links; each reads fewer weights.
     at = {r: predict(measured, r, 64, links) for r in (2, 8, 16)}
@@ -171,13 +180,16 @@ def self_test() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", help="JSON of `fp8-moe bench --ranks 2`")
     parser.add_argument("--ranks", default="4,8,16,64,320", help="ranks to predict")
-    parser.add_argument("--link", type=float, help="GB/s of a rank inside a host; fitted to the file otherwise")
+    parser.add_argument("--link", type=float,
+                        help="GB/s of a rank inside a host; fitted to the file otherwise")
     parser.add_argument("--nic", type=float, default=50.0, help="GB/s of a rank between hosts")
     parser.add_argument("--host", type=int, default=8, help="ranks of a host")
-    parser.add_argument("--per-peer", type=float, default=0.5, help="microseconds that each further peer adds")
+    parser.add_argument("--per-peer", type=float, default=0.5,
+                        help="microseconds that each further peer adds")
     parser.add_argument("--self-test", action="store_true")
     arguments = parser.parse_args()
     if arguments.self_test:

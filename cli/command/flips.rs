@@ -39,7 +39,6 @@ use std::collections::HashSet;
 
 use fp8_moe::{
     Checkpoint, ExpertWeights, MoeConfig, MoeWeights, Quantization, Result, SharedKind, SharedMatrices,
-    WeightScales,
 };
 
 /// What rounding to 16 bits changes at most, relative to a number of bf16.
@@ -118,11 +117,7 @@ impl Downs {
     fn best(&self, place: Place, rest: &[f64], used: &HashSet<(Place, usize)>) -> Option<Move> {
         let (expert, quantization, columns) = self.projection(place)?;
         let element = |row: usize, column: usize| {
-            let scale = match quantization.weights() {
-                WeightScales::Tensor => 0,
-                WeightScales::Channel => row,
-                WeightScales::Block128 => row / 128 * columns.div_ceil(128) + column / 128,
-            };
+            let scale = quantization.weight_scale_at(columns, row, column);
             f64::from(expert.down[row * columns + column].to_f32()) * f64::from(expert.down_scale[scale])
         };
         let (mut products, mut squares) = (vec![0.0; columns], vec![0.0; columns]);

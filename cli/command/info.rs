@@ -34,7 +34,7 @@ pub fn info(arguments: &Arguments) -> Result<()> {
 }
 
 fn checkpoint_info(checkpoint: &Checkpoint) {
-    let Inspection { read_as, class, defaults, layers, dense } = checkpoint.inspect();
+    let Inspection { read_as, class, defaults, layers, dense, .. } = checkpoint.inspect();
     let config = checkpoint.config();
     println!("checkpoint {}", checkpoint.path().display());
     println!("model      {}, read as {read_as} ({class})", config.model_type);
@@ -47,7 +47,7 @@ fn checkpoint_info(checkpoint: &Checkpoint) {
         println!("dense      {dense}: no MoE layer, not loaded");
     }
     let mut total = 0;
-    for LayerSummary { prefix, loads } in &layers {
+    for LayerSummary { prefix, loads, .. } in &layers {
         match loads {
             Ok(layer) => {
                 total += layer.bytes;
@@ -72,6 +72,7 @@ fn describe_shared(config: &MoeConfig, shared: SharedExpert) -> String {
     let weights = match shared.weights {
         SharedKind::Quantised(quantization) => quantization.to_string(),
         SharedKind::Bf16 => "bf16, not quantised".to_owned(),
+        other => format!("{other:?}"),
     };
     let how = match config.slots() - config.top_k {
         0 => "beside the experts".to_owned(),

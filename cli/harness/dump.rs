@@ -63,6 +63,7 @@ pub fn dump(
             let (rows, columns) = (i.div_ceil(SCALE_BLOCK), h.div_ceil(SCALE_BLOCK));
             (vec![local, 2 * rows, columns], vec![local, columns, rows])
         }
+        other => return Err(Error::argument("dump", "quantization", other, "must be one that it can write")),
     };
     let tensor = |name, dtype, shape, bytes: &[u8]| Tensor { name, dtype, shape, bytes: bytes.to_vec() };
     let mut tensors = vec![

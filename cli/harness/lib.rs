@@ -1,7 +1,7 @@
 //! What the layer is measured with: `fp8-moe bench` and `benches/` are made of it.
 //!
 //! ```text
-//!   Shape, Scheme, tp, ep --> MoeConfig --Layers--> one or more layers of random weights, together larger than the L2 cache
+//!   Shape, Scheme, tp, ep --> MoeConfig --Layers--> layers of random weights, larger than the L2 cache
 //!   RoutingKind, tokens --> Routed --> Load: tokens, rows and experts that matter here
 //!                                       |
 //!                     Run: a layer's inputs, workspace and output, shared by the layers

@@ -176,8 +176,8 @@ impl<'s> Cuts<'s> {
         self.close();
         // SAFETY: all graphs of a run sort the same ids to the same place of the workspace, which stays
         // borrowed: once a permutation has been replayed, its lists stay the same. `Captured`
-        // replays what comes before a part. This thread alone has the recorder, and a step is observed between
-        // operations.
+        // replays what comes before a part. This thread alone has the recorder, and a step is observed
+        // between operations.
         match unsafe { self.recorder.begin() } {
             Ok(capture) => *self.open.borrow_mut() = Some((part, capture)),
             Err(error) => self.fail(error),

@@ -1,7 +1,8 @@
 //! Time on the device: chains of graph replays between two events.
 //!
 //! ```text
-//!   stream   | copies (head start) | event | A B C A B C ... | event |     one sample = time between the events / replays
+//!   stream   | copies (head start) | event | A B C A B C ... | event |
+//!                                           one sample = time between the events / replays
 //! ```
 //!
 //! A chain has as many replays as make a millisecond, so that the events' own time vanishes, in whole rounds

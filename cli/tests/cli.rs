@@ -206,6 +206,14 @@ fn output_paths_are_tried_first() {
     assert_eq!(std::fs::read_to_string(&old).unwrap(), "kept");
 }
 
+/// The subcommands, as the help lists them.
+fn subcommands() -> Vec<String> {
+    let help = fp8_moe(["--help"]).stdout;
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    names.map(str::to_owned).collect()
+}
+
 /// `fp8-moe info | head`: no panic, whether output, errors or both go to the reader that has gone.
 #[cfg(unix)]
 #[test]
@@ -220,23 +228,57 @@ fn readers_may_go_away() {
     let record = record.to_str().unwrap();
     let bench = ["bench", "--shape", "2,1,128,128", "--tokens", "1", "--json", record];
     assert_eq!(fp8_moe(bench).code, 0);
-    for arguments in [
-        &["info"][..],
-        &["--help"],
+    // What says something on success: all of it on standard output.
+    let speaking = [
+        &["--help"][..],
+        &["--version"],
+        &["help"],
+        &["info"],
+        &["info", layer],
         &["check", fixture],
+        &["check", fixture, fixture],
         &["run", layer, "--tokens", "1"],
+        &["run", layer, "--tokens", "3", "--ranks", "2", "--device", "sim"],
         &["report", record],
+        &["report", record, record],
         &bench,
-    ] {
-        let gone = || Stdio::from(std::io::pipe().unwrap().1);
-        for errors_too in [false, true] {
+    ];
+    // What may be refused where there is no GPU: something goes to one of the two in any case.
+    let tune = ["tune", "--model", "qwen3-30b", "--time-limit", "0"];
+    let named = |name: &str| name == tune[0] || speaking.iter().any(|arguments| arguments[0] == name);
+    let missing: Vec<String> = subcommands().into_iter().filter(|name| !named(name)).collect();
+    assert!(missing.is_empty(), "no case for {missing:?}: its reader may go away, too");
+    // With `--help`, and in an error, which goes to standard error.
+    let names = subcommands();
+    let helps = names.iter().filter(|name| *name != "help").map(|name| vec![name.as_str(), "--help"]);
+    let errors = names.iter().map(|name| vec![name.as_str(), "--no-such-option"]).chain([tune.to_vec()]);
+    let speaking = speaking.iter().map(|arguments| arguments.to_vec()).chain(helps);
+    let cases = speaking.map(|arguments| (arguments, false)).chain(errors.map(|arguments| (arguments, true)));
+
+    let gone = || Stdio::from(std::io::pipe().unwrap().1);
+    for (arguments, fails) in cases {
+        for errors_too in if fails { &[true][..] } else { &[false, true] } {
             let mut command = command::command();
-            command.args(arguments).stdout(gone()).stderr(if errors_too { gone() } else { Stdio::piped() });
+            command.args(&arguments).stdout(gone()).stderr(if *errors_too { gone() } else { Stdio::piped() });
             let output = command.output().unwrap();
             let words = String::from_utf8(output.stderr).unwrap();
             assert!(!words.contains("panicked"), "{arguments:?}: {words}");
             assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{arguments:?}: {words}");
         }
+    }
+    // A reader that goes after the first line, as `head -1` does.
+    for arguments in [&["info"][..], &["--help"], &["info", layer]] {
+        use std::io::BufRead;
+        let (from, to) = std::io::pipe().unwrap();
+        let mut command = command::command();
+        let mut child = command.args(arguments).stdout(to).stderr(Stdio::piped()).spawn().unwrap();
+        drop(command);
+        let mut line = String::new();
+        std::io::BufReader::new(from).read_line(&mut line).unwrap();
+        assert!(!line.is_empty());
+        let status = child.wait().unwrap();
+        // What the pipe has room for may be all there is.
+        assert!(status.success() || status.signal() == Some(libc::SIGPIPE), "{arguments:?}: {status}");
     }
 }
 
@@ -277,7 +319,9 @@ fn help_teaches() {
     for expected in ["Examples:", "fp8-moe check", "Devices:", "sim      an emulated GPU"] {
         assert!(help.stdout.contains(expected), "{}", help.stdout);
     }
-    for command in ["run", "check", "info", "bench", "report"] {
+    let commands = subcommands();
+    assert!(commands.len() > 5 && commands.iter().any(|name| name == "bench"), "{commands:?}");
+    for command in commands.iter().filter(|name| *name != "help") {
         assert_eq!(fp8_moe([command, "--help"]).code, 0);
     }
 }

@@ -16,8 +16,8 @@ use tempfile::tempdir;
 /// A tensor of a file that is to be: its name, type and shape.
 type Tensor = (String, &'static str, Vec<usize>);
 
-/// Writes a safetensors file with a config.json beside it: zeros, and ones for the scales of the input. The file
-/// is sparse.
+/// Writes a safetensors file with a config.json beside it: zeros, and ones for the scales of the input. The
+/// file is sparse.
 fn write(folder: &Path, config: &Value, tensors: &[Tensor]) {
     let mut header = Map::new();
     let mut end = 0;

@@ -8,8 +8,8 @@
 //! Multimodal configs nest the language model's:
 //!
 //! ```text
-//! {"model_type": .., "text_config": {..}}                        Llama-4, Qwen3-VL, Qwen3.5, GLM-4V, Kimi-K2.5
-//! {"model_type": .., "thinker_config": {"text_config": {..}}}    Qwen3-Omni: layers `thinker.*` are these, `talker.*` others
+//! {"model_type": .., "text_config": {..}}                      Llama-4, Qwen3-VL, Qwen3.5, GLM-4V, Kimi-K2.5
+//! {"model_type": .., "thinker_config": {"text_config": {..}}}  Qwen3-Omni: `thinker.*`, not `talker.*`
 //! ```
 
 use std::path::Path;
@@ -22,6 +22,7 @@ use crate::layer::{ActivationFunction, MoeConfig, Quantization, Routing};
 
 /// What a checkpoint's config says about its MoE layers.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ModelConfig {
     /// `model_type`, e.g. `qwen3_moe`.
     pub model_type: String,

@@ -11,16 +11,16 @@
 //! A name that stands in two files is an error, with the index as without: which of them holds the truth is
 //! not for us to guess.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde_core::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::foreign;
+use super::header::Header;
 use super::tensor::{Tensor, read_exact_at};
 use crate::error::{Error, Result};
 
@@ -39,7 +39,7 @@ struct Shard {
 
 struct Opened {
     file: File,
-    header: Metadata,
+    header: Header,
     /// Where the tensors' data begins.
     data_start: u64,
 }
@@ -80,15 +80,15 @@ impl Files {
         let mut shards: Vec<Shard> = Vec::new();
         for (shard, file) in files.into_iter().enumerate() {
             let opened = open(&file)?;
-            for name in opened.header.offset_keys() {
-                if let Some(&other) = names.get(&name) {
+            for name in opened.header.tensors.keys() {
+                if let Some(&other) = names.get(name) {
                     let (first, second) = (file_name(&shards[other].path), file_name(&file));
                     let what = format!(
                         "{name} stands in both {first} and {second}, and no {INDEX} says which is meant"
                     );
                     return Err(Error::checkpoint(path, what));
                 }
-                names.insert(name, shard);
+                names.insert(name.clone(), shard);
             }
             shards.push(Shard { path: file, opened: opened.into() });
         }
@@ -97,7 +97,7 @@ impl Files {
 
     fn from_index(folder: &Path, index: &Path) -> Result<Files> {
         let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
-        let Index { weight_map: WeightMap(weight_map) } = serde_json::from_slice(&text).map_err(|e| {
+        let Index(WeightMap(weight_map)) = serde_json::from_slice(&text).map_err(|e| {
             let what = match foreign::format(&text) {
                 Some(format) => format!("is {format}, not an index of safetensors shards"),
                 None => format!("is not an index of safetensors shards: {e}"),
@@ -145,7 +145,7 @@ impl Files {
     /// The entry `key` of the metadata of a single file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         let [shard] = self.shards.as_slice() else { return None };
-        shard.opened.get()?.header.metadata().as_ref()?.get(key).map(String::as_str)
+        shard.opened.get()?.header.metadata.get(key).map(String::as_str)
     }
 
     /// The tensor `name`.
@@ -155,7 +155,7 @@ impl Files {
         };
         let opened = self.opened(shard, name)?;
         let path = &self.shards[shard].path;
-        let info = opened.header.info(name).ok_or_else(|| {
+        let info = opened.header.tensors.get(name).ok_or_else(|| {
             Error::checkpoint(path, format!("lacks the tensor {name}, which {INDEX} says is here"))
         })?;
         let (start, end) = info.data_offsets;
@@ -181,8 +181,8 @@ impl Files {
             return Err(Error::checkpoint(&shard.path, what));
         }
         let opened = open(&shard.path)?;
-        for name in opened.header.offset_keys() {
-            if let Some(&other) = self.names.get(&name).filter(|&&other| other != number) {
+        for name in opened.header.tensors.keys() {
+            if let Some(&other) = self.names.get(name).filter(|&&other| other != number) {
                 let (first, second) = (file_name(&self.shards[other].path), file_name(&shard.path));
                 let what = format!("{name} stands in {second} too; {INDEX} says that it is in {first}");
                 return Err(Error::checkpoint(&self.path, what));
@@ -197,17 +197,42 @@ fn file_name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }
 
-/// The index: which file a tensor is in.
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: WeightMap,
+/// The index, `{"weight_map": {..}}`: which file a tensor is in.
+struct Index(WeightMap);
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Index, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Index;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object with a weight_map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Index, A::Error> {
+                let mut map = None;
+                while let Some(key) = entries.next_key::<String>()? {
+                    if key != "weight_map" {
+                        entries.next_value::<IgnoredAny>()?;
+                    } else if map.replace(entries.next_value()?).is_some() {
+                        return Err(A::Error::custom("weight_map stands in it twice"));
+                    }
+                }
+                map.map(Index).ok_or_else(|| A::Error::missing_field("weight_map"))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// Tensor name to file; a name that stands twice is an error.
 struct WeightMap(BTreeMap<String, String>);
 
-impl<'de> serde::Deserialize<'de> for WeightMap {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<WeightMap, D::Error> {
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WeightMap, D::Error> {
         struct Entries;
 
         impl<'de> Visitor<'de> for Entries {
@@ -266,9 +291,9 @@ fn open(path: &Path) -> Result<Opened> {
     }
     let mut text = vec![0; declared as usize];
     read_exact_at(path, &file, 8, &mut text)?;
-    let header = read_header(&text).map_err(is_not)?;
+    let header = Header::read(&text).map_err(is_not)?;
     let data_start = 8 + declared;
-    let end = data_start.saturating_add(header.data_len() as u64);
+    let end = data_start.saturating_add(header.data_len as u64);
     if end > length {
         return Err(refuse(format!("is truncated: the header describes {end} bytes, the file has {length}")));
     }
@@ -280,65 +305,3 @@ fn open(path: &Path) -> Result<Opened> {
 
 /// Bytes of a header at most; safetensors has the same limit.
 const MOST_HEADER: u64 = 100_000_000;
-
-/// The tensors that a header describes: one behind the other, each as long as its type and shape say.
-fn read_header(text: &[u8]) -> Result<Metadata, String> {
-    let Header { metadata, mut tensors } = serde_json::from_slice(text).map_err(|e| match e.classify() {
-        // What is wrong with a value says so by itself.
-        serde_json::error::Category::Data => format!("its header: {e}"),
-        _ => format!("its header is not JSON: {e}"),
-    })?;
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    let mut next = 0;
-    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in &tensors {
-        if *start != next || end < start {
-            return Err(format!("its header: {name} is at {start}..{end}; it must begin at {next}"));
-        }
-        let elements = shape.iter().try_fold(1_usize, |all, &size| all.checked_mul(size));
-        let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize()));
-        if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != end - start) {
-            let bytes = end - start;
-            return Err(format!("its header: {name}: {dtype:?} {shape:?} does not have {bytes} bytes"));
-        }
-        next = *end;
-    }
-    Metadata::new(metadata, tensors).map_err(|e| format!("its header: {e}"))
-}
-
-/// A header as it is written: names and what they stand for, in any order.
-struct Header {
-    metadata: Option<HashMap<String, String>>,
-    tensors: Vec<(String, TensorInfo)>,
-}
-
-impl<'de> serde::Deserialize<'de> for Header {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Header, D::Error> {
-        struct Entries;
-
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Header;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Header, A::Error> {
-                let mut header = Header { metadata: None, tensors: Vec::new() };
-                let mut names = HashSet::new();
-                while let Some(name) = entries.next_key::<String>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("{name} stands in it twice")));
-                    }
-                    if name == "__metadata__" {
-                        header.metadata = entries.next_value()?;
-                    } else {
-                        header.tensors.push((name, entries.next_value()?));
-                    }
-                }
-                Ok(header)
-            }
-        }
-
-        deserializer.deserialize_map(Entries)
-    }
-}

@@ -8,6 +8,7 @@ use crate::layer::{MoeConfig, MoeDeviceWeights, SharedExpert, SharedKind};
 
 /// What [`Checkpoint::inspect`] finds.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Inspection {
     /// `model_type` of the row of the table of models by which the checkpoint is read.
     pub read_as: &'static str,
@@ -23,6 +24,7 @@ pub struct Inspection {
 
 /// An MoE layer of a checkpoint.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LayerSummary {
     /// E.g. `model.layers.7.mlp`.
     pub prefix: String,
@@ -32,6 +34,7 @@ pub struct LayerSummary {
 
 /// What of a layer would be loaded.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LoadableLayer {
     /// What it computes.
     pub config: MoeConfig,

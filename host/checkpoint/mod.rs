@@ -14,26 +14,27 @@ mod config;
 mod experts;
 mod files;
 mod foreign;
+mod header;
 mod inspect;
 mod json;
 mod models;
+mod patterns;
 mod quantization;
 mod scale_names;
 mod scales;
 mod tensor;
+mod transpose;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-use safetensors::Dtype;
-
 pub use config::ModelConfig;
 use config::{Sections, SharedColumns};
 use experts::{LayerReader, Layout};
 use files::Files;
+use header::Dtype;
 pub use inspect::{Inspection, LayerSummary, LoadableLayer};
 use models::{Model, Shared, Tensors};
 use quantization::{Scheme, Schemes};
@@ -41,6 +42,7 @@ use quantization::{Scheme, Schemes};
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::layer::{MoeConfig, MoeLayer, MoeWeights, Progress, Routing, SharedExpert, SharedKind};
+use crate::threads;
 
 /// An open checkpoint: its files, where their tensors are, and its config.
 ///
@@ -77,6 +79,7 @@ impl fmt::Debug for Checkpoint {
 
 /// A tensor's values with its shape.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Values<T> {
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
@@ -349,8 +352,8 @@ impl Checkpoint {
     pub fn weights(&self, prefix: &str, config: &MoeConfig) -> Result<MoeWeights<'static>> {
         let reader = self.reader(prefix, config)?;
         let rest = reader.rest()?;
-        let experts = config.local_ids().into_par_iter().map(|n| reader.expert(n));
-        Ok(MoeWeights { experts: experts.collect::<Result<_>>()?, ..rest })
+        let ids = config.local_ids();
+        Ok(MoeWeights { experts: threads::each(ids.len(), |index| reader.expert(ids[index]))?, ..rest })
     }
 
     fn reader(&self, prefix: &str, config: &MoeConfig) -> Result<LayerReader<'_>> {

@@ -11,7 +11,7 @@
 //! <prefix>.<token_experts>                  [V, k]       or in some layers: the experts of each token id
 //! <prefix>.experts.<n>.<gate|up>.weight     [I, H]       e4m3        either these
 //! <prefix>.experts.<n>.<down>.weight        [H, I]       e4m3
-//! <prefix>.<fused.gate_up>                  [E, 2I, H]   e4m3        or these, in one of the orders of `Order`
+//! <prefix>.<fused.gate_up>                  [E, 2I, H]   e4m3        or these, in an order of `Order`
 //! <prefix>.<fused.down>                     [E, H, I]    e4m3
 //! ```
 

@@ -14,10 +14,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::config::{Sections, kind};
+use super::patterns::Pattern;
 use crate::config::{GROUP, SCALE_BLOCK};
 use crate::error::{Error, Result};
 use crate::layer::Quantization;
@@ -73,81 +73,9 @@ enum Targets {
 /// Which modules, and their scheme, or why it is refused should one of them be loaded.
 type Rule = (Targets, Result<Scheme, String>);
 
-/// A pattern of module names.
-enum Pattern {
-    /// The name itself.
-    Name(String),
-    /// compressed-tensors' `re:`, matched from the name's beginning.
-    Regex(Box<Regex>),
-    /// transformers': a module and all inside it, if the text is an expression; or the end of a name.
-    Module { inside: Option<Box<Regex>>, end: String },
-}
-
 /// Classes of the modules that experts are, as `targets` names them.
 fn is_class_of_experts(target: &str) -> bool {
     target == "Linear" || target == "FusedMoE" || target.ends_with("Experts")
-}
-
-/// A regular expression from a config, with limits to the memory of its machine and to the steps that it
-/// backtracks.
-fn regex(expression: &str) -> Result<Box<Regex>, fancy_regex::Error> {
-    let mut builder = RegexBuilder::new(expression);
-    builder.delegate_size_limit(1 << 20).delegate_dfa_size_limit(1 << 20).backtrack_limit(100_000);
-    builder.build().map(Box::new)
-}
-
-impl Pattern {
-    /// `re:...` is a regular expression; anything else a name.
-    fn parse(text: &str) -> Result<Pattern, String> {
-        match text.strip_prefix("re:") {
-            Some(expression) => regex(&format!("^(?:{expression})"))
-                .map(Pattern::Regex)
-                .map_err(|e| format!("\"{text}\" is not a regular expression: {e}")),
-            None => Ok(Pattern::Name(text.to_owned())),
-        }
-    }
-
-    /// What transformers has in `modules_to_not_convert`: a regular expression, mostly a name, for the module
-    /// and all inside it; or the end of a name. `re:...` is as ever.
-    fn module(text: &str) -> Result<Pattern, String> {
-        if text.starts_with("re:") {
-            return Pattern::parse(text);
-        }
-        let inside = regex(&format!(r"^(?:{text})(?:(?<=\.)|(?=\.|$))")).ok();
-        Ok(Pattern::Module { inside, end: text.to_owned() })
-    }
-
-    /// `re:...`, or a shell pattern.
-    fn quark(text: &str) -> Result<Pattern, String> {
-        if text.starts_with("re:") { Pattern::parse(text) } else { Pattern::glob(text) }
-    }
-
-    /// A shell pattern, `*` and `?`.
-    fn glob(text: &str) -> Result<Pattern, String> {
-        let mut expression = String::from("^(?:");
-        for c in text.chars() {
-            match c {
-                '*' => expression.push_str(".*"),
-                '?' => expression.push('.'),
-                c => expression.push_str(&fancy_regex::escape(c.encode_utf8(&mut [0; 4]))),
-            }
-        }
-        expression.push_str(")$");
-        regex(&expression).map(Pattern::Regex).map_err(|e| format!("\"{text}\" is not a pattern: {e}"))
-    }
-
-    /// Whether it is the name of `module`, or matches it. An expression that reaches its limit of steps is an
-    /// error.
-    fn matches(&self, module: &str) -> Result<bool, String> {
-        match self {
-            Pattern::Name(name) => Ok(name == module),
-            Pattern::Module { end, .. } if !end.is_empty() && module.ends_with(end) => Ok(true),
-            Pattern::Module { inside: None, .. } => Ok(false),
-            Pattern::Regex(regex) | Pattern::Module { inside: Some(regex), .. } => {
-                regex.is_match(module).map_err(|e| format!("{}: on {module}: {e}", regex.as_str()))
-            }
-        }
-    }
 }
 
 impl Schemes {
@@ -195,7 +123,7 @@ impl Schemes {
     }
 
     fn of_module(&self, module: &str) -> Result<Scheme, String> {
-        if any(&self.ignored, module)? {
+        if any(&self.ignored, module) {
             return Err(format!(
                 "config: quantization_config says that {module} is not quantised: such experts are not supported"
             ));
@@ -203,7 +131,7 @@ impl Schemes {
         for (targets, scheme) in &self.rules {
             let matches = match targets {
                 Targets::All => true,
-                Targets::Any(patterns) => any(patterns, module)?,
+                Targets::Any(patterns) => any(patterns, module),
             };
             if matches {
                 return scheme.clone().map_err(|what| format!("config: {what}"));
@@ -213,13 +141,8 @@ impl Schemes {
     }
 }
 
-fn any(patterns: &[Pattern], module: &str) -> Result<bool, String> {
-    for pattern in patterns {
-        if pattern.matches(module)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn any(patterns: &[Pattern], module: &str) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(module))
 }
 
 /// What checkpoints such as DeepSeek-V4-Flash are told.

@@ -1,5 +1,5 @@
-//! What the scales of a weight, and of its input, are called: `<module>.weight` has `<module>.weight_scale`, a
-//! parameter `<name>` has `<name>_scale`.
+//! What the scales of a weight, and of its input, are called: `<module>.weight` has `<module>.weight_scale`,
+//! a parameter `<name>` has `<name>_scale`.
 
 /// The names that the scales of a weight may go by, below the layer's prefix; blocks' names first.
 pub(super) fn weight_scale_names(weight: &str) -> Vec<String> {

@@ -9,9 +9,8 @@
 //!
 //! A shape is looked at before the numbers are read.
 
-use safetensors::Dtype;
-
 use super::experts::{LayerReader, Layout, part_of_fused};
+use super::header::Dtype;
 use super::models::Order;
 use super::quantization::WeightScales;
 use super::scale_names::{input_scale_names, weight_scale_names};

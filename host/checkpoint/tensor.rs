@@ -5,8 +5,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use safetensors::Dtype;
-
+use super::header::Dtype;
 use crate::error::{Error, Result};
 use crate::fp8::E4m3;
 

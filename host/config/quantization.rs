@@ -33,6 +33,7 @@ pub enum Quantization {
 
 /// Elements that share a scale of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum WeightScales {
     /// All of a matrix.
     Tensor,
@@ -44,6 +45,7 @@ pub enum WeightScales {
 
 /// Elements that share a scale of the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ActivationScales {
     /// All, in front of a projection; the scale is given.
     Static,
@@ -97,6 +99,18 @@ impl Quantization {
             WeightScales::Tensor => 1,
             WeightScales::Channel => rows,
             WeightScales::Block128 => rows.div_ceil(SCALE_BLOCK) * columns.div_ceil(SCALE_BLOCK),
+        }
+    }
+
+    /// Which of the [`weight_scales`](Self::weight_scales) of a matrix of `columns` columns is that of the
+    /// weight at `row` and `column`.
+    pub fn weight_scale_at(self, columns: usize, row: usize, column: usize) -> usize {
+        match self.weights() {
+            WeightScales::Tensor => 0,
+            WeightScales::Channel => row,
+            WeightScales::Block128 => {
+                row / SCALE_BLOCK * columns.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK
+            }
         }
     }
 

@@ -38,6 +38,7 @@ impl SharedExpert {
 
 /// What the matrices of a shared expert are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SharedKind {
     /// e4m3 with scales, its activations quantised too.
     Quantised(Quantization),

@@ -14,9 +14,12 @@
 //! | `hopper_rows_8`, `_16` | tiles of 8, 16 or 128 rows, Hopper's kernels | mean rows of an expert that has any: at most |
 //! | `hopper_rows_32` | tiles of 32 rows, not 128, where those would be fewer than 8 an SM | likewise |
 //! | `hopper_large_mb` | tiles of 32 rows, not 8 or 16, from 128 rows on | MB of an expert's w13: at least |
-//! | `gather_from` | GEMM 1 gathers its rows, in tiles of 128 | rows of a token on this rank, on average: at least |
+//! | `gather_from` | GEMM 1 gathers its rows, in tiles of 128, where one of the next two holds as well | rows of a token on this rank, on average: at least |
+//! | `gather_rows` | weights' stream hides what gathering costs | mean rows of an expert that has any: at most |
+//! | `gather_intermediate` | rows are gathered few times | I, columns of the intermediate: at most |
 //! | `portable_rows_16`, `_64` | tiles of 16, 64 or 128 rows, portable kernels | mean rows of an expert that has any: at most |
-//! | `router_few_tokens`, `_tile_16x8_tokens` | the router's kernel: few, 16x8, 64x64 | tokens: at most |
+//! | `router_few_tokens` | the router's kernel for few tokens | tokens: at most |
+//! | `router_tile_16x8_logits` | its kernel of 16 by 8 logits, else 64 by 64 | logits, tokens by experts: at most |
 //!
 //! A number decides what is fastest and never what is right: with any table within the ranges below a layer
 //! computes the same, up to the order of sums and the rounding of experts' outputs, which one launch leaves
@@ -82,14 +85,18 @@ pub struct Tuning {
     pub hopper_large_mb: u32,
     /// Fewest rows of a token, on average and on this rank, with which GEMM 1 gathers its rows.
     pub gather_from: u32,
+    /// Most mean rows of an expert for that, but where the intermediate is as narrow as the next field says.
+    pub gather_rows: u32,
+    /// Most columns of the intermediate with which it gathers whatever the rows.
+    pub gather_intermediate: u32,
     /// Most mean rows of an expert for tiles of 16 rows, portable kernels.
     pub portable_rows_16: u32,
     /// Most mean rows of an expert for tiles of 64 rows, else 128.
     pub portable_rows_64: u32,
     /// Most tokens for the router's kernel of a block for each expert; at most 65535.
     pub router_few_tokens: u32,
-    /// Most tokens for its kernel of 16 tokens by 8 experts, else 64 by 64.
-    pub router_tile_16x8_tokens: u32,
+    /// Most logits, tokens by experts, for its kernel of 16 tokens by 8 experts, else 64 by 64.
+    pub router_tile_16x8_logits: u32,
 }
 
 /// A key of the file: its numbers, and what each may be.
@@ -116,7 +123,7 @@ macro_rules! key {
 }
 
 /// All of them, in the order in which they are written.
-const KEYS: [Key; 13] = [
+const KEYS: [Key; 15] = [
     key!([one_launch_packed_mb], ANY),
     key!([one_launch_checkpoint_mb], ANY),
     key!(one_launch_unit_bytes, 0..=1 << 30),
@@ -126,11 +133,13 @@ const KEYS: [Key; 13] = [
     key!(hopper_rows_32, ANY),
     key!(hopper_large_mb, ANY),
     key!(gather_from, ANY),
+    key!(gather_rows, ANY),
+    key!(gather_intermediate, ANY),
     key!(portable_rows_16, ANY),
     key!(portable_rows_64, ANY),
     // Blocks along y, for eight tokens each, are 65535 at most.
     key!(router_few_tokens, 0..=65535),
-    key!(router_tile_16x8_tokens, ANY),
+    key!(router_tile_16x8_logits, ANY),
 ];
 
 /// The table of an H200.
@@ -246,10 +255,12 @@ impl Tuning {
             hopper_rows_32: 0,
             hopper_large_mb: 0,
             gather_from: 0,
+            gather_rows: 0,
+            gather_intermediate: 0,
             portable_rows_16: 0,
             portable_rows_64: 0,
             router_few_tokens: 0,
-            router_tile_16x8_tokens: 0,
+            router_tile_16x8_logits: 0,
         }
     }
 }

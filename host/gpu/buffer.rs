@@ -11,6 +11,7 @@ use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::order::Allocation;
 pub use crate::gpu::slice::{Slice, SliceMut};
+use crate::gpu::slice::{accessors, describe};
 use crate::gpu::stream::Stream;
 
 /// `len` elements of `T` in the memory of a device.
@@ -89,20 +90,7 @@ impl<T: Pod> Buffer<T> {
         Ok(buffer)
     }
 
-    /// The address of element 0.
-    pub fn ptr(&self) -> DevicePtr<T> {
-        self.ptr
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
+    accessors!(of: of);
 
     /// The device whose memory it is.
     pub fn device(&self) -> &Device {
@@ -166,7 +154,7 @@ impl<T: Pod> Buffer<T> {
 
 impl<T: Pod> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
+        describe(f, "Buffer", (self.ptr, self.len), &self.device)
     }
 }
 

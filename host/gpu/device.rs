@@ -129,28 +129,31 @@ impl Device {
         let device = context.device();
         let capability = device.capability()?;
         let (major, minor) = capability;
+        let name = device.name()?;
         let best = Family::for_capability(major, minor).ok_or_else(|| {
             refuse(format!(
-                "compute capability {major}.{minor} has no FP8 tensor cores; 8.9 or newer is needed"
+                "{name} is too old: it has compute capability {major}.{minor} and no FP8 tensor cores; 8.9 \
+                 or newer is needed (Ada, Hopper)"
             ))
         })?;
         let family = family.unwrap_or(best);
         if family > best {
             return Err(refuse(format!(
-                "compute capability {major}.{minor} cannot run the kernels of {family}"
+                "{name} has compute capability {major}.{minor}, and cannot run the kernels of {family}"
             )));
         }
         let version = device.driver().version()?;
         if version < OLDEST_CUDA {
             let ((has, minor), (needed, at_least)) = (version, OLDEST_CUDA);
             return Err(refuse(format!(
-                "the NVIDIA driver is for CUDA {has}.{minor}; the kernels need {needed}.{at_least} or newer"
+                "the NVIDIA driver is too old: it is for CUDA {has}.{minor}; the kernels need {needed}.{at_least} or \
+                 newer"
             )));
         }
         let inner = Inner {
             ordinal: device.as_raw().max(0) as u32,
             reason,
-            name: device.name()?,
+            name,
             capability,
             family,
             multiprocessors: device.attribute(A::MultiprocessorCount)?,

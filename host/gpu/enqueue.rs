@@ -65,9 +65,9 @@ impl Device {
         };
         let launched = arguments.with_params(|params| {
             stream.enqueue_over(lists, |stream| {
-                // SAFETY: `params` holds one pointer per parameter to a value of its size (the trait's
-                // contract, kept by the generated structs); what the values mean to the kernel is the
-                // caller's contract.
+                // SAFETY: `params` holds one pointer per parameter to a value of its size, by the contracts
+                // of the trait and of `Kernel::new`; what the values mean to the kernel is the caller's
+                // contract. The context's cache keeps the function, until the context's work is done.
                 unsafe { stream.launch(&function, config, params) }
             })
         });

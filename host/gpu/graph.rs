@@ -59,9 +59,9 @@ impl Recorder {
     /// Begins to record what is enqueued.
     ///
     /// # Safety
-    /// - Operations take permutations that were made in earlier captures of the same recorder. When a graph of
-    ///   a later capture is launched, the graph that makes its permutations has been launched before, on the
-    ///   same stream, and nothing has written their lists since.
+    /// - Operations take permutations that were made in earlier captures of the same recorder. When a graph
+    ///   of a later capture is launched, the graph that makes its permutations has been launched before, on
+    ///   the same stream, and nothing has written their lists since.
     /// - No operation on the stream, of another thread, is under way when the capture begins or ends: half of
     ///   it would be captured, and the graph would not hold its memory.
     ///

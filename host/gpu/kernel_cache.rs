@@ -6,15 +6,14 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use cust::{Context, Function, Module};
 
 use crate::error::{Error, Result};
 use crate::gpu::family::Family;
 use crate::gpu::launch::KernelText;
+use crate::threads;
 
 /// What the driver allows a function unasked: static and dynamic shared memory together, bytes.
 const DEFAULT_SHARED: u32 = 48 * 1024;
@@ -45,8 +44,8 @@ impl Loaded {
     /// may forbid as much to this one.
     fn new(context: &Context, name: &'static str, ptx: &str) -> Result<Loaded> {
         context.relaxed(|| {
-            // SAFETY: the text is part of this library, from `host/kernels`: rustc has written it, and ptxas has
-            // compiled it before it was committed.
+            // SAFETY: the text is part of this library, from `host/kernels`: rustc has written it, and ptxas
+            // has compiled it before it was committed.
             let module = unsafe { Module::from_ptx(context, ptx) }?;
             let function = module.function(name)?;
             let static_shared = function.static_shared()?;
@@ -114,33 +113,11 @@ impl KernelCache {
         }
         let mut texts: Vec<_> = texts.into_iter().collect();
         texts.sort_unstable_by_key(|(name, text)| (Reverse(text.len()), *name));
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<Vec<(Key, Loaded)>> {
-            let mut kernels = Vec::new();
-            // Relaxed: the number alone is shared.
-            while let Some((name, text)) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                kernels.push(((family, *name), Loaded::new(&self.context, name, text)?));
-            }
-            Ok(kernels)
-        };
-        let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
-        let outcomes = thread::scope(|scope| {
-            // Where the system has no thread to give, the work remains to the others; this one takes part.
-            let helpers: Vec<_> = (1..cores.min(texts.len()))
-                .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
-                .collect();
-            let mut outcomes = vec![work()];
-            outcomes.extend(helpers.into_iter().map(|helper| helper.join().expect("loading does not panic")));
-            outcomes
-        });
-        let mut first_error = Ok(());
-        for outcome in outcomes {
-            match outcome {
-                Ok(kernels) => loaded.extend(kernels),
-                Err(error) => first_error = first_error.and(Err(error)),
-            }
-        }
-        first_error
+        loaded.extend(threads::each(texts.len(), |at| {
+            let (name, text) = &texts[at];
+            Ok(((family, *name), Loaded::new(&self.context, name, text)?))
+        })?);
+        Ok(())
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) struct KernelText {
     pub module: fn(Family, &str) -> Option<String>,
 }
 
-/// A kernel that takes the arguments `A`. The generated launchers alone make one.
+/// A kernel that takes the arguments `A`.
 pub(crate) struct Kernel<A> {
     pub text: KernelText,
     /// Threads per block, as the kernel declares them.
@@ -104,7 +104,13 @@ pub(crate) struct Kernel<A> {
 }
 
 impl<A> Kernel<A> {
-    pub const fn new(
+    /// The kernel `name`.
+    ///
+    /// # Safety
+    /// Its module declares so many threads and cluster blocks, and the parameters that [`Arguments`] of `A`
+    /// has; with `overlap` it waits for its predecessor in all threads. The generated launchers, which are
+    /// made from the same records as the module, alone make one.
+    pub const unsafe fn new(
         name: &'static str,
         threads: u32,
         cluster: u32,
@@ -136,8 +142,12 @@ impl<A> Clone for Kernel<A> {
 impl<A> Copy for Kernel<A> {}
 
 /// Arguments of a kernel. Implemented by the generated structs alone.
-pub(crate) trait Arguments {
-    /// Calls `f` with one pointer per parameter, in order, each to a value of that parameter's size.
+///
+/// # Safety
+/// `with_params` calls `f` with one pointer for each parameter of the kernels that take these arguments, in
+/// order, each to a value of that parameter's size.
+pub(crate) unsafe trait Arguments {
+    /// Calls `f` with pointers to the values of the parameters.
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
 }
 

@@ -1,8 +1,8 @@
 //! What a thread has said about the memory that its operations are about to use: bookkeeping for `order`.
 //!
 //! ```text
-//!   operations alone     say, say, launch, launch | say, launch        with the first word after a launch another one begins
-//!   a group of them    [ say, say, launch, launch,  say, launch ]      what was said holds until the end
+//!   alone         say, say, launch, launch | say, launch      with a word after a launch another one begins
+//!   a group     [ say, say, launch, launch,  say, launch ]    what was said holds until the end
 //! ```
 
 use std::sync::{Arc, Weak};

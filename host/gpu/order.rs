@@ -1,8 +1,8 @@
 //! The order of work on several streams: who uses which memory, and who waits for whom.
 //!
 //! ```text
-//!   stream A ── fill x ─────── record e ── ...        x: written by A, as its 1st piece of work
-//!   stream B ── ... ── wait e ── read x ── ...        an operation on B reads x: B has not waited for A's 1st, so it does
+//!   stream A ── fill x ─────── record e ── ...      x: written by A, as its 1st piece of work
+//!   stream B ── ... ── wait e ── read x ── ...      B reads x, and has not waited for A's 1st: it does
 //! ```
 //!
 //! - A [`Queue`] is a stream. It counts the pieces of work that have been enqueued, and knows up to which
@@ -28,14 +28,14 @@
 //! its memory when it ends, however it ends.
 //!
 //! Graphs hold memory without borrowing it. So an operation on memory that a graph holds waits once more at
-//! its launch, under the *gate* of the context, and graphs are launched under the gate. A group that uses such
-//! memory notes each piece of work. (Who captures memory borrows it meanwhile: what no graph held when the
-//! group first named it, none that conflicts holds before the group has ended.)
+//! its launch, under the *gate* of the context, and graphs are launched under the gate. A group that uses
+//! such memory notes each piece of work. (Who captures memory borrows it meanwhile: what no graph held when
+//! the group first named it, none that conflicts holds before the group has ended.)
 //!
-//! A launch of a graph overwrites what somebody may have borrowed. Contents that operations rely on, the lists
-//! of permutations, are [`Unchanged`] only until then: launches are numbered, an allocation knows the number
-//! of the last that writes it, and an operation that relies on older contents is not enqueued. It asks under
-//! the gate, so that no launch comes between.
+//! A launch of a graph overwrites what somebody may have borrowed. Contents that operations rely on, the
+//! lists of permutations, are [`Unchanged`] only until then: launches are numbered, an allocation knows the
+//! number of the last that writes it, and an operation that relies on older contents is not enqueued. It asks
+//! under the gate, so that no launch comes between.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

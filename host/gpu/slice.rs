@@ -1,9 +1,9 @@
-//! Slices: borrowed device memory, as operations take it. [`Slice`] is for what they read, [`SliceMut`] for what
-//! they write, so that a call says which of its arguments change. Memory that another program owns becomes a
-//! slice through the unsafe `from_raw`.
+//! Slices: borrowed device memory, as operations take it. [`Slice`] is for what they read, [`SliceMut`] for
+//! what they write, so that a call says which of its arguments change. Memory that another program owns
+//! becomes a slice through the unsafe `from_raw`.
 //!
-//! A slice's invariant: its elements lie inside an allocation of its device, aligned, or nowhere, at null. The
-//! checks, which every operation makes before it launches, refuse those at null.
+//! A slice's invariant: its elements lie inside an allocation of its device, aligned, or nowhere, at null.
+//! The checks, which every operation makes before it launches, refuse those at null.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -36,13 +36,33 @@ impl<T> Copy for Slice<'_, T> {}
 
 /// Borrowed device memory that an operation writes.
 pub struct SliceMut<'a, T> {
-    device: &'a Device,
-    /// None of memory of another program.
-    memory: Option<&'a Arc<Allocation>>,
-    ptr: DevicePtr<T>,
-    len: usize,
+    /// Lent for as long as this is borrowed, and no longer.
+    slice: Slice<'a, T>,
     exclusive: PhantomData<&'a mut [T]>,
 }
+
+/// What buffers and slices say of their elements.
+macro_rules! accessors {
+    ($of:ident: $slice:expr) => {
+        /// The address of element 0.
+        pub fn ptr(&self) -> DevicePtr<T> {
+            let $of = self;
+            $slice.ptr
+        }
+
+        /// Elements.
+        pub fn len(&self) -> usize {
+            let $of = self;
+            $slice.len
+        }
+
+        /// Whether it has no elements.
+        pub fn is_empty(&self) -> bool {
+            self.len() == 0
+        }
+    };
+}
+pub(super) use accessors;
 
 /// `start..end` of a range over `len` elements; panics when it does not fit.
 fn bounds(range: impl RangeBounds<usize>, len: usize) -> (usize, usize) {
@@ -97,20 +117,7 @@ impl<'a, T: Pod> Slice<'a, T> {
         Slice { device, memory: None, ptr: DevicePtr::null(), len }
     }
 
-    /// The address of element 0.
-    pub fn ptr(&self) -> DevicePtr<T> {
-        self.ptr
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
+    accessors!(of: of);
 
     /// The device whose memory it is.
     pub fn device(&self) -> &'a Device {
@@ -147,11 +154,14 @@ impl<'a, T: Pod> Slice<'a, T> {
             let (to, bytes) = (host.as_mut_ptr().cast(), self.len * size_of::<T>());
             stream.uses(self.memory, Access::Read)?;
             // SAFETY: `host` has room for `bytes` bytes, the device range lies inside an allocation by the
-            // slice's invariant, and the stream is waited for below, before `host` can go: also if that fails,
-            // since then a fault has taken the context away, and nothing of it runs any more.
+            // slice's invariant, and `host` goes below when the stream has been waited for, or never.
             stream.enqueue(|stream| unsafe { stream.copy_to_host(to, self.ptr.raw(), bytes) })?;
         }
-        stream.synchronize()?;
+        if let Err(error) = stream.synchronize() {
+            // Nobody knows whether the copy is still to come.
+            std::mem::forget(host);
+            return Err(error);
+        }
         Ok(host)
     }
 
@@ -244,7 +254,13 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// # Safety
     /// As [`Slice::from_raw`], and nothing else may read the memory either.
     pub unsafe fn from_raw(device: &'a Device, ptr: DevicePtr<T>, len: usize) -> SliceMut<'a, T> {
-        SliceMut { device, memory: None, ptr, len, exclusive: PhantomData }
+        // SAFETY: the caller's contract.
+        SliceMut::exclusive(unsafe { Slice::from_raw(device, ptr, len) })
+    }
+
+    /// The memory of `slice`, which is lent to nobody else.
+    fn exclusive(slice: Slice<'a, T>) -> SliceMut<'a, T> {
+        SliceMut { slice, exclusive: PhantomData }
     }
 
     /// As [`Slice::of`], to be written.
@@ -257,7 +273,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
         ptr: DevicePtr<T>,
         len: usize,
     ) -> SliceMut<'a, T> {
-        SliceMut { device, memory, ptr, len, exclusive: PhantomData }
+        // SAFETY: the caller's contract.
+        SliceMut::exclusive(unsafe { Slice::of(device, memory, ptr, len) })
     }
 
     /// An empty slice with the null pointer.
@@ -267,43 +284,24 @@ impl<'a, T: Pod> SliceMut<'a, T> {
 
     /// As [`Slice::imagined`], to be written.
     pub(crate) fn imagined(device: &'a Device, len: usize) -> SliceMut<'a, T> {
-        SliceMut { device, memory: None, ptr: DevicePtr::null(), len, exclusive: PhantomData }
+        SliceMut::exclusive(Slice::imagined(device, len))
     }
 
-    /// The address of element 0.
-    pub fn ptr(&self) -> DevicePtr<T> {
-        self.ptr
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
+    accessors!(of: of.slice);
 
     /// The device whose memory it is.
     pub fn device(&self) -> &'a Device {
-        self.device
+        self.slice.device
     }
 
     /// The same memory, to read.
     pub fn as_slice(&self) -> Slice<'_, T> {
-        Slice { device: self.device, memory: self.memory, ptr: self.ptr, len: self.len }
+        self.slice
     }
 
     /// The same memory, for a call that takes a `SliceMut` by value.
     pub fn reborrow(&mut self) -> SliceMut<'_, T> {
-        SliceMut {
-            device: self.device,
-            memory: self.memory,
-            ptr: self.ptr,
-            len: self.len,
-            exclusive: PhantomData,
-        }
+        SliceMut::exclusive(self.slice)
     }
 
     /// The elements of `range`.
@@ -319,14 +317,7 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// # Panics
     /// When the range is out of bounds, as slicing does.
     pub fn into_slice_mut(self, range: impl RangeBounds<usize>) -> SliceMut<'a, T> {
-        let (start, end) = bounds(range, self.len);
-        SliceMut {
-            device: self.device,
-            memory: self.memory,
-            ptr: self.ptr.offset(start),
-            len: end - start,
-            exclusive: PhantomData,
-        }
+        SliceMut::exclusive(self.slice.slice(range))
     }
 
     /// The first `mid` elements and the rest.
@@ -334,22 +325,7 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// # Panics
     /// When there are fewer, as slicing does.
     pub fn split_at(self, mid: usize) -> (SliceMut<'a, T>, SliceMut<'a, T>) {
-        let (_, rest) = bounds(mid.., self.len);
-        let head = SliceMut {
-            device: self.device,
-            memory: self.memory,
-            ptr: self.ptr,
-            len: mid,
-            exclusive: PhantomData,
-        };
-        let tail = SliceMut {
-            device: self.device,
-            memory: self.memory,
-            ptr: self.ptr.offset(mid),
-            len: rest - mid,
-            exclusive: PhantomData,
-        };
-        (head, tail)
+        (SliceMut::exclusive(self.slice.slice(..mid)), SliceMut::exclusive(self.slice.slice(mid..)))
     }
 
     /// The same bytes as elements of another type.
@@ -357,14 +333,7 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// # Panics
     /// Unless alignment and length fit.
     pub fn cast<U: Pod>(self) -> SliceMut<'a, U> {
-        let len = cast_len::<T, U>(self.ptr, self.len);
-        SliceMut {
-            device: self.device,
-            memory: self.memory,
-            ptr: self.ptr.cast(),
-            len,
-            exclusive: PhantomData,
-        }
+        SliceMut::exclusive(self.slice.cast())
     }
 
     /// Copies everything to the host after the work already in `stream`, and waits for it.
@@ -372,7 +341,7 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// # Errors
     /// If a kernel before has faulted; a stream of another device, or one that is being captured.
     pub fn to_vec(&self, stream: &Stream) -> Result<Vec<T>> {
-        self.as_slice().to_vec(stream)
+        self.slice.to_vec(stream)
     }
 
     /// Overwrites everything with `data`, of the same length, after the work already in `stream`, and waits
@@ -384,16 +353,17 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     pub fn copy_from(&mut self, data: &[T], stream: &Stream) -> Result<()> {
         self.check_device("copy_from", "destination", stream)?;
         stream.refuse_capture("copy_from")?;
-        if data.len() != self.len {
-            let rule = format!("must have the {} elements of the destination", self.len);
+        if data.len() != self.slice.len {
+            let rule = format!("must have the {} elements of the destination", self.slice.len);
             return Err(Error::argument("copy_from", "data", format!("{} elements", data.len()), rule));
         }
-        if self.len > 0 {
+        if self.slice.len > 0 {
             let (from, bytes) = (data.as_ptr().cast(), size_of_val(data));
-            stream.uses(self.memory, Access::Write)?;
+            stream.uses(self.slice.memory, Access::Write)?;
             // SAFETY: `data` is `bytes` bytes long, the device range lies inside an allocation by the slice's
-            // invariant, and the stream is waited for below, while `data` is still borrowed (see `to_vec`).
-            stream.enqueue(|stream| unsafe { stream.copy_from_host(self.ptr.raw(), from, bytes) })?;
+            // invariant, and the stream is waited for below, while `data` is still borrowed. That fails when
+            // a fault has taken the context away, and nothing of it runs any more.
+            stream.enqueue(|stream| unsafe { stream.copy_from_host(self.slice.ptr.raw(), from, bytes) })?;
         }
         stream.synchronize()
     }
@@ -406,8 +376,8 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     pub fn copy_from_device(&mut self, source: Slice<'_, T>, stream: &Stream) -> Result<()> {
         self.check_device("copy_from_device", "destination", stream)?;
         source.check_device("copy_from_device", "source", stream)?;
-        if source.len != self.len {
-            let rule = format!("must have the {} elements of the destination", self.len);
+        if source.len != self.slice.len {
+            let rule = format!("must have the {} elements of the destination", self.slice.len);
             return Err(Error::argument(
                 "copy_from_device",
                 "source",
@@ -415,15 +385,15 @@ impl<'a, T: Pod> SliceMut<'a, T> {
                 rule,
             ));
         }
-        if self.len == 0 {
+        if self.slice.len == 0 {
             return Ok(());
         }
-        let bytes = self.len * size_of::<T>();
+        let bytes = self.slice.len * size_of::<T>();
         stream.uses(source.memory, Access::Read)?;
-        stream.uses(self.memory, Access::Write)?;
+        stream.uses(self.slice.memory, Access::Write)?;
         // SAFETY: both ranges lie inside allocations by the slices' invariants, and a `SliceMut` overlaps no
         // other slice.
-        Ok(stream.enqueue(|stream| unsafe { stream.copy(self.ptr.raw(), source.ptr.raw(), bytes) })?)
+        Ok(stream.enqueue(|stream| unsafe { stream.copy(self.slice.ptr.raw(), source.ptr.raw(), bytes) })?)
     }
 
     /// Sets every byte to `byte`, in `stream`'s order. Can be captured.
@@ -432,49 +402,52 @@ impl<'a, T: Pod> SliceMut<'a, T> {
     /// A stream of another device.
     pub fn fill_bytes(&mut self, byte: u8, stream: &Stream) -> Result<()> {
         self.check_device("fill_bytes", "destination", stream)?;
-        if self.len == 0 {
+        if self.slice.len == 0 {
             return Ok(());
         }
-        stream.uses(self.memory, Access::Write)?;
-        let bytes = self.len * size_of::<T>();
+        stream.uses(self.slice.memory, Access::Write)?;
+        let bytes = self.slice.len * size_of::<T>();
         // SAFETY: the range lies inside an allocation by the slice's invariant.
-        Ok(stream.enqueue(|stream| unsafe { stream.fill(self.ptr.raw(), byte, bytes) })?)
+        Ok(stream.enqueue(|stream| unsafe { stream.fill(self.slice.ptr.raw(), byte, bytes) })?)
     }
 
     /// Refuses the argument `name` of `op` when it lies on another device than `stream`.
     pub(crate) fn check_device(&self, op: &'static str, name: &str, stream: &Stream) -> Result<()> {
-        self.as_slice().check_device(op, name, stream)
+        self.slice.check_device(op, name, stream)
     }
 
     /// As [`Slice::check`], for what an operation writes: the stream waits for whoever uses it on another.
     pub(crate) fn check(&self, op: &'static str, name: &str, len: usize, stream: &Stream) -> Result<()> {
         self.check_device(op, name, stream)?;
-        check_len(op, name, self.len, len)?;
-        stream.uses(self.memory, Access::Write)
+        check_len(op, name, self.slice.len, len)?;
+        stream.uses(self.slice.memory, Access::Write)
     }
 }
 
 impl<'a, T: Pod> From<SliceMut<'a, T>> for Slice<'a, T> {
     fn from(slice: SliceMut<'a, T>) -> Slice<'a, T> {
-        Slice { device: slice.device, memory: slice.memory, ptr: slice.ptr, len: slice.len }
+        slice.slice
     }
+}
+
+/// As slices and buffers are written for people.
+pub(super) fn describe<T>(
+    f: &mut fmt::Formatter<'_>,
+    kind: &str,
+    (ptr, len): (DevicePtr<T>, usize),
+    device: &Device,
+) -> fmt::Result {
+    write!(f, "{kind}<{}>[{len}] at {ptr:?} on {device}", std::any::type_name::<T>())
 }
 
 impl<T> fmt::Debug for Slice<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Slice<{}>[{}] at {:?} on {}", std::any::type_name::<T>(), self.len, self.ptr, self.device)
+        describe(f, "Slice", (self.ptr, self.len), self.device)
     }
 }
 
 impl<T> fmt::Debug for SliceMut<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "SliceMut<{}>[{}] at {:?} on {}",
-            std::any::type_name::<T>(),
-            self.len,
-            self.ptr,
-            self.device
-        )
+        describe(f, "SliceMut", (self.slice.ptr, self.slice.len), self.slice.device)
     }
 }

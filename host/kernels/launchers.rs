@@ -479,7 +479,7 @@ pub struct Absmax {
     /// f32, one per block of the grid.
     pub partials: DevicePtr<f32>,
 }
-impl Arguments for Absmax {
+unsafe impl Arguments for Absmax {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -508,7 +508,7 @@ pub struct ActivateGroup {
     /// Where the scales go: the groups of every row.
     pub scales: GroupScalesOut,
 }
-impl Arguments for ActivateGroup {
+unsafe impl Arguments for ActivateGroup {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -544,7 +544,7 @@ pub struct ActivatePlain {
     /// What joins gate and up.
     pub gating: Gating,
 }
-impl Arguments for ActivatePlain {
+unsafe impl Arguments for ActivatePlain {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -568,7 +568,7 @@ pub struct ActivateTensor {
     /// f32, the scale.
     pub scale: DevicePtr<f32>,
 }
-impl Arguments for ActivateTensor {
+unsafe impl Arguments for ActivateTensor {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -595,7 +595,7 @@ pub struct ActivateToken {
     /// Spans of a row that dynamic shared memory holds.
     pub kept_spans: u32,
 }
-impl Arguments for ActivateToken {
+unsafe impl Arguments for ActivateToken {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -635,7 +635,7 @@ pub struct AppendShared {
     /// Shared experts, at least 1.
     pub shared: u32,
 }
-impl Arguments for AppendShared {
+unsafe impl Arguments for AppendShared {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -666,7 +666,7 @@ pub struct Cast {
     /// Whether `x` is added to `out`, which is read then.
     pub adds: bool,
 }
-impl Arguments for Cast {
+unsafe impl Arguments for Cast {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -701,7 +701,7 @@ pub struct ChooseReplicas {
     /// This rank.
     pub rank: u32,
 }
-impl Arguments for ChooseReplicas {
+unsafe impl Arguments for ChooseReplicas {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -728,7 +728,7 @@ pub struct CountRows {
     /// E_loc.
     pub experts: u32,
 }
-impl Arguments for CountRows {
+unsafe impl Arguments for CountRows {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -797,7 +797,7 @@ pub struct FewTokens {
     /// Whether the result is added to the output.
     pub adds: bool,
 }
-impl Arguments for FewTokens {
+unsafe impl Arguments for FewTokens {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -877,7 +877,7 @@ pub struct GroupedTopK {
     /// Factor of all weights.
     pub routed_scaling_factor: f32,
 }
-impl Arguments for GroupedTopK {
+unsafe impl Arguments for GroupedTopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -926,7 +926,7 @@ pub struct HopperGated {
     /// As `HopperGemm` has it.
     pub schedule_is_settled: bool,
 }
-impl Arguments for HopperGated {
+unsafe impl Arguments for HopperGated {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -978,7 +978,7 @@ pub struct HopperGathered {
     /// Where the results go.
     pub out: Requantization,
 }
-impl Arguments for HopperGathered {
+unsafe impl Arguments for HopperGathered {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1041,7 +1041,7 @@ pub struct HopperGemm {
     /// Whether the schedule's tiles were complete before the kernel's predecessor began.
     pub schedule_is_settled: bool,
 }
-impl Arguments for HopperGemm {
+unsafe impl Arguments for HopperGemm {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1089,7 +1089,7 @@ pub struct PackWeights {
     /// Whether `matrix` is written, else `packed`.
     pub unpacks: bool,
 }
-impl Arguments for PackWeights {
+unsafe impl Arguments for PackWeights {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1124,7 +1124,7 @@ pub struct Permute {
     /// Where the tile schedule goes.
     pub schedule: TileSchedule,
 }
-impl Arguments for Permute {
+unsafe impl Arguments for Permute {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1184,7 +1184,7 @@ pub struct PermuteRows {
     /// Experts of this rank.
     pub local_experts: u32,
 }
-impl Arguments for PermuteRows {
+unsafe impl Arguments for PermuteRows {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1233,7 +1233,7 @@ pub struct PortableGemm {
     /// bf16, f16 or f32.
     pub out_type: OutType,
 }
-impl Arguments for PortableGemm {
+unsafe impl Arguments for PortableGemm {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1268,7 +1268,7 @@ pub struct QuantizeGroup {
     /// it has ended.
     pub x_is_settled: bool,
 }
-impl Arguments for QuantizeGroup {
+unsafe impl Arguments for QuantizeGroup {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1317,7 +1317,7 @@ pub struct QuantizeTensor {
     /// it has ended.
     pub x_is_settled: bool,
 }
-impl Arguments for QuantizeTensor {
+unsafe impl Arguments for QuantizeTensor {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1364,7 +1364,7 @@ pub struct QuantizeToken {
     /// it has ended.
     pub x_is_settled: bool,
 }
-impl Arguments for QuantizeToken {
+unsafe impl Arguments for QuantizeToken {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1401,7 +1401,7 @@ pub struct ReadStream {
     /// Runs of [`READ_STREAM_RUN`] bytes.
     pub runs: u32,
 }
-impl Arguments for ReadStream {
+unsafe impl Arguments for ReadStream {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1431,7 +1431,7 @@ pub struct RouterLogits {
     /// Planes of the gate, at least 1.
     pub planes: u32,
 }
-impl Arguments for RouterLogits {
+unsafe impl Arguments for RouterLogits {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1455,7 +1455,7 @@ pub struct SoftmaxTopK {
     /// Divide the weights by their sum.
     pub renormalize: bool,
 }
-impl Arguments for SoftmaxTopK {
+unsafe impl Arguments for SoftmaxTopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1490,7 +1490,7 @@ pub struct SqrtSoftplusTopK {
     /// Factor of all weights.
     pub routed_scaling_factor: f32,
 }
-impl Arguments for SqrtSoftplusTopK {
+unsafe impl Arguments for SqrtSoftplusTopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1528,7 +1528,7 @@ pub struct StageRouting {
     /// c * k, at least `slots`.
     pub capacity: u32,
 }
-impl Arguments for StageRouting {
+unsafe impl Arguments for StageRouting {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1558,7 +1558,7 @@ pub struct SumRanks {
     /// Columns of both.
     pub columns: u32,
 }
-impl Arguments for SumRanks {
+unsafe impl Arguments for SumRanks {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1592,7 +1592,7 @@ pub struct TopK {
     /// Whether their weight is the sigmoid of the logit behind those of the experts; else it is 1.
     pub shared_gate: bool,
 }
-impl Arguments for TopK {
+unsafe impl Arguments for TopK {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1634,7 +1634,7 @@ pub struct Unpermute {
     /// Whether the sums are added to `out`, which is read then.
     pub adds: bool,
 }
-impl Arguments for Unpermute {
+unsafe impl Arguments for Unpermute {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1665,7 +1665,7 @@ pub struct WriteProblemSizes {
     /// Where the problem sizes go.
     pub sizes: ProblemSizes,
 }
-impl Arguments for WriteProblemSizes {
+unsafe impl Arguments for WriteProblemSizes {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1692,7 +1692,7 @@ pub struct WriteTileSchedule {
     /// Where the schedule goes.
     pub schedule: TileSchedule,
 }
-impl Arguments for WriteTileSchedule {
+unsafe impl Arguments for WriteTileSchedule {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
         f(
             &mut [
@@ -1705,674 +1705,310 @@ impl Arguments for WriteTileSchedule {
     }
 }
 /// Kernel `absmax_bf16`: 512 threads per block, at least 2 blocks per SM.
-pub const ABSMAX_BF16: Kernel<Absmax> = Kernel::new(
-    "absmax_bf16",
-    512,
-    1,
-    false,
-    0,
-    module,
-);
+pub const ABSMAX_BF16: Kernel<Absmax> = unsafe {
+    Kernel::new("absmax_bf16", 512, 1, false, 0, module)
+};
 /// Kernel `absmax_f16`: 512 threads per block, at least 2 blocks per SM.
-pub const ABSMAX_F16: Kernel<Absmax> = Kernel::new(
-    "absmax_f16",
-    512,
-    1,
-    false,
-    0,
-    module,
-);
+pub const ABSMAX_F16: Kernel<Absmax> = unsafe {
+    Kernel::new("absmax_f16", 512, 1, false, 0, module)
+};
 /// Kernel `absmax_f32`: 512 threads per block, at least 2 blocks per SM.
-pub const ABSMAX_F32: Kernel<Absmax> = Kernel::new(
-    "absmax_f32",
-    512,
-    1,
-    false,
-    0,
-    module,
-);
+pub const ABSMAX_F32: Kernel<Absmax> = unsafe {
+    Kernel::new("absmax_f32", 512, 1, false, 0, module)
+};
 /// Kernel `activation_group_bf16`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_GROUP_BF16: Kernel<ActivateGroup> = Kernel::new(
-    "activation_group_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_GROUP_BF16: Kernel<ActivateGroup> = unsafe {
+    Kernel::new("activation_group_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `activation_group_f16`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_GROUP_F16: Kernel<ActivateGroup> = Kernel::new(
-    "activation_group_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_GROUP_F16: Kernel<ActivateGroup> = unsafe {
+    Kernel::new("activation_group_f16", 128, 1, true, 0, module)
+};
 /// Kernel `activation_group_f32`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_GROUP_F32: Kernel<ActivateGroup> = Kernel::new(
-    "activation_group_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_GROUP_F32: Kernel<ActivateGroup> = unsafe {
+    Kernel::new("activation_group_f32", 128, 1, true, 0, module)
+};
 /// Kernel `activation_plain`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_PLAIN: Kernel<ActivatePlain> = Kernel::new(
-    "activation_plain",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const ACTIVATION_PLAIN: Kernel<ActivatePlain> = unsafe {
+    Kernel::new("activation_plain", 128, 1, false, 0, module)
+};
 /// Kernel `activation_tensor_bf16`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_TENSOR_BF16: Kernel<ActivateTensor> = Kernel::new(
-    "activation_tensor_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TENSOR_BF16: Kernel<ActivateTensor> = unsafe {
+    Kernel::new("activation_tensor_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `activation_tensor_f16`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_TENSOR_F16: Kernel<ActivateTensor> = Kernel::new(
-    "activation_tensor_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TENSOR_F16: Kernel<ActivateTensor> = unsafe {
+    Kernel::new("activation_tensor_f16", 128, 1, true, 0, module)
+};
 /// Kernel `activation_tensor_f32`: 128 threads per block, at least 6 blocks per SM.
-pub const ACTIVATION_TENSOR_F32: Kernel<ActivateTensor> = Kernel::new(
-    "activation_tensor_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TENSOR_F32: Kernel<ActivateTensor> = unsafe {
+    Kernel::new("activation_tensor_f32", 128, 1, true, 0, module)
+};
 /// Kernel `activation_token_bf16`: 256 threads per block, at least 4 blocks per SM.
-pub const ACTIVATION_TOKEN_BF16: Kernel<ActivateToken> = Kernel::new(
-    "activation_token_bf16",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TOKEN_BF16: Kernel<ActivateToken> = unsafe {
+    Kernel::new("activation_token_bf16", 256, 1, true, 0, module)
+};
 /// Kernel `activation_token_f16`: 256 threads per block, at least 4 blocks per SM.
-pub const ACTIVATION_TOKEN_F16: Kernel<ActivateToken> = Kernel::new(
-    "activation_token_f16",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TOKEN_F16: Kernel<ActivateToken> = unsafe {
+    Kernel::new("activation_token_f16", 256, 1, true, 0, module)
+};
 /// Kernel `activation_token_f32`: 256 threads per block, at least 4 blocks per SM.
-pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = Kernel::new(
-    "activation_token_f32",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const ACTIVATION_TOKEN_F32: Kernel<ActivateToken> = unsafe {
+    Kernel::new("activation_token_f32", 256, 1, true, 0, module)
+};
 /// Kernel `append_shared`: 256 threads per block, at least 1 blocks per SM.
-pub const APPEND_SHARED: Kernel<AppendShared> = Kernel::new(
-    "append_shared",
-    256,
-    1,
-    false,
-    0,
-    module,
-);
+pub const APPEND_SHARED: Kernel<AppendShared> = unsafe {
+    Kernel::new("append_shared", 256, 1, false, 0, module)
+};
 /// Kernel `cast_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const CAST_BF16: Kernel<Cast> = Kernel::new("cast_bf16", 128, 1, true, 0, module);
+pub const CAST_BF16: Kernel<Cast> = unsafe {
+    Kernel::new("cast_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `cast_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const CAST_F16: Kernel<Cast> = Kernel::new("cast_f16", 128, 1, true, 0, module);
+pub const CAST_F16: Kernel<Cast> = unsafe {
+    Kernel::new("cast_f16", 128, 1, true, 0, module)
+};
 /// Kernel `choose_replicas`: 256 threads per block, at least 8 blocks per SM.
-pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = Kernel::new(
-    "choose_replicas",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = unsafe {
+    Kernel::new("choose_replicas", 256, 1, true, 0, module)
+};
 /// Kernel `count_rows`: 256 threads per block, at least 8 blocks per SM.
-pub const COUNT_ROWS: Kernel<CountRows> = Kernel::new(
-    "count_rows",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const COUNT_ROWS: Kernel<CountRows> = unsafe {
+    Kernel::new("count_rows", 256, 1, true, 0, module)
+};
 /// Kernel `few_tokens`: 544 threads per block, at least 1 blocks per SM.
-pub const FEW_TOKENS: Kernel<FewTokens> = Kernel::new(
-    "few_tokens",
-    544,
-    1,
-    false,
-    0,
-    module,
-);
+pub const FEW_TOKENS: Kernel<FewTokens> = unsafe {
+    Kernel::new("few_tokens", 544, 1, false, 0, module)
+};
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_fast_128",
-    256,
-    1,
-    false,
-    98352,
-    module,
-);
+pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_fast_128", 256, 1, false, 98352, module)
+};
 /// Kernel `grouped_gemm_fast_16`: 128 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_FAST_16: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_fast_16",
-    128,
-    1,
-    false,
-    92240,
-    module,
-);
+pub const GROUPED_GEMM_FAST_16: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_fast_16", 128, 1, false, 92240, module)
+};
 /// Kernel `grouped_gemm_fast_64`: 256 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_FAST_64: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_fast_64",
-    256,
-    1,
-    false,
-    98368,
-    module,
-);
+pub const GROUPED_GEMM_FAST_64: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_fast_64", 256, 1, false, 98368, module)
+};
 /// Kernel `grouped_gemm_promoted_128`: 256 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_PROMOTED_128: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_promoted_128",
-    256,
-    1,
-    false,
-    99936,
-    module,
-);
+pub const GROUPED_GEMM_PROMOTED_128: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_promoted_128", 256, 1, false, 99936, module)
+};
 /// Kernel `grouped_gemm_promoted_16`: 128 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_PROMOTED_16: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_promoted_16",
-    128,
-    1,
-    false,
-    92640,
-    module,
-);
+pub const GROUPED_GEMM_PROMOTED_16: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_promoted_16", 128, 1, false, 92640, module)
+};
 /// Kernel `grouped_gemm_promoted_64`: 256 threads per block, at least 1 blocks per SM.
-pub const GROUPED_GEMM_PROMOTED_64: Kernel<PortableGemm> = Kernel::new(
-    "grouped_gemm_promoted_64",
-    256,
-    1,
-    false,
-    99456,
-    module,
-);
+pub const GROUPED_GEMM_PROMOTED_64: Kernel<PortableGemm> = unsafe {
+    Kernel::new("grouped_gemm_promoted_64", 256, 1, false, 99456, module)
+};
 /// Kernel `grouped_top_k`: 128 threads per block, at least 4 blocks per SM.
-pub const GROUPED_TOP_K: Kernel<GroupedTopK> = Kernel::new(
-    "grouped_top_k",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const GROUPED_TOP_K: Kernel<GroupedTopK> = unsafe {
+    Kernel::new("grouped_top_k", 128, 1, false, 0, module)
+};
 /// Kernel `hopper_narrow_16`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_16: Kernel<HopperGemm> = Kernel::new(
-    "hopper_narrow_16",
-    288,
-    1,
-    true,
-    140432,
-    module,
-);
+pub const HOPPER_NARROW_16: Kernel<HopperGemm> = unsafe {
+    Kernel::new("hopper_narrow_16", 288, 1, true, 140432, module)
+};
 /// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_32: Kernel<HopperGemm> = Kernel::new(
-    "hopper_narrow_32",
-    288,
-    1,
-    true,
-    149712,
-    module,
-);
+pub const HOPPER_NARROW_32: Kernel<HopperGemm> = unsafe {
+    Kernel::new("hopper_narrow_32", 288, 1, true, 149712, module)
+};
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_8: Kernel<HopperGemm> = Kernel::new(
-    "hopper_narrow_8",
-    288,
-    1,
-    true,
-    136048,
-    module,
-);
+pub const HOPPER_NARROW_8: Kernel<HopperGemm> = unsafe {
+    Kernel::new("hopper_narrow_8", 288, 1, true, 136048, module)
+};
 /// Kernel `hopper_narrow_gated_16`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = Kernel::new(
-    "hopper_narrow_gated_16",
-    288,
-    1,
-    true,
-    140432,
-    module,
-);
+pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_narrow_gated_16", 288, 1, true, 140432, module)
+};
 /// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = Kernel::new(
-    "hopper_narrow_gated_32",
-    288,
-    1,
-    true,
-    149712,
-    module,
-);
+pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_narrow_gated_32", 288, 1, true, 149712, module)
+};
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.
-pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = Kernel::new(
-    "hopper_narrow_gated_8",
-    288,
-    1,
-    true,
-    136048,
-    module,
-);
+pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_narrow_gated_8", 288, 1, true, 136048, module)
+};
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = Kernel::new(
-    "hopper_wide_fast",
-    384,
-    2,
-    true,
-    217344,
-    module,
-);
+pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = unsafe {
+    Kernel::new("hopper_wide_fast", 384, 2, true, 217344, module)
+};
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = Kernel::new(
-    "hopper_wide_gated_fast",
-    384,
-    2,
-    true,
-    217344,
-    module,
-);
+pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_wide_gated_fast", 384, 2, true, 217344, module)
+};
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = Kernel::new(
-    "hopper_wide_gated_fast_gathered",
-    384,
-    2,
-    true,
-    217344,
-    module,
-);
+pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = unsafe {
+    Kernel::new("hopper_wide_gated_fast_gathered", 384, 2, true, 217344, module)
+};
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = Kernel::new(
-    "hopper_wide_gated_fast_gathered_silu",
-    384,
-    2,
-    true,
-    217344,
-    module,
-);
+pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = unsafe {
+    Kernel::new("hopper_wide_gated_fast_gathered_silu", 384, 2, true, 217344, module)
+};
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = Kernel::new(
-    "hopper_wide_gated_fast_silu",
-    384,
-    2,
-    true,
-    217344,
-    module,
-);
+pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_wide_gated_fast_silu", 384, 2, true, 217344, module)
+};
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = Kernel::new(
-    "hopper_wide_gated_promoted",
-    384,
-    2,
-    true,
-    219904,
-    module,
-);
+pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_wide_gated_promoted", 384, 2, true, 219904, module)
+};
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = Kernel::new(
-    "hopper_wide_gated_promoted_gathered",
-    384,
-    2,
-    true,
-    219904,
-    module,
-);
+pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = unsafe {
+    Kernel::new("hopper_wide_gated_promoted_gathered", 384, 2, true, 219904, module)
+};
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = Kernel::new(
-    "hopper_wide_gated_promoted_gathered_silu",
-    384,
-    2,
-    true,
-    219904,
-    module,
-);
+pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = unsafe {
+    Kernel::new("hopper_wide_gated_promoted_gathered_silu", 384, 2, true, 219904, module)
+};
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = Kernel::new(
-    "hopper_wide_gated_promoted_silu",
-    384,
-    2,
-    true,
-    219904,
-    module,
-);
+pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = unsafe {
+    Kernel::new("hopper_wide_gated_promoted_silu", 384, 2, true, 219904, module)
+};
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
-pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = Kernel::new(
-    "hopper_wide_promoted",
-    384,
-    2,
-    true,
-    219904,
-    module,
-);
+pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = unsafe {
+    Kernel::new("hopper_wide_promoted", 384, 2, true, 219904, module)
+};
 /// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.
-pub const PACK_WEIGHTS: Kernel<PackWeights> = Kernel::new(
-    "pack_weights",
-    256,
-    1,
-    false,
-    0,
-    module,
-);
+pub const PACK_WEIGHTS: Kernel<PackWeights> = unsafe {
+    Kernel::new("pack_weights", 256, 1, false, 0, module)
+};
 /// Kernel `permute`: 512 threads per block, at least 2 blocks per SM.
-pub const PERMUTE: Kernel<Permute> = Kernel::new("permute", 512, 1, false, 0, module);
+pub const PERMUTE: Kernel<Permute> = unsafe {
+    Kernel::new("permute", 512, 1, false, 0, module)
+};
 /// Kernel `permute_rows`: 256 threads per block, at least 4 blocks per SM.
-pub const PERMUTE_ROWS: Kernel<PermuteRows> = Kernel::new(
-    "permute_rows",
-    256,
-    1,
-    false,
-    0,
-    module,
-);
+pub const PERMUTE_ROWS: Kernel<PermuteRows> = unsafe {
+    Kernel::new("permute_rows", 256, 1, false, 0, module)
+};
 /// Kernel `problem_sizes`: 128 threads per block, at least 1 blocks per SM.
-pub const PROBLEM_SIZES: Kernel<WriteProblemSizes> = Kernel::new(
-    "problem_sizes",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const PROBLEM_SIZES: Kernel<WriteProblemSizes> = unsafe {
+    Kernel::new("problem_sizes", 128, 1, false, 0, module)
+};
 /// Kernel `quantize_group_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_GROUP_BF16: Kernel<QuantizeGroup> = Kernel::new(
-    "quantize_group_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_GROUP_BF16: Kernel<QuantizeGroup> = unsafe {
+    Kernel::new("quantize_group_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_group_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_GROUP_F16: Kernel<QuantizeGroup> = Kernel::new(
-    "quantize_group_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_GROUP_F16: Kernel<QuantizeGroup> = unsafe {
+    Kernel::new("quantize_group_f16", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_group_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_GROUP_F32: Kernel<QuantizeGroup> = Kernel::new(
-    "quantize_group_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_GROUP_F32: Kernel<QuantizeGroup> = unsafe {
+    Kernel::new("quantize_group_f32", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_tensor_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_TENSOR_BF16: Kernel<QuantizeTensor> = Kernel::new(
-    "quantize_tensor_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TENSOR_BF16: Kernel<QuantizeTensor> = unsafe {
+    Kernel::new("quantize_tensor_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_tensor_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_TENSOR_F16: Kernel<QuantizeTensor> = Kernel::new(
-    "quantize_tensor_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TENSOR_F16: Kernel<QuantizeTensor> = unsafe {
+    Kernel::new("quantize_tensor_f16", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_tensor_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const QUANTIZE_TENSOR_F32: Kernel<QuantizeTensor> = Kernel::new(
-    "quantize_tensor_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TENSOR_F32: Kernel<QuantizeTensor> = unsafe {
+    Kernel::new("quantize_tensor_f32", 128, 1, true, 0, module)
+};
 /// Kernel `quantize_token_bf16`: 256 threads per block, at least 4 blocks per SM.
-pub const QUANTIZE_TOKEN_BF16: Kernel<QuantizeToken> = Kernel::new(
-    "quantize_token_bf16",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TOKEN_BF16: Kernel<QuantizeToken> = unsafe {
+    Kernel::new("quantize_token_bf16", 256, 1, true, 0, module)
+};
 /// Kernel `quantize_token_f16`: 256 threads per block, at least 4 blocks per SM.
-pub const QUANTIZE_TOKEN_F16: Kernel<QuantizeToken> = Kernel::new(
-    "quantize_token_f16",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TOKEN_F16: Kernel<QuantizeToken> = unsafe {
+    Kernel::new("quantize_token_f16", 256, 1, true, 0, module)
+};
 /// Kernel `quantize_token_f32`: 256 threads per block, at least 4 blocks per SM.
-pub const QUANTIZE_TOKEN_F32: Kernel<QuantizeToken> = Kernel::new(
-    "quantize_token_f32",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const QUANTIZE_TOKEN_F32: Kernel<QuantizeToken> = unsafe {
+    Kernel::new("quantize_token_f32", 256, 1, true, 0, module)
+};
 /// Kernel `read_stream`: 32 threads per block, at least 1 blocks per SM.
-pub const READ_STREAM: Kernel<ReadStream> = Kernel::new(
-    "read_stream",
-    32,
-    1,
-    false,
-    196656,
-    module,
-);
+pub const READ_STREAM: Kernel<ReadStream> = unsafe {
+    Kernel::new("read_stream", 32, 1, false, 196656, module)
+};
 /// Kernel `router_logits_16x8`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_16x8",
-    256,
-    1,
-    false,
-    3584,
-    module,
-);
+pub const ROUTER_LOGITS_16X8: Kernel<RouterLogits> = unsafe {
+    Kernel::new("router_logits_16x8", 256, 1, false, 3584, module)
+};
 /// Kernel `router_logits_64x64`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_64x64",
-    256,
-    1,
-    false,
-    16384,
-    module,
-);
+pub const ROUTER_LOGITS_64X64: Kernel<RouterLogits> = unsafe {
+    Kernel::new("router_logits_64x64", 256, 1, false, 16384, module)
+};
 /// Kernel `router_logits_few`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_FEW: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_few",
-    256,
-    1,
-    false,
-    256,
-    module,
-);
+pub const ROUTER_LOGITS_FEW: Kernel<RouterLogits> = unsafe {
+    Kernel::new("router_logits_few", 256, 1, false, 256, module)
+};
 /// Kernel `router_logits_few_f16`: 256 threads per block, at least 2 blocks per SM.
-pub const ROUTER_LOGITS_FEW_F16: Kernel<RouterLogits> = Kernel::new(
-    "router_logits_few_f16",
-    256,
-    1,
-    false,
-    256,
-    module,
-);
+pub const ROUTER_LOGITS_FEW_F16: Kernel<RouterLogits> = unsafe {
+    Kernel::new("router_logits_few_f16", 256, 1, false, 256, module)
+};
 /// Kernel `sigmoid_top_k`: 128 threads per block, at least 4 blocks per SM.
-pub const SIGMOID_TOP_K: Kernel<TopK> = Kernel::new(
-    "sigmoid_top_k",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const SIGMOID_TOP_K: Kernel<TopK> = unsafe {
+    Kernel::new("sigmoid_top_k", 128, 1, false, 0, module)
+};
 /// Kernel `softmax_top_k`: 128 threads per block, at least 4 blocks per SM.
-pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = Kernel::new(
-    "softmax_top_k",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const SOFTMAX_TOP_K: Kernel<SoftmaxTopK> = unsafe {
+    Kernel::new("softmax_top_k", 128, 1, false, 0, module)
+};
 /// Kernel `sqrt_softplus_top_k`: 128 threads per block, at least 4 blocks per SM.
-pub const SQRT_SOFTPLUS_TOP_K: Kernel<SqrtSoftplusTopK> = Kernel::new(
-    "sqrt_softplus_top_k",
-    128,
-    1,
-    false,
-    0,
-    module,
-);
+pub const SQRT_SOFTPLUS_TOP_K: Kernel<SqrtSoftplusTopK> = unsafe {
+    Kernel::new("sqrt_softplus_top_k", 128, 1, false, 0, module)
+};
 /// Kernel `stage_routing`: 256 threads per block, at least 8 blocks per SM.
-pub const STAGE_ROUTING: Kernel<StageRouting> = Kernel::new(
-    "stage_routing",
-    256,
-    1,
-    true,
-    0,
-    module,
-);
+pub const STAGE_ROUTING: Kernel<StageRouting> = unsafe {
+    Kernel::new("stage_routing", 256, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_BF16: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_BF16: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_BF16_F16: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_bf16_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_BF16_F16: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_bf16_f16", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_BF16_F32: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_bf16_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_BF16_F32: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_bf16_f32", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_F16: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_F16: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_f16", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_F32: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_F32: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_f32", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_f32_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_F32_BF16: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_f32_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_F32_BF16: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_f32_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `sum_ranks_f32_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const SUM_RANKS_F32_F16: Kernel<SumRanks> = Kernel::new(
-    "sum_ranks_f32_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const SUM_RANKS_F32_F16: Kernel<SumRanks> = unsafe {
+    Kernel::new("sum_ranks_f32_f16", 128, 1, true, 0, module)
+};
 /// Kernel `tile_schedule`: 512 threads per block, at least 2 blocks per SM.
-pub const TILE_SCHEDULE: Kernel<WriteTileSchedule> = Kernel::new(
-    "tile_schedule",
-    512,
-    1,
-    false,
-    0,
-    module,
-);
+pub const TILE_SCHEDULE: Kernel<WriteTileSchedule> = unsafe {
+    Kernel::new("tile_schedule", 512, 1, false, 0, module)
+};
 /// Kernel `unpermute_bf16`: 128 threads per block, at least 8 blocks per SM.
-pub const UNPERMUTE_BF16: Kernel<Unpermute> = Kernel::new(
-    "unpermute_bf16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const UNPERMUTE_BF16: Kernel<Unpermute> = unsafe {
+    Kernel::new("unpermute_bf16", 128, 1, true, 0, module)
+};
 /// Kernel `unpermute_bf16_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const UNPERMUTE_BF16_F16: Kernel<Unpermute> = Kernel::new(
-    "unpermute_bf16_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const UNPERMUTE_BF16_F16: Kernel<Unpermute> = unsafe {
+    Kernel::new("unpermute_bf16_f16", 128, 1, true, 0, module)
+};
 /// Kernel `unpermute_bf16_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const UNPERMUTE_BF16_F32: Kernel<Unpermute> = Kernel::new(
-    "unpermute_bf16_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const UNPERMUTE_BF16_F32: Kernel<Unpermute> = unsafe {
+    Kernel::new("unpermute_bf16_f32", 128, 1, true, 0, module)
+};
 /// Kernel `unpermute_f16`: 128 threads per block, at least 8 blocks per SM.
-pub const UNPERMUTE_F16: Kernel<Unpermute> = Kernel::new(
-    "unpermute_f16",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const UNPERMUTE_F16: Kernel<Unpermute> = unsafe {
+    Kernel::new("unpermute_f16", 128, 1, true, 0, module)
+};
 /// Kernel `unpermute_f16_f32`: 128 threads per block, at least 8 blocks per SM.
-pub const UNPERMUTE_F16_F32: Kernel<Unpermute> = Kernel::new(
-    "unpermute_f16_f32",
-    128,
-    1,
-    true,
-    0,
-    module,
-);
+pub const UNPERMUTE_F16_F32: Kernel<Unpermute> = unsafe {
+    Kernel::new("unpermute_f16_f32", 128, 1, true, 0, module)
+};

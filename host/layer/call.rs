@@ -24,6 +24,7 @@ use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
 use crate::gpu::stream::Stream;
+use crate::ops::few_tokens::Control;
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::plan::elements;
 use crate::plan::rows::ScaleLayout;
@@ -253,6 +254,7 @@ pub(crate) struct Routed<'a> {
 /// A forward by addresses, for [`MoeLayer::forward_raw`](crate::MoeLayer::forward_raw): for programs that
 /// manage device memory and streams themselves (cudarc, candle, their own).
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct RawForward {
     /// A `CUstream` of the context of the layer's device, or null for its legacy default stream.
     pub stream: *mut c_void,
@@ -323,6 +325,7 @@ pub enum OutputType {
 
 /// As [`Output`], by an address that is a multiple of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct RawOutput {
     /// Address of `[T, H]`.
     pub address: u64,
@@ -341,7 +344,7 @@ pub(crate) struct Request<'a> {
     pub workspace: SliceMut<'a, u8>,
     /// Words that a launch finds as the last one left them; without them, some of the workspace, which are
     /// cleared first.
-    pub control: Option<SliceMut<'a, u32>>,
+    pub control: Option<Control<'a>>,
     pub out: Output<'a>,
     pub observe: Option<Observer<'a>>,
     /// Of quantised hidden states: whether a routing that weighs the input has been applied to them.
@@ -467,13 +470,13 @@ impl Request<'_> {
             Output::Write(out) => Output::Write(out.reborrow()),
             Output::Add(out) => Output::Add(out.reborrow()),
         };
-        let (workspace, control) = (workspace.reborrow(), control.as_mut().map(SliceMut::reborrow));
+        let (workspace, control) = (workspace.reborrow(), control.as_mut().map(Control::reborrow));
         let (hidden, routed, token_ids) = (*hidden, *routed, *token_ids);
         let (observe, is_weighed) = (*observe, *is_weighed);
         Request { hidden, routed, token_ids, workspace, control, out, observe, is_weighed }
     }
 
-    /// Whether hidden states and output are aligned for the layer in one launch: to 16 bytes.
+    /// Whether hidden states and output are aligned for the layer in one launch, as matrices are.
     pub fn is_aligned(&self) -> bool {
         let hidden = match &self.hidden {
             Hidden::Bf16(hidden) => hidden.ptr().raw(),
@@ -486,7 +489,7 @@ impl Request<'_> {
             ActivationsMut::F16(out) => out.ptr().raw(),
             ActivationsMut::F32(out) => out.ptr().raw(),
         };
-        (hidden | out).is_multiple_of(16)
+        (hidden | out).is_multiple_of(MATRIX)
     }
 
     /// Refuses arguments that do not fit `config` or each other; returns the number of tokens.

@@ -6,7 +6,7 @@ use crate::config::{ActivationScales, MoeConfig, Routing};
 use crate::error::Result;
 use crate::gpu::buffer::SliceMut;
 use crate::gpu::stream::Stream;
-use crate::ops::few_tokens::{FewTokens, Input, InputScales, Projection, few_tokens};
+use crate::ops::few_tokens::{Control, FewTokens, Input, InputScales, Projection, few_tokens};
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::plan::few_tokens::FewTokensPlan;
 
@@ -16,7 +16,7 @@ pub(super) struct Work<'a> {
     pub products: SliceMut<'a, f32>,
     pub expert_offsets: SliceMut<'a, i64>,
     /// Control words that every launch leaves ready for the next.
-    pub control: Option<SliceMut<'a, u32>>,
+    pub control: Option<Control<'a>>,
     /// Else these, which hold anything.
     pub spare: SliceMut<'a, u32>,
 }
@@ -33,13 +33,10 @@ impl Call<'_> {
         (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
         let MoeConfig { top_k, experts, routing, .. } = *self.config;
-        let Work { activated, products, expert_offsets, control, mut spare } = work;
+        let Work { activated, products, expert_offsets, control, spare } = work;
         let control = match control {
             Some(control) => control,
-            None => {
-                spare.fill_bytes(0, stream)?;
-                spare
-            }
+            None => Control::cleared(spare, stream)?,
         };
         let inputs = |scales, index: usize| match scales {
             ActivationScales::Static => InputScales::Given(self.weights.input_scales[index].as_slice()),

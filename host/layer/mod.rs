@@ -3,7 +3,7 @@
 //! ```text
 //! hidden [T, H] --router--> logits [T, E] --top-k--> topk_ids, topk_weights [T, k]
 //!        |                                               |
-//!        |                                            permute --> expert_offsets, sorted_rows, inverse, tile schedule
+//!        |                                            permute --> offsets, sorted_rows, inverse, tile schedule
 //!        |                                               |
 //!        +--quantise, scatter--> e4m3 [P, H] --GEMM 1--> [P, 2I] --activation, quantise--> e4m3 [P, I]
 //!                                                                                              |

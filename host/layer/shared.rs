@@ -1,8 +1,9 @@
 //! A shared expert beside the grouped GEMMs: before them, on the same stream.
 //!
 //! ```text
-//! in bf16      hidden [T, H] --w13--> f32 [T, 2 Is] --activation [* sigmoid(x . w_gate)]--> bf16 [T, Is] --w2--> f32 [T, H]
-//! quantised    a layer of one expert, whose router is the gate                                        --> f32 [T, H]
+//! in bf16      hidden [T, H] --w13--> f32 [T, 2 Is] --activation [* sigmoid(x . w_gate)]--> bf16 [T, Is]
+//!                                                                            --w2--> f32 [T, H]
+//! quantised    a layer of one expert, whose router is the gate                      --> f32 [T, H]
 //! ```
 //!
 //! The router's kernels are a GEMM in bf16 with f32 sums: they multiply here too. The result is the addend of
@@ -21,6 +22,7 @@ use crate::ops::activation::{ActivationPlain, ActivationShape, activation_plain}
 use crate::ops::quantize::{Activations, ActivationsMut};
 use crate::ops::router::{AppendShared, RouterLogits, append_shared, router_logits};
 use crate::plan::SharedPlan;
+use crate::plan::router::RouterLogitsPath;
 use half::bf16;
 
 /// `[T, rows] = x [T, columns] * matrix [planes, rows, columns]^T`.
@@ -55,7 +57,7 @@ impl Call<'_> {
             planes: matrix.len() / (rows * columns),
             bias: None,
             logits: out,
-            path: self.plan.router,
+            path: RouterLogitsPath::Auto.resolve(self.plan.tokens(), rows, &self.config.tuning),
         };
         router_logits(stream, args)
     }

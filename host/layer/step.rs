@@ -22,6 +22,7 @@ pub(crate) struct Call<'a> {
 
 /// An operation of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Step {
     /// What it is, e.g. `grouped GEMM 1`.
     pub name: &'static str,

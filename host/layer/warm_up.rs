@@ -1,8 +1,8 @@
 //! The kernels of a forward: loaded together before the first that needs them.
 //!
 //! ```text
-//!   first forward of a class:   rehearsal (which kernels?) ─▶ [ load | load | load | load | load ] ─▶ the forward
-//!   later ones:                                                                                       the forward
+//!   first forward of a class:   rehearsal (which kernels?) ─▶ [ load | load | load | load ] ─▶ the forward
+//!   later ones:                                                                                the forward
 //! ```
 //!
 //! A rehearsal is the forward itself, on a stream that notes kernels and runs nothing. So the list cannot
@@ -30,9 +30,9 @@ pub(super) struct Class {
     router: Option<RouterLogitsPath>,
     /// The types of hidden states and output.
     types: [&'static str; 2],
-    /// Of a shared expert: the router's kernel, which multiplies for it, and the rows of its tiles where it
+    /// Of a shared expert: the router's kernels, which multiply for it, and the rows of its tiles where it
     /// is a layer of its own.
-    shared: Option<(RouterLogitsPath, Option<usize>)>,
+    shared: Option<([RouterLogitsPath; 3], Option<usize>)>,
 }
 
 impl Class {
@@ -45,7 +45,11 @@ impl Class {
             SharedPlan::Layer(plan) => Some(plan.block_m),
             SharedPlan::None | SharedPlan::Bf16 => None,
         };
-        let shared = config.shared.map(|_| (plan.router, beside));
+        let shared = config.shared.map(|shared| {
+            let columns = [config.halves() * shared.intermediate_size, 1, config.hidden_size];
+            let of = |columns| RouterLogitsPath::Auto.resolve(plan.tokens(), columns, &config.tuning);
+            (columns.map(of), beside)
+        });
         let is_one_launch = plan.few_tokens.is_some() && request.is_aligned();
         let block_m = (!is_one_launch).then_some(plan.block_m);
         Class { block_m, router, types, shared }

@@ -4,7 +4,7 @@ use super::OP;
 use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
-use crate::ops::few_tokens::CONTROL_WORDS;
+use crate::ops::few_tokens::{Control, ControlWords};
 use crate::ops::pack_weights::WeightLayout;
 use crate::plan::Plan;
 
@@ -38,12 +38,12 @@ pub struct Workspace {
     config: MoeConfig,
     memory: Buffer<u8>,
     /// What launches whose blocks wait for each other find as the last one left it: zeros at first.
-    control: Buffer<u32>,
+    control: ControlWords,
 }
 
 impl Workspace {
     pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>) -> Result<Workspace> {
-        let control = memory.device().zeros(CONTROL_WORDS)?;
+        let control = ControlWords::new(memory.device())?;
         Ok(Workspace { config, memory, control })
     }
 
@@ -61,8 +61,8 @@ impl Workspace {
     }
 
     /// The memory, and the control words beside it.
-    pub(crate) fn parts(&mut self) -> (SliceMut<'_, u8>, SliceMut<'_, u32>) {
-        (self.memory.as_mut_slice(), self.control.as_mut_slice())
+    pub(crate) fn parts(&mut self) -> (SliceMut<'_, u8>, Control<'_>) {
+        (self.memory.as_mut_slice(), self.control.lend())
     }
 
     /// The offsets of this rank's experts among the rows of the last forward, of `tokens` tokens: i64

@@ -2,8 +2,8 @@
 //!
 //! `x [P, 2I]` holds gate in columns `0..I` and up in `I..2I`. The activation is computed in f32 and rounded
 //! once, to e4m3; the scales are those of [`quantize`](super::quantize). The error of the activation
-//! functions is documented in `kernels-gpu/src/elementwise/activation/functions.rs`: a few units in the last place of
-//! f32.
+//! functions is documented in `kernels-gpu/src/elementwise/activation/functions.rs`: a few units in the last
+//! place of f32.
 //!
 //! [`activation_plain`] rounds to bf16 instead, for a second projection that is not quantised.
 

@@ -1,6 +1,7 @@
 //! f32 to bf16 or f16: what follows an order-free reduction, whose sums are f32.
 //!
-//! `out[r, c] = cast(x[r, c])`, or `cast(f32(out[r, c]) + x[r, c])`, to nearest even; what is too large for f16 becomes an infinity.
+//! `out[r, c] = cast(x[r, c])`, or `cast(f32(out[r, c]) + x[r, c])`, to nearest even; what is too large for
+//! f16 becomes an infinity.
 
 use super::quantize::ActivationsMut;
 use crate::error::{Error, Result};

@@ -8,11 +8,13 @@
 
 use super::grouped_gemm::{AScale, BScale, check_matrix, check_matrix_mut, raw_scales};
 use super::quantize::{Activations, ActivationsMut};
-use crate::config::Gating;
+use crate::config::{GROUP, Gating, SCALE_BLOCK};
 use crate::error::{Result, require};
 use crate::fp8::E4m3;
-use crate::gpu::buffer::{Slice, SliceMut};
+use crate::gpu::buffer::{Buffer, Slice, SliceMut};
+use crate::gpu::device::Device;
 use crate::gpu::launch::DevicePtr;
+use crate::gpu::order::{Unchanged, replays};
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers::{self, AScaleKind, HiddenType, OutType, Strides};
 use crate::plan::elements;
@@ -22,7 +24,54 @@ use crate::plan::rows::ScaleLayout;
 const OP: &str = "few_tokens";
 
 /// Words of the control memory.
-pub(crate) const CONTROL_WORDS: usize = launchers::FEW_CONTROL_WORDS as usize;
+const CONTROL_WORDS: usize = launchers::FEW_CONTROL_WORDS as usize;
+
+/// The words by which blocks of a launch wait for each other: 0 at first, and then as each launch leaves them
+/// for the next. Nothing else writes them, since nothing else can borrow them.
+#[derive(Debug)]
+pub(crate) struct ControlWords(Buffer<u32>);
+
+impl ControlWords {
+    /// New ones.
+    pub fn new(device: &Device) -> Result<ControlWords> {
+        device.zeros(CONTROL_WORDS).map(ControlWords)
+    }
+
+    /// For a launch.
+    pub fn lend(&mut self) -> Control<'_> {
+        Control { words: self.0.as_mut_slice(), cleared: None }
+    }
+}
+
+/// Control words as a launch needs them: [`ControlWords`], or memory that has just been cleared.
+#[derive(Debug)]
+pub(crate) struct Control<'a> {
+    words: SliceMut<'a, u32>,
+    /// Launches of graphs before they were cleared, where they were.
+    cleared: Option<u64>,
+}
+
+impl<'a> Control<'a> {
+    /// Clears `words`, of which there are enough.
+    pub fn cleared(mut words: SliceMut<'a, u32>, stream: &Stream) -> Result<Control<'a>> {
+        let cleared = Some(replays());
+        words.fill_bytes(0, stream)?;
+        Ok(Control { words, cleared })
+    }
+
+    /// The same, for a call that takes it by value.
+    pub fn reborrow(&mut self) -> Control<'_> {
+        Control { words: self.words.reborrow(), cleared: self.cleared }
+    }
+
+    /// What a launch relies on: memory that was cleared may lie in that of a graph, which would overwrite it.
+    fn unchanged(&self) -> Unchanged<'_> {
+        self.cleared.map_or(Unchanged::NOTHING, |since| Unchanged {
+            since,
+            memory: [self.words.as_slice().memory(), None, None, None],
+        })
+    }
+}
 
 /// Hidden states `[T, H]`.
 #[derive(Clone, Copy, Debug)]
@@ -81,8 +130,8 @@ pub(crate) struct FewTokens<'a> {
     pub products: SliceMut<'a, f32>,
     /// i64 `[E_loc + 1]`: how many pairs the experts before each have.
     pub expert_offsets: SliceMut<'a, i64>,
-    /// [`CONTROL_WORDS`], all 0 or as the last launch left them.
-    pub control: SliceMut<'a, u32>,
+    /// How its blocks wait for each other.
+    pub control: Control<'a>,
     /// `[T, H]`, 16-byte aligned.
     pub out: ActivationsMut<'a>,
     /// Whether the result is added to `out`.
@@ -119,7 +168,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     )?;
     let products = elements(OP, "products", &[plan.second.parts, pairs, hidden])?;
     check_matrix_mut(OP, &args.products, "products", products, stream)?;
-    check_matrix_mut(OP, &args.control, "control", CONTROL_WORDS, stream)?;
+    check_matrix_mut(OP, &args.control.words, "control", CONTROL_WORDS, stream)?;
     let out_elements = tokens * hidden;
     let (out, out_type) = match &args.out {
         ActivationsMut::Bf16(out) => {
@@ -153,7 +202,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         activated: args.activated.ptr(),
         products: args.products.ptr(),
         expert_offsets: args.expert_offsets.ptr(),
-        control: args.control.ptr(),
+        control: args.control.words.ptr(),
         out,
         tokens: tokens as u32,
         top_k: top_k as u32,
@@ -173,9 +222,12 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
     // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
     // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
-    // cooperatively. The control words are borrowed exclusively. Ids lead nowhere but to experts that exist:
-    // the kernel compares them with both numbers.
-    unsafe { stream.device().launch(stream, &kernel, plan.blocks as u32, &arguments) }
+    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively. Ids
+    // lead nowhere but to experts that exist: the kernel compares them with both numbers.
+    unsafe {
+        let lists = args.control.unchanged();
+        stream.device().launch_over(stream, &kernel, plan.blocks as u32, &arguments, &lists)
+    }
 }
 
 /// Hidden states as the kernel takes them.
@@ -208,7 +260,7 @@ impl FewTokens<'_> {
                 let groups = match self.first.inputs {
                     InputScales::Given(_) => 0,
                     InputScales::Row => 1,
-                    InputScales::Group => columns.div_ceil(128),
+                    InputScales::Group => columns.div_ceil(GROUP),
                 };
                 let plain = plain(values.ptr().cast(), HiddenType::E4m3);
                 match scales {
@@ -246,7 +298,7 @@ impl Projection<'_> {
         let (scales, count) = match self.scales {
             BScale::Expert(scales) => (scales, experts),
             BScale::Channel(scales) => (scales, experts * rows),
-            BScale::Block(scales) => (scales, experts * rows.div_ceil(128) * k.div_ceil(128)),
+            BScale::Block(scales) => (scales, experts * rows.div_ceil(SCALE_BLOCK) * k.div_ceil(SCALE_BLOCK)),
         };
         scales.check(OP, "weight_scales", count, stream)?;
         let (given_scale, input_scale_kind) = match self.inputs {

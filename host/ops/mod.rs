@@ -2,7 +2,7 @@
 //! workspace; none allocates or synchronises, so all of them can be captured in a graph.
 //!
 //! Every operation checks its arguments before it launches anything, and says which it refuses and why. What
-//! decides where threads write is checked too, or cannot be forged: sizes against a [plan](crate::plan),
+//! decides where threads write is checked too, or cannot be forged: sizes against a plan,
 //! lists of rows as a [`Permutation`](permutation::Permutation).
 //!
 //! | operation | from | to |

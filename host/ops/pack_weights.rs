@@ -24,8 +24,8 @@ const OP: &str = "pack_weights";
 const UNPACK: &str = "unpack_weights";
 const IN_PLACE: &str = "pack_weights_in_place";
 
-/// Packs `matrices`, e4m3 `[experts, rows, K]`, into `packed`, [`PackedShape::len`] elements. Both are 16-byte
-/// aligned. One launch; nothing where there are no experts.
+/// Packs `matrices`, e4m3 `[experts, rows, K]`, into `packed`, [`PackedShape::len`] elements. Both are
+/// 16-byte aligned. One launch; nothing where there are no experts.
 ///
 /// # Errors
 /// Arrays that are too short, not aligned or on another device; a device without the Hopper kernels.

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   permute(ids) ------------------.
-//!   from_lists(lists), checked -----+--> Permutation --> permute_rows, quantise, gated_gemm, grouped_gemm, activation, unpermute
-//!   from_lists_unchecked, unsafe --'
+//!   from_lists(lists), checked -----+--> Permutation --> permute_rows, quantise, gated_gemm, grouped_gemm,
+//!   from_lists_unchecked, unsafe --'                   activation, unpermute
 //! ```
 //!
 //! # What holds

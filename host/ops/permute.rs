@@ -205,8 +205,8 @@ pub fn permute_rows<T: Pod>(stream: &Stream, args: PermuteRows<'_, T>) -> Result
     };
     let blocks = (capacity as u32).div_ceil(launchers::PERMUTE_ROWS_PER_BLOCK);
     // SAFETY: every array was checked to have its extent on this device, by the sizes of the permutation,
-    // whose last offset is at most P, if its lists are unchanged. A row of `sorted_rows` that is none of the R is padding to the kernel.
-    // No two threads write one place.
+    // whose last offset is at most P, if its lists are unchanged. A row of `sorted_rows` that is none of the
+    // R is padding to the kernel. No two threads write one place.
     unsafe {
         let lists = args.permutation.unchanged();
         stream.device().launch_over(stream, &launchers::PERMUTE_ROWS, blocks, &arguments, &lists)

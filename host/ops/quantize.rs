@@ -221,7 +221,7 @@ pub enum Destinations<'a> {
     },
     /// The scales of token t to where [`Scatter`](Self::Scatter) would put them, and its row of `q` to row t
     /// alone: what a GEMM takes that gathers its rows
-    /// ([`GatedPlan::gathers`](crate::plan::GatedPlan::gathers)).
+    /// ([`GatedPlan::gathers`](crate::ops::gated_gemm::GatedPlan::gathers)).
     Scales {
         /// Of as many tokens as `x` has rows; `q` is `[T, columns]`, the scales are of P rows.
         permutation: &'a Permutation<'a>,

@@ -1,10 +1,10 @@
 //! The router: logits of the gate, and the choice of experts.
 //!
 //! ```text
-//! hidden_states [T, H] --router_logits--> logits [T, E] --softmax_top_k--------.
-//!                                                       --grouped_top_k--------+--> topk_ids, topk_weights [T, k]
-//!                                                       --sigmoid_top_k--------|
-//!                                                       --sqrt_softplus_top_k--'
+//! hidden_states --router_logits--> logits [T, E] --softmax_top_k--------.
+//! [T, H]                                         --grouped_top_k--------+--> topk_ids, topk_weights [T, k]
+//!                                                --sigmoid_top_k--------|
+//!                                                --sqrt_softplus_top_k--'
 //! ```
 //!
 //! Where scores select, ids are in descending order of what selects, ties go to the lowest id, and no expert
@@ -90,7 +90,11 @@ pub fn router_logits(stream: &Stream, args: RouterLogits<'_>) -> Result<()> {
     }
     args.logits.check(OP, "logits", args.tokens * args.experts, stream)?;
     let is_f16 = matches!(args.hidden_states, Activations::F16(_));
-    let path = if is_f16 { RouterLogitsPath::Few } else { args.path.resolve(args.tokens, Tuning::h200()) };
+    let path = if is_f16 {
+        RouterLogitsPath::Few
+    } else {
+        args.path.resolve(args.tokens, args.experts, Tuning::h200())
+    };
     path.check(OP, args.tokens, args.experts)?;
     if tokens == 0 {
         return Ok(());
@@ -294,6 +298,7 @@ pub fn sigmoid_top_k(stream: &Stream, args: TopK<'_>) -> Result<()> {
 
 /// How [`sqrt_softplus_top_k`] chooses experts.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Choice<'a> {
     /// The k best by score and bias.
     ByScore {

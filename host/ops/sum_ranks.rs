@@ -1,7 +1,7 @@
 //! The sum of what several ranks made of each row, in the order of the ranks.
 //!
-//! `out[t] = cast(x[0][t] + x[1][t] + .. + x[R - 1][t])`, from left to right in f32, from +0, with one rounding.
-//! The result depends neither on the grid nor on which rank was first.
+//! `out[t] = cast(x[0][t] + x[1][t] + .. + x[R - 1][t])`, from left to right in f32, from +0, with one
+//! rounding. The result depends neither on the grid nor on which rank was first.
 
 use super::quantize::{Activations, ActivationsMut};
 use crate::error::{Error, Result, require};
@@ -17,7 +17,8 @@ const OP: &str = "sum_ranks";
 pub struct SumRanks<'a> {
     /// R, at least 1.
     pub ranks: usize,
-    /// Rows that each rank has room for: rank r's begin at element `r * rank_rows * columns`. At least `rows`.
+    /// Rows that each rank has room for: rank r's begin at element `r * rank_rows * columns`. At least
+    /// `rows`.
     pub rank_rows: usize,
     /// Rows to sum: T.
     pub rows: usize,
@@ -73,7 +74,7 @@ pub fn sum_ranks(stream: &Stream, args: SumRanks<'_>) -> Result<()> {
         rows: narrow_rows,
         columns: narrow_columns,
     };
-    // SAFETY: `x` reaches to the last row of the last rank and `out` to its last, as checked; they are on this
-    // device, and `out` overlaps nothing, as a `SliceMut` has it.
+    // SAFETY: `x` reaches to the last row of the last rank and `out` to its last, as checked; they are on
+    // this device, and `out` overlaps nothing, as a `SliceMut` has it.
     unsafe { device.launch(stream, &kernel, warp_rows_grid(device, narrow_rows, narrow_columns), &arguments) }
 }

@@ -42,6 +42,7 @@ const OP: &str = "ExpertParallel";
 
 /// A step of a forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "no part of the public API: the command alone measures steps")]
 pub enum Step {
     /// Rows are quantised and go to all ranks.
     Dispatch,

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 
 /// A rank that failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Failure {
     /// The rank at fault.
     pub rank: usize,

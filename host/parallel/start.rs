@@ -21,7 +21,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde_core::de::Error as _;
+use serde_json::{Value, from_value, json};
 
 use super::communicator::{Limits, Term, compare};
 use super::failure::{AbortHandle, Board, Failure, late};
@@ -108,8 +109,7 @@ impl Rendezvous {
     }
 }
 
-/// What ranks say to each other.
-#[derive(Serialize, Deserialize)]
+/// What ranks say to each other; written as `{what: its parts}`.
 enum Message {
     /// To rank 0, first.
     Hello { version: String, rank: usize, size: usize },
@@ -129,6 +129,41 @@ enum Message {
     Failed { rank: usize, what: String },
     /// The sender leaves, with nothing left to do.
     Bye,
+}
+
+impl Message {
+    fn to_json(&self) -> Value {
+        match self {
+            Message::Hello { version, rank, size } => json!({ "hello": (version, rank, size) }),
+            Message::Welcome => json!({ "welcome": () }),
+            Message::Refused { rank, what } => json!({ "refused": (rank, what) }),
+            Message::Terms { round, terms } => json!({ "terms": (round, terms) }),
+            Message::Verdict { round, failure } => json!({ "verdict": (round, failure) }),
+            Message::Shared { bytes } => json!({ "shared": bytes }),
+            Message::Beat { calls } => json!({ "beat": calls }),
+            Message::Failed { rank, what } => json!({ "failed": (rank, what) }),
+            Message::Bye => json!({ "bye": () }),
+        }
+    }
+
+    fn of_json(text: &[u8]) -> serde_json::Result<Message> {
+        let (what, parts) =
+            serde_json::from_slice::<BTreeMap<String, Value>>(text)?.pop_first().unwrap_or_default();
+        Ok(match what.as_str() {
+            "hello" => {
+                from_value(parts).map(|(version, rank, size)| Message::Hello { version, rank, size })?
+            }
+            "welcome" => Message::Welcome,
+            "refused" => from_value(parts).map(|(rank, what)| Message::Refused { rank, what })?,
+            "terms" => from_value(parts).map(|(round, terms)| Message::Terms { round, terms })?,
+            "verdict" => from_value(parts).map(|(round, failure)| Message::Verdict { round, failure })?,
+            "shared" => Message::Shared { bytes: from_value(parts)? },
+            "beat" => Message::Beat { calls: from_value(parts)? },
+            "failed" => from_value(parts).map(|(rank, what)| Message::Failed { rank, what })?,
+            "bye" => Message::Bye,
+            other => return Err(serde_json::Error::custom(format!("{other:?} is no message"))),
+        })
+    }
 }
 
 /// The other ranks of a group of processes. From [`Peers::join`].
@@ -464,9 +499,9 @@ fn failed(error: io::Error) -> Error {
 }
 
 fn send(line: &mut TcpStream, message: &Message) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
+    let text = message.to_json().to_string();
     let mut frame = (text.len() as u32).to_le_bytes().to_vec();
-    frame.extend(text);
+    frame.extend(text.into_bytes());
     line.write_all(&frame)
 }
 
@@ -479,7 +514,7 @@ fn read(line: &mut TcpStream) -> io::Result<Message> {
     }
     let mut text = vec![0; length as usize];
     line.read_exact(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    Ok(Message::of_json(&text)?)
 }
 
 /// Rank 0: the connections of all others, by rank.

@@ -14,6 +14,8 @@ use crate::kernels::launchers;
 
 use super::first_is_gated;
 
+/// Columns of K that the kernel's stages are made of.
+const SLAB: usize = launchers::SLAB as usize;
 /// Fewest stages that keep memory busy.
 const FEWEST_STAGES: usize = 3;
 
@@ -78,8 +80,8 @@ impl FewTokensPlan {
             && intermediate.is_multiple_of(64)
             // The kernel knows w13 packed with gate beside up, as the fused first GEMM has it.
             && (!packed
-                || (hidden.is_multiple_of(128)
-                    && intermediate.is_multiple_of(128)
+                || (hidden.is_multiple_of(SLAB)
+                    && intermediate.is_multiple_of(SLAB)
                     && first_is_gated(device, config)))
             && stripes <= launchers::FEW_MOST_STRIPES as usize;
         if !fits {
@@ -142,7 +144,7 @@ pub(crate) fn bytes_read(config: &MoeConfig, tokens: usize) -> f64 {
 /// them.
 fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usize, usize)> {
     // Rows that lie 64 bytes apart in the banks do not conflict.
-    let pitch = k.next_multiple_of(128) + 64;
+    let pitch = k.next_multiple_of(SLAB) + 64;
     let room = (device.shared_per_block() as usize).checked_sub(launchers::FEW_TABLE_BYTES as usize)?;
     let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
     (1..=most_rows).rev().find_map(|rows| {
@@ -171,7 +173,7 @@ impl Cut {
         units: &dyn Fn(usize, usize) -> Option<usize>,
     ) -> impl Iterator<Item = Cut> {
         let (stage_bytes, stage_k) = (launchers::FEW_STAGE_BYTES as usize, launchers::FEW_STAGE_K as usize);
-        let parts = parts.iter().copied().filter(move |&parts| parts <= k.div_ceil(128));
+        let parts = parts.iter().copied().filter(move |&parts| parts <= k.div_ceil(SLAB));
         parts.flat_map(move |parts| {
             [64, 32, 16, 8].into_iter().filter_map(move |half_rows| {
                 let stage_k = (stage_bytes / (2 * half_rows)).min(stage_k);
@@ -196,7 +198,7 @@ impl Cut {
     fn bytes(&self, packed: bool, shortest: usize) -> usize {
         let k = self.k / self.parts;
         let copy = match packed {
-            true => self.half_rows * 128,
+            true => self.half_rows * SLAB,
             false if self.parts == 1 && k <= self.stage_k => self.half_rows * k,
             false => k.min(self.stage_k),
         };

@@ -457,23 +457,35 @@ impl Tuning {
     }
 }
 
-/// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens:
-/// each has `top_k` of `experts`, of which `local_experts` are here.
+/// What decides whether rows are gathered, besides the height of the tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gathering {
+    /// Rows of a token on this rank if tokens spread evenly, as numerator and denominator.
+    pub of_token: (usize, usize),
+    /// Mean number of rows of an expert that has any.
+    pub of_expert: usize,
+    /// I.
+    pub intermediate: usize,
+}
+
+/// Whether the first GEMM of a layer on Hopper, with tiles of `block_m` rows, gathers the rows of its tokens.
 ///
 /// Scattered, a token is written once for each of its experts here; gathered, once, but then GEMM 1 takes
-/// longer. On an H200 at 4096 tokens a layer gains 2 to 4 % with 8 experts to a token and loses 6 % with 2.
-/// So rows are gathered from some number on (`tuning`), on average, if tokens spread evenly. The kernels for
-/// few rows do not gather: their A is small, and few threads copy.
-pub(super) fn gathers(
-    gather: Gather,
-    tuning: &Tuning,
-    block_m: usize,
-    top_k: usize,
-    (local_experts, experts): (usize, usize),
-) -> bool {
+/// longer: it gathers a row for every 128 columns of the intermediate. So it pays where a token has several
+/// rows, and where either the intermediate is narrow, or an expert has so few rows that the stream of its
+/// weights hides it. On an H200 a layer gains 1 to 9 % there; where products are the limit it loses 1 to 6 %
+/// of wider ones, and 10 % with two rows to a token. The kernels for few rows do not gather: their A is
+/// small, and few threads copy.
+pub(super) fn gathers(gather: Gather, tuning: &Tuning, block_m: usize, rows: Gathering) -> bool {
     let can = HopperTile::for_block_m(block_m).is_some_and(HopperTile::gathers);
+    let Gathering { of_token: (of_all, experts), of_expert, intermediate } = rows;
+    let limits = [tuning.gather_from, tuning.gather_rows, tuning.gather_intermediate];
+    let [from, most_rows, most_columns] = limits.map(|limit| limit as usize);
     match gather {
-        Gather::Auto => can && top_k * local_experts >= (tuning.gather_from as usize).saturating_mul(experts),
+        Gather::Auto => {
+            let pays = of_expert <= most_rows || intermediate <= most_columns;
+            can && pays && of_all >= from.saturating_mul(experts)
+        }
         Gather::Always => can,
         Gather::Never => false,
     }
@@ -507,7 +519,7 @@ pub(super) fn require_hopper(
 mod tests {
     use proptest::prelude::*;
 
-    use super::{GemmShape, gathers, mean_rows};
+    use super::{Gathering, GemmShape, gathers, mean_rows};
     use crate::config::{Gather, Tuning};
 
     fn portable_block_m(multiprocessors: usize, shape: &GemmShape) -> usize {
@@ -559,11 +571,20 @@ mod tests {
         }
 
         #[test]
-        fn gathering_is_the_tables(from in 0u32..12, top_k in 1usize..12, local in 1usize..64) {
-            let tuning = Tuning { gather_from: from, ..Tuning::default() };
-            let gathered = gathers(Gather::Auto, &tuning, 128, top_k, (local, 64));
-            prop_assert_eq!(gathered, top_k * local >= 64 * from as usize);
-            prop_assert!(!gathers(Gather::Auto, &tuning, 16, top_k, (local, 64)));
+        fn gathering_is_the_tables(
+            gather_from in 0u32..12,
+            top_k in 1usize..12,
+            local in 1usize..64,
+            [gather_rows, of_expert, gather_intermediate, intermediate] in any::<[u8; 4]>(),
+        ) {
+            let [gather_rows, gather_intermediate] = [gather_rows, gather_intermediate].map(u32::from);
+            let [of_expert, intermediate] = [of_expert, intermediate].map(usize::from);
+            let tuning = Tuning { gather_from, gather_rows, gather_intermediate, ..Tuning::default() };
+            let rows = Gathering { of_token: (top_k * local, 64), of_expert, intermediate };
+            let pays = of_expert <= gather_rows as usize || intermediate <= gather_intermediate as usize;
+            let expected = pays && top_k * local >= 64 * gather_from as usize;
+            prop_assert_eq!(gathers(Gather::Auto, &tuning, 128, rows), expected);
+            prop_assert!(!gathers(Gather::Auto, &tuning, 16, rows));
         }
     }
 
@@ -584,7 +605,10 @@ mod tests {
 
     #[test]
     fn rows_are_gathered_where_tokens_have_several() {
-        let gathers = |gather, block_m, top_k, of| gathers(gather, Tuning::h200(), block_m, top_k, of);
+        let gathers = |gather, block_m, top_k: usize, (local, experts): (usize, usize)| {
+            let rows = Gathering { of_token: (top_k * local, experts), of_expert: 32, intermediate: 512 };
+            gathers(gather, Tuning::h200(), block_m, rows)
+        };
         let auto = |block_m, top_k, local| gathers(Gather::Auto, block_m, top_k, (local, 128));
         assert_eq!([64, 128].map(|block_m| auto(block_m, 8, 128)), [false, true]);
         assert_eq!([1, 2, 8].map(|top_k| auto(128, top_k, 128)), [false, false, true]);
@@ -602,13 +626,13 @@ mod tests {
                 Tuning::h200().hopper_tile(132, &shape).block_m()
             })
         };
-        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 16, 128, 128, 128]);
-        assert_eq!(heights([256, 8, 7168, 256]), [8, 8, 8, 8, 16, 16, 128, 128]);
+        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 128, 128, 128, 128]);
+        assert_eq!(heights([256, 8, 7168, 256]), [8, 8, 8, 8, 16, 128, 128, 128]);
         // Few experts.
-        assert_eq!(heights([8, 2, 4096, 14336]), [8, 8, 16, 32, 128, 128, 128, 128]);
-        assert_eq!(heights([8, 2, 4096, 1792]), [8, 8, 16, 32, 128, 128, 128, 128]);
+        assert_eq!(heights([8, 2, 4096, 14336]), [8, 8, 32, 32, 128, 128, 128, 128]);
+        assert_eq!(heights([8, 2, 4096, 1792]), [8, 8, 32, 32, 128, 128, 128, 128]);
         // Large ones.
-        assert_eq!(heights([384, 8, 7168, 2048]), [8, 8, 32, 32, 32, 32, 32, 128]);
-        assert_eq!(heights([256, 8, 7168, 2048]), [8, 8, 32, 32, 32, 32, 128, 128]);
+        assert_eq!(heights([384, 8, 7168, 2048]), [8, 8, 32, 32, 32, 32, 128, 128]);
+        assert_eq!(heights([256, 8, 7168, 2048]), [8, 8, 32, 32, 32, 128, 128, 128]);
     }
 }

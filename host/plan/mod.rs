@@ -38,7 +38,7 @@ use crate::config::{ActivationScales, MoeConfig, Reduction, Routing, SharedRun, 
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use few_tokens::FewTokensPlan;
-pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape, block_m};
+pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape};
 use packed::WeightLayout;
 use permutation::PermuteShape;
 use router::RouterLogitsPath;
@@ -123,12 +123,15 @@ impl Plan {
             weights,
         };
         let is_gated = first_is_gated(device, config);
-        let of_device = (local_experts, experts);
+        let rows = gemm::Gathering {
+            of_token: (top_k * local_experts, experts),
+            of_expert: gemm::mean_rows(expected.rows, local_experts),
+            intermediate,
+        };
         // Slots of a token that are weighed before they are quantised are not copies of one row.
         let slots_differ = config.routing == Routing::SigmoidInput && top_k > 1;
-        let gathers = is_gated
-            && !slots_differ
-            && gemm::gathers(config.gather, &config.tuning, block_m, top_k, of_device);
+        let gathers =
+            is_gated && !slots_differ && gemm::gathers(config.gather, &config.tuning, block_m, rows);
         let first = if is_gated {
             First::Gated(GatedPlan::new(device, first_shape, block_m, options, gathers)?)
         } else {
@@ -142,7 +145,7 @@ impl Plan {
         let scaled_rows =
             if config.first_scales() == ActivationScales::Group128 { quantised_rows } else { capacity };
         let mut plan = Plan {
-            router: RouterLogitsPath::Auto.resolve(tokens, &config.tuning),
+            router: RouterLogitsPath::Auto.resolve(tokens, config.logits(), &config.tuning),
             permutation,
             block_m,
             first,
@@ -291,7 +294,7 @@ mod tests {
 
     use super::few_tokens::FewTokensPlan;
     use super::router::RouterLogitsPath;
-    use super::{GemmShape, PermuteShape, Plan, WeightLayout, expected_rows};
+    use super::{GemmShape, PermuteShape, Plan, WeightLayout, expected_rows, mean_rows};
     use crate::Device;
     use crate::config::{MoeConfig, Path, Tuning};
 
@@ -320,18 +323,20 @@ mod tests {
             tokens in 1usize..600,
         ) {
             let device = Device::for_test(None);
-            let [a, b, e, f, gather_from, c, d, router_few_tokens, router_tile_16x8_tokens] =
-                limits.map(u32::from);
+            let [a, b, gather_from, c, d, router_few_tokens, logits, e, f] = limits.map(u32::from);
+            let router_tile_16x8_logits = 100 * logits;
             let tuning = Tuning {
                 hopper_rows_8: a / 8,
                 hopper_rows_16: b / 4,
                 hopper_rows_32: e / 4,
                 hopper_large_mb: f / 128,
                 gather_from: gather_from % 12,
+                gather_rows: e,
+                gather_intermediate: 4 * f,
                 portable_rows_16: c / 8,
                 portable_rows_64: d / 4,
                 router_few_tokens,
-                router_tile_16x8_tokens,
+                router_tile_16x8_logits,
                 one_launch_packed_mb: one_launch_packed_mb.map(|mb| u32::from(mb) / 4),
                 ..Tuning::default()
             };
@@ -341,11 +346,14 @@ mod tests {
             let made = plan(tokens);
             let shape = GemmShape { rows: tokens * top_k, n: 2 * intermediate_size, k: 512, experts };
             prop_assert_eq!(made.block_m, tuning.block_m(&device, &shape, Path::Auto));
-            let gathers = made.is_gated() && made.block_m == 128 && top_k >= tuning.gather_from as usize;
+            let few_times = mean_rows(&config, tokens) <= tuning.gather_rows as usize
+                || intermediate_size <= tuning.gather_intermediate as usize;
+            let many = top_k >= tuning.gather_from as usize;
+            let gathers = made.is_gated() && made.block_m == 128 && many && few_times;
             prop_assert_eq!(made.gathers(), gathers);
             let router = match tokens as u32 {
                 tokens if tokens <= router_few_tokens => RouterLogitsPath::Few,
-                tokens if tokens <= router_tile_16x8_tokens => RouterLogitsPath::Tile16x8,
+                tokens if tokens * experts as u32 <= router_tile_16x8_logits => RouterLogitsPath::Tile16x8,
                 _ => RouterLogitsPath::Tile64x64,
             };
             prop_assert_eq!(made.router, router);

@@ -9,8 +9,8 @@ use crate::kernels::launchers::{self, LogitsTile, RouterLogits};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RouterLogitsPath {
-    /// By the number of tokens: for few, for more, for many. In a layer its [`Tuning`] says how many that
-    /// is, elsewhere that of [`Tuning::default`].
+    /// By the number of tokens and of logits: for few, for more, for many. In a layer its [`Tuning`] says how
+    /// many that is, elsewhere that of [`Tuning::default`].
     #[default]
     Auto,
     /// A block for an expert and 8 tokens, on the CUDA cores.
@@ -25,11 +25,12 @@ pub enum RouterLogitsPath {
 const GRID_Y: usize = 65535;
 
 impl RouterLogitsPath {
-    /// What it is for so many tokens.
-    pub(crate) fn resolve(self, tokens: usize, tuning: &Tuning) -> Self {
+    /// What it is for so many tokens and experts.
+    pub(crate) fn resolve(self, tokens: usize, experts: usize, tuning: &Tuning) -> Self {
+        let logits = tokens.saturating_mul(experts);
         match self {
             RouterLogitsPath::Auto if tokens <= tuning.router_few_tokens as usize => RouterLogitsPath::Few,
-            RouterLogitsPath::Auto if tokens <= tuning.router_tile_16x8_tokens as usize => {
+            RouterLogitsPath::Auto if logits <= tuning.router_tile_16x8_logits as usize => {
                 RouterLogitsPath::Tile16x8
             }
             RouterLogitsPath::Auto => RouterLogitsPath::Tile64x64,

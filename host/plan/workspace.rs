@@ -97,7 +97,7 @@ impl Layout {
             SharedPlan::Layer(plan) => plan.layout.bytes,
             SharedPlan::None | SharedPlan::Bf16 => 0,
         };
-        let columns = config.experts + usize::from(config.routes_shared());
+        let columns = config.logits();
         let (few, parts) = plan.few_tokens.as_ref().map_or((0, 0), |few| (few.pairs, few.second.parts));
         let mut end = 0usize;
         let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {

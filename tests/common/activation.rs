@@ -16,7 +16,8 @@ pub fn limit(function: ActivationFunction) -> f64 {
     if function == ActivationFunction::SwigluOai { 7.0 } else { f64::INFINITY }
 }
 
-/// What the function makes of the gate, within its limit, and x: the documented relative error is `(8 + 2 |x|) 2^-23`.
+/// What the function makes of the gate, within its limit, and x: the documented relative error is
+/// `(8 + 2 |x|) 2^-23`.
 pub fn gate(function: ActivationFunction, gate: f64) -> (f64, f64) {
     gate_within(function, limit(function), gate)
 }

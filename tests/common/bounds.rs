@@ -4,7 +4,7 @@
 //! A layer computes, for each token and each of its k experts,
 //!
 //! ```text
-//!     g = sg * sum x * wg,   u = su * sum x * wu        GEMM 1: x and w are e4m3, the same bits on any device
+//!     g = sg * sum x * wg,   u = su * sum x * wu       GEMM 1: x and w are e4m3, the same bits on any device
 //!     v = act(g) * u                                              [I]
 //!     s = max |v| / 448 (of the row, or of 128 columns), or given;   q = e4m3(v / s)
 //!     y = sum over i of q_i * s_i * w2_i                          GEMM 2

@@ -115,8 +115,8 @@ impl Draft {
         self.tensors = tensors.map(|(name, tensor)| (name.replace(old, new), tensor)).collect();
     }
 
-    /// A Qwen3-MoE layer with one tensor for gate and up of all its experts, and one for down, and so for their
-    /// scales.
+    /// A Qwen3-MoE layer with one tensor for gate and up of all its experts, and one for down, and so for
+    /// their scales.
     pub fn fused(mut self) -> Draft {
         let experts = self.tensors.iter().filter(|(name, _)| name.ends_with(".gate_proj.weight")).count();
         for (end, scale) in [("weight", ""), ("weight_scale_inv", "_scale_inv")] {

@@ -67,3 +67,12 @@ fn outside(ours: &[f32], expected: impl Iterator<Item = (f64, f64)>) -> Option<S
     }
     if count == ours.len() { first } else { Some(format!("{} elements, not {count}", ours.len())) }
 }
+
+/// The refusal of an argument, as text.
+pub fn refusal<T>(result: fp8_moe::Result<T>) -> String {
+    match result {
+        Err(error @ fp8_moe::Error::Argument { .. }) => error.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("was accepted"),
+    }
+}

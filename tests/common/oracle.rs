@@ -67,6 +67,7 @@ impl Matrix {
             WeightScales::Tensor => 1,
             WeightScales::Channel => rows,
             WeightScales::Block128 => rows.div_ceil(128) * columns.div_ceil(128),
+            other => panic!("the oracle has no {other}"),
         };
         let unit = 1.0 / (0.6 * (columns as f32).sqrt());
         let scale = (0..scales).map(|_| unit * source.random_range(0.5..1.5)).collect();
@@ -78,6 +79,7 @@ impl Matrix {
             WeightScales::Tensor => 0,
             WeightScales::Channel => row,
             WeightScales::Block128 => row / 128 * self.columns.div_ceil(128) + column / 128,
+            other => panic!("the oracle has no {other}"),
         };
         f64::from(self.scale[index])
     }
@@ -228,6 +230,7 @@ impl Layer {
             (ActivationScales::Token, IntermediateScales::Token) => [Scales::Row; 2],
             (ActivationScales::Token, _) => [Scales::Row, Scales::Group],
             (ActivationScales::Group128, _) => [Scales::Group; 2],
+            (other, _) => panic!("the oracle has no {other}"),
         }
     }
 

@@ -6,8 +6,8 @@
 //! And what promotion is for, at the K of DeepSeek-V3: `error(promoted) < error(fast)`.
 
 use fp8_moe::Family;
+use fp8_moe::ops::grouped_gemm::block_m;
 use fp8_moe::ops::grouped_gemm::{Accumulation, Path};
-use fp8_moe::plan::block_m;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -41,7 +41,7 @@ fn hello(place: &Rendezvous, rank: usize, version: &str) -> TcpStream {
         }
     };
     let size = place.size;
-    let text = format!(r#"{{"Hello":{{"version":"{version}","rank":{rank},"size":{size}}}}}"#);
+    let text = format!(r#"{{"hello":["{version}",{rank},{size}]}}"#);
     line.write_all(&(text.len() as u32).to_le_bytes()).expect("a write");
     line.write_all(text.as_bytes()).expect("a write");
     line
@@ -162,9 +162,9 @@ fn a_dead_rank_is_named() {
             })
             .collect();
         let mut line = hello(&places[0], 2, VERSION);
-        let mut welcome = [0; 4 + 9];
+        let mut welcome = [0; 4 + 16];
         line.read_exact(&mut welcome).expect("a welcome");
-        assert_eq!(&welcome[4..], b"\"Welcome\"");
+        assert_eq!(&welcome[4..], br#"{"welcome":null}"#);
         drop(line);
         for thread in waiting {
             let (result, elapsed) = thread.join().expect("a rank");

@@ -1,5 +1,5 @@
-//! A recording in the place of NCCL's library: it writes down every call, fails where it is told to, and moves
-//! nothing between ranks. What a rank sends to itself is copied.
+//! A recording in the place of NCCL's library: it writes down every call, fails where it is told to, and
+//! moves nothing between ranks. What a rank sends to itself is copied.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -1,15 +1,13 @@
 //! `MoeLayer` against the f64 oracle, and against itself: ranks, graphs, poisoned workspaces, odd inputs.
 
-use crate::common::checks::{assert_close, out_of_bounds, relative_l2};
+use crate::common::checks::{assert_close, out_of_bounds, refusal, relative_l2};
 use crate::common::layers::{
     Poison, Skew, any_config, any_skew, config, drawn_device, on_device, random_routing, run_own, run_routed,
 };
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
 use fp8_moe::ops::pack_weights::PackedShape;
-use fp8_moe::{
-    Error, Family, Gather, IntermediateScales, MoeConfig, MoeLayer, Quantization, Result, Routing, Stream,
-};
+use fp8_moe::{Family, Gather, IntermediateScales, MoeConfig, MoeLayer, Quantization, Routing, Stream};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -340,15 +338,6 @@ fn no_tokens_are_legal() {
     );
     let (out, ids, weights) = run_own(&stream, &on_device(&device(), &layer), &[]).unwrap();
     assert!(out.is_empty() && ids.is_empty() && weights.is_empty());
-}
-
-/// The refusal of an argument, as text.
-fn refusal<T>(result: Result<T>) -> String {
-    match result {
-        Err(error @ Error::Argument { .. }) => error.to_string(),
-        Err(other) => panic!("{other}"),
-        Ok(_) => panic!("was accepted"),
-    }
 }
 
 #[test]

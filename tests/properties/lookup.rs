@@ -84,10 +84,12 @@ proptest! {
             let row = usize::try_from(token_ids[t]).ok().filter(|&id| id < vocabulary);
             let expected = row.map_or(vec![-1; k], |id| table[id * k..(id + 1) * k].to_vec());
             prop_assert_eq!(&ids[t * slots..][..k], &expected[..]);
-            let score = |&e: &i32| if e < 0 { 0.0 } else { finite_or_zero(sqrt_softplus(logits[e as usize] as f32)) };
+            let of = |e: i32| finite_or_zero(sqrt_softplus(logits[e as usize] as f32));
+            let score = |&e: &i32| if e < 0 { 0.0 } else { of(e) };
             let sum: f64 = expected.iter().map(score).sum();
             for (slot, expert) in expected.iter().enumerate() {
-                let (ours, weight) = (f64::from(weights[t * slots + slot]), 1.5 * score(expert) / (sum + 1e-20));
+                let ours = f64::from(weights[t * slots + slot]);
+                let weight = 1.5 * score(expert) / (sum + 1e-20);
                 prop_assert!((ours - weight).abs() <= 1e-5 * weight, "{ours} instead of {weight}");
             }
         }
@@ -95,11 +97,11 @@ proptest! {
         let picked = |t: usize| t * slots..t * slots + k;
         let given_ids: Vec<i32> = (0..tokens).flat_map(|t| ids[picked(t)].to_vec()).collect();
         let given_weights: Vec<f32> = (0..tokens).flat_map(|t| weights[picked(t)].to_vec()).collect();
-        let (given_ids, given_weights) =
-            (device.upload(&given_ids).unwrap(), device.upload(&given_weights).unwrap());
+        let of_caller = (device.upload(&given_ids).unwrap(), device.upload(&given_weights).unwrap());
         let mut workspace = layer.workspace(tokens).unwrap();
         let mut given = device.uninit::<f32>(hidden.len()).unwrap();
-        layer.forward_routed(&stream, &hidden, &given_ids, &given_weights, &mut workspace, &mut given).unwrap();
+        let (ids_of, weights_of) = (&of_caller.0, &of_caller.1);
+        layer.forward_routed(&stream, &hidden, ids_of, weights_of, &mut workspace, &mut given).unwrap();
         prop_assert!(given.to_vec(&stream).unwrap() == out, "not the bits of the given routing");
         if let Some(t) = (0..tokens).find(|&t| !shared && ids[picked(t)].iter().all(|&id| id < 0)) {
             prop_assert!(out[t * 64..(t + 1) * 64].iter().all(|&y| y == 0.0), "no expert, no output");

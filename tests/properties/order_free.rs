@@ -1,10 +1,11 @@
 //! The order-free reduction: GEMM 2's sums by token against the definition in f64, the cast behind them, and
 //! layers that end so against the oracle and against the deterministic layer.
 
-use crate::common::checks::{out_of_bounds, relative_l2};
+use crate::common::checks::{out_of_bounds, refusal, relative_l2};
 use crate::common::gemm::{
     B_KINDS, HOPPER_A_KINDS, Lists, OnDevice, POISON, Problem, Skew as Counts, Values, draw_counts,
 };
+use crate::common::grouped::arguments;
 use crate::common::layers::{
     Poison, Skew, any_config, any_skew, config, on_device, random_routing, run_routed,
 };
@@ -12,14 +13,9 @@ use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, families, timing};
 use fp8_moe::internals::HopperTile;
 use fp8_moe::ops::cast::{Cast, cast};
-use fp8_moe::ops::grouped_gemm::{
-    Accumulation, GemmOut, GemmPlan, GroupedGemm, Path, TokenSums, grouped_gemm,
-};
-use fp8_moe::ops::permutation::Permutation;
+use fp8_moe::ops::grouped_gemm::{Accumulation, GemmOut, Path, TokenSums, grouped_gemm};
 use fp8_moe::ops::quantize::ActivationsMut;
-use fp8_moe::{
-    Buffer, Device, Error, Family, MoeConfig, MoeLayer, Quantization, Reduction, Result, Routing, Stream,
-};
+use fp8_moe::{Buffer, Device, Family, MoeConfig, MoeLayer, Quantization, Reduction, Routing, Stream};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
@@ -93,7 +89,7 @@ impl Tokens {
             sums: sums.as_mut_slice(),
             topk_weights: weights.as_ref().map(|weights| weights.as_slice()),
         });
-        grouped_gemm(&stream, gemm(problem, &plan, permutation, &mut workspace, out)).unwrap();
+        grouped_gemm(&stream, arguments(problem, &plan, permutation, &mut workspace, out)).unwrap();
         sums.to_vec(&stream).unwrap()
     }
 
@@ -101,27 +97,6 @@ impl Tokens {
     fn lists(&self, problem: &OnDevice) -> Lists {
         let sorted_rows = Some(problem.device.upload(&self.sorted_rows).unwrap());
         Lists { tokens: self.tokens, top_k: self.top_k, sorted_rows, ..problem.lists() }
-    }
-}
-
-fn gemm<'a>(
-    problem: &'a OnDevice,
-    plan: &'a GemmPlan,
-    permutation: Permutation<'a>,
-    workspace: &'a mut Buffer<u8>,
-    out: GemmOut<'a>,
-) -> GroupedGemm<'a> {
-    let (a_scale, b_scale) = problem.scales();
-    GroupedGemm {
-        a: problem.a.as_slice(),
-        a_scale,
-        b: problem.b.as_slice(),
-        b_scale,
-        bias: None,
-        permutation,
-        out,
-        workspace: workspace.as_mut_slice(),
-        plan,
     }
 }
 
@@ -203,7 +178,8 @@ proptest! {
         let Some(device) = hopper() else { return Ok(()) };
         timing(seed);
         let stream = device.default_stream();
-        let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { (config.routing, config.top_k) };
+        let own = (config.routing, config.top_k);
+        let (routing, top_k) = if sigmoid { (Routing::SigmoidInput, 1) } else { own };
         let config = config.to_builder().routing(routing).top_k(top_k).build().unwrap();
         let mut layer = Layer::random(config, seed);
         if seed % 3 == 0 {
@@ -333,15 +309,6 @@ fn casts_round_to_nearest_even() {
     }
 }
 
-/// The refusal of an argument, as text.
-fn refusal<T>(result: Result<T>) -> String {
-    match result {
-        Err(error @ Error::Argument { .. }) => error.to_string(),
-        Err(other) => panic!("{other}"),
-        Ok(_) => panic!("was accepted"),
-    }
-}
-
 #[test]
 fn layers_are_refused_without_the_kernels() {
     let (layer, free) = small(Quantization::Block128);
@@ -382,7 +349,7 @@ fn refusals_name_argument_value_and_rule() {
         let sorted_rows = sorted_rows.then(|| device.upload(&[-1i32; 8]).unwrap());
         let mut lists = Lists { tokens, top_k: 2, sorted_rows, ..on_device.lists() };
         let permutation = lists.permutation(&stream);
-        refusal(grouped_gemm(&stream, gemm(&on_device, &plan, permutation, &mut workspace, out)))
+        refusal(grouped_gemm(&stream, arguments(&on_device, &plan, permutation, &mut workspace, out)))
     };
     let all = [4 * 24, 8];
     for (lengths, tokens, sorted_rows, message) in [

@@ -14,8 +14,8 @@ fn hopper() -> Option<Device> {
     Some(device()).filter(|device| device.family() == Family::Sm90a)
 }
 
-/// Matrices `[experts, rows, k]`, packed by the definition: items of 256 rows, or of gate and up of 128 columns;
-/// slabs of 128 of K; a line a row, its chunks of 16 exchanged.
+/// Matrices `[experts, rows, k]`, packed by the definition: items of 256 rows, or of gate and up of 128
+/// columns; slabs of 128 of K; a line a row, its chunks of 16 exchanged.
 fn packed(matrices: &[E4m3], experts: usize, rows: usize, k: usize, gated: bool) -> Vec<E4m3> {
     let (columns, span) = if gated { (rows / 2, 128) } else { (rows, 256) };
     let mut packed = Vec::new();

@@ -86,9 +86,14 @@ prop_compose! {
         match kind {
             0 => Routing::Softmax { renormalize },
             1 => Routing::SigmoidInput,
-            _ => Routing::Grouped { sigmoid: true, groups: 2, topk_group: 1, renormalize, scaling_factor: 1.5 },
+            _ => grouped(2, renormalize, 1.5),
         }
     }
+}
+
+/// The best of `groups` groups of experts, by sigmoid.
+fn grouped(groups: usize, renormalize: bool, scaling_factor: f32) -> Routing {
+    Routing::Grouped { sigmoid: true, groups, topk_group: 1, renormalize, scaling_factor }
 }
 
 proptest! {
@@ -143,7 +148,8 @@ proptest! {
                 }
             };
             let ids: Vec<i32> = ids.chunks(k).flat_map(|ids| {
-                ids.iter().map(|&id| if (0..experts as i32).contains(&id) { id } else { -1 }).chain([experts as i32])
+                let valid = |&id: &i32| if (0..experts as i32).contains(&id) { id } else { -1 };
+                ids.iter().map(valid).chain([experts as i32]).collect::<Vec<_>>()
             }).collect();
             let weights: Vec<f32> =
                 weights.chunks(k).zip(gates).flat_map(|(w, g)| w.iter().copied().chain([g])).collect();
@@ -202,7 +208,8 @@ proptest! {
         let layer = MoeLayer::new(&device, &config, &weights).unwrap();
         let hidden = hidden_states(tokens * h, seed);
         let (ids, slot_weights) = random_routing(&config, tokens, Skew::Uniform, seed);
-        let ours: Vec<f32> = run_routed(&stream, &layer, &hidden, &ids, &slot_weights, Poison::Fresh).unwrap();
+        let ours = run_routed::<f32>(&stream, &layer, &hidden, &ids, &slot_weights, Poison::Fresh);
+        let ours = ours.unwrap();
         let ids: Vec<i32> = ids.chunks(k).flat_map(|ids| ids.iter().copied().chain([4, 5])).collect();
         let slot_weights: Vec<f32> =
             slot_weights.chunks(k).flat_map(|w| w.iter().copied().chain([1.0; 2])).collect();
@@ -240,7 +247,8 @@ proptest! {
         let stream = device.default_stream();
         let hidden = hidden_states(tokens * h, seed);
         let mut weights = own.weights(&own.config);
-        let routed = run_own(&stream, &MoeLayer::new(&device, &own.config, &weights).unwrap(), &hidden).unwrap();
+        let without = MoeLayer::new(&device, &own.config, &weights).unwrap();
+        let routed = run_own(&stream, &without, &hidden).unwrap();
         let mut of_other = other.weights(&other.config);
         let expert = of_other.experts[0].clone();
         let matrices = SharedMatrices::Quantised { expert, input_scales: of_other.input_scales };
@@ -249,12 +257,13 @@ proptest! {
         let (ours, ids, slot_weights) = run_own(&stream, &layer, &hidden).unwrap();
         prop_assert_eq!((&ids, &slot_weights), (&routed.1, &routed.2));
         // The same shared expert as a layer, by a router that is the gate.
-        let gated = Routing::Grouped { sigmoid: true, groups: 1, topk_group: 1, renormalize: false, scaling_factor: 1.0 };
+        let gated = grouped(1, false, 1.0);
         let routing = if gate.is_some() { gated } else { SOFTMAX };
         let alone = other.config.to_builder().routing(routing).build().unwrap();
         of_other.correction_bias = None;
         of_other.router = Some(gate.unwrap_or(RouterWeights::Bf16(vec![bf16::ONE; h].into())));
-        let (beside, ..) = run_own(&stream, &MoeLayer::new(&device, &alone, &of_other).unwrap(), &hidden).unwrap();
+        let alone = MoeLayer::new(&device, &alone, &of_other).unwrap();
+        let (beside, ..) = run_own(&stream, &alone, &hidden).unwrap();
         let expected: Vec<f32> = routed.0.iter().zip(beside).map(|(a, b)| a + b).collect();
         prop_assert_eq!(ours, expected);
     }
@@ -280,12 +289,14 @@ proptest! {
         let (device, hidden) = (drawn_device(seed), hidden_states(tokens * h, seed));
         let stream = device.default_stream();
         let mut weights = own.weights(&own.config);
-        let (routed, ..) = run_own(&stream, &MoeLayer::new(&device, &own.config, &weights).unwrap(), &hidden).unwrap();
+        let without = MoeLayer::new(&device, &own.config, &weights).unwrap();
+        let (routed, ..) = run_own(&stream, &without, &hidden).unwrap();
         let matrices = SharedMatrices::Bf16 { gate: left.clone(), up: right.clone(), down: down.clone() };
         weights.shared = Some(shared_weights(matrices, &gate));
         let mut with = own.config.clone();
         with.shared = Some(SharedExpert::new(size, SharedKind::Bf16).gate(gate.is_some()));
-        let (ours, ..) = run_own(&stream, &MoeLayer::new(&device, &with, &weights).unwrap(), &hidden).unwrap();
+        let with = MoeLayer::new(&device, &with, &weights).unwrap();
+        let (ours, ..) = run_own(&stream, &with, &hidden).unwrap();
         let [left, right, down] = [&left, &right, &down].map(floats);
         for (token, x) in hidden.chunks(h).enumerate() {
             let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
@@ -297,7 +308,8 @@ proptest! {
                 let value = weight * act * factor;
                 middle.push(value);
                 // Sums of h products in f32; no function here is steeper than 1.2. bf16 keeps 8 bits.
-                let of_sums = (h as f64 + 8.0) * 2f64.powi(-24) * (1.2 * g_size * factor.abs() + act.abs() * u_size);
+                let magnitude = 1.2 * g_size * factor.abs() + act.abs() * u_size;
+                let of_sums = (h as f64 + 8.0) * 2f64.powi(-24) * magnitude;
                 errors.push(of_sums + 2f64.powi(-8) * value.abs() + 2f64.powi(-18) * value.abs() + 1e-30);
             }
             for n in 0..h {
@@ -306,7 +318,8 @@ proptest! {
                 let of_middle: f64 = row.iter().zip(&errors).map(|(w, e)| w.abs() * e).sum();
                 let at = token * h + n;
                 let expected = value + f64::from(routed[at]);
-                let bound = of_middle + (size as f64 + 8.0) * 2f64.powi(-24) * magnitude + 2f64.powi(-22) * expected.abs();
+                let of_sums = (size as f64 + 8.0) * 2f64.powi(-24) * magnitude;
+                let bound = of_middle + of_sums + 2f64.powi(-22) * expected.abs();
                 let found = f64::from(ours[at]);
                 prop_assert!((found - expected).abs() <= bound, "{found} is not {expected} within {bound}");
             }

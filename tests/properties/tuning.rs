@@ -48,7 +48,8 @@ fn forced() -> Vec<(&'static str, Tuning)> {
             with(|t| {
                 (t.one_launch_packed_mb, t.hopper_rows_8, t.hopper_rows_16) = ([0; 8], 0, 0);
                 t.hopper_rows_32 = 0;
-                (t.portable_rows_16, t.portable_rows_64, t.gather_from) = (0, 0, 0);
+                (t.portable_rows_16, t.portable_rows_64) = (0, 0);
+                (t.gather_from, t.gather_rows) = (0, u32::MAX);
             })
         }),
         ("the highest tiles, scattered", {
@@ -100,7 +101,7 @@ fn forced_routers_choose_alike() {
         let base = on_device(&device, &layer);
         let layers = [(65535, 0), (0, u32::MAX), (0, 0)].map(|(few, tile)| {
             let mut tuning = Tuning::default();
-            (tuning.router_few_tokens, tuning.router_tile_16x8_tokens) = (few, tile);
+            (tuning.router_few_tokens, tuning.router_tile_16x8_logits) = (few, tile);
             base.tuned(tuning).unwrap()
         });
         // The weights stay as long as one of them.

@@ -236,7 +236,8 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (n.clone(), 0_usize..3, byte, n.clone())
             .prop_map(|(buffer, half, byte, stream)| Act::Fill { buffer, half, byte, stream }),
         4 => (n.clone(), n.clone(), n.clone()).prop_map(|(from, to, stream)| Act::Copy { from, to, stream }),
-        1 => (n.clone(), byte, n.clone()).prop_map(|(buffer, byte, stream)| Act::Upload { buffer, byte, stream }),
+        1 => (n.clone(), byte, n.clone())
+            .prop_map(|(buffer, byte, stream)| Act::Upload { buffer, byte, stream }),
         2 => (n.clone(), n.clone()).prop_map(|(buffer, stream)| Act::Read { buffer, stream }),
         2 => (n.clone(), n.clone(), byte).prop_map(|(from, to, byte)| Act::Capture { from, to, byte }),
         4 => (n.clone(), n.clone()).prop_map(|(graph, stream)| Act::Launch { graph, stream }),

@@ -109,24 +109,29 @@ const fn range(start: CUdeviceptr, bytes: usize, writes: bool) -> Access {
     Access { start, end: start + bytes as u64, writes }
 }
 
-/// Defines functions that do something and then what the driver's of the same name does.
+/// Defines a function that does something and then what the driver's of the same name does.
 macro_rules! watched {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) $before:expr, $after:expr;)*) => {
-        $(
-            #[allow(non_snake_case)]
-            unsafe extern "system" fn $name($($argument: $type),*) -> CUresult {
-                let before: fn(&mut Seen, $($type),*) = $before;
-                before(&mut seen(), $($argument),*);
-                // SAFETY: the caller's contract is that of the driver's function.
-                let result = unsafe { (original().$name)($($argument),*) };
-                let after: unsafe fn(&mut Seen, $($type),*) = $after;
-                if result.is_success() {
-                    // SAFETY: on success the driver has written where the arguments point to.
-                    unsafe { after(&mut seen(), $($argument),*) };
-                }
-                result
+    (fn $name:ident($($argument:ident: $type:ty),*) $before:tt $after:tt) => {
+        #[allow(non_snake_case)]
+        unsafe extern "system" fn $name($($argument: $type),*) -> CUresult {
+            let before: fn(&mut Seen, $($type),*) = $before;
+            before(&mut seen(), $($argument),*);
+            // SAFETY: the caller's contract is that of the driver's function.
+            let result = unsafe { (original().$name)($($argument),*) };
+            let after: unsafe fn(&mut Seen, $($type),*) = $after;
+            if result.is_success() {
+                // SAFETY: on success the driver has written where the arguments point to.
+                unsafe { after(&mut seen(), $($argument),*) };
             }
-        )*
+            result
+        }
+    };
+}
+
+/// Defines those functions, and puts them into a table.
+macro_rules! all_watched {
+    ($($name:ident: $before:expr, $after:expr;)*) => {
+        $(cust::driver_function!($name, watched, $before, $after);)*
 
         fn watch(table: &mut Table) {
             $(table.$name = $name;)*
@@ -134,68 +139,70 @@ macro_rules! watched {
     };
 }
 
-watched! {
-    fn cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize)
+all_watched! {
+    cuMemAlloc_v2:
         |_, _, _| (),
         // SAFETY: the driver has written the address.
         |seen, address, bytes| { seen.memory.insert(unsafe { *address }, bytes as u64); };
-    fn cuMemFree_v2(address: CUdeviceptr) |seen, address| seen.free(address), |_, _| ();
-    fn cuMemsetD8Async(address: CUdeviceptr, byte: u8, bytes: usize, stream: CUstream)
+    cuMemFree_v2: |seen, address| seen.free(address), |_, _| ();
+    cuMemsetD8Async:
         |seen, address, _, bytes, stream| seen.work(stream, &[range(address, bytes, true)]),
         |_, _, _, _, _| ();
-    fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream)
+    cuMemcpyHtoDAsync_v2:
         |seen, to, _, bytes, stream| seen.work(stream, &[range(to, bytes, true)]),
         |_, _, _, _, _| ();
-    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream)
+    cuMemcpyDtoHAsync_v2:
         |seen, _, from, bytes, stream| seen.work(stream, &[range(from, bytes, false)]),
         |_, _, _, _, _| ();
-    fn cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream)
-        |seen, to, from, bytes, stream| seen.work(stream, &[range(from, bytes, false), range(to, bytes, true)]),
+    cuMemcpyDtoDAsync_v2:
+        |seen, to, from, bytes, stream| {
+            seen.work(stream, &[range(from, bytes, false), range(to, bytes, true)])
+        },
         |_, _, _, _, _| ();
-    fn cuEventRecord(event: CUevent, stream: CUstream)
+    cuEventRecord:
         |_, _, _| (),
         |seen, event, stream| {
             let mut clock = seen.streams.get(&(stream as usize)).cloned().unwrap_or_default();
             join(&mut clock, &seen.host);
             seen.events.insert(event as usize, clock);
         };
-    fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint)
+    cuStreamWaitEvent:
         |_, _, _, _| (),
         |seen, stream, event, _| {
             seen.waits += 1;
             let event = seen.events.get(&(event as usize)).cloned().unwrap_or_default();
             join(seen.streams.entry(stream as usize).or_default(), &event);
         };
-    fn cuStreamSynchronize(stream: CUstream)
+    cuStreamSynchronize:
         |_, _| (),
         |seen, stream| {
             let clock = seen.streams.get(&(stream as usize)).cloned().unwrap_or_default();
             join(&mut seen.host, &clock);
         };
-    fn cuEventSynchronize(event: CUevent)
+    cuEventSynchronize:
         |_, _| (),
         |seen, event| {
             let clock = seen.events.get(&(event as usize)).cloned().unwrap_or_default();
             join(&mut seen.host, &clock);
         };
-    fn cuStreamBeginCapture_v2(stream: CUstream, mode: c_uint)
+    cuStreamBeginCapture_v2:
         |_, _, _| (),
         |seen, stream, _| { seen.capturing.insert(stream as usize, Vec::new()); };
-    fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph)
+    cuStreamEndCapture:
         |_, _, _| (),
         |seen, stream, graph| {
             let captured = seen.capturing.remove(&(stream as usize)).unwrap_or_default();
             // SAFETY: the driver has written the graph.
             seen.graphs.insert(unsafe { *graph } as usize, captured);
         };
-    fn cuGraphInstantiateWithFlags(exec: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong)
+    cuGraphInstantiateWithFlags:
         |_, _, _, _| (),
         |seen, exec, graph, _| {
             let accesses = seen.graphs.get(&(graph as usize)).cloned().unwrap_or_default();
             // SAFETY: the driver has written the graph that can run.
             seen.ready.insert(unsafe { *exec } as usize, accesses);
         };
-    fn cuGraphLaunch(exec: CUgraphExec, stream: CUstream)
+    cuGraphLaunch:
         |seen, exec, stream| {
             let accesses = seen.ready.get(&(exec as usize)).cloned().unwrap_or_default();
             seen.work(stream, &accesses);

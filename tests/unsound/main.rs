@@ -7,7 +7,7 @@
 //! | `lists` | forged lists, lists of another shape, memory that is too short |
 //! | `graphs` | permutations that were never computed, or that a replay has overwritten |
 //! | `arguments` | layouts that overlap, plans of other tiles, addresses that are none |
-//! | `slices` | every operation with a slice that is another context's, too short, misaligned; with a wrong number |
+//! | `slices` | every operation with a slice of another context, too short, misaligned; a wrong number |
 //!
 //! `calls` has the calls of every operation. Races of streams, and memory that goes while it is in use, are
 //! `tests/two_streams`.

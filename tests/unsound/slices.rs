@@ -113,8 +113,8 @@ fn numbers_that_are_wrong_together() {
     assert!(refused.starts_with("permute: alignment = 1073741814: must keep the "), "{refused}");
 }
 
-/// A device of another family of kernels in the same context has the same memory, and other kernels: a forward
-/// that takes some that it lacks is refused, and its output stays as it was.
+/// A device of another family of kernels in the same context has the same memory, and other kernels: a
+/// forward that takes some that it lacks is refused, and its output stays as it was.
 #[test]
 fn streams_of_another_family() {
     use common::layers::config;

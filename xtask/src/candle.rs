@@ -1,13 +1,13 @@
-//! `cargo xtask candle`: candle beside the library, `tests/embed_candle`, a crate outside the workspace with a Qwen3-MoE block's
-//! experts as a candle op.
+//! `cargo xtask candle`: candle beside the library, `tests/embed_candle`, a crate outside the workspace with
+//! a Qwen3-MoE block's experts as a candle op.
 //!
 //! ```text
 //!   candle on the CPU    built, and run on the emulated device
 //!   candle on a GPU      checked against candle's own types; nothing is linked
 //! ```
 //!
-//! candle's feature `cuda` compiles its kernels with `nvcc`, in the build script of `candle-kernels`. Types do
-//! not depend on what that compiles: here the package is taken with its sources and with no PTX.
+//! candle's feature `cuda` compiles its kernels with `nvcc`, in the build script of `candle-kernels`. Types
+//! do not depend on what that compiles: here the package is taken with its sources and with no PTX.
 //!
 //! From nothing both take five minutes of CPU, of which candle and what it depends on are four: this is no
 //! part of `cargo xtask test`, and is run when `Device::cudarc_scope`, the layer's forward or candle changes.

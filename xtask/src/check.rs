@@ -12,7 +12,7 @@ use cuda_builder::Arch;
 
 use crate::artifacts::{self, Artifact};
 use crate::process::{cargo, heading, root, step, target_dir};
-use crate::{examples, gate, kernels, packages, rooms, semver, setup, symbols};
+use crate::{examples, gate, kernels, packages, readme, rooms, semver, setup, symbols};
 
 /// The crates that compile for the GPU.
 const DEVICE_CRATES: [&str; 4] =
@@ -30,6 +30,7 @@ pub fn run() -> Result<()> {
     setup::run()?;
     format()?;
     rooms::run()?;
+    readme::run()?;
     semver::run()?;
     kernels::run(true)?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;

@@ -13,6 +13,7 @@ mod kernels;
 mod occupancy;
 mod packages;
 mod process;
+mod readme;
 mod rooms;
 mod semver;
 mod setup;

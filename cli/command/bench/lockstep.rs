@@ -4,7 +4,7 @@
 //!   us                                           them, on our stdin
 //!   {"ready": {row}, "emulated": false}    -->
 //!                                          <--   go
-//!   {"us": [412.7]}                        -->          one round: the mean time of a replay, over a chain of them
+//!   {"us": [412.7]}                        -->      one round: the mean time of a replay, in a chain
 //!                                          <--   go | next | quit
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! `fp8-moe bench`: how long layers and their parts take on a GPU, or what they do on the emulated device.
 //!
 //! ```text
-//!   models x schemes --> weights --> batch sizes --> inputs --> parts --> a row of the table, and of the JSON file
+//!   models x schemes --> weights --> batch sizes --> inputs --> parts --> a row of table and JSON file
 //! ```
 //!
 //! How times are taken and what floors are made of is documented in `fp8_moe_cli`.

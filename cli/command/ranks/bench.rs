@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `layer` is the whole forward: from each rank's hidden states and routing to its output. `dispatch`,
-//! `experts` and `combine` are its steps, each in a graph of its own. A floor of an exchange is its bytes over
-//! the link rate, which is measured in the same run by an all-to-all of [`LINK_BYTES`].
+//! `experts` and `combine` are its steps, each in a graph of its own. A floor of an exchange is its bytes
+//! over the link rate, which is measured in the same run by an all-to-all of [`LINK_BYTES`].
 //!
 //! Ranks in one process meet on the host, so that no time of theirs means anything: there the command runs
 //! everything once, and counts bytes.

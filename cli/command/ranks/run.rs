@@ -1,5 +1,5 @@
-//! `fp8-moe run --ranks N`: the tokens are dealt out to the ranks, each reads its own experts' bytes, and rank
-//! 0 gets all results.
+//! `fp8-moe run --ranks N`: the tokens are dealt out to the ranks, each reads its own experts' bytes, and
+//! rank 0 gets all results.
 
 use std::sync::Arc;
 

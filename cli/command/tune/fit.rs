@@ -40,30 +40,46 @@ pub fn loss(cases: &[Case], limits: &[f64]) -> f64 {
 /// The limits for one choice more than `present` has, which it returns where others gain little. A limit
 /// between two sizes is their geometric mean, and one past all of them the last.
 pub fn limits(cases: &[Case], present: &[f64]) -> Vec<f64> {
-    let mut xs: Vec<f64> = cases.iter().map(|case| case.x).collect();
-    xs.sort_unstable_by(f64::total_cmp);
-    xs.dedup();
+    let places = places(cases.iter().map(|case| case.x));
+    let mut best = search(present, &vec![places; present.len()], |limits| loss(cases, limits));
+    best.sort_unstable_by(f64::total_cmp);
+    best
+}
+
+/// Where a limit may be among sizes: below all, between two, at the last.
+pub fn places(sizes: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut sizes: Vec<f64> = sizes.collect();
+    sizes.sort_unstable_by(f64::total_cmp);
+    sizes.dedup();
     let mut places = vec![0.0];
-    places.extend(xs.windows(2).map(|pair| (pair[0] * pair[1]).sqrt()));
-    places.extend(xs.last());
-    let mut best = (loss(cases, present) - MARGIN, present.to_vec());
-    let mut indices = vec![0; present.len()];
+    places.extend(sizes.windows(2).map(|pair| (pair[0] * pair[1]).sqrt()));
+    places.extend(sizes.last());
+    places
+}
+
+/// Of all limits, each at one of its places, those with the least loss; `present` where others gain little,
+/// and single ones of it where others gain nothing.
+pub fn search(present: &[f64], places: &[Vec<f64>], loss: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let mut best = (loss(present) - MARGIN, present.to_vec());
+    let mut indices = vec![0; places.len()];
     loop {
-        let limits: Vec<f64> = indices.iter().map(|&index| places[index]).collect();
-        let loss = loss(cases, &limits);
-        if loss < best.0 {
-            best = (loss, limits);
+        let limits: Vec<f64> = indices.iter().zip(places).map(|(&index, places)| places[index]).collect();
+        let found = loss(&limits);
+        if found < best.0 {
+            best = (found, limits);
         }
-        // The next ascending indices, the first of them fastest.
-        let Some(next) = (0..indices.len()).find(|&i| {
-            let most = indices.get(i + 1).copied().unwrap_or(places.len() - 1);
-            indices[i] < most
-        }) else {
-            return best.1;
-        };
+        let Some(next) = (0..indices.len()).find(|&i| indices[i] + 1 < places[i].len()) else { break };
         indices[next] += 1;
         indices[..next].fill(0);
     }
+    let (least, mut limits) = best;
+    for (index, &present) in present.iter().enumerate() {
+        let other = std::mem::replace(&mut limits[index], present);
+        if loss(&limits) > least {
+            limits[index] = other;
+        }
+    }
+    limits
 }
 
 /// Of several settings, each with its time in every case, the one that loses least; the first, where others

@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use fp8_moe::internals::{block_m, expected, one_launch_cuts};
+use fp8_moe::internals::{block_m, expected, one_launch_cuts, padded_intermediate};
 use fp8_moe::ops::quantize::Activations;
 use fp8_moe::ops::router::{RouterLogits, RouterLogitsPath, router_logits};
 use fp8_moe::{Device, Family, Graph, MoeConfig, Result, Stream, Tuning};
@@ -77,6 +77,24 @@ pub struct Few {
     pub one: Vec<f64>,
 }
 
+/// Scattered rows and gathered ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Gathered {
+    /// Rows of a token on this rank, and of an expert that has any, on average; columns of the intermediate.
+    pub sizes: [f64; 3],
+    /// Microseconds with scattered rows, and with gathered ones.
+    pub us: [f64; 2],
+}
+
+/// The router's kernels.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    pub tokens: usize,
+    pub experts: usize,
+    /// Microseconds of the kernel for few tokens, of that of 16 by 8 logits, and of 64 by 64.
+    pub us: [f64; 3],
+}
+
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
@@ -85,10 +103,8 @@ pub struct Measured {
     pub hopper: Vec<Case>,
     /// Tiles of 16, 64 and 128 rows over the mean rows.
     pub portable: Vec<Case>,
-    /// Scattered and gathered over a token's rows.
-    pub gathered: Vec<Case>,
-    /// The router's kernels over the tokens.
-    pub router: Vec<Case>,
+    pub gathered: Vec<Gathered>,
+    pub router: Vec<Router>,
 }
 
 /// Measures, and keeps what was measured.
@@ -99,7 +115,8 @@ pub struct Study {
     /// The table that the choices beside the forced ones come from.
     pub base: Tuning,
     pub scheme: Scheme,
-    pub routing: RoutingKind,
+    /// Each for heights and gathering, the first for the rest.
+    pub routings: Vec<RoutingKind>,
     pub seed: u64,
     /// Most bytes of device memory.
     pub memory: u64,
@@ -151,7 +168,7 @@ fn heights(base: &Tuning) -> [Tuning; 3] {
 /// Tables by which rows are scattered, and gathered, in the tallest tiles.
 fn gathering(base: &Tuning) -> [Tuning; 2] {
     let [_, _, tallest] = heights(base);
-    [u32::MAX, 0].map(|from| with(&tallest, |t| t.gather_from = from))
+    [u32::MAX, 0].map(|from| with(&tallest, |t| (t.gather_from, t.gather_rows) = (from, u32::MAX)))
 }
 
 impl Study {
@@ -181,9 +198,13 @@ impl Study {
         if is_hopper {
             self.few(name, &layers, true)?;
         }
-        self.heights(name, &layers, is_hopper)?;
+        for routing in self.routings.clone() {
+            self.heights(name, &layers, &routing, is_hopper)?;
+            if is_hopper {
+                self.gathering(name, &layers, &routing)?;
+            }
+        }
         if is_hopper {
-            self.gathering(name, &layers)?;
             drop(layers);
             let layers = Layers::random_unpacked(&self.device, &config, sets, &all, self.seed)?;
             self.few(name, &layers, false)?;
@@ -196,7 +217,7 @@ impl Study {
     fn sets(&self, config: &MoeConfig) -> Result<usize> {
         let tokens = self.largest(config);
         let memory = Memory::new(&self.device, config, tokens)?;
-        let wanted = self.batch(config, 1)?.turns;
+        let wanted = self.batch(config, &self.routings[0], 1)?.turns;
         let free = self.device.free_memory_bytes()?.min(self.memory).saturating_sub(2 * memory.activations);
         memory.sets(&self.device, free, tokens, wanted)
     }
@@ -220,8 +241,8 @@ impl Study {
         means.chain(self.grid.few.iter().chain(self.grid.gathered).copied()).max().unwrap_or(1)
     }
 
-    fn batch(&self, config: &MoeConfig, tokens: usize) -> Result<Batch> {
-        let routed = self.routing.draw(tokens, config.experts, config.top_k, self.seed)?;
+    fn batch(&self, config: &MoeConfig, routing: &RoutingKind, tokens: usize) -> Result<Batch> {
+        let routed = routing.draw(tokens, config.experts, config.top_k, self.seed)?;
         let bytes = Work::weight_bytes(config, &Load::new(config, &routed));
         let turns =
             if self.device.is_emulated() { 1 } else { sets_to_outgrow_cache(self.device.l2_bytes(), bytes) };
@@ -266,7 +287,7 @@ impl Study {
             if cuts.is_empty() {
                 continue;
             }
-            let batch = self.batch(&config, tokens)?;
+            let batch = self.batch(&config, &self.routings[0], tokens)?;
             let us = self.beside(layers, &batch, &tables)?;
             let one: Vec<f64> = index_of.iter().map(|&index| us[1 + index]).collect();
             let megabytes = expected(&config, tokens).0 / 1e6;
@@ -283,7 +304,7 @@ impl Study {
     }
 
     /// Heights of tiles beside each other.
-    fn heights(&mut self, name: &str, layers: &Layers, is_hopper: bool) -> Result<()> {
+    fn heights(&mut self, name: &str, layers: &Layers, routing: &RoutingKind, is_hopper: bool) -> Result<()> {
         let config = layers.as_slice()[0].config().clone();
         let tables = heights(&self.base);
         for tokens in self.tokens_of_means(&config, is_hopper) {
@@ -291,14 +312,15 @@ impl Study {
                 self.left_out += 1;
                 continue;
             }
-            let batch = self.batch(&config, tokens)?;
+            let batch = self.batch(&config, routing, tokens)?;
             let us = self.beside(layers, &batch, &tables)?;
             let rows =
                 tables.iter().map(|table| block_m(&layers.as_slice()[0].tuned(table.clone())?, tokens));
             let rows = rows.collect::<Result<Vec<_>>>()?;
             let mean = expected(&config, tokens).1;
             let told: Vec<_> = rows.iter().zip(&us).map(|(rows, us)| format!("{rows}: {us:.1}")).collect();
-            println!("{name:<20} T = {tokens:<5} {mean:>6} rows an expert, in tiles of {}", told.join(", "));
+            let told = told.join(", ");
+            println!("{name:<20} T = {tokens:<5} {mean:>6} rows an expert, {routing}, in tiles of {told}");
             let cases = if is_hopper { &mut self.measured.hopper } else { &mut self.measured.portable };
             cases.push(Case { x: mean as f64, us });
         }
@@ -306,10 +328,10 @@ impl Study {
     }
 
     /// Gathered rows beside scattered ones, where the layer's kernels gather.
-    fn gathering(&mut self, name: &str, layers: &Layers) -> Result<()> {
+    fn gathering(&mut self, name: &str, layers: &Layers, routing: &RoutingKind) -> Result<()> {
         let config = layers.as_slice()[0].config().clone();
         let tables = gathering(&self.base);
-        let x = (config.top_k * config.local_count()) as f64 / config.experts as f64;
+        let of_token = (config.top_k * config.local_count()) as f64 / config.experts as f64;
         for &tokens in self.grid.gathered {
             if !layers.as_slice()[0].tuned(tables[1].clone())?.gathers(tokens)? {
                 continue;
@@ -318,13 +340,14 @@ impl Study {
                 self.left_out += 1;
                 continue;
             }
-            let batch = self.batch(&config, tokens)?;
+            let batch = self.batch(&config, routing, tokens)?;
             let us = self.beside(layers, &batch, &tables)?;
+            let sizes = [of_token, expected(&config, tokens).1 as f64, padded_intermediate(&config) as f64];
             println!(
-                "{name:<20} T = {tokens:<5} {x:>6.2} rows a token, scattered: {:.1}, gathered: {:.1}",
+                "{name:<20} T = {tokens:<5} {of_token:>6.2} rows a token, {routing}, scattered: {:.1}, gathered: {:.1}",
                 us[0], us[1]
             );
-            self.measured.gathered.push(Case { x, us });
+            self.measured.gathered.push(Gathered { sizes, us: [us[0], us[1]] });
         }
         Ok(())
     }
@@ -381,7 +404,7 @@ impl Study {
                 "router {experts:>4} x {hidden:<6} T = {tokens:<5} few: {:.1}, 16x8: {:.1}, 64x64: {:.1}",
                 us[0], us[1], us[2]
             );
-            self.measured.router.push(Case { x: tokens as f64, us });
+            self.measured.router.push(Router { tokens, experts, us: [us[0], us[1], us[2]] });
         }
         Ok(())
     }

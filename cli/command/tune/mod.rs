@@ -15,11 +15,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fp8_moe::{Device, DeviceSpec, Error, Result, Tuning};
-use fp8_moe_cli::{Model, RoutingKind, Scheme, Timer};
+use fp8_moe_cli::{Model, Scheme, Timer};
 
 use crate::terminal;
 use fit::Case;
-use measure::{CUTS, Few, GRID, Measured, Study};
+use measure::{CUTS, Few, GRID, Gathered, Measured, Router, Study};
 
 /// Arguments of `fp8-moe tune`.
 #[derive(clap::Args)]
@@ -35,9 +35,10 @@ pub struct Arguments {
     /// FP8 scheme: per-token, per-tensor or block
     #[arg(long, value_name = "NAME", default_value = "block")]
     scheme: String,
-    /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids
-    #[arg(long, value_name = "HOW", default_value = "uniform")]
-    routing: String,
+    /// Where tokens go: uniform, zipf:S, or a safetensors file with topk_ids. Of several, tiles and gathering
+    /// are measured with each and weigh alike, the rest with the first
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "uniform,zipf:1.0")]
+    routing: Vec<String>,
     /// The table to begin with [default: that of an H200]
     #[arg(long, value_name = "FILE")]
     tuning: Option<PathBuf>,
@@ -62,7 +63,8 @@ pub struct Arguments {
 pub fn tune(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let models = arguments.model.iter().map(|name| Model::named(name)).collect::<Result<Vec<_>>>()?;
-    let (scheme, routing): (Scheme, RoutingKind) = (arguments.scheme.parse()?, arguments.routing.parse()?);
+    let scheme: Scheme = arguments.scheme.parse()?;
+    let routings = arguments.routing.iter().map(|text| text.parse()).collect::<Result<Vec<_>>>()?;
     let base = read(arguments.tuning.as_deref())?;
     let deadline = match arguments.time_limit {
         Some(seconds) => {
@@ -86,7 +88,7 @@ pub fn tune(arguments: &Arguments) -> Result<()> {
         grid: GRID,
         base,
         scheme,
-        routing,
+        routings,
         seed: arguments.seed,
         deadline,
         measured: Measured::default(),
@@ -167,12 +169,55 @@ fn table(base: &Tuning, measured: &Measured, device: &Device) -> Tuning {
         whole(&measured.hopper, [base.hopper_rows_8, base.hopper_rows_16]);
     [table.portable_rows_16, table.portable_rows_64] =
         whole(&measured.portable, [base.portable_rows_16, base.portable_rows_64]);
-    [table.router_few_tokens, table.router_tile_16x8_tokens] =
-        whole(&measured.router, [base.router_few_tokens, base.router_tile_16x8_tokens]);
-    // What is gathered lies beyond the limit.
-    let limit = fit::limits(&measured.gathered, &[below(base.gather_from)])[0];
-    table.gather_from = number(limit.floor() + 1.0);
+    let one = |cases: &[Case], present: u32| number(fit::limits(cases, &[f64::from(present)])[0].floor());
+    table.router_few_tokens = one(&few_router(measured), base.router_few_tokens);
+    table.router_tile_16x8_logits = one(&tile_router(measured), base.router_tile_16x8_logits);
+    let gathered = &measured.gathered;
+    let places = [0, 1, 2].map(|size| fit::places(gathered.iter().map(|case| case.sizes[size])));
+    let [from, rows, columns] =
+        fit::search(&gathering(base), &places, |limits| gathering_loss(gathered, limits))[..]
+    else {
+        return table;
+    };
+    // What has as many rows as `gather_from` is gathered, what lies at the limit is not.
+    table.gather_from = number((from + 1.0).floor());
+    (table.gather_rows, table.gather_intermediate) = (number(rows.floor()), number(columns.floor()));
     table
+}
+
+/// The router's kernel for few tokens beside the better of the others, over the tokens.
+fn few_router(measured: &Measured) -> Vec<Case> {
+    let case = |&Router { tokens, us: [few, tile, large], .. }: &Router| Case {
+        x: tokens as f64,
+        us: vec![few, tile.min(large)],
+    };
+    measured.router.iter().map(case).collect()
+}
+
+/// Its kernel of 16 by 8 logits beside that of 64 by 64, over the logits.
+fn tile_router(measured: &Measured) -> Vec<Case> {
+    let case = |&Router { tokens, experts, us: [_, tile, large] }: &Router| Case {
+        x: (tokens * experts) as f64,
+        us: vec![tile, large],
+    };
+    measured.router.iter().map(case).collect()
+}
+
+/// The limits by which a table gathers: rows of a token beyond the first, and rows of an expert up to the
+/// second or columns up to the third.
+fn gathering(tuning: &Tuning) -> [f64; 3] {
+    let Tuning { gather_from, gather_rows, gather_intermediate, .. } = *tuning;
+    [below(gather_from), f64::from(gather_rows), f64::from(gather_intermediate)]
+}
+
+/// The mean loss of such limits.
+fn gathering_loss(cases: &[Gathered], limits: &[f64]) -> f64 {
+    let of_case = |case: &Gathered| {
+        let beyond = |size: usize| case.sizes[size] > limits[size];
+        let gathers = beyond(0) && !(beyond(1) && beyond(2));
+        Case { x: 0.0, us: case.us.to_vec() }.loss(usize::from(gathers))
+    };
+    cases.iter().map(of_case).sum::<f64>() / cases.len().max(1) as f64
 }
 
 /// A limit that leaves out all from this number on.
@@ -189,20 +234,14 @@ fn number(limit: f64) -> u32 {
 /// Says what has changed, and what the tables lose against the best choice in every case.
 fn report(base: &Tuning, table: &Tuning, measured: &Measured) {
     println!("\n{:<34} {:>12} {:>12} {:>6}   over the best choices", "", base.gpu, "now", "cases");
-    let line = |name: &str, numbers: [String; 2], cases: &[Case], [was, is]: [&[f64]; 2]| {
-        if cases.is_empty() {
-            println!("{name:<34} {:>12} {:>12} {:>6}", numbers[0], numbers[1], 0);
-            return;
-        }
-        let percent = |limits| 100.0 * fit::loss(cases, limits);
-        println!(
-            "{name:<34} {:>12} {:>12} {:>6}   {:.2} % -> {:.2} %",
-            numbers[0],
-            numbers[1],
-            cases.len(),
-            percent(was),
-            percent(is)
-        );
+    let say = |name: &str, numbers: [String; 2], cases: usize, losses: [f64; 2]| {
+        let [was, is] = numbers;
+        let [before, now] = losses.map(|loss| 100.0 * loss);
+        let losses = if cases > 0 { format!("{before:.2} % -> {now:.2} %") } else { String::new() };
+        println!("{name:<34} {was:>12} {is:>12} {cases:>6}   {losses}");
+    };
+    let line = |name: &str, numbers: [String; 2], cases: &[Case], limits: [&[f64]; 2]| {
+        say(name, numbers, cases.len(), limits.map(|limits| fit::loss(cases, limits)));
     };
     let chosen = best_costs(measured);
     let text = |a: u32, b: u32| [a.to_string(), b.to_string()];
@@ -229,15 +268,20 @@ fn report(base: &Tuning, table: &Tuning, measured: &Measured) {
             (|t| [t.hopper_rows_8, t.hopper_rows_16]) as fn(&Tuning) -> [u32; 2],
         ),
         ("portable_rows_16, _64", &measured.portable, |t| [t.portable_rows_16, t.portable_rows_64]),
-        ("router_few, _tile_16x8_tokens", &measured.router, |t| {
-            [t.router_few_tokens, t.router_tile_16x8_tokens]
-        }),
     ] {
         let limits = [of(base), of(table)].map(|limits| limits.map(f64::from));
         line(name, pair(of(base), of(table)), cases, [&limits[0], &limits[1]]);
     }
-    let (was, is) = (base.gather_from, table.gather_from);
-    line("gather_from", text(was, is), &measured.gathered, [&[below(was)], &[below(is)]]);
+    for (name, cases, of) in [
+        ("router_few_tokens", few_router(measured), (|t| t.router_few_tokens) as fn(&Tuning) -> u32),
+        ("router_tile_16x8_logits", tile_router(measured), |t| t.router_tile_16x8_logits),
+    ] {
+        let (was, is) = (of(base), of(table));
+        line(name, text(was, is), &cases, [&[f64::from(was)], &[f64::from(is)]]);
+    }
+    let all = |t: &Tuning| format!("{}, {}, {}", t.gather_from, t.gather_rows, t.gather_intermediate);
+    let losses = [base, table].map(|tuning| gathering_loss(&measured.gathered, &gathering(tuning)));
+    say("gather_from, _rows, _intermediate", [all(base), all(table)], measured.gathered.len(), losses);
 }
 
 #[cfg(test)]
@@ -272,7 +316,7 @@ mod tests {
             grid,
             base: Tuning::default(),
             scheme: Scheme::Block,
-            routing: RoutingKind::Uniform,
+            routings: vec![RoutingKind::Uniform, RoutingKind::Zipf(1.0)],
             seed: 1,
             deadline: None,
             measured: Measured::default(),
@@ -284,14 +328,15 @@ mod tests {
         study.router(4, 128).expect("a router");
         let Measured { few, hopper, portable, gathered, router } = &study.measured;
         if device.family() == fp8_moe::Family::Sm90a {
-            assert_eq!((few.len(), hopper.len(), portable.len(), gathered.len()), (4, 2, 0, 1));
+            assert_eq!((few.len(), hopper.len(), portable.len(), gathered.len()), (4, 4, 0, 2));
             assert!(few.iter().all(|few| few.one.len() == 1 + CUTS.len() && few.several > 0.0));
         } else {
-            assert_eq!((few.len(), hopper.len(), portable.len(), gathered.len()), (0, 0, 2, 0));
+            assert_eq!((few.len(), hopper.len(), portable.len(), gathered.len()), (0, 0, 4, 0));
         }
         assert_eq!(router.len(), 2);
-        let times = hopper.iter().chain(portable).chain(gathered).chain(router).flat_map(|case| &case.us);
-        assert!(times.copied().all(|us| us > 0.0));
+        let heights = hopper.iter().chain(portable).flat_map(|case| &case.us);
+        let others = gathered.iter().flat_map(|case| &case.us).chain(router.iter().flat_map(|case| &case.us));
+        assert!(heights.chain(others).all(|&us| us > 0.0));
         let table = table(&study.base, &study.measured, &device);
         assert_eq!(Tuning::from_json(&table.to_json()).expect("a table"), table);
         report(&study.base, &table, &study.measured);
@@ -317,22 +362,45 @@ mod tests {
             let one: Vec<f64> = (0..=CUTS.len()).map(|cut| if cut == 6 { 10.0 } else { 11.0 }).collect();
             Few { packed: true, tokens, megabytes, several, one }
         };
+        // Gathered rows pay from six to a token on, with up to 100 to an expert or up to 1000 columns.
+        let sizes = |f: fn([f64; 3]) -> [f64; 2]| {
+            let each = [2.0, 6.0, 8.0].into_iter();
+            let each = each.flat_map(|token| [64.0, 256.0].map(|rows| [token, rows]));
+            let each = each.flat_map(|[token, rows]| [512.0, 2048.0].map(|columns| [token, rows, columns]));
+            each.map(move |sizes| Gathered { sizes, us: f(sizes) })
+        };
+        let gathered = sizes(|[token, rows, columns]| {
+            let pays = token >= 6.0 && (rows <= 100.0 || columns <= 1000.0);
+            [10.0, if pays { 9.0 } else { 11.0 }]
+        });
+        // The router's kernels change beyond 1 token, and beyond 2048 logits.
+        let router = [1, 8, 64, 512].into_iter().flat_map(|tokens| [8, 128].map(|experts| (tokens, experts)));
+        let router = router.map(|(tokens, experts)| {
+            let is_large = tokens * experts > 2048;
+            let us = [if tokens == 1 { 4.0 } else { 20.0 }, if is_large { 9.0 } else { 5.0 }, 6.0];
+            Router { tokens, experts, us }
+        });
         let measured = Measured {
             few: vec![few(1, 30.0, 20.0), few(1, 240.0, 12.0), few(1, 960.0, 8.0), few(4, 60.0, 9.0)],
             hopper: cases(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0], &[2.0, 16.0]),
             portable: Vec::new(),
-            gathered: cases(&[1.0, 2.0, 6.0, 8.0], &[6.0]),
-            router: cases(&[1.0, 8.0, 64.0, 512.0], &[1.0, 64.0]),
+            gathered: gathered.collect(),
+            router: router.collect(),
         };
-        let table = table(&Tuning::default(), &measured, &device);
+        let mut base = Tuning::default();
+        (base.hopper_rows_8, base.hopper_rows_16) = (0, 0);
+        (base.gather_from, base.gather_rows, base.gather_intermediate) = (1, 0, 0);
+        (base.router_few_tokens, base.router_tile_16x8_logits) = (0, 0);
+        let table = table(&base, &measured, &device);
         // Between 240 and 960 MB; with four tokens never, nor with three, which were not measured.
         assert_eq!(table.one_launch_packed_mb, [480, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(table.one_launch_checkpoint_mb, Tuning::default().one_launch_checkpoint_mb);
         assert_eq!([table.one_launch_unit_bytes, table.one_launch_copy_bytes], CUTS[5]);
         assert_eq!([table.hopper_rows_8, table.hopper_rows_16], [2, 22]);
         assert_eq!(table.portable_rows_16, Tuning::default().portable_rows_16);
-        assert_eq!(table.gather_from, 7);
-        assert_eq!([table.router_few_tokens, table.router_tile_16x8_tokens], [2, 181]);
+        // Between the sizes on either side, by their geometric mean.
+        assert_eq!([table.gather_from, table.gather_rows, table.gather_intermediate], [4, 128, 1024]);
+        assert_eq!([table.router_few_tokens, table.router_tile_16x8_logits], [2, 2048]);
         assert_eq!(table.gpu, device.name());
     }
 }

@@ -6,14 +6,18 @@
 //!     |
 //!     v
 //! pub struct Scale { pub x: DevicePtr<half::bf16>, pub y: DevicePtr<f32>, pub n: u32 }
-//! impl Arguments for Scale { fn with_params(..) }                         pub const COLUMNS: u32 = 256;
-//! pub const SCALE_ROWS: Kernel<Scale> = Kernel::new("scale_rows", ..);
+//! unsafe impl Arguments for Scale { fn with_params(..) }                  pub const COLUMNS: u32 = 256;
+//! pub const SCALE_ROWS: Kernel<Scale> = unsafe { Kernel::new("scale_rows", ..) };
 //! ```
 //!
 //! A kernel that takes one struct is called with that struct; one that takes anything else, with a struct
 //! that is named after it. The generated file expects in scope where it is included: `Arguments`,
 //! `DevicePtr`, `Kernel`, `module`, which is passed to every `Kernel`, `TensorMap` (128 bytes, aligned to 64)
 //! if a kernel takes one by value, and the crate `half` if a kernel has 16-bit floating-point arguments.
+//!
+//! `Arguments` is an unsafe trait and `Kernel::new` an unsafe function: that the pointers of `with_params` are
+//! to the parameters of the kernel, and that a kernel is as it was declared, follows from the records, which
+//! are those of the PTX. The includer's `unsafe` stands on that.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -147,7 +151,7 @@ fn arguments(source: &mut String, arguments: &Arguments) -> Result<(), Error> {
 fn marshalling(source: &mut String, name: &str, params: &[FlatParam]) {
     let _ = writeln!(
         source,
-        "impl Arguments for {name} {{\n\
+        "unsafe impl Arguments for {name} {{\n\
          fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {{\nf(&mut ["
     );
     for FlatParam { path, ty, .. } in params {
@@ -165,8 +169,8 @@ fn entry(source: &mut String, kernel: &KernelInfo, arguments: &str) {
     let _ = writeln!(
         source,
         "#[doc = \" Kernel `{name}`: {threads} threads per block, at least {min_blocks} blocks per SM.\"]\n\
-         pub const {}: Kernel<{arguments}> = Kernel::new(\"{name}\", {threads}, {cluster}, {overlap}, {dynamic_shared}, \
-         module);",
+         pub const {}: Kernel<{arguments}> = unsafe {{\n\
+         Kernel::new(\"{name}\", {threads}, {cluster}, {overlap}, {dynamic_shared}, module)\n}};",
         name.to_uppercase()
     );
 }
@@ -240,20 +244,21 @@ mod tests {
             "pub tiles: DevicePtr<[i32; 4]>,",
             "pub how: How,",
             "pub last: bool,",
-            "impl Arguments for Scale {",
+            "unsafe impl Arguments for Scale {",
             "::core::ptr::from_ref(&self.x).cast_mut().cast(),",
             "::core::ptr::from_ref(&self.to.how).cast_mut().cast(),",
             "::core::ptr::from_ref(&u32::from(self.to.last)).cast_mut().cast(),",
             "pub const COLUMNS: u32 = 256;",
             "pub enum How {",
             "pub struct Clear {",
-            "pub const CLEAR: Kernel<Clear> = Kernel::new(\"clear\", 32, 1, false, 0, module);",
+            "pub const CLEAR: Kernel<Clear> = unsafe {",
+            "Kernel::new(\"clear\", 32, 1, false, 0, module)",
             "pub const HALVE_ROWS: Kernel<Scale> =",
         ] {
             assert!(source.contains(wanted), "{wanted} is missing in\n{source}");
         }
         assert_eq!(source.matches("pub struct Scale").count(), 1);
-        assert!(!source.contains("impl Arguments for Target"));
+        assert!(!source.contains("Arguments for Target"));
     }
 
     #[test]

@@ -134,8 +134,8 @@ impl Context {
         if driver.current_context()? == self.as_raw() {
             return Ok(Current { pushed: None, thread: PhantomData });
         }
-        // SAFETY: the context is alive, and as long as the result, which holds a clone: what is current on this
-        // thread by a push of ours has not been destroyed, also where the result is leaked.
+        // SAFETY: the context is alive, and as long as the result, which holds a clone: what is current on
+        // this thread by a push of ours has not been destroyed, also where the result is leaked.
         unsafe { call!(driver, cuCtxPushCurrent_v2(self.as_raw())) }?;
         Ok(Current { pushed: Some(self.clone()), thread: PhantomData })
     }
@@ -201,6 +201,7 @@ impl Drop for Inner {
 
 /// A thread's current context, until it is dropped. From [`Context::enter`].
 #[must_use = "the context is current until this is dropped"]
+#[derive(Debug)]
 pub struct Current {
     pushed: Option<Context>,
     /// It is this thread's.

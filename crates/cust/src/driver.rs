@@ -112,7 +112,7 @@ impl Driver {
         let (major, minor) = driver.version().map_err(starts)?;
         if major * 1000 + minor * 10 < OLDEST_VERSION {
             return Err(format!(
-                "the NVIDIA driver is for CUDA {major}.{minor}, and 12.0 or newer is needed"
+                "the NVIDIA driver is too old: it is for CUDA {major}.{minor}, and 12.0 or newer is needed"
             ));
         }
         Ok(driver)
@@ -231,8 +231,8 @@ unsafe fn text(text: *const c_char) -> Option<String> {
 /// Loads NVIDIA's library and starts it.
 fn load() -> Result<Driver, String> {
     let name = LIBRARY.ok_or("no CUDA here: NVIDIA has no driver for this system")?;
-    // SAFETY: loading runs the library's initialisers, as for a program that is linked against it. The system's
-    // loader decides which file has this name, and so which is NVIDIA's driver here.
+    // SAFETY: loading runs the library's initialisers, as for a program that is linked against it. The
+    // system's loader decides which file has this name, and so which is NVIDIA's driver here.
     let library =
         unsafe { libloading::Library::new(name) }.map_err(|error| missing(name, &error.to_string()))?;
     // It stays loaded until the process ends, as threads of its own may be running.
@@ -257,8 +257,8 @@ fn exported(lookup: impl Fn(&CStr) -> *const c_void) -> Option<Details> {
         return None;
     }
     type Text = unsafe extern "C" fn() -> *const c_char;
-    // SAFETY: a driver that exports these two names is `libcuda_sim`, which gives them this signature. It stays
-    // loaded.
+    // SAFETY: a driver that exports these two names is `libcuda_sim`, which gives them this signature. It
+    // stays loaded.
     unsafe {
         Some(Details::Exported {
             last_error: std::mem::transmute::<*const c_void, Text>(last_error),

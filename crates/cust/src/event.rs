@@ -68,7 +68,8 @@ impl Event {
         unsafe { call!(self.context.driver(), cuEventSynchronize(self.raw)) }
     }
 
-    /// Milliseconds from `start`, an event of the same driver, to this event, both passed and made with timing.
+    /// Milliseconds from `start`, an event of the same driver, to this event, both passed and made with
+    /// timing.
     pub fn elapsed_ms(&self, start: &Event) -> CudaResult<f32> {
         let driver = self.context.driver();
         if start.context.driver() != driver {
@@ -76,7 +77,8 @@ impl Event {
             driver.check("cuEventElapsedTime", sys::CUDA_ERROR_INVALID_HANDLE)?;
         }
         let (_current, mut milliseconds) = (self.context.enter()?, 0.0);
-        // SAFETY: `milliseconds` is a valid place for one float, and both events are alive, and this driver's.
+        // SAFETY: `milliseconds` is a valid place for one float, and both events are alive, and this
+        // driver's.
         unsafe { call!(self.context.driver(), cuEventElapsedTime(&mut milliseconds, start.raw, self.raw)) }?;
         Ok(milliseconds)
     }

@@ -8,6 +8,7 @@ use crate::stream::Stream;
 use crate::sys::{self, CUgraph, CUgraphExec};
 
 /// What a capture has recorded, before it can run.
+#[derive(Debug)]
 pub struct Template {
     context: Context,
     raw: CUgraph,
@@ -44,8 +45,8 @@ impl Template {
     pub fn instantiate(&self) -> CudaResult<GraphExec> {
         let _current = self.context.enter()?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: `raw` is a valid place for one handle, and the graph is alive. Its kernels are loaded, by the
-        // contract of `Stream::launch`; its memory is looked at by a launch alone.
+        // SAFETY: `raw` is a valid place for one handle, and the graph is alive. Its kernels are loaded, by
+        // the contract of `Stream::launch`; its memory is looked at by a launch alone.
         unsafe { call!(self.context.driver(), cuGraphInstantiateWithFlags(&mut raw, self.raw, 0)) }?;
         Ok(GraphExec { context: self.context.clone(), raw })
     }
@@ -68,8 +69,8 @@ pub struct GraphExec {
     raw: CUgraphExec,
 }
 
-// SAFETY: the handle may be used from any thread. The driver wants launches of one graph one at a time: that is
-// the contract of `launch`, the only function that takes it but for the drop.
+// SAFETY: the handle may be used from any thread. The driver wants launches of one graph one at a time: that
+// is the contract of `launch`, the only function that takes it but for the drop.
 unsafe impl Send for GraphExec {}
 // SAFETY: as above.
 unsafe impl Sync for GraphExec {}

@@ -12,6 +12,7 @@ use crate::sys::{
 
 /// How a kernel is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct LaunchConfig {
     /// Blocks along x, y, z.
     pub grid: [u32; 3],

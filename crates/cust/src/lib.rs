@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   Driver::cuda() ──▶ libcuda.so.1, nvcuda.dll ──┐
-//!                                                 ├──▶ Table: one pointer per function ──▶ Context ──▶ Stream, Module, ...
+//!                                                 ├──▶ Table: a pointer a function ──▶ Context ──▶ Stream
 //!   Driver::sim()  ──▶ ptx_sim (feature `sim`) ───┘
 //! ```
 //!
@@ -33,9 +33,13 @@
 //! The driver has a current context per thread. Functions here make theirs current where it is not, and
 //! restore the caller's before they return, so that programs with contexts of their own are not disturbed.
 //!
+//! # Errors
+//! Functions that return a [`CudaResult`] fail with what the driver has answered, and where it asks for it,
+//! for handles that do not belong together; more is said where there is more.
+//!
 //! # What is safe
-//! Handles are created, used and destroyed safely. A handle lives as long as what uses it: a function holds its
-//! module, and everything holds its context, guards of [`Context::enter`] included. Handles of different
+//! Handles are created, used and destroyed safely. A handle lives as long as what uses it: a function holds
+//! its module, and everything holds its context, guards of [`Context::enter`] included. Handles of different
 //! drivers, or of different contexts where the driver asks for one, are refused before the driver sees them.
 //!
 //! Unsafe is what cannot be checked here, each with its contract:
@@ -43,6 +47,7 @@
 //! - copies, fills, launches and graphs, which read and write memory after their call has returned;
 //! - [`Module::from_ptx`], since the driver's compiler runs on the text in this process;
 //! - handles of others: `from_raw` of contexts and streams, and tables of other functions ([`Driver::with`]).
+#![warn(missing_debug_implementations, clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod context;
 pub mod device;
@@ -56,6 +61,7 @@ pub mod module;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod stream;
+#[allow(clippy::exhaustive_structs, reason = "laid out as `cuda.h` has them")]
 pub mod sys;
 pub mod tensor_map;
 

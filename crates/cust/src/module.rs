@@ -46,8 +46,8 @@ impl Module {
         let mut options = [sys::CU_JIT_ERROR_LOG_BUFFER, sys::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), LOG_BYTES as *mut c_void];
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the image is NUL-terminated, and its text is the caller's contract; there are as many options
-        // as values, and the log has its size.
+        // SAFETY: the image is NUL-terminated, and its text is the caller's contract; there are as many
+        // options as values, and the log has its size.
         let loaded = unsafe {
             call!(
                 driver,
@@ -90,8 +90,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let Ok(_current) = self.context.enter() else { return };
         let _ = self.context.relaxed(|| {
-            // SAFETY: loaded by `from_ptx`, unloaded once: every function of it held a clone. That none of them
-            // is still to run is the contract of `Stream::launch`.
+            // SAFETY: loaded by `from_ptx`, unloaded once: every function of it held a clone. That none of
+            // them is still to run is the contract of `Stream::launch`.
             unsafe { call!(self.context.driver(), cuModuleUnload(self.raw)) }
         });
     }

@@ -106,8 +106,8 @@ impl Drop for Stream {
             return;
         }
         let Ok(_current) = self.context.enter() else { return };
-        // SAFETY: made by `new`, destroyed once; the driver finishes the work still in it. What is being captured
-        // on it is lost.
+        // SAFETY: made by `new`, destroyed once; the driver finishes the work still in it. What is being
+        // captured on it is lost.
         let _ = unsafe { call!(self.driver(), cuStreamDestroy_v2(self.raw)) };
     }
 }

@@ -2,6 +2,7 @@
 #![allow(non_snake_case, non_camel_case_types, clippy::upper_case_acronyms)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::fmt;
 
 /// What a driver function returns: 0, or why it failed.
 #[repr(transparent)]
@@ -101,7 +102,7 @@ pub const CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
 /// One attribute of an extended launch: an id, and 64 bytes whose meaning follows from it.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct CUlaunchAttribute {
     /// `CU_LAUNCH_ATTRIBUTE_*`.
     pub id: c_uint,
@@ -125,8 +126,15 @@ pub union CUlaunchAttributeValue {
     pub programmatic_stream_serialization_allowed: c_int,
 }
 
+impl fmt::Debug for CUlaunchAttributeValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CUlaunchAttributeValue { .. }")
+    }
+}
+
 /// The argument of `cuLaunchKernelEx`.
 #[repr(C)]
+#[derive(Debug)]
 pub struct CUlaunchConfig {
     /// Blocks of the grid.
     pub grid_dim: [c_uint; 3],
@@ -157,12 +165,20 @@ const _: () = {
 };
 
 macro_rules! table {
-    ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
+    // `$d` is a dollar sign.
+    (($d:tt) $($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
         /// The driver's functions, one pointer each. Those whose names end in `_v2` are what `cuda.h` calls
         /// by the name without it.
         #[derive(Clone, Copy)]
+        #[non_exhaustive]
         pub struct Table {
             $($(#[$doc])* pub $name: unsafe extern "system" fn($($argument: $type),*) -> CUresult,)*
+        }
+
+        impl fmt::Debug for Table {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "Table of {} functions", Table::NAMES.len())
+            }
         }
 
         impl Table {
@@ -178,11 +194,12 @@ macro_rules! table {
             pub unsafe fn fill(lookup: impl Fn(&CStr) -> *const c_void) -> Result<Table, &'static str> {
                 Ok(Table {
                     $($name: {
-                        const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                        const NAME: &[u8] = concat!(stringify!($name), "\0").as_bytes();
+                        const TEXT: &CStr = match CStr::from_bytes_with_nul(NAME) {
                             Ok(name) => name,
                             Err(_) => panic!("a name has no NUL"),
                         };
-                        let address = lookup(NAME);
+                        let address = lookup(TEXT);
                         if address.is_null() {
                             return Err(stringify!($name));
                         }
@@ -197,10 +214,22 @@ macro_rules! table {
                 })
             }
         }
+
+        /// `driver_function!(name, m, ..)` is `m! { fn name(argument: type, ..) .. }`, with the signature that
+        /// the driver's function of that name has: for functions that take its place ([`Driver::with`]). Types
+        /// are named as in this module, and of `std::ffi`; both are to be in scope.
+        ///
+        /// [`Driver::with`]: crate::Driver::with
+        #[macro_export]
+        macro_rules! driver_function {
+            $(($name, $d callback:ident $d(, $d more:tt)*) => {
+                $d callback! { fn $name($($argument: $type),*) $d($d more)* }
+            };)*
+        }
     };
 }
 
-table! {
+table! { ($)
     /// Starts the driver.
     fn cuInit(flags: c_uint);
     /// The CUDA version of the driver, 1000 * major + 10 * minor.

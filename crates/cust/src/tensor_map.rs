@@ -28,6 +28,7 @@ pub enum Swizzle {
 
 /// A matrix in device memory, and the boxes that are copied of it. Elements outside it arrive as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "arguments by name: one more is a new version")]
 pub struct Matrix {
     /// The type of its elements.
     pub data_type: DataType,

@@ -1,5 +1,5 @@
-//! The layer beside cudarc, over this library in the place of NVIDIA's: devices of cudarc's contexts, forwards
-//! on its streams and in its memory, and captures of its own.
+//! The layer beside cudarc, over this library in the place of NVIDIA's: devices of cudarc's contexts,
+//! forwards on its streams and in its memory, and captures of its own.
 //!
 //! Each test runs in a child process, whose `libcuda.so.1` is this library.
 

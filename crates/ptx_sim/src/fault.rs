@@ -4,8 +4,7 @@
 use std::fmt;
 
 /// Why a module cannot be loaded.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("PTX line {line}: {reason}: `{text}`")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError {
     /// Line in the PTX text, counted from 1.
     pub line: u32,
@@ -14,6 +13,15 @@ pub struct LoadError {
     /// What is wrong with it.
     pub reason: String,
 }
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadError { line, text, reason } = self;
+        write!(f, "PTX line {line}: {reason}: `{text}`")
+    }
+}
+
+impl std::error::Error for LoadError {}
 
 /// What kind of mistake stopped a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -16,7 +16,7 @@
 //!   mma  wgmma  ldmatrix  tensor_map     tensor cores and TMA: layouts and arithmetic, without a machine
 //!   ptx                                  text ──▶ syntax tree
 //!   code                                 decoded instructions: operands as register slots. Knows no warps
-//!   state                                what a running machine holds: memory, clusters, blocks, warps. Knows no instructions
+//!   state                                a running machine: memory, blocks, warps. Knows no instructions
 //!   engine                               the copy engine: what becomes of asynchronous operations
 //!   exec                                 handlers: what instructions do to a warp. Know no decoder
 //!   module                               entries, code and variables of a loaded text

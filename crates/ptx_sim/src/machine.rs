@@ -1,5 +1,6 @@
 //! One simulated GPU: its memory, its modules, its launches.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
@@ -118,6 +119,11 @@ impl Machine {
     /// Copies device bytes to the host; bytes nobody wrote read as zero.
     pub fn read(&self, src: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
         self.memory.read(src, dst)
+    }
+
+    /// As [`read`](Self::read), into memory that nobody has written yet.
+    pub fn read_new(&self, src: u64, dst: &mut [MaybeUninit<u8>]) -> Result<(), MemoryError> {
+        self.memory.read_new(src, dst)
     }
 
     /// Copies bytes on the device; whether each is initialised travels along. Ranges may not overlap.

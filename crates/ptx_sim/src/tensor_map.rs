@@ -10,11 +10,11 @@
 //!         54..59             64..96
 //!        element strides    strides (bytes; dimensions 1..rank)
 //!
-//!   shared memory after a load of the box at coordinates (c0, c1, ..), rows of box_dims[0] elements, densely:
+//!   shared memory after a load of the box at coordinates (c0, c1, ..), rows of box_dims[0] elements:
 //!
-//!     shared + 0            row (c1,     c2)        16-byte chunks exchanged by the swizzle of their address;
-//!     shared + row bytes    row (c1 + 1, c2)        elements outside the tensor are filled (loads)
-//!     ...                                           or left alone (stores)
+//!     shared + 0           row (c1,     c2)        16-byte chunks exchanged by the swizzle of their address;
+//!     shared + row bytes   row (c1 + 1, c2)        elements outside the tensor are filled (loads)
+//!     ...                                          or left alone (stores)
 //! ```
 
 use std::fmt;

@@ -184,7 +184,8 @@ proptest! {
 
         // Device memory whose every 8-byte word differs; shared memory as the chunks say.
         let memory_bytes = 64 + (strides[rank - 2] * dims[rank - 1]) as u32;
-        let memory: Vec<u8> = (0..memory_bytes).map(|i| (i.wrapping_mul(2_654_435_761) >> 23) as u8 | 1).collect();
+        let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 23) as u8 | 1;
+        let memory: Vec<u8> = (0..memory_bytes).map(byte).collect();
         let mut shared = vec![0xee; 1 << 16];
         for chunk in chunks(&map, coordinates, 1024).unwrap() {
             let at = chunk.shared as usize;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! host                                      device
-//! gate, up [Is, H], down [H, Is] e4m3  ->   as experts: the last s of w13 and w2, columns j I .. (j + 1) I of its
-//!                                           intermediate being expert E + j
+//! gate, up [Is, H], down [H, Is] e4m3  ->   as experts: the last s of w13 and w2, columns j I .. (j + 1) I
+//!                                           of its intermediate being expert E + j
 //!                                      ->   beside them: w13, w2 of a layer of one expert
 //! the same in bf16 or f32              ->   w13 [planes, 2 Is, H], w2 [planes, H, Is] bf16
 //! w_gate [H]                           ->   one more row of the router, and by itself [planes, H]

@@ -24,8 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use rayon::prelude::*;
-
 use super::{
     DeviceWeights, ExpertWeights, MoeDeviceWeights, MoeWeights, OP, Progress, check_input_scales, exactly,
 };
@@ -37,6 +35,7 @@ use crate::gpu::device::Device;
 use crate::gpu::staging::{Staging, Uploads};
 use crate::gpu::stream::Stream;
 use crate::plan::packed::PackedShape;
+use crate::threads;
 
 /// Bytes of a staging buffer: long enough for the copy engine, short enough for a core's second cache, in
 /// which the check for NaN finds what has just been read.
@@ -240,8 +239,8 @@ impl MoeWeights<'_> {
         let experts = ids.len() + shared_parts.len();
         let numbers = (config.experts..).take(shared_parts.len()).collect();
         let slots = Slots { source, experts: ids.len(), shared: Given(&shared_parts, numbers) };
-        let scales = (0..experts).into_par_iter().map(|slot| layout.scales(&slots.scales(slot)?, slot));
-        let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let scales = threads::each(experts, |slot| layout.scales(&slots.scales(slot)?, slot))?;
+        let (w13_scale, w2_scale): (Vec<_>, Vec<_>) = scales.into_iter().unzip();
         let matrices = [experts * layout.w13, experts * layout.w2];
         let packed = PackedShape::of_layer(device, config).map(|shapes| shapes.map(|shape| shape.len()));
         let [w13, w2] = packed.unwrap_or(matrices).map(|len| device.uninit::<E4m3>(len));

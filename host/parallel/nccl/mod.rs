@@ -17,6 +17,7 @@
 
 mod comm;
 mod communicator;
+#[allow(clippy::exhaustive_structs, reason = "laid out as `nccl.h` has them")]
 mod library;
 
 pub use communicator::Nccl;

@@ -1,10 +1,10 @@
-//! The experts of a Qwen3-MoE block as a candle op: hidden states bf16 `[.., H]` to what the block adds to the
-//! residual, bf16 `[.., H]`. The layer's own router chooses.
+//! The experts of a Qwen3-MoE block as a candle op: hidden states bf16 `[.., H]` to what the block adds to
+//! the residual, bf16 `[.., H]`. The layer's own router chooses.
 //!
 //! ```text
 //!   candle's tensor is on    what happens
 //!   the CPU                  a copy to the layer's device, which may be the emulated one, and one back
-//!   a GPU (feature `cuda`)   candle's memory, on candle's stream: nothing is copied, and the host does not wait
+//!   a GPU (feature `cuda`)   candle's memory, on candle's stream: no copies, no waiting on the host
 //! ```
 
 use std::sync::{Mutex, PoisonError};

@@ -2,9 +2,9 @@
 //! fp8-moe's emulated device, which this program has as well.
 //!
 //! `cargo xtask packages` runs it over a libcuda.so.1 of its own, in which every function answers
-//! `CUDA_ERROR_NO_DEVICE`. On a computer with a GPU, `embed_cudarc gpu` runs a layer in cudarc's context: by the
-//! safe call, and by the raw one in a graph that cudarc captures; and prints the time that a forward takes of
-//! the thread that enqueues it.
+//! `CUDA_ERROR_NO_DEVICE`. On a computer with a GPU, `embed_cudarc gpu` runs a layer in cudarc's context: by
+//! the safe call, and by the raw one in a graph that cudarc captures; and prints the time that a forward
+//! takes of the thread that enqueues it.
 
 mod gpu;
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   Inst { run, d, a, b, c, .. }      an operand is a byte offset into a warp's register file
 //!
-//!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit: [u128; 32] │ constants
+//!     predicates: one u32 mask each │ 16/32-bit: [u32; 32] │ 64-bit: [u64; 32] │ 128-bit │ constants
 //! ```
 //!
 //! Constants and special registers that do not change live in the file as well, written once when a warp

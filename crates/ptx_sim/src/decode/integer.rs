@@ -83,7 +83,9 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
             parts.map(body, Integer, run, ty, &[ty, ty, U32, U32])
         }
         "sad" => {
-            let run = per_type!(ty, T => ternary(|a: T, b: T, c: T| c.wrapping_add(if a < b { b.wrapping_sub(a) } else { a.wrapping_sub(b) })));
+            let run = per_type!(ty, T => ternary(|a: T, b: T, c: T| {
+                c.wrapping_add(if a < b { b.wrapping_sub(a) } else { a.wrapping_sub(b) })
+            }));
             parts.map(body, Integer, run, ty, &[ty, ty, ty])
         }
         "fns" => {

@@ -4,9 +4,9 @@
 //! [`function`], and `libcuda_sim` exports them as a `libcuda.so.1`.
 //!
 //! ```text
-//!   device, context      what the device says about itself; who owns what           state: device, handles, failures
-//!   allocation           device memory, page-locked memory                          profile: the GPU's numbers
-//!   module, occupancy    PTX in, kernels out                                        control: seed, counters, log
+//!   device, context      what the device says about itself; who owns what   state: device, handles, failures
+//!   allocation           device memory, page-locked memory                  profile: the GPU's numbers
+//!   module, occupancy    PTX in, kernels out                                control: seed, counters, log
 //!   launch, transfer ──▶ Work ──▶ stream ──▶ runs now, on the Machine
 //!                                    └─ capture ──▶ graph ──▶ runs when launched
 //! ```

@@ -1,6 +1,7 @@
 //! What a stream executes and a graph records: kernels, copies, fills and host functions.
 
 use std::ffi::{c_uint, c_void};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use super::abi::*;
@@ -66,8 +67,10 @@ impl Work {
                 machine.write(*dst, unsafe { std::slice::from_raw_parts(src.0 as *const u8, *bytes) })?;
             }
             Work::DeviceToHost { dst, src, bytes } => {
-                // SAFETY: the caller promises that the range can be written and that nobody else uses it.
-                machine.read(*src, unsafe { std::slice::from_raw_parts_mut(dst.0 as *mut u8, *bytes) })?;
+                // SAFETY: the caller promises that the range can be written and that nobody else uses it, but
+                // not that anybody has written it before.
+                let dst = unsafe { std::slice::from_raw_parts_mut(dst.0 as *mut MaybeUninit<u8>, *bytes) };
+                machine.read_new(*src, dst)?;
             }
             Work::DeviceToDevice { dst, src, bytes } => machine.copy(*dst, *src, *bytes as u64)?,
             Work::HostToHost { dst, src, bytes } => {

@@ -3,7 +3,7 @@
 //! ```text
 //!   issue ──▶ Issued ──▶ Read: the source is in hand ──▶ done: it has landed, and whoever waits is told
 //!
-//!   pace, drawn at issue:  all at once │ read at once, land late │ a step now and then │ not before somebody waits
+//!   pace, drawn at issue:  all at once │ read now, land late │ a step now and then │ when somebody waits
 //! ```
 //!
 //! An operation makes progress at issue, between the turns of warps, when its deadline passes, when a wait

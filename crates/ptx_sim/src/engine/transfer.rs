@@ -87,7 +87,8 @@ pub(crate) fn may_prefetch(env: &Environment<'_>, address: u64, bytes: u64) -> R
 /// Bytes `at` and on of `allocation`, and whether each has been written, into `to`; calls `missing` for each
 /// that has not.
 fn load(allocation: &Allocation, at: usize, to: &mut [u8], mut missing: impl FnMut(usize)) {
-    // SAFETY: the range was found to be inside the allocation; it is shared only as atomics.
+    allocation.check(at as u64, to.len() as u64);
+    // SAFETY: the range is inside the allocation, which is shared only as atomics.
     unsafe {
         let data = allocation.data().add(at);
         if data.addr().is_multiple_of(8) && to.len().is_multiple_of(8) {
@@ -111,7 +112,8 @@ fn load(allocation: &Allocation, at: usize, to: &mut [u8], mut missing: impl FnM
 }
 
 fn store(allocation: &Allocation, at: usize, from: &[u8]) {
-    // SAFETY: the range was found to be inside the allocation; it is shared only as atomics.
+    allocation.check(at as u64, from.len() as u64);
+    // SAFETY: the range is inside the allocation, which is shared only as atomics.
     unsafe {
         let data = allocation.data().add(at);
         if data.addr().is_multiple_of(8) && from.len().is_multiple_of(8) {

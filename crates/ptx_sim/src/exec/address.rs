@@ -5,7 +5,7 @@
 //!   0x1000_0000_0000 .. 0x7000_0000_0000   global memory, at the same address
 //!   PARAM .. + 4 GiB                       kernel parameters
 //!   LOCAL .. + 4 GiB                       local memory of the thread
-//!   SHARED .. + 4 GiB                      shared memory; bits 24.. are 1 + rank in the cluster, 0 for one's own
+//!   SHARED .. + 4 GiB                      shared memory; bits 24.. are 1 + rank in the cluster, or 0
 //! ```
 
 use super::{Ctx, Flow, Inst, Mask, lanes_of};

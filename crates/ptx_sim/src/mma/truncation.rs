@@ -6,7 +6,7 @@
 //! ```text
 //!   E  = the largest exponent among the accumulator and the products  (a product's exponent is e_a + e_b)
 //!   s  = sum of all terms, each truncated to `fraction_bits` bits below 2^E
-//!   d  = s truncated to `mantissa_bits` bits                          (f32 accumulators; f16: rounded to nearest)
+//!   d  = s truncated to `mantissa_bits` bits       (f32 accumulators; f16: rounded to nearest)
 //! ```
 //!
 //! Truncation is towards zero, of each term and of the result. Zero has no exponent: neither a zero operand

@@ -5,8 +5,8 @@
 //! released there, at the scope of the GPU:
 //!
 //! ```text
-//!   release by a warp with clock C:   at the address: C of its cluster, and what it knows of others     Known
-//!   acquire by warp v at its time t:  the cluster has learnt that, by v at t                            Learnt
+//!   release by a warp with clock C:   at the address: C of its cluster, what it knows of others     Known
+//!   acquire by warp v at its time t:  the cluster has learnt that, by v at t        Learnt
 //!   access by warp u:                 knows it if u's clock holds at least t for v
 //! ```
 //!

@@ -5,7 +5,7 @@
 //!                          ├─ both: the phase completes; pending becomes the expected count again
 //!   tx-count (bytes) ──▶ 0 ┘
 //!
-//!   copy lands ──▶ its place is kept with the phase ──▶ somebody sees the phase complete: the bytes may be touched
+//!   copy lands ──▶ its place is kept with the phase ──▶ its completion is seen: the bytes may be touched
 //! ```
 //!
 //! The state is kept beside shared memory, not in it; nobody but mbarrier operations may touch the object's

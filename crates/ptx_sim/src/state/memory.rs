@@ -14,6 +14,8 @@
 //! here.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fmt;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
@@ -30,10 +32,9 @@ const GRANULE: u32 = 21;
 const GUARD: u64 = 64 << 10;
 
 /// Why a memory operation was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryError {
     /// Not enough memory left.
-    #[error("out of device memory: {requested} bytes requested, {free} free")]
     OutOfMemory {
         /// Bytes asked for.
         requested: u64,
@@ -41,7 +42,6 @@ pub enum MemoryError {
         free: u64,
     },
     /// The range is not inside one live allocation.
-    #[error("device address {address:#x} + {bytes} bytes: {reason}")]
     InvalidAddress {
         /// First address.
         address: u64,
@@ -51,9 +51,26 @@ pub enum MemoryError {
         reason: String,
     },
     /// The fill pattern is not 1, 2 or 4 bytes long.
-    #[error("fill pattern of {0} bytes: 1, 2 or 4 are possible")]
     InvalidPattern(usize),
 }
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MemoryError::OutOfMemory { requested, free } => {
+                write!(f, "out of device memory: {requested} bytes requested, {free} free")
+            }
+            MemoryError::InvalidAddress { address, bytes, reason } => {
+                write!(f, "device address {address:#x} + {bytes} bytes: {reason}")
+            }
+            MemoryError::InvalidPattern(bytes) => {
+                write!(f, "fill pattern of {bytes} bytes: 1, 2 or 4 are possible")
+            }
+        }
+    }
+}
+
+impl std::error::Error for MemoryError {}
 
 /// Zeroed, 256-byte aligned bytes that threads share through relaxed atomics.
 struct Bytes {
@@ -114,6 +131,13 @@ impl Allocation {
         self.full.load(Relaxed)
     }
 
+    /// Panics unless a range is inside.
+    #[inline(always)]
+    pub fn check(&self, offset: u64, bytes: u64) {
+        let inside = offset <= self.len && bytes <= self.len - offset;
+        assert!(inside, "{bytes} bytes at {offset} of an allocation of {}", self.len);
+    }
+
     /// Numbers of the launches that last wrote the units of a range inside; 0 where none did.
     pub fn writers(&self, offset: u64, bytes: u64) -> impl Iterator<Item = u32> {
         self.units(offset, bytes).iter().map(|writer| writer.load(Relaxed))
@@ -129,9 +153,10 @@ impl Allocation {
 
     #[inline(always)]
     fn units(&self, offset: u64, bytes: u64) -> &[AtomicU32] {
-        debug_assert!(offset + bytes <= self.len);
+        self.check(offset, bytes);
         let (first, end) = (offset / UNIT, (offset + bytes).div_ceil(UNIT));
-        // SAFETY: there is an aligned word for every unit of the allocation, shared only as an atomic.
+        // SAFETY: the range is inside, and there is an aligned word for every unit of the allocation, shared
+        // only as an atomic.
         unsafe {
             let words = self.writers.start.as_ptr().cast::<AtomicU32>();
             std::slice::from_raw_parts(words.add(first as usize), (end - first) as usize)
@@ -139,9 +164,9 @@ impl Allocation {
     }
 
     fn bytes(&self, of: &Bytes, offset: u64, len: u64) -> &[AtomicU8] {
-        debug_assert!(offset + len <= self.len);
-        // SAFETY: in bounds of the allocation, which lives as long as `self`; `AtomicU8` has the layout of
-        // `u8`.
+        self.check(offset, len);
+        // SAFETY: the range is inside the allocation, which lives as long as `self`; `of` has as many bytes,
+        // whose layout is that of `AtomicU8`.
         unsafe {
             std::slice::from_raw_parts(
                 of.start.as_ptr().add(offset as usize).cast::<AtomicU8>(),
@@ -321,12 +346,22 @@ impl GlobalMemory {
 
     /// See [`crate::Machine::read`].
     pub fn read(&self, src: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
+        self.each(src, dst, |to, byte| *to = byte)
+    }
+
+    /// See [`crate::Machine::read_new`].
+    pub fn read_new(&self, src: u64, dst: &mut [MaybeUninit<u8>]) -> Result<(), MemoryError> {
+        self.each(src, dst, |to, byte| {
+            to.write(byte);
+        })
+    }
+
+    /// Gives `put` as many bytes as `to` has elements.
+    fn each<T>(&self, src: u64, to: &mut [T], put: impl Fn(&mut T, u8)) -> Result<(), MemoryError> {
         let table = self.table();
-        let (allocation, offset) = table.range(src, dst.len() as u64)?;
-        let bytes = allocation.bytes(&allocation.data, offset, dst.len() as u64);
-        for (d, s) in dst.iter_mut().zip(bytes) {
-            *d = s.load(Relaxed);
-        }
+        let (allocation, offset) = table.range(src, to.len() as u64)?;
+        let bytes = allocation.bytes(&allocation.data, offset, to.len() as u64);
+        to.iter_mut().zip(bytes).for_each(|(to, byte)| put(to, byte.load(Relaxed)));
         Ok(())
     }
 

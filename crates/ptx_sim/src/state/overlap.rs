@@ -5,10 +5,10 @@
 //! not touch what is *unsettled*.
 //!
 //! ```text
-//!   stream      N - 1 ──────▶ N ──────▶ N + 1                      unsettled when N + 1 begins
-//!                                                                    what N wrote, always;
-//!               every block of N waits, then signals (or exits)      no more: N - 1 has ended when N + 1 begins
-//!               some block of N signals or exits first               also what was unsettled when N began
+//!   stream    N - 1 ──────▶ N ──────▶ N + 1                   unsettled when N + 1 begins
+//!                                                               what N wrote, always;
+//!             every block of N waits, then signals (exits)      no more: N - 1 has ended when N + 1 begins
+//!             some block of N signals or exits first            also what was unsettled when N began
 //! ```
 //!
 //! A launch without programmatic stream serialization begins when everything before it has ended; so does one

@@ -12,8 +12,8 @@
 //! its writes are known to have been fenced for the asynchronous proxy.
 //!
 //! ```text
-//!   cell = 4 bytes of shared memory: last write, last read, last read by another agent, and which bytes have been
-//!          written or await an asynchronous copy
+//!   cell = 4 bytes of shared memory: last write, last read, last read by another agent, and which bytes
+//!          have been written or await an asynchronous copy
 //! ```
 //!
 //! Only the last two readers are remembered, so a race can be missed when three warps read a word and only

@@ -2,9 +2,9 @@
 //! "Asynchronous warpgroup level matrix instructions").
 //!
 //! ```text
-//!   four warps meet at a wgmma ──▶ queue of the warpgroup ──▶ done, in order: at once, or when a wait demands it
+//!   four warps meet at a wgmma ──▶ queue of the warpgroup ──▶ done in order, at once or at a wait
 //!
-//!   registers of a warp:  in flight (accumulator, or fragment of A) ──wait──▶ settled ──touched──▶ needs wgmma.fence
+//!   registers of a warp:  in flight (sums, fragment of A) ──wait──▶ settled ──touched──▶ needs wgmma.fence
 //! ```
 
 use std::collections::VecDeque;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   a   64 rows of 32 bytes        b   8 columns of 32 bytes       32 FP8 or 16 half elements along K
-//!   c, d  64 x 8 f32, four per thread: thread t holds rows 16 (t / 32) + (t % 32) / 4 and 8 further down, columns
-//!         2 (t % 4) and the one after
+//!   c, d  64 x 8 f32, four per thread: thread t holds rows 16 (t / 32) + (t % 32) / 4 and 8 further down,
+//!         columns 2 (t % 4) and the one after
 //! ```
 //!
 //! The four warps of `mma.sync` take 16 rows each, so that both instructions have the same operands in the

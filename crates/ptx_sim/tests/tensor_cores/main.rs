@@ -2,7 +2,7 @@
 //! models.
 //!
 //! ```text
-//!   FP8_MOE_DEVICE=cuda:0 cargo test --release -p ptx_sim --test tensor_cores      (the bundle runs it as well)
+//!   FP8_MOE_DEVICE=cuda:0 cargo test --release -p ptx_sim --test tensor_cores    (the bundle runs it too)
 //! ```
 //!
 //! Each test multiplies random and directed operands by one instruction, one product per block, and searches

@@ -8,8 +8,8 @@
 //!   exponents    what a product counts with: the operands' fields, their normalised exponents, or its own
 //!   zeros        whether a product with zero counts with the exponent of its fields
 //!   fraction     bits that a term keeps below the largest exponent, and how it is cut there
-//!   accumulator  aligned with the products and cut like them; aligned and not cut; added to their sum afterwards; or
-//!                added once, to the sum of all groups
+//!   accumulator  aligned with the products and cut like them; aligned and not cut; added to their sum
+//!                afterwards; or added once, to the sum of all groups
 //!   mantissa     bits of the result, and how it is rounded to them
 //! ```
 
