@@ -241,7 +241,7 @@ mod tests {
         };
         let row = |shapes| {
             let counts = [("gemm".to_owned(), with_shapes(shapes))];
-            table(&built(kernel(Some(8))), Some(&counts)).lines().nth(1).map(str::to_owned)
+            table(&built(kernel(&[8])), Some(&counts)).lines().nth(1).map(str::to_owned)
         };
         assert!(row(&["64x8x32"]).is_some_and(|row| row.ends_with("  4     0     0        0  64x8x32")));
         assert!(row(&[]).is_some_and(|row| row.ends_with("  0     0     0        0")));
