@@ -104,8 +104,8 @@ fn drivers_that_cannot_be_used() {
     is_told(&library("none", functions(100, 12080, "")), "the NVIDIA driver finds no device");
 }
 
-/// Bytes of a Hopper tile's sums: f32, 64 rows, 128 columns.
-const TILE: usize = 4 * 64 * 128;
+/// Bytes of a block's partial sums: f32, of two items, which are 32 rows high at most and 256 columns wide.
+const OF_BLOCK: usize = 4 * 2 * 32 * 256;
 
 /// A workspace is in proportion to the work, from one token on: what the parts need is a sum over tokens, rows
 /// and experts, but for partial sums, which are those of blocks that have a share.
@@ -128,9 +128,9 @@ fn a_workspace_is_in_proportion_to_the_work() {
                     let of_row = 12 + h + i + 4 * (h + i).div_ceil(128) + (2 * h).max(8 * i) + 16;
                     let of_token = 4 * experts + 8 * k;
                     let once = 24 * experts + 24 * 256;
-                    // Partial sums, where a GEMM is cut along K: a tile's for each block that has a share.
+                    // Partial sums, where a GEMM is cut along K: for each block that has a share.
                     let shares = rows * (2 * i).max(h).div_ceil(128) * h.max(i).div_ceil(128);
-                    let partials = shares.min(device.multiprocessors() as usize) * TILE;
+                    let partials = shares.min(device.multiprocessors() as usize) * OF_BLOCK;
                     let most = rows * of_row + tokens * of_token + once + partials;
                     assert!(
                         bytes <= most,
