@@ -16,8 +16,8 @@ use crate::parallel::communicator::Part;
 use crate::parallel::routing;
 use crate::parallel::wire::{ParallelWorkspace, Partials, Wire};
 
-/// A routing that travels from where the program has it: one for every place of the rank. Others are copied to
-/// the rank's block first, with places of no token behind them.
+/// A routing that travels from where the program has it: one for every place of the rank. Others are copied
+/// to the rank's block first, with places of no token behind them.
 fn whole<'a>(batch: &Batch<'a>, chunk: Chunk) -> Option<Routed<'a>> {
     batch.routed.filter(|_| chunk.tokens == chunk.capacity)
 }
