@@ -48,22 +48,18 @@ pub const COLUMNS_MULTIPLE: u32 = 8;
 /// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
 /// a multiple.
 pub const COPY_BYTES: u32 = 16;
-/// Words of the control memory.
-pub const FEW_CONTROL_WORDS: u32 = 544;
+/// Words before the sets.
+pub const FEW_CONTROL_WORDS: u32 = 32;
 /// Most pairs of a token and a slot.
 pub const FEW_MOST_PAIRS: u32 = 128;
 /// Most stages of the ring.
 pub const FEW_MOST_STAGES: u32 = 6;
-/// Most stripes: one thread counts for each.
-pub const FEW_MOST_STRIPES: u32 = 256;
 /// Bytes of weights in a stage, at most.
 pub const FEW_STAGE_BYTES: u32 = 32768;
 /// Bytes of K in a stage, at most.
 pub const FEW_STAGE_K: u32 = 2048;
-/// Columns of a stripe of the output.
-pub const FEW_STRIPE: u32 = 128;
 /// Bytes of shared memory besides stages and inputs.
-pub const FEW_TABLE_BYTES: u32 = 26880;
+pub const FEW_TABLE_BYTES: u32 = 26752;
 /// Most rows of a tile.
 pub const FEW_TILE_ROWS: u32 = 8;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
@@ -758,14 +754,13 @@ pub struct FewTokens {
     pub first: Projection,
     /// w2: K is I, an expert has H rows.
     pub second: Projection,
-    /// f32 `[tokens * top_k, I]`, 16-byte aligned; not read before it is written.
-    pub activated: DevicePtr<f32>,
-    /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
-    pub products: DevicePtr<f32>,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: DevicePtr<i64>,
-    /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
+    /// may be missing. 16-byte aligned.
     pub control: DevicePtr<u32>,
+    /// Words of a set: at least those of activated values and products, and a multiple of 4.
+    pub set_words: u32,
     /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
     pub out: DevicePtr<u8>,
     /// T. With `top_k`, at most `FEW_MOST_PAIRS` pairs.
@@ -816,8 +811,6 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.weights).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.weight_scales).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.given_scale).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.activated).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.products).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.expert_offsets).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.control).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out).cast_mut().cast(),
@@ -841,6 +834,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.parts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.set_words).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.experts).cast_mut().cast(),

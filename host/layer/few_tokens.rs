@@ -12,8 +12,6 @@ use crate::plan::few_tokens::FewTokensPlan;
 
 /// The memory of the launch.
 pub(super) struct Work<'a> {
-    pub activated: SliceMut<'a, f32>,
-    pub products: SliceMut<'a, f32>,
     pub expert_offsets: SliceMut<'a, i64>,
     /// Control words that every launch leaves ready for the next.
     pub control: Option<Control<'a>>,
@@ -33,7 +31,7 @@ impl Call<'_> {
         (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
         let MoeConfig { top_k, experts, routing, .. } = *self.config;
-        let Work { activated, products, expert_offsets, control, spare } = work;
+        let Work { expert_offsets, control, spare } = work;
         let control = match control {
             Some(control) => control,
             None => Control::cleared(spare, stream)?,
@@ -71,8 +69,6 @@ impl Call<'_> {
             first,
             second,
             gating: self.config.gating(),
-            activated,
-            products,
             expert_offsets,
             control,
             out,

@@ -127,8 +127,6 @@ impl Call<'_> {
             logits: cutter.take(&layout.shared_logits),
             layer: cutter.take(&layout.shared_layer),
         };
-        let activated = cutter.take(&layout.activated);
-        let products = cutter.take(&layout.few_products);
         let spare = cutter.take(&layout.control);
         let is_beside = !matches!(self.plan.shared, SharedPlan::None);
         if is_beside {
@@ -172,7 +170,7 @@ impl Call<'_> {
         {
             self.step(9);
             let expert_offsets = lists.expert_offsets;
-            let work = Work { activated, products, expert_offsets, control, spare };
+            let work = Work { expert_offsets, control, spare };
             return self.few_tokens(stream, plan, hidden, routed, work, (out, adds));
         }
         let mut end = match (self.config.reduction, out) {

@@ -230,7 +230,7 @@ impl MoeLayer {
     /// More tokens than the kernels can count, or than the device has memory for.
     pub fn workspace(&self, tokens: usize) -> Result<Workspace> {
         let memory = self.device.uninit(self.workspace_bytes(tokens)?)?;
-        Workspace::new(self.config.clone(), memory)
+        Workspace::new(self.config.clone(), memory, tokens)
     }
 
     /// Enqueues the layer: hidden states, routing, workspace and output as `forward` has them.

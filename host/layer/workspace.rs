@@ -5,6 +5,7 @@ use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::ops::few_tokens::{Control, ControlWords};
+use crate::plan::few_tokens::FewTokensPlan;
 use crate::ops::pack_weights::WeightLayout;
 use crate::plan::Plan;
 
@@ -42,8 +43,10 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>) -> Result<Workspace> {
-        let control = ControlWords::new(memory.device())?;
+    /// Of forwards of up to `tokens` tokens.
+    pub(crate) fn new(config: MoeConfig, memory: Buffer<u8>, tokens: usize) -> Result<Workspace> {
+        let device = memory.device();
+        let control = ControlWords::new(device, FewTokensPlan::most_set_words(device, &config, tokens))?;
         Ok(Workspace { config, memory, control })
     }
 

@@ -23,23 +23,24 @@ use crate::plan::rows::ScaleLayout;
 
 const OP: &str = "few_tokens";
 
-/// Words of the control memory.
+/// Words of the control memory before its two sets.
 const CONTROL_WORDS: usize = launchers::FEW_CONTROL_WORDS as usize;
 
-/// The words by which blocks of a launch wait for each other: 0 at first, and then as each launch leaves them
-/// for the next. Nothing else writes them, since nothing else can borrow them.
+/// The words by which blocks of a launch hand each other what they have computed: 0 at first, and then as each
+/// launch leaves them for the next. Nothing else writes them, since nothing else can borrow them.
 #[derive(Debug)]
 pub(crate) struct ControlWords(Buffer<u32>);
 
 impl ControlWords {
-    /// New ones.
-    pub fn new(device: &Device) -> Result<ControlWords> {
-        device.zeros(CONTROL_WORDS).map(ControlWords)
+    /// New ones, for launches that hand over up to `set_words` words ([`FewTokensPlan::set_words`]).
+    pub fn new(device: &Device, set_words: usize) -> Result<ControlWords> {
+        device.zeros(CONTROL_WORDS + 2 * set_words).map(ControlWords)
     }
 
     /// For a launch.
     pub fn lend(&mut self) -> Control<'_> {
-        Control { words: self.0.as_mut_slice(), cleared: None }
+        let set_words = (self.0.len() - CONTROL_WORDS) / 2;
+        Control { words: self.0.as_mut_slice(), set_words, cleared: None }
     }
 }
 
@@ -47,21 +48,24 @@ impl ControlWords {
 #[derive(Debug)]
 pub(crate) struct Control<'a> {
     words: SliceMut<'a, u32>,
+    /// Words of each of two sets behind the first words, or of the one behind cleared ones.
+    set_words: usize,
     /// Launches of graphs before they were cleared, where they were.
     cleared: Option<u64>,
 }
 
 impl<'a> Control<'a> {
-    /// Clears `words`, of which there are enough.
+    /// Clears `words`: the first, and a set.
     pub fn cleared(mut words: SliceMut<'a, u32>, stream: &Stream) -> Result<Control<'a>> {
         let cleared = Some(replays());
         words.fill_bytes(0, stream)?;
-        Ok(Control { words, cleared })
+        let set_words = words.len().saturating_sub(CONTROL_WORDS);
+        Ok(Control { words, set_words, cleared })
     }
 
     /// The same, for a call that takes it by value.
     pub fn reborrow(&mut self) -> Control<'_> {
-        Control { words: self.words.reborrow(), cleared: self.cleared }
+        Control { words: self.words.reborrow(), set_words: self.set_words, cleared: self.cleared }
     }
 
     /// What a launch relies on: memory that was cleared may lie in that of a graph, which would overwrite it.
@@ -124,13 +128,9 @@ pub(crate) struct FewTokens<'a> {
     pub second: Projection<'a>,
     /// How gate and up become one value; there is a gate.
     pub gating: Gating,
-    /// f32 `[T * k, I]`, 16-byte aligned.
-    pub activated: SliceMut<'a, f32>,
-    /// f32 `[parts, T * k, H]`, 16-byte aligned.
-    pub products: SliceMut<'a, f32>,
     /// i64 `[E_loc + 1]`: how many pairs the experts before each have.
     pub expert_offsets: SliceMut<'a, i64>,
-    /// How its blocks wait for each other.
+    /// How its blocks hand each other what they compute.
     pub control: Control<'a>,
     /// `[T, H]`, 16-byte aligned.
     pub out: ActivationsMut<'a>,
@@ -159,16 +159,14 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
             format!("must be {experts}, the number of experts, without an expert_map")
         })?;
     }
-    check_matrix_mut(
-        OP,
-        &args.activated,
-        "activated",
-        elements(OP, "activated", &[pairs, intermediate])?,
-        stream,
-    )?;
-    let products = elements(OP, "products", &[plan.second.parts, pairs, hidden])?;
-    check_matrix_mut(OP, &args.products, "products", products, stream)?;
-    check_matrix_mut(OP, &args.control.words, "control", CONTROL_WORDS, stream)?;
+    let sets = if args.control.cleared.is_some() { 1 } else { 2 };
+    let (needed, set_words) = (plan.set_words(), args.control.set_words);
+    check_matrix_mut(OP, &args.control.words, "control", CONTROL_WORDS + sets * set_words, stream)?;
+    require(set_words >= needed && set_words.is_multiple_of(4), OP, "control", set_words, || {
+        format!("must be sets of {needed} words, or of more in fours")
+    })?;
+    let set_words = u32::try_from(set_words)
+        .map_err(|_| crate::Error::argument(OP, "control", set_words, "must be sets of fewer than 2^32 words"))?;
     let out_elements = tokens * hidden;
     let (out, out_type) = match &args.out {
         ActivationsMut::Bf16(out) => {
@@ -199,10 +197,9 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         expert_map: args.expert_map.map_or(DevicePtr::null(), |map| map.ptr()),
         first,
         second,
-        activated: args.activated.ptr(),
-        products: args.products.ptr(),
         expert_offsets: args.expert_offsets.ptr(),
         control: args.control.words.ptr(),
+        set_words,
         out,
         tokens: tokens as u32,
         top_k: top_k as u32,
@@ -222,7 +219,8 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
     // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
     // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
-    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively. Ids
+    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively; sets have
+    // the words that the plan hands over, and those of earlier launches had them too. Ids
     // lead nowhere but to experts that exist: the kernel compares them with both numbers.
     unsafe {
         let lists = args.control.unchanged();

@@ -67,7 +67,6 @@ impl FewTokensPlan {
         let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
         let intermediate = config.padded_intermediate();
         let pairs = tokens * top_k;
-        let stripes = hidden.div_ceil(launchers::FEW_STRIPE as usize);
         let fits = device.family() == Family::Sm90a
             && (config.path == Path::OneLaunch
                 || (config.path == Path::Auto && is_faster(config, tokens, packed)))
@@ -82,8 +81,7 @@ impl FewTokensPlan {
             && (!packed
                 || (hidden.is_multiple_of(SLAB)
                     && intermediate.is_multiple_of(SLAB)
-                    && first_is_gated(device, config)))
-            && stripes <= launchers::FEW_MOST_STRIPES as usize;
+                    && first_is_gated(device, config)));
         if !fits {
             return None;
         }
@@ -108,6 +106,8 @@ impl FewTokensPlan {
         // The kernel finds a block's share by a product of the three.
         let units = u32::try_from(pairs * first.units.max(second.units)).ok()?;
         units.checked_mul(device.multiprocessors())?;
+        // And one of the output by a product of tokens, columns and blocks.
+        u32::try_from(tokens * hidden * multiprocessors).ok()?;
         Some(FewTokensPlan {
             pairs,
             tile_rows,
@@ -121,6 +121,18 @@ impl FewTokensPlan {
             first,
             second,
         })
+    }
+
+    /// Words of what its blocks hand each other: activated values, and products of every part of K.
+    pub fn set_words(&self) -> usize {
+        self.pairs * (self.second.k + self.second.parts * self.first.k)
+    }
+
+    /// The most of them with up to `tokens` tokens, however the weights lie.
+    pub fn most_set_words(device: &Device, config: &MoeConfig, tokens: usize) -> usize {
+        let of = |tokens| [false, true].map(|packed| Self::new(device, config, tokens, packed));
+        let plans = (1..=tokens.min(Self::MOST_TOKENS)).flat_map(of).flatten();
+        plans.map(|plan| plan.set_words()).max().unwrap_or(0)
     }
 }
 

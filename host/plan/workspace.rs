@@ -21,9 +21,8 @@
 //! shared_middle     bf16  [T, Is]
 //! shared_logits     f32   [T] of its weights
 //! shared_layer      u8    the workspace of such an expert that is a layer of its own
-//! activated         f32   [R, I']                where the layer is one launch: behind the activation
-//! few_products      f32   [parts of K, R, H]     likewise: the experts' outputs
-//! control           u32                          likewise: counters, for workspaces that do not have them apart
+//! control           u32                          where the layer is one launch: what its blocks hand each other, for
+//!                                                workspaces that do not have that apart
 //! ```
 //!
 //! A shared expert that is computed as `s` more experts makes k `k + s`, E `E + s`, E_loc `E_loc + s`, and a
@@ -67,8 +66,6 @@ pub(crate) struct Layout {
     pub shared_middle: Range<usize>,
     pub shared_logits: Range<usize>,
     pub shared_layer: Range<usize>,
-    pub activated: Range<usize>,
-    pub few_products: Range<usize>,
     pub control: Range<usize>,
     /// Bytes of all parts.
     pub bytes: usize,
@@ -98,7 +95,8 @@ impl Layout {
             SharedPlan::None | SharedPlan::Bf16 => 0,
         };
         let columns = config.logits();
-        let (few, parts) = plan.few_tokens.as_ref().map_or((0, 0), |few| (few.pairs, few.second.parts));
+        let control =
+            plan.few_tokens.as_ref().map_or(0, |few| launchers::FEW_CONTROL_WORDS as usize + few.set_words());
         let mut end = 0usize;
         let mut part = |rows: usize, columns: usize, size: usize| -> Result<Range<usize>> {
             let start = end;
@@ -128,9 +126,7 @@ impl Layout {
             shared_middle: part(tokens, shared_size, 2)?,
             shared_logits: part(if shared_size > 0 { tokens } else { 0 }, 1, 4)?,
             shared_layer: part(shared_layer, 1, 1)?,
-            activated: part(few, intermediate, 4)?,
-            few_products: part(few * parts, hidden, 4)?,
-            control: part(if few > 0 { launchers::FEW_CONTROL_WORDS as usize } else { 0 }, 1, 4)?,
+            control: part(control, 1, 4)?,
             bytes: end,
         })
     }

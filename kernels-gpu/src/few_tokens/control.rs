@@ -1,129 +1,141 @@
-//! How blocks wait for each other, and how a launch finds counters at zero.
+//! What blocks hand each other, and how a launch finds it empty.
 //!
 //! ```text
 //!   word 0      parity p
-//!   word 1      stripes summed up
-//!   32 ..       [256]       units of every stripe that are done      back at 0 by whoever finds all done
-//!   288 ..      [2, 128]    units of every tile that are done        set p counts, set 1 - p is cleared meanwhile
+//!   word 1      blocks that have read it
+//!   word 2, 3   words of set 0 and of set 1 that the last launch of that parity may have filled
+//!   32 ..       set 0    activated [pairs, I], products [parts of the second, pairs, H]
+//!   32 + S ..   set 1    likewise                           S words, as many as the host has made room for
 //! ```
 //!
-//! The last block, which has the last unit, clears the other set, and the one that sums up the last stripe
-//! changes p: by then every block that has units has read p and waited for its tiles. A launch without tiles
-//! changes nothing. So each launch finds zeros where it counts, and nothing is cleared on the way to a
-//! result.
+//! A word of a set is 0 while it is empty. What fills it is a value's negative, with `-0` for either zero:
+//! never 0 again ([`filled`]). So a value is its own flag. Who needs it looks until it is there: no counter,
+//! no fence, and one trip through L2 from writer to reader. Each word is written once in a launch, by one
+//! thread; both accesses are relaxed and of the GPU's scope, and nothing else is taken from having seen one.
+//!
+//! A launch fills set p and empties set 1 - p, which the launch before has filled. It changes p when all its
+//! blocks have read it. All of that is the producer warps', behind their last copies, so that nothing is
+//! cleared or counted on the way to a result. The next launch begins when this one has ended.
 
 use cuda_std::atomic::{self, Order, Scope};
-use cuda_std::{host, memory, sync, thread};
+use cuda_std::{host, memory, thread};
 
-use super::tiles::NO_TILE;
-use super::{CONSUMER_BARRIER, CONSUMERS, FEW_MOST_PAIRS, FEW_MOST_STRIPES};
+use super::FewTokens;
+use super::memory::Memory;
 
-const STRIPES: u32 = 32;
-const TILES: u32 = STRIPES + FEW_MOST_STRIPES;
-
-/// Words of the control memory.
+/// Words before the sets.
 #[host]
-pub const FEW_CONTROL_WORDS: u32 = TILES + 2 * FEW_MOST_PAIRS;
+pub const FEW_CONTROL_WORDS: u32 = 32;
 
-/// The control words as this launch uses them.
-#[derive(Clone, Copy)]
-pub struct Control {
-    words: *mut u32,
-    /// Which set of the tiles' counters counts.
-    parity: u32,
-}
+/// The sign of an f32.
+const SIGN: u32 = 1 << 31;
 
-/// Set `parity` of the tiles' counters.
+/// The word that says `value`.
 #[inline(always)]
-fn tiles(words: *mut u32, parity: u32) -> *mut u32 {
-    words.wrapping_add((TILES + parity * FEW_MOST_PAIRS) as usize)
+fn filled(value: f32) -> u32 {
+    // The sum turns -0 into 0, whose negative is not 0.
+    (value + 0.0).to_bits() ^ SIGN
 }
 
-impl Control {
-    /// Finds out which set counts; clears the other. All consumers call it together.
-    ///
-    /// # Safety
-    /// The contract of the kernel, which has `of_launch` tiles in this launch.
-    #[inline(always)]
-    pub unsafe fn begin(words: *mut u32, of_launch: u32) -> Self {
-        // SAFETY: the words exist. Nobody but the last block, which has units if any has, touches the other
-        // set, and nobody changes the parity before all blocks with units have counted.
-        unsafe {
-            let is_last = thread::block_idx_x() + 1 == thread::grid_dim_x();
-            let parity = memory::load_strong(words) & 1;
-            if of_launch > 0 && is_last && thread::thread_idx_x() < FEW_MOST_PAIRS {
-                tiles(words, parity ^ 1).add(thread::thread_idx_x() as usize).write(0);
-            }
-            Self { words, parity }
-        }
-    }
+/// Whether all words, read as f32, have been filled. Their values are the negatives.
+#[inline(always)]
+pub fn are_filled<const N: usize>(words: &[f32; N]) -> bool {
+    words.iter().fold(true, |all, word| all & (word.to_bits() != 0))
+}
 
-    /// Says that `units` units of a tile are done, with everything that the consumers have stored; nothing
-    /// where there is no tile. All consumers call it together.
-    ///
-    /// # Safety
-    /// The contract of the kernel, for a tile that exists.
-    #[inline(always)]
-    pub unsafe fn publish(&self, tile: u32, units: u32) {
-        if tile == NO_TILE {
-            return;
-        }
-        sync::named(CONSUMER_BARRIER, CONSUMERS);
-        if thread::thread_idx_x() == 0 {
-            // SAFETY: the tile's counter, which is touched by atomics alone. The barrier has brought the
-            // other threads' stores before it.
-            unsafe {
-                atomic::add(
-                    tiles(self.words, self.parity).add(tile as usize),
-                    units,
-                    Order::Release,
-                    Scope::Gpu,
-                )
-            };
-        }
-    }
+/// Between two looks at the same words: the compiler must not take the second to find what the first has found.
+#[inline(always)]
+pub fn look_again() {
+    // SAFETY: no instruction at all. It might write memory, for all that the compiler knows.
+    unsafe { core::arch::asm!("// look again", options(nostack, preserves_flags)) };
+}
 
-    /// Waits until all `units` units of a tile are done. All consumers call it together, and see then what
-    /// was stored for them.
-    ///
-    /// # Safety
-    /// As [`publish`](Self::publish).
-    #[inline(always)]
-    pub unsafe fn wait(&self, tile: u32, units: u32) {
-        if thread::thread_idx_x() == 0 {
-            // SAFETY: as above.
-            while unsafe {
-                atomic::load(tiles(self.words, self.parity).add(tile as usize), Order::Acquire, Scope::Gpu)
-            } != units
-            {}
-        }
-        sync::named(CONSUMER_BARRIER, CONSUMERS);
-    }
+/// Fills a word of the set that this launch fills.
+///
+/// # Safety
+/// The word exists, and nobody else fills it.
+#[inline(always)]
+pub unsafe fn fill(word: *mut f32, value: f32) {
+    // SAFETY: the caller's contract.
+    unsafe { atomic::store(word.cast::<u32>(), filled(value), Order::Relaxed, Scope::Gpu) }
+}
 
-    /// Says that `units` units of a stripe are done; whether that makes `all`. Then everything that was
-    /// stored for the stripe is visible to this thread. `stripes` is how many there are.
-    ///
-    /// # Safety
-    /// The contract of the kernel, for a stripe that exists; a barrier has brought the other threads' stores
-    /// before it.
-    #[inline(always)]
-    pub unsafe fn count_stripe(&self, stripe: u32, units: u32, all: u32, stripes: u32) -> bool {
-        // SAFETY: the counters are touched by atomics alone, until the last of the launch has counted, which
-        // sets them back.
-        unsafe {
-            let counter = self.words.add((STRIPES + stripe) as usize);
-            if atomic::add(counter, units, Order::AcqRel, Scope::Gpu) + units != all {
-                return false;
-            }
-            counter.write(0);
-            let ended = self.words.add(1);
-            if atomic::add(ended, 1, Order::AcqRel, Scope::Gpu) + 1 == stripes {
-                ended.write(0);
-                // Blocks without units may only begin now, and read it in vain.
-                let parity = atomic::load(self.words, Order::Relaxed, Scope::Gpu);
-                atomic::store(self.words, parity ^ 1, Order::Relaxed, Scope::Gpu);
-            }
-            true
+/// Where a set's parts are.
+#[derive(Clone, Copy)]
+pub struct Set {
+    /// `[pairs, I]`.
+    pub activated: *mut f32,
+    /// `[parts of the second, pairs, H]`.
+    pub products: *mut f32,
+}
+
+/// Words that this launch may fill.
+#[inline(always)]
+fn words(arguments: &FewTokens) -> u32 {
+    let FewTokens { ref second, tokens, top_k, .. } = *arguments;
+    tokens * top_k * (second.k + second.parts * second.rows)
+}
+
+/// The first word of set `parity`.
+#[inline(always)]
+fn set(arguments: &FewTokens, parity: u32) -> *mut u32 {
+    let first = arguments.control.wrapping_add(FEW_CONTROL_WORDS as usize);
+    if parity == 0 { first } else { first.wrapping_add(arguments.set_words as usize) }
+}
+
+/// Reads the first four words, for [`keep`]: one lane of the block does.
+///
+/// # Safety
+/// The contract of the kernel.
+#[inline(always)]
+pub unsafe fn read(arguments: &FewTokens) -> [u32; 4] {
+    // SAFETY: the words exist, aligned. Nobody writes them before all blocks have arrived, this one too.
+    unsafe { memory::load_strong(arguments.control.cast()) }
+}
+
+/// The set that this launch fills, by what [`read`] has found; a barrier lies between it and the caller.
+///
+/// # Safety
+/// The contract of the kernel; the table has the words.
+#[inline(always)]
+pub unsafe fn of_launch(arguments: &FewTokens, shared: &Memory) -> Set {
+    let FewTokens { ref second, tokens, top_k, .. } = *arguments;
+    // SAFETY: the caller's contract.
+    let activated = set(arguments, unsafe { shared.launch().read() }[0] & 1).cast::<f32>();
+    let products = activated.wrapping_add((tokens * top_k * second.k) as usize);
+    Set { activated, products }
+}
+
+/// Empties this block's share of the other set; the first block makes it the next launch's. All lanes of the
+/// producer warp call it together, behind everything else that takes time.
+///
+/// # Safety
+/// The contract of the kernel; the table has what [`read`] has found.
+#[inline(always)]
+pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
+    let (words_of_control, block, blocks) =
+        (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
+    // SAFETY: nobody else touches the other set in this launch; its words are as many as the last launch that
+    // filled it has left here, a multiple of 64, for which the host has made room. The first four
+    // words are touched by atomics alone; they change when all blocks have read them.
+    unsafe {
+        let [parity, _, of_0, of_1] = shared.launch().read();
+        let parity = parity & 1;
+        let arrived = words_of_control.add(1);
+        if thread::lane_id() == 0 {
+            atomic::add(arrived, 1, Order::Release, Scope::Gpu);
+        }
+        let (other, all) = (set(arguments, parity ^ 1), if parity == 0 { of_1 } else { of_0 });
+        let mut four = block * thread::WARP_SIZE + thread::lane_id();
+        while four < all / 4 {
+            memory::store(other.cast::<[u32; 4]>().add(four as usize), [0; 4]);
+            four += blocks * thread::WARP_SIZE;
+        }
+        if block == 0 && thread::lane_id() == 0 {
+            while atomic::load(arrived, Order::Acquire, Scope::Gpu) != blocks {}
+            atomic::store(arrived, 0, Order::Relaxed, Scope::Gpu);
+            atomic::store(words_of_control.add(2 + parity as usize), words(arguments), Order::Relaxed, Scope::Gpu);
+            atomic::store(words_of_control, parity ^ 1, Order::Relaxed, Scope::Gpu);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   GEMM 1   hidden states of the pairs' tokens, bf16 or f16, perhaps weighed      --> e4m3 [rows, pitch], scales [groups, 8]
 //!            hidden states in e4m3 with their scales                               --> copied
-//!   GEMM 2   activated values of the pairs, f32                                    --> e4m3, scales
+//!   GEMM 2   activated values of the pairs, f32, as soon as they are there         --> e4m3, scales
 //! ```
 //!
 //! Every block quantises the rows of the tiles that it works on, mostly one or two; they come from L2. There
@@ -14,16 +14,20 @@
 
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::shared::Shared;
-use cuda_std::warp::{self, FULL_MASK, shfl_xor};
+use cuda_std::warp::{self, FULL_MASK, all, shfl_xor};
 use cuda_std::{memory as global, sync, thread};
 
+use super::control::{Set, are_filled, look_again};
 use super::memory::Memory;
+use super::tiles::NO_TILE;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
 use crate::abi::AScaleKind;
 use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
 use crate::elementwise::rows::scale::{self, Divisor};
 use crate::gemm::recomputed;
 
+/// What is past the end of a row: zeros that do not look empty.
+const ABSENT: Chunk = [-0.0; CHUNK as usize];
 /// Pieces of 256 columns that a warp has in flight.
 const BATCH: u32 = 2;
 
@@ -56,16 +60,24 @@ pub struct Inputs<'a> {
     pub projection: &'a Projection,
     /// Whether they are hidden states, else activated values.
     pub is_first: bool,
+    pub set: &'a Set,
     pub tile: u32,
     pub rows: u32,
 }
 
 impl Inputs<'_> {
+    /// Whether a tile of so many rows, if any, has the same: of one token each row has its hidden states, unless
+    /// they are weighed.
+    #[inline(always)]
+    pub fn are_those_of(&self, (tile, rows): (u32, u32)) -> bool {
+        let FewTokens { tokens, weighs_input, .. } = *self.arguments;
+        self.is_first && tile != NO_TILE && rows == self.rows && tokens == 1 && !weighs_input.is_set()
+    }
+
     /// Takes them. All consumers call it together, done with the inputs before; then all see the new ones.
     ///
     /// # Safety
-    /// The contract of the kernel, for a tile that exists; activated values are complete, and visible to this
-    /// thread.
+    /// The contract of the kernel, for a tile that exists; activated values have been stored, or will be.
     #[inline(always)]
     pub unsafe fn take(&self) {
         // SAFETY: the caller's contract.
@@ -79,22 +91,24 @@ impl Inputs<'_> {
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }
 
-    /// Eight columns of a row; zeros past its end.
+    /// Eight columns of a row; zeros past its end. Of activated values the words, filled or not, and none past
+    /// the end that look empty.
     ///
     /// # Safety
     /// As [`take`](Self::take), for a row of the tile and a multiple of 8.
     #[inline(always)]
     unsafe fn load(&self, row: u32, column: u32) -> Chunk {
-        let FewTokens { hidden, hidden_type, activated, top_k, weighs_input, .. } = *self.arguments;
+        let FewTokens { hidden, hidden_type, top_k, weighs_input, .. } = *self.arguments;
         let k = self.projection.k;
         if column >= k {
-            return [0.0; CHUNK as usize];
+            return ABSENT;
         }
         // SAFETY: the pair, and its token, have the columns, K being a multiple of 64; 16-byte aligned.
         unsafe {
             let pair = self.memory.tile_pair(self.tile, row);
             if !self.is_first {
-                return f32::load_strong(activated.add(pair as usize * k as usize + column as usize));
+                let at = pair as usize * k as usize + column as usize;
+                return f32::load_strong(self.set.activated.add(at));
             }
             let at = (pair / top_k) as usize * k as usize + column as usize;
             let words: [u32; 4] = global::load_nc(hidden.cast::<u16>().add(at).cast());
@@ -130,16 +144,16 @@ impl Inputs<'_> {
             let is_given = input_scale_kind.is(AScaleKind::Call);
             let given = if is_given { global::load_nc(given_scale) } else { 1.0 };
             let (inverse, pieces) = (1.0 / given, k.div_ceil(WARP_COLUMNS));
-            let all = self.rows * pieces;
+            let pieces_of_all = self.rows * pieces;
             // Worked out for each tile: it would take registers from tile to tile.
             let thread = recomputed(thread::thread_idx_x());
             let place = |piece: u32| (piece / pieces, piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK);
             let load = |piece: u32| {
                 let (row, column) = place(piece);
-                if piece < all { self.load(row, column) } else { [0.0; CHUNK as usize] }
+                if piece < pieces_of_all { self.load(row, column) } else { ABSENT }
             };
             let finish = |piece: u32, values: &Chunk| {
-                if piece >= all {
+                if piece >= pieces_of_all {
                     return;
                 }
                 let (row, column) = place(piece);
@@ -165,9 +179,17 @@ impl Inputs<'_> {
                 }
             };
             let mut piece = thread / 32;
-            while piece < all {
+            while piece < pieces_of_all {
                 let next = |n: u32| piece + n * CONSUMER_WARPS;
-                let values = [load(piece), load(next(1))];
+                let mut values = [load(piece), load(next(1))];
+                if !self.is_first {
+                    // Both again, so that neither's way adds to the other's.
+                    while !all(FULL_MASK, are_filled(&values[0]) & are_filled(&values[1])) {
+                        look_again();
+                        values = [load(piece), load(next(1))];
+                    }
+                    values = values.map(|values| values.map(|value| -value));
+                }
                 finish(piece, &values[0]);
                 finish(next(1), &values[1]);
                 piece += BATCH * CONSUMER_WARPS;
@@ -187,7 +209,13 @@ impl Inputs<'_> {
             let mut column = recomputed(thread::thread_idx_x()) * CHUNK;
             while column < self.projection.k {
                 // SAFETY: the caller's contract.
-                largest = f32::max(largest, absmax(&unsafe { self.load(row, column) }));
+                let load = || unsafe { self.load(row, column) };
+                let mut values = load();
+                while !self.is_first && !are_filled(&values) {
+                    look_again();
+                    values = load();
+                }
+                largest = f32::max(largest, absmax(&values));
                 column += CONSUMERS * CHUNK;
             }
             sync::warp(FULL_MASK);

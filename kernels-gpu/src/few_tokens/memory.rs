@@ -4,9 +4,9 @@
 //!   full 0, empty 0, full 1, ..       6 x 16 B                      the ring's barriers
 //!   tables                            pairs: expert, weight, tile that it begins; tiles: expert, size, [8] pairs
 //!     maxima                          [8 rows, 16 warps]            f32
-//!     masks                           [16]                          stripes that this block sums up
+//!     launch                          4 words                       the first control words, as the launch found them
 //!     tiles                           4 words                       how many there are, in the first
-//!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn; at last sums
+//!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
 //!   inputs                            [tile_rows, input_pitch]      e4m3
@@ -23,7 +23,7 @@ use crate::gemm::hopper::ring::Position;
 use cuda_std::shared::Shared;
 use cuda_std::{host, mbarrier, shared, sync, thread, warp};
 
-use super::{CONSUMER_WARPS, CONSUMERS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens};
+use super::{CONSUMER_WARPS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens};
 
 /// Bytes of a slot: scales of up to 128 rows, or of two halves and 16 groups.
 const SLOT_BYTES: u32 = 512;
@@ -37,8 +37,8 @@ const TILE_EXPERTS: u32 = 3 * FEW_MOST_PAIRS;
 const TILE_SIZES: u32 = 4 * FEW_MOST_PAIRS;
 const TILE_PAIRS: u32 = 5 * FEW_MOST_PAIRS;
 const MAXIMA: u32 = TILE_PAIRS + FEW_MOST_PAIRS * FEW_TILE_ROWS;
-const MASKS: u32 = MAXIMA + FEW_TILE_ROWS * CONSUMER_WARPS;
-const TILES: u32 = MASKS + CONSUMER_WARPS;
+const LAUNCH: u32 = MAXIMA + FEW_TILE_ROWS * CONSUMER_WARPS;
+const TILES: u32 = LAUNCH + 4;
 const TABLE_WORDS: u32 = TILES + 4;
 
 /// Most stages of the ring.
@@ -182,13 +182,6 @@ impl Memory {
         partials().add((buffer * CONSUMER_WARPS + warp) * 32)
     }
 
-    /// The eight sums of consumer `thread` at the end of a launch, in the place of the partial sums: four of
-    /// each thread, then the other four.
-    #[inline(always)]
-    pub fn sums(&self, thread: u32) -> [Shared<[f32; 4]>; 2] {
-        [partials().add(thread), partials().add(CONSUMERS + thread)]
-    }
-
     /// The local expert of a pair, or the mark that it has none here; those of four adjacent pairs are
     /// aligned as one.
     #[inline(always)]
@@ -268,9 +261,9 @@ impl Memory {
         tables().add(MAXIMA + row * CONSUMER_WARPS + warp).cast()
     }
 
-    /// The stripes, of the 32 that a warp's threads count for, that this block sums up.
+    /// The first control words, as the launch found them.
     #[inline(always)]
-    pub fn mask(&self, warp: u32) -> Shared<u32> {
-        tables().add(MASKS + warp)
+    pub fn launch(&self) -> Shared<[u32; 4]> {
+        tables().add(LAUNCH).cast()
     }
 }

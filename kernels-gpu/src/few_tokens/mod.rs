@@ -7,9 +7,9 @@
 //! ```text
 //!   time ------------------------------------------------------------------------------------------------>
 //!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
-//!   consumers                 | quantise x | product, activate | publish .. wait | quantise | product | sum up |
-//!                                                 |                    ^                        |        ^
-//!   memory                                        +--> activated ------+                        +- products
+//!   consumers                 | quantise x | product, activate | look .. quantise | product | look .. sum up |
+//!                                                 |                  ^                    |       ^
+//!   memory                                        +--> activated ----+                    +- products
 //! ```
 //!
 //! # Rows, tiles, units
@@ -37,15 +37,16 @@
 //! ```
 //!
 //! # Handing over
-//! - *GEMM 1 to 2.* Activated values go to memory in f32. A block that has ended its share of a tile adds its
-//!   number of units to the tile's counter (release); a block that begins a tile in GEMM 2 waits until all
-//!   units are there (acquire), and quantises the rows for itself. So a scale over a whole row costs no more
-//!   than one over 128 columns, and no block waits for blocks of other experts.
-//! - *GEMM 2 to the output.* Products go to memory in f32. Each block adds its units to the counter of every
-//!   stripe of 128 columns; the last one to do so sums the stripe up, slot by slot: always in the same order.
+//! Through memory that is empty when a launch begins, word by word: a value is its own flag ([`control`]).
 //!
-//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1, so
-//! that all counters that are waited for get there.
+//! - *GEMM 1 to 2.* Activated values, f32. A block that begins a tile in GEMM 2 loads the tile's rows until
+//!   all of them are there, and quantises them for itself. So a scale over a whole row costs no more than one
+//!   over 128 columns, and no block waits for blocks of other experts.
+//! - *GEMM 2 to the output.* Products, f32. Every block sums up a share of the output's columns, slot by slot:
+//!   always in the same order.
+//!
+//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1, and
+//! in GEMM 2 for GEMM 1 alone, so that all values that are waited for get there.
 //!
 //! # The control words
 //! They are zero before the first launch, and each launch leaves them ready for the next ([`control`]). A
@@ -73,7 +74,6 @@ use cuda_std::code::{Code, Flag};
 use cuda_std::{arguments, host, kernel, sync, thread};
 
 use crate::gemm::hopper::ring::Position;
-use control::Control;
 use inputs::Inputs;
 use memory::Memory;
 use tiles::{NO_TILE, Share};
@@ -93,12 +93,6 @@ pub const FEW_MOST_PAIRS: u32 = 128;
 /// Most rows of a tile.
 #[host]
 pub const FEW_TILE_ROWS: u32 = 8;
-/// Columns of a stripe of the output.
-#[host]
-pub const FEW_STRIPE: u32 = 128;
-/// Most stripes: one thread counts for each.
-#[host]
-pub const FEW_MOST_STRIPES: u32 = 256;
 /// Bytes of weights in a stage, at most.
 #[host]
 pub const FEW_STAGE_BYTES: u32 = 32 * 1024;
@@ -170,14 +164,13 @@ pub struct FewTokens {
     pub first: crate::few_tokens::Projection,
     /// w2: K is I, an expert has H rows.
     pub second: crate::few_tokens::Projection,
-    /// f32 `[tokens * top_k, I]`, 16-byte aligned; not read before it is written.
-    pub activated: *mut f32,
-    /// f32 `[parts of the second, tokens * top_k, H]`, 16-byte aligned; likewise.
-    pub products: *mut f32,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: *mut i64,
-    /// `FEW_CONTROL_WORDS` words: zeros, or as the last launch left them.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
+    /// may be missing. 16-byte aligned.
     pub control: *mut u32,
+    /// Words of a set: at least those of activated values and products, and a multiple of 4.
+    pub set_words: u32,
     /// `[tokens, H]`, of the type that `out_type` says: bf16, f16 or f32; 16-byte aligned.
     pub out: *mut u8,
     /// T. With `top_k`, at most `FEW_MOST_PAIRS` pairs.
@@ -218,7 +211,7 @@ pub struct FewTokens {
 pub unsafe fn few_tokens(arguments: FewTokens) {
     let FewTokens { first, second, packed, .. } = arguments;
     let memory = Memory::new(&arguments);
-    // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role
+    // SAFETY: the kernel's contract. The consumers and the producer warp take different branches for good, and each role
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
     // Stages pass between the roles by the ring's barriers alone.
     unsafe {
@@ -238,6 +231,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                 }
                 (share, is_first) = (Share::new(tiles, &second), false);
             }
+            control::end(&arguments, &memory);
             if thread::block_idx_x() == 0 {
                 tiles::store_offsets(&arguments, &memory);
             }
@@ -248,34 +242,32 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
         sync::block();
         let tiles = memory.tiles().read();
         let mut share = Share::new(tiles, &first);
-        let control = Control::begin(arguments.control, tiles);
+        let set = control::of_launch(&arguments, &memory);
         let (mut position, mut buffer) = (Position::START, 0);
-        let (mut tile, mut rows, mut units) = (NO_TILE, 0, 0);
+        let (mut tile, mut rows) = (NO_TILE, 0);
         let mut is_first = true;
         loop {
             let projection = &if is_first { first } else { second };
             while let Some(unit) = share.next(projection) {
                 if unit.tile != tile {
-                    if is_first {
-                        control.publish(tile, units);
-                    } else {
-                        control.wait(unit.tile, first.units);
+                    let before = (tile, rows);
+                    (tile, rows) = (unit.tile, memory.tile_size(unit.tile));
+                    let (arguments, memory, set) = (&arguments, &memory, &set);
+                    let inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows };
+                    if !inputs.are_those_of(before) {
+                        inputs.take();
                     }
-                    (tile, rows, units) = (unit.tile, memory.tile_size(unit.tile), 0);
-                    let (arguments, memory) = (&arguments, &memory);
-                    Inputs { arguments, memory, projection, is_first, tile, rows }.take();
                 }
                 position = multiply::unit(projection, packed, &unit, rows, &memory, position, buffer);
-                store::store(&arguments, projection, is_first, &unit, rows, &memory, buffer);
-                (units, buffer) = (units + 1, buffer ^ 1);
+                store::store(&arguments, projection, is_first, &set, &unit, rows, &memory, buffer);
+                buffer ^= 1;
             }
             if !is_first {
                 break;
             }
-            control.publish(tile, units);
             (share, tile, is_first) = (Share::new(memory.tiles().read(), &second), NO_TILE, false);
         }
 
-        sum_up::sum_up(&arguments, &control, &memory);
+        sum_up::sum_up(&arguments, &set, &memory);
     }
 }

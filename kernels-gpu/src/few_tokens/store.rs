@@ -1,7 +1,9 @@
-//! What becomes of a unit's sums: activated values in GEMM 1, products in GEMM 2. Both go to memory in f32.
+//! What becomes of a unit's sums: activated values in GEMM 1, products in GEMM 2. Both go to memory in f32,
+//! where whoever needs them waits for them.
 
 use cuda_std::thread;
 
+use super::control::{self, Set};
 use super::memory::Memory;
 use super::multiply::sum;
 use super::tiles::Unit;
@@ -18,12 +20,13 @@ pub unsafe fn store(
     arguments: &FewTokens,
     projection: &Projection,
     is_first: bool,
+    set: &Set,
     unit: &Unit,
     rows: u32,
     memory: &Memory,
     buffer: u32,
 ) {
-    let FewTokens { ref second, activated, products, limit, function, tokens, top_k, .. } = *arguments;
+    let FewTokens { ref second, limit, function, tokens, top_k, .. } = *arguments;
     let log2 = projection.row_groups_log2();
     let columns_log2 = log2 + 3;
     // Of a power of two, which a division would not know.
@@ -31,7 +34,7 @@ pub unsafe fn store(
     let mut at = recomputed(thread::thread_idx_x());
     let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
     while at < all {
-        // SAFETY: the row is the tile's and the column the unit's; one thread stores the value.
+        // SAFETY: the row is the tile's and the column the unit's; one thread fills the word.
         unsafe {
             if is_first {
                 let (row, column) = split(at, columns_log2);
@@ -40,14 +43,15 @@ pub unsafe fn store(
                 let [value] = activate(function.raw(), limit, &[gate], &[up]);
                 let pair = memory.tile_pair(unit.tile, row);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
-                activated.add(to).write(value);
+                control::fill(set.activated.add(to), value);
             } else {
                 let (row, column) = split(at, columns_log2 + 1);
                 let (half, within) = split(column, columns_log2);
                 let value = sum(log2, memory, buffer, half, within, row);
                 let pair = memory.tile_pair(unit.tile, row);
                 let of_part = (unit.part * tokens * top_k + pair) as usize;
-                products.add(of_part * second.rows as usize + (unit.row + column) as usize).write(value);
+                let to = of_part * second.rows as usize + (unit.row + column) as usize;
+                control::fill(set.products.add(to), value);
             }
         }
         at += CONSUMERS;

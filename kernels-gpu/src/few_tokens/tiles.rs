@@ -16,6 +16,7 @@ use cuda_std::thread::WARP_SIZE;
 use cuda_std::warp::{FULL_MASK, ballot};
 use cuda_std::{memory, sync, thread};
 
+use super::control;
 use super::memory::Memory;
 use super::{FEW_TILE_ROWS, FewTokens, Projection};
 use crate::gemm::recomputed;
@@ -25,7 +26,7 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// No tile.
 pub const NO_TILE: u32 = u32::MAX;
 
-/// Builds the tables, and initialises the ring; returns the number of tiles. The producer warp calls it, all
+/// Builds the tables, reads what the launch before has left, and initialises the ring; returns the number of tiles. The producer warp calls it, all
 /// lanes together; a barrier of the block lies between it and the reads of others.
 ///
 /// # Safety
@@ -45,7 +46,9 @@ pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
         };
         let ids = [load(0), load(1), load(2), load(3)];
         if lane == 0 {
+            let launch = control::read(arguments);
             shared.begin_ring();
+            shared.launch().write(launch);
         }
         let local = |id: u32| {
             let mut expert = id;
