@@ -1770,9 +1770,9 @@ pub const CHOOSE_REPLICAS: Kernel<ChooseReplicas> = unsafe {
 pub const COUNT_ROWS: Kernel<CountRows> = unsafe {
     Kernel::new("count_rows", 256, 1, true, 0, module)
 };
-/// Kernel `few_tokens`: 544 threads per block, at least 1 blocks per SM.
+/// Kernel `few_tokens`: 640 threads per block, at least 1 blocks per SM.
 pub const FEW_TOKENS: Kernel<FewTokens> = unsafe {
-    Kernel::new("few_tokens", 544, 1, false, 0, module)
+    Kernel::new("few_tokens", 640, 1, false, 0, module)
 };
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
 pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = unsafe {

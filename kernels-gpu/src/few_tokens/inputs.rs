@@ -74,12 +74,13 @@ impl Inputs<'_> {
         self.is_first && tile != NO_TILE && rows == self.rows && tokens == 1 && !weighs_input.is_set()
     }
 
-    /// Takes them. All consumers call it together, done with the inputs before; then all see the new ones.
+    /// Takes them. All consumers call it together; then all see them.
     ///
     /// # Safety
     /// The contract of the kernel, for a tile that exists; activated values have been stored, or will be.
     #[inline(always)]
     pub unsafe fn take(&self) {
+        sync::named(CONSUMER_BARRIER, CONSUMERS);
         // SAFETY: the caller's contract.
         unsafe {
             if self.is_first && self.arguments.hidden_type.is(HiddenType::E4m3) {

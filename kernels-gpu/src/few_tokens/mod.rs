@@ -82,8 +82,12 @@ use tiles::{NO_TILE, Share};
 const CONSUMER_WARPS: u32 = 16;
 /// Threads that multiply.
 const CONSUMERS: u32 = 32 * CONSUMER_WARPS;
-/// Threads of a block: the consumers and the producer warp.
-const THREADS: u32 = CONSUMERS + 32;
+/// The first thread of those that finish units, behind the producer warp.
+const FIRST_FINISHER: u32 = CONSUMERS + 32;
+/// Threads that finish units.
+const FINISHERS: u32 = 96;
+/// Threads of a block.
+const THREADS: u32 = FIRST_FINISHER + FINISHERS;
 /// The named barrier of the consumers.
 const CONSUMER_BARRIER: u32 = 1;
 
@@ -211,7 +215,7 @@ pub struct FewTokens {
 pub unsafe fn few_tokens(arguments: FewTokens) {
     let FewTokens { first, second, packed, .. } = arguments;
     let memory = Memory::new(&arguments);
-    // SAFETY: the kernel's contract. The consumers and the producer warp take different branches for good, and each role
+    // SAFETY: the kernel's contract. The three roles take different branches for good, and each
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
     // Stages pass between the roles by the ring's barriers alone.
     unsafe {
@@ -238,12 +242,33 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             return;
         }
 
+        if thread::warp_id() > CONSUMER_WARPS {
+            sync::block();
+            let (tiles, set) = (memory.tiles().read(), control::of_launch(&arguments, &memory));
+            let (mut share, after) = (Share::new(tiles, &first), Share::new(tiles, &second));
+            let (mut turn, all, mut is_first) = (0, share.len() + after.len(), true);
+            loop {
+                let projection = &if is_first { first } else { second };
+                while let Some(unit) = share.next(projection) {
+                    let rows = memory.tile_size(unit.tile);
+                    multiply::finish(turn, all, |buffer| {
+                        store::store(&arguments, projection, is_first, &set, &unit, rows, &memory, buffer);
+                    });
+                    turn += 1;
+                }
+                if !is_first {
+                    return;
+                }
+                (share, is_first) = (after, false);
+            }
+        }
+
         inputs::begin(&arguments, &memory);
         sync::block();
         let tiles = memory.tiles().read();
         let mut share = Share::new(tiles, &first);
         let set = control::of_launch(&arguments, &memory);
-        let (mut position, mut buffer) = (Position::START, 0);
+        let (mut position, mut turn) = (Position::START, 0);
         let (mut tile, mut rows) = (NO_TILE, 0);
         let mut is_first = true;
         loop {
@@ -258,9 +283,8 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                         inputs.take();
                     }
                 }
-                position = multiply::unit(projection, packed, &unit, rows, &memory, position, buffer);
-                store::store(&arguments, projection, is_first, &set, &unit, rows, &memory, buffer);
-                buffer ^= 1;
+                position = multiply::unit(projection, packed, &unit, rows, &memory, position, turn);
+                turn += 1;
             }
             if !is_first {
                 break;

@@ -1,11 +1,12 @@
-//! The product of a unit's weights and a tile's rows, by sixteen warps.
+//! The product of a unit's weights and a tile's rows, by sixteen warps; three more add up what these have and
+//! store it ([`finish`]), while the sixteen are at the next unit.
 //!
 //! ```text
 //!   a unit's rows:  row groups of 16, eight of each half       RG = half_rows / 8 of them: 1, 2, 4 or 8
-//!   warp w          row group w % RG, of every stage the groups of 128 of K  w / RG, w / RG + 16 / RG, ..
+//!   warp w          row group w % RG, of every stage the 128 of K number w / RG: a stage has up to 16 / RG of them
 //!
-//!   m16n8k32, lane (g, q) = (lane / 4, lane % 4), of 64 bytes of K from k on
-//!     A   row g: row r(g) of the first half       its 16 bytes from k + 16 q on, 8 of them to each product
+//!   m16n8k16, lane (g, q) = (lane / 4, lane % 4), of 64 bytes of K from k on
+//!     A   row g: row r(g) of the first half       its 16 bytes from k + 16 q on, 4 of them to each product, as f16
 //!         row g + 8: row r(g) of the second half  likewise
 //!     B   column g: row g of the tile             likewise
 //!     D   [0], [1]: first half, row r(g), rows 2q and 2q + 1 of the tile      [2], [3]: second half
@@ -14,7 +15,11 @@
 //! ```
 //!
 //! Lane q of a row has the same 16 bytes of K in both operands, which is all that a sum over K asks for. The
-//! columns of rows that a tile does not have repeat its first row, and are dropped.
+//! columns of rows that a tile does not have repeat its first row, and are dropped. `mma.sync` on e4m3 does the
+//! same on Hopper, but with two sums of each product, which are added behind it.
+//!
+//! Sums pass through two buffers in turn. Barrier 2 or 3 says that a buffer has a unit's sums, 4 or 5 that it is
+//! free again.
 //!
 //! Eight lanes load together, those of two g. Of packed weights, whose 16-byte chunks of a row r are at
 //! `chunk ^ (r % 8)`, rows r(g) four apart lie in all banks. Of others these rows mostly lie a multiple of
@@ -22,25 +27,31 @@
 //! which it comes.
 
 use cuda_std::code::Flag;
+use cuda_std::fp8::f16x2_from_e4m3x2;
 use cuda_std::math::fma;
-use cuda_std::mma::m16n8k32_e4m3;
+use cuda_std::mma::m16n8k16_f16;
 use cuda_std::shared::Shared;
 use cuda_std::{sync, thread};
 
 use super::memory::Memory;
 use super::tiles::Unit;
-use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, Projection};
+use super::{CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, FINISHERS, Projection};
 use crate::abi::BScaleKind;
 use crate::gemm::hopper::ring::Position;
 use crate::gemm::recomputed;
 
+/// The first of two barriers: a buffer has a unit's sums.
+const DONE_BARRIERS: u32 = 2;
+/// The first of two barriers: a buffer is free.
+const FREE_BARRIERS: u32 = 4;
+
 /// Multiplies the unit in the stages from `position` on by the input rows, of which there are `rows`, and
-/// leaves the sums of every warp in `buffer`, visible to all consumers. Returns the place after the stages.
+/// leaves the sums of every warp to those who finish the unit. Returns the place after the stages. `turn` is
+/// the number of units that the block has multiplied before.
 ///
 /// # Safety
 /// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are those of
-/// a tile. All consumer threads call it together. Reads of the buffer are over that lie before the last call
-/// with the other one.
+/// a tile. All consumer threads call it together, and those who finish it call [`finish`].
 #[inline(always)]
 pub unsafe fn unit(
     projection: &Projection,
@@ -49,7 +60,7 @@ pub unsafe fn unit(
     rows: u32,
     memory: &Memory,
     mut position: Position,
-    buffer: u32,
+    turn: u32,
 ) -> Position {
     let Projection { weight_scale_kind, half_rows, stage_k, .. } = *projection;
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
@@ -58,42 +69,50 @@ pub unsafe fn unit(
     let (lane, warp) = (thread % 32, thread / 32);
     let (g, q) = (lane / 4, lane % 4);
     let log2 = projection.row_groups_log2();
-    let (row, first_group, step) =
-        ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2, CONSUMER_WARPS >> log2);
+    // A stage has no more groups of 128 of K than there are warps for a row group.
+    let (row, group) = ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2);
     let is_packed = packed.is_set();
     // Where its chunk of the first 64 bytes of a group is, and how far that of the others is from there.
     let (swizzle, flip) = if is_packed { ((q ^ (row % 4)) * 16, row / 4 % 2 * 64) } else { (q * 16, 0) };
-    let input = memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q;
-    let mut totals = [0.0; 4];
+    // From a stage's beginning to the row of the first half, and from there to that of the second.
+    let places = |bytes: u32| {
+        let (of_row, of_group) = if is_packed { (128, 2 * half_rows * 128) } else { (bytes, 128) };
+        (row * of_row + group * of_group + swizzle, half_rows * of_row)
+    };
     let (mut at, end) = projection.part(unit.part);
+    let (mut low_place, mut to_high) = places(u32::min(end - at, stage_k));
+    let mut input =
+        memory.inputs + if g < rows { g * memory.input_pitch } else { 0 } + 16 * q + 128 * group + at;
+    let mut input_scales = memory.input_scales.add((at / 128 + group) * FEW_TILE_ROWS + 2 * q);
+    let mut totals = [0.0; 4];
     while at < end {
         let bytes = u32::min(end - at, stage_k);
         memory.wait_full(position);
         let slot = memory.slot(position);
-        let (of_row, of_group) = if is_packed { (128, 2 * half_rows * 128) } else { (bytes, 128) };
-        let low = memory.stage(position) + row * of_row + swizzle;
-        let mut group = first_group;
-        while group * 128 < bytes {
-            let (k, low) = (group * 128, low + group * of_group);
-            let (high, input) = (low + half_rows * of_row, input + at + k);
-            let mut products = [0.0; 4];
+        if group * 128 < bytes {
+            if !is_packed {
+                (low_place, to_high) = places(bytes);
+            }
+            let low = memory.stage(position) + low_place;
+            let high = low + to_high;
+            let mut products = [[0.0; 4]; 2];
             // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a multiple
             // of 64; inputs have as many from `at` on, and scales for each group.
             unsafe {
-                let scales = memory.input_scales.add((at + k) / 128 * FEW_TILE_ROWS + 2 * q);
-                let inputs: [f32; 2] = scales.cast().read();
+                let inputs: [f32; 2] = input_scales.cast().read();
                 let mut blocks = [1.0; 2];
                 if has_blocks {
                     blocks = [slot.add(group).read(), slot.add(FEW_STAGE_K / 128 + group).read()];
                 }
                 let first = Chunk::read(low + flip, high + flip, input);
-                if k + 64 < bytes {
+                if group * 128 + 64 < bytes {
                     let second = Chunk::read(low + 64 - flip, high + 64 - flip, input + 64);
                     first.multiply(&mut products);
                     second.multiply(&mut products);
                 } else {
                     first.multiply(&mut products);
                 }
+                let products: [f32; 4] = core::array::from_fn(|i| products[0][i] + products[1][i]);
                 totals = [
                     fma(products[0], inputs[0] * blocks[0], totals[0]),
                     fma(products[1], inputs[1] * blocks[0], totals[1]),
@@ -101,7 +120,6 @@ pub unsafe fn unit(
                     fma(products[3], inputs[1] * blocks[1], totals[3]),
                 ];
             }
-            group += step;
         }
         if !has_blocks && at + bytes == end {
             // SAFETY: the last stage of a unit has a scale for each of its rows.
@@ -109,13 +127,32 @@ pub unsafe fn unit(
             totals = [totals[0] * low, totals[1] * low, totals[2] * high, totals[3] * high];
         }
         memory.release(position);
-        at += bytes;
+        at += stage_k;
+        input += stage_k;
+        input_scales = input_scales.add(stage_k / 128 * FEW_TILE_ROWS);
         position = memory.next(position);
     }
-    // SAFETY: each lane has a place of its own.
+    let buffer = turn % 2;
+    if turn >= 2 {
+        sync::named(FREE_BARRIERS + buffer, CONSUMERS + FINISHERS);
+    }
+    // SAFETY: each lane has a place of its own, and the buffer's last unit is finished.
     unsafe { memory.partials(buffer, warp).add(lane).write(totals) };
-    sync::named(CONSUMER_BARRIER, CONSUMERS);
+    sync::named_arrive(DONE_BARRIERS + buffer, CONSUMERS + FINISHERS);
     position
+}
+
+/// Calls `store` with the buffer of the sums of the block's unit number `turn`, of `all`. All threads that
+/// finish units call it together, for one unit after the other.
+#[inline(always)]
+pub fn finish(turn: u32, all: u32, store: impl FnOnce(u32)) {
+    let buffer = turn % 2;
+    sync::named(DONE_BARRIERS + buffer, CONSUMERS + FINISHERS);
+    store(buffer);
+    // Nobody waits for what no unit comes behind.
+    if turn + 2 < all {
+        sync::named_arrive(FREE_BARRIERS + buffer, CONSUMERS + FINISHERS);
+    }
 }
 
 /// r(g) of the module's drawing.
@@ -152,19 +189,29 @@ impl Chunk {
         }
     }
 
-    /// Adds the products.
+    /// Adds the products, of every other word to either sum.
     ///
     /// # Safety
     /// All lanes of the warp call it together.
     #[inline(always)]
-    unsafe fn multiply(&self, products: &mut [f32; 4]) {
-        let Self { low: a, high: c, input: b } = self;
-        // SAFETY: the caller's contract.
-        unsafe {
-            m16n8k32_e4m3(products, [a[0], c[0], a[1], c[1]], [b[0], b[1]]);
-            m16n8k32_e4m3(products, [a[2], c[2], a[3], c[3]], [b[2], b[3]]);
-        }
+    unsafe fn multiply(&self, products: &mut [[f32; 4]; 2]) {
+        let word = |i: usize, products: &mut [f32; 4]| {
+            let ([a, b], [c, d], e) = (wide(self.low[i]), wide(self.high[i]), wide(self.input[i]));
+            // SAFETY: the caller's contract.
+            unsafe { m16n8k16_f16(products, [a, c, b, d], e) };
+        };
+        let [even, odd] = products;
+        word(0, even);
+        word(1, odd);
+        word(2, even);
+        word(3, odd);
     }
+}
+
+/// Four values as f16, which holds them all.
+#[inline(always)]
+fn wide(word: u32) -> [u32; 2] {
+    [f16x2_from_e4m3x2(word as u16), f16x2_from_e4m3x2((word >> 16) as u16)]
 }
 
 /// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it,

@@ -7,14 +7,14 @@ use super::control::{self, Set};
 use super::memory::Memory;
 use super::multiply::sum;
 use super::tiles::Unit;
-use super::{CONSUMERS, FewTokens, Projection};
+use super::{FINISHERS, FIRST_FINISHER, FewTokens, Projection};
 use crate::elementwise::activation::functions::activate;
 use crate::gemm::recomputed;
 
 /// Stores the values or products of a unit and its tile's rows, of which there are `rows`.
 ///
 /// # Safety
-/// The contract of the kernel: the sums of this unit are in `buffer`. All consumers call it together.
+/// The contract of the kernel: the sums of this unit are in `buffer`. All threads that finish units call it.
 #[inline(always)]
 pub unsafe fn store(
     arguments: &FewTokens,
@@ -31,7 +31,7 @@ pub unsafe fn store(
     let columns_log2 = log2 + 3;
     // Of a power of two, which a division would not know.
     let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
-    let mut at = recomputed(thread::thread_idx_x());
+    let mut at = recomputed(thread::thread_idx_x()) - FIRST_FINISHER;
     let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
     while at < all {
         // SAFETY: the row is the tile's and the column the unit's; one thread fills the word.
@@ -54,6 +54,6 @@ pub unsafe fn store(
                 control::fill(set.products.add(to), value);
             }
         }
-        at += CONSUMERS;
+        at += FINISHERS;
     }
 }

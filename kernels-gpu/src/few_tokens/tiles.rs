@@ -178,6 +178,12 @@ impl Share {
         Self { left: end - start, unit: Unit { tile, row: column * projection.stride, part }, index }
     }
 
+    /// How many there are.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.left
+    }
+
     /// The next one, of the projection that the share was made for.
     #[inline(always)]
     pub fn next(&mut self, projection: &Projection) -> Option<Unit> {
