@@ -9,8 +9,7 @@
 //! Every block quantises the rows of the tiles that it works on, mostly one or two; they come from L2. There
 //! is a scale for each 128 columns in any case: where a row, or everything, has one, it is repeated.
 //!
-//! A warp takes 256 columns of a row, eight to a lane, and two such at a time, so that their loads are in
-//! flight together.
+//! A warp takes 256 columns of a row, eight to a lane, and loads the next such before it is done with them.
 
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::shared::Shared;
@@ -28,17 +27,24 @@ use crate::gemm::recomputed;
 
 /// What is past the end of a row: zeros that do not look empty.
 const ABSENT: Chunk = [-0.0; CHUNK as usize];
-/// Pieces of 256 columns that a warp has in flight.
-const BATCH: u32 = 2;
+/// Bytes of a line of L2.
+const LINE: u32 = 128;
 
-/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights. All
-/// consumers call it together; a barrier of the block follows.
+/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights; brings
+/// the hidden states into L2, before the weights' stream stands in their way. All consumers call it together; a
+/// barrier of the block follows.
 ///
 /// # Safety
 /// The contract of the kernel.
 #[inline(always)]
 pub unsafe fn begin(arguments: &FewTokens, memory: &Memory) {
     let thread = thread::thread_idx_x();
+    let of_element = if arguments.hidden_type.is(HiddenType::E4m3) { 1 } else { 2 };
+    let (bytes, mut at) = (arguments.tokens * arguments.first.k * of_element, thread * LINE);
+    while at < bytes {
+        global::prefetch_l2(arguments.hidden.wrapping_add(at as usize));
+        at += CONSUMERS * LINE;
+    }
     // SAFETY: each place is written by one thread; a pair has a weight.
     unsafe {
         if thread < arguments.tokens * arguments.top_k {
@@ -154,9 +160,6 @@ impl Inputs<'_> {
                 if piece < pieces_of_all { self.load(row, column) } else { ABSENT }
             };
             let finish = |piece: u32, values: &Chunk| {
-                if piece >= pieces_of_all {
-                    return;
-                }
                 let (row, column) = place(piece);
                 let mut largest = warp::reduce_groups::<f32, 8>(absmax(values), f32::max);
                 largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
@@ -180,20 +183,19 @@ impl Inputs<'_> {
                 }
             };
             let mut piece = thread / 32;
+            let mut values = load(piece);
             while piece < pieces_of_all {
-                let next = |n: u32| piece + n * CONSUMER_WARPS;
-                let mut values = [load(piece), load(next(1))];
+                let next = load(piece + CONSUMER_WARPS);
                 if !self.is_first {
-                    // Both again, so that neither's way adds to the other's.
-                    while !all(FULL_MASK, are_filled(&values[0]) & are_filled(&values[1])) {
+                    while !all(FULL_MASK, are_filled(&values)) {
                         look_again();
-                        values = [load(piece), load(next(1))];
+                        values = load(piece);
                     }
-                    values = values.map(|values| values.map(|value| -value));
+                    values = values.map(|value| -value);
                 }
-                finish(piece, &values[0]);
-                finish(next(1), &values[1]);
-                piece += BATCH * CONSUMER_WARPS;
+                finish(piece, &values);
+                values = next;
+                piece += CONSUMER_WARPS;
             }
         }
     }

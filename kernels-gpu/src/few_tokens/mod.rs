@@ -88,8 +88,10 @@ const FIRST_FINISHER: u32 = CONSUMERS + 32;
 const FINISHERS: u32 = 96;
 /// Threads of a block.
 const THREADS: u32 = FIRST_FINISHER + FINISHERS;
-/// The named barrier of the consumers.
+/// The named barrier of the consumers; [`multiply`] has the next four.
 const CONSUMER_BARRIER: u32 = 1;
+/// The named barriers at which the consumers, and those who finish units, wait for the tables.
+const TABLES_BARRIERS: u32 = 6;
 
 /// Most pairs of a token and a slot.
 #[host]
@@ -221,7 +223,9 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         if thread::warp_id() == CONSUMER_WARPS {
             let tiles = tiles::build(&arguments, &memory);
-            sync::block();
+            // It needs nothing of the others, who may still wait for memory.
+            sync::named_arrive(TABLES_BARRIERS, CONSUMERS + 32);
+            sync::named_arrive(TABLES_BARRIERS + 1, FINISHERS + 32);
             let (mut position, mut share, mut is_first) = (Position::START, Share::new(tiles, &first), true);
             loop {
                 // Not two loops: they would be all of this code twice.
@@ -243,7 +247,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
         }
 
         if thread::warp_id() > CONSUMER_WARPS {
-            sync::block();
+            sync::named(TABLES_BARRIERS + 1, FINISHERS + 32);
             let (tiles, set) = (memory.tiles().read(), control::of_launch(&arguments, &memory));
             let (mut share, after) = (Share::new(tiles, &first), Share::new(tiles, &second));
             let (mut turn, all, mut is_first) = (0, share.len() + after.len(), true);
@@ -264,7 +268,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
         }
 
         inputs::begin(&arguments, &memory);
-        sync::block();
+        sync::named(TABLES_BARRIERS, CONSUMERS + 32);
         let tiles = memory.tiles().read();
         let mut share = Share::new(tiles, &first);
         let set = control::of_launch(&arguments, &memory);
