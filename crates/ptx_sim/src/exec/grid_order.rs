@@ -9,6 +9,9 @@ use crate::state::grid_order::{Known, Learnt, Mark};
 use crate::state::memory::Lookup;
 use crate::state::race::Clock;
 
+/// Strong reads of global memory that a warp is compared with: more than a loop that waits has.
+const LOOKS: usize = 16;
+
 impl Ctx<'_> {
     /// Leaves at these addresses of global memory (`base` is 0 there) what a strong write releases to other
     /// clusters; `clock` is what it releases to its own.
@@ -104,17 +107,25 @@ impl Ctx<'_> {
         Ok(())
     }
 
-    /// A strong read of global memory has brought these values: whether it has only repeated the one before,
-    /// with nothing changed in this cluster. Then others should have a turn.
+    /// A strong read of global memory has brought these values: whether it has only repeated one of the last
+    /// few, with nothing changed in this cluster. Then others should have a turn. A loop that waits may read
+    /// several things.
     #[inline(always)]
     pub(super) fn only_looks(&mut self, inst: &Inst, digest: u64) -> bool {
         if inst.target & flag::STRONG == 0 {
             return false;
         }
         let look = (self.pc, digest, self.cluster.effects());
-        let before = std::mem::replace(&mut self.warp.last_look, look);
-        self.warp.spins = before == look;
-        self.warp.spins
+        let looks = &mut self.warp.looks;
+        let repeats = looks.contains(&look);
+        if !repeats {
+            if looks.len() == LOOKS {
+                looks.pop_front();
+            }
+            looks.push_back(look);
+        }
+        self.warp.spins = repeats;
+        repeats
     }
 
     /// A digest of the executing lanes of a slot.

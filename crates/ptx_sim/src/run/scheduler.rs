@@ -10,7 +10,7 @@
 //! is enough, and they finish and make room. If they spin for something that blocks not yet started would do,
 //! the window grows, up to what the simulated SMs hold at once; a grid-wide wait therefore works exactly when
 //! it would on the GPU. The clusters of a cooperative launch are all active from the start. A warp whose
-//! strong read of global memory repeats the one before gives up its turn, and so does a cluster in which
+//! strong read of global memory repeats one of its last gives up its turn, and so does a cluster in which
 //! nobody does anything else. When a full round of turns changes nothing anywhere, nobody will ever get on: a
 //! deadlock.
 

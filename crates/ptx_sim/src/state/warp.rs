@@ -18,6 +18,7 @@
 //! splits of the warp have come to the same instruction; then it runs once, for all of them together. If they
 //! can never come, the use was divergent.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::copies::{BulkGroups, Copies};
@@ -61,6 +62,9 @@ pub(crate) struct Join {
     pub parent: u32,
 }
 
+/// A strong read of global memory: where in the code, a digest of what it read, and the signs of progress then.
+pub(crate) type Look = (u32, u64, u64);
+
 /// One warp of a block.
 pub(crate) struct Warp {
     /// Number in the block.
@@ -85,10 +89,9 @@ pub(crate) struct Warp {
     pub fenced_for_grid: Option<Clock>,
     /// As `seen`, of other clusters.
     pub seen_of_grid: Vec<Arc<Known>>,
-    /// The last strong read of global memory: where, a digest of what it read, and the signs of progress
-    /// then.
-    pub last_look: (u32, u64, u64),
-    /// That read has only repeated what the one before had read.
+    /// The last strong reads of global memory, each once, the next to be overwritten first.
+    pub looks: VecDeque<Look>,
+    /// The last of all has only repeated one of them.
     pub spins: bool,
     /// Barrier generation whose reduction is awaited.
     pub generation: u32,
@@ -132,7 +135,7 @@ impl Warp {
             fenced: None,
             fenced_for_grid: None,
             seen_of_grid: Vec::new(),
-            last_look: (NONE, 0, 0),
+            looks: VecDeque::new(),
             spins: false,
             generation: 0,
             seen: Clock::ZERO,
@@ -158,7 +161,8 @@ impl Warp {
         self.fenced = None;
         self.fenced_for_grid = None;
         self.seen_of_grid.clear();
-        (self.last_look, self.spins) = ((NONE, 0, 0), false);
+        self.looks.clear();
+        self.spins = false;
         self.generation = 0;
         self.seen = Clock::ZERO;
         self.copies.clear();
