@@ -17,7 +17,7 @@
 //! |---|---|
 //! | `arguments` | what a launch is given; which weights an item takes |
 //! | `ring` | stages, their barriers, places in them |
-//! | `weights`, `pack` | B as a checkpoint has it or packed, and copies of a slab of it; the kernel that packs |
+//! | `weights`, `pack` | B as a checkpoint has it or packed, copies of a slab of it; the kernel that packs |
 //! | `slab_scales` | the scales that change along K |
 //! | `token_sums` | whose sums a row of D is added to |
 //! | `wide/items` | which items a cluster takes, and the notes by which consumers know them |
@@ -32,8 +32,8 @@
 //!
 //! ```text
 //!   wide/mod.rs     hopper_wide_promoted -> multiply -> consume -> promoted -> wgmma_e4m3!
-//!   wide/gated.rs   hopper_wide_gated_promoted -> multiply, in wide/mod.rs -> .. as above
-//!   narrow/mod.rs   hopper_narrow_8 -> sums, in narrow/consume.rs -> multiply, in accumulator.rs -> wgmma_e4m3!
+//!   wide/gated.rs   hopper_wide_gated_promoted -> multiply (wide/mod.rs) -> .. as above
+//!   narrow/mod.rs   hopper_narrow_8 -> sums (narrow/consume.rs) -> multiply (accumulator.rs) -> wgmma_e4m3!
 //! ```
 //!
 //! # A block

@@ -65,7 +65,7 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
 #[rustfmt::skip]
 macro_rules! gated {
     ($name:ident, $pipeline:ty, $is_silu:literal, $what:literal) => {
-        #[doc = concat!("128 columns of the intermediate: gate and up in one item, activation, e4m3; ", $what)]
+        #[doc = concat!("128 columns of the intermediate: gate, up, activation, e4m3; ", $what)]
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super::super). The activation is one of

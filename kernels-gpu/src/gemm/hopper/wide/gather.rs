@@ -178,7 +178,7 @@ impl<const PROMOTED: bool> Pipeline for Gathered<PROMOTED> {
 #[rustfmt::skip]
 macro_rules! gathered {
     ($name:ident, $pipeline:ty, $is_silu:literal, $what:literal) => {
-        #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), A gathered; ", $what)]
+        #[doc = concat!("128 columns of the intermediate, A gathered; ", $what)]
         ///
         /// The schedule's row p is row `sorted_rows[p] / top_k` of A, or zeros where there is no such token.
         ///
@@ -197,7 +197,8 @@ macro_rules! gathered {
             let mut a = Source { rows, scales: scales.a, row_stride: 0, group_stride: 0 };
             let mut slab_scales = SlabScales::NONE;
             if <$pipeline>::SCALED {
-                (a.row_stride, a.group_stride) = (rows.scale_strides.row as u32, rows.scale_strides.group as u32);
+                a.row_stride = rows.scale_strides.row as u32;
+                a.group_stride = rows.scale_strides.group as u32;
                 slab_scales = SlabScales::new(core::ptr::null(), &scales);
             }
             let end = Gated::<$is_silu>(arguments.end(slab_scales));

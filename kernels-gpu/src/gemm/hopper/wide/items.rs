@@ -1,4 +1,4 @@
-//! Which items the two blocks of a cluster take, which operand they share, and how the consumers learn of them.
+//! Which items the two blocks of a cluster take, which operand they share, and how consumers learn of them.
 //!
 //! Two row tiles of an expert side by side share the columns, and with them B, twice as large as A; a row
 //! tile without a partner takes two neighbouring items of its columns, which share A:

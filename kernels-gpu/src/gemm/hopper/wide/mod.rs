@@ -9,22 +9,22 @@
 //!   +-----------------+
 //!
 //!   accumulators of a thread    fast       128: one `wgmma` of N = 256, K by K into the same registers
-//!                               promoted   128 of the running total, and 64: the halves of B in turn, N = 128
+//!                               promoted   128 of the total, and 64: the halves of B in turn, N = 128
 //! ```
 //!
 //! # The two loops
 //! Both are below, one behind the other. The ring's barriers, and nothing else, join them:
 //!
 //! ```text
-//!   warp 8: `produce`                                      warps 0 to 7: `consume`
-//!     for each item that the cluster takes                   for each item that a note tells
-//!       wait(empty), write the item's note                     ask for the scales of whole sums
-//!       for each slab of 128 of K                              for each slab: `fast` or `promoted`
-//!         wait(empty)         <----- empty, of both blocks --    wait(full)
-//!         expect bytes                                           wgmma; if promoted, fold with the slab's scales
-//!         ask for A, B, scales   -- full ------------------>     release
-//!     write a note without rows                                scale the sums, add the bias
-//!                                                              `End::finish`: store, or activate and quantise
+//!   warp 8: `produce`                              warps 0 to 7: `consume`
+//!     for each item that the cluster takes           for each item that a note tells
+//!       wait(empty), write the item's note             ask for the scales of whole sums
+//!       for each slab of 128 of K                      for each slab: `fast` or `promoted`
+//!         wait(empty)    <-- empty, both blocks' --      wait(full)
+//!         expect bytes                                   wgmma; if promoted, fold with the slab's scales
+//!         ask for A, B, scales  -- full -->              release
+//!     write a note without rows                        scale the sums, add the bias
+//!                                                      `End::finish`: store, or activate and quantise
 //! ```
 //!
 //! Two blocks, a cluster, take neighbouring items, one above the other or side by side, and share an operand.
