@@ -1011,7 +1011,7 @@ pub struct HopperGemm {
     pub a: TensorMap,
     /// B e4m3 `[experts * n, k]`, in boxes of 128 bytes by 128 rows, 128-byte swizzle.
     pub b: TensorMap,
-    /// B packed ([`weights`]), 128-byte aligned; null where it is read by the map.
+    /// B packed, as `weights.rs` draws it, 128-byte aligned; null where it is read by the map.
     pub b_packed: DevicePtr<u8>,
     /// The scales of A per group, group-major, in boxes of a tile's rows and some more; not read where there
     /// are none.

@@ -9,6 +9,8 @@
 //!     issue TMA copies of operands and A's scales     arrive(empty[s]) once per warp, when all of that is done
 //! ```
 //!
+//! How many stages there are, and of what, is a [`Shape`]: one for each kind of kernel.
+//!
 //! `s` runs round the ring and `parity` flips at each lap. A fresh barrier counts as having completed a phase
 //! of parity 1, so the producer's first lap does not wait.
 //!
@@ -19,28 +21,39 @@
 //! These write through the generic proxy, and `wgmma` reads through the asynchronous one: a consumer fences
 //! when it has waited.
 
+use core::marker::PhantomData;
+
 use cuda_std::shared::Shared;
 use cuda_std::{bulk, cluster, mbarrier, shared, sync, thread};
 
-use super::slab_scales::{SlabScales, block_slot, first_slot, slot_bytes};
+use super::slab_scales::{SlabScales, block_slot, slot_bytes};
 use super::{CONSUMER_WARPS, ROWS_128};
 use crate::abi::SLAB;
 
-/// A ring of `STAGES` stages of `STAGE_BYTES` bytes, a multiple of 1024: 256 rows of B, and of A the others.
-/// With `SCALED` each has slots for scales too. It is filled by the producers of `BLOCKS` blocks, a cluster.
-/// With `GATHERED` the 128 threads of a producer warpgroup copy operands.
+/// What a kernel's ring is like.
+pub trait Shape: Copy {
+    /// Stages.
+    const STAGES: u32;
+    /// Rows of A in a stage, a multiple of 8. Of B there are 256.
+    const A_ROWS: u32;
+    /// Whether a stage has slots for scales that change along K.
+    const SCALED: bool;
+    /// Blocks of a cluster, whose producers all fill it.
+    const BLOCKS: u32;
+    /// Threads that copy operands themselves, and arrive behind their copies.
+    const COPIERS: u32;
+    /// Bytes of the operands of a stage.
+    const STAGE_BYTES: u32 = 2 * ROWS_128 + Self::A_ROWS * SLAB;
+}
+
+/// A ring of stages, in dynamic shared memory from its start on.
 #[derive(Clone, Copy)]
-pub struct Ring<
-    const STAGES: u32,
-    const STAGE_BYTES: u32,
-    const SCALED: bool,
-    const BLOCKS: u32,
-    const GATHERED: bool = false,
-> {
+pub struct Ring<S: Shape> {
     base: u32,
     /// How much higher the other block's shared memory lies in the cluster's window than this block's in its
     /// own.
     neighbour: u32,
+    shape: PhantomData<S>,
 }
 
 /// A place in the ring.
@@ -64,18 +77,12 @@ impl Position {
     }
 }
 
-impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS: u32, const GATHERED: bool>
-    Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, GATHERED>
-{
-    /// Threads that arrive at a stage behind copies of their own.
-    const COPIERS: u32 = if GATHERED { 128 } else { 0 };
-    /// Rows of A in a stage.
-    pub const A_ROWS: u32 = (STAGE_BYTES - 2 * ROWS_128) / SLAB;
-    const SLOT_BYTES: u32 = slot_bytes(Self::A_ROWS);
-    const SCALES: u32 = STAGES * STAGE_BYTES;
-    const BARRIERS: u32 = Self::SCALES + if SCALED { STAGES * Self::SLOT_BYTES } else { 0 };
+impl<S: Shape> Ring<S> {
+    const SLOT_BYTES: u32 = slot_bytes(S::A_ROWS);
+    const SCALES: u32 = S::STAGES * S::STAGE_BYTES;
+    const BARRIERS: u32 = Self::SCALES + if S::SCALED { S::STAGES * Self::SLOT_BYTES } else { 0 };
     /// Bytes of dynamic shared memory up to the end of the ring.
-    pub const BYTES: u32 = Self::BARRIERS + STAGES * 2 * mbarrier::BYTES;
+    pub const BYTES: u32 = Self::BARRIERS + S::STAGES * 2 * mbarrier::BYTES;
 
     /// Lays the ring into dynamic shared memory, initialises its barriers, and clears the operands of every
     /// stage from byte `cleared` on: those that copies may leave out, whose sums nobody takes. All threads of
@@ -84,26 +91,26 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     pub fn new(cleared: u32) -> Self {
         let base = shared::dynamic::<u8>().address();
         let neighbour =
-            if BLOCKS == 2 { cluster::map(base, cluster::rank() ^ 1).wrapping_sub(base) } else { 0 };
-        let ring = Self { base, neighbour };
+            if S::BLOCKS == 2 { cluster::map(base, cluster::rank() ^ 1).wrapping_sub(base) } else { 0 };
+        let ring = Self { base, neighbour, shape: PhantomData };
         if thread::thread_idx_x() == 0 {
             let mut stage = 0;
-            while stage < STAGES {
+            while stage < S::STAGES {
                 // SAFETY: the barriers lie in the dynamic shared memory, and no thread uses them before the
                 // barrier below.
                 unsafe {
                     // One arrival tells the bytes to expect.
-                    mbarrier::init(ring.full(stage), 1 + Self::COPIERS);
-                    mbarrier::init(ring.empty(stage), BLOCKS * CONSUMER_WARPS);
+                    mbarrier::init(ring.full(stage), 1 + S::COPIERS);
+                    mbarrier::init(ring.empty(stage), S::BLOCKS * CONSUMER_WARPS);
                 }
                 stage += 1;
             }
             mbarrier::fence_init();
         }
-        if cleared < STAGE_BYTES {
+        if cleared < S::STAGE_BYTES {
             ring.clear(cleared);
         }
-        if BLOCKS == 1 {
+        if S::BLOCKS == 1 {
             sync::block();
         } else {
             cluster::sync();
@@ -116,9 +123,9 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     #[inline(always)]
     fn clear(&self, first: u32) {
         let mut stage = 0;
-        while stage < STAGES {
+        while stage < S::STAGES {
             let mut at = first + thread::thread_idx_x() * 16;
-            while at < STAGE_BYTES {
+            while at < S::STAGE_BYTES {
                 // SAFETY: the stage's own memory, each vector of which one thread writes, before any copy.
                 unsafe { Shared::<[u32; 4]>::from_address(self.stage(stage) + at).write([0; 4]) };
                 at += thread::block_dim_x() * 16;
@@ -132,7 +139,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// Address of a stage.
     #[inline(always)]
     pub fn stage(&self, stage: u32) -> u32 {
-        self.base + stage * STAGE_BYTES
+        self.base + stage * S::STAGE_BYTES
     }
 
     /// Address of the scales of a stage.
@@ -141,15 +148,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         self.base + Self::SCALES + stage * Self::SLOT_BYTES
     }
 
-    /// The number of a row's slot in every stage, of a tile of `rows` rows from `first_row` on.
-    ///
-    /// Rows past the end of the tile reuse the last row's slot. Their own may be uninitialised.
-    #[inline(always)]
-    pub fn row_slot(row: u32, first_row: u32, rows: u32) -> u32 {
-        first_slot(first_row) + row.min(rows - 1)
-    }
-
-    /// The scale of a row in a stage, by its [`row_slot`](Self::row_slot).
+    /// The scale of a row in a stage, by its [`row_slot`](super::slab_scales::row_slot).
     #[inline(always)]
     pub fn row_scale(&self, stage: u32, slot: u32) -> Shared<f32> {
         Shared::from_address(self.scales(stage)).add(slot)
@@ -158,7 +157,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// The scales of a stage's two blocks of B.
     #[inline(always)]
     pub fn block_scales(&self, stage: u32) -> Shared<[f32; 2]> {
-        Shared::from_address(self.scales(stage) + block_slot(Self::A_ROWS) * 4)
+        Shared::from_address(self.scales(stage) + block_slot(S::A_ROWS) * 4)
     }
 
     /// Writes 1 into every scale of all stages that no copy will write, so that the consumers need not ask
@@ -166,11 +165,11 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     #[inline(always)]
     pub fn fill_constant_scales(&self, scales: &SlabScales) {
         let (thread, mut stage) = (thread::thread_idx_x(), 0);
-        while stage < STAGES {
+        while stage < S::STAGES {
             // SAFETY: the slots of the ring's stages, each written by one thread; the barrier orders them
             // before all reads.
             unsafe {
-                if !scales.has_a() && thread < block_slot(Self::A_ROWS) {
+                if !scales.has_a() && thread < block_slot(S::A_ROWS) {
                     self.row_scale(stage, thread).write(1.0);
                 }
                 if !scales.has_b() && thread == 0 {
@@ -203,7 +202,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// The place after `position`.
     #[inline(always)]
     pub fn next(&self, position: Position) -> Position {
-        position.next(STAGES)
+        position.next(S::STAGES)
     }
 
     /// Waits until the stage at `position` may be filled.
@@ -218,7 +217,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     pub fn wait_full(&self, position: Position) {
         // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
         unsafe { mbarrier::wait(self.full(position.stage), position.parity) }
-        if GATHERED {
+        if S::COPIERS > 0 {
             // Here and not in the producer, which would have to wait for its copies before it could fence and
             // arrive.
             bulk::fence_shared();
@@ -235,7 +234,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
         unsafe {
             if lane == 0 {
                 mbarrier::arrive(self.empty(stage));
-                if BLOCKS == 2 {
+                if S::BLOCKS == 2 {
                     mbarrier::arrive_mapped(self.empty(stage).wrapping_add(self.neighbour));
                 }
             }
@@ -259,7 +258,7 @@ impl<const STAGES: u32, const STAGE_BYTES: u32, const SCALED: bool, const BLOCKS
     /// thread does.
     #[inline(always)]
     pub fn leave(&self) {
-        if BLOCKS > 1 {
+        if S::BLOCKS > 1 {
             cluster::sync();
         }
     }

@@ -43,6 +43,14 @@ pub fn first_slot(first_row: u32) -> u32 {
     first_row % SLAB_SCALES_EXTRA_ROWS
 }
 
+/// The slot of a row of a tile of `rows` rows from `first_row` on.
+///
+/// Rows past the end of the tile reuse the last row's slot. Their own may be uninitialised.
+#[inline(always)]
+pub fn row_slot(row: u32, first_row: u32, rows: u32) -> u32 {
+    first_slot(first_row) + row.min(rows - 1)
+}
+
 /// Where the scales of an item's two blocks of B are: the number of that of the first for slab 0, and how far
 /// behind it that of the second is.
 #[derive(Clone, Copy)]

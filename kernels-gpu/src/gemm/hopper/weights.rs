@@ -24,7 +24,7 @@ use cuda_std::l2::Policy;
 use cuda_std::tma::{self, TensorMap};
 
 use super::slab_scales::BlockScales;
-use super::{GATED_COLUMNS, HopperGated, HopperGathered, HopperGemm, ROWS_128};
+use super::{GATED_COLUMNS, ROWS_128};
 use crate::abi::SLAB;
 
 /// Most lines of a half.
@@ -173,29 +173,5 @@ impl Matrix {
                 bulk::load_multicast(to, from, lines * SLAB, full, blocks);
             }
         }
-    }
-}
-
-impl HopperGemm {
-    /// B.
-    #[inline(always)]
-    pub fn matrix(&self) -> Matrix {
-        Matrix::new(self.b, self.b_packed)
-    }
-}
-
-impl HopperGathered {
-    /// w13.
-    #[inline(always)]
-    pub fn matrix(&self) -> Matrix {
-        Matrix::new(self.b, self.b_packed)
-    }
-}
-
-impl HopperGated {
-    /// w13.
-    #[inline(always)]
-    pub fn matrix(&self) -> Matrix {
-        Matrix::new(self.b, self.b_packed)
     }
 }

@@ -7,8 +7,8 @@ use cuda_std::{thread, warp, wgmma};
 use super::share::Part;
 use crate::abi::Scales;
 use crate::gemm::hopper::accumulator::Accumulator;
-use crate::gemm::hopper::ring::{Position, Ring};
-use crate::gemm::hopper::slab_scales::SlabScales;
+use crate::gemm::hopper::ring::{Position, Ring, Shape};
+use crate::gemm::hopper::slab_scales::{SlabScales, row_slot};
 use crate::gemm::hopper::{ROWS_64, ROWS_128};
 use crate::gemm::recomputed;
 use crate::gemm::scales::column_scale;
@@ -61,8 +61,8 @@ pub unsafe fn column_scales(scales: &Scales, expert: u32, first: [u32; 2], n: u3
 /// The ring is filled with the slabs of the part, which has up to N rows; all consumer warps call it
 /// together.
 #[inline(always)]
-pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
-    ring: &Ring<STAGES, STAGE_BYTES, true, 1>,
+pub unsafe fn sums<A: Accumulator, S: Shape>(
+    ring: &Ring<S>,
     mut position: Position,
     part: &Part,
     columns: &Columns,
@@ -71,7 +71,7 @@ pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
     let mut totals = [A::ZERO; 2];
     let mut slab = 0;
     while slab < part.slabs {
-        let stage = position.stage * (STAGE_BYTES / 16);
+        let stage = position.stage * (S::STAGE_BYTES / 16);
         let mut products = [A::ZERO; 2];
         ring.wait_full(position);
         wgmma::fence();
@@ -98,7 +98,7 @@ pub unsafe fn sums<A: Accumulator, const STAGES: u32, const STAGE_BYTES: u32>(
             let row = #[inline(always)]
             |j: usize, c: usize| unsafe {
                 let row = 2 * columns.quad_lane + (8 * j + c) as u32;
-                let slot = Ring::<STAGES, STAGE_BYTES, true, 1>::row_slot(row, part.first_row, rows);
+                let slot = row_slot(row, part.first_row, rows);
                 ring.row_scale(position.stage, slot).read()
             };
             totals[0].fold(

@@ -33,9 +33,9 @@ mod store;
 
 use cuda_std::{grid, host, kernel, thread};
 
-use super::gated::GatedArguments;
-use super::ring::{Position, Ring};
-use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, HopperGated, HopperGemm, ROWS_128};
+use super::arguments::{HopperGated, HopperGemm};
+use super::ring::{Position, Ring, Shape};
+use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, ROWS_128};
 use crate::abi::{GemmTile, OutType, SLAB};
 use consume::Columns;
 use produce::{BOX_ROWS, Producer};
@@ -47,17 +47,24 @@ const THREADS: u32 = CONSUMERS + 32;
 /// Columns of D of a plain item; a gated one has half as many of the intermediate.
 const BN: u32 = 2 * GATED_COLUMNS;
 
-/// Bytes of a stage for N rows of A.
-const fn stage_bytes(n: u32) -> u32 {
-    2 * ROWS_128 + n * SLAB
+/// The ring of the kernels of tiles of up to `N` rows.
+#[derive(Clone, Copy)]
+struct Narrow<const N: u32>;
+
+impl<const N: u32> Shape for Narrow<N> {
+    const STAGES: u32 = STAGES;
+    const A_ROWS: u32 = N;
+    const SCALED: bool = true;
+    const BLOCKS: u32 = 1;
+    const COPIERS: u32 = 0;
 }
 
 /// From which byte of a stage on copies may leave something out: rows of A, where a box has fewer than the
-/// tile's `n`, and of B too where an item is `short`.
-const fn cleared(n: u32, short: bool) -> u32 {
-    match (short, n == BOX_ROWS) {
+/// tile's `N`, and of B too where an item is `short`.
+const fn cleared<const N: u32>(short: bool) -> u32 {
+    match (short, N == BOX_ROWS) {
         (true, _) => 0,
-        (false, true) => stage_bytes(n),
+        (false, true) => Narrow::<N>::STAGE_BYTES,
         (false, false) => 2 * ROWS_128,
     }
 }
@@ -68,8 +75,8 @@ const fn partial_bytes(n: u32) -> u32 {
 }
 
 /// Dynamic shared memory: the ring, and what the consumers exchange behind it.
-const fn shared_bytes<const STAGES: u32, const STAGE_BYTES: u32>(n: u32) -> u32 {
-    Ring::<STAGES, STAGE_BYTES, true, 1>::BYTES + share::SHARED_BYTES + requantize::shared_bytes(n)
+const fn shared_bytes<const N: u32>() -> u32 {
+    Ring::<Narrow<N>>::BYTES + share::SHARED_BYTES + requantize::shared_bytes(N)
 }
 
 /// Stages of the ring. On an H200 five and six are 0.5 to 1 % slower.
@@ -81,7 +88,7 @@ pub const NARROW_8: GemmTile = GemmTile {
     rows: 8,
     columns: BN,
     stages: STAGES,
-    operand_bytes: stage_bytes(8),
+    operand_bytes: Narrow::<8>::STAGE_BYTES,
     a_box_rows: BOX_ROWS,
     partial_bytes: partial_bytes(8),
 };
@@ -91,7 +98,7 @@ pub const NARROW_16: GemmTile = GemmTile {
     rows: 16,
     columns: BN,
     stages: STAGES,
-    operand_bytes: stage_bytes(16),
+    operand_bytes: Narrow::<16>::STAGE_BYTES,
     a_box_rows: BOX_ROWS,
     partial_bytes: partial_bytes(16),
 };
@@ -102,7 +109,7 @@ pub const NARROW_32: GemmTile = GemmTile {
     rows: 32,
     columns: BN,
     stages: STAGES,
-    operand_bytes: stage_bytes(32),
+    operand_bytes: Narrow::<32>::STAGE_BYTES,
     a_box_rows: BOX_ROWS,
     partial_bytes: partial_bytes(32),
 };
@@ -127,7 +134,7 @@ macro_rules! plain {
             threads = THREADS,
             wgmma_n = $wgmma_n,
             overlap = within,
-            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
+            shared = shared_bytes::<$n>()
         )]
         pub unsafe fn $name(arguments: HopperGemm) {
             let HopperGemm { a, schedule, partials, n, k, schedule_is_settled, .. } = arguments;
@@ -138,13 +145,13 @@ macro_rules! plain {
             unsafe {
                 produce::prefetch_maps(a, &b, &slab_scales);
                 let ring =
-                    Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(n, BN)));
+                    Ring::<Narrow<$n>>::new(cleared::<$n>(b.may_be_short(n, BN)));
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, n.div_ceil(BN), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, STAGES, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * BN));
                     grid::wait();
                     grid::launch_dependents();
@@ -165,7 +172,7 @@ macro_rules! plain {
                     macro_rules! item {
                         ($r:literal) => {{
                             let mut totals;
-                            (totals, position) = consume::sums::<[f32; $r], STAGES, _>(
+                            (totals, position) = consume::sums::<[f32; $r], _>(
                                 &ring, position, &part, &columns, &slab_scales,
                             );
                             // Sums by token take a part as well as the whole.
@@ -198,23 +205,23 @@ macro_rules! gated {
             threads = THREADS,
             wgmma_n = $wgmma_n,
             overlap = within,
-            shared = shared_bytes::<STAGES, { stage_bytes($n) }>($n)
+            shared = shared_bytes::<$n>()
         )]
         pub unsafe fn $name(launch: HopperGated) {
             let HopperGated { a, scales, schedule, partials, out, intermediate, k, schedule_is_settled, .. } =
                 launch;
             let (b, slab_scales) = (launch.matrix(), launch.slab_scales());
-            let arguments = GatedArguments { scales, slab_scales, out, intermediate, k, packed: !launch.b_packed.is_null() };
+            let arguments = launch.end(slab_scales);
             // SAFETY: as in the plain kernels.
             unsafe {
                 produce::prefetch_maps(a, &b, &slab_scales);
-                let ring = Ring::<STAGES, { stage_bytes($n) }, true, 1>::new(cleared($n, b.may_be_short(intermediate, GATED_COLUMNS)));
+                let ring = Ring::<Narrow<$n>>::new(cleared::<$n>(b.may_be_short(intermediate, GATED_COLUMNS)));
                 if schedule_is_settled.is_clear() {
                     grid::wait();
                 }
                 let mut share = Share::new(schedule, intermediate.div_ceil(GATED_COLUMNS), k.div_ceil(SLAB));
                 if thread::warp_id() == CONSUMER_WARPS {
-                    let mut producer = Producer::<$n, STAGES, _>::new(ring, a, b, slab_scales);
+                    let mut producer = Producer::new(ring, a, b, slab_scales);
                     producer.begin(share, |part| arguments.weights(part.expert, part.column * GATED_COLUMNS));
                     grid::wait();
                     grid::launch_dependents();
@@ -236,7 +243,7 @@ macro_rules! gated {
                     macro_rules! item {
                         ($r:literal) => {{
                             let mut totals;
-                            (totals, position) = consume::sums::<[f32; $r], STAGES, _>(
+                            (totals, position) = consume::sums::<[f32; $r], _>(
                                 &ring, position, &part, &columns, &slab_scales,
                             );
                             if share.is_whole(&part) || parts.complete(&share, &part, &mut totals) {

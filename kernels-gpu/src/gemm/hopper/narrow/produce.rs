@@ -16,7 +16,7 @@ use cuda_std::{mbarrier, thread};
 
 use super::share::{Part, Share};
 use crate::abi::SLAB;
-use crate::gemm::hopper::ring::{Position, Ring};
+use crate::gemm::hopper::ring::{Position, Ring, Shape};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales};
 use crate::gemm::hopper::weights::{Matrix, Weights};
 use crate::gemm::hopper::{CONSUMERS, ROWS_128};
@@ -41,8 +41,8 @@ pub unsafe fn prefetch_maps(a: *const TensorMap, b: &Matrix, scales: &SlabScales
 }
 
 /// The producer's place in the ring, and what it copies from.
-pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
-    ring: Ring<STAGES, STAGE_BYTES, true, 1>,
+pub struct Producer<S: Shape> {
+    ring: Ring<S>,
     position: Position,
     /// Stages from `position` on whose weights are on their way.
     ahead: u32,
@@ -55,14 +55,9 @@ pub struct Producer<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> {
     lane: u32,
 }
 
-impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES, STAGE_BYTES> {
+impl<S: Shape> Producer<S> {
     #[inline(always)]
-    pub fn new(
-        ring: Ring<STAGES, STAGE_BYTES, true, 1>,
-        a: *const TensorMap,
-        b: Matrix,
-        scales: SlabScales,
-    ) -> Self {
+    pub fn new(ring: Ring<S>, a: *const TensorMap, b: Matrix, scales: SlabScales) -> Self {
         let once = Policy::evict_first();
         Self { ring, position: Position::START, ahead: 0, a, b, scales, once, lane: thread::lane_id() }
     }
@@ -75,7 +70,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
     /// [`fill`](Self::fill), which then fills the stages with the parts of this share.
     #[inline(always)]
     pub unsafe fn begin(&mut self, mut share: Share, weights: impl Fn(&Part) -> Weights) {
-        while self.ahead < STAGES
+        while self.ahead < S::STAGES
             && let Some(part) = share.next()
         {
             let weights = weights(&part);
@@ -83,7 +78,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             let mut blocks =
                 unsafe { BlockLanes::new(&self.scales, weights.blocks, part.first_slab, part.slabs) };
             let mut slab = part.first_slab;
-            while slab < part.first_slab + part.slabs && self.ahead < STAGES {
+            while slab < part.first_slab + part.slabs && self.ahead < S::STAGES {
                 // SAFETY: on the first lap all stages are free; the part has the slab.
                 unsafe {
                     self.ask_for_weights(self.ahead, slab, &weights, part.rows, blocks.next(&self.scales))
@@ -111,7 +106,7 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
             let Position { stage, .. } = self.position;
             let (to, full) = (self.ring.stage(stage), self.ring.full(stage));
             // SAFETY: the stage is free or has been begun with the weights of this very slab, and takes the
-            // tile's rows, up to N, behind them. The map is the kernel's parameter.
+            // tile's rows behind them. The map is the kernel's parameter.
             unsafe {
                 if self.ahead > 0 {
                     self.ahead -= 1;
@@ -156,9 +151,9 @@ impl<const N: u32, const STAGES: u32, const STAGE_BYTES: u32> Producer<N, STAGES
         // SAFETY: the stage takes two boxes of 128 rows before those of eight; the bytes expected are theirs,
         // whatever of them lies outside the tensors. The map is the kernel's parameter.
         unsafe {
-            self.scales.store_b(self.ring.scales(stage), N, scales);
+            self.scales.store_b(self.ring.scales(stage), S::A_ROWS, scales);
             let boxes = tile_rows.div_ceil(BOX_ROWS);
-            let bytes = self.b.bytes(weights) + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(N);
+            let bytes = self.b.bytes(weights) + boxes * (BOX_ROWS * SLAB) + self.scales.bytes(S::A_ROWS);
             mbarrier::arrive_expect_tx(full, bytes);
             self.b.load(to, full, slab, weights, Some(self.once));
         }

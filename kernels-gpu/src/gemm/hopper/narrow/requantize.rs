@@ -16,7 +16,7 @@ use super::share::Part;
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
 use crate::gemm::hopper::accumulator::Accumulator;
-use crate::gemm::hopper::gated::GatedArguments;
+use crate::gemm::hopper::arguments::GatedArguments;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
 use crate::gemm::scales::{column_bias, row_scale};
 

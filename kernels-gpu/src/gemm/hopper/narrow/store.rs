@@ -12,8 +12,8 @@ use super::BN;
 use super::consume::{ColumnScales, Columns};
 use super::share::Part;
 use crate::abi::{AScaleKind, OutType};
-use crate::gemm::hopper::HopperGemm;
 use crate::gemm::hopper::accumulator::Accumulator;
+use crate::gemm::hopper::arguments::HopperGemm;
 use crate::gemm::quad::columns_of_a_row;
 use crate::gemm::scales::{column_bias, row_scale};
 

@@ -13,8 +13,8 @@
 use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, unroll};
 
-use super::consume::Rows;
-use super::{End, STAGES, notes};
+use super::items::Notes;
+use super::{End, Rows, STAGES};
 use crate::abi::{AScaleKind, BScaleKind, Scales};
 use crate::gemm::hopper::CONSUMER_BARRIER;
 use crate::schedule::work::Tile;
@@ -39,7 +39,7 @@ impl Shelf {
     /// The calling consumer's, behind the notes, which begin at `end` of the ring.
     #[inline(always)]
     pub fn new(end: u32, warpgroup: u32) -> Self {
-        let first = end + STAGES * notes::BYTES + warpgroup * (2 * COLUMNS * 4);
+        let first = end + STAGES * Notes::BYTES + warpgroup * (2 * COLUMNS * 4);
         Self { first: Shared::from_address(first), place: 0, warpgroup }
     }
 }
@@ -84,14 +84,17 @@ impl EndScales {
         asked
     }
 
-    /// A thread's sums, scaled, and the bias of its columns. Those past the end get that of the last.
+    /// Adds the bias, if there is one, to a thread's scaled sums. Columns past the end get that of the last.
     ///
     /// Loaded here one after the other, and not shared beforehand as the scales are: few models have one.
     ///
     /// # Safety
-    /// The contract of the kernels, for a tile of the schedule, whose end has a bias.
+    /// The contract of the kernels, for a tile of the schedule.
     #[inline(always)]
     pub unsafe fn add_bias(total: &mut [f32; 128], end: &impl End, tile: &Tile, rows: &Rows) {
+        if end.scales().bias.is_null() {
+            return;
+        }
         let (first, n) = end.columns(tile);
         let bias = end.scales().bias.wrapping_add(tile.expert as usize * n as usize);
         unroll!(for j in 0..16 {

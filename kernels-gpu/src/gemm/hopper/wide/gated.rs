@@ -1,18 +1,21 @@
 //! The gated end, and its entry points: those of silu, and those of the other activations.
 //!
+//! It makes 128 columns of the intermediate, a whole scale group of the second projection: gate and up of a
+//! column are in the same thread, and a row's maximum is in the four lanes of a quad ([`requantize`]).
+//!
 //! The driver compiles a kernel when it is first used. An activation, written out for the 64 values of a
 //! thread, is a good part of a gated kernel, and nearly all models have silu: it has entry points of its own,
 //! without the others.
 
 use cuda_std::kernel;
 
-use super::consume::Rows;
-use super::{BLOCKS, End, THREADS, requantize, run, shared_bytes};
+use super::{BLOCKS, End, Fast, Promoted, Rows, THREADS, multiply, requantize, shared_bytes, wgmma_n};
 use crate::abi::Scales;
-use crate::gemm::hopper::gated::GatedArguments;
+use crate::gemm::hopper::GATED_COLUMNS;
+use crate::gemm::hopper::arguments::{GatedArguments, HopperGated};
+use crate::gemm::hopper::ring::Shape;
 use crate::gemm::hopper::slab_scales::SlabScales;
 use crate::gemm::hopper::weights::Weights;
-use crate::gemm::hopper::{GATED_COLUMNS, HopperGated};
 use crate::schedule::work::Tile;
 
 /// 128 columns of the intermediate: gate and up in one item. The activation is silu if `IS_SILU`, and another
@@ -58,48 +61,43 @@ impl<const IS_SILU: bool> End for Gated<IS_SILU> {
     }
 }
 
-macro_rules! fast {
-    ($name:ident, $is_silu:literal, $activations:literal) => {
-        #[doc = concat!("128 columns of the intermediate: gate and up in one item, activation, e4m3; ", $activations, ".")]
-        ///
-        /// Scales of A per call or row, of B per expert or channel.
+// rustfmt would indent the attribute further each time.
+#[rustfmt::skip]
+macro_rules! gated {
+    ($name:ident, $pipeline:ty, $is_silu:literal, $what:literal) => {
+        #[doc = concat!("128 columns of the intermediate: gate, up, activation, e4m3; ", $what)]
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super::super). The activation is one of
         /// those.
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
+        #[kernel(
+            threads = THREADS,
+            cluster = BLOCKS,
+            wgmma_n = wgmma_n::<$pipeline>(),
+            overlap = within,
+            shared = shared_bytes::<$pipeline>()
+        )]
         pub unsafe fn $name(arguments: HopperGated) {
-            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
-            let HopperGated { a, scales, schedule, out, intermediate, k, .. } = arguments;
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k, packed });
+            let slab_scales = if <$pipeline>::SCALED { arguments.slab_scales() } else { SlabScales::NONE };
+            let end = Gated::<$is_silu>(arguments.end(slab_scales));
+            let HopperGated { a, schedule, k, .. } = arguments;
             // SAFETY: the kernel's contract.
-            unsafe { run::<false, _>(a, b, schedule, k, &end) }
+            unsafe { multiply::<$pipeline, _>(a, arguments.matrix(), schedule, k, &end) }
         }
     };
 }
 
-fast!(hopper_wide_gated_fast_silu, true, "silu");
-fast!(hopper_wide_gated_fast, false, "other activations than silu");
-
-macro_rules! promoted {
-    ($name:ident, $is_silu:literal, $activations:literal) => {
-        #[doc = concat!("As [`hopper_wide_gated_fast`], the sums folded into f32 every 128 of K; ", $activations, ".")]
-        ///
-        /// All scales.
-        ///
-        /// # Safety
-        /// As [`hopper_wide_gated_fast`].
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
-        pub unsafe fn $name(arguments: HopperGated) {
-            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
-            let HopperGated { a, scales, schedule, out, intermediate, k, .. } = arguments;
-            let slab_scales = arguments.slab_scales();
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k, packed });
-            // SAFETY: the kernel's contract.
-            unsafe { run::<true, _>(a, b, schedule, k, &end) }
-        }
-    };
-}
-
-promoted!(hopper_wide_gated_promoted_silu, true, "silu");
-promoted!(hopper_wide_gated_promoted, false, "other activations than silu");
+gated!(
+    hopper_wide_gated_fast_silu,
+    Fast,
+    true,
+    "silu. Scales of A per call or row, of B per expert or channel."
+);
+gated!(
+    hopper_wide_gated_fast,
+    Fast,
+    false,
+    "other activations than silu. Scales of A per call or row, of B per expert or channel."
+);
+gated!(hopper_wide_gated_promoted_silu, Promoted, true, "silu. All scales.");
+gated!(hopper_wide_gated_promoted, Promoted, false, "other activations than silu. All scales.");

@@ -1,5 +1,5 @@
-//! Rows of A gathered by token: what fills the ring, and the entry points, of gated kernels that need no
-//! permuted copy of A.
+//! The producer that gathers rows of A by token, and the entry points of the gated kernels that take it: they
+//! need no permuted copy of A.
 //!
 //! The permutation says whose row of A the permuted row p is: `sorted_rows[p] = token * top_k + slot`. TMA of
 //! Hopper takes rows that follow each other, so that the threads of the last warpgroup copy instead, 16 bytes
@@ -23,19 +23,17 @@
 //! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
 //! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
-use cuda_std::{arguments, cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
+use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
-use super::fill::Fill;
 use super::gated::Gated;
-use super::items::{Item, Items};
-use super::notes::Notes;
-use super::{BLOCKS, End, STAGE_BYTES, STAGES, Source, THREADS, run_from, shared_bytes};
+use super::items::{Items, Notes};
+use super::{BLOCKS, BM, End, Pipeline, STAGES, THREADS, load_b, multiply, shared_bytes, wgmma_n};
 use crate::abi::{COPY_BYTES, SLAB};
-use crate::gemm::hopper::gated::GatedArguments;
-use crate::gemm::hopper::ring::{Position, Ring};
+use crate::gemm::hopper::arguments::{HopperGathered, TokenRows};
+use crate::gemm::hopper::ring::{Position, Ring, Shape};
 use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
 use crate::gemm::hopper::weights::Matrix;
-use crate::gemm::hopper::{CONSUMERS, HopperGathered, ROWS_128};
+use crate::gemm::hopper::{CONSUMERS, ROWS_128};
 use crate::schedule::work::Tile;
 
 /// Bytes of a copy.
@@ -48,24 +46,21 @@ const ROWS_AT_A_TIME: u32 = 32 / CHUNKS;
 /// The place of a row that does not exist.
 const NOWHERE: u32 = u32::MAX;
 
-/// A in the order of the tokens.
-#[arguments]
-pub struct TokenRows {
-    /// e4m3 `[tokens, k]`, 16-byte aligned, of fewer than 2^32 chunks of 16 bytes.
-    pub a: *const u8,
-    /// i32 `[P]`, permuted row to expanded row.
-    pub sorted_rows: *const i32,
-    /// T.
-    pub tokens: u32,
-    /// Slots of a token, at least 1.
-    pub top_k: u32,
-    /// Where the scale of (token, slab) is, if A's scales change along K.
-    pub scale_strides: crate::abi::Strides,
+/// The ring of the kernels whose producers gather: of sums as those of [`Wide`](super::Wide) have them.
+#[derive(Clone, Copy)]
+struct Gathered<const PROMOTED: bool>;
+
+impl<const PROMOTED: bool> Shape for Gathered<PROMOTED> {
+    const STAGES: u32 = STAGES;
+    const A_ROWS: u32 = BM;
+    const SCALED: bool = PROMOTED;
+    const BLOCKS: u32 = BLOCKS;
+    const COPIERS: u32 = 128;
 }
 
 /// A in the order of the tokens, and its scales, which are counted in 32 bits.
 #[derive(Clone, Copy)]
-struct Gathered {
+struct Source {
     rows: TokenRows,
     scales: *const f32,
     row_stride: u32,
@@ -90,78 +85,68 @@ impl TokenRows {
     }
 }
 
-impl Source<true> for Gathered {
-    const WARPS: u32 = 4;
+impl<const PROMOTED: bool> Pipeline for Gathered<PROMOTED> {
+    type A = Source;
+    const PRODUCERS: u32 = 4;
 
     #[inline(always)]
-    unsafe fn fill<const SCALED: bool>(
-        self,
-        ring: Ring<STAGES, STAGE_BYTES, SCALED, BLOCKS, true>,
-        mut items: Items,
-        end: &impl End,
-        b: Matrix,
-        k: u32,
-    ) {
+    unsafe fn produce(ring: &Ring<Self>, a: Source, b: &Matrix, mut items: Items, end: &impl End, k: u32) {
         let thread = thread::thread_idx_x() - CONSUMERS;
         let (warp, lane) = (thread / 32, thread % 32);
         let (chunk, row) = (lane % CHUNKS, lane / CHUNKS);
         // Four rows further, the place within the row changes in its highest bit.
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
-        let scales = end.slab_scales();
+        let (scales, notes) = (end.slab_scales(), Notes::of(ring));
         let mut position = Position::START;
         let rank = cluster::rank();
-        while let Some(Item { tile, shares_b }) = items.next() {
-            let weights = end.operands(&tile);
-            let bytes = b.bytes(&weights);
-            let mut token = None;
-            if thread < tile.rows {
-                // SAFETY: the permutation has the tile's rows.
-                token = unsafe { self.rows.token(tile.first_row + thread) };
-            }
-            // Counted in 32 bits, which registers are few of.
-            let mut scale = token.map_or(0, |token| token * self.row_stride);
-            // In chunks, which 32 bits can count.
-            let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
-            let mut rows = [0; 8];
-            unroll!(for i in 0..8 {
-                rows[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + row);
-            });
-            let is_read = 64 * (warp / 2) < tile.rows;
-            ring.wait_empty(position);
-            if thread == 0 {
-                // SAFETY: the stage is free, and the thread will arrive at it, with bytes to expect.
-                unsafe { Notes::of(&ring).write(position.stage, &tile) };
-            }
-            // SAFETY: blocks have a scale for every slab.
-            let mut blocks = unsafe { BlockLanes::new(&scales, weights.blocks, 0, k.div_ceil(SLAB)) };
-            let mut k0 = 0;
-            while k0 < k {
-                let Position { stage, .. } = position;
-                let (to, full) = (ring.stage(stage), ring.full(stage));
-                // SAFETY: as above; the item has the slab.
-                let block_scales = if SCALED { unsafe { blocks.next(&scales) } } else { [1.0; 2] };
+        // SAFETY: threads copy and ask when the stage is free in both blocks; they arrive behind their
+        // copies, thread 0 also with bytes to expect, after it has written. A stage takes A's 128 rows and
+        // B's two boxes, each from another block where they are shared; the bytes expected are those of B.
+        // The permutation has the tile's rows. Tokens that exist have a row, of which the chunks before the
+        // end of K are read, and a scale for every slab where A has such. The map is the kernel's parameter,
+        // and blocks have a scale for every slab.
+        unsafe {
+            while let Some(item) = items.next() {
+                let tile = item.tile;
+                let weights = end.operands(&tile);
+                let bytes = b.bytes(&weights);
+                let token = if thread < tile.rows { a.rows.token(tile.first_row + thread) } else { None };
+                // Counted in 32 bits, which registers are few of.
+                let mut scale = token.map_or(0, |token| token * a.row_stride);
+                // In chunks, which 32 bits can count.
+                let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
+                let mut rows = [0; 8];
+                unroll!(for i in 0..8 {
+                    rows[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + row);
+                });
+                let is_read = 64 * (warp / 2) < tile.rows;
                 ring.wait_empty(position);
-                // SAFETY: the stage is free in both blocks and takes A's 128 rows and B's two boxes, each
-                // from another block where they are shared; the bytes expected are those of B. Tokens that
-                // exist have a row, of which the chunks before the end of K are read, and a scale for every
-                // slab where A has such. The map is the kernel's parameter.
-                unsafe {
+                if thread == 0 {
+                    notes.write(position.stage, &tile);
+                }
+                let mut blocks = BlockLanes::new(&scales, weights.blocks, 0, k.div_ceil(SLAB));
+                let mut k0 = 0;
+                while k0 < k {
+                    let (to, slots) = (ring.stage(position.stage), ring.scales(position.stage));
+                    let full = ring.full(position.stage);
+                    let block_scales = if PROMOTED { blocks.next(&scales) } else { [1.0; 2] };
+                    ring.wait_empty(position);
                     if thread == 0 {
-                        let fill = Fill { to: to + ROWS_128, full, slab: k0 / SLAB };
-                        fill.begin::<SCALED>(&scales, ring.scales(stage), block_scales, bytes);
-                        fill.weights(&b, &weights, shares_b, rank);
+                        scales.store_b(slots, BM, block_scales);
+                        mbarrier::arrive_expect_tx(full, bytes);
+                        load_b(b, &weights, to + ROWS_128, full, k0, &item, rank);
                     }
-                    if SCALED && scales.has_a() {
+                    if scales.has_a() {
                         // Of a row without a token, 0.
                         let slot = first_slot(tile.first_row) + thread;
-                        let from = self.scales.wrapping_add(scale as usize).cast();
-                        cp_async::copy4_zfill(ring.scales(stage) + slot * 4, from, own != NOWHERE);
-                        scale += self.group_stride;
+                        let from = a.scales.wrapping_add(scale as usize).cast();
+                        cp_async::copy4_zfill(slots + slot * 4, from, own != NOWHERE);
+                        scale += a.group_stride;
                     }
                     if is_read {
                         let column = k0 + chunk * CHUNK;
-                        let source = self.rows.a.wrapping_add(column as usize);
+                        let source = a.rows.a.wrapping_add(column as usize);
                         unroll!(for i in 0..8 {
                             cp_async::copy16_zfill(
                                 to + places[i % 2] + i * ROWS_AT_A_TIME * SLAB,
@@ -171,17 +156,15 @@ impl Source<true> for Gathered {
                         });
                     }
                     mbarrier::arrive_after_copies(full);
+                    position = ring.next(position);
+                    k0 += SLAB;
                 }
-                position = ring.next(position);
-                k0 += SLAB;
             }
-        }
-        let full = ring.full(position.stage);
-        ring.wait_empty(position);
-        // SAFETY: the stage is free. No bytes are expected in it.
-        unsafe {
+            let full = ring.full(position.stage);
+            ring.wait_empty(position);
+            // No bytes are expected behind the last item.
             if thread == 0 {
-                Notes::of(&ring).write(position.stage, &Tile::NONE);
+                notes.write(position.stage, &Tile::NONE);
                 mbarrier::arrive(full);
             }
             mbarrier::arrive_after_copies(full);
@@ -191,52 +174,61 @@ impl Source<true> for Gathered {
     }
 }
 
-macro_rules! fast {
-    ($name:ident, $is_silu:literal, $activations:literal) => {
-        #[doc = concat!("As [`hopper_wide_gated_fast`](super::gated::hopper_wide_gated_fast), A gathered; ", $activations, ".")]
+// rustfmt would indent the attribute further each time.
+#[rustfmt::skip]
+macro_rules! gathered {
+    ($name:ident, $pipeline:ty, $is_silu:literal, $what:literal) => {
+        #[doc = concat!("128 columns of the intermediate, A gathered; ", $what)]
         ///
         /// The schedule's row p is row `sorted_rows[p] / top_k` of A, or zeros where there is no such token.
-        /// Scales of A per call or permuted row.
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super::super). The activation is one of
         /// those.
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 256, overlap = within, shared = shared_bytes::<false>())]
+        #[kernel(
+            threads = THREADS,
+            cluster = BLOCKS,
+            wgmma_n = wgmma_n::<$pipeline>(),
+            overlap = within,
+            shared = shared_bytes::<$pipeline>()
+        )]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
-            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
-            let rows = Gathered { rows: a, scales: scales.a, row_stride: 0, group_stride: 0 };
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales: SlabScales::NONE, out, intermediate, k, packed });
+            let HopperGathered { a: rows, scales, schedule, k, .. } = arguments;
+            let mut a = Source { rows, scales: scales.a, row_stride: 0, group_stride: 0 };
+            let mut slab_scales = SlabScales::NONE;
+            if <$pipeline>::SCALED {
+                a.row_stride = rows.scale_strides.row as u32;
+                a.group_stride = rows.scale_strides.group as u32;
+                slab_scales = SlabScales::new(core::ptr::null(), &scales);
+            }
+            let end = Gated::<$is_silu>(arguments.end(slab_scales));
             // SAFETY: the kernel's contract.
-            unsafe { run_from::<false, true, _, _>(rows, b, schedule, k, &end) }
+            unsafe { multiply::<$pipeline, _>(a, arguments.matrix(), schedule, k, &end) }
         }
     };
 }
 
-fast!(hopper_wide_gated_fast_gathered_silu, true, "silu");
-fast!(hopper_wide_gated_fast_gathered, false, "other activations than silu");
-
-macro_rules! promoted {
-    ($name:ident, $is_silu:literal, $activations:literal) => {
-        #[doc = concat!("As [`hopper_wide_gated_fast_gathered`], the sums folded into f32 every 128 of K; ", $activations, ".")]
-        ///
-        /// All scales; those of A per group are fewer than 2^31.
-        ///
-        /// # Safety
-        /// As [`hopper_wide_gated_fast_gathered`].
-        #[kernel(threads = THREADS, cluster = BLOCKS, wgmma_n = 128, overlap = within, shared = shared_bytes::<true>())]
-        pub unsafe fn $name(arguments: HopperGathered) {
-            let (b, packed) = (arguments.matrix(), !arguments.b_packed.is_null());
-            let HopperGathered { a, scales, schedule, out, intermediate, k, .. } = arguments;
-            let (row_stride, group_stride) = (a.scale_strides.row as u32, a.scale_strides.group as u32);
-            let rows = Gathered { rows: a, scales: scales.a, row_stride, group_stride };
-            let slab_scales = SlabScales::new(core::ptr::null(), &scales);
-            let end = Gated::<$is_silu>(GatedArguments { scales, slab_scales, out, intermediate, k, packed });
-            // SAFETY: the kernel's contract.
-            unsafe { run_from::<true, true, _, _>(rows, b, schedule, k, &end) }
-        }
-    };
-}
-
-promoted!(hopper_wide_gated_promoted_gathered_silu, true, "silu");
-promoted!(hopper_wide_gated_promoted_gathered, false, "other activations than silu");
+gathered!(
+    hopper_wide_gated_fast_gathered_silu,
+    Gathered<false>,
+    true,
+    "silu. Scales of A per call or permuted row."
+);
+gathered!(
+    hopper_wide_gated_fast_gathered,
+    Gathered<false>,
+    false,
+    "other activations than silu. Scales of A per call or permuted row."
+);
+gathered!(
+    hopper_wide_gated_promoted_gathered_silu,
+    Gathered<true>,
+    true,
+    "silu. All scales; those of A per group are fewer than 2^31."
+);
+gathered!(
+    hopper_wide_gated_promoted_gathered,
+    Gathered<true>,
+    false,
+    "other activations than silu. All scales; those of A per group are fewer than 2^31."
+);

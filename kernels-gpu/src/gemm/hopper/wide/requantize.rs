@@ -10,10 +10,10 @@ use cuda_std::fp8::e4m3x2_from_f32;
 use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, unroll};
 
-use super::consume::Rows;
+use super::Rows;
 use crate::elementwise::activation::functions::{GELU, GELU_TANH, RELU2, SILU, SWIGLUOAI, activate};
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
-use crate::gemm::hopper::gated::GatedArguments;
+use crate::gemm::hopper::arguments::GatedArguments;
 use crate::gemm::quad::transpose_in_quad;
 use crate::schedule::work::Tile;
 

@@ -21,17 +21,60 @@ use cuda_std::shared::Shared;
 use cuda_std::warp::FULL_MASK;
 use cuda_std::{memory, sync, thread, unroll};
 
-use super::consume::Rows;
-use crate::abi::OutType;
-use crate::gemm::hopper::HopperGemm;
+use super::{End, Rows, WIDE};
+use crate::abi::{OutType, Scales};
+use crate::gemm::hopper::arguments::HopperGemm;
+use crate::gemm::hopper::slab_scales::SlabScales;
+use crate::gemm::hopper::weights::Weights;
 use crate::schedule::work::Tile;
+
+/// D as it is.
+pub struct Plain {
+    pub arguments: HopperGemm,
+    pub slab_scales: SlabScales,
+}
+
+impl End for Plain {
+    const COLUMNS: u32 = WIDE.columns;
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.arguments.n
+    }
+
+    #[inline(always)]
+    fn slab_scales(&self) -> SlabScales {
+        self.slab_scales
+    }
+
+    #[inline(always)]
+    fn operands(&self, tile: &Tile) -> Weights {
+        self.arguments.weights(tile.expert, tile.n0)
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> &Scales {
+        &self.arguments.scales
+    }
+
+    #[inline(always)]
+    fn columns(&self, tile: &Tile) -> ([u32; 2], u32) {
+        ([tile.n0, tile.n0 + 128], self.arguments.n)
+    }
+
+    #[inline(always)]
+    unsafe fn finish(&self, total: &[f32; 128], tile: &Tile, rows: &Rows) {
+        // SAFETY: the caller's contract.
+        unsafe { store(total, tile, rows, &self.arguments) };
+    }
+}
 
 /// Writes a thread's part of a tile as far as rows and columns exist.
 ///
 /// # Safety
 /// The contract of the kernels; all lanes of the warp call it together.
 #[inline(always)]
-pub unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
+unsafe fn store(total: &[f32; 128], tile: &Tile, rows: &Rows, arguments: &HopperGemm) {
     if arguments.out_type.is(OutType::TokenSums) {
         // SAFETY: a tile of the schedule.
         return unsafe { add(total, tile, rows, arguments) };
