@@ -4,6 +4,7 @@
 //!   word 0      parity p
 //!   word 1      blocks that have read it
 //!   word 2, 3   words of set 0 and of set 1 that the last launch of that parity may have filled
+//!   word 4, 5   units of GEMM 2 that blocks have taken, of a launch with parity 0 and 1
 //!   32 ..       set 0    activated [pairs, I], products [parts of the second, pairs, H]
 //!   32 + S ..   set 1    likewise                           S words, as many as the host has made room for
 //! ```
@@ -106,6 +107,17 @@ pub unsafe fn of_launch(arguments: &FewTokens, shared: &Memory) -> Set {
     Set { activated, products }
 }
 
+/// The counter of the units of GEMM 2 that blocks have taken.
+///
+/// # Safety
+/// As [`of_launch`].
+#[inline(always)]
+pub unsafe fn taken(arguments: &FewTokens, shared: &Memory) -> *mut u32 {
+    // SAFETY: the caller's contract.
+    let parity = unsafe { shared.launch().read() }[0] & 1;
+    arguments.control.wrapping_add(4 + parity as usize)
+}
+
 /// Empties this block's share of the other set; the first block makes it the next launch's. All lanes of the
 /// producer warp call it together, behind everything else that takes time.
 ///
@@ -134,6 +146,8 @@ pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
         if block == 0 && thread::lane_id() == 0 {
             while atomic::load(arrived, Order::Acquire, Scope::Gpu) != blocks {}
             atomic::store(arrived, 0, Order::Relaxed, Scope::Gpu);
+            let taken_before = words_of_control.add(4 + (parity ^ 1) as usize);
+            atomic::store(taken_before, 0, Order::Relaxed, Scope::Gpu);
             atomic::store(words_of_control.add(2 + parity as usize), words(arguments), Order::Relaxed, Scope::Gpu);
             atomic::store(words_of_control, parity ^ 1, Order::Relaxed, Scope::Gpu);
         }

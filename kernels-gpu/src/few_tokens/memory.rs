@@ -6,6 +6,7 @@
 //!     maxima                          [8 rows, 16 warps]            f32
 //!     launch                          4 words                       the first control words, as the launch found them
 //!     tiles                           4 words                       how many there are, in the first
+//!     queue                           [16] of 4 words               the block's last units ([`super::queue`])
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
@@ -39,7 +40,11 @@ const TILE_PAIRS: u32 = 5 * FEW_MOST_PAIRS;
 const MAXIMA: u32 = TILE_PAIRS + FEW_MOST_PAIRS * FEW_TILE_ROWS;
 const LAUNCH: u32 = MAXIMA + FEW_TILE_ROWS * CONSUMER_WARPS;
 const TILES: u32 = LAUNCH + 4;
-const TABLE_WORDS: u32 = TILES + 4;
+const QUEUE: u32 = TILES + 4;
+const TABLE_WORDS: u32 = QUEUE + 4 * QUEUED;
+
+/// Units that the queue has room for: more than there are stages and buffers of sums.
+const QUEUED: u32 = 16;
 
 /// Most stages of the ring.
 #[host]
@@ -259,6 +264,12 @@ impl Memory {
     #[inline(always)]
     pub fn maximum(&self, row: u32, warp: u32) -> Shared<f32> {
         tables().add(MAXIMA + row * CONSUMER_WARPS + warp).cast()
+    }
+
+    /// The block's unit number `turn`.
+    #[inline(always)]
+    pub fn queued(&self, turn: u32) -> Shared<[u32; 4]> {
+        tables().add(QUEUE + turn % QUEUED * 4).cast()
     }
 
     /// The first control words, as the launch found them.

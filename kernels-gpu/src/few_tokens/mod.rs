@@ -66,6 +66,7 @@ mod inputs;
 mod memory;
 mod multiply;
 mod produce;
+mod queue;
 mod store;
 mod sum_up;
 mod tiles;
@@ -76,7 +77,8 @@ use cuda_std::{arguments, host, kernel, sync, thread};
 use crate::gemm::hopper::ring::Position;
 use inputs::Inputs;
 use memory::Memory;
-use tiles::{NO_TILE, Share};
+use queue::Units;
+use tiles::NO_TILE;
 
 /// Warps that multiply.
 const CONSUMER_WARPS: u32 = 16;
@@ -223,21 +225,24 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         if thread::warp_id() == CONSUMER_WARPS {
             let tiles = tiles::build(&arguments, &memory);
-            // It needs nothing of the others, who may still wait for memory.
-            sync::named_arrive(TABLES_BARRIERS, CONSUMERS + 32);
-            sync::named_arrive(TABLES_BARRIERS + 1, FINISHERS + 32);
-            let (mut position, mut share, mut is_first) = (Position::START, Share::new(tiles, &first), true);
+            let (mut units, mut position, mut is_begun) = (Units::new(&arguments, tiles), Position::START, false);
             loop {
-                // Not two loops: they would be all of this code twice.
-                let projection = &if is_first { first } else { second };
-                while let Some(unit) = share.next(projection) {
-                    let expert = memory.tile_expert(unit.tile);
-                    position = produce::fill(projection, packed, &unit, expert, &memory, position);
+                let unit = units.put(&arguments, &memory);
+                if !is_begun {
+                    // It needs nothing of the others, who may still wait for memory.
+                    sync::named_arrive(TABLES_BARRIERS, CONSUMERS + 32);
+                    sync::named_arrive(TABLES_BARRIERS + 1, FINISHERS + 32);
                 }
-                if !is_first {
-                    break;
-                }
-                (share, is_first) = (Share::new(tiles, &second), false);
+                let Some(unit) = unit else { break };
+                is_begun = true;
+                let taken = units.take(&arguments, &memory);
+                let projection = &if unit.is_first { first } else { second };
+                let expert = memory.tile_expert(unit.tile);
+                position = produce::fill(projection, packed, &unit, expert, &memory, position);
+                units.taken(taken);
+            }
+            if is_begun {
+                produce::fill_nothing(&memory, position);
             }
             control::end(&arguments, &memory);
             if thread::block_idx_x() == 0 {
@@ -248,53 +253,44 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
 
         if thread::warp_id() > CONSUMER_WARPS {
             sync::named(TABLES_BARRIERS + 1, FINISHERS + 32);
-            let (tiles, set) = (memory.tiles().read(), control::of_launch(&arguments, &memory));
-            let (mut share, after) = (Share::new(tiles, &first), Share::new(tiles, &second));
-            let (mut turn, all, mut is_first) = (0, share.len() + after.len(), true);
+            let (set, mut turn) = (control::of_launch(&arguments, &memory), 0);
             loop {
-                let projection = &if is_first { first } else { second };
-                while let Some(unit) = share.next(projection) {
-                    let rows = memory.tile_size(unit.tile);
-                    multiply::finish(turn, all, |buffer| {
-                        store::store(&arguments, projection, is_first, &set, &unit, rows, &memory, buffer);
-                    });
-                    turn += 1;
-                }
-                if !is_first {
-                    return;
-                }
-                (share, is_first) = (after, false);
+                multiply::wait_done(turn);
+                let Some(unit) = queue::unit(&memory, turn) else { return };
+                let (projection, rows) =
+                    (&if unit.is_first { first } else { second }, memory.tile_size(unit.tile));
+                store::store(&arguments, projection, unit.is_first, &set, &unit, rows, &memory, turn % 2);
+                multiply::finished(turn);
+                turn += 1;
             }
         }
 
         inputs::begin(&arguments, &memory);
         sync::named(TABLES_BARRIERS, CONSUMERS + 32);
-        let tiles = memory.tiles().read();
-        let mut share = Share::new(tiles, &first);
         let set = control::of_launch(&arguments, &memory);
         let (mut position, mut turn) = (Position::START, 0);
-        let (mut tile, mut rows) = (NO_TILE, 0);
-        let mut is_first = true;
+        let (mut tile, mut rows, mut was_first) = (NO_TILE, 0, true);
         loop {
+            if turn > 0 {
+                // Its entry in the queue comes with its first stage.
+                memory.wait_full(position);
+            }
+            let Some(unit) = queue::unit(&memory, turn) else { break };
+            let is_first = unit.is_first;
             let projection = &if is_first { first } else { second };
-            while let Some(unit) = share.next(projection) {
-                if unit.tile != tile {
-                    let before = (tile, rows);
-                    (tile, rows) = (unit.tile, memory.tile_size(unit.tile));
-                    let (arguments, memory, set) = (&arguments, &memory, &set);
-                    let inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows };
-                    if !inputs.are_those_of(before) {
-                        inputs.take();
-                    }
+            if unit.tile != tile || is_first != was_first {
+                let before = (tile, rows);
+                (tile, rows, was_first) = (unit.tile, memory.tile_size(unit.tile), is_first);
+                let (arguments, memory, set) = (&arguments, &memory, &set);
+                let inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows };
+                if !inputs.are_those_of(before) {
+                    inputs.take();
                 }
-                position = multiply::unit(projection, packed, &unit, rows, &memory, position, turn);
-                turn += 1;
             }
-            if !is_first {
-                break;
-            }
-            (share, tile, is_first) = (Share::new(memory.tiles().read(), &second), NO_TILE, false);
+            position = multiply::unit(projection, packed, &unit, rows, &memory, position, turn);
+            turn += 1;
         }
+        multiply::end(turn);
 
         sum_up::sum_up(&arguments, &set, &memory);
     }

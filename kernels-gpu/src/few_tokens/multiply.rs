@@ -1,5 +1,5 @@
 //! The product of a unit's weights and a tile's rows, by sixteen warps; three more add up what these have and
-//! store it ([`finish`]), while the sixteen are at the next unit.
+//! store it, while the sixteen are at the next unit.
 //!
 //! ```text
 //!   a unit's rows:  row groups of 16, eight of each half       RG = half_rows / 8 of them: 1, 2, 4 or 8
@@ -34,7 +34,7 @@ use cuda_std::shared::Shared;
 use cuda_std::{sync, thread};
 
 use super::memory::Memory;
-use super::tiles::Unit;
+use super::queue::Unit;
 use super::{CONSUMER_WARPS, CONSUMERS, FEW_STAGE_K, FEW_TILE_ROWS, FINISHERS, Projection};
 use crate::abi::BScaleKind;
 use crate::gemm::hopper::ring::Position;
@@ -51,7 +51,7 @@ const FREE_BARRIERS: u32 = 4;
 ///
 /// # Safety
 /// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are those of
-/// a tile. All consumer threads call it together, and those who finish it call [`finish`].
+/// a tile. All consumer threads call it together.
 #[inline(always)]
 pub unsafe fn unit(
     projection: &Projection,
@@ -142,17 +142,31 @@ pub unsafe fn unit(
     position
 }
 
-/// Calls `store` with the buffer of the sums of the block's unit number `turn`, of `all`. All threads that
-/// finish units call it together, for one unit after the other.
+/// Tells those who finish units that none comes behind the `turn` that there were, and waits until they have
+/// finished all. All consumers call it together.
 #[inline(always)]
-pub fn finish(turn: u32, all: u32, store: impl FnOnce(u32)) {
+pub fn end(turn: u32) {
     let buffer = turn % 2;
-    sync::named(DONE_BARRIERS + buffer, CONSUMERS + FINISHERS);
-    store(buffer);
-    // Nobody waits for what no unit comes behind.
-    if turn + 2 < all {
-        sync::named_arrive(FREE_BARRIERS + buffer, CONSUMERS + FINISHERS);
+    if turn >= 2 {
+        sync::named(FREE_BARRIERS + buffer, CONSUMERS + FINISHERS);
     }
+    sync::named_arrive(DONE_BARRIERS + buffer, CONSUMERS + FINISHERS);
+    if turn >= 1 {
+        sync::named(FREE_BARRIERS + (buffer ^ 1), CONSUMERS + FINISHERS);
+    }
+}
+
+/// Waits until the sums of the block's unit number `turn`, or its end, are there: then the queue tells which.
+/// All threads that finish units call it together, for one unit after the other.
+#[inline(always)]
+pub fn wait_done(turn: u32) {
+    sync::named(DONE_BARRIERS + turn % 2, CONSUMERS + FINISHERS);
+}
+
+/// Says that unit number `turn` is finished. All threads that finish units call it together.
+#[inline(always)]
+pub fn finished(turn: u32) {
+    sync::named_arrive(FREE_BARRIERS + turn % 2, CONSUMERS + FINISHERS);
 }
 
 /// r(g) of the module's drawing.

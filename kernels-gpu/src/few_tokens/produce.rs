@@ -11,7 +11,7 @@ use cuda_std::warp::{FULL_MASK, elect};
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
 use super::memory::Memory;
-use super::tiles::Unit;
+use super::queue::Unit;
 use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
 use crate::gemm::hopper::ring::Position;
@@ -70,6 +70,25 @@ pub unsafe fn fill(
         position = memory.next(position);
     }
     position
+}
+
+/// Fills a stage with nothing: the end of the queue comes with it. All lanes of the producer warp call it
+/// together.
+///
+/// # Safety
+/// The contract of the kernel.
+#[inline(always)]
+pub unsafe fn fill_nothing(memory: &Memory, position: Position) {
+    memory.wait_empty(position);
+    let full = memory.full(position.stage);
+    // SAFETY: an initialised barrier, in a phase that nobody has arrived in.
+    unsafe {
+        if elect() {
+            mbarrier::arrive_expect_tx(full, 0);
+        }
+        sync::warp(FULL_MASK);
+        mbarrier::arrive_after_copies(full);
+    }
 }
 
 /// The copies that make a stage, one behind the other in it. In memory they lie in runs.

@@ -6,7 +6,7 @@ use cuda_std::thread;
 use super::control::{self, Set};
 use super::memory::Memory;
 use super::multiply::sum;
-use super::tiles::Unit;
+use super::queue::Unit;
 use super::{FINISHERS, FIRST_FINISHER, FewTokens, Projection};
 use crate::elementwise::activation::functions::activate;
 use crate::gemm::recomputed;

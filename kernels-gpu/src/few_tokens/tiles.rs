@@ -1,4 +1,4 @@
-//! The tiles of a launch, which every block works out from the ids, and a block's share of their units.
+//! The tiles of a launch, which every block works out from the ids.
 //!
 //! ```text
 //!   top_k = 2, ids   7 3 | 3 -1 | 7 3        pairs 0 .. 5
@@ -9,8 +9,6 @@
 //! Tiles come in the order of their first pairs, and so do the rows of a tile; an expert with more rows than
 //! a tile holds has several. The producer warp alone builds the tables, since no weight can be asked for
 //! before they are there: a lane to a pair, which it compares with all others, four to a read.
-
-use core::ops::Range;
 
 use cuda_std::thread::WARP_SIZE;
 use cuda_std::warp::{FULL_MASK, ballot};
@@ -135,73 +133,6 @@ pub unsafe fn store_offsets(arguments: &FewTokens, shared: &Memory) {
             arguments.expert_offsets.add(expert as usize).write(before);
         }
         expert += 32;
-    }
-}
-
-/// What is left of a block's share of the units of all tiles.
-#[derive(Clone, Copy)]
-pub struct Share {
-    left: u32,
-    /// Where the next one is, counted up: divisions take longer than a stage's copies.
-    unit: Unit,
-    /// Its number in its tile.
-    index: u32,
-}
-
-/// Some rows of an expert's matrix, by some of K.
-#[derive(Clone, Copy)]
-pub struct Unit {
-    pub tile: u32,
-    /// Its first row.
-    pub row: u32,
-    /// Its number among the parts of K.
-    pub part: u32,
-}
-
-/// This block's units, counted over all tiles.
-#[inline(always)]
-pub fn units(tiles: u32, projection: &Projection) -> Range<u32> {
-    let (block, blocks) = (recomputed(thread::block_idx_x()), thread::grid_dim_x());
-    // The host has checked that the product fits.
-    let start = |block: u32| tiles * projection.units * block / blocks;
-    start(block)..start(block + 1)
-}
-
-impl Share {
-    /// This block's.
-    #[inline(always)]
-    pub fn new(tiles: u32, projection: &Projection) -> Self {
-        let Range { start, end } = units(tiles, projection);
-        let (tile, index) = (start / projection.units, start % projection.units);
-        // Parts are a power of two.
-        let (column, part) = (index >> projection.parts.trailing_zeros(), index & (projection.parts - 1));
-        Self { left: end - start, unit: Unit { tile, row: column * projection.stride, part }, index }
-    }
-
-    /// How many there are.
-    #[inline(always)]
-    pub fn len(&self) -> u32 {
-        self.left
-    }
-
-    /// The next one, of the projection that the share was made for.
-    #[inline(always)]
-    pub fn next(&mut self, projection: &Projection) -> Option<Unit> {
-        if self.left == 0 {
-            return None;
-        }
-        let unit = self.unit;
-        self.left -= 1;
-        self.index += 1;
-        self.unit.part += 1;
-        if self.unit.part == projection.parts {
-            (self.unit.part, self.unit.row) = (0, unit.row + projection.stride);
-        }
-        if self.index == projection.units {
-            self.index = 0;
-            self.unit = Unit { tile: unit.tile + 1, row: 0, part: 0 };
-        }
-        Some(unit)
     }
 }
 
