@@ -165,8 +165,9 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     require(set_words >= needed && set_words.is_multiple_of(4), OP, "control", set_words, || {
         format!("must be sets of {needed} words, or of more in fours")
     })?;
-    let set_words = u32::try_from(set_words)
-        .map_err(|_| crate::Error::argument(OP, "control", set_words, "must be sets of fewer than 2^32 words"))?;
+    let set_words = u32::try_from(set_words).map_err(|_| {
+        crate::Error::argument(OP, "control", set_words, "must be sets of fewer than 2^32 words")
+    })?;
     let out_elements = tokens * hidden;
     let (out, out_type) = match &args.out {
         ActivationsMut::Bf16(out) => {

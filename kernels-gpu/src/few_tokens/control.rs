@@ -125,8 +125,7 @@ pub unsafe fn taken(arguments: &FewTokens, shared: &Memory) -> *mut u32 {
 /// The contract of the kernel; the table has what [`read`] has found.
 #[inline(always)]
 pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
-    let (words_of_control, block, blocks) =
-        (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
+    let (words_of_control, block, blocks) = (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
     // SAFETY: nobody else touches the other set in this launch; its words are as many as the last launch that
     // filled it has left here, a multiple of 64, for which the host has made room. The first four
     // words are touched by atomics alone; they change when all blocks have read them.
@@ -148,7 +147,12 @@ pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
             atomic::store(arrived, 0, Order::Relaxed, Scope::Gpu);
             let taken_before = words_of_control.add(4 + (parity ^ 1) as usize);
             atomic::store(taken_before, 0, Order::Relaxed, Scope::Gpu);
-            atomic::store(words_of_control.add(2 + parity as usize), words(arguments), Order::Relaxed, Scope::Gpu);
+            atomic::store(
+                words_of_control.add(2 + parity as usize),
+                words(arguments),
+                Order::Relaxed,
+                Scope::Gpu,
+            );
             atomic::store(words_of_control, parity ^ 1, Order::Relaxed, Scope::Gpu);
         }
     }

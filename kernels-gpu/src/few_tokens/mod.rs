@@ -225,7 +225,8 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
     unsafe {
         if thread::warp_id() == CONSUMER_WARPS {
             let tiles = tiles::build(&arguments, &memory);
-            let (mut units, mut position, mut is_begun) = (Units::new(&arguments, tiles), Position::START, false);
+            let (mut units, mut position, mut is_begun) =
+                (Units::new(&arguments, tiles), Position::START, false);
             loop {
                 let unit = units.put(&arguments, &memory);
                 if !is_begun {

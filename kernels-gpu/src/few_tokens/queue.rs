@@ -87,7 +87,8 @@ impl Units {
         }
         let is_first = self.is_first;
         let unit = (is_first || self.index < self.second).then(|| {
-            let Projection { units, parts, stride, .. } = if is_first { arguments.first } else { arguments.second };
+            let Projection { units, parts, stride, .. } =
+                if is_first { arguments.first } else { arguments.second };
             let (tile, within) = (self.index / units, self.index % units);
             // Parts are a power of two.
             let (column, part) = (within >> parts.trailing_zeros(), within & (parts - 1));
