@@ -5,9 +5,9 @@ use crate::config::MoeConfig;
 use crate::error::{Result, require};
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::ops::few_tokens::{Control, ControlWords};
-use crate::plan::few_tokens::FewTokensPlan;
 use crate::ops::pack_weights::WeightLayout;
 use crate::plan::Plan;
+use crate::plan::few_tokens::FewTokensPlan;
 
 /// Device memory for the forwards of a layer, one at a time. From [`crate::MoeLayer::workspace`].
 ///

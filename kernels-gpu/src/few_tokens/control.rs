@@ -43,7 +43,8 @@ pub fn are_filled<const N: usize>(words: &[f32; N]) -> bool {
     words.iter().fold(true, |all, word| all & (word.to_bits() != 0))
 }
 
-/// Between two looks at the same words: the compiler must not take the second to find what the first has found.
+/// Between two looks at the same words: the compiler must not take the second to find what the first has
+/// found.
 #[inline(always)]
 pub fn look_again() {
     // SAFETY: no instruction at all. It might write memory, for all that the compiler knows.
@@ -113,8 +114,7 @@ pub unsafe fn of_launch(arguments: &FewTokens, shared: &Memory) -> Set {
 /// The contract of the kernel; the table has what [`read`] has found.
 #[inline(always)]
 pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
-    let (words_of_control, block, blocks) =
-        (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
+    let (words_of_control, block, blocks) = (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
     // SAFETY: nobody else touches the other set in this launch; its words are as many as the last launch that
     // filled it has left here, a multiple of 64, for which the host has made room. The first four
     // words are touched by atomics alone; they change when all blocks have read them.
@@ -134,7 +134,12 @@ pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
         if block == 0 && thread::lane_id() == 0 {
             while atomic::load(arrived, Order::Acquire, Scope::Gpu) != blocks {}
             atomic::store(arrived, 0, Order::Relaxed, Scope::Gpu);
-            atomic::store(words_of_control.add(2 + parity as usize), words(arguments), Order::Relaxed, Scope::Gpu);
+            atomic::store(
+                words_of_control.add(2 + parity as usize),
+                words(arguments),
+                Order::Relaxed,
+                Scope::Gpu,
+            );
             atomic::store(words_of_control, parity ^ 1, Order::Relaxed, Scope::Gpu);
         }
     }

@@ -42,11 +42,11 @@
 //! - *GEMM 1 to 2.* Activated values, f32. A block that begins a tile in GEMM 2 loads the tile's rows until
 //!   all of them are there, and quantises them for itself. So a scale over a whole row costs no more than one
 //!   over 128 columns, and no block waits for blocks of other experts.
-//! - *GEMM 2 to the output.* Products, f32. Every block sums up a share of the output's columns, slot by slot:
-//!   always in the same order.
+//! - *GEMM 2 to the output.* Products, f32. Every block sums up a share of the output's columns, slot by
+//!   slot: always in the same order.
 //!
-//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1, and
-//! in GEMM 2 for GEMM 1 alone, so that all values that are waited for get there.
+//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1,
+//! and in GEMM 2 for GEMM 1 alone, so that all values that are waited for get there.
 //!
 //! # The control words
 //! They are zero before the first launch, and each launch leaves them ready for the next ([`control`]). A
@@ -172,8 +172,8 @@ pub struct FewTokens {
     pub second: crate::few_tokens::Projection,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: *mut i64,
-    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
-    /// may be missing. 16-byte aligned.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second
+    /// set may be missing. 16-byte aligned.
     pub control: *mut u32,
     /// Words of a set: at least those of activated values and products, and a multiple of 4.
     pub set_words: u32,
