@@ -50,6 +50,7 @@
 //! partial sums and counters, which it may still use (the counters lie beside the number of tiles, but are
 //! words of their own), and the output.
 
+mod accumulator;
 mod requantize;
 mod share;
 mod store;
@@ -59,7 +60,6 @@ use cuda_std::l2::Policy;
 use cuda_std::tma::{self, TensorMap};
 use cuda_std::{grid, host, kernel, mbarrier, thread, unroll, warp, wgmma};
 
-use super::accumulator::Accumulator;
 use super::arguments::{HopperGated, HopperGemm};
 use super::ring::{Position, Ring, Shape};
 use super::slab_scales::{BlockLanes, SlabScales, row_slot};
@@ -68,6 +68,7 @@ use super::{CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS, ROWS_64, ROWS_128};
 use crate::abi::{GemmTile, SLAB, Scales};
 use crate::gemm::recomputed;
 use crate::gemm::scales::column_scale;
+use accumulator::Accumulator;
 use requantize::{Exchange, Gated};
 use share::{Part, Parts, Share};
 use store::Plain;
@@ -104,57 +105,26 @@ trait Products: Shape {
     const LOWER: bool;
 }
 
-impl Products for Narrow<8> {
-    type Tallest = [f32; 4];
-    const LOWER: bool = false;
-}
-
-impl Products for Narrow<16> {
-    type Tallest = [f32; 8];
-    const LOWER: bool = false;
-}
-
-impl Products for Narrow<32> {
-    type Tallest = [f32; 16];
-    const LOWER: bool = true;
-}
-
-/// Up to 8 rows.
-#[host]
-pub const NARROW_8: GemmTile = GemmTile {
-    rows: 8,
-    columns: BN,
-    stages: STAGES,
-    operand_bytes: Narrow::<8>::STAGE_BYTES,
-    a_box_rows: BOX_ROWS,
-    partial_bytes: partial_bytes(8),
-};
-/// Up to 16 rows.
-#[host]
-pub const NARROW_16: GemmTile = GemmTile {
-    rows: 16,
-    columns: BN,
-    stages: STAGES,
-    operand_bytes: Narrow::<16>::STAGE_BYTES,
-    a_box_rows: BOX_ROWS,
-    partial_bytes: partial_bytes(16),
-};
-
-/// Up to 32 rows: products of 8, 16 or 32, by the rows that a tile has.
-#[host]
-pub const NARROW_32: GemmTile = GemmTile {
-    rows: 32,
-    columns: BN,
-    stages: STAGES,
-    operand_bytes: Narrow::<32>::STAGE_BYTES,
-    a_box_rows: BOX_ROWS,
-    partial_bytes: partial_bytes(32),
-};
-
 // rustfmt would indent the attribute further each time.
 #[rustfmt::skip]
 macro_rules! kernels {
-    ($n:literal, $wgmma_n:tt, $plain:ident, $gated:ident) => {
+    ($(#[$doc:meta])* $tile:ident = $n:literal, $wgmma_n:tt, $lower:literal: $plain:ident, $gated:ident) => {
+        $(#[$doc])*
+        #[host]
+        pub const $tile: GemmTile = GemmTile {
+            rows: $n,
+            columns: BN,
+            stages: STAGES,
+            operand_bytes: Narrow::<$n>::STAGE_BYTES,
+            a_box_rows: BOX_ROWS,
+            partial_bytes: partial_bytes($n),
+        };
+
+        impl Products for Narrow<$n> {
+            type Tallest = [f32; $n / 2];
+            const LOWER: bool = $lower;
+        }
+
         #[doc = concat!("D in items of 256 columns x ", stringify!($n), " rows. All scales.")]
         ///
         /// # Safety
@@ -188,9 +158,18 @@ macro_rules! kernels {
     };
 }
 
-kernels!(8, [8], hopper_narrow_8, hopper_narrow_gated_8);
-kernels!(16, [16], hopper_narrow_16, hopper_narrow_gated_16);
-kernels!(32, [8, 16, 32], hopper_narrow_32, hopper_narrow_gated_32);
+kernels! {
+    /// Up to 8 rows.
+    NARROW_8 = 8, [8], false: hopper_narrow_8, hopper_narrow_gated_8
+}
+kernels! {
+    /// Up to 16 rows.
+    NARROW_16 = 16, [16], false: hopper_narrow_16, hopper_narrow_gated_16
+}
+kernels! {
+    /// Up to 32 rows: products of 8, 16 or 32, by the rows that a tile has.
+    NARROW_32 = 32, [8, 16, 32], true: hopper_narrow_32, hopper_narrow_gated_32
+}
 
 /// The body of every kernel: the roles of the warps.
 ///

@@ -10,11 +10,11 @@ use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, sync, thread};
 
+use super::accumulator::Accumulator;
 use super::share::Part;
 use super::{ColumnScales, Columns, End, Launch};
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
-use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::arguments::{GatedArguments, HopperGated};
 use crate::gemm::hopper::weights::Weights;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS};

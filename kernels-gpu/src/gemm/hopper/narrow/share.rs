@@ -22,7 +22,7 @@ use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, warp};
 
-use crate::gemm::hopper::accumulator::Accumulator;
+use super::accumulator::Accumulator;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMERS};
 use crate::schedule::entry::{self, Entry, Header};
 

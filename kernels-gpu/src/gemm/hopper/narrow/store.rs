@@ -8,11 +8,11 @@ use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, thread};
 
+use super::accumulator::Accumulator;
 use super::requantize::Exchange;
 use super::share::Part;
 use super::{BN, ColumnScales, Columns, End, Launch};
 use crate::abi::{AScaleKind, OutType};
-use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::arguments::HopperGemm;
 use crate::gemm::hopper::weights::Weights;
 use crate::gemm::quad::columns_of_a_row;
