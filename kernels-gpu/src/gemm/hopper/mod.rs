@@ -10,8 +10,8 @@
 //! never goes to memory in more than 8 bits.
 //!
 //! # Where to begin
-//! Read `wide/mod.rs` or `narrow/mod.rs`: entry points, the producer's loop and the consumers' stand there one
-//! below the other. Then [`ring`], which joins the two. The rest are details, each for itself:
+//! Read `wide/mod.rs` or `narrow/mod.rs`: entry points, the producer's loop and the consumers' stand there,
+//! one below the other. Then [`ring`], which joins the two. The rest are details, each for itself:
 //!
 //! | file | what it has |
 //! |---|---|

@@ -140,8 +140,8 @@ macro_rules! kernels {
             unsafe { multiply::<Narrow<$n>, _>(&Plain(arguments)) }
         }
 
-        #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate, up, activation, e4m3.")]
-        /// All scales.
+        #[doc = concat!("128 columns of the intermediate x ", stringify!($n), " rows: gate, up, activation.")]
+        /// E4m3. All scales.
         ///
         /// # Safety
         /// The contract in the module documentation of [`hopper`](super).

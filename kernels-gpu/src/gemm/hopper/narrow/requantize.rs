@@ -1,8 +1,8 @@
 //! The gated end: activation of gate and up, the scale of every row's 128 columns, e4m3.
 //!
 //! ```text
-//!   a row of A is a column of the product: its 128 values are in the lanes of one q, in all eight consumer warps
-//!   maximum of a row:   lanes of a warp by shuffles --> shared memory [warp][row] --> one thread a row --> scale [row]
+//!   a row of A is a column of the product: its 128 values are in the lanes of one q of all eight warps
+//!   maximum of a row: lanes by shuffles --> shared memory [warp][row] --> one thread a row --> scale [row]
 //! ```
 
 use cuda_std::fp8::e4m3_from_f32;
@@ -20,9 +20,9 @@ use crate::gemm::hopper::weights::Weights;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS};
 use crate::gemm::scales::{column_bias, row_scale};
 
-/// Shared memory in which the warps exchange maxima and scales of rows: so many rows as the kernel's tallest
-/// tiles have. Lower ones share the layout: what an item leaves for its last reads must not lie where the next
-/// begins to write.
+/// Shared memory in which the warps exchange maxima and scales of rows, of as many rows as the kernel's
+/// tallest tiles have. Lower ones share the layout: what an item leaves for its last reads must not lie where
+/// the next begins to write.
 #[derive(Clone, Copy)]
 pub struct Exchange {
     /// Of each row in every warp.
@@ -183,8 +183,8 @@ unsafe fn store<A: Accumulator>(
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 16));
             if lane < 4 {
-                // SAFETY: each warp has a word for each row, written by one lane each; the barrier of the last item lies
-                // behind its reads.
+                // SAFETY: each warp has a word for each row, written by one lane; the barrier of the last item
+                // lies behind its reads.
                 unsafe { maxima.add(thread / 32 * rows + row_of(j, c)).write(largest) };
             }
         },
