@@ -756,8 +756,8 @@ pub struct FewTokens {
     pub second: Projection,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: DevicePtr<i64>,
-    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
-    /// may be missing. 16-byte aligned.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second
+    /// set may be missing. 16-byte aligned.
     pub control: DevicePtr<u32>,
     /// Words of a set: at least those of activated values and products, and a multiple of 4.
     pub set_words: u32,

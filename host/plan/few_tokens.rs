@@ -138,9 +138,9 @@ impl FewTokensPlan {
 
 /// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch
 /// reads if its tokens spread evenly, as the config's table has it. On an H200 (`docs/PERFORMANCE.md`) it
-/// saves some 9 us of launches and of streams begun anew, and loses 1 us for every 40 MB that it streams and
-/// more for every tile that a block begins, so that it pays for one token, for two with small experts, and
-/// for no more. Of weights as a checkpoint has them an earlier state was measured, at one token.
+/// saves some 9 us of launches and of streams begun anew, and loses about 1 us for every 40 MB that it
+/// streams and more for every tile that a block begins, so that it pays for one token, and for up to four
+/// with small experts. Of weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     bytes_read(config, tokens) <= config.tuning.one_launch_bytes(tokens, packed)
 }
@@ -276,7 +276,9 @@ mod tests {
         };
         assert!(is_taken([256, 8, 2048, 512], 1) && is_taken([256, 8, 2048, 512], 2));
         assert!(is_taken([160, 8, 5120, 1536], 1) && !is_taken([160, 8, 5120, 1536], 2));
-        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 2048, 512], 4));
+        assert!(is_taken([128, 8, 2048, 768], 4) && is_taken([256, 8, 7168, 256], 4));
+        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([128, 8, 4096, 1536], 3));
+        assert!(!is_taken([256, 8, 2048, 512], 8));
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
-//! else happens beside the stream.
+//! else happens beside the stream. A producer warp asks for the weights, sixteen consumer warps multiply
+//! them, and three finish what these have summed, while they are at the next unit.
 //!
 //! ```text
 //!   time ------------------------------------------------------------------------------------------------>
 //!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
-//!   consumers                 | quantise x | product, activate | look .. quantise | product | look .. sum up |
-//!                                                 |                  ^                    |       ^
-//!   memory                                        +--> activated ----+                    +- products
+//!   consumers                 | quantise x | products .. | look .. quantise | products .. | look .. sum up |
+//!   finishers                              | .. activate |                        | .. store |   ^
+//!                                                 |          ^                         |         |
+//!   memory                                        +----------+ activated               +---------+ products
 //! ```
 //!
 //! # Rows, tiles, units
@@ -53,9 +55,10 @@
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! By `mma.sync` m16n8k32: rows of weights are its M, the tile's rows its N. K within 64 bytes may come in
-//! any order as long as both operands agree, so that a lane takes 16 adjacent bytes of each. Sums are folded
-//! into f32 registers every 128 of K with the scales that change there ([`multiply`]).
+//! By `mma.sync` m16n8k16 on f16, which holds every e4m3 value: rows of weights are its M, the tile's rows
+//! its N. K within 64 bytes may come in any order as long as both operands agree, so that a lane takes 16
+//! adjacent bytes of each. Sums are folded into f32 registers every 128 of K with the scales that change
+//! there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,

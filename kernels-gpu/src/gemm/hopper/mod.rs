@@ -10,8 +10,8 @@
 //! never goes to memory in more than 8 bits.
 //!
 //! # Where to begin
-//! Read `wide/mod.rs`: entry points, the producer's loop and the consumers' stand there one below the other.
-//! Then [`ring`], which joins the two. The rest are details, each for itself:
+//! Read `wide/mod.rs` or `narrow/mod.rs`: entry points, the producer's loop and the consumers' stand there,
+//! one below the other. Then [`ring`], which joins the two. The rest are details, each for itself:
 //!
 //! | file | what it has |
 //! |---|---|
@@ -25,7 +25,7 @@
 //! | `wide/store`; `wide/gated`, `wide/requantize` | the ends |
 //! | `wide/gather` | the producer that gathers rows of A |
 //! | `narrow/share` | how items are cut, and parts added up |
-//! | `narrow/produce`, `narrow/consume`, `accumulator` | the producer; the products |
+//! | `narrow/accumulator` | a product of any of the heights, as registers of a thread |
 //! | `narrow/store`, `narrow/requantize` | the ends |
 //!
 //! From an entry point to `wgmma`:
@@ -33,7 +33,7 @@
 //! ```text
 //!   wide/mod.rs     hopper_wide_promoted -> multiply -> consume -> promoted -> wgmma_e4m3!
 //!   wide/gated.rs   hopper_wide_gated_promoted -> multiply (wide/mod.rs) -> .. as above
-//!   narrow/mod.rs   hopper_narrow_8 -> sums (narrow/consume.rs) -> multiply (accumulator.rs) -> wgmma_e4m3!
+//!   narrow/mod.rs   hopper_narrow_8 -> multiply -> consume -> sums -> narrow/accumulator.rs -> wgmma_e4m3!
 //! ```
 //!
 //! # A block
@@ -62,7 +62,6 @@
 //! - fast kernels take scales of A per call or row, of B per expert or channel. What the kinds do not lead to
 //!   is not read.
 
-mod accumulator;
 pub(crate) mod arguments;
 mod narrow;
 mod pack;

@@ -22,7 +22,7 @@ use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, warp};
 
-use crate::gemm::hopper::accumulator::Accumulator;
+use super::accumulator::Accumulator;
 use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMERS};
 use crate::schedule::entry::{self, Entry, Header};
 
@@ -160,30 +160,35 @@ impl Share {
 /// Bytes of shared memory that [`Parts`] take.
 pub const SHARED_BYTES: u32 = 16;
 
-/// Where parts are added up, of tiles of up to `N` rows.
-pub struct Parts<const N: u32> {
+/// Where parts are added up.
+pub struct Parts {
     counters: *mut u32,
     partials: *mut [f32; 4],
     /// Whether this block is the last with a part of an item: for all its consumers to read.
     is_last: Shared<u32>,
+    /// Vectors of four sums in half a slot: as many as tiles of the kernel's most rows take. Lower ones leave
+    /// the end of theirs alone.
+    vectors: usize,
 }
 
-impl<const N: u32> Parts<N> {
-    /// `shared` is the address of [`SHARED_BYTES`] of shared memory that nothing else uses.
+impl Parts {
+    /// Of tiles of up to `rows` rows; `shared` is the address of [`SHARED_BYTES`] of shared memory that
+    /// nothing else uses.
     ///
     /// # Safety
     /// `schedule` is a schedule; `partials` has two slots for every block of the grid.
     #[inline(always)]
-    pub unsafe fn new(schedule: *mut [u32; 4], partials: *mut [f32; 4], shared: u32) -> Self {
+    pub unsafe fn new(schedule: *mut [u32; 4], partials: *mut [f32; 4], shared: u32, rows: u32) -> Self {
         // SAFETY: a schedule, by the caller's contract.
         let counters = unsafe { entry::counters(schedule) };
-        Self { counters, partials, is_last: Shared::from_address(shared) }
+        let vectors = (rows / 8 * CONSUMERS) as usize;
+        Self { counters, partials, is_last: Shared::from_address(shared), vectors }
     }
 
-    /// Address of the shared memory behind what [`new`](Self::new) takes at `shared`.
+    /// Address of the shared memory behind what [`new`](Self::new) takes.
     #[inline(always)]
-    pub fn end(shared: u32) -> u32 {
-        shared + SHARED_BYTES
+    pub fn end(&self) -> u32 {
+        self.is_last.address() + SHARED_BYTES
     }
 
     /// Adds a part to those that are there. If it is the last of its item, `sums` become those of the item.
@@ -192,9 +197,7 @@ impl<const N: u32> Parts<N> {
     /// As [`new`](Self::new); all consumer threads call it together.
     #[inline(always)]
     pub unsafe fn complete<A: Accumulator>(&self, share: &Share, part: &Part, sums: &mut [A; 2]) -> bool {
-        // A slot is that of the tallest tiles; lower ones leave its end alone.
-        let vectors = (N / 8 * CONSUMERS) as usize;
-        let thread = thread::thread_idx_x();
+        let (vectors, thread) = (self.vectors, thread::thread_idx_x());
         let head = share.block_of(part.item_start);
         let count = share.block_of(part.item_start + share.slabs - 1) - head + 1;
         let slot = |block: u32, is_head: bool| {
