@@ -257,9 +257,8 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             loop {
                 let projection = &if is_first { first } else { second };
                 while let Some(unit) = share.next(projection) {
-                    let rows = memory.tile_size(unit.tile);
                     multiply::finish(turn, all, |buffer| {
-                        store::store(&arguments, projection, is_first, &set, &unit, rows, &memory, buffer);
+                        store::store(&arguments, projection, is_first, &set, &unit, &memory, buffer);
                     });
                     turn += 1;
                 }
