@@ -1804,27 +1804,27 @@ pub const GROUPED_TOP_K: Kernel<GroupedTopK> = unsafe {
 };
 /// Kernel `hopper_narrow_16`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_16: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_16", 288, 1, true, 140432, module)
+    Kernel::new("hopper_narrow_16", 288, 1, true, 140816, module)
 };
 /// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_32: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_32", 288, 1, true, 149712, module)
+    Kernel::new("hopper_narrow_32", 288, 1, true, 150096, module)
 };
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_8: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_8", 288, 1, true, 136048, module)
+    Kernel::new("hopper_narrow_8", 288, 1, true, 136432, module)
 };
 /// Kernel `hopper_narrow_gated_16`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_16", 288, 1, true, 140432, module)
+    Kernel::new("hopper_narrow_gated_16", 288, 1, true, 140816, module)
 };
 /// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_32", 288, 1, true, 149712, module)
+    Kernel::new("hopper_narrow_gated_32", 288, 1, true, 150096, module)
 };
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_8", 288, 1, true, 136048, module)
+    Kernel::new("hopper_narrow_gated_8", 288, 1, true, 136432, module)
 };
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = unsafe {

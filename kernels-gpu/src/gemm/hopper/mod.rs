@@ -3,7 +3,7 @@
 //! | module | an item of work | made for |
 //! |---|---|---|
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
-//! | [`narrow`] | 256 columns x 8, 16 or 32 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
+//! | [`narrow`] | 256 columns x 8, 16 or 32 rows, operands swapped; blocks draw items, of which the last may be cut along K | few rows per expert: the stream of weights is the limit |
 //!
 //! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first
 //! projection of a layer, an activation of gate and up with requantisation to e4m3, so that the intermediate
@@ -24,7 +24,9 @@
 //! | `wide/end_scales` | the scales of whole sums, and the bias |
 //! | `wide/store`; `wide/gated`, `wide/requantize` | the ends |
 //! | `wide/gather` | the producer that gathers rows of A |
-//! | `narrow/share` | how items are cut, and parts added up |
+//! | `narrow/units` | which items, or parts of them, a block takes |
+//! | `narrow/notes` | by which the producer tells the consumers of them |
+//! | `narrow/parts` | sums of items that are cut |
 //! | `narrow/accumulator` | a product of any of the heights, as registers of a thread |
 //! | `narrow/store`, `narrow/requantize` | the ends |
 //!

@@ -1,6 +1,6 @@
 //! Few rows per expert: the weights are on the M side of `wgmma` and the rows of A are its N = 8, 16 or 32
-//! columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that every
-//! SM streams its share of it. Tiles of up to 32 rows take the lowest N that their rows fit into: where rows
+//! columns, so that nothing is padded to 64 rows. The work is a stream of weights; what counts is that SMs
+//! stream to the end. Tiles of up to 32 rows take the lowest N that their rows fit into: where rows
 //! are uneven, fewer experts have a second tile, for which their weights are streamed again.
 //!
 //! ```text
@@ -17,15 +17,16 @@
 //! Sums are always folded into f32 registers, every 128 of K: there are few of them.
 //!
 //! # The two loops
-//! Both are below, one behind the other. A block's share is cut into parts of items ([`share`]), which both
-//! go through; the ring's barriers, and nothing else, join them:
+//! Both are below, one behind the other. A unit is an item or a part of one ([`units`]). The barriers of the
+//! ring and of the [`notes`], and nothing else, join them:
 //!
 //! ```text
 //!   warp 8: `produce`                              warps 0 to 7: `consume`
 //!     ask for the weights of the first stages
 //!     wait for the kernel before                     wait for the kernel before
-//!     for each part of the share                     for each part of the share
-//!       for each slab of 128 of K                      ask for the scales of whole sums
+//!     for each unit that the block draws             for each unit that a note tells
+//!       write a note                                   ask for the scales of whole sums
+//!       for each slab of 128 of K
 //!         wait(empty)              <--- empty ---      for each slab: `sums`
 //!         expect bytes, ask for B                        wait(full)
 //!         ask for A and its scales  --- full --->        wgmma, fold with the slab's scales
@@ -43,7 +44,7 @@
 //!   producer             schedule | B B B B B B  wait | A A A A A A | B A | B A | ..
 //! ```
 //!
-//! With `schedule_is_settled` a block reads its share of the schedule, too, before it waits. The caller
+//! With `schedule_is_settled` a block reads its first tiles of the schedule, too, before it waits. The caller
 //! vouches that the number of tiles and the tiles were written by a kernel before that one, and that every
 //! thread of that one waits before it signals or exits, which is what makes them visible ([`grid`] says why).
 //! Everything else is touched behind the wait: rows and scales, which the predecessor may have written,
@@ -51,14 +52,16 @@
 //! words of their own), and the output.
 
 mod accumulator;
+mod notes;
+mod parts;
 mod requantize;
-mod share;
 mod store;
+mod units;
 
 use cuda_std::code::Flag;
 use cuda_std::l2::Policy;
 use cuda_std::tma::{self, TensorMap};
-use cuda_std::{grid, host, kernel, mbarrier, thread, unroll, warp, wgmma};
+use cuda_std::{grid, host, kernel, mbarrier, shared, thread, unroll, warp, wgmma};
 
 use super::arguments::{HopperGated, HopperGemm};
 use super::ring::{Position, Ring, Shape};
@@ -69,9 +72,11 @@ use crate::abi::{GemmTile, SLAB, Scales};
 use crate::gemm::recomputed;
 use crate::gemm::scales::column_scale;
 use accumulator::Accumulator;
+use notes::Notes;
+use parts::Parts;
 use requantize::{Exchange, Gated};
-use share::{Part, Parts, Share};
 use store::Plain;
+use units::{Part, SLOTS, Units};
 
 /// Threads of a block: the consumers and the producer warp.
 const THREADS: u32 = CONSUMERS + 32;
@@ -180,56 +185,51 @@ unsafe fn multiply<S: Products, E: End>(end: &E) {
     let launch = end.launch();
     // SAFETY: the kernel's contract. Warps 0 to 7 and warp 8 take different branches for good, and each role
     // executes its collective operations with whole warps; branches depend on the schedule and the block
-    // alone. Stages pass between the roles by the ring's barriers alone.
+    // alone. Units and stages pass between the roles by the barriers of the notes and of the ring alone.
     unsafe {
         prefetch_maps(&launch);
+        let told = shared::dynamic::<u8>().address() + const { Ring::<S>::BYTES };
+        notes::prepare(told);
         let ring = Ring::<S>::new(cleared::<S>(launch.b.may_be_short(end.n(), E::COLUMNS)));
-        if launch.schedule_is_settled.is_clear() {
-            grid::wait();
-        }
-        let share = Share::new(launch.schedule, end.n().div_ceil(E::COLUMNS), launch.k.div_ceil(SLAB));
         if thread::warp_id() == CONSUMER_WARPS {
-            produce(&Producer::new(&ring, &launch), share, end);
+            if launch.schedule_is_settled.is_clear() {
+                grid::wait();
+            }
+            let units = Units::new(launch.schedule, end.n().div_ceil(E::COLUMNS), launch.k.div_ceil(SLAB));
+            produce(&Producer::new(&ring, &launch), units, Notes::new(told), end);
             return;
         }
         grid::wait();
         grid::launch_dependents();
-        consume(&ring, &launch, share, end);
+        consume(&ring, &launch, Notes::new(told), end);
     }
 }
 
-/// What the producer warp does.
+/// What the producer warp does. The next unit takes two trips to memory, one behind the other, for its number
+/// and for its tile. They are made while this unit's slabs are asked for.
 ///
 /// # Safety
 /// The contract of the kernels; all lanes of the producer warp call it together, once.
 #[inline(always)]
-unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut share: Share, end: &E) {
-    let Producer { ring, launch, .. } = producer;
-    let mut position = Position::START;
-    // SAFETY: a stage is asked for when it is free, or on the first lap. Blocks have a scale for every slab
-    // of a part, and rows are touched behind the wait.
+unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut units: Units, mut notes: Notes, end: &E) {
+    // SAFETY: the units are those of this launch, and the counter is touched behind the wait. A unit is told
+    // before its slabs are asked for.
     unsafe {
-        let mut ahead = begin(producer, share, end);
+        let mut place = Place { position: Position::START, ahead: begin(producer, units, end) };
         grid::wait();
         grid::launch_dependents();
-        while let Some(part) = share.next() {
-            let weights = end.weights(&part);
-            let (mut slab, begun) = (part.first_slab, ahead.min(part.slabs));
-            let (first, count) = (part.first_slab + begun, part.slabs - begun);
-            let mut blocks = BlockLanes::new(&launch.slab_scales, weights.blocks, first, count);
-            while slab < part.first_slab + part.slabs {
-                if ahead > 0 {
-                    ahead -= 1;
-                } else {
-                    let block_scales = blocks.next(&launch.slab_scales);
-                    ring.wait_empty(position);
-                    producer.load_b(position.stage, slab, &part, &weights, block_scales);
-                }
-                producer.load_a(position.stage, slab, &part);
-                position = ring.next(position);
-                slab += 1;
-            }
+        let first = units.draw();
+        let mut next = units.part(units.look_up(first));
+        while let Some(part) = next {
+            notes.tell(Some(&part));
+            let mut slabs = producer.slabs(part, end, place.ahead);
+            let (drawn, at_once) = (units.draw(), place.ahead.max(1));
+            producer.fill(&mut place, &mut slabs, at_once);
+            let looked_up = units.look_up(drawn);
+            producer.fill(&mut place, &mut slabs, u32::MAX);
+            next = units.part(looked_up);
         }
+        notes.tell(None);
     }
 }
 
@@ -240,23 +240,21 @@ unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut share: Share, en
 /// # Safety
 /// The contract of the kernels; all consumer warps call it together, once.
 #[inline(always)]
-unsafe fn consume<S: Products, E: End>(ring: &Ring<S>, launch: &Launch, mut share: Share, end: &E) {
+unsafe fn consume<S: Products, E: End>(ring: &Ring<S>, launch: &Launch, mut notes: Notes, end: &E) {
     let columns = Columns::new(ring.stage(0));
     let mut position = Position::START;
-    // SAFETY: the contract of the kernels; the producer fills the ring with the slabs of the same parts.
+    // SAFETY: the contract of the kernels; the producer fills the ring with the slabs of the units that it
+    // tells.
     unsafe {
-        let parts = Parts::new(launch.schedule, launch.partials, ring.end(), S::A_ROWS);
+        let parts = Parts::new(launch.schedule, launch.partials, notes.end(), S::A_ROWS);
         let exchange = Exchange::new(parts.end(), S::A_ROWS);
-        while let Some(part) = share.next() {
+        while let Some(part) = notes.hear() {
             let b_scales = column_scales(launch, end, &part, &columns);
             macro_rules! item {
                 ($product:ty) => {{
                     let mut totals;
                     (totals, position) = sums::<$product, S>(ring, position, &part, &columns, launch);
-                    if end.takes_parts()
-                        || share.is_whole(&part)
-                        || parts.complete(&share, &part, &mut totals)
-                    {
+                    if end.takes_parts() || part.is_whole() || parts.complete(&part, &mut totals) {
                         end.finish(&totals, &part, b_scales, &columns, exchange);
                     }
                 }};
@@ -390,6 +388,21 @@ struct Launch {
     schedule_is_settled: Flag,
 }
 
+/// Where in the ring the producer is.
+struct Place {
+    position: Position,
+    /// Stages from there on that have been begun.
+    ahead: u32,
+}
+
+/// What of a unit is still to be asked for.
+struct Slabs {
+    part: Part,
+    weights: Weights,
+    blocks: BlockLanes,
+    next: u32,
+}
+
 /// The producer warp's ring, and what it copies from.
 struct Producer<'a, S: Shape> {
     ring: &'a Ring<S>,
@@ -404,6 +417,46 @@ impl<'a, S: Shape> Producer<'a, S> {
     #[inline(always)]
     fn new(ring: &'a Ring<S>, launch: &'a Launch) -> Self {
         Self { ring, launch, once: Policy::evict_first(), lane: thread::lane_id() }
+    }
+
+    /// The slabs of a unit, the first of which have stages that are begun, if any are `ahead`.
+    ///
+    /// # Safety
+    /// The contract of the kernels; all lanes of the producer warp call it together.
+    #[inline(always)]
+    unsafe fn slabs(&self, part: Part, end: &impl End, ahead: u32) -> Slabs {
+        let (weights, begun) = (end.weights(&part), ahead.min(part.slabs));
+        let (first, count) = (part.first_slab + begun, part.slabs - begun);
+        // SAFETY: blocks have a scale for every slab of the part.
+        let blocks = unsafe { BlockLanes::new(&self.launch.slab_scales, weights.blocks, first, count) };
+        Slabs { next: part.first_slab, part, weights, blocks }
+    }
+
+    /// Fills up to `most` stages with the next slabs of a unit.
+    ///
+    /// # Safety
+    /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
+    /// warp call it together, slab by slab of all units.
+    #[inline(always)]
+    unsafe fn fill(&self, place: &mut Place, slabs: &mut Slabs, most: u32) {
+        let part = &slabs.part;
+        let end = (part.first_slab + part.slabs).min(slabs.next.saturating_add(most));
+        while slabs.next < end {
+            let position = place.position;
+            // SAFETY: the stage is free, or has been begun with the weights of this very slab.
+            unsafe {
+                if place.ahead > 0 {
+                    place.ahead -= 1;
+                } else {
+                    let block_scales = slabs.blocks.next(&self.launch.slab_scales);
+                    self.ring.wait_empty(position);
+                    self.load_b(position.stage, slabs.next, part, &slabs.weights, block_scales);
+                }
+                self.load_a(position.stage, slabs.next, part);
+            }
+            place.position = self.ring.next(position);
+            slabs.next += 1;
+        }
     }
 
     /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks
@@ -456,17 +509,18 @@ impl<'a, S: Shape> Producer<'a, S> {
     }
 }
 
-/// Asks for the weights of the first slabs of a share, one to a stage, and says of how many.
+/// Asks for the weights of the block's first slabs, one to a stage, and says of how many.
 ///
 /// # Safety
 /// The contract of the kernels; all lanes of the producer warp call it together, first of all. The stages are
-/// filled with the parts of this share.
+/// filled with the slabs of these units.
 #[inline(always)]
-unsafe fn begin<S: Shape>(producer: &Producer<S>, mut share: Share, end: &impl End) -> u32 {
+unsafe fn begin<S: Shape>(producer: &Producer<S>, mut units: Units, end: &impl End) -> u32 {
     let scales = &producer.launch.slab_scales;
     let mut ahead = 0;
     while ahead < S::STAGES
-        && let Some(part) = share.next()
+        // SAFETY: the units are those of this launch.
+        && let Some(part) = unsafe { units.next_fixed() }
     {
         let weights = end.weights(&part);
         // SAFETY: blocks have a scale for every slab of the part.
@@ -554,10 +608,10 @@ const fn cleared<S: Shape>(short: bool) -> u32 {
 
 /// Dynamic shared memory: the ring, and what the consumers exchange behind it.
 const fn shared_bytes<S: Shape>() -> u32 {
-    Ring::<S>::BYTES + share::SHARED_BYTES + Exchange::bytes(S::A_ROWS)
+    Ring::<S>::BYTES + notes::BYTES + parts::SHARED_BYTES + Exchange::bytes(S::A_ROWS)
 }
 
-/// Bytes of the sums of an item that were cut: for its head and for its tail, f32.
+/// Bytes of the sums of parts, f32, for every block of the grid.
 const fn partial_bytes(n: u32) -> u32 {
-    2 * BN * n * 4
+    SLOTS * BN * n * 4
 }

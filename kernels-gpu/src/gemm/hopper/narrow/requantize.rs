@@ -11,7 +11,7 @@ use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, sync, thread};
 
 use super::accumulator::Accumulator;
-use super::share::Part;
+use super::units::Part;
 use super::{ColumnScales, Columns, End, Launch};
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
@@ -135,6 +135,9 @@ unsafe fn store<A: Accumulator>(
         &totals[1],
         #[inline(always)]
         |j, gate, up| {
+            if 8 * j as u32 >= part.rows {
+                return [0.0; 4];
+            }
             // SAFETY: a row of the schedule.
             let a = [0, 1]
                 .map(|c| unsafe { row_scale(&scales, part.first_row + row_of(j, c).min(part.rows - 1)) });
@@ -178,19 +181,22 @@ unsafe fn store<A: Accumulator>(
     values.for_each_column(
         #[inline(always)]
         |j, c, low, high| {
+            if 8 * j as u32 >= part.rows {
+                return;
+            }
             let mut largest = f32::max(low.abs(), high.abs());
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 4));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 16));
             if lane < 4 {
-                // SAFETY: each warp has a word for each row, written by one lane; the barrier of the last item
-                // lies behind its reads.
+                // SAFETY: each warp has a word for each row, written by one lane; the barrier of the last
+                // item lies behind its reads.
                 unsafe { maxima.add(thread / 32 * rows + row_of(j, c)).write(largest) };
             }
         },
     );
     sync::named(CONSUMER_BARRIER, CONSUMERS);
-    if thread < A::N {
+    if thread < part.rows {
         let mut largest = 0.0;
         let mut warp = 0;
         while warp < CONSUMER_WARPS {
@@ -202,17 +208,18 @@ unsafe fn store<A: Accumulator>(
         // SAFETY: a word for each row; every row of the schedule has a scale for each of its groups.
         unsafe {
             row_scales.add(thread).write(scale);
-            if thread < part.rows {
-                let row = (part.first_row + thread) as usize;
-                let group = part.column as usize;
-                *out.scales.add(row * out.strides.row as usize + group * out.strides.group as usize) = scale;
-            }
+            let row = (part.first_row + thread) as usize;
+            let group = part.column as usize;
+            *out.scales.add(row * out.strides.row as usize + group * out.strides.group as usize) = scale;
         }
     }
     sync::named(CONSUMER_BARRIER, CONSUMERS);
     values.for_each(
         #[inline(always)]
         |j, h, c, value| {
+            if row_of(j, c) >= part.rows {
+                return;
+            }
             // SAFETY: written before the barrier.
             let scale = unsafe { row_scales.add(row_of(j, c)).read() };
             let [quotient] = Divisor::new(scale).divide(&[value]);

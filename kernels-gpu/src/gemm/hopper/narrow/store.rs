@@ -10,7 +10,7 @@ use cuda_std::{memory, thread};
 
 use super::accumulator::Accumulator;
 use super::requantize::Exchange;
-use super::share::Part;
+use super::units::Part;
 use super::{BN, ColumnScales, Columns, End, Launch};
 use crate::abi::{AScaleKind, OutType};
 use crate::gemm::hopper::arguments::HopperGemm;
