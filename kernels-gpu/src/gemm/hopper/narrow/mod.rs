@@ -21,7 +21,7 @@
 //! ring and of the [`notes`], and nothing else, join them:
 //!
 //! ```text
-//!   warp 8: `produce`                              warps 0 to 7: `consume`
+//!   warp 8: `produce`, `fill`                      warps 0 to 7: `consume`
 //!     ask for the weights of the first stages
 //!     wait for the kernel before                     wait for the kernel before
 //!     for each unit that the block draws             for each unit that a note tells
@@ -224,12 +224,40 @@ unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut units: Units, mu
             notes.tell(Some(&part));
             let mut slabs = producer.slabs(part, end, place.ahead);
             let (drawn, at_once) = (units.draw(), place.ahead.max(1));
-            producer.fill(&mut place, &mut slabs, at_once);
+            fill(producer, &mut place, &mut slabs, at_once);
             let looked_up = units.look_up(drawn);
-            producer.fill(&mut place, &mut slabs, u32::MAX);
+            fill(producer, &mut place, &mut slabs, u32::MAX);
             next = units.part(looked_up);
         }
         notes.tell(None);
+    }
+}
+
+/// Fills up to `most` stages with the next slabs of a unit.
+///
+/// # Safety
+/// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
+/// warp call it together, slab by slab of all units.
+#[inline(always)]
+unsafe fn fill<S: Shape>(producer: &Producer<S>, place: &mut Place, slabs: &mut Slabs, most: u32) {
+    let Producer { ring, launch, .. } = producer;
+    let part = &slabs.part;
+    let end = (part.first_slab + part.slabs).min(slabs.next.saturating_add(most));
+    while slabs.next < end {
+        let position = place.position;
+        // SAFETY: the stage is free, or has been begun with the weights of this very slab.
+        unsafe {
+            if place.ahead > 0 {
+                place.ahead -= 1;
+            } else {
+                let block_scales = slabs.blocks.next(&launch.slab_scales);
+                ring.wait_empty(position);
+                producer.load_b(position.stage, slabs.next, part, &slabs.weights, block_scales);
+            }
+            producer.load_a(position.stage, slabs.next, part);
+        }
+        place.position = ring.next(position);
+        slabs.next += 1;
     }
 }
 
@@ -430,33 +458,6 @@ impl<'a, S: Shape> Producer<'a, S> {
         // SAFETY: blocks have a scale for every slab of the part.
         let blocks = unsafe { BlockLanes::new(&self.launch.slab_scales, weights.blocks, first, count) };
         Slabs { next: part.first_slab, part, weights, blocks }
-    }
-
-    /// Fills up to `most` stages with the next slabs of a unit.
-    ///
-    /// # Safety
-    /// The contract of the kernels, and the kernel has waited for its predecessor; all lanes of the producer
-    /// warp call it together, slab by slab of all units.
-    #[inline(always)]
-    unsafe fn fill(&self, place: &mut Place, slabs: &mut Slabs, most: u32) {
-        let part = &slabs.part;
-        let end = (part.first_slab + part.slabs).min(slabs.next.saturating_add(most));
-        while slabs.next < end {
-            let position = place.position;
-            // SAFETY: the stage is free, or has been begun with the weights of this very slab.
-            unsafe {
-                if place.ahead > 0 {
-                    place.ahead -= 1;
-                } else {
-                    let block_scales = slabs.blocks.next(&self.launch.slab_scales);
-                    self.ring.wait_empty(position);
-                    self.load_b(position.stage, slabs.next, part, &slabs.weights, block_scales);
-                }
-                self.load_a(position.stage, slabs.next, part);
-            }
-            place.position = self.ring.next(position);
-            slabs.next += 1;
-        }
     }
 
     /// Begins a stage: says how many bytes it takes, those of the rows and their scales included, and asks
