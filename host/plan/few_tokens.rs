@@ -275,9 +275,10 @@ mod tests {
             FewTokensPlan::new(&device, &config, tokens, true).is_some()
         };
         assert!(is_taken([256, 8, 2048, 512], 1) && is_taken([256, 8, 2048, 512], 2));
-        assert!(is_taken([160, 8, 5120, 1536], 1) && !is_taken([160, 8, 5120, 1536], 2));
+        assert!(is_taken([160, 8, 5120, 1536], 2) && !is_taken([160, 8, 5120, 1536], 3));
         assert!(is_taken([128, 8, 2048, 768], 4) && is_taken([256, 8, 7168, 256], 4));
-        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([128, 8, 4096, 1536], 3));
+        assert!(is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 7168, 2048], 2));
+        assert!(is_taken([128, 8, 4096, 1536], 2) && !is_taken([128, 8, 4096, 1536], 3));
         assert!(!is_taken([256, 8, 2048, 512], 8));
     }
 

@@ -623,7 +623,7 @@ mod tests {
                 Tuning::h200().hopper_tile(132, &shape).block_m()
             })
         };
-        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 128, 128, 128, 128]);
+        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 32, 128, 128, 128]);
         assert_eq!(heights([256, 8, 7168, 256]), [8, 8, 8, 8, 16, 128, 128, 128]);
         // Few experts.
         assert_eq!(heights([8, 2, 4096, 14336]), [8, 8, 32, 32, 128, 128, 128, 128]);

@@ -118,10 +118,10 @@ fn items_are_cut_in_every_way() {
         (2, 4, 400),
         (3, 4, 304),
         (4, 7, 528),
-        // More items than blocks: whole; the last one in eight parts, in as many as it has slabs.
+        // More items than blocks: whole; the last one in two parts.
         (5, 3, 272),
         (8, 7, 1040),
-        (8, 7, 272),
+        (8, 7, 2048),
         // The last four of long items in two parts, all of them in three.
         (6, 4, 2064),
         (4, 3, 4112),

@@ -223,7 +223,9 @@ unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut units: Units, mu
         while let Some(part) = next {
             notes.tell(Some(&part));
             let mut slabs = producer.slabs(part, end, place.ahead);
-            let (drawn, at_once) = (units.draw(), place.ahead.max(1));
+            // Its number comes in the time of some slabs, and its tile in that of one.
+            let (drawn, some) = (units.draw(), (slabs.part.slabs - 1).clamp(1, 3));
+            let at_once = place.ahead.max(some);
             fill(producer, &mut place, &mut slabs, at_once);
             let looked_up = units.look_up(drawn);
             fill(producer, &mut place, &mut slabs, u32::MAX);

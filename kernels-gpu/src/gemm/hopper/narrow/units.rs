@@ -60,10 +60,12 @@ impl Part {
 /// |---|---|
 /// | up to `G` | all, into `G / items` parts, or `2 G / items` where a third of the blocks had none |
 /// | more, of over [`LONG`](Self::LONG) slabs | as many of the last as have [`SLOTS`], into parts of so many |
-/// | more, of fewer slabs | the last `items % G`, if those are less than a third of `G`, into up to 8 |
+/// | more, of `LONG` slabs | the last `items % G`, if those are less than two thirds of `G`, into two |
+/// | more, of fewer slabs | none |
 ///
-/// Blocks without work, all the time or towards the end, do no harm as long as the others take in what memory
-/// delivers, which a third of an H200's do. So whole items are best where enough blocks have one to the end.
+/// Blocks without work, all the time or towards the end, do little harm as long as the others take in what
+/// memory delivers. Short parts do more: each takes its trips to memory, and its sums', as long as a whole
+/// item.
 struct Division {
     items: u32,
     parts: u32,
@@ -87,8 +89,8 @@ impl Division {
             let parts = slabs.div_ceil(Self::LONG);
             return Self { items: (SLOTS * grid / parts).min(items), parts };
         }
-        if 3 * rest < grid {
-            return Self { items: rest, parts: (SLOTS * grid / rest.max(1)).min(slabs).min(8) };
+        if slabs == Self::LONG && 3 * rest < 2 * grid {
+            return Self { items: rest, parts: 2 };
         }
         Self { items: 0, parts: 1 }
     }
