@@ -383,8 +383,9 @@ fn hopper_blocks(
     Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
 }
 
-/// Blocks that a schedule has counters for.
-const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
+/// Blocks that a schedule has counters for: one that items are drawn from, and one for each item that is cut,
+/// of which there are no more than blocks.
+const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS - 1;
 
 /// The height of tiles to build the schedule for, `shape.rows` being the rows to expect, by the table of
 /// [`Tuning::default`].
