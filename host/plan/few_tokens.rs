@@ -139,8 +139,8 @@ impl FewTokensPlan {
 /// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch
 /// reads if its tokens spread evenly, as the config's table has it. On an H200 (`docs/PERFORMANCE.md`) it
 /// saves some 9 us of launches and of streams begun anew, and loses about 1 us for every 40 MB that it
-/// streams and more for every tile that a block begins, so that it pays for one token, and for up to four
-/// with small experts. Of weights as a checkpoint has them an earlier state was measured, at one token.
+/// streams and more for every tile that a block begins, so that it pays for one and two tokens, and for
+/// up to four with small experts. Of weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     bytes_read(config, tokens) <= config.tuning.one_launch_bytes(tokens, packed)
 }

@@ -413,12 +413,12 @@ impl Tuning {
         }
     }
 
-    /// On an H200, where narrow tiles are drawn and not dealt, tiles of 32 rows, which take the product that
-    /// their rows fit into, are never more than 2 % behind those of 8 and 16, and with rows as uneven as
-    /// `zipf:1.0` up to 12 % ahead. With experts of 44 MB they cost nothing at 2 rows an expert. At 8 rows an
-    /// expert they take 5 % less of a layer than tiles of 128 where that is little work (128 experts of 768
-    /// columns), at 16 as much less of Mixtral's; 1 to 3 % more where it is much. With 8 experts and 16 rows
-    /// each SMs have so few tiles of 128 that they do not even out.
+    /// On an H200 tiles of 32 rows, which take the product that their rows fit into, are up to 3 % behind the
+    /// better of 8 and 16 with rows that are even, up to 8 an expert. With rows as uneven as `zipf:1.0` they
+    /// are between 7 % ahead (Mixtral) and 9 % behind (small experts, one row each). With experts of 44 MB
+    /// they cost nothing at 2 rows an expert. At 8 rows an expert they take 2 to 10 % less of a layer than
+    /// tiles of 128 where that is little work (Qwen3-30B, Qwen3.5-35B, Mixtral), at 16 3 % less of Mixtral's;
+    /// 1 to 4 % more where it is much.
     fn hopper_tile(&self, multiprocessors: usize, shape: &GemmShape) -> HopperTile {
         /// Rows below which no expert has many.
         const MANY: usize = 128;

@@ -122,7 +122,7 @@ fn items_are_cut_in_every_way() {
         (5, 3, 272),
         (8, 7, 1040),
         (8, 7, 2048),
-        // The last four of long items in two parts, all of them in three.
+        // The last four of long items in two parts, the last two in three.
         (6, 4, 2064),
         (4, 3, 4112),
     ] {
