@@ -138,8 +138,9 @@ fn a_layer_loads_what_it_launches_and_nothing_else() {
         packing.iter().all(|kernel| kernel.starts_with("pack_")),
         "weights are packed at most: {packing:?}"
     );
-    let routed = RoutingKind::Uniform.draw(3, 8, 2, 0).unwrap();
-    let mut run = Run::new(&layers, 3, &routed, 0).unwrap();
+    // Too many tokens for one launch.
+    let routed = RoutingKind::Uniform.draw(9, 8, 2, 0).unwrap();
+    let mut run = Run::new(&layers, 9, &routed, 0).unwrap();
     let captured = run.capture(1).unwrap();
     let launches = captured.replays(Part::Layer).unwrap().unwrap().launches();
     let mut loaded = device.loaded_kernels();

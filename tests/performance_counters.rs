@@ -14,7 +14,7 @@ use std::path::Path;
 use common::families;
 use cust::sim::{Counters, set_seed};
 use fp8_moe::internals::{HopperTile, PortableTile};
-use fp8_moe::{Device, Family, Gather, MoeConfig};
+use fp8_moe::{Device, Family, Gather, MoeConfig, Tuning};
 use fp8_moe_cli::{Fusion, Layers, Load, Part, RoutingKind, Run, Scheme, Shape, Work};
 
 /// The table.
@@ -47,7 +47,11 @@ fn line(config: &MoeConfig, load: &Load, fusion: Fusion, part: Part, counters: &
 
 /// The lines of one layer.
 fn lines(device: &Device, scheme: Scheme, (tokens, gather): (usize, Gather)) -> String {
-    let config = SHAPE.config(scheme, 1, 1).unwrap().to_builder().gather(gather).build().unwrap();
+    // In one launch blocks look for each other's words, and how often depends on the timing.
+    let mut tuning = Tuning::default();
+    (tuning.one_launch_packed_mb, tuning.one_launch_checkpoint_mb) = ([0; 8], [0; 8]);
+    let config =
+        SHAPE.config(scheme, 1, 1).unwrap().to_builder().gather(gather).tuning(tuning).build().unwrap();
     let routed = RoutingKind::Uniform.draw(tokens, SHAPE.experts, SHAPE.top_k, 0).unwrap();
     let load = Load::new(&config, &routed);
     let layers = Layers::random(device, &config, 1, &load.active, 0).unwrap();

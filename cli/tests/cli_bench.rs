@@ -165,7 +165,7 @@ fn a_dump_that_the_time_limit_leaves_out_is_an_error() {
 fn bench_measures_one_ranks_share_of_a_model() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("x.json");
-    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "4", "--part", "gemm2", "--matrix-rate=100"];
+    let options = ["--model", "qwen3.5-35b-tp4", "--tokens", "9", "--part", "gemm2", "--matrix-rate=100"];
     let run = fp8_moe(["bench", "--json", file.to_str().unwrap()].into_iter().chain(options));
     assert_eq!(run.code, 0, "{}", run.stderr);
     let record = read_json(&file);
@@ -184,8 +184,8 @@ fn bench_measures_one_ranks_share_of_a_model() {
     ]);
     let told = run.stderr.contains("T = 1: the layer has no gemm2");
     assert!(told != run.stdout.contains("gemm2"), "{}{}", run.stdout, run.stderr);
-    // For each of 4 tokens 8 experts of 2048 x 128.
-    assert_eq!(row["flops"], json!(2 * 4 * 8 * 2048 * 128));
+    // For each of 9 tokens 8 experts of 2048 x 128.
+    assert_eq!(row["flops"], json!(2 * 9 * 8 * 2048 * 128));
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //! | `one_launch_unit_bytes` | how that launch cuts its matrices | bytes of the stream that a unit costs besides its own |
 //! | `one_launch_copy_bytes` | likewise | bytes: shorter copies take as long |
 //! | `hopper_rows_8`, `_16` | tiles of 8, 16 or 128 rows, Hopper's kernels | mean rows of an expert that has any: at most |
-//! | `hopper_rows_32` | tiles of 32 rows, not 128, where those would be fewer than 8 an SM | likewise |
+//! | `hopper_rows_32` | tiles of 32 rows, not 128, where rows times tiles of 256 columns are up to 200 an SM | likewise |
 //! | `hopper_large_mb` | tiles of 32 rows, not 8 or 16, from 128 rows on | MB of an expert's w13: at least |
 //! | `gather_from` | GEMM 1 gathers its rows, in tiles of 128, where one of the next two holds as well | rows of a token on this rank, on average: at least |
 //! | `gather_rows` | weights' stream hides what gathering costs | mean rows of an expert that has any: at most |
@@ -78,7 +78,8 @@ pub struct Tuning {
     pub hopper_rows_8: u32,
     /// Most mean rows of an expert for tiles of 16 rows, else 128.
     pub hopper_rows_16: u32,
-    /// Most mean rows of an expert for tiles of 32 rows where those of 128 would be few.
+    /// Most mean rows of an expert for tiles of 32 rows, not 128, where a layer is little work: rows times
+    /// tiles of 256 columns, of both GEMMs, are up to 200 to an SM.
     pub hopper_rows_32: u32,
     /// Fewest megabytes (10^6 bytes) of an expert's first matrix for tiles of 32 rows instead of 8 or 16,
     /// with 128 rows or more in all.

@@ -48,6 +48,17 @@ pub const COLUMNS_MULTIPLE: u32 = 8;
 /// Bytes that operands are copied by, at least. Matrices begin at multiples of it, and so does every row: K is
 /// a multiple.
 pub const COPY_BYTES: u32 = 16;
+/// Who works on which units of a GEMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Dealing {
+    /// Equal runs of neighbours, one for each block.
+    Runs = 0,
+    /// To the blocks in turn, one after the other.
+    InTurn = 1,
+    /// As blocks ask for them, from a counter, but for the first of each.
+    Drawn = 2,
+}
 /// Words before the sets.
 pub const FEW_CONTROL_WORDS: u32 = 32;
 /// Most pairs of a token and a slot.
@@ -332,6 +343,8 @@ pub struct Projection {
     pub parts: u32,
     /// Units of a tile.
     pub units: u32,
+    /// Which blocks work on which.
+    pub dealing: Dealing,
 }
 /// What all of these kernels read, and where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -756,8 +769,8 @@ pub struct FewTokens {
     pub second: Projection,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: DevicePtr<i64>,
-    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
-    /// may be missing. 16-byte aligned.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second
+    /// set may be missing. 16-byte aligned.
     pub control: DevicePtr<u32>,
     /// Words of a set: at least those of activated values and products, and a multiple of 4.
     pub set_words: u32,
@@ -824,6 +837,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.first.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.parts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.dealing).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.weight_scale_kind).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.input_scale_kind).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.k).cast_mut().cast(),
@@ -834,6 +848,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.parts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.dealing).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.set_words).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.top_k).cast_mut().cast(),
@@ -1804,27 +1819,27 @@ pub const GROUPED_TOP_K: Kernel<GroupedTopK> = unsafe {
 };
 /// Kernel `hopper_narrow_16`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_16: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_16", 288, 1, true, 140432, module)
+    Kernel::new("hopper_narrow_16", 288, 1, true, 140816, module)
 };
 /// Kernel `hopper_narrow_32`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_32: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_32", 288, 1, true, 149712, module)
+    Kernel::new("hopper_narrow_32", 288, 1, true, 150096, module)
 };
 /// Kernel `hopper_narrow_8`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_8: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_narrow_8", 288, 1, true, 136048, module)
+    Kernel::new("hopper_narrow_8", 288, 1, true, 136432, module)
 };
 /// Kernel `hopper_narrow_gated_16`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_16: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_16", 288, 1, true, 140432, module)
+    Kernel::new("hopper_narrow_gated_16", 288, 1, true, 140816, module)
 };
 /// Kernel `hopper_narrow_gated_32`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_32: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_32", 288, 1, true, 149712, module)
+    Kernel::new("hopper_narrow_gated_32", 288, 1, true, 150096, module)
 };
 /// Kernel `hopper_narrow_gated_8`: 288 threads per block, at least 1 blocks per SM.
 pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_narrow_gated_8", 288, 1, true, 136048, module)
+    Kernel::new("hopper_narrow_gated_8", 288, 1, true, 136432, module)
 };
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = unsafe {

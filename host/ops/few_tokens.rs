@@ -26,8 +26,8 @@ const OP: &str = "few_tokens";
 /// Words of the control memory before its two sets.
 const CONTROL_WORDS: usize = launchers::FEW_CONTROL_WORDS as usize;
 
-/// The words by which blocks of a launch hand each other what they have computed: 0 at first, and then as each
-/// launch leaves them for the next. Nothing else writes them, since nothing else can borrow them.
+/// The words by which blocks of a launch hand each other what they have computed: 0 at first, and then as
+/// each launch leaves them for the next. Nothing else writes them, since nothing else can borrow them.
 #[derive(Debug)]
 pub(crate) struct ControlWords(Buffer<u32>);
 
@@ -220,9 +220,9 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
     // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
     // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
-    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively; sets have
-    // the words that the plan hands over, and those of earlier launches had them too. Ids
-    // lead nowhere but to experts that exist: the kernel compares them with both numbers.
+    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively; sets
+    // have the words that the plan hands over, and those of earlier launches had them too. Ids lead nowhere
+    // but to experts that exist: the kernel compares them with both numbers.
     unsafe {
         let lists = args.control.unchanged();
         stream.device().launch_over(stream, &kernel, plan.blocks as u32, &arguments, &lists)
@@ -288,7 +288,7 @@ impl Projection<'_> {
         (half_distance, stride): (usize, usize),
         stream: &Stream,
     ) -> Result<launchers::Projection> {
-        let Cut { k, half_rows, stage_k, parts, units } = *cut;
+        let Cut { k, half_rows, stage_k, parts, units, dealing } = *cut;
         check_matrix(OP, &self.weights, "weights", elements(OP, "weights", &[experts, rows, k])?, stream)?;
         // The kernel counts rows in 32 bits.
         require(experts * rows < 1 << 31, OP, "weights", format!("{experts} experts"), || {
@@ -322,6 +322,7 @@ impl Projection<'_> {
             stride: stride as u32,
             parts: parts as u32,
             units: units as u32,
+            dealing: dealing.into(),
         })
     }
 }

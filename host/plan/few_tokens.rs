@@ -10,7 +10,7 @@
 use crate::config::{MoeConfig, Path, SharedRun, Tuning};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
-use crate::kernels::launchers;
+use crate::kernels::launchers::{self, Dealing};
 
 use super::first_is_gated;
 
@@ -32,6 +32,8 @@ pub(crate) struct Cut {
     pub parts: usize,
     /// Units of a tile.
     pub units: usize,
+    /// Which blocks work on which.
+    pub dealing: Dealing,
 }
 
 /// A planned layer in one launch.
@@ -97,12 +99,20 @@ impl FewTokensPlan {
                 &config.tuning,
             )
         };
-        let first = even(hidden, &[1], &|half_rows, _| {
+        let mut first = even(hidden, &[1], &|half_rows, _| {
             intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
         })?;
-        let second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
+        let mut second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
             hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
         })?;
+        if let Ok(deal) = std::env::var("FEW_DEAL") {
+            let of = |c| match c {
+                b'r' => Dealing::Runs,
+                b't' => Dealing::InTurn,
+                _ => Dealing::Drawn,
+            };
+            (first.dealing, second.dealing) = (of(deal.as_bytes()[0]), of(deal.as_bytes()[1]));
+        }
         // The kernel finds a block's share by a product of the three.
         let units = u32::try_from(pairs * first.units.max(second.units)).ok()?;
         units.checked_mul(device.multiprocessors())?;
@@ -138,9 +148,9 @@ impl FewTokensPlan {
 
 /// Whether the launch is faster than the kernels of the ordinary path, by the bytes of weights that a batch
 /// reads if its tokens spread evenly, as the config's table has it. On an H200 (`docs/PERFORMANCE.md`) it
-/// saves some 9 us of launches and of streams begun anew, and loses 1 us for every 40 MB that it streams and
-/// more for every tile that a block begins, so that it pays for one token, for two with small experts, and
-/// for no more. Of weights as a checkpoint has them an earlier state was measured, at one token.
+/// saves some 9 us of launches and of streams begun anew, and loses about 1 us for every 40 MB that it
+/// streams and more for every tile that a block begins, so that it pays for one and two tokens, and for
+/// up to four with small experts. Of weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     bytes_read(config, tokens) <= config.tuning.one_launch_bytes(tokens, packed)
 }
@@ -190,7 +200,14 @@ impl Cut {
             [64, 32, 16, 8].into_iter().filter_map(move |half_rows| {
                 let stage_k = (stage_bytes / (2 * half_rows)).min(stage_k);
                 let fits = packed || stage_k >= k.min(launchers::FEW_STAGE_K as usize);
-                fits.then_some(Cut { k, half_rows, stage_k, parts, units: units(half_rows, parts)? })
+                fits.then_some(Cut {
+                    k,
+                    half_rows,
+                    stage_k,
+                    parts,
+                    units: units(half_rows, parts)?,
+                    dealing: Dealing::Runs,
+                })
             })
         })
     }
@@ -275,8 +292,11 @@ mod tests {
             FewTokensPlan::new(&device, &config, tokens, true).is_some()
         };
         assert!(is_taken([256, 8, 2048, 512], 1) && is_taken([256, 8, 2048, 512], 2));
-        assert!(is_taken([160, 8, 5120, 1536], 1) && !is_taken([160, 8, 5120, 1536], 2));
-        assert!(!is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 2048, 512], 4));
+        assert!(is_taken([160, 8, 5120, 1536], 2) && !is_taken([160, 8, 5120, 1536], 3));
+        assert!(is_taken([128, 8, 2048, 768], 4) && is_taken([256, 8, 7168, 256], 4));
+        assert!(is_taken([256, 8, 7168, 2048], 1) && !is_taken([256, 8, 7168, 2048], 2));
+        assert!(is_taken([128, 8, 4096, 1536], 2) && !is_taken([128, 8, 4096, 1536], 3));
+        assert!(!is_taken([256, 8, 2048, 512], 8));
     }
 
     #[test]

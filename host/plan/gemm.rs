@@ -383,8 +383,9 @@ fn hopper_blocks(
     Ok(blocks.next_multiple_of(tile.cluster()).min(most / tile.cluster() * tile.cluster()))
 }
 
-/// Blocks that a schedule has counters for.
-const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS;
+/// Blocks that a schedule has counters for: one that items are drawn from, and one for each item that is cut,
+/// of which there are no more than blocks.
+const MOST_BLOCKS: u32 = launchers::SCHEDULE_COUNTERS - 1;
 
 /// The height of tiles to build the schedule for, `shape.rows` being the rows to expect, by the table of
 /// [`Tuning::default`].
@@ -401,7 +402,7 @@ impl Tuning {
     ///
     /// - Hopper: 8, 16 or 128 rows. The least narrow tile that most experts fit into once streams their
     ///   weights once. 32 rows instead of 8 or 16 where experts are large and rows are many, and instead of
-    ///   128 where there would be few such tiles.
+    ///   128 where that is little work.
     /// - Portable: 16, 64 or 128 rows. Where tiles of 128 would leave SMs without work, 64 it is.
     pub fn block_m(&self, device: &Device, shape: &GemmShape, path: Path) -> usize {
         let multiprocessors = device.multiprocessors() as usize;
@@ -412,20 +413,17 @@ impl Tuning {
         }
     }
 
-    /// On an H200 tiles of 128 rows take 1 % less of a layer with 128 large experts at 8 rows an expert than
-    /// those of 16, but 5 % more with small ones; at 16 rows they take 1 to 3 % less, with 32 or 64 rows a
-    /// tile too.
-    ///
-    /// Tiles of up to 32 rows take the product that their rows fit into, which costs up to 8 % with small
-    /// experts. With those of 44 MB it costs nothing at 2 rows an expert, and a layer takes 3 % less at 11,
-    /// where one in twenty experts has more than 16, and 7 % with rows as uneven as `zipf:1.0`. With 8
-    /// experts and 16 rows each they take 2 to 10 % less than tiles of 128, of which SMs have so few that
-    /// they do not even out.
+    /// On an H200 tiles of 32 rows, which take the product that their rows fit into, are up to 3 % behind the
+    /// better of 8 and 16 with rows that are even, up to 8 an expert. With rows as uneven as `zipf:1.0` they
+    /// are between 7 % ahead (Mixtral) and 9 % behind (small experts, one row each). With experts of 44 MB
+    /// they cost nothing at 2 rows an expert. At 8 rows an expert they take 2 to 10 % less of a layer than
+    /// tiles of 128 where that is little work (Qwen3-30B, Qwen3.5-35B, Mixtral), at 16 3 % less of Mixtral's;
+    /// 1 to 4 % more where it is much.
     fn hopper_tile(&self, multiprocessors: usize, shape: &GemmShape) -> HopperTile {
         /// Rows below which no expert has many.
         const MANY: usize = 128;
-        /// Items of both GEMMs of a layer to an SM.
-        const FEW: usize = 8;
+        /// Rows times tiles of columns of both GEMMs of a layer, to an SM.
+        const LITTLE: usize = 200;
         let &GemmShape { rows, n, k, experts } = shape;
         let [of_8, of_16, of_32] =
             [self.hopper_rows_8, self.hopper_rows_16, self.hopper_rows_32].map(|most| most as usize);
@@ -433,12 +431,12 @@ impl Tuning {
         let is_large = rows >= MANY && n as u64 * k as u64 >= large;
         let columns = HopperTile::Wide.columns();
         // The other GEMM has this one's K as its columns.
-        let items = experts.min(rows).saturating_mul(n.div_ceil(columns) + k.div_ceil(columns));
+        let work = rows.saturating_mul(n.div_ceil(columns) + k.div_ceil(columns));
         match mean_rows(rows, experts) {
             mean if mean <= of_8.max(of_16) && is_large => HopperTile::Narrow32,
             mean if mean <= of_8 => HopperTile::Narrow8,
             mean if mean <= of_16 => HopperTile::Narrow16,
-            mean if mean <= of_32 && items <= FEW * multiprocessors => HopperTile::Narrow32,
+            mean if mean <= of_32 && work <= LITTLE * multiprocessors => HopperTile::Narrow32,
             _ => HopperTile::Wide,
         }
     }
@@ -553,8 +551,8 @@ mod tests {
                 mean if is_large && rows >= 128 && mean <= hopper_rows_8.max(hopper_rows_16) => 32,
                 mean if mean <= hopper_rows_8 => 8,
                 mean if mean <= hopper_rows_16 => 16,
-                // At most two items an expert.
-                mean if mean <= hopper_rows_32 => 32,
+                // Two tiles of columns.
+                mean if mean <= hopper_rows_32 && 2 * rows <= 200 * 132 => 32,
                 _ => 128,
             };
             let hopper = |rows| tuning.hopper_tile(132, &shape(rows)).block_m();
@@ -626,7 +624,7 @@ mod tests {
                 Tuning::h200().hopper_tile(132, &shape).block_m()
             })
         };
-        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 128, 128, 128, 128]);
+        assert_eq!(heights([128, 8, 2048, 768]), [8, 8, 8, 16, 32, 128, 128, 128]);
         assert_eq!(heights([256, 8, 7168, 256]), [8, 8, 8, 8, 16, 128, 128, 128]);
         // Few experts.
         assert_eq!(heights([8, 2, 4096, 14336]), [8, 8, 32, 32, 128, 128, 128, 128]);

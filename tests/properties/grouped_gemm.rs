@@ -107,6 +107,53 @@ fn deterministic() {
     }
 }
 
+/// Narrow kernels draw items, and cut some of them: every way of cutting, whoever comes first. An item is an
+/// expert, of one tile of columns.
+#[test]
+fn items_are_cut_in_every_way() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let rows = [5, 8, 1, 7, 8, 3, 2, 6];
+    for (items, blocks, k) in [
+        // As many parts as blocks, one block without work, and three parts to an item.
+        (2, 4, 400),
+        (3, 4, 304),
+        (4, 7, 528),
+        // More items than blocks: whole; the last one in two parts.
+        (5, 3, 272),
+        (8, 7, 1040),
+        (8, 7, 2048),
+        // The last four of long items in two parts, the last two in three.
+        (6, 4, 2064),
+        (4, 3, 4112),
+    ] {
+        for block_m in [8, 16, 32] {
+            // Tiles of 32 rows with one of each of their products.
+            let tall = if block_m == 32 { [32, 9, 8] } else { [8; 3] };
+            let mut counts = rows[..items].to_vec();
+            for (count, tall) in counts.iter_mut().zip(tall) {
+                *count = tall;
+            }
+            let kinds = if block_m == 16 {
+                (AKind::Row, BKind::Channel)
+            } else {
+                (AKind::GroupColumnMajor, BKind::Block)
+            };
+            let problem = Problem::draw(&counts, 0, (136, k), kinds, Values::Uniform, &mut rng);
+            for device in devices().into_iter().filter(|device| device.family() == Family::Sm90a) {
+                let on_device = OnDevice::new(&device, &problem, block_m);
+                let path = Path::Hopper { blocks: Some(blocks) };
+                let with = |seed| {
+                    common::timing(seed);
+                    run(&on_device, Format::Bf16, Accumulation::Promoted, path)
+                };
+                let first = with(0);
+                assert_within_rounding(&problem, &first, Format::Bf16, Accumulation::Promoted);
+                assert!(with(1) == first, "{items} items, {blocks} blocks, K = {k}, tiles of {block_m} rows");
+            }
+        }
+    }
+}
+
 #[test]
 fn no_rows_is_nothing_to_do() {
     let mut rng = ChaCha8Rng::seed_from_u64(10);

@@ -388,6 +388,7 @@ mod tests {
             router: router.collect(),
         };
         let mut base = Tuning::default();
+        base.one_launch_packed_mb = [200, 60, 0, 0, 0, 0, 0, 0];
         (base.hopper_rows_8, base.hopper_rows_16) = (0, 0);
         (base.gather_from, base.gather_rows, base.gather_intermediate) = (1, 0, 0);
         (base.router_few_tokens, base.router_tile_16x8_logits) = (0, 0);

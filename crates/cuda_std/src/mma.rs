@@ -19,89 +19,56 @@
 
 use core::arch::asm;
 
-/// `accumulator += A * B` for e4m3 A and B, in place.
-///
-/// # Safety
-/// All 32 lanes of the warp execute it together.
-#[inline(always)]
-pub unsafe fn m16n8k32_e4m3(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
-    let [d0, d1, d2, d3] = accumulator;
-    // SAFETY: the caller vouches for convergence; the instruction touches registers only. It is not `pure`,
-    // so that the compiler cannot sink it into a divergent branch that alone uses the result.
-    unsafe {
-        asm!(
-            "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 \
-             {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
-            d0 = inout(reg32) *d0,
-            d1 = inout(reg32) *d1,
-            d2 = inout(reg32) *d2,
-            d3 = inout(reg32) *d3,
-            a0 = in(reg32) a[0],
-            a1 = in(reg32) a[1],
-            a2 = in(reg32) a[2],
-            a3 = in(reg32) a[3],
-            b0 = in(reg32) b[0],
-            b1 = in(reg32) b[1],
-            options(nomem, nostack, preserves_flags),
-        );
-    }
+/// A multiply-accumulate of which `$instruction` is the shape, the layouts and the types.
+macro_rules! mma {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// All 32 lanes of the warp execute it together.
+        #[inline(always)]
+        pub unsafe fn $name(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
+            let [d0, d1, d2, d3] = accumulator;
+            // SAFETY: the caller vouches for convergence; the instruction touches registers only. It is not
+            // `pure`, so that the compiler cannot sink it into a divergent branch that alone uses the result.
+            unsafe {
+                asm!(
+                    concat!(
+                        "mma.sync.aligned.", $instruction, " {{{d0}, {d1}, {d2}, {d3}}}, ",
+                        "{{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
+                    ),
+                    d0 = inout(reg32) *d0,
+                    d1 = inout(reg32) *d1,
+                    d2 = inout(reg32) *d2,
+                    d3 = inout(reg32) *d3,
+                    a0 = in(reg32) a[0],
+                    a1 = in(reg32) a[1],
+                    a2 = in(reg32) a[2],
+                    a3 = in(reg32) a[3],
+                    b0 = in(reg32) b[0],
+                    b1 = in(reg32) b[1],
+                    options(nomem, nostack, preserves_flags),
+                );
+            }
+        }
+    };
 }
 
-/// `accumulator += A * B` for f16 A and B, `mma.sync.m16n8k16` (sm_80 and later), in place: as
-/// [`m16n8k16_bf16`].
-///
-/// # Safety
-/// All 32 lanes of the warp execute it together.
-#[inline(always)]
-pub unsafe fn m16n8k16_f16(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
-    let [d0, d1, d2, d3] = accumulator;
-    // SAFETY: as `m16n8k32_e4m3`.
-    unsafe {
-        asm!(
-            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 \
-             {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
-            d0 = inout(reg32) *d0,
-            d1 = inout(reg32) *d1,
-            d2 = inout(reg32) *d2,
-            d3 = inout(reg32) *d3,
-            a0 = in(reg32) a[0],
-            a1 = in(reg32) a[1],
-            a2 = in(reg32) a[2],
-            a3 = in(reg32) a[3],
-            b0 = in(reg32) b[0],
-            b1 = in(reg32) b[1],
-            options(nomem, nostack, preserves_flags),
-        );
-    }
+mma! {
+    /// `accumulator += A * B` for e4m3 A and B, in place.
+    m16n8k32_e4m3, "m16n8k32.row.col.f32.e4m3.e4m3.f32"
 }
 
-/// `accumulator += A * B` for bf16 A and B, `mma.sync.m16n8k16` (sm_80 and later), in place.
-///
-/// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". As the picture above, with two
-/// elements to a register where that has four: `a[0]` is row g, k 2q and 2q+1; `a[1]` row g+8; `a[2]`, `a[3]`
-/// the same at k 8+2q; `b[0]` is column g, k 2q and 2q+1, `b[1]` the same at k 8+2q.
-///
-/// # Safety
-/// All 32 lanes of the warp execute it together.
-#[inline(always)]
-pub unsafe fn m16n8k16_bf16(accumulator: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
-    let [d0, d1, d2, d3] = accumulator;
-    // SAFETY: as `m16n8k32_e4m3`.
-    unsafe {
-        asm!(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 \
-             {{{d0}, {d1}, {d2}, {d3}}}, {{{a0}, {a1}, {a2}, {a3}}}, {{{b0}, {b1}}}, {{{d0}, {d1}, {d2}, {d3}}};",
-            d0 = inout(reg32) *d0,
-            d1 = inout(reg32) *d1,
-            d2 = inout(reg32) *d2,
-            d3 = inout(reg32) *d3,
-            a0 = in(reg32) a[0],
-            a1 = in(reg32) a[1],
-            a2 = in(reg32) a[2],
-            a3 = in(reg32) a[3],
-            b0 = in(reg32) b[0],
-            b1 = in(reg32) b[1],
-            options(nomem, nostack, preserves_flags),
-        );
-    }
+mma! {
+    /// `accumulator += A * B` for bf16 A and B, `mma.sync.m16n8k16` (sm_80 and later), in place.
+    ///
+    /// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". As the picture above, with two
+    /// elements to a register where that has four: `a[0]` is row g, k 2q and 2q+1; `a[1]` row g+8; `a[2]`,
+    /// `a[3]` the same at k 8+2q; `b[0]` is column g, k 2q and 2q+1, `b[1]` the same at k 8+2q.
+    m16n8k16_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32"
+}
+
+mma! {
+    /// As [`m16n8k16_bf16`], for f16 A and B.
+    m16n8k16_f16, "m16n8k16.row.col.f32.f16.f16.f32"
 }

@@ -44,7 +44,8 @@ pub fn are_filled<const N: usize>(words: &[f32; N]) -> bool {
     words.iter().fold(true, |all, word| all & (word.to_bits() != 0))
 }
 
-/// Between two looks at the same words: the compiler must not take the second to find what the first has found.
+/// Between two looks at the same words: the compiler must not take the second to find what the first has
+/// found.
 #[inline(always)]
 pub fn look_again() {
     // SAFETY: no instruction at all. It might write memory, for all that the compiler knows.

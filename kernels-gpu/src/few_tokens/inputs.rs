@@ -30,9 +30,9 @@ const ABSENT: Chunk = [-0.0; CHUNK as usize];
 /// Bytes of a line of L2.
 const LINE: u32 = 128;
 
-/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights; brings
-/// the hidden states into L2, before the weights' stream stands in their way. All consumers call it together; a
-/// barrier of the block follows.
+/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights;
+/// brings the hidden states into L2, before the weights' stream stands in their way. All consumers call it
+/// together; a barrier of the block follows.
 ///
 /// # Safety
 /// The contract of the kernel.
@@ -72,8 +72,8 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Whether a tile of so many rows, if any, has the same: of one token each row has its hidden states, unless
-    /// they are weighed.
+    /// Whether a tile of so many rows, if any, has the same: of one token each row has its hidden states,
+    /// unless they are weighed.
     #[inline(always)]
     pub fn are_those_of(&self, (tile, rows): (u32, u32)) -> bool {
         let FewTokens { tokens, weighs_input, .. } = *self.arguments;
@@ -98,8 +98,8 @@ impl Inputs<'_> {
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }
 
-    /// Eight columns of a row; zeros past its end. Of activated values the words, filled or not, and none past
-    /// the end that look empty.
+    /// Eight columns of a row; zeros past its end. Of activated values the words, filled or not, and none
+    /// past the end that look empty.
     ///
     /// # Safety
     /// As [`take`](Self::take), for a row of the tile and a multiple of 8.

@@ -2,14 +2,16 @@
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
-//! else happens beside the stream.
+//! else happens beside the stream. A producer warp asks for the weights, sixteen consumer warps multiply
+//! them, and three finish what these have summed, while they are at the next unit.
 //!
 //! ```text
 //!   time ------------------------------------------------------------------------------------------------>
 //!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
-//!   consumers                 | quantise x | product, activate | look .. quantise | product | look .. sum up |
-//!                                                 |                  ^                    |       ^
-//!   memory                                        +--> activated ----+                    +- products
+//!   consumers                 | quantise x | products .. | look .. quantise | products .. | look .. sum up |
+//!   finishers                              | .. activate |                        | .. store |   ^
+//!                                                 |          ^                         |         |
+//!   memory                                        +----------+ activated               +---------+ products
 //! ```
 //!
 //! # Rows, tiles, units
@@ -42,20 +44,21 @@
 //! - *GEMM 1 to 2.* Activated values, f32. A block that begins a tile in GEMM 2 loads the tile's rows until
 //!   all of them are there, and quantises them for itself. So a scale over a whole row costs no more than one
 //!   over 128 columns, and no block waits for blocks of other experts.
-//! - *GEMM 2 to the output.* Products, f32. Every block sums up a share of the output's columns, slot by slot:
-//!   always in the same order.
+//! - *GEMM 2 to the output.* Products, f32. Every block sums up a share of the output's columns, slot by
+//!   slot: always in the same order.
 //!
-//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1, and
-//! in GEMM 2 for GEMM 1 alone, so that all values that are waited for get there.
+//! Blocks wait for each other, so all must be resident: the launch is cooperative. Nobody waits in GEMM 1,
+//! and in GEMM 2 for GEMM 1 alone, so that all values that are waited for get there.
 //!
 //! # The control words
 //! They are zero before the first launch, and each launch leaves them ready for the next ([`control`]). A
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! By `mma.sync` m16n8k32: rows of weights are its M, the tile's rows its N. K within 64 bytes may come in
-//! any order as long as both operands agree, so that a lane takes 16 adjacent bytes of each. Sums are folded
-//! into f32 registers every 128 of K with the scales that change there ([`multiply`]).
+//! By `mma.sync` m16n8k16 on f16, which holds every e4m3 value: rows of weights are its M, the tile's rows
+//! its N. K within 64 bytes may come in any order as long as both operands agree, so that a lane takes 16
+//! adjacent bytes of each. Sums are folded into f32 registers every 128 of K with the scales that change
+//! there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
@@ -151,6 +154,8 @@ pub struct Projection {
     pub parts: u32,
     /// Units of a tile.
     pub units: u32,
+    /// Which blocks work on which.
+    pub dealing: Code<crate::few_tokens::queue::Dealing>,
 }
 
 /// Arguments of `few_tokens`.
@@ -174,8 +179,8 @@ pub struct FewTokens {
     pub second: crate::few_tokens::Projection,
     /// i64 `[local experts + 1]`: pairs of the experts before each.
     pub expert_offsets: *mut i64,
-    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second set
-    /// may be missing. 16-byte aligned.
+    /// `FEW_CONTROL_WORDS` words and two sets: zeros, or as the last launch left them; of zeros the second
+    /// set may be missing. 16-byte aligned.
     pub control: *mut u32,
     /// Words of a set: at least those of activated values and products, and a multiple of 4.
     pub set_words: u32,
@@ -211,6 +216,14 @@ pub struct FewTokens {
     pub adds: Flag,
 }
 
+impl FewTokens {
+    /// That of GEMM 1, or of GEMM 2.
+    #[inline(always)]
+    fn projection(&self, is_first: bool) -> &Projection {
+        if is_first { &self.first } else { &self.second }
+    }
+}
+
 /// The layer behind the router.
 ///
 /// # Safety
@@ -240,7 +253,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                 let projection = &if unit.is_first { first } else { second };
                 let expert = memory.tile_expert(unit.tile);
                 position = produce::fill(projection, packed, &unit, expert, &memory, position);
-                units.taken(taken);
+                units.taken(&arguments, taken);
             }
             if is_begun {
                 produce::fill_nothing(&memory, position);
@@ -258,9 +271,8 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             loop {
                 multiply::wait_done(turn);
                 let Some(unit) = queue::unit(&memory, turn) else { return };
-                let (projection, rows) =
-                    (&if unit.is_first { first } else { second }, memory.tile_size(unit.tile));
-                store::store(&arguments, projection, unit.is_first, &set, &unit, rows, &memory, turn % 2);
+                let projection = &if unit.is_first { first } else { second };
+                store::store(&arguments, projection, unit.is_first, &set, &unit, &memory, turn % 2);
                 multiply::finished(turn);
                 turn += 1;
             }

@@ -15,11 +15,11 @@
 //! ```
 //!
 //! Lane q of a row has the same 16 bytes of K in both operands, which is all that a sum over K asks for. The
-//! columns of rows that a tile does not have repeat its first row, and are dropped. `mma.sync` on e4m3 does the
-//! same on Hopper, but with two sums of each product, which are added behind it.
+//! columns of rows that a tile does not have repeat its first row, and are dropped. `mma.sync` on e4m3 does
+//! the same on Hopper, but with two sums of each product, which are added behind it.
 //!
-//! Sums pass through two buffers in turn. Barrier 2 or 3 says that a buffer has a unit's sums, 4 or 5 that it is
-//! free again.
+//! Sums pass through two buffers in turn. Barrier 2 or 3 says that a buffer has a unit's sums, 4 or 5 that it
+//! is free again.
 //!
 //! Eight lanes load together, those of two g. Of packed weights, whose 16-byte chunks of a row r are at
 //! `chunk ^ (r % 8)`, rows r(g) four apart lie in all banks. Of others these rows mostly lie a multiple of

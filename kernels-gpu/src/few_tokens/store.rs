@@ -11,7 +11,7 @@ use super::{FINISHERS, FIRST_FINISHER, FewTokens, Projection};
 use crate::elementwise::activation::functions::activate;
 use crate::gemm::recomputed;
 
-/// Stores the values or products of a unit and its tile's rows, of which there are `rows`.
+/// Stores the values or products of a unit and its tile's rows.
 ///
 /// # Safety
 /// The contract of the kernel: the sums of this unit are in `buffer`. All threads that finish units call it.
@@ -22,11 +22,12 @@ pub unsafe fn store(
     is_first: bool,
     set: &Set,
     unit: &Unit,
-    rows: u32,
     memory: &Memory,
     buffer: u32,
 ) {
     let FewTokens { ref second, limit, function, tokens, top_k, .. } = *arguments;
+    // SAFETY: the unit's tile exists, and a barrier has brought the tables.
+    let rows = unsafe { memory.tile_size(unit.tile) };
     let log2 = projection.row_groups_log2();
     let columns_log2 = log2 + 3;
     // Of a power of two, which a division would not know.

@@ -24,8 +24,9 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// No tile.
 pub const NO_TILE: u32 = u32::MAX;
 
-/// Builds the tables, reads what the launch before has left, and initialises the ring; returns the number of tiles. The producer warp calls it, all
-/// lanes together; a barrier of the block lies between it and the reads of others.
+/// Builds the tables, reads what the launch before has left, and initialises the ring; returns the number of
+/// tiles. The producer warp calls it, all lanes together; a barrier of the block lies between it and the
+/// reads of others.
 ///
 /// # Safety
 /// The contract of the kernel.

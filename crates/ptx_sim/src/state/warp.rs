@@ -62,7 +62,8 @@ pub(crate) struct Join {
     pub parent: u32,
 }
 
-/// A strong read of global memory: where in the code, a digest of what it read, and the signs of progress then.
+/// A strong read of global memory: where in the code, a digest of what it read, and the signs of progress
+/// then.
 pub(crate) type Look = (u32, u64, u64);
 
 /// One warp of a block.

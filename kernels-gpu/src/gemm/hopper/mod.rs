@@ -3,15 +3,15 @@
 //! | module | an item of work | made for |
 //! |---|---|---|
 //! | [`wide`] | 128 rows of one expert x 128 or 256 columns | many rows per expert: the tensor cores are the limit |
-//! | [`narrow`] | 256 columns x 8, 16 or 32 rows, operands swapped; K is cut so that all blocks get the same share | few rows per expert: the stream of weights is the limit |
+//! | [`narrow`] | 256 columns x 8, 16 or 32 rows, operands swapped; blocks draw items, of which the last may be cut along K | few rows per expert: the stream of weights is the limit |
 //!
 //! Each has two ends: D in bf16, f16 or f32, or added up by token ([`token_sums`]); and, for the first
 //! projection of a layer, an activation of gate and up with requantisation to e4m3, so that the intermediate
 //! never goes to memory in more than 8 bits.
 //!
 //! # Where to begin
-//! Read `wide/mod.rs`: entry points, the producer's loop and the consumers' stand there one below the other.
-//! Then [`ring`], which joins the two. The rest are details, each for itself:
+//! Read `wide/mod.rs` or `narrow/mod.rs`: entry points, the producer's loop and the consumers' stand there,
+//! one below the other. Then [`ring`], which joins the two. The rest are details, each for itself:
 //!
 //! | file | what it has |
 //! |---|---|
@@ -24,8 +24,10 @@
 //! | `wide/end_scales` | the scales of whole sums, and the bias |
 //! | `wide/store`; `wide/gated`, `wide/requantize` | the ends |
 //! | `wide/gather` | the producer that gathers rows of A |
-//! | `narrow/share` | how items are cut, and parts added up |
-//! | `narrow/produce`, `narrow/consume`, `accumulator` | the producer; the products |
+//! | `narrow/units` | which items, or parts of them, a block takes |
+//! | `narrow/notes` | by which the producer tells the consumers of them |
+//! | `narrow/parts` | sums of items that are cut |
+//! | `narrow/accumulator` | a product of any of the heights, as registers of a thread |
 //! | `narrow/store`, `narrow/requantize` | the ends |
 //!
 //! From an entry point to `wgmma`:
@@ -33,7 +35,7 @@
 //! ```text
 //!   wide/mod.rs     hopper_wide_promoted -> multiply -> consume -> promoted -> wgmma_e4m3!
 //!   wide/gated.rs   hopper_wide_gated_promoted -> multiply (wide/mod.rs) -> .. as above
-//!   narrow/mod.rs   hopper_narrow_8 -> sums (narrow/consume.rs) -> multiply (accumulator.rs) -> wgmma_e4m3!
+//!   narrow/mod.rs   hopper_narrow_8 -> multiply -> consume -> sums -> narrow/accumulator.rs -> wgmma_e4m3!
 //! ```
 //!
 //! # A block
@@ -62,7 +64,6 @@
 //! - fast kernels take scales of A per call or row, of B per expert or channel. What the kinds do not lead to
 //!   is not read.
 
-mod accumulator;
 pub(crate) mod arguments;
 mod narrow;
 mod pack;

@@ -1,12 +1,12 @@
 //! The ring of stages between the producer warp and the consumer warps.
 //!
 //! ```text
-//!   shared memory    | stage 0 | stage 1 | .. |  scales 0 | scales 1 | .. |  full 0, empty 0, full 1, empty 1, ..
+//!   shared memory   | stage 0 | stage 1 | .. | scales 0 | scales 1 | .. | full 0, empty 0, full 1, empty 1, ..
 //!
 //!   producer                                        consumers
 //!     wait(empty[s], parity ^ 1)                      wait(full[s], parity)
 //!     store B's scales, expect bytes on full[s],      wgmma on stage s, read its scales
-//!     issue TMA copies of operands and A's scales     arrive(empty[s]) once per warp, when all of that is done
+//!     issue TMA copies of operands and A's scales     arrive(empty[s]) once per warp, behind all of that
 //! ```
 //!
 //! How many stages there are, and of what, is a [`Shape`]: one for each kind of kernel.

@@ -2,9 +2,9 @@
 //! lanes of the producer warp.
 //!
 //! ```text
-//!   A, group-major                    first_row ..             B, all of them in a row
-//!     slab 0   | . . . . . . . . . . . . . . . |                 | .. | block c: slab 0, 1, 2 .. | block c + 1: .. |
-//!     slab 1   | . . [ . . a box     . ] . . . |                          lane 0, 1, 2 .. 31
+//!   A, group-major                    first_row ..       B, all of them in a row
+//!     slab 0   | . . . . . . . . . . . . . . . |           | .. | block c: slab 0, 1, 2 .. | block c + 1: .. |
+//!     slab 1   | . . [ . . a box     . ] . . . |                    lane 0, 1, 2 .. 31
 //!     slab 2   | . . . . . . . . . . . . . . . |
 //!
 //!   slots of a stage     | A: up to 3 rows before the tile's, its N | B: first block, second |

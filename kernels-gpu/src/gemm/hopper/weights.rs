@@ -7,12 +7,12 @@
 //!   an item: rows n0 .. n0 + 256 of an expert's B (plain), or gate and up of columns n0 .. n0 + 128 (gated)
 //!
 //!        slab 0                        slab 1
-//!     | first half  | second half | first half  | second half | ..  | the next item, and behind the last the next expert
+//!     | first half  | second half | first half  | second half | .. | the next item, or the next expert's first
 //!       128 lines     128 lines
 //!
 //!   a half   plain: rows n0 .. n0 + 128 and n0 + 128 .. n0 + 256       gated: gate, up of the same columns
-//!   a line   128 bytes of K of row r of the half, in chunks of 16: chunk c lies at c ^ (r % 8), as the 128-byte
-//!            swizzle of TMA would put it
+//!   a line   128 bytes of K of row r of the half, in chunks of 16: chunk c lies at c ^ (r % 8), as TMA's
+//!            128-byte swizzle would put it
 //! ```
 //!
 //! The last item of an expert has the rows that are left: its halves are as short as they are (of a plain one

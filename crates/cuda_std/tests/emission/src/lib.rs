@@ -224,6 +224,11 @@ emit! {
         mma::m16n8k16_bf16(&mut accumulator, [*input; 4], [*input; 2]);
         accumulator[0] + accumulator[1] + accumulator[2] + accumulator[3]
     };
+    mma_m16n8k16_f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", |input| {
+        let mut accumulator = [0.0; 4];
+        mma::m16n8k16_f16(&mut accumulator, [*input; 4], [*input; 2]);
+        accumulator[0] + accumulator[1] + accumulator[2] + accumulator[3]
+    };
 }
 
 // fp8, bf16, math

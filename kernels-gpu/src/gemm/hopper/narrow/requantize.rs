@@ -1,8 +1,8 @@
 //! The gated end: activation of gate and up, the scale of every row's 128 columns, e4m3.
 //!
 //! ```text
-//!   a row of A is a column of the product: its 128 values are in the lanes of one q, in all eight consumer warps
-//!   maximum of a row:   lanes of a warp by shuffles --> shared memory [warp][row] --> one thread a row --> scale [row]
+//!   a row of A is a column of the product: its 128 values are in the lanes of one q of all eight warps
+//!   maximum of a row: lanes by shuffles --> shared memory [warp][row] --> one thread a row --> scale [row]
 //! ```
 
 use cuda_std::fp8::e4m3_from_f32;
@@ -10,45 +10,118 @@ use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, shfl_xor};
 use cuda_std::{memory, sync, thread};
 
-use super::BN;
-use super::consume::{ColumnScales, Columns};
-use super::share::Part;
+use super::accumulator::Accumulator;
+use super::units::Part;
+use super::{ColumnScales, Columns, End, Launch};
 use crate::elementwise::activation::functions::activate;
 use crate::elementwise::rows::scale::{Divisor, of_group_absmax};
-use crate::gemm::hopper::accumulator::Accumulator;
-use crate::gemm::hopper::arguments::GatedArguments;
-use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS};
+use crate::gemm::hopper::arguments::{GatedArguments, HopperGated};
+use crate::gemm::hopper::weights::Weights;
+use crate::gemm::hopper::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, GATED_COLUMNS};
 use crate::gemm::scales::{column_bias, row_scale};
 
-/// Bytes of shared memory for the exchange of `n` rows: a word for each in every warp, and their scales.
-pub const fn shared_bytes(n: u32) -> u32 {
-    (CONSUMER_WARPS + 1) * n * 4
+/// Shared memory in which the warps exchange maxima and scales of rows, of as many rows as the kernel's
+/// tallest tiles have. Lower ones share the layout: what an item leaves for its last reads must not lie where
+/// the next begins to write.
+#[derive(Clone, Copy)]
+pub struct Exchange {
+    /// Of each row in every warp.
+    maxima: Shared<f32>,
+    rows: u32,
 }
 
-/// A thread's first column of gate and of up of an item, among all columns of B.
-#[inline(always)]
-pub fn first_columns(part: &Part, columns: &Columns, arguments: &GatedArguments) -> [u32; 2] {
-    let first = part.column * (BN / 2) + columns.column;
-    [first, arguments.out.gating.up + first]
+impl Exchange {
+    /// Bytes for tiles of up to `rows` rows: a word for each in every warp, and their scales.
+    pub const fn bytes(rows: u32) -> u32 {
+        (CONSUMER_WARPS + 1) * rows * 4
+    }
+
+    /// At an address from which on nothing else uses the [`bytes`](Self::bytes).
+    #[inline(always)]
+    pub fn new(address: u32, rows: u32) -> Self {
+        Self { maxima: Shared::from_address(address), rows }
+    }
 }
 
-/// Activates and quantises a thread's part of an item, and stores what exists of it. `shared` is the address
-/// of [`shared_bytes`] of `N` that nothing else uses, N being the rows of the tallest tiles. Those of lower
-/// ones share the layout: what an item leaves for its last reads must not lie where the next begins to write.
+/// 128 columns of the intermediate: gate and up in one item.
+pub struct Gated {
+    launch: HopperGated,
+    arguments: GatedArguments,
+}
+
+impl Gated {
+    #[inline(always)]
+    pub fn new(launch: HopperGated) -> Self {
+        Self { launch, arguments: launch.end(launch.slab_scales()) }
+    }
+}
+
+impl End for Gated {
+    const COLUMNS: u32 = GATED_COLUMNS;
+
+    #[inline(always)]
+    fn launch(&self) -> Launch {
+        let HopperGated { a, scales, schedule, partials, k, schedule_is_settled, .. } = self.launch;
+        let (b, slab_scales) = (self.launch.matrix(), self.arguments.slab_scales);
+        Launch { a, b, scales, slab_scales, schedule, partials, k, schedule_is_settled }
+    }
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.arguments.intermediate
+    }
+
+    #[inline(always)]
+    fn b_columns(&self) -> u32 {
+        self.arguments.intermediate + self.arguments.out.gating.up
+    }
+
+    #[inline(always)]
+    fn weights(&self, part: &Part) -> Weights {
+        self.arguments.weights(part.expert, part.column * GATED_COLUMNS)
+    }
+
+    #[inline(always)]
+    fn first_columns(&self, part: &Part, columns: &Columns) -> [u32; 2] {
+        let first = part.column * GATED_COLUMNS + columns.column;
+        [first, self.arguments.out.gating.up + first]
+    }
+
+    #[inline(always)]
+    fn takes_parts(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    unsafe fn finish<A: Accumulator>(
+        &self,
+        totals: &[A; 2],
+        part: &Part,
+        b: ColumnScales,
+        columns: &Columns,
+        exchange: Exchange,
+    ) {
+        let [first, _] = self.first_columns(part, columns);
+        // SAFETY: the caller's contract.
+        unsafe { store(totals, part, first, b, columns, &self.arguments, exchange) }
+    }
+}
+
+/// Activates and quantises a thread's part of an item from column `first` on, and stores what exists of it.
 ///
 /// # Safety
-/// The contract of the kernels, for an item of the schedule; all consumer threads call it together.
+/// As [`End::finish`].
 #[inline(always)]
-pub unsafe fn store<A: Accumulator, const N: u32>(
+unsafe fn store<A: Accumulator>(
     totals: &[A; 2],
     part: &Part,
+    first: u32,
     b: ColumnScales,
     columns: &Columns,
     arguments: &GatedArguments,
-    shared: u32,
+    exchange: Exchange,
 ) {
     let GatedArguments { scales, out, intermediate: n, .. } = *arguments;
-    let [first, _] = first_columns(part, columns, arguments);
     let row_of = #[inline(always)]
     |j: usize, c: usize| 8 * j as u32 + 2 * columns.quad_lane + c as u32;
     let (up, all) = (out.gating.up, n + out.gating.up);
@@ -62,6 +135,9 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
         &totals[1],
         #[inline(always)]
         |j, gate, up| {
+            if 8 * j as u32 >= part.rows {
+                return [0.0; 4];
+            }
             // SAFETY: a row of the schedule.
             let a = [0, 1]
                 .map(|c| unsafe { row_scale(&scales, part.first_row + row_of(j, c).min(part.rows - 1)) });
@@ -100,46 +176,50 @@ pub unsafe fn store<A: Accumulator, const N: u32>(
         return;
     }
     let (thread, lane) = (thread::thread_idx_x(), thread::lane_id());
-    let maxima = Shared::<f32>::from_address(shared);
-    let row_scales = maxima.add(CONSUMER_WARPS * N);
+    let Exchange { maxima, rows } = exchange;
+    let row_scales = maxima.add(CONSUMER_WARPS * rows);
     values.for_each_column(
         #[inline(always)]
         |j, c, low, high| {
+            if 8 * j as u32 >= part.rows {
+                return;
+            }
             let mut largest = f32::max(low.abs(), high.abs());
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 4));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
             largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 16));
             if lane < 4 {
-                // SAFETY: each warp has N words, written by one lane each; the barrier of the last item lies
-                // behind its reads.
-                unsafe { maxima.add(thread / 32 * N + row_of(j, c)).write(largest) };
+                // SAFETY: each warp has a word for each row, written by one lane; the barrier of the last
+                // item lies behind its reads.
+                unsafe { maxima.add(thread / 32 * rows + row_of(j, c)).write(largest) };
             }
         },
     );
     sync::named(CONSUMER_BARRIER, CONSUMERS);
-    if thread < A::N {
+    if thread < part.rows {
         let mut largest = 0.0;
         let mut warp = 0;
         while warp < CONSUMER_WARPS {
             // SAFETY: written before the barrier.
-            largest = f32::max(largest, unsafe { maxima.add(warp * N + thread).read() });
+            largest = f32::max(largest, unsafe { maxima.add(warp * rows + thread).read() });
             warp += 1;
         }
         let scale = of_group_absmax(largest);
         // SAFETY: a word for each row; every row of the schedule has a scale for each of its groups.
         unsafe {
             row_scales.add(thread).write(scale);
-            if thread < part.rows {
-                let row = (part.first_row + thread) as usize;
-                let group = part.column as usize;
-                *out.scales.add(row * out.strides.row as usize + group * out.strides.group as usize) = scale;
-            }
+            let row = (part.first_row + thread) as usize;
+            let group = part.column as usize;
+            *out.scales.add(row * out.strides.row as usize + group * out.strides.group as usize) = scale;
         }
     }
     sync::named(CONSUMER_BARRIER, CONSUMERS);
     values.for_each(
         #[inline(always)]
         |j, h, c, value| {
+            if row_of(j, c) >= part.rows {
+                return;
+            }
             // SAFETY: written before the barrier.
             let scale = unsafe { row_scales.add(row_of(j, c)).read() };
             let [quotient] = Divisor::new(scale).divide(&[value]);

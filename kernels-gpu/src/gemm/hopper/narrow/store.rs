@@ -8,46 +8,79 @@ use cuda_std::atomic::{self, Scope};
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32};
 use cuda_std::{memory, thread};
 
-use super::BN;
-use super::consume::{ColumnScales, Columns};
-use super::share::Part;
+use super::accumulator::Accumulator;
+use super::requantize::Exchange;
+use super::units::Part;
+use super::{BN, ColumnScales, Columns, End, Launch};
 use crate::abi::{AScaleKind, OutType};
-use crate::gemm::hopper::accumulator::Accumulator;
 use crate::gemm::hopper::arguments::HopperGemm;
+use crate::gemm::hopper::weights::Weights;
 use crate::gemm::quad::columns_of_a_row;
 use crate::gemm::scales::{column_bias, row_scale};
 
-/// Writes a thread's part of an item, as far as rows and columns exist; `b` are the scales of its columns.
-///
-/// # Safety
-/// The contract of the kernels, for an item of the schedule.
-#[inline(always)]
-pub unsafe fn store<A: Accumulator>(
-    totals: &[A; 2],
-    part: &Part,
-    b: ColumnScales,
-    columns: &Columns,
-    arguments: &HopperGemm,
-) {
-    let [left, right] = first_columns(part, columns);
-    // SAFETY: the caller's contract.
-    unsafe {
-        store_half(&totals[0], part, left, b[0], columns, arguments);
-        store_half(&totals[1], part, right, b[1], columns, arguments);
-    }
-}
+/// D as it is, or sums by token.
+pub struct Plain(pub HopperGemm);
 
-/// A thread's first column of either half of an item.
-#[inline(always)]
-pub fn first_columns(part: &Part, columns: &Columns) -> [u32; 2] {
-    let first = part.column * BN + columns.column;
-    [first, first + BN / 2]
+impl End for Plain {
+    const COLUMNS: u32 = BN;
+
+    #[inline(always)]
+    fn launch(&self) -> Launch {
+        let HopperGemm { a, scales, schedule, partials, k, schedule_is_settled, .. } = self.0;
+        let (b, slab_scales) = (self.0.matrix(), self.0.slab_scales());
+        Launch { a, b, scales, slab_scales, schedule, partials, k, schedule_is_settled }
+    }
+
+    #[inline(always)]
+    fn n(&self) -> u32 {
+        self.0.n
+    }
+
+    #[inline(always)]
+    fn b_columns(&self) -> u32 {
+        self.0.n
+    }
+
+    #[inline(always)]
+    fn weights(&self, part: &Part) -> Weights {
+        self.0.weights(part.expert, part.column * BN)
+    }
+
+    #[inline(always)]
+    fn first_columns(&self, part: &Part, columns: &Columns) -> [u32; 2] {
+        let first = part.column * BN + columns.column;
+        [first, first + BN / 2]
+    }
+
+    /// Sums by token take a part as well as the whole.
+    #[inline(always)]
+    fn takes_parts(&self) -> bool {
+        self.0.out_type.is(OutType::TokenSums)
+    }
+
+    /// Writes a thread's part of an item, as far as rows and columns exist.
+    #[inline(always)]
+    unsafe fn finish<A: Accumulator>(
+        &self,
+        totals: &[A; 2],
+        part: &Part,
+        b: ColumnScales,
+        columns: &Columns,
+        _: Exchange,
+    ) {
+        let [left, right] = self.first_columns(part, columns);
+        // SAFETY: the caller's contract.
+        unsafe {
+            store_half(&totals[0], part, left, b[0], columns, &self.0);
+            store_half(&totals[1], part, right, b[1], columns, &self.0);
+        }
+    }
 }
 
 /// Writes a thread's part of half an item, from column `first` on.
 ///
 /// # Safety
-/// As [`store`].
+/// As [`End::finish`].
 #[inline(always)]
 unsafe fn store_half<A: Accumulator>(
     total: &A,
@@ -116,7 +149,7 @@ unsafe fn store_half<A: Accumulator>(
 /// them.
 ///
 /// # Safety
-/// As [`store`]; all lanes of the warp call it together.
+/// As [`End::finish`]; all lanes of the warp call it together.
 #[inline(always)]
 unsafe fn store_16_bits<A: Accumulator>(
     total: &A,

@@ -6,8 +6,8 @@
 //! at a time with `cp.async`, to where TMA would have put them:
 //!
 //! ```text
-//!   thread t, of warp w = t / 32:     knows the token of row t of the tile, and copies its scale, if A has any that change along K
-//!   its lane l, in copy i = 0 .. 8:   chunk l % 8 of row 32 w + 4 i + l / 8, whose token lane 4 i + l / 8 knows
+//!   thread t, of warp w = t / 32     knows the token of row t of the tile, and copies its scale of the slab
+//!   its lane l, in copy i = 0 .. 8   chunk l % 8 of row 32 w + 4 i + l / 8: lane 4 i + l / 8 knows its token
 //!
 //!                    chunk 0   1   2   3   4   5   6   7
 //!   row 32 w + 4 i (even) l0  l1  l2  l3  l4  l5  l6  l7        a row of a stage: 128 bytes, a line of L2

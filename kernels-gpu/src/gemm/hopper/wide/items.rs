@@ -4,10 +4,10 @@
 //! tile without a partner takes two neighbouring items of its columns, which share A:
 //!
 //! ```text
-//!   row tiles of a band         columns 0     1     2     3           through L2 for an item of 48 KiB a slab
-//!     tile 0   block 0                a     c     e     g
-//!     tile 1   block 1                a     c     e     g             a pair of rows        A 16 + half of B 16 = 32 KiB
-//!     tile 2   blocks 0, 1            b     b     f     f             a row on its own      half of A 8 + B 32 = 40 KiB
+//!   row tiles of a band         columns 0    1    2    3       through L2 for an item of 48 KiB a slab
+//!     tile 0   block 0                a    c    e    g
+//!     tile 1   block 1                a    c    e    g         a pair of rows    A 16 + half of B 16 = 32 KiB
+//!     tile 2   blocks 0, 1            b    b    f    f         a row on its own  half of A 8 + B 32 = 40 KiB
 //! ```
 //!
 //! A last tile of up to 64 rows takes half the time: as the second of a pair it would wait for the first. So

@@ -3,7 +3,7 @@
 //! ```text
 //!   values of a thread, as accumulators: [4 j + 2 h + c]     row + 8 h, column 8 j + 2 q + c, j = 0 .. 16
 //!   a row's 128 columns are in the four lanes of a quad:     its maximum takes two shuffles
-//!   its bytes:   e4m3 pairs of tiles t and t + 4, one word --transposed in the quad--> 8 bytes of tile q and of tile q + 4
+//!   its bytes:   e4m3 pairs of tiles t and t + 4, a word --transposed in the quad--> 8 bytes of tiles q, q + 4
 //! ```
 
 use cuda_std::fp8::e4m3x2_from_f32;
@@ -20,8 +20,8 @@ use crate::schedule::work::Tile;
 /// Activated values of 128 columns.
 type Values = [f32; 64];
 
-/// Applies the activation, silu without a limit or one of the others. The first half of the registers is gate, the second up,
-/// of the same 128 columns. Columns past the intermediate become 0.
+/// Applies the activation, silu without a limit or one of the others. The first half of the registers is
+/// gate, the second up, of the same 128 columns. Columns past the intermediate become 0.
 #[inline(always)]
 pub fn activated<const IS_SILU: bool>(
     total: &[f32; 128],

@@ -5,11 +5,11 @@
 //! columns of a warp at a time:
 //!
 //! ```text
-//!              chunk 0    1    2  ..  7         a chunk: 8 columns of a row, 16 bytes; of row r it lies at c ^ (r % 8)
-//!   row 0      | matrix 0 | 2 | 0 .. |          `stmatrix` writes four matrices of 8 rows x 8 columns: two chunks of
-//!   ..         |          |   |      |          sixteen rows
-//!   row 8      | matrix 1 | 3 | 1 .. |
-//!   ..                                          a load and a store of 16 bytes a lane then move four rows of 128 bytes
+//!           chunk 0    1    2  ..  7      chunk c of row r, 8 columns, 16 bytes, lies at place c ^ (r % 8)
+//!   row 0   | matrix 0 | 2 | 0 .. |
+//!   ..      |          |   |      |       `stmatrix` writes four matrices of 8 x 8: two chunks of 16 rows
+//!   row 8   | matrix 1 | 3 | 1 .. |
+//!   ..                                    a load and a store of 16 bytes a lane then move 4 rows of 128 bytes
 //! ```
 //!
 //! Nobody but the warp touches its place, so that nothing but the warp has to meet.

@@ -10,9 +10,6 @@ use cuda_std::wgmma::{wgmma_e4m3, wgmma_tie};
 
 /// N / 2 accumulators of a thread.
 pub trait Accumulator: Copy {
-    /// N.
-    const N: u32;
-
     /// All 0.
     const ZERO: Self;
 
@@ -43,23 +40,23 @@ pub trait Accumulator: Copy {
     /// Calls `f(j, c, h = 0, h = 1)` for every column.
     fn for_each_column(&self, f: impl FnMut(usize, usize, f32, f32));
 
-    /// Writes the registers to `to[0], to[stride], ..` of four each.
+    /// Writes the registers of the first `columns` columns, rounded up to eights, to `to[0], to[stride], ..`
+    /// of four each.
     ///
     /// # Safety
     /// As many vectors as the registers fill are writable there, 16-byte aligned.
-    unsafe fn save(&self, to: *mut [f32; 4], stride: usize);
+    unsafe fn save(&self, columns: u32, to: *mut [f32; 4], stride: usize);
 
-    /// Adds what [`save`](Self::save) wrote.
+    /// Adds what [`save`](Self::save) wrote of as many columns.
     ///
     /// # Safety
     /// As `save`, readable; what other threads wrote there has been made visible to this one.
-    unsafe fn add_saved(&mut self, from: *const [f32; 4], stride: usize);
+    unsafe fn add_saved(&mut self, columns: u32, from: *const [f32; 4], stride: usize);
 }
 
 macro_rules! accumulator {
     ($($n:tt: $registers:tt, $quads:tt;)+) => {$(
         impl Accumulator for [f32; $registers] {
-            const N: u32 = $n;
             const ZERO: Self = [0.0; $registers];
 
             #[inline(always)]
@@ -118,24 +115,28 @@ macro_rules! accumulator {
             }
 
             #[inline(always)]
-            unsafe fn save(&self, to: *mut [f32; 4], stride: usize) {
+            unsafe fn save(&self, columns: u32, to: *mut [f32; 4], stride: usize) {
                 unroll!(for i in 0..$quads {
-                    // SAFETY: the caller's contract.
-                    unsafe {
-                        cuda_std::memory::store(to.add(i * stride), [self[4 * i], self[4 * i + 1], self[4 * i + 2], self[4 * i + 3]])
-                    };
+                    if i == 0 || 8 * (i as u32) < columns {
+                        // SAFETY: the caller's contract.
+                        unsafe {
+                            cuda_std::memory::store(to.add(i * stride), [self[4 * i], self[4 * i + 1], self[4 * i + 2], self[4 * i + 3]])
+                        };
+                    }
                 });
             }
 
             #[inline(always)]
-            unsafe fn add_saved(&mut self, from: *const [f32; 4], stride: usize) {
+            unsafe fn add_saved(&mut self, columns: u32, from: *const [f32; 4], stride: usize) {
                 unroll!(for i in 0..$quads {
-                    // SAFETY: the caller's contract.
-                    let saved = unsafe { cuda_std::memory::load_strong(from.add(i * stride)) };
-                    self[4 * i] += saved[0];
-                    self[4 * i + 1] += saved[1];
-                    self[4 * i + 2] += saved[2];
-                    self[4 * i + 3] += saved[3];
+                    if i == 0 || 8 * (i as u32) < columns {
+                        // SAFETY: the caller's contract.
+                        let saved = unsafe { cuda_std::memory::load_strong(from.add(i * stride)) };
+                        self[4 * i] += saved[0];
+                        self[4 * i + 1] += saved[1];
+                        self[4 * i + 2] += saved[2];
+                        self[4 * i + 3] += saved[3];
+                    }
                 });
             }
         }
