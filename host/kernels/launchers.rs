@@ -70,7 +70,7 @@ pub const FEW_STAGE_BYTES: u32 = 32768;
 /// Bytes of K in a stage, at most.
 pub const FEW_STAGE_K: u32 = 2048;
 /// Bytes of shared memory besides stages and inputs.
-pub const FEW_TABLE_BYTES: u32 = 27008;
+pub const FEW_TABLE_BYTES: u32 = 27648;
 /// Most rows of a tile.
 pub const FEW_TILE_ROWS: u32 = 8;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.
@@ -243,6 +243,11 @@ pub const WIDE: GemmTile = GemmTile {
 pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
     tile_rows * pitch + k.div_ceil(128) * 32
 }
+/// The same for packed weights, K being a multiple of 128: `pitch` bytes for 16 columns.
+pub const fn few_packed_input_bytes(pitch: usize, k: usize) -> usize {
+    let (scales, past_end) = (k / 128 * 32, 3 * 8 * pitch + 128);
+    k / 16 * pitch + if scales > past_end { scales } else { past_end }
+}
 /// Bytes of shared memory for the tables of a sort whose blocks have `ranking_warps` warps with rows.
 pub const fn permute_table_bytes(ranking_warps: usize, local_experts: usize) -> usize {
     ((ranking_warps.div_ceil(2) + 2) * (local_experts + 1) * 4).next_multiple_of(16)
@@ -326,14 +331,14 @@ pub struct Projection {
     pub weight_scale_kind: BScaleKind,
     /// Which scales the inputs get.
     pub input_scale_kind: AScaleKind,
-    /// K, a multiple of 64.
+    /// K, a multiple of 64; of packed weights of 128.
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,
     /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
     /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K
-    /// where that is less, fit into a stage.
+    /// where that is less, fit into a stage. Of packed weights they fill it.
     pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,
@@ -748,7 +753,7 @@ unsafe impl Arguments for CountRows {
         )
     }
 }
-/// Arguments of `few_tokens`.
+/// Arguments of `few_tokens` and of `few_tokens_packed`.
 #[derive(Clone, Copy, Debug)]
 pub struct FewTokens {
     /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
@@ -788,7 +793,8 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16.
+    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16. For
+    /// packed weights those from 16 columns of all rows to the next 16: 16 for each row of a tile, or for more.
     pub input_pitch: u32,
     /// What the hidden states are.
     pub hidden_type: HiddenType,
@@ -798,8 +804,6 @@ pub struct FewTokens {
     pub limit: f32,
     /// What joins gate and up.
     pub function: ActivationFunction,
-    /// Whether the weights are packed: then K and I are multiples of 128.
-    pub packed: bool,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: bool,
     /// Whether the result is added to the output.
@@ -861,7 +865,6 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.out_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.function).cast_mut().cast(),
-                ::core::ptr::from_ref(&u32::from(self.packed)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.weighs_input)).cast_mut().cast(),
                 ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
             ],
@@ -1788,6 +1791,10 @@ pub const COUNT_ROWS: Kernel<CountRows> = unsafe {
 /// Kernel `few_tokens`: 640 threads per block, at least 1 blocks per SM.
 pub const FEW_TOKENS: Kernel<FewTokens> = unsafe {
     Kernel::new("few_tokens", 640, 1, false, 0, module)
+};
+/// Kernel `few_tokens_packed`: 640 threads per block, at least 1 blocks per SM.
+pub const FEW_TOKENS_PACKED: Kernel<FewTokens> = unsafe {
+    Kernel::new("few_tokens_packed", 640, 1, false, 0, module)
 };
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
 pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = unsafe {

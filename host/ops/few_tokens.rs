@@ -213,11 +213,11 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         out_type,
         limit: args.gating.bound(),
         function: args.gating.function,
-        packed: plan.packed,
         weighs_input: args.weighs_input,
         adds: args.adds,
     };
-    let kernel = launchers::FEW_TOKENS.with_shared(plan.shared_bytes as u32).cooperative();
+    let kernel = if plan.packed { launchers::FEW_TOKENS_PACKED } else { launchers::FEW_TOKENS };
+    let kernel = kernel.with_shared(plan.shared_bytes as u32).cooperative();
     // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
     // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
     // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively; sets

@@ -43,7 +43,7 @@ pub(crate) struct FewTokensPlan {
     pub pairs: usize,
     /// Rows of a tile.
     pub tile_rows: usize,
-    /// Bytes from an input row in shared memory to the next.
+    /// Bytes from an input row in shared memory to the next; for packed weights those of 16 columns.
     pub input_pitch: usize,
     /// Stages of the ring.
     pub stages: usize,
@@ -87,8 +87,8 @@ impl FewTokensPlan {
         if !fits {
             return None;
         }
-        let (stages, tile_rows, input_pitch) = shared_memory(device, tokens, hidden.max(intermediate))?;
-        let input_bytes = launchers::few_input_bytes(tile_rows, input_pitch, hidden.max(intermediate));
+        let SharedMemory { stages, tile_rows, input_pitch, bytes: shared_bytes } =
+            SharedMemory::new(device, tokens, hidden.max(intermediate), packed)?;
         let multiprocessors = device.multiprocessors() as usize;
         let tiles = expected_tiles(config, tokens);
         let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
@@ -123,9 +123,7 @@ impl FewTokensPlan {
             tile_rows,
             input_pitch,
             stages,
-            shared_bytes: launchers::FEW_TABLE_BYTES as usize
-                + stages * launchers::FEW_STAGE_BYTES as usize
-                + input_bytes,
+            shared_bytes,
             packed,
             blocks: multiprocessors.min(pairs * first.units.max(second.units)),
             first,
@@ -161,19 +159,36 @@ pub(crate) fn bytes_read(config: &MoeConfig, tokens: usize) -> f64 {
     expected_tiles(config, tokens) * of_expert as f64
 }
 
-/// Stages, rows of a tile, and the distance of input rows of up to `k` bytes: as many rows as there are
-/// tokens, since an expert has no more where a token does not name it twice, and as many stages as fit beside
-/// them.
-fn shared_memory(device: &Device, tokens: usize, k: usize) -> Option<(usize, usize, usize)> {
-    // Rows that lie 64 bytes apart in the banks do not conflict.
-    let pitch = k.next_multiple_of(SLAB) + 64;
-    let room = (device.shared_per_block() as usize).checked_sub(launchers::FEW_TABLE_BYTES as usize)?;
-    let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
-    (1..=most_rows).rev().find_map(|rows| {
-        let left = room.checked_sub(launchers::few_input_bytes(rows, pitch, k))?;
-        let stages = (left / launchers::FEW_STAGE_BYTES as usize).min(launchers::FEW_MOST_STAGES as usize);
-        (stages >= FEWEST_STAGES).then_some((stages, rows, pitch))
-    })
+/// What lies in a block's shared memory.
+struct SharedMemory {
+    stages: usize,
+    tile_rows: usize,
+    input_pitch: usize,
+    bytes: usize,
+}
+
+impl SharedMemory {
+    /// For inputs of up to `k` bytes: as many rows as there are tokens, since an expert has no more where a
+    /// token does not name it twice, and as many stages as fit beside them.
+    fn new(device: &Device, tokens: usize, k: usize, packed: bool) -> Option<SharedMemory> {
+        let (tables, of_stage) = (launchers::FEW_TABLE_BYTES as usize, launchers::FEW_STAGE_BYTES as usize);
+        let room = (device.shared_per_block() as usize).checked_sub(tables)?;
+        let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
+        (1..=most_rows).rev().find_map(|tile_rows| {
+            let (input_pitch, input_bytes) = if packed {
+                // An odd number of rows of 16 bytes: neighbours along K then lie in other banks.
+                let pitch = 16 * (tile_rows | 1);
+                (pitch, launchers::few_packed_input_bytes(pitch, k))
+            } else {
+                // Rows that lie 64 bytes apart in the banks do not conflict.
+                let pitch = k.next_multiple_of(SLAB) + 64;
+                (pitch, launchers::few_input_bytes(tile_rows, pitch, k))
+            };
+            let stages = (room.checked_sub(input_bytes)? / of_stage).min(launchers::FEW_MOST_STAGES as usize);
+            let bytes = tables + stages * of_stage + input_bytes;
+            (stages >= FEWEST_STAGES).then_some(SharedMemory { stages, tile_rows, input_pitch, bytes })
+        })
+    }
 }
 
 /// Experts of this rank that have rows, on average, if tokens spread evenly. At least 1.

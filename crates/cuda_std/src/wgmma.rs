@@ -1,7 +1,8 @@
 //! `wgmma`: the asynchronous tensor cores of a warpgroup, FP8 from shared memory (sm_90a).
 //!
 //! Four consecutive warps (the first a multiple of four) multiply together. For e4m3 both operands lie in
-//! shared memory with K contiguous, as rows of 128 bytes in the 128-byte swizzle that TMA writes:
+//! shared memory with K contiguous, as rows of 128 bytes in the 128-byte swizzle that TMA writes (B may lie
+//! otherwise, as [`Cores`]):
 //!
 //! ```text
 //!   A: 64 rows of 128 bytes = 64 x 128 of K      accumulators of N columns: N/2 registers a thread
@@ -45,6 +46,35 @@ unsafe extern "C" {
 #[inline(always)]
 pub fn descriptor(address: u32) -> u32 {
     (address >> 4) + (1 << 16)
+}
+
+/// An operand that is not swizzled: core matrices of 8 rows by 16 bytes of K, whose rows are neighbours.
+///
+/// ```text
+///   row r, bytes 16 c .. 16 c + 16 of K     at address + r / 8 * along_rows + c * along_k + r % 8 * 16
+/// ```
+///
+/// Core matrices may overlap, where rows of theirs are nobody's.
+#[derive(Clone, Copy)]
+pub struct Cores {
+    /// The lower half of its descriptor. Adding to it moves the operand by 16 bytes for each 1.
+    pub low: u32,
+    /// The upper half.
+    pub high: u32,
+    /// What 32 bytes of K add to the lower half.
+    pub step: u32,
+}
+
+impl Cores {
+    /// That at `address`, whose core matrices are `along_k` bytes apart along K, and `along_rows` from eight
+    /// rows to the next eight: all multiples of 16.
+    ///
+    /// PTX ISA, "Matrix Descriptor Format": the leading offset is that along K, in bits 16-29, the stride that
+    /// along the rows, in bits 32-45, both / 16; bits 62-63 are 0.
+    #[inline(always)]
+    pub fn new(address: u32, along_k: u32, along_rows: u32) -> Self {
+        Self { low: (address >> 4) + (along_k >> 4 << 16), high: along_rows >> 4, step: along_k >> 3 }
+    }
 }
 
 /// Orders register accesses before the first `wgmma` and between dependent ones: `wgmma.fence`. Aligned.

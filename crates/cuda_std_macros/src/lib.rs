@@ -98,8 +98,8 @@ pub fn unroll(input: TokenStream) -> TokenStream {
     unroll::unroll(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; see
-/// `cuda_std::wgmma`.
+/// `wgmma_e4m3!(N, acc, a, b, accumulate)`: four `wgmma.mma_async.m64nNk32` over 128 bytes of K; `b` is the
+/// lower half of a descriptor, or `[low, high, step]` of `Cores`. See `cuda_std::wgmma`.
 #[proc_macro]
 pub fn wgmma_e4m3(input: TokenStream) -> TokenStream {
     wgmma::product(parse_macro_input!(input)).unwrap_or_else(Error::into_compile_error).into()

@@ -1,4 +1,4 @@
-//! `wgmma_e4m3!`: the asynchronous tensor-core product of one 128-byte column of swizzled shared memory.
+//! `wgmma_e4m3!`: the asynchronous tensor-core product over 128 bytes of K in shared memory.
 //!
 //! `wgmma.mma_async.m64nNk32` names every accumulator register as an operand of its own (N/2 of them),
 //! so a wrapper is a list, not a loop; this macro writes the list for each N.
@@ -13,8 +13,34 @@ pub struct Product {
     n: LitInt,
     accumulators: Expr,
     a: Expr,
-    b: Expr,
+    b: Operand,
     accumulate: Expr,
+}
+
+/// B.
+enum Operand {
+    /// In the 128-byte swizzle: the lower half of its descriptor.
+    Swizzled(Expr),
+    /// `[low, high, step]`: the halves of its descriptor, and units from a K step to the next.
+    Cores([Expr; 3]),
+}
+
+impl Operand {
+    fn of(operand: Expr) -> Result<Self> {
+        match operand {
+            Expr::Array(array) => {
+                let [low, high, step] =
+                    array.elems.into_iter().collect::<Vec<_>>().try_into().map_err(|_| {
+                        Error::new(
+                            array.bracket_token.span.join(),
+                            "an operand of cores is `[low, high, step]`",
+                        )
+                    })?;
+                Ok(Self::Cores([low, high, step]))
+            }
+            operand => Ok(Self::Swizzled(operand)),
+        }
+    }
 }
 
 impl Parse for Product {
@@ -25,7 +51,7 @@ impl Parse for Product {
         input.parse::<Token![,]>()?;
         let a = input.parse()?;
         input.parse::<Token![,]>()?;
-        let b = input.parse()?;
+        let b = Operand::of(input.parse()?)?;
         input.parse::<Token![,]>()?;
         let accumulate = input.parse()?;
         input.parse::<Option<Token![,]>>()?;
@@ -35,10 +61,10 @@ impl Parse for Product {
 
 /// K of one `wgmma` e4m3 instruction, and of the four that walk a 128-byte row.
 const K_STEPS: u32 = 4;
-/// The upper half of every descriptor: atoms of 8 rows 1024 bytes apart, 128-byte swizzle; see
-/// `cuda_std::wgmma::descriptor`.
+/// The upper half of the descriptor of every swizzled operand: atoms of 8 rows 1024 bytes apart, 128-byte
+/// swizzle; see `cuda_std::wgmma::descriptor`.
 const DESCRIPTOR_HIGH: u32 = (1024 >> 4) | 1 << 30;
-/// Descriptor units (16 bytes) between two K steps of 32 bytes.
+/// Descriptor units (16 bytes) between two K steps of 32 bytes of a swizzled operand.
 const STEP_UNITS: u32 = 2;
 
 pub fn product(p: Product) -> Result<TokenStream> {
@@ -58,25 +84,35 @@ pub fn product(p: Product) -> Result<TokenStream> {
         ".reg .b32 la, lb;".into(),
         "setp.ne.b32 keep, {accumulate}, 0;".into(),
     ];
+    let Product { accumulators: acc, a, b, accumulate, .. } = p;
+    let (b, b_high, b_operands) = match b {
+        Operand::Swizzled(low) => (low, DESCRIPTOR_HIGH.to_string(), quote! {}),
+        Operand::Cores([low, high, step]) => {
+            (low, "{b_high}".into(), quote! { b_high = in(reg32) #high, b_step = in(reg32) #step, })
+        }
+    };
     for step in 0..K_STEPS {
         let units = step * STEP_UNITS;
         lines.push(format!("add.u32 la, {{a}}, {units};"));
-        lines.push(format!("add.u32 lb, {{b}}, {units};"));
+        lines.push(match b_operands.is_empty() {
+            true => format!("add.u32 lb, {{b}}, {units};"),
+            false => format!("mad.lo.u32 lb, {{b_step}}, {step}, {{b}};"),
+        });
         lines.push(format!("mov.b64 da, {{{{la, {DESCRIPTOR_HIGH}}}}};"));
-        lines.push(format!("mov.b64 db, {{{{lb, {DESCRIPTOR_HIGH}}}}};"));
+        lines.push(format!("mov.b64 db, {{{{lb, {b_high}}}}};"));
         let keep = if step == 0 { "keep" } else { "1" };
         lines.push(format!(
             "wgmma.mma_async.sync.aligned.m64n{n}k32.f32.e4m3.e4m3 {{{{{list}}}}}, da, db, {keep}, 1, 1;"
         ));
     }
     lines.push("}}".into());
-    let Product { accumulators: acc, a, b, accumulate, .. } = p;
     let index = 0..names.len();
     Ok(quote! {
         ::core::arch::asm!(
             #(#lines,)*
             a = in(reg32) #a,
             b = in(reg32) #b,
+            #b_operands
             accumulate = in(reg32) (#accumulate) as u32,
             #(#names = inout(reg32) #acc[#index],)*
             options(nostack)

@@ -1,7 +1,7 @@
 //! The input rows of a tile, quantised into shared memory.
 //!
 //! ```text
-//!   GEMM 1   hidden states of the pairs' tokens, bf16 or f16, perhaps weighed      --> e4m3 [rows, pitch], scales [groups, 8]
+//!   GEMM 1   hidden states of the pairs' tokens, bf16 or f16, perhaps weighed      --> e4m3, scales [groups, 8]
 //!            hidden states in e4m3 with their scales                               --> copied
 //!   GEMM 2   activated values of the pairs, f32, as soon as they are there         --> e4m3, scales
 //! ```
@@ -14,9 +14,10 @@
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::shared::Shared;
 use cuda_std::warp::{self, FULL_MASK, all, shfl_xor};
-use cuda_std::{memory as global, sync, thread};
+use cuda_std::{bulk, memory as global, sync, thread};
 
 use super::control::{Set, are_filled, look_again};
+use super::layout::Layout;
 use super::memory::Memory;
 use super::tiles::NO_TILE;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
@@ -30,14 +31,14 @@ const ABSENT: Chunk = [-0.0; CHUNK as usize];
 /// Bytes of a line of L2.
 const LINE: u32 = 128;
 
-/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and the pairs' weights;
-/// brings the hidden states into L2, before the weights' stream stands in their way. All consumers call it
+/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and values of 0 where
+/// products read them; the pairs' weights. Brings the hidden states into L2, before the weights' stream stands in their way. All consumers call it
 /// together; a barrier of the block follows.
 ///
 /// # Safety
 /// The contract of the kernel.
 #[inline(always)]
-pub unsafe fn begin(arguments: &FewTokens, memory: &Memory) {
+pub unsafe fn begin<L: Layout>(arguments: &FewTokens, memory: &Memory) {
     let thread = thread::thread_idx_x();
     let of_element = if arguments.hidden_type.is(HiddenType::E4m3) { 1 } else { 2 };
     let (bytes, mut at) = (arguments.tokens * arguments.first.k * of_element, thread * LINE);
@@ -51,10 +52,11 @@ pub unsafe fn begin(arguments: &FewTokens, memory: &Memory) {
             let weight = global::load_nc(arguments.topk_weights.add(thread as usize));
             memory.pair_weight(thread).write(weight);
         }
-        let mut at = thread;
-        while at < memory.groups * FEW_TILE_ROWS {
-            memory.input_scales.add(at).write(0.0);
-            at += CONSUMERS;
+        let from = if L::IS_PACKED { memory.inputs } else { memory.input_scales.address() };
+        let mut at = from + thread * 16;
+        while at < memory.end::<L>() {
+            Shared::<[u32; 4]>::from_address(at).write([0; 4]);
+            at += CONSUMERS * 16;
         }
     }
 }
@@ -85,15 +87,19 @@ impl Inputs<'_> {
     /// # Safety
     /// The contract of the kernel, for a tile that exists; activated values have been stored, or will be.
     #[inline(always)]
-    pub unsafe fn take(&self) {
+    pub unsafe fn take<L: Layout>(&self) {
         sync::named(CONSUMER_BARRIER, CONSUMERS);
         // SAFETY: the caller's contract.
         unsafe {
             if self.is_first && self.arguments.hidden_type.is(HiddenType::E4m3) {
-                self.copy();
+                self.copy::<L>();
             } else {
-                self.quantise();
+                self.quantise::<L>();
             }
+        }
+        if L::IS_PACKED {
+            // `wgmma` reads through the other proxy.
+            bulk::fence_shared();
         }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }
@@ -140,7 +146,7 @@ impl Inputs<'_> {
     /// # Safety
     /// As [`take`](Self::take).
     #[inline(always)]
-    unsafe fn quantise(&self) {
+    unsafe fn quantise<L: Layout>(&self) {
         let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
         // SAFETY: the caller's contract. Each place in shared memory is written by one thread, and barriers
         // lie between that and the reads.
@@ -179,7 +185,7 @@ impl Inputs<'_> {
                     if column.is_multiple_of(128) {
                         self.scale(row, column / 128).write(scale);
                     }
-                    self.put(row, column, pack(&quotients));
+                    self.put::<L>(row, column, pack(&quotients));
                 }
             };
             let mut piece = thread / 32;
@@ -250,7 +256,7 @@ impl Inputs<'_> {
     /// # Safety
     /// As [`take`](Self::take).
     #[inline(always)]
-    unsafe fn copy(&self) {
+    unsafe fn copy<L: Layout>(&self) {
         let FewTokens { hidden, hidden_scales, hidden_scale_strides, top_k, .. } = *self.arguments;
         let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
         // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place
@@ -262,7 +268,7 @@ impl Inputs<'_> {
             while at < self.rows * k {
                 let (row, column) = (at / k, at % k);
                 let from = hidden.add(token(row) * k as usize + column as usize);
-                self.put(row, column, global::load_nc(from.cast()));
+                self.put::<L>(row, column, global::load_nc(from.cast()));
                 at += CONSUMERS * CHUNK;
             }
             let groups = k.div_ceil(128);
@@ -294,9 +300,8 @@ impl Inputs<'_> {
     /// # Safety
     /// The row has them, and this thread alone writes them.
     #[inline(always)]
-    unsafe fn put(&self, row: u32, column: u32, packed: PackedChunk) {
-        let to = self.memory.inputs + row * self.memory.input_pitch + column;
+    unsafe fn put<L: Layout>(&self, row: u32, column: u32, packed: PackedChunk) {
         // SAFETY: the caller's contract.
-        unsafe { Shared::from_address(to).write(packed) };
+        unsafe { Shared::from_address(L::input(self.memory, row, column)).write(packed) };
     }
 }

@@ -10,9 +10,13 @@
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
-//!   inputs                            [tile_rows, input_pitch]      e4m3
+//!   inputs                            e4m3: [tile_rows, input_pitch]
+//!                                     for packed weights [K / 16, input_pitch]: 16 bytes of each row, and the next 16
 //!   input scales                      [ceil(K / 128), 8]            f32
 //! ```
+//!
+//! For packed weights products read up to three slabs past the end of the inputs, which is memory of the
+//! block too: the scales, and what they leave of that.
 //!
 //! What comes first has a fixed place, so that its addresses take no registers.
 //!
@@ -24,7 +28,8 @@ use crate::gemm::hopper::ring::Position;
 use cuda_std::shared::Shared;
 use cuda_std::{host, mbarrier, shared, sync, thread, warp};
 
-use super::{CONSUMER_WARPS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens};
+use super::layout::Layout;
+use super::{CONSUMER_WARPS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens, THREADS};
 
 /// Bytes of a slot: scales of up to 128 rows, or of two halves and 16 groups.
 const SLOT_BYTES: u32 = 512;
@@ -56,13 +61,21 @@ const PARTIALS: u32 = TABLES + TABLE_WORDS * 4;
 const SLOTS: u32 = PARTIALS + 2 * PARTIAL_BYTES;
 /// Bytes of shared memory besides stages and inputs.
 #[host]
-pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(128);
+pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(1024);
 const _: () = assert!(TABLES.is_multiple_of(16) && PARTIALS.is_multiple_of(16));
 
 /// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
 #[host]
 pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
     tile_rows * pitch + k.div_ceil(128) * 32
+}
+
+/// The same for packed weights, K being a multiple of 128: `pitch` bytes for 16 columns.
+#[host]
+pub const fn few_packed_input_bytes(pitch: usize, k: usize) -> usize {
+    // Three slabs of 128, and what the last eight rows of 16 bytes may have more than a pitch.
+    let (scales, past_end) = (k / 128 * 32, 3 * 8 * pitch + 128);
+    k / 16 * pitch + if scales > past_end { scales } else { past_end }
 }
 
 /// The address of what is `offset` bytes from the beginning.
@@ -94,15 +107,36 @@ pub struct Memory {
 
 impl Memory {
     #[inline(always)]
-    pub fn new(arguments: &FewTokens) -> Self {
+    pub fn new<L: Layout>(arguments: &FewTokens) -> Self {
         let FewTokens { first, second, stages, tile_rows, input_pitch, .. } = *arguments;
         let inputs = at(FEW_TABLE_BYTES) + stages * FEW_STAGE_BYTES;
-        Self {
-            stages,
-            inputs,
-            input_pitch,
-            input_scales: Shared::from_address(inputs + tile_rows * input_pitch),
-            groups: u32::max(first.k, second.k).div_ceil(128),
+        let groups = u32::max(first.k, second.k).div_ceil(128);
+        let pitches = if L::IS_PACKED { 8 * groups } else { tile_rows };
+        let input_scales = Shared::from_address(inputs + pitches * input_pitch);
+        Self { stages, inputs, input_pitch, input_scales, groups }
+    }
+
+    /// The end of what products read of the inputs and their scales.
+    #[inline(always)]
+    pub fn end<L: Layout>(&self) -> u32 {
+        if L::IS_PACKED {
+            self.inputs + few_packed_input_bytes(self.input_pitch as usize, self.groups as usize * 128) as u32
+        } else {
+            self.input_scales.address() + self.groups * 32
+        }
+    }
+
+    /// Clears all stages. All threads of the block call it together.
+    ///
+    /// # Safety
+    /// The block has as much dynamic shared memory as the module draws, and nobody else uses the stages.
+    #[inline(always)]
+    pub unsafe fn clear_stages(&self) {
+        let mut at = self.first_stage() + thread::thread_idx_x() * 16;
+        while at < self.inputs {
+            // SAFETY: the caller's contract; one thread writes each vector.
+            unsafe { Shared::<[u32; 4]>::from_address(at).write([0; 4]) };
+            at += THREADS * 16;
         }
     }
 
@@ -126,10 +160,16 @@ impl Memory {
         mbarrier::fence_init();
     }
 
+    /// Address of the first stage, a multiple of 1024.
+    #[inline(always)]
+    pub fn first_stage(&self) -> u32 {
+        at(FEW_TABLE_BYTES)
+    }
+
     /// Address of a stage.
     #[inline(always)]
     pub fn stage(&self, position: Position) -> u32 {
-        at(FEW_TABLE_BYTES) + position.stage * FEW_STAGE_BYTES
+        self.first_stage() + position.stage * FEW_STAGE_BYTES
     }
 
     /// The scales of a stage.

@@ -1,4 +1,5 @@
-//! A whole layer behind the router in one launch, for up to some tens of rows: kernel `few_tokens` (sm_90a).
+//! A whole layer behind the router in one launch, for up to some tens of rows: kernels `few_tokens`, of weights
+//! as a checkpoint has them, and `few_tokens_packed` (sm_90a).
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
@@ -26,17 +27,10 @@
 //! ```text
 //!   units of GEMM 1    | tile 0: columns 0, 1, 2, .. | tile 1: columns 0, 1, .. | ..
 //!   blocks             | block 0 | block 1 | block 2 | ..                                  equal shares, in this order
-//!
-//!   a stage     +-----------------------------+   `stage_k` bytes of K each, and beside it the scales of these rows
-//!               | first half: half_rows rows  |
-//!               +-----------------------------+   weights as a checkpoint has them: where a stage has all of K, a
-//!               | second half: half_rows rows |   half is one copy, else every row is one
-//!               +-----------------------------+
-//!
-//!   a stage of packed weights: slab behind slab, of 128 bytes of K each
-//!
-//!               | slab 0: first half, second half | slab 1: first half, second half | ..      a half of a slab is one copy
 //! ```
+//!
+//! A stage has up to `stage_k` bytes of K of these rows, and beside it are their scales. How the rows lie there,
+//! which is what the two kernels differ in, is drawn in [`layout`].
 //!
 //! # Handing over
 //! Through memory that is empty when a launch begins, word by word: a value is its own flag ([`control`]).
@@ -55,10 +49,9 @@
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! By `mma.sync` m16n8k16 on f16, which holds every e4m3 value: rows of weights are its M, the tile's rows
-//! its N. K within 64 bytes may come in any order as long as both operands agree, so that a lane takes 16
-//! adjacent bytes of each. Sums are folded into f32 registers every 128 of K with the scales that change
-//! there ([`multiply`]).
+//! Rows of weights are their M, the tile's rows their N. Of packed weights `wgmma` reads e4m3 from the stages;
+//! others are converted to f16 for `mma.sync`. Sums are folded into f32 registers every 128 of K with the
+//! scales that change there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
@@ -66,6 +59,7 @@
 
 mod control;
 mod inputs;
+mod layout;
 mod memory;
 mod multiply;
 mod produce;
@@ -79,6 +73,7 @@ use cuda_std::{arguments, host, kernel, sync, thread};
 
 use crate::gemm::hopper::ring::Position;
 use inputs::Inputs;
+use layout::{Layout, Packed, Rows};
 use memory::Memory;
 use queue::Units;
 use tiles::NO_TILE;
@@ -137,14 +132,14 @@ pub struct Projection {
     pub weight_scale_kind: Code<crate::abi::BScaleKind>,
     /// Which scales the inputs get.
     pub input_scale_kind: Code<crate::abi::AScaleKind>,
-    /// K, a multiple of 64.
+    /// K, a multiple of 64; of packed weights of 128.
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,
     /// Rows of half a unit: 8, 16, 32 or 64.
     pub half_rows: u32,
     /// Bytes of K in a stage, a multiple of 128, at most `FEW_STAGE_K`: twice `half_rows` of them, or of K
-    /// where that is less, fit into a stage.
+    /// where that is less, fit into a stage. Of packed weights they fill it.
     pub stage_k: u32,
     /// Rows from the first half of a unit to its second.
     pub half_distance: u32,
@@ -158,7 +153,7 @@ pub struct Projection {
     pub dealing: Code<crate::few_tokens::queue::Dealing>,
 }
 
-/// Arguments of `few_tokens`.
+/// Arguments of `few_tokens` and of `few_tokens_packed`.
 #[arguments]
 pub struct FewTokens {
     /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
@@ -198,7 +193,8 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16.
+    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16. For
+    /// packed weights those from 16 columns of all rows to the next 16: 16 for each row of a tile, or for more.
     pub input_pitch: u32,
     /// What the hidden states are.
     pub hidden_type: Code<crate::few_tokens::HiddenType>,
@@ -208,8 +204,6 @@ pub struct FewTokens {
     pub limit: f32,
     /// What joins gate and up.
     pub function: Code<crate::abi::ActivationFunction>,
-    /// Whether the weights are packed: then K and I are multiples of 128.
-    pub packed: Flag,
     /// Whether a pair's weight multiplies its input, and not its output.
     pub weighs_input: Flag,
     /// Whether the result is added to the output.
@@ -224,24 +218,45 @@ impl FewTokens {
     }
 }
 
-/// The layer behind the router.
+/// The layer behind the router, of weights as a checkpoint has them.
 ///
 /// # Safety
 /// The contract in the module documentation.
 #[kernel(threads = THREADS)]
 pub unsafe fn few_tokens(arguments: FewTokens) {
-    let FewTokens { first, second, packed, .. } = arguments;
-    let memory = Memory::new(&arguments);
+    // SAFETY: the kernel's contract.
+    unsafe { run::<Rows>(&arguments) }
+}
+
+/// The layer behind the router, of packed weights.
+///
+/// # Safety
+/// The contract in the module documentation.
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+pub unsafe fn few_tokens_packed(arguments: FewTokens) {
+    // SAFETY: the kernel's contract.
+    unsafe { run::<Packed>(&arguments) }
+}
+
+/// The body of both: the roles of the warps.
+///
+/// # Safety
+/// The contract of the kernels; all threads of the block call it together.
+#[inline(always)]
+unsafe fn run<L: Layout>(arguments: &FewTokens) {
+    let FewTokens { first, second, .. } = *arguments;
+    let memory = Memory::new::<L>(arguments);
     // SAFETY: the kernel's contract. The three roles take different branches for good, and each
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
     // Stages pass between the roles by the ring's barriers alone.
     unsafe {
+        layout::begin::<L>(arguments, &memory);
         if thread::warp_id() == CONSUMER_WARPS {
-            let tiles = tiles::build(&arguments, &memory);
+            let tiles = tiles::build(arguments, &memory);
             let (mut units, mut position, mut is_begun) =
-                (Units::new(&arguments, tiles), Position::START, false);
+                (Units::new(arguments, tiles), Position::START, false);
             loop {
-                let unit = units.put(&arguments, &memory);
+                let unit = units.put(arguments, &memory);
                 if !is_begun {
                     // It needs nothing of the others, who may still wait for memory.
                     sync::named_arrive(TABLES_BARRIERS, CONSUMERS + 32);
@@ -249,38 +264,38 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
                 }
                 let Some(unit) = unit else { break };
                 is_begun = true;
-                let taken = units.take(&arguments, &memory);
+                let taken = units.take(arguments, &memory);
                 let projection = &if unit.is_first { first } else { second };
                 let expert = memory.tile_expert(unit.tile);
-                position = produce::fill(projection, packed, &unit, expert, &memory, position);
-                units.taken(&arguments, taken);
+                position = produce::fill::<L>(projection, &unit, expert, &memory, position);
+                units.taken(arguments, taken);
             }
             if is_begun {
                 produce::fill_nothing(&memory, position);
             }
-            control::end(&arguments, &memory);
+            control::end(arguments, &memory);
             if thread::block_idx_x() == 0 {
-                tiles::store_offsets(&arguments, &memory);
+                tiles::store_offsets(arguments, &memory);
             }
             return;
         }
 
         if thread::warp_id() > CONSUMER_WARPS {
             sync::named(TABLES_BARRIERS + 1, FINISHERS + 32);
-            let (set, mut turn) = (control::of_launch(&arguments, &memory), 0);
+            let (set, mut turn) = (control::of_launch(arguments, &memory), 0);
             loop {
                 multiply::wait_done(turn);
                 let Some(unit) = queue::unit(&memory, turn) else { return };
                 let projection = &if unit.is_first { first } else { second };
-                store::store(&arguments, projection, unit.is_first, &set, &unit, &memory, turn % 2);
+                store::store::<L>(arguments, projection, unit.is_first, &set, &unit, &memory, turn % 2);
                 multiply::finished(turn);
                 turn += 1;
             }
         }
 
-        inputs::begin(&arguments, &memory);
+        inputs::begin::<L>(arguments, &memory);
         sync::named(TABLES_BARRIERS, CONSUMERS + 32);
-        let set = control::of_launch(&arguments, &memory);
+        let set = control::of_launch(arguments, &memory);
         let (mut position, mut turn) = (Position::START, 0);
         let (mut tile, mut rows, mut was_first) = (NO_TILE, 0, true);
         loop {
@@ -294,17 +309,17 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
             if unit.tile != tile || is_first != was_first {
                 let before = (tile, rows);
                 (tile, rows, was_first) = (unit.tile, memory.tile_size(unit.tile), is_first);
-                let (arguments, memory, set) = (&arguments, &memory, &set);
+                let (memory, set) = (&memory, &set);
                 let inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows };
                 if !inputs.are_those_of(before) {
-                    inputs.take();
+                    inputs.take::<L>();
                 }
             }
-            position = multiply::unit(projection, packed, &unit, rows, &memory, position, turn);
+            position = multiply::unit::<L>(projection, &unit, rows, &memory, position, turn);
             turn += 1;
         }
         multiply::end(turn);
 
-        sum_up::sum_up(&arguments, &set, &memory);
+        sum_up::sum_up(arguments, &set, &memory);
     }
 }

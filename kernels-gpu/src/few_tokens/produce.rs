@@ -4,12 +4,12 @@
 //! A stage is full when its bytes have come and every lane's copies of scales have landed. Neither is waited
 //! for here: the warp waits for free stages alone.
 
-use cuda_std::code::Flag;
 use cuda_std::l2::Policy;
 use cuda_std::shared::Shared;
 use cuda_std::warp::{FULL_MASK, elect};
 use cuda_std::{bulk, cp_async, mbarrier, sync, thread};
 
+use super::layout::Layout;
 use super::memory::Memory;
 use super::queue::Unit;
 use super::{FEW_STAGE_K, Projection};
@@ -22,9 +22,8 @@ use crate::gemm::hopper::ring::Position;
 /// # Safety
 /// The contract of the kernel, for a unit of the projection.
 #[inline(always)]
-pub unsafe fn fill(
+pub unsafe fn fill<L: Layout>(
     projection: &Projection,
-    packed: Flag,
     unit: &Unit,
     expert: u32,
     memory: &Memory,
@@ -35,7 +34,7 @@ pub unsafe fn fill(
     let once = Policy::evict_first();
     let (start, end) = projection.part(unit.part);
     let scales = Scales::new(projection, unit, expert);
-    let weights = if packed.is_set() {
+    let weights = if L::IS_PACKED {
         Weights::packed(projection, unit, expert)
     } else {
         Weights::of_rows(projection, unit, expert)
@@ -43,7 +42,7 @@ pub unsafe fn fill(
     let mut at = start;
     while at < end {
         let bytes = u32::min(end - at, stage_k);
-        let copies = weights.copies(projection, at, bytes);
+        let copies = weights.copies::<L>(projection, at, bytes);
         memory.wait_empty(position);
         let full = memory.full(position.stage);
         // SAFETY: the stage is free, has room for the unit's rows and for a scale of each row, or of each
@@ -108,7 +107,6 @@ struct Copies {
 /// Where a unit's weights are: the first copy at K = 0, and what lies between copies.
 struct Weights {
     first: *const u8,
-    packed: bool,
     /// Bytes from half to half, or of packed weights from slab to slab, which both halves share evenly.
     far: usize,
     /// Bytes from row to row; of packed weights unused.
@@ -122,7 +120,7 @@ impl Weights {
         let Projection { weights, k, rows, half_distance, .. } = *projection;
         let (row, k) = ((expert * rows + unit.row) as usize, k as usize);
         let first = weights.wrapping_add(row * k);
-        Self { first, packed: false, far: half_distance as usize * k, near: k }
+        Self { first, far: half_distance as usize * k, near: k }
     }
 
     /// Packed weights (`gemm/hopper/weights.rs` draws them): slab by slab, half by half.
@@ -138,15 +136,15 @@ impl Weights {
         let line = (expert * rows + item) as usize * (k / 128) as usize + (row - item) as usize;
         let height = u32::min(rows - item, ITEM) as usize;
         let first = weights.wrapping_add(line * 128);
-        Self { first, packed: true, far: height * 128, near: 0 }
+        Self { first, far: height * 128, near: 0 }
     }
 
     /// Those of `bytes` bytes of K from `at` on.
     #[inline(always)]
-    fn copies(&self, projection: &Projection, at: u32, bytes: u32) -> Copies {
-        let Self { first, packed, far, near } = *self;
+    fn copies<L: Layout>(&self, projection: &Projection, at: u32, bytes: u32) -> Copies {
+        let Self { first, far, near } = *self;
         let half_rows = projection.half_rows;
-        if packed {
+        if L::IS_PACKED {
             let (slab, slabs) = (at as usize / 128, bytes / 128);
             let first = first.wrapping_add(slab * far);
             let halves = if projection.has_neighbours() { 1 } else { 2 };

@@ -4,6 +4,7 @@
 use cuda_std::thread;
 
 use super::control::{self, Set};
+use super::layout::Layout;
 use super::memory::Memory;
 use super::multiply::sum;
 use super::queue::Unit;
@@ -16,7 +17,7 @@ use crate::gemm::recomputed;
 /// # Safety
 /// The contract of the kernel: the sums of this unit are in `buffer`. All threads that finish units call it.
 #[inline(always)]
-pub unsafe fn store(
+pub unsafe fn store<L: Layout>(
     arguments: &FewTokens,
     projection: &Projection,
     is_first: bool,
@@ -39,8 +40,8 @@ pub unsafe fn store(
         unsafe {
             if is_first {
                 let (row, column) = split(at, columns_log2);
-                let gate = sum(log2, memory, buffer, 0, column, row);
-                let up = sum(log2, memory, buffer, 1, column, row);
+                let gate = sum::<L>(log2, memory, buffer, 0, column, row);
+                let up = sum::<L>(log2, memory, buffer, 1, column, row);
                 let [value] = activate(function.raw(), limit, &[gate], &[up]);
                 let pair = memory.tile_pair(unit.tile, row);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
@@ -48,7 +49,7 @@ pub unsafe fn store(
             } else {
                 let (row, column) = split(at, columns_log2 + 1);
                 let (half, within) = split(column, columns_log2);
-                let value = sum(log2, memory, buffer, half, within, row);
+                let value = sum::<L>(log2, memory, buffer, half, within, row);
                 let pair = memory.tile_pair(unit.tile, row);
                 let of_part = (unit.part * tokens * top_k + pair) as usize;
                 let to = of_part * second.rows as usize + (unit.row + column) as usize;

@@ -390,6 +390,16 @@ mod hopper {
             wgmma::wgmma_tie!(4, acc);
             acc[0] + acc[1] + acc[2] + acc[3]
         };
+        wgmma_cores, "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3", |input| {
+            let mut acc = [0.0f32; 8];
+            let (a, b) = (wgmma::descriptor(*input), wgmma::Cores::new(*input.add(1), *input.add(2), 128));
+            wgmma::fence();
+            wgmma::wgmma_e4m3!(16, acc, a, [b.low, b.high, b.step], false);
+            wgmma::commit();
+            wgmma::wait::<0>();
+            wgmma::wgmma_tie!(8, acc);
+            acc[0] + acc[1] + acc[2] + acc[3] + acc[4] + acc[5] + acc[6] + acc[7]
+        };
         wgmma_m64n256, "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3.e4m3", |input| {
             let mut acc = [0.0f32; 128];
             let (a, b) = (wgmma::descriptor(*input), wgmma::descriptor(*input.add(1)));
