@@ -239,14 +239,14 @@ pub const WIDE: GemmTile = GemmTile {
     a_box_rows: 64,
     partial_bytes: 0,
 };
-/// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
-pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
-    tile_rows * pitch + k.div_ceil(128) * 32
-}
-/// The same for packed weights, K being a multiple of 128: `pitch` bytes for 16 columns.
-pub const fn few_packed_input_bytes(pitch: usize, k: usize) -> usize {
-    let (scales, past_end) = (k / 128 * 32, 3 * 8 * pitch + 128);
-    k / 16 * pitch + if scales > past_end { scales } else { past_end }
+/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products of
+/// packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
+pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
+    let (scales, past_end) = (
+        k.div_ceil(128) * 32,
+        if pitch > 0 { 3 * 8 * pitch + 128 } else { 0 },
+    );
+    if scales > past_end { scales } else { past_end }
 }
 /// Bytes of shared memory for the tables of a sort whose blocks have `ranking_warps` warps with rows.
 pub const fn permute_table_bytes(ranking_warps: usize, local_experts: usize) -> usize {
@@ -348,6 +348,9 @@ pub struct Projection {
     pub parts: u32,
     /// Units of a tile.
     pub units: u32,
+    /// Bytes from an input row in shared memory to the next: at least K, a multiple of 16. For packed weights
+    /// those from 16 columns of all rows to the next 16: 16 for each row, or for more.
+    pub input_pitch: u32,
     /// Which blocks work on which.
     pub dealing: Dealing,
 }
@@ -793,9 +796,9 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16. For
-    /// packed weights those from 16 columns of all rows to the next 16: 16 for each row of a tile, or for more.
-    pub input_pitch: u32,
+    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one for
+    /// each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
+    pub input_bytes: u32,
     /// What the hidden states are.
     pub hidden_type: HiddenType,
     /// What the output is.
@@ -841,6 +844,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.first.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.parts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.first.input_pitch).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.first.dealing).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.weight_scale_kind).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.input_scale_kind).cast_mut().cast(),
@@ -852,6 +856,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.second.stride).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.parts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.units).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.second.input_pitch).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.second.dealing).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.set_words).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tokens).cast_mut().cast(),
@@ -860,7 +865,7 @@ unsafe impl Arguments for FewTokens {
                 ::core::ptr::from_ref(&self.local_experts).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.tile_rows).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.stages).cast_mut().cast(),
-                ::core::ptr::from_ref(&self.input_pitch).cast_mut().cast(),
+                ::core::ptr::from_ref(&self.input_bytes).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.hidden_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out_type).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.limit).cast_mut().cast(),

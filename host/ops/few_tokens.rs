@@ -208,7 +208,7 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         local_experts: local_experts as u32,
         tile_rows: plan.tile_rows as u32,
         stages: plan.stages as u32,
-        input_pitch: plan.input_pitch as u32,
+        input_bytes: plan.input_bytes as u32,
         hidden_type: input.kind,
         out_type,
         limit: args.gating.bound(),
@@ -288,7 +288,7 @@ impl Projection<'_> {
         (half_distance, stride): (usize, usize),
         stream: &Stream,
     ) -> Result<launchers::Projection> {
-        let Cut { k, half_rows, stage_k, parts, units, dealing } = *cut;
+        let Cut { k, half_rows, stage_k, parts, units, input_pitch, dealing } = *cut;
         check_matrix(OP, &self.weights, "weights", elements(OP, "weights", &[experts, rows, k])?, stream)?;
         // The kernel counts rows in 32 bits.
         require(experts * rows < 1 << 31, OP, "weights", format!("{experts} experts"), || {
@@ -322,6 +322,7 @@ impl Projection<'_> {
             stride: stride as u32,
             parts: parts as u32,
             units: units as u32,
+            input_pitch: input_pitch as u32,
             dealing: dealing.into(),
         })
     }

@@ -7,7 +7,7 @@
 //!
 //! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
 
-use crate::config::{MoeConfig, Path, SharedRun, Tuning};
+use crate::config::{MoeConfig, Path, Routing, SharedRun, Tuning};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers::{self, Dealing};
@@ -32,6 +32,8 @@ pub(crate) struct Cut {
     pub parts: usize,
     /// Units of a tile.
     pub units: usize,
+    /// Bytes from an input row in shared memory to the next; for packed weights those of 16 columns.
+    pub input_pitch: usize,
     /// Which blocks work on which.
     pub dealing: Dealing,
 }
@@ -43,8 +45,8 @@ pub(crate) struct FewTokensPlan {
     pub pairs: usize,
     /// Rows of a tile.
     pub tile_rows: usize,
-    /// Bytes from an input row in shared memory to the next; for packed weights those of 16 columns.
-    pub input_pitch: usize,
+    /// Bytes of shared memory for input rows.
+    pub input_bytes: usize,
     /// Stages of the ring.
     pub stages: usize,
     /// Bytes of dynamic shared memory.
@@ -69,6 +71,8 @@ impl FewTokensPlan {
         let MoeConfig { hidden_size: hidden, top_k, .. } = *config;
         let intermediate = config.padded_intermediate();
         let pairs = tokens * top_k;
+        // GEMM 1 has a column for each of its inputs.
+        let first_rows = if config.routing == Routing::SigmoidInput { pairs } else { tokens };
         let fits = device.family() == Family::Sm90a
             && (config.path == Path::OneLaunch
                 || (config.path == Path::Auto && is_faster(config, tokens, packed)))
@@ -76,6 +80,7 @@ impl FewTokensPlan {
             && config.shared_run() == SharedRun::None
             && (1..=Self::MOST_TOKENS).contains(&tokens)
             && pairs <= launchers::FEW_MOST_PAIRS as usize
+            && first_rows <= launchers::FEW_TILE_ROWS as usize
             && config.local_count() > 0
             && hidden.is_multiple_of(64)
             && intermediate.is_multiple_of(64)
@@ -87,22 +92,22 @@ impl FewTokensPlan {
         if !fits {
             return None;
         }
-        let SharedMemory { stages, tile_rows, input_pitch, bytes: shared_bytes } =
-            SharedMemory::new(device, tokens, hidden.max(intermediate), packed)?;
+        let SharedMemory { stages, tile_rows, pitches, input_bytes, bytes: shared_bytes } =
+            SharedMemory::new(device, [first_rows, tokens], [hidden, intermediate], packed)?;
         let multiprocessors = device.multiprocessors() as usize;
         let tiles = expected_tiles(config, tokens);
-        let even = |k, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
+        let even = |k, pitch, parts: &[usize], units: &dyn Fn(usize, usize) -> Option<usize>| {
             Cut::most_even(
-                Cut::all(k, packed, parts, units),
+                Cut::all(k, pitch, packed, parts, units),
                 tiles / multiprocessors as f64,
                 packed,
                 &config.tuning,
             )
         };
-        let mut first = even(hidden, &[1], &|half_rows, _| {
+        let mut first = even(hidden, pitches[0], &[1], &|half_rows, _| {
             intermediate.is_multiple_of(half_rows).then(|| intermediate / half_rows)
         })?;
-        let mut second = even(intermediate, &[1, 2, 4], &|half_rows, parts| {
+        let mut second = even(intermediate, pitches[1], &[1, 2, 4], &|half_rows, parts| {
             hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
         })?;
         if let Ok(deal) = std::env::var("FEW_DEAL") {
@@ -121,7 +126,7 @@ impl FewTokensPlan {
         Some(FewTokensPlan {
             pairs,
             tile_rows,
-            input_pitch,
+            input_bytes,
             stages,
             shared_bytes,
             packed,
@@ -163,30 +168,39 @@ pub(crate) fn bytes_read(config: &MoeConfig, tokens: usize) -> f64 {
 struct SharedMemory {
     stages: usize,
     tile_rows: usize,
-    input_pitch: usize,
+    /// Bytes from an input row to the next, of either GEMM.
+    pitches: [usize; 2],
+    input_bytes: usize,
     bytes: usize,
 }
 
 impl SharedMemory {
-    /// For inputs of up to `k` bytes: as many rows as there are tokens, since an expert has no more where a
-    /// token does not name it twice, and as many stages as fit beside them.
-    fn new(device: &Device, tokens: usize, k: usize, packed: bool) -> Option<SharedMemory> {
+    /// For `rows` inputs of `k[0]` bytes of GEMM 1 and a tile's of `k[1]`: up to as many as there are tokens,
+    /// since an expert has no more where a token does not name it twice. As many stages as fit beside them.
+    fn new(device: &Device, [rows, tokens]: [usize; 2], k: [usize; 2], packed: bool) -> Option<SharedMemory> {
         let (tables, of_stage) = (launchers::FEW_TABLE_BYTES as usize, launchers::FEW_STAGE_BYTES as usize);
         let room = (device.shared_per_block() as usize).checked_sub(tables)?;
         let most_rows = tokens.min(launchers::FEW_TILE_ROWS as usize);
         (1..=most_rows).rev().find_map(|tile_rows| {
-            let (input_pitch, input_bytes) = if packed {
-                // An odd number of rows of 16 bytes: neighbours along K then lie in other banks.
-                let pitch = 16 * (tile_rows | 1);
-                (pitch, launchers::few_packed_input_bytes(pitch, k))
-            } else {
-                // Rows that lie 64 bytes apart in the banks do not conflict.
-                let pitch = k.next_multiple_of(SLAB) + 64;
-                (pitch, launchers::few_input_bytes(tile_rows, pitch, k))
-            };
-            let stages = (room.checked_sub(input_bytes)? / of_stage).min(launchers::FEW_MOST_STAGES as usize);
-            let bytes = tables + stages * of_stage + input_bytes;
-            (stages >= FEWEST_STAGES).then_some(SharedMemory { stages, tile_rows, input_pitch, bytes })
+            let rows = [rows, tile_rows];
+            // An odd number of rows of 16 bytes: neighbours along K then lie in other banks. Rows as a whole
+            // that lie 64 bytes apart in the banks do not conflict.
+            let pitches =
+                [0, 1].map(|i| if packed { 16 * (rows[i] | 1) } else { k[i].next_multiple_of(SLAB) + 64 });
+            let of = |i: usize| pitches[i] * if packed { k[i] / 16 } else { rows[i] };
+            let input_bytes = of(0).max(of(1));
+            let past_end = if packed { pitches[0].max(pitches[1]) } else { 0 };
+            let behind = launchers::few_input_end_bytes(k[0].max(k[1]), past_end);
+            let left = room.checked_sub(input_bytes + behind)?;
+            let stages = (left / of_stage).min(launchers::FEW_MOST_STAGES as usize);
+            let bytes = tables + stages * of_stage + input_bytes + behind;
+            (stages >= FEWEST_STAGES).then_some(SharedMemory {
+                stages,
+                tile_rows,
+                pitches,
+                input_bytes,
+                bytes,
+            })
         })
     }
 }
@@ -205,6 +219,7 @@ impl Cut {
     /// `units` gives the units of a tile for so many rows of half a unit, and parts.
     fn all(
         k: usize,
+        input_pitch: usize,
         packed: bool,
         parts: &[usize],
         units: &dyn Fn(usize, usize) -> Option<usize>,
@@ -221,6 +236,7 @@ impl Cut {
                     stage_k,
                     parts,
                     units: units(half_rows, parts)?,
+                    input_pitch,
                     dealing: Dealing::Runs,
                 })
             })

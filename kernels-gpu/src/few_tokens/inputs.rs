@@ -1,13 +1,16 @@
-//! The input rows of a tile, quantised into shared memory.
+//! The rows that a unit's weights are multiplied by, quantised into shared memory.
 //!
 //! ```text
-//!   GEMM 1   hidden states of the pairs' tokens, bf16 or f16, perhaps weighed      --> e4m3, scales [groups, 8]
+//!   GEMM 1   hidden states of all tokens, bf16 or f16                              --> e4m3, scales [groups, 8]
+//!            .. of all pairs, where a pair's weight multiplies its input
 //!            hidden states in e4m3 with their scales                               --> copied
-//!   GEMM 2   activated values of the pairs, f32, as soon as they are there         --> e4m3, scales
+//!   GEMM 2   activated values of a tile's pairs, f32, as soon as they are there    --> e4m3, scales
 //! ```
 //!
-//! Every block quantises the rows of the tiles that it works on, mostly one or two; they come from L2. There
-//! is a scale for each 128 columns in any case: where a row, or everything, has one, it is repeated.
+//! Products have eight columns in any case. So in GEMM 1 there is one for each token, whoever its experts are,
+//! and a block quantises them once; of a tile's products those columns are stored that are its pairs'. In GEMM
+//! 2 a block quantises the rows of the tiles that it works on. All of them come from L2. There is a scale for
+//! each 128 columns in any case: where a row, or everything, has one, it is repeated.
 //!
 //! A warp takes 256 columns of a row, eight to a lane, and loads the next such before it is done with them.
 
@@ -19,7 +22,6 @@ use cuda_std::{bulk, memory as global, sync, thread};
 use super::control::{Set, are_filled, look_again};
 use super::layout::Layout;
 use super::memory::Memory;
-use super::tiles::NO_TILE;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
 use crate::abi::AScaleKind;
 use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
@@ -54,19 +56,32 @@ pub unsafe fn begin<L: Layout>(arguments: &FewTokens, memory: &Memory) {
         }
         let from = if L::IS_PACKED { memory.inputs } else { memory.input_scales.address() };
         let mut at = from + thread * 16;
-        while at < memory.end::<L>() {
+        while at < memory.end::<L>(arguments) {
             Shared::<[u32; 4]>::from_address(at).write([0; 4]);
             at += CONSUMERS * 16;
         }
     }
 }
 
-/// The inputs of a tile in one of the GEMMs.
+/// How many rows GEMM 1 multiplies by: those of all tokens, or of all pairs.
+#[inline(always)]
+pub fn first_rows(arguments: &FewTokens) -> u32 {
+    let FewTokens { tokens, top_k, weighs_input, .. } = *arguments;
+    if weighs_input.is_set() { tokens * top_k } else { tokens }
+}
+
+/// The row of a pair in GEMM 1.
+#[inline(always)]
+pub fn first_row(arguments: &FewTokens, pair: u32) -> u32 {
+    if arguments.weighs_input.is_set() { pair } else { pair / arguments.top_k }
+}
+
+/// The inputs of GEMM 1, or of a tile in GEMM 2.
 pub struct Inputs<'a> {
     pub arguments: &'a FewTokens,
     pub memory: &'a Memory,
     pub projection: &'a Projection,
-    /// Whether they are hidden states, else activated values.
+    /// Whether they are hidden states, else activated values of `tile`.
     pub is_first: bool,
     pub set: &'a Set,
     pub tile: u32,
@@ -74,18 +89,17 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Whether a tile of so many rows, if any, has the same: of one token each row has its hidden states,
-    /// unless they are weighed.
+    /// The token whose hidden states a row has.
     #[inline(always)]
-    pub fn are_those_of(&self, (tile, rows): (u32, u32)) -> bool {
-        let FewTokens { tokens, weighs_input, .. } = *self.arguments;
-        self.is_first && tile != NO_TILE && rows == self.rows && tokens == 1 && !weighs_input.is_set()
+    fn token(&self, row: u32) -> u32 {
+        if self.arguments.weighs_input.is_set() { row / self.arguments.top_k } else { row }
     }
 
     /// Takes them. All consumers call it together; then all see them.
     ///
     /// # Safety
-    /// The contract of the kernel, for a tile that exists; activated values have been stored, or will be.
+    /// The contract of the kernel, in GEMM 2 for a tile that exists; activated values have been stored, or
+    /// will be.
     #[inline(always)]
     pub unsafe fn take<L: Layout>(&self) {
         sync::named(CONSUMER_BARRIER, CONSUMERS);
@@ -108,28 +122,28 @@ impl Inputs<'_> {
     /// past the end that look empty.
     ///
     /// # Safety
-    /// As [`take`](Self::take), for a row of the tile and a multiple of 8.
+    /// As [`take`](Self::take), for a row that there is and a multiple of 8.
     #[inline(always)]
     unsafe fn load(&self, row: u32, column: u32) -> Chunk {
-        let FewTokens { hidden, hidden_type, top_k, weighs_input, .. } = *self.arguments;
+        let FewTokens { hidden, hidden_type, weighs_input, .. } = *self.arguments;
         let k = self.projection.k;
         if column >= k {
             return ABSENT;
         }
         // SAFETY: the pair, and its token, have the columns, K being a multiple of 64; 16-byte aligned.
         unsafe {
-            let pair = self.memory.tile_pair(self.tile, row);
             if !self.is_first {
+                let pair = self.memory.tile_pair(self.tile, row);
                 let at = pair as usize * k as usize + column as usize;
                 return f32::load_strong(self.set.activated.add(at));
             }
-            let at = (pair / top_k) as usize * k as usize + column as usize;
+            let at = self.token(row) as usize * k as usize + column as usize;
             let words: [u32; 4] = global::load_nc(hidden.cast::<u16>().add(at).cast());
             let is_f16 = hidden_type.is(HiddenType::F16);
             let widen = |pair| if is_f16 { f32x2_from_f16x2(pair) } else { f32x2_from_bf16x2(pair) };
             let mut pairs = words.map(widen);
             if weighs_input.is_set() {
-                let weight = self.memory.pair_weight(pair).read();
+                let weight = self.memory.pair_weight(row).read();
                 // Rounded to the type of the hidden states, as the models do.
                 pairs = pairs.map(|[low, high]| {
                     let (low, high) = (low * weight, high * weight);
@@ -257,17 +271,16 @@ impl Inputs<'_> {
     /// As [`take`](Self::take).
     #[inline(always)]
     unsafe fn copy<L: Layout>(&self) {
-        let FewTokens { hidden, hidden_scales, hidden_scale_strides, top_k, .. } = *self.arguments;
+        let FewTokens { hidden, hidden_scales, hidden_scale_strides, .. } = *self.arguments;
         let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
         // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place
         // in shared memory is written by one thread.
         unsafe {
-            let token = |row| (self.memory.tile_pair(self.tile, row) / top_k) as usize;
             let thread = recomputed(thread::thread_idx_x());
             let mut at = thread * CHUNK;
             while at < self.rows * k {
                 let (row, column) = (at / k, at % k);
-                let from = hidden.add(token(row) * k as usize + column as usize);
+                let from = hidden.add(self.token(row) as usize * k as usize + column as usize);
                 self.put::<L>(row, column, global::load_nc(from.cast()));
                 at += CONSUMERS * CHUNK;
             }
@@ -278,7 +291,7 @@ impl Inputs<'_> {
                 let scale = if input_scale_kind.is(AScaleKind::Call) {
                     global::load_nc(given_scale)
                 } else {
-                    let of_row = token(row) as u64 * hidden_scale_strides.row;
+                    let of_row = u64::from(self.token(row)) * hidden_scale_strides.row;
                     let per_group = input_scale_kind.is(AScaleKind::Group);
                     let of_group = if per_group { u64::from(group) * hidden_scale_strides.group } else { 0 };
                     global::load_nc(hidden_scales.add((of_row + of_group) as usize))
@@ -302,6 +315,6 @@ impl Inputs<'_> {
     #[inline(always)]
     unsafe fn put<L: Layout>(&self, row: u32, column: u32, packed: PackedChunk) {
         // SAFETY: the caller's contract.
-        unsafe { Shared::from_address(L::input(self.memory, row, column)).write(packed) };
+        unsafe { Shared::from_address(L::input(self.projection, self.memory, row, column)).write(packed) };
     }
 }

@@ -31,7 +31,7 @@ pub trait Layout {
     const IS_PACKED: bool;
 
     /// Where eight columns of an input row from `column` on, a multiple of 8, are in shared memory.
-    fn input(memory: &Memory, row: u32, column: u32) -> u32;
+    fn input(projection: &Projection, memory: &Memory, row: u32, column: u32) -> u32;
 
     /// This lane's sums of a unit in the stages from `position` on, by the input rows, of which there are
     /// `rows`: of four values each warp has a part ([`place`](Self::place) says which). Returns the place
@@ -39,7 +39,7 @@ pub trait Layout {
     ///
     /// # Safety
     /// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are those
-    /// of a tile. All consumer threads call it together.
+    /// of its GEMM, or tile. All consumer threads call it together.
     unsafe fn sums(
         projection: &Projection,
         unit: &Unit,
@@ -48,7 +48,7 @@ pub trait Layout {
         position: Position,
     ) -> ([f32; 4], Position);
 
-    /// Who has sums for row `within` of half `half` and row `row` of the tile; `log2` is that of the unit's
+    /// Who has sums for row `within` of half `half` and input row `row`; `log2` is that of the unit's
     /// row groups.
     fn place(log2: u32, half: u32, within: u32, row: u32) -> Place;
 }

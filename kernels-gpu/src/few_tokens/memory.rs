@@ -10,9 +10,9 @@
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
-//!   inputs                            e4m3: [tile_rows, input_pitch]
+//!   inputs                            e4m3: [rows, input_pitch], of one GEMM and then of the other
 //!                                     for packed weights [K / 16, input_pitch]: 16 bytes of each row, and the next 16
-//!   input scales                      [ceil(K / 128), 8]            f32
+//!   input scales                      [ceil(K / 128), 8]            f32, of the larger K
 //! ```
 //!
 //! For packed weights products read up to three slabs past the end of the inputs, which is memory of the
@@ -64,18 +64,13 @@ const SLOTS: u32 = PARTIALS + 2 * PARTIAL_BYTES;
 pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(1024);
 const _: () = assert!(TABLES.is_multiple_of(16) && PARTIALS.is_multiple_of(16));
 
-/// Bytes of shared memory for inputs of `k` columns, the larger K, `tile_rows` of them `pitch` bytes apart.
+/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products of
+/// packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
 #[host]
-pub const fn few_input_bytes(tile_rows: usize, pitch: usize, k: usize) -> usize {
-    tile_rows * pitch + k.div_ceil(128) * 32
-}
-
-/// The same for packed weights, K being a multiple of 128: `pitch` bytes for 16 columns.
-#[host]
-pub const fn few_packed_input_bytes(pitch: usize, k: usize) -> usize {
+pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
     // Three slabs of 128, and what the last eight rows of 16 bytes may have more than a pitch.
-    let (scales, past_end) = (k / 128 * 32, 3 * 8 * pitch + 128);
-    k / 16 * pitch + if scales > past_end { scales } else { past_end }
+    let (scales, past_end) = (k.div_ceil(128) * 32, if pitch > 0 { 3 * 8 * pitch + 128 } else { 0 });
+    if scales > past_end { scales } else { past_end }
 }
 
 /// The address of what is `offset` bytes from the beginning.
@@ -99,7 +94,6 @@ fn partials() -> Shared<[f32; 4]> {
 pub struct Memory {
     stages: u32,
     pub inputs: u32,
-    pub input_pitch: u32,
     pub input_scales: Shared<f32>,
     /// Rows of `input_scales`.
     pub groups: u32,
@@ -107,23 +101,19 @@ pub struct Memory {
 
 impl Memory {
     #[inline(always)]
-    pub fn new<L: Layout>(arguments: &FewTokens) -> Self {
-        let FewTokens { first, second, stages, tile_rows, input_pitch, .. } = *arguments;
+    pub fn new(arguments: &FewTokens) -> Self {
+        let FewTokens { first, second, stages, input_bytes, .. } = *arguments;
         let inputs = at(FEW_TABLE_BYTES) + stages * FEW_STAGE_BYTES;
         let groups = u32::max(first.k, second.k).div_ceil(128);
-        let pitches = if L::IS_PACKED { 8 * groups } else { tile_rows };
-        let input_scales = Shared::from_address(inputs + pitches * input_pitch);
-        Self { stages, inputs, input_pitch, input_scales, groups }
+        Self { stages, inputs, input_scales: Shared::from_address(inputs + input_bytes), groups }
     }
 
     /// The end of what products read of the inputs and their scales.
     #[inline(always)]
-    pub fn end<L: Layout>(&self) -> u32 {
-        if L::IS_PACKED {
-            self.inputs + few_packed_input_bytes(self.input_pitch as usize, self.groups as usize * 128) as u32
-        } else {
-            self.input_scales.address() + self.groups * 32
-        }
+    pub fn end<L: Layout>(&self, arguments: &FewTokens) -> u32 {
+        let FewTokens { first, second, .. } = *arguments;
+        let pitch = if L::IS_PACKED { u32::max(first.input_pitch, second.input_pitch) } else { 0 };
+        self.input_scales.address() + few_input_end_bytes(self.groups as usize * 128, pitch as usize) as u32
     }
 
     /// Clears all stages. All threads of the block call it together.

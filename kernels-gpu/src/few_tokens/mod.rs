@@ -76,7 +76,7 @@ use inputs::Inputs;
 use layout::{Layout, Packed, Rows};
 use memory::Memory;
 use queue::Units;
-use tiles::NO_TILE;
+use tiles::{ALL_TILES, NO_TILE};
 
 /// Warps that multiply.
 const CONSUMER_WARPS: u32 = 16;
@@ -149,6 +149,9 @@ pub struct Projection {
     pub parts: u32,
     /// Units of a tile.
     pub units: u32,
+    /// Bytes from an input row in shared memory to the next: at least K, a multiple of 16. For packed weights
+    /// those from 16 columns of all rows to the next 16: 16 for each row, or for more.
+    pub input_pitch: u32,
     /// Which blocks work on which.
     pub dealing: Code<crate::few_tokens::queue::Dealing>,
 }
@@ -193,9 +196,9 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16. For
-    /// packed weights those from 16 columns of all rows to the next 16: 16 for each row of a tile, or for more.
-    pub input_pitch: u32,
+    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one for
+    /// each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
+    pub input_bytes: u32,
     /// What the hidden states are.
     pub hidden_type: Code<crate::few_tokens::HiddenType>,
     /// What the output is.
@@ -245,7 +248,7 @@ pub unsafe fn few_tokens_packed(arguments: FewTokens) {
 #[inline(always)]
 unsafe fn run<L: Layout>(arguments: &FewTokens) {
     let FewTokens { first, second, .. } = *arguments;
-    let memory = Memory::new::<L>(arguments);
+    let memory = Memory::new(arguments);
     // SAFETY: the kernel's contract. The three roles take different branches for good, and each
     // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
     // Stages pass between the roles by the ring's barriers alone.
@@ -297,7 +300,7 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
         sync::named(TABLES_BARRIERS, CONSUMERS + 32);
         let set = control::of_launch(arguments, &memory);
         let (mut position, mut turn) = (Position::START, 0);
-        let (mut tile, mut rows, mut was_first) = (NO_TILE, 0, true);
+        let (mut inputs_of, mut rows) = (NO_TILE, 0);
         loop {
             if turn > 0 {
                 // Its entry in the queue comes with its first stage.
@@ -306,14 +309,12 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
             let Some(unit) = queue::unit(&memory, turn) else { break };
             let is_first = unit.is_first;
             let projection = &if is_first { first } else { second };
-            if unit.tile != tile || is_first != was_first {
-                let before = (tile, rows);
-                (tile, rows, was_first) = (unit.tile, memory.tile_size(unit.tile), is_first);
+            let needed = if is_first { ALL_TILES } else { unit.tile };
+            if inputs_of != needed {
+                inputs_of = needed;
+                rows = if is_first { inputs::first_rows(arguments) } else { memory.tile_size(unit.tile) };
                 let (memory, set) = (&memory, &set);
-                let inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows };
-                if !inputs.are_those_of(before) {
-                    inputs.take::<L>();
-                }
+                Inputs { arguments, memory, projection, is_first, set, tile: unit.tile, rows }.take::<L>();
             }
             position = multiply::unit::<L>(projection, &unit, rows, &memory, position, turn);
             turn += 1;

@@ -4,6 +4,7 @@
 use cuda_std::thread;
 
 use super::control::{self, Set};
+use super::inputs::first_row;
 use super::layout::Layout;
 use super::memory::Memory;
 use super::multiply::sum;
@@ -40,10 +41,11 @@ pub unsafe fn store<L: Layout>(
         unsafe {
             if is_first {
                 let (row, column) = split(at, columns_log2);
-                let gate = sum::<L>(log2, memory, buffer, 0, column, row);
-                let up = sum::<L>(log2, memory, buffer, 1, column, row);
-                let [value] = activate(function.raw(), limit, &[gate], &[up]);
                 let pair = memory.tile_pair(unit.tile, row);
+                let input = first_row(arguments, pair);
+                let gate = sum::<L>(log2, memory, buffer, 0, column, input);
+                let up = sum::<L>(log2, memory, buffer, 1, column, input);
+                let [value] = activate(function.raw(), limit, &[gate], &[up]);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
                 control::fill(set.activated.add(to), value);
             } else {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Which rows a group has, and how they are multiplied, is the layout's: [`rows`], [`packed`]. Each lane ends
-//! up with four sums, of two rows of weights by two of the tile's.
+//! up with four sums, of two rows of weights by two of the inputs.
 //!
 //! Sums pass through two buffers in turn. Barrier 2 or 3 says that a buffer has a unit's sums, 4 or 5 that it
 //! is free again.
@@ -84,11 +84,11 @@ pub fn finished(turn: u32) {
     sync::named_arrive(FREE_BARRIERS + turn % 2, CONSUMERS + FINISHERS);
 }
 
-/// The sum for row `within` of half `half` and row `row` of the tile, over the warps that have parts of it,
+/// The sum for row `within` of half `half` and input row `row`, over the warps that have parts of it,
 /// of which every `1 << log2`th has the row.
 ///
 /// # Safety
-/// [`unit`] has left the sums in `buffer`; the unit has the row, and the tile too.
+/// [`unit`] has left the sums in `buffer`; the unit has the row, and there is the input row.
 #[inline(always)]
 pub unsafe fn sum<L: Layout>(
     log2: u32,

@@ -15,7 +15,7 @@
 //!     rows of slab 1        dropped             taken
 //!
 //!   lane (g, q) = (lane / 4, lane % 4), of its warp's slab j in the tile, after the four products of 128 bytes
-//!     [2 h + c]   row g + 8 h of the warp's by row 2 q + c of the input tile: register 4 j + 2 h + c
+//!     [2 h + c]   row g + 8 h of the warp's by input row 2 q + c: register 4 j + 2 h + c
 //! ```
 //!
 //! So a full stage is one group of four `wgmma` for each warpgroup, however high a unit is, and nothing is
@@ -25,10 +25,10 @@
 //! Inputs lie as core matrices of 8 rows by 16 bytes, without a swizzle:
 //!
 //! ```text
-//!   bytes 16 c .. 16 c + 16 of K     | row 0 | row 1 | .. | row tile_rows - 1 |  `input_pitch` bytes, 16 for each row
+//!   bytes 16 c .. 16 c + 16 of K     | row 0 | row 1 | .. | last row |  `input_pitch` bytes, 16 for each row
 //! ```
 //!
-//! Rows that a tile does not have are what lies behind, in the next core matrices or behind all of them, and
+//! Rows that there are not are what lies behind, in the next core matrices or behind all of them, and
 //! their columns are dropped. So are those of slabs that the last tile of a part of K lacks: what a stage has
 //! there is stale, or zeros ([`begin`](super::super::layout::begin)).
 
@@ -56,8 +56,8 @@ impl Layout for Packed {
     const IS_PACKED: bool = true;
 
     #[inline(always)]
-    fn input(memory: &Memory, row: u32, column: u32) -> u32 {
-        memory.inputs + column / 16 * memory.input_pitch + row * 16 + column % 16
+    fn input(projection: &Projection, memory: &Memory, row: u32, column: u32) -> u32 {
+        memory.inputs + column / 16 * projection.input_pitch + row * 16 + column % 16
     }
 
     #[inline(always)]
@@ -97,7 +97,7 @@ unsafe fn sums<P: Product>(
     memory: &Memory,
     mut position: Position,
 ) -> ([f32; 4], Position) {
-    let Projection { weight_scale_kind, stage_k, .. } = *projection;
+    let Projection { weight_scale_kind, stage_k, input_pitch, .. } = *projection;
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
     // What depends on the thread is worked out for each unit: it would take registers from unit to unit.
     let thread = recomputed(thread::thread_idx_x());
@@ -113,8 +113,8 @@ unsafe fn sums<P: Product>(
     let halves = [eight >> log2, (eight + 1) >> log2];
     let (mut at, end) = projection.part(unit.part);
     let weights = wgmma::descriptor(memory.first_stage()) + warp / 4 * (TILE_BYTES / 16);
-    let of_slab = SLAB_CORES * memory.input_pitch;
-    let mut inputs = Cores::new(memory.inputs + (at / 128 + first) * of_slab, memory.input_pitch, of_slab);
+    let of_slab = SLAB_CORES * input_pitch;
+    let mut inputs = Cores::new(memory.inputs + (at / 128 + first) * of_slab, input_pitch, of_slab);
     let mut totals = [0.0; 4];
     while at < end {
         let slabs = u32::min(end - at, stage_k) / 128;

@@ -39,8 +39,8 @@ impl Layout for Rows {
     const IS_PACKED: bool = false;
 
     #[inline(always)]
-    fn input(memory: &Memory, row: u32, column: u32) -> u32 {
-        memory.inputs + row * memory.input_pitch + column
+    fn input(projection: &Projection, memory: &Memory, row: u32, column: u32) -> u32 {
+        memory.inputs + row * projection.input_pitch + column
     }
 
     #[inline(always)]
@@ -62,7 +62,7 @@ impl Layout for Rows {
         let (row, group) = ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2);
         let (mut at, end) = projection.part(unit.part);
         let row_of_tile = if g < rows { g } else { 0 };
-        let mut input = Self::input(memory, row_of_tile, 16 * q + 128 * group + at);
+        let mut input = Self::input(projection, memory, row_of_tile, 16 * q + 128 * group + at);
         let mut input_scales = memory.input_scales.add((at / 128 + group) * FEW_TILE_ROWS + 2 * q);
         let mut totals = [0.0; 4];
         while at < end {
