@@ -793,8 +793,8 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16. For
-    /// packed weights those from 16 columns of all rows to the next 16: 16 for each row of a tile, or for more.
+    /// Bytes from an input row in shared memory to the next: at least K of either matrix, a multiple of 16.
+    /// For packed weights from 16 columns of all rows to the next 16: 16 for each row of a tile, or more.
     pub input_pitch: u32,
     /// What the hidden states are.
     pub hidden_type: HiddenType,

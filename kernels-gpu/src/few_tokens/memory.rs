@@ -10,8 +10,8 @@
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
-//!   inputs                            e4m3: [tile_rows, input_pitch]
-//!                                     for packed weights [K / 16, input_pitch]: 16 bytes of each row, and the next 16
+//!   inputs                            e4m3, [tile_rows, input_pitch]
+//!                                     or, for packed weights, [K / 16, input_pitch]: 16 bytes of each row
 //!   input scales                      [ceil(K / 128), 8]            f32
 //! ```
 //!
@@ -28,7 +28,6 @@ use crate::gemm::hopper::ring::Position;
 use cuda_std::shared::Shared;
 use cuda_std::{host, mbarrier, shared, sync, thread, warp};
 
-use super::layout::Layout;
 use super::{CONSUMER_WARPS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens, THREADS};
 
 /// Bytes of a slot: scales of up to 128 rows, or of two halves and 16 groups.
@@ -106,20 +105,21 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// That of a launch; `is_packed`: so are the weights.
     #[inline(always)]
-    pub fn new<L: Layout>(arguments: &FewTokens) -> Self {
+    pub fn new(arguments: &FewTokens, is_packed: bool) -> Self {
         let FewTokens { first, second, stages, tile_rows, input_pitch, .. } = *arguments;
         let inputs = at(FEW_TABLE_BYTES) + stages * FEW_STAGE_BYTES;
         let groups = u32::max(first.k, second.k).div_ceil(128);
-        let pitches = if L::IS_PACKED { 8 * groups } else { tile_rows };
+        let pitches = if is_packed { 8 * groups } else { tile_rows };
         let input_scales = Shared::from_address(inputs + pitches * input_pitch);
         Self { stages, inputs, input_pitch, input_scales, groups }
     }
 
     /// The end of what products read of the inputs and their scales.
     #[inline(always)]
-    pub fn end<L: Layout>(&self) -> u32 {
-        if L::IS_PACKED {
+    pub fn end(&self, is_packed: bool) -> u32 {
+        if is_packed {
             self.inputs + few_packed_input_bytes(self.input_pitch as usize, self.groups as usize * 128) as u32
         } else {
             self.input_scales.address() + self.groups * 32
