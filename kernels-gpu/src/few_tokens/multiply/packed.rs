@@ -35,7 +35,6 @@
 use cuda_std::math::fma;
 use cuda_std::thread;
 use cuda_std::unroll;
-use cuda_std::warp::{FULL_MASK, shfl_idx};
 use cuda_std::wgmma::{self, Cores, wgmma_e4m3, wgmma_tie};
 
 use crate::abi::BScaleKind;
@@ -100,10 +99,8 @@ unsafe fn sums<P: Product>(
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
     // What depends on the thread is worked out for each unit: it would take registers from unit to unit.
     let thread = recomputed(thread::thread_idx_x());
-    // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers
-    // then.
-    let warp = shfl_idx(FULL_MASK, thread / 32, 0);
-    let (g, q) = (thread % 32 / 4, thread % 4);
+    let (lane, warp) = (thread % 32, thread / 32);
+    let (g, q) = (lane / 4, lane % 4);
     let log2 = projection.row_groups_log2();
     // Of a stage's slabs the first of the tile, and the warp's.
     let (first, slab) = ((warp & !3) >> log2, warp >> log2);
