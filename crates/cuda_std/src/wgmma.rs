@@ -69,8 +69,8 @@ impl Cores {
     /// That at `address`, whose core matrices are `along_k` bytes apart along K, and `along_rows` from eight
     /// rows to the next eight: all multiples of 16.
     ///
-    /// PTX ISA, "Matrix Descriptor Format": the leading offset is that along K, in bits 16-29, the stride that
-    /// along the rows, in bits 32-45, both / 16; bits 62-63 are 0.
+    /// PTX ISA, "Matrix Descriptor Format": the leading offset is that along K, in bits 16-29, the stride
+    /// that along the rows, in bits 32-45, both / 16; bits 62-63 are 0.
     #[inline(always)]
     pub fn new(address: u32, along_k: u32, along_rows: u32) -> Self {
         Self { low: (address >> 4) + (along_k >> 4 << 16), high: along_rows >> 4, step: along_k >> 3 }

@@ -34,8 +34,8 @@ const ABSENT: Chunk = [-0.0; CHUNK as usize];
 const LINE: u32 = 128;
 
 /// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and values of 0 where
-/// products read them; the pairs' weights. Brings the hidden states into L2, before the weights' stream stands in their way. All consumers call it
-/// together; a barrier of the block follows.
+/// products read them; the pairs' weights. Brings the hidden states into L2, before the weights' stream
+/// stands in their way. All consumers call it together; a barrier of the block follows.
 ///
 /// # Safety
 /// The contract of the kernel.
@@ -56,7 +56,7 @@ pub unsafe fn begin<L: Layout>(arguments: &FewTokens, memory: &Memory) {
         }
         let from = if L::IS_PACKED { memory.inputs } else { memory.input_scales.address() };
         let mut at = from + thread * 16;
-        while at < memory.end::<L>(arguments) {
+        while at < memory.end(arguments, L::IS_PACKED) {
             Shared::<[u32; 4]>::from_address(at).write([0; 4]);
             at += CONSUMERS * 16;
         }

@@ -3,17 +3,17 @@
 //! ```text
 //!   rows, as a checkpoint has them                     packed: slab behind slab, of 128 bytes of K each
 //!
-//!   +-----------------------------+                    +---------+---------+------
-//!   | first half: half_rows rows  |                    | slab 0: | slab 1: |
-//!   |             of stage_k      |                    | first   | first   | ..     a row of a slab has 128 bytes,
-//!   +-----------------------------+                    | second  | second  |        its 16-byte chunk c at c ^ (row % 8)
-//!   | second half: likewise       |                    | half    | half    |
-//!   +-----------------------------+                    +---------+---------+------
+//!   +-----------------------------+                    +--------------+--------------+---
+//!   | first half: half_rows rows  |                    | slab 0:      | slab 1:      |
+//!   |             of stage_k      |                    |  first half, |  first half, | ..
+//!   +-----------------------------+                    |  second half |  second half |
+//!   | second half: likewise       |                    +--------------+--------------+---
+//!   +-----------------------------+                    a row of a slab has 128 bytes, its 16-byte
+//!                                                      chunk c at c ^ (row % 8)
+//!   a half is one copy where a stage has all           a half of a slab is one copy, or a slab is,
+//!   of K, else each row is one                         where its halves are neighbours in memory
 //!
-//!   a half is one copy where a stage has all of K,     a half of a slab is one copy, or a slab, where the halves
-//!   else each row is one                               are neighbours in memory
-//!
-//!   `mma.sync` on f16 ([`Rows`])                       `wgmma` on e4m3, as it lies there ([`Packed`])
+//!   `mma.sync` on f16 ([`Rows`])                       `wgmma` on e4m3 ([`Packed`])
 //! ```
 //!
 //! The inputs lie as the products take them.
@@ -38,8 +38,8 @@ pub trait Layout {
     /// behind the stages, too.
     ///
     /// # Safety
-    /// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are those
-    /// of its GEMM, or tile. All consumer threads call it together.
+    /// The contract of the kernel: the stages are filled with this unit, and inputs and their scales are
+    /// those of its GEMM, or tile. All consumer threads call it together.
     unsafe fn sums(
         projection: &Projection,
         unit: &Unit,

@@ -10,8 +10,8 @@
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
-//!   inputs                            e4m3: [rows, input_pitch], of one GEMM and then of the other
-//!                                     for packed weights [K / 16, input_pitch]: 16 bytes of each row, and the next 16
+//!   inputs                            e4m3, [rows, input_pitch] of one GEMM and then of the other
+//!                                     or, for packed weights, [K / 16, input_pitch]: 16 bytes of each row
 //!   input scales                      [ceil(K / 128), 8]            f32, of the larger K
 //! ```
 //!
@@ -28,7 +28,6 @@ use crate::gemm::hopper::ring::Position;
 use cuda_std::shared::Shared;
 use cuda_std::{host, mbarrier, shared, sync, thread, warp};
 
-use super::layout::Layout;
 use super::{CONSUMER_WARPS, FEW_MOST_PAIRS, FEW_STAGE_BYTES, FEW_TILE_ROWS, FewTokens, THREADS};
 
 /// Bytes of a slot: scales of up to 128 rows, or of two halves and 16 groups.
@@ -100,6 +99,7 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// That of a launch.
     #[inline(always)]
     pub fn new(arguments: &FewTokens) -> Self {
         let FewTokens { first, second, stages, input_bytes, .. } = *arguments;
@@ -108,11 +108,11 @@ impl Memory {
         Self { stages, inputs, input_scales: Shared::from_address(inputs + input_bytes), groups }
     }
 
-    /// The end of what products read of the inputs and their scales.
+    /// The end of what products read of the inputs and their scales; `is_packed`: so are the weights.
     #[inline(always)]
-    pub fn end<L: Layout>(&self, arguments: &FewTokens) -> u32 {
+    pub fn end(&self, arguments: &FewTokens, is_packed: bool) -> u32 {
         let FewTokens { first, second, .. } = *arguments;
-        let pitch = if L::IS_PACKED { u32::max(first.input_pitch, second.input_pitch) } else { 0 };
+        let pitch = if is_packed { u32::max(first.input_pitch, second.input_pitch) } else { 0 };
         self.input_scales.address() + few_input_end_bytes(self.groups as usize * 128, pitch as usize) as u32
     }
 

@@ -1,5 +1,5 @@
-//! A whole layer behind the router in one launch, for up to some tens of rows: kernels `few_tokens`, of weights
-//! as a checkpoint has them, and `few_tokens_packed` (sm_90a).
+//! A whole layer behind the router in one launch, for up to some tens of rows (sm_90a): `few_tokens`, of
+//! weights as a checkpoint has them, and `few_tokens_packed`.
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
@@ -26,11 +26,11 @@
 //!
 //! ```text
 //!   units of GEMM 1    | tile 0: columns 0, 1, 2, .. | tile 1: columns 0, 1, .. | ..
-//!   blocks             | block 0 | block 1 | block 2 | ..                                  equal shares, in this order
+//!   blocks             | block 0 | block 1 | block 2 | ..               where they are dealt in runs ([`queue`])
 //! ```
 //!
-//! A stage has up to `stage_k` bytes of K of these rows, and beside it are their scales. How the rows lie there,
-//! which is what the two kernels differ in, is drawn in [`layout`].
+//! A stage has up to `stage_k` bytes of K of these rows, and beside it are their scales. How the rows lie
+//! there, which is what the two kernels differ in, is drawn in [`layout`].
 //!
 //! # Handing over
 //! Through memory that is empty when a launch begins, word by word: a value is its own flag ([`control`]).
@@ -49,9 +49,9 @@
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! Rows of weights are their M, the tile's rows their N. Of packed weights `wgmma` reads e4m3 from the stages;
-//! others are converted to f16 for `mma.sync`. Sums are folded into f32 registers every 128 of K with the
-//! scales that change there ([`multiply`]).
+//! Rows of weights are their M, the tile's rows their N. Of packed weights `wgmma` reads e4m3 from the
+//! stages; others are converted to f16 for `mma.sync`. Sums are folded into f32 registers every 128 of K with
+//! the scales that change there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,

@@ -37,16 +37,14 @@ const SECOND: u32 = 0;
 const FIRST: u32 = 1;
 const END: u32 = 2;
 
-/// The block's unit number `turn`; none behind its last. All lanes of a warp call it together.
+/// The block's unit number `turn`; none behind its last.
 ///
 /// # Safety
 /// The entry is visible to the caller.
 #[inline(always)]
 pub unsafe fn unit(shared: &Memory, turn: u32) -> Option<Unit> {
     // SAFETY: the caller's contract.
-    let entry = unsafe { shared.queued(turn).read() };
-    // The same in all lanes; the shuffle says so to ptxas, which then knows that loops do not diverge.
-    let [tile, row, part, kind] = entry.map(|word| shfl_idx(FULL_MASK, word, 0));
+    let [tile, row, part, kind] = unsafe { shared.queued(turn).read() };
     (kind != END).then_some(Unit { is_first: kind == FIRST, tile, row, part })
 }
 

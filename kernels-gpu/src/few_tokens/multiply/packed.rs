@@ -10,8 +10,8 @@
 //!   16          two slabs         2                16
 //!    8          four slabs        4                32
 //!
-//!   of two slabs            inputs of slab 0    inputs of slab 1
-//!     rows of slab 0        taken               dropped                 columns: eight rows of inputs for each slab
+//!   of two slabs            inputs of slab 0    inputs of slab 1        columns: eight rows of inputs each
+//!     rows of slab 0        taken               dropped
 //!     rows of slab 1        dropped             taken
 //!
 //!   lane (g, q) = (lane / 4, lane % 4), of its warp's slab j in the tile, after the four products of 128 bytes
@@ -25,7 +25,7 @@
 //! Inputs lie as core matrices of 8 rows by 16 bytes, without a swizzle:
 //!
 //! ```text
-//!   bytes 16 c .. 16 c + 16 of K     | row 0 | row 1 | .. | last row |  `input_pitch` bytes, 16 for each row
+//!   bytes 16 c .. 16 c + 16 of K     | row 0 | row 1 | .. | last row |     `input_pitch` bytes
 //! ```
 //!
 //! Rows that there are not are what lies behind, in the next core matrices or behind all of them, and
@@ -33,10 +33,8 @@
 //! there is stale, or zeros ([`begin`](super::super::layout::begin)).
 
 use cuda_std::math::fma;
-use cuda_std::shared::Shared;
 use cuda_std::thread;
 use cuda_std::unroll;
-use cuda_std::warp::{FULL_MASK, shfl_idx};
 use cuda_std::wgmma::{self, Cores, wgmma_e4m3, wgmma_tie};
 
 use crate::abi::BScaleKind;
@@ -101,10 +99,8 @@ unsafe fn sums<P: Product>(
     let has_blocks = weight_scale_kind.is(BScaleKind::Block);
     // What depends on the thread is worked out for each unit: it would take registers from unit to unit.
     let thread = recomputed(thread::thread_idx_x());
-    // The same in all lanes; the shuffle says so to ptxas, which computes descriptors in uniform registers
-    // then.
-    let warp = shfl_idx(FULL_MASK, thread / 32, 0);
-    let (g, q) = (thread % 32 / 4, thread % 4);
+    let (lane, warp) = (thread % 32, thread / 32);
+    let (g, q) = (lane / 4, lane % 4);
     let log2 = projection.row_groups_log2();
     // Of a stage's slabs the first of the tile, and the warp's.
     let (first, slab) = ((warp & !3) >> log2, warp >> log2);
@@ -129,17 +125,18 @@ unsafe fn sums<P: Product>(
             product.tie();
             wgmma::fence();
             // SAFETY: the barrier has shown the stage, which is released behind the wait. Inputs are shown to
-            // this proxy by whoever wrote them; they have been written, or cleared, up to where the products of
-            // all slabs of a tile end.
+            // this proxy by whoever wrote them; they have been written, or cleared, up to where the products
+            // of all slabs of a tile end.
             unsafe { product.multiply(weights + position.stage * (FEW_STAGE_BYTES / 16), &inputs) };
             wgmma::commit();
-            // SAFETY: the stage has scales for the slab, and so have the inputs.
-            let (scales, blocks) = unsafe {
-                let scales: Shared<[f32; 2]> =
-                    memory.input_scales.add((at / 128 + own) * FEW_TILE_ROWS + 2 * q).cast();
-                let block = |half| if has_blocks { slot.add(half * (FEW_STAGE_K / 128) + own).read() } else { 1.0 };
-                (scales.read(), halves.map(block))
-            };
+            // SAFETY: the inputs have scales for the slab, and so has the stage, for both halves.
+            let scales: [f32; 2] =
+                unsafe { memory.input_scales.add((at / 128 + own) * FEW_TILE_ROWS + 2 * q).cast().read() };
+            let mut blocks = [1.0; 2];
+            if has_blocks {
+                // SAFETY: as above.
+                blocks = halves.map(|half| unsafe { slot.add(half * (FEW_STAGE_K / 128) + own).read() });
+            }
             wgmma::wait::<0>();
             product.tie();
             if P::SLABS == 1 || slab < slabs {

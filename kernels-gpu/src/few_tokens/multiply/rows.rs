@@ -17,9 +17,9 @@
 //! bytes of K in both. The columns of rows that a tile does not have repeat its first row, and are dropped.
 //! `mma.sync` on e4m3 does the same on Hopper, but with two sums of each product, which are added behind it.
 //!
-//! Eight lanes load together, those of two g, whose rows r(g) are four apart. These mostly lie a multiple of 128
-//! bytes apart, which is two accesses to a bank: a stage of 32 KiB takes 512 cycles then of the 1600 in which it
-//! comes.
+//! Eight lanes load together, those of two g, whose rows r(g) are four apart. These mostly lie a multiple of
+//! 128 bytes apart, which is two accesses to a bank: a stage of 32 KiB takes 512 cycles then of the 1600 in
+//! which it comes.
 
 use cuda_std::fp8::f16x2_from_e4m3x2;
 use cuda_std::math::fma;
@@ -73,8 +73,8 @@ impl Layout for Rows {
                 let low = memory.stage(position) + row * bytes + group * 128 + 16 * q;
                 let high = low + half_rows * bytes;
                 let mut products = [[0.0; 4]; 2];
-                // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a multiple
-                // of 64; inputs have as many from `at` on, and scales for each group.
+                // SAFETY: the barrier has shown the stage to this thread. Its rows have `bytes` bytes, a
+                // multiple of 64; inputs have as many from `at` on, and scales for each group.
                 unsafe {
                     let inputs: [f32; 2] = input_scales.cast().read();
                     let mut blocks = [1.0; 2];
