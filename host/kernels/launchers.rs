@@ -58,6 +58,8 @@ pub enum Dealing {
     InTurn = 1,
     /// As blocks ask for them, from a counter, but for the first of each.
     Drawn = 2,
+    /// Three quarters in runs, the last quarter drawn; all in runs where blocks have fewer than two each.
+    RunsThenDrawn = 3,
 }
 /// Words before the sets.
 pub const FEW_CONTROL_WORDS: u32 = 32;

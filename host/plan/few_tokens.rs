@@ -114,6 +114,7 @@ impl FewTokensPlan {
             let of = |c| match c {
                 b'r' => Dealing::Runs,
                 b't' => Dealing::InTurn,
+                b'm' => Dealing::RunsThenDrawn,
                 _ => Dealing::Drawn,
             };
             (first.dealing, second.dealing) = (of(deal.as_bytes()[0]), of(deal.as_bytes()[1]));

@@ -4,7 +4,8 @@
 //!   word 0      parity p
 //!   word 1      blocks that have read it
 //!   word 2, 3   words of set 0 and of set 1 that the last launch of that parity may have filled
-//!   word 4, 5   units of GEMM 2 that blocks have taken, of a launch with parity 0 and 1
+//!   word 4, 5   units of GEMM 1 that blocks have drawn, of a launch with parity 0 and 1
+//!   word 6, 7   likewise, of GEMM 2
 //!   32 ..       set 0    activated [pairs, I], products [parts of the second, pairs, H]
 //!   32 + S ..   set 1    likewise                           S words, as many as the host has made room for
 //! ```
@@ -108,15 +109,15 @@ pub unsafe fn of_launch(arguments: &FewTokens, shared: &Memory) -> Set {
     Set { activated, products }
 }
 
-/// The counter of the units of GEMM 2 that blocks have taken.
+/// The counter of the units of GEMM 1, or 2, that blocks have drawn.
 ///
 /// # Safety
 /// As [`of_launch`].
 #[inline(always)]
-pub unsafe fn taken(arguments: &FewTokens, shared: &Memory) -> *mut u32 {
+pub unsafe fn drawn(arguments: &FewTokens, shared: &Memory, is_first: bool) -> *mut u32 {
     // SAFETY: the caller's contract.
     let parity = unsafe { shared.launch().read() }[0] & 1;
-    arguments.control.wrapping_add(4 + parity as usize)
+    arguments.control.wrapping_add(if is_first { 4 } else { 6 } + parity as usize)
 }
 
 /// Empties this block's share of the other set; the first block makes it the next launch's. All lanes of the
@@ -146,8 +147,9 @@ pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
         if block == 0 && thread::lane_id() == 0 {
             while atomic::load(arrived, Order::Acquire, Scope::Gpu) != blocks {}
             atomic::store(arrived, 0, Order::Relaxed, Scope::Gpu);
-            let taken_before = words_of_control.add(4 + (parity ^ 1) as usize);
-            atomic::store(taken_before, 0, Order::Relaxed, Scope::Gpu);
+            let drawn_before = words_of_control.add(4 + (parity ^ 1) as usize);
+            atomic::store(drawn_before, 0, Order::Relaxed, Scope::Gpu);
+            atomic::store(drawn_before.add(2), 0, Order::Relaxed, Scope::Gpu);
             atomic::store(
                 words_of_control.add(2 + parity as usize),
                 words(arguments),

@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Products have eight columns in any case. So in GEMM 1 there is one for each token, whoever its experts are,
-//! and a block quantises them once; of a tile's products those columns are stored that are its pairs'. In GEMM
-//! 2 a block quantises the rows of the tiles that it works on. All of them come from L2. There is a scale for
-//! each 128 columns in any case: where a row, or everything, has one, it is repeated.
+//! and a block quantises a token's hidden states once, when the first of its tiles has the token; of a tile's
+//! products those columns are stored that are its pairs'. In GEMM 2 a block quantises the rows of each tile
+//! that it works on. All of them come from L2. There is a scale for each 128 columns in any case: where a row,
+//! or everything, has one, it is repeated.
 //!
 //! A warp takes 256 columns of a row, eight to a lane, and loads the next such before it is done with them.
 
@@ -33,8 +34,8 @@ const ABSENT: Chunk = [-0.0; CHUNK as usize];
 /// Bytes of a line of L2.
 const LINE: u32 = 128;
 
-/// Prepares what the tiles' inputs need: scales of 0 for rows that no tile has, and values of 0 where
-/// products read them; the pairs' weights. Brings the hidden states into L2, before the weights' stream
+/// Prepares what inputs need: values and scales of 0, for what products read and nobody writes, and the
+/// pairs' weights. Brings the hidden states into L2, before the weights' stream
 /// stands in their way. All consumers call it together; a barrier of the block follows.
 ///
 /// # Safety
@@ -54,8 +55,7 @@ pub unsafe fn begin<L: Layout>(arguments: &FewTokens, memory: &Memory) {
             let weight = global::load_nc(arguments.topk_weights.add(thread as usize));
             memory.pair_weight(thread).write(weight);
         }
-        let from = if L::IS_PACKED { memory.inputs } else { memory.input_scales.address() };
-        let mut at = from + thread * 16;
+        let mut at = memory.inputs + thread * 16;
         while at < memory.end(arguments, L::IS_PACKED) {
             Shared::<[u32; 4]>::from_address(at).write([0; 4]);
             at += CONSUMERS * 16;
@@ -85,7 +85,32 @@ pub struct Inputs<'a> {
     pub is_first: bool,
     pub set: &'a Set,
     pub tile: u32,
+    /// How many are to be taken.
     pub rows: u32,
+    /// Which, four bits each, from the lowest on.
+    pub which: u32,
+}
+
+/// All rows, one behind the other.
+const IN_ORDER: u32 = 0x7654_3210;
+const _: () = assert!(FEW_TILE_ROWS == 8);
+
+/// Which rows of GEMM 1 a tile needs, bit by bit. All lanes of a warp call it together.
+///
+/// # Safety
+/// The contract of the kernel, for a tile that exists.
+#[inline(always)]
+unsafe fn needed(arguments: &FewTokens, memory: &Memory, tile: u32) -> u32 {
+    // SAFETY: the caller's contract; a tile has up to eight rows.
+    unsafe {
+        let row = thread::lane_id().min(memory.tile_size(tile) - 1);
+        let mut rows = 1 << first_row(arguments, memory.tile_pair(tile, row));
+        rows |= shfl_xor(FULL_MASK, rows, 1);
+        rows |= shfl_xor(FULL_MASK, rows, 2);
+        rows |= shfl_xor(FULL_MASK, rows, 4);
+        // The same in all lanes; the shuffle says so to ptxas.
+        warp::shfl_idx(FULL_MASK, rows, 0)
+    }
 }
 
 impl Inputs<'_> {
@@ -93,6 +118,37 @@ impl Inputs<'_> {
     #[inline(always)]
     fn token(&self, row: u32) -> u32 {
         if self.arguments.weighs_input.is_set() { row / self.arguments.top_k } else { row }
+    }
+
+    /// Of GEMM 1: those that the tile needs and that are not among `quantised`, bit by bit, to which it adds
+    /// them. Of GEMM 2: all of the tile. All lanes of a warp call it together.
+    ///
+    /// # Safety
+    /// The contract of the kernel, for a tile that exists.
+    #[inline(always)]
+    pub unsafe fn choose(&mut self, quantised: &mut u32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if !self.is_first {
+                (self.rows, self.which) = (self.memory.tile_size(self.tile), IN_ORDER);
+                return;
+            }
+            let mut left = needed(self.arguments, self.memory, self.tile) & !*quantised;
+            *quantised |= left;
+            (self.rows, self.which) = (left.count_ones(), 0);
+            // From the highest on.
+            while left != 0 {
+                let row = 31 - left.leading_zeros();
+                self.which = self.which << 4 | row;
+                left ^= 1 << row;
+            }
+        }
+    }
+
+    /// The row that is to be taken as number `n`.
+    #[inline(always)]
+    fn row(&self, n: u32) -> u32 {
+        self.which >> (4 * n) & 7
     }
 
     /// Takes them. All consumers call it together; then all see them.
@@ -174,10 +230,15 @@ impl Inputs<'_> {
             let pieces_of_all = self.rows * pieces;
             // Worked out for each tile: it would take registers from tile to tile.
             let thread = recomputed(thread::thread_idx_x());
-            let place = |piece: u32| (piece / pieces, piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK);
+            let place = |piece: u32| {
+                (self.row(piece / pieces), piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK)
+            };
             let load = |piece: u32| {
+                if piece >= pieces_of_all {
+                    return ABSENT;
+                }
                 let (row, column) = place(piece);
-                if piece < pieces_of_all { self.load(row, column) } else { ABSENT }
+                self.load(row, column)
             };
             let finish = |piece: u32, values: &Chunk| {
                 let (row, column) = place(piece);
@@ -226,8 +287,9 @@ impl Inputs<'_> {
     /// As [`quantise`](Self::quantise).
     #[inline(always)]
     unsafe fn find_maxima(&self) {
-        let mut row = 0;
-        while row < self.rows {
+        let mut n = 0;
+        while n < self.rows {
+            let row = self.row(n);
             let mut largest = 0.0;
             let mut column = recomputed(thread::thread_idx_x()) * CHUNK;
             while column < self.projection.k {
@@ -247,7 +309,7 @@ impl Inputs<'_> {
                 // SAFETY: one lane writes.
                 unsafe { self.memory.maximum(row, thread::warp_id()).write(largest) };
             }
-            row += 1;
+            n += 1;
         }
         sync::named(CONSUMER_BARRIER, CONSUMERS);
     }
@@ -279,7 +341,7 @@ impl Inputs<'_> {
             let thread = recomputed(thread::thread_idx_x());
             let mut at = thread * CHUNK;
             while at < self.rows * k {
-                let (row, column) = (at / k, at % k);
+                let (row, column) = (self.row(at / k), at % k);
                 let from = hidden.add(self.token(row) as usize * k as usize + column as usize);
                 self.put::<L>(row, column, global::load_nc(from.cast()));
                 at += CONSUMERS * CHUNK;
@@ -287,7 +349,7 @@ impl Inputs<'_> {
             let groups = k.div_ceil(128);
             let mut at = thread;
             while at < self.rows * groups {
-                let (row, group) = (at / groups, at % groups);
+                let (row, group) = (self.row(at / groups), at % groups);
                 let scale = if input_scale_kind.is(AScaleKind::Call) {
                     global::load_nc(given_scale)
                 } else {

@@ -75,8 +75,9 @@ use crate::gemm::hopper::ring::Position;
 use inputs::Inputs;
 use layout::{Layout, Packed, Rows};
 use memory::Memory;
-use queue::Units;
-use tiles::{ALL_TILES, NO_TILE};
+use produce::Source;
+use queue::{Unit, Units};
+use tiles::NO_TILE;
 
 /// Warps that multiply.
 const CONSUMER_WARPS: u32 = 16;
@@ -213,14 +214,6 @@ pub struct FewTokens {
     pub adds: Flag,
 }
 
-impl FewTokens {
-    /// That of GEMM 1, or of GEMM 2.
-    #[inline(always)]
-    fn projection(&self, is_first: bool) -> &Projection {
-        if is_first { &self.first } else { &self.second }
-    }
-}
-
 /// The layer behind the router, of weights as a checkpoint has them.
 ///
 /// # Safety
@@ -258,6 +251,7 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
             let tiles = tiles::build(arguments, &memory);
             let (mut units, mut position, mut is_begun) =
                 (Units::new(arguments, tiles), Position::START, false);
+            let (mut source, mut is_first) = (Source::new(&first), true);
             loop {
                 let unit = units.put(arguments, &memory);
                 if !is_begun {
@@ -267,11 +261,13 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
                 }
                 let Some(unit) = unit else { break };
                 is_begun = true;
-                let taken = units.take(arguments, &memory);
-                let projection = &if unit.is_first { first } else { second };
+                let drawn = units.draw(arguments, &memory);
+                if unit.is_first != is_first {
+                    (source, is_first) = (Source::new(&second), false);
+                }
                 let expert = memory.tile_expert(unit.tile);
-                position = produce::fill::<L>(projection, &unit, expert, &memory, position);
-                units.taken(arguments, taken);
+                position = produce::fill::<L>(&source, &unit, expert, &memory, position);
+                units.go_on(drawn);
             }
             if is_begun {
                 produce::fill_nothing(&memory, position);
@@ -300,21 +296,24 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
         sync::named(TABLES_BARRIERS, CONSUMERS + 32);
         let set = control::of_launch(arguments, &memory);
         let (mut position, mut turn) = (Position::START, 0);
-        let (mut inputs_of, mut rows) = (NO_TILE, 0);
+        let (mut of, mut rows, mut quantised) = ((true, NO_TILE), 0, 0);
         loop {
             if turn > 0 {
                 // Its entry in the queue comes with its first stage.
                 memory.wait_full(position);
             }
             let Some(unit) = queue::unit(&memory, turn) else { break };
-            let is_first = unit.is_first;
+            let Unit { is_first, tile, .. } = unit;
             let projection = &if is_first { first } else { second };
-            let needed = if is_first { ALL_TILES } else { unit.tile };
-            if inputs_of != needed {
-                inputs_of = needed;
-                rows = if is_first { inputs::first_rows(arguments) } else { memory.tile_size(unit.tile) };
+            if of != (is_first, tile) {
+                of = (is_first, tile);
                 let (memory, set) = (&memory, &set);
-                Inputs { arguments, memory, projection, is_first, set, tile: unit.tile, rows }.take::<L>();
+                let mut inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows: 0, which: 0 };
+                inputs.choose(&mut quantised);
+                if inputs.rows != 0 {
+                    inputs.take::<L>();
+                }
+                rows = if is_first { inputs::first_rows(arguments) } else { inputs.rows };
             }
             position = multiply::unit::<L>(projection, &unit, rows, &memory, position, turn);
             turn += 1;

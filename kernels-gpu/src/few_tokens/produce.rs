@@ -16,33 +16,80 @@ use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
 use crate::gemm::hopper::ring::Position;
 
+/// What the units of a GEMM have in common. It is chosen once: what is worked out for a unit, or a stage, is
+/// time in which nothing is asked for.
+#[derive(Clone, Copy)]
+pub struct Source {
+    weights: *const u8,
+    scales: *const f32,
+    k: u32,
+    /// Groups of 128 of K.
+    groups: u32,
+    /// Rows of an expert's matrix, and blocks of 128 of them.
+    rows: u32,
+    row_blocks: u32,
+    half_rows: u32,
+    half_distance: u32,
+    stage_k: u32,
+    parts_log2: u32,
+    has_blocks: bool,
+    has_channels: bool,
+}
+
+impl Source {
+    #[inline(always)]
+    pub fn new(projection: &Projection) -> Self {
+        let Projection { weights, weight_scales, weight_scale_kind, k, rows, .. } = *projection;
+        let Projection { half_rows, half_distance, stage_k, parts, .. } = *projection;
+        Self {
+            weights,
+            scales: weight_scales,
+            k,
+            groups: k.div_ceil(128),
+            rows,
+            row_blocks: rows.div_ceil(128),
+            half_rows,
+            half_distance,
+            stage_k,
+            parts_log2: parts.trailing_zeros(),
+            has_blocks: weight_scale_kind.is(BScaleKind::Block),
+            has_channels: weight_scale_kind.is(BScaleKind::Channel),
+        }
+    }
+
+    /// Whether the halves of a unit are neighbours, as those of GEMM 2 are.
+    #[inline(always)]
+    fn has_neighbours(&self) -> bool {
+        self.half_distance == self.half_rows
+    }
+}
+
 /// Fills stages from `position` on with a unit of `expert`; returns the place after them. All lanes of the
 /// producer warp call it together.
 ///
 /// # Safety
-/// The contract of the kernel, for a unit of the projection.
+/// The contract of the kernel, for a unit of the source's GEMM.
 #[inline(always)]
 pub unsafe fn fill<L: Layout>(
-    projection: &Projection,
+    source: &Source,
     unit: &Unit,
     expert: u32,
     memory: &Memory,
     mut position: Position,
 ) -> Position {
-    let Projection { half_rows, stage_k, .. } = *projection;
+    let Source { half_rows, stage_k, k, groups, parts_log2, .. } = *source;
     // Weights are read once, and leave L2 first.
     let once = Policy::evict_first();
-    let (start, end) = projection.part(unit.part);
-    let scales = Scales::new(projection, unit, expert);
-    let weights = if L::IS_PACKED {
-        Weights::packed(projection, unit, expert)
-    } else {
-        Weights::of_rows(projection, unit, expert)
-    };
-    let mut at = start;
+    let (mut at, mut end) = (0, k);
+    if parts_log2 > 0 {
+        let start = |part| ((groups * part) >> parts_log2) * 128;
+        (at, end) = (start(unit.part), u32::min(start(unit.part + 1), k));
+    }
+    let scales = Scales::new(source, unit, expert);
+    let mut weights = Weights::new::<L>(source, unit, expert, at);
     while at < end {
         let bytes = u32::min(end - at, stage_k);
-        let copies = weights.copies::<L>(projection, at, bytes);
+        let copies = weights.next::<L>(source, bytes);
         memory.wait_empty(position);
         let full = memory.full(position.stage);
         // SAFETY: the stage is free, has room for the unit's rows and for a scale of each row, or of each
@@ -56,7 +103,7 @@ pub unsafe fn fill<L: Layout>(
                     bulk::load_hinted(to, from, copies.bytes, full, once);
                     copy += 1;
                     (to, from) = (to + copies.bytes, from.wrapping_add(copies.near));
-                    if copy & copies.mask == 0 {
+                    if !L::IS_PACKED && copy & copies.mask == 0 {
                         from = from.wrapping_add(copies.jump);
                     }
                 }
@@ -90,85 +137,72 @@ pub unsafe fn fill_nothing(memory: &Memory, position: Position) {
     }
 }
 
-/// The copies that make a stage, one behind the other in it. In memory they lie in runs.
+/// The copies that make a stage, one behind the other in it. In memory they lie in runs, those of packed
+/// weights in one.
 struct Copies {
     first: *const u8,
     count: u32,
-    /// Copies of a run, less 1: of a power of two.
-    mask: u32,
     /// Bytes of one.
     bytes: u32,
     /// Bytes from one to the next of a run.
     near: usize,
-    /// Bytes from there to the next run.
+    /// Copies of a run, less 1: of a power of two.
+    mask: u32,
+    /// Bytes from a run's end to the next run.
     jump: usize,
 }
 
-/// Where a unit's weights are: the first copy at K = 0, and what lies between copies.
+/// Where a unit's weights of the next stage are.
 struct Weights {
-    first: *const u8,
+    next: *const u8,
     /// Bytes from half to half, or of packed weights from slab to slab, which both halves share evenly.
     far: usize,
-    /// Bytes from row to row; of packed weights unused.
-    near: usize,
 }
 
-impl Weights {
-    /// Rows as a checkpoint has them: half by half, row by row.
-    #[inline(always)]
-    fn of_rows(projection: &Projection, unit: &Unit, expert: u32) -> Self {
-        let Projection { weights, k, rows, half_distance, .. } = *projection;
-        let (row, k) = ((expert * rows + unit.row) as usize, k as usize);
-        let first = weights.wrapping_add(row * k);
-        Self { first, far: half_distance as usize * k, near: k }
-    }
-
-    /// Packed weights (`gemm/hopper/weights.rs` draws them): slab by slab, half by half.
-    #[inline(always)]
-    fn packed(projection: &Projection, unit: &Unit, expert: u32) -> Self {
-        let Projection { weights, k, rows, .. } = *projection;
-        let row = if projection.has_neighbours() {
-            unit.row
-        } else {
-            unit.row / (ITEM / 2) * ITEM + unit.row % (ITEM / 2)
-        };
-        let item = row / ITEM * ITEM;
-        let line = (expert * rows + item) as usize * (k / 128) as usize + (row - item) as usize;
-        let height = u32::min(rows - item, ITEM) as usize;
-        let first = weights.wrapping_add(line * 128);
-        Self { first, far: height * 128, near: 0 }
-    }
-
-    /// Those of `bytes` bytes of K from `at` on.
-    #[inline(always)]
-    fn copies<L: Layout>(&self, projection: &Projection, at: u32, bytes: u32) -> Copies {
-        let Self { first, far, near } = *self;
-        let half_rows = projection.half_rows;
-        if L::IS_PACKED {
-            let (slab, slabs) = (at as usize / 128, bytes / 128);
-            let first = first.wrapping_add(slab * far);
-            let halves = if projection.has_neighbours() { 1 } else { 2 };
-            let bytes = 2 / halves * half_rows * 128;
-            Copies { first, count: halves * slabs, mask: 0, bytes, near: far / halves as usize, jump: 0 }
-        } else if bytes == projection.k {
-            // Rows are neighbours: each half is one line.
-            Copies { first, count: 2, mask: 0, bytes: half_rows * bytes, near: far, jump: 0 }
-        } else {
-            let (first, mask) = (first.wrapping_add(at as usize), half_rows - 1);
-            let jump = far - half_rows as usize * near;
-            Copies { first, count: 2 * half_rows, mask, bytes, near, jump }
-        }
-    }
-}
-
-/// Lines of a slab of a whole item of packed weights: gate and up of 128 columns, or 256 rows.
+/// Lines of a slab of a whole item of packed weights: gate and up of 128 columns, or 256 rows
+/// (`gemm/hopper/weights.rs` draws them).
 const ITEM: u32 = 256;
 
-impl Projection {
-    /// Whether the halves of a unit are neighbours, as those of GEMM 2 are.
+impl Weights {
+    /// Those of `unit` from byte `at` of K on.
     #[inline(always)]
-    fn has_neighbours(&self) -> bool {
-        self.half_distance == self.half_rows
+    fn new<L: Layout>(source: &Source, unit: &Unit, expert: u32, at: u32) -> Self {
+        let Source { weights, k, groups, rows, half_distance, .. } = *source;
+        if L::IS_PACKED {
+            // Of gate, or up, an item has half of its lines.
+            let log2 = if source.has_neighbours() { 0 } else { 1 };
+            let within = unit.row & ((ITEM >> log2) - 1);
+            let item = (unit.row - within) << log2;
+            let line = u64::from(expert * rows + item) * u64::from(groups) + u64::from(within);
+            let far = u32::min(rows - item, ITEM) * 128;
+            let first = line * 128 + u64::from(at / 128) * u64::from(far);
+            Self { next: weights.wrapping_add(first as usize), far: far as usize }
+        } else {
+            let first = (expert * rows + unit.row) as usize * k as usize + at as usize;
+            Self { next: weights.wrapping_add(first), far: half_distance as usize * k as usize }
+        }
+    }
+
+    /// Those of the next `bytes` bytes of K.
+    #[inline(always)]
+    fn next<L: Layout>(&mut self, source: &Source, bytes: u32) -> Copies {
+        let Self { next: first, far } = *self;
+        let Source { half_rows, k, .. } = *source;
+        if L::IS_PACKED {
+            let (slabs, log2) = (bytes / 128, if source.has_neighbours() { 0 } else { 1 });
+            self.next = first.wrapping_add(slabs as usize * far);
+            let bytes = (half_rows << (1 - log2)) * 128;
+            return Copies { first, count: slabs << log2, bytes, near: far >> log2, mask: 0, jump: 0 };
+        }
+        self.next = first.wrapping_add(bytes as usize);
+        if bytes == k {
+            // Rows are neighbours: each half is one line.
+            Copies { first, count: 2, bytes: half_rows * bytes, near: far, mask: 0, jump: 0 }
+        } else {
+            let (near, mask) = (k as usize, half_rows - 1);
+            let jump = far - half_rows as usize * near;
+            Copies { first, count: 2 * half_rows, bytes, near, mask, jump }
+        }
     }
 }
 
@@ -194,23 +228,21 @@ const GROUPS: u32 = FEW_STAGE_K / 128;
 
 impl Scales {
     #[inline(always)]
-    fn new(projection: &Projection, unit: &Unit, expert: u32) -> Self {
-        let Projection { weight_scales, weight_scale_kind, k, rows, half_rows, half_distance, .. } =
-            *projection;
+    fn new(source: &Source, unit: &Unit, expert: u32) -> Self {
+        let Source { scales, groups, rows, row_blocks, half_rows, half_distance, .. } = *source;
+        let Source { has_blocks, has_channels, .. } = *source;
         let lane = thread::lane_id();
-        let (has_blocks, has_channels) =
-            (weight_scale_kind.is(BScaleKind::Block), weight_scale_kind.is(BScaleKind::Channel));
         let first = if has_blocks {
             let (half, group) = (lane / GROUPS, lane % GROUPS);
-            let block = expert * rows.div_ceil(128) + (unit.row + half * half_distance) / 128;
-            block as usize * k.div_ceil(128) as usize + group as usize
+            let block = expert * row_blocks + (unit.row + half * half_distance) / 128;
+            u64::from(block) * u64::from(groups) + u64::from(group)
         } else if has_channels {
-            (expert * rows + unit.row + lane) as usize
+            u64::from(expert * rows + unit.row + lane)
         } else {
-            expert as usize
+            u64::from(expert)
         };
-        let distance = half_distance as usize;
-        Self { first: weight_scales.wrapping_add(first), distance, half_rows, has_blocks, has_channels }
+        let (first, distance) = (scales.wrapping_add(first as usize), half_distance as usize);
+        Self { first, distance, half_rows, has_blocks, has_channels }
     }
 
     /// Copies those of a stage into its slot.

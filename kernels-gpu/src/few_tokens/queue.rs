@@ -4,10 +4,10 @@
 //!   producer:   next unit -> queue -> its stages         consumers, finishers:   queue -> unit, until the end
 //! ```
 //!
-//! The units of all tiles have numbers, tile by tile. The plan says how they are dealt ([`Dealing`]), of either
-//! GEMM. In runs a block begins few tiles, whose rows it has to quantise. In turn, and drawn, all tiles but the
-//! last are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them. Multiprocessors do not
-//! read equally fast, so that long streams end together if units are drawn.
+//! The units of all tiles have numbers, tile by tile. The plan says how they are dealt ([`Dealing`]), of
+//! either GEMM. In runs a block begins few tiles, whose rows it has to quantise. In turn, and drawn, all tiles
+//! but the last are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them. Multiprocessors
+//! do not read equally fast, so that long streams end together if units are drawn.
 //!
 //! The queue's words come to the others with the unit's first stage, those of the first unit with the tables. A
 //! place is written again when 16 more units have come, of which the ring and the sums hold fewer.
@@ -59,28 +59,77 @@ pub enum Dealing {
     InTurn = 1,
     /// As blocks ask for them, from a counter, but for the first of each.
     Drawn = 2,
+    /// Three quarters in runs, the last quarter drawn; all in runs where blocks have fewer than two each.
+    RunsThenDrawn = 3,
 }
 
-/// The producer's side.
+/// The producer's side: the units of a GEMM that the block has not had.
 pub struct Units {
     is_first: bool,
-    /// The number of the next unit in its GEMM.
-    index: u32,
-    /// The number that the block's are below, and from one to the next, where they are not drawn.
-    end: u32,
-    step: u32,
-    /// What a number drawn first of all would be.
-    drawn_from: u32,
     /// Tiles.
     tiles: u32,
+    /// The number of the next unit.
+    index: u32,
+    /// From one number to the next, while they are dealt, and what these are below.
+    step: u32,
+    dealt: u32,
+    /// What all of the block's numbers are below.
+    end: u32,
+    /// The number that is drawn first of all, where some are drawn.
+    drawn: u32,
+    is_drawn: bool,
+    /// Of the projection: units of a tile, about 2^32 / units, the logarithm of the parts, and rows from unit
+    /// to unit. They are chosen once, not unit by unit, which is the producer's time.
+    units: u32,
+    inverse: u32,
+    parts_log2: u32,
+    stride: u32,
     turn: u32,
 }
 
 impl Units {
+    /// Those of GEMM 1.
     #[inline(always)]
     pub fn new(arguments: &FewTokens, tiles: u32) -> Self {
-        let (index, end, step) = dealt(&arguments.first, tiles);
-        Self { is_first: true, index, end, step, drawn_from: thread::grid_dim_x(), tiles, turn: 0 }
+        Self::of(arguments, tiles, true, 0)
+    }
+
+    #[inline(always)]
+    fn of(arguments: &FewTokens, tiles: u32, is_first: bool, turn: u32) -> Self {
+        let Projection { units, parts, stride, dealing, .. } =
+            if is_first { arguments.first } else { arguments.second };
+        let (block, blocks, all) = (thread::block_idx_x(), thread::grid_dim_x(), tiles * units);
+        // With fewer a block might have no run to begin with.
+        let is_mixed = dealing.is(Dealing::RunsThenDrawn) && all >= 2 * blocks;
+        let in_turn = dealing.is(Dealing::InTurn);
+        let (mut index, mut step, mut dealt, mut end, mut drawn) = (block, blocks, all, all, blocks);
+        let is_drawn = is_mixed || dealing.is(Dealing::Drawn);
+        if is_mixed || !(is_drawn || in_turn) {
+            let in_runs = if is_mixed { all - all / 4 } else { all };
+            // The host has checked that the product fits.
+            let start = |block: u32| in_runs * block / blocks;
+            (index, step, dealt, drawn) = (start(block), 1, start(block + 1), in_runs);
+            end = if is_mixed { all } else { dealt };
+        } else if is_drawn {
+            // The first alone.
+            dealt = 0;
+        }
+        let (inverse, parts_log2) = (u32::MAX / units, parts.trailing_zeros());
+        Self {
+            is_first,
+            tiles,
+            index,
+            step,
+            dealt,
+            end,
+            drawn,
+            is_drawn,
+            units,
+            inverse,
+            parts_log2,
+            stride,
+            turn,
+        }
     }
 
     /// Puts the next unit, or the end, into the queue. All lanes of the producer warp call it together.
@@ -90,19 +139,22 @@ impl Units {
     #[inline(always)]
     pub unsafe fn put(&mut self, arguments: &FewTokens, shared: &Memory) -> Option<Unit> {
         if self.is_first && self.index >= self.end {
-            self.begin_second(arguments);
+            *self = Self::of(arguments, self.tiles, false, self.turn);
         }
-        let is_first = self.is_first;
-        let unit = (self.index < self.end).then(|| {
-            let Projection { units, parts, stride, .. } = *arguments.projection(is_first);
-            let (tile, within) = (self.index / units, self.index % units);
-            // Parts are a power of two.
-            let (column, part) = (within >> parts.trailing_zeros(), within & (parts - 1));
-            Unit { is_first, tile, row: column * stride, part }
+        let Self { is_first, index, .. } = *self;
+        let unit = (index < self.end).then(|| {
+            // Low by at most one.
+            let mut tile = ((u64::from(index) * u64::from(self.inverse)) >> 32) as u32;
+            let mut within = index - tile * self.units;
+            if within >= self.units {
+                (tile, within) = (tile + 1, within - self.units);
+            }
+            let (column, part) = (within >> self.parts_log2, within & ((1 << self.parts_log2) - 1));
+            Unit { is_first, tile, row: column * self.stride, part }
         });
         if thread::lane_id() == 0 {
             let entry = unit.map_or([0, 0, 0, END], |unit| {
-                [unit.tile, unit.row, unit.part, if unit.is_first { FIRST } else { SECOND }]
+                [unit.tile, unit.row, unit.part, if is_first { FIRST } else { SECOND }]
             });
             // SAFETY: who reads the entry that was here has done so, as the module says.
             unsafe { shared.queued(self.turn).write(entry) };
@@ -112,54 +164,37 @@ impl Units {
         unit
     }
 
-    /// Goes on to GEMM 2. Numbers that are drawn run through both.
-    #[inline(always)]
-    fn begin_second(&mut self, arguments: &FewTokens) {
-        let FewTokens { first, second, .. } = arguments;
-        let past = self.index - self.end;
-        self.is_first = false;
-        (self.index, self.end, self.step) = dealt(second, self.tiles);
-        if first.dealing.is(Dealing::Drawn) && second.dealing.is(Dealing::Drawn) {
-            self.index = past;
-            self.drawn_from = self.drawn_from.wrapping_sub(self.tiles * first.units);
-        }
-    }
-
-    /// Takes the number of the unit after the last that was put: under way until [`Self::taken`].
+    /// Draws the number of the unit after the last that was put, if it is drawn: under way until
+    /// [`go_on`](Self::go_on).
     ///
     /// # Safety
     /// As [`put`](Self::put).
     #[inline(always)]
-    pub unsafe fn take(&self, arguments: &FewTokens, shared: &Memory) -> u32 {
-        let mut taken = 0;
-        if arguments.projection(self.is_first).dealing.is(Dealing::Drawn) && thread::lane_id() == 0 {
+    pub unsafe fn draw(&self, arguments: &FewTokens, shared: &Memory) -> u32 {
+        let mut drawn = 0;
+        if self.draws_next() && thread::lane_id() == 0 {
             // SAFETY: the counter of this launch, which is touched by atomics alone.
-            taken = unsafe { atomic::add(control::taken(arguments, shared), 1, Order::Relaxed, Scope::Gpu) };
+            unsafe {
+                let counter = control::drawn(arguments, shared, self.is_first);
+                drawn = atomic::add(counter, 1, Order::Relaxed, Scope::Gpu);
+            }
         }
-        taken
+        drawn
     }
 
-    /// What [`take`](Self::take) has brought.
     #[inline(always)]
-    pub fn taken(&mut self, arguments: &FewTokens, taken: u32) {
-        if arguments.projection(self.is_first).dealing.is(Dealing::Drawn) {
+    fn draws_next(&self) -> bool {
+        self.is_drawn && self.index + self.step >= self.dealt
+    }
+
+    /// Goes on to the next unit; `drawn` is what [`draw`](Self::draw) has brought.
+    #[inline(always)]
+    pub fn go_on(&mut self, drawn: u32) {
+        if self.draws_next() {
             sync::warp(FULL_MASK);
-            self.index = self.drawn_from.wrapping_add(shfl_idx(FULL_MASK, taken, 0));
+            self.index = self.drawn + shfl_idx(FULL_MASK, drawn, 0);
         } else {
             self.index += self.step;
         }
-    }
-}
-
-/// The block's first unit, the number that its units are below, and how far one is from the next.
-#[inline(always)]
-fn dealt(projection: &Projection, tiles: u32) -> (u32, u32, u32) {
-    let (block, blocks, all) = (thread::block_idx_x(), thread::grid_dim_x(), tiles * projection.units);
-    if projection.dealing.is(Dealing::Runs) {
-        // The host has checked that the product fits.
-        let start = |block: u32| all * block / blocks;
-        (start(block), start(block + 1), 1)
-    } else {
-        (block, all, blocks)
     }
 }

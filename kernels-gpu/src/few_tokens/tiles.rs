@@ -23,8 +23,6 @@ use crate::gemm::recomputed;
 pub const NO_EXPERT: u32 = u32::MAX;
 /// No tile.
 pub const NO_TILE: u32 = u32::MAX;
-/// Every tile.
-pub const ALL_TILES: u32 = u32::MAX - 1;
 
 /// Builds the tables, reads what the launch before has left, and initialises the ring; returns the number of
 /// tiles. The producer warp calls it, all lanes together; a barrier of the block lies between it and the
