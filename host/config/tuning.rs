@@ -11,6 +11,8 @@
 //! | `one_launch_checkpoint_mb` | likewise | of weights as a checkpoint has them |
 //! | `one_launch_unit_bytes` | how that launch cuts its matrices | bytes of the stream that a unit costs besides its own |
 //! | `one_launch_copy_bytes` | likewise | bytes: shorter copies take as long |
+//! | `one_launch_draw_bytes` | its blocks draw the first matrix's work from a counter | bytes of weights for each hidden state: at least |
+//! | `one_launch_draw_second_mb` | they draw the last quarter of the second's | MB of weights: at least |
 //! | `hopper_rows_8`, `_16` | tiles of 8, 16 or 128 rows, Hopper's kernels | mean rows of an expert that has any: at most |
 //! | `hopper_rows_32` | tiles of 32 rows, not 128, where rows times tiles of 256 columns are up to 200 an SM | likewise |
 //! | `hopper_large_mb` | tiles of 32 rows, not 8 or 16, from 128 rows on | MB of an expert's w13: at least |
@@ -74,6 +76,12 @@ pub struct Tuning {
     pub one_launch_unit_bytes: u32,
     /// Copies of that launch that are shorter take as long as this many bytes; at least 1.
     pub one_launch_copy_bytes: u32,
+    /// Fewest bytes of weights that such a launch reads for each hidden state with which blocks draw the first
+    /// matrix's work from a counter, and not an equal share each.
+    pub one_launch_draw_bytes: u32,
+    /// Fewest megabytes (10^6 bytes) of weights that it reads with which they draw the last quarter of the
+    /// second matrix's.
+    pub one_launch_draw_second_mb: u32,
     /// Most mean rows of an expert for tiles of 8 rows, Hopper's kernels.
     pub hopper_rows_8: u32,
     /// Most mean rows of an expert for tiles of 16 rows, else 128.
@@ -124,11 +132,13 @@ macro_rules! key {
 }
 
 /// All of them, in the order in which they are written.
-const KEYS: [Key; 15] = [
+const KEYS: [Key; 17] = [
     key!([one_launch_packed_mb], ANY),
     key!([one_launch_checkpoint_mb], ANY),
     key!(one_launch_unit_bytes, 0..=1 << 30),
     key!(one_launch_copy_bytes, 1..=1 << 20),
+    key!(one_launch_draw_bytes, ANY),
+    key!(one_launch_draw_second_mb, ANY),
     key!(hopper_rows_8, ANY),
     key!(hopper_rows_16, ANY),
     key!(hopper_rows_32, ANY),
@@ -251,6 +261,8 @@ impl Tuning {
             one_launch_checkpoint_mb: [0; 8],
             one_launch_unit_bytes: 0,
             one_launch_copy_bytes: 0,
+            one_launch_draw_bytes: 0,
+            one_launch_draw_second_mb: 0,
             hopper_rows_8: 0,
             hopper_rows_16: 0,
             hopper_rows_32: 0,

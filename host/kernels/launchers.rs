@@ -54,12 +54,10 @@ pub const COPY_BYTES: u32 = 16;
 pub enum Dealing {
     /// Equal runs of neighbours, one for each block.
     Runs = 0,
-    /// To the blocks in turn, one after the other.
-    InTurn = 1,
     /// As blocks ask for them, from a counter, but for the first of each.
-    Drawn = 2,
+    Drawn = 1,
     /// Three quarters in runs, the last quarter drawn; all in runs where blocks have fewer than two each.
-    RunsThenDrawn = 3,
+    RunsThenDrawn = 2,
 }
 /// Words before the sets.
 pub const FEW_CONTROL_WORDS: u32 = 32;

@@ -323,7 +323,7 @@ impl Projection<'_> {
             parts: parts as u32,
             units: units as u32,
             input_pitch: input_pitch as u32,
-            dealing: dealing.into(),
+            dealing,
         })
     }
 }

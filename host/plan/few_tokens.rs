@@ -110,15 +110,7 @@ impl FewTokensPlan {
         let mut second = even(intermediate, pitches[1], &[1, 2, 4], &|half_rows, parts| {
             hidden.is_multiple_of(2 * half_rows).then(|| hidden / (2 * half_rows) * parts)
         })?;
-        if let Ok(deal) = std::env::var("FEW_DEAL") {
-            let of = |c| match c {
-                b'r' => Dealing::Runs,
-                b't' => Dealing::InTurn,
-                b'm' => Dealing::RunsThenDrawn,
-                _ => Dealing::Drawn,
-            };
-            (first.dealing, second.dealing) = (of(deal.as_bytes()[0]), of(deal.as_bytes()[1]));
-        }
+        (first.dealing, second.dealing) = dealings(config, tokens);
         // The kernel finds a block's share by a product of the three.
         let units = u32::try_from(pairs * first.units.max(second.units)).ok()?;
         units.checked_mul(device.multiprocessors())?;
@@ -157,6 +149,22 @@ impl FewTokensPlan {
 /// up to four with small experts. Of weights as a checkpoint has them an earlier state was measured, at one token.
 fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
     bytes_read(config, tokens) <= config.tuning.one_launch_bytes(tokens, packed)
+}
+
+/// How the units of either GEMM are dealt. Drawn, those of GEMM 1 end together, but a block has rows of all
+/// tokens to quantise, and not of a few: it pays from so many bytes of weights on for each hidden state. Units
+/// of GEMM 2 that are drawn have a tile of their own each, whose rows are to be quantised: it pays where there
+/// are many.
+fn dealings(config: &MoeConfig, tokens: usize) -> (Dealing, Dealing) {
+    let bytes = bytes_read(config, tokens);
+    let states = (tokens * config.hidden_size) as f64;
+    let first = if bytes >= config.tuning.one_launch_draw_bytes as f64 * states {
+        Dealing::Drawn
+    } else {
+        Dealing::Runs
+    };
+    let long = bytes >= f64::from(config.tuning.one_launch_draw_second_mb) * 1e6;
+    (first, if long { Dealing::RunsThenDrawn } else { Dealing::Runs })
 }
 
 /// Bytes of weights that a batch reads if its tokens spread evenly.

@@ -13,7 +13,7 @@
 //! that it works on. All of them come from L2. There is a scale for each 128 columns in any case: where a row,
 //! or everything, has one, it is repeated.
 //!
-//! A warp takes 256 columns of a row, eight to a lane, and loads the next such before it is done with them.
+//! A warp takes 256 columns of a row, eight to a lane, and loads the next ones before it is done with them.
 
 use cuda_std::bf16::{bf16x2_from_f32, f16x2_from_f32, f32x2_from_bf16x2, f32x2_from_f16x2};
 use cuda_std::shared::Shared;
@@ -264,9 +264,11 @@ impl Inputs<'_> {
                 }
             };
             let mut piece = thread / 32;
-            let mut values = load(piece);
+            // Behind the weights' stream a trip to L2 takes as long as several pieces.
+            let mut next = [load(piece), load(piece + CONSUMER_WARPS), load(piece + 2 * CONSUMER_WARPS)];
             while piece < pieces_of_all {
-                let next = load(piece + CONSUMER_WARPS);
+                let [mut values, second, third] = next;
+                next = [second, third, load(piece + 3 * CONSUMER_WARPS)];
                 if !self.is_first {
                     while !all(FULL_MASK, are_filled(&values)) {
                         look_again();
@@ -275,7 +277,6 @@ impl Inputs<'_> {
                     values = values.map(|value| -value);
                 }
                 finish(piece, &values);
-                values = next;
                 piece += CONSUMER_WARPS;
             }
         }

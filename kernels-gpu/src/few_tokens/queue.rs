@@ -5,9 +5,9 @@
 //! ```
 //!
 //! The units of all tiles have numbers, tile by tile. The plan says how they are dealt ([`Dealing`]), of
-//! either GEMM. In runs a block begins few tiles, whose rows it has to quantise. In turn, and drawn, all tiles
-//! but the last are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them. Multiprocessors
-//! do not read equally fast, so that long streams end together if units are drawn.
+//! either GEMM. In runs a block begins few tiles, whose rows it has to quantise. Drawn, all tiles but the last
+//! are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them; and multiprocessors do not read
+//! equally fast, so that long streams end together if units are drawn, at least the last ones.
 //!
 //! The queue's words come to the others with the unit's first stage, those of the first unit with the tables. A
 //! place is written again when 16 more units have come, of which the ring and the sums hold fewer.
@@ -55,12 +55,10 @@ pub unsafe fn unit(shared: &Memory, turn: u32) -> Option<Unit> {
 pub enum Dealing {
     /// Equal runs of neighbours, one for each block.
     Runs = 0,
-    /// To the blocks in turn, one after the other.
-    InTurn = 1,
     /// As blocks ask for them, from a counter, but for the first of each.
-    Drawn = 2,
+    Drawn = 1,
     /// Three quarters in runs, the last quarter drawn; all in runs where blocks have fewer than two each.
-    RunsThenDrawn = 3,
+    RunsThenDrawn = 2,
 }
 
 /// The producer's side: the units of a GEMM that the block has not had.
@@ -70,8 +68,7 @@ pub struct Units {
     tiles: u32,
     /// The number of the next unit.
     index: u32,
-    /// From one number to the next, while they are dealt, and what these are below.
-    step: u32,
+    /// What numbers that are dealt are below.
     dealt: u32,
     /// What all of the block's numbers are below.
     end: u32,
@@ -101,29 +98,22 @@ impl Units {
         let (block, blocks, all) = (thread::block_idx_x(), thread::grid_dim_x(), tiles * units);
         // With fewer a block might have no run to begin with.
         let is_mixed = dealing.is(Dealing::RunsThenDrawn) && all >= 2 * blocks;
-        let in_turn = dealing.is(Dealing::InTurn);
-        let (mut index, mut step, mut dealt, mut end, mut drawn) = (block, blocks, all, all, blocks);
-        let is_drawn = is_mixed || dealing.is(Dealing::Drawn);
-        if is_mixed || !(is_drawn || in_turn) {
-            let in_runs = if is_mixed { all - all / 4 } else { all };
-            // The host has checked that the product fits.
-            let start = |block: u32| in_runs * block / blocks;
-            (index, step, dealt, drawn) = (start(block), 1, start(block + 1), in_runs);
-            end = if is_mixed { all } else { dealt };
-        } else if is_drawn {
-            // The first alone.
-            dealt = 0;
-        }
+        let is_drawn = dealing.is(Dealing::Drawn);
+        // The host has checked that the product fits.
+        let in_runs = if is_mixed { all - all / 4 } else { all };
+        let start = |block: u32| in_runs * block / blocks;
+        let (index, dealt) = if is_drawn { (block, 0) } else { (start(block), start(block + 1)) };
+        let end = if is_drawn || is_mixed { all } else { dealt };
+        let drawn = if is_drawn { blocks } else { in_runs };
         let (inverse, parts_log2) = (u32::MAX / units, parts.trailing_zeros());
         Self {
             is_first,
             tiles,
             index,
-            step,
             dealt,
             end,
             drawn,
-            is_drawn,
+            is_drawn: is_drawn || is_mixed,
             units,
             inverse,
             parts_log2,
@@ -184,7 +174,7 @@ impl Units {
 
     #[inline(always)]
     fn draws_next(&self) -> bool {
-        self.is_drawn && self.index + self.step >= self.dealt
+        self.is_drawn && self.index + 1 >= self.dealt
     }
 
     /// Goes on to the next unit; `drawn` is what [`draw`](Self::draw) has brought.
@@ -194,7 +184,7 @@ impl Units {
             sync::warp(FULL_MASK);
             self.index = self.drawn + shfl_idx(FULL_MASK, drawn, 0);
         } else {
-            self.index += self.step;
+            self.index += 1;
         }
     }
 }
