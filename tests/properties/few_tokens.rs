@@ -22,7 +22,8 @@ fn hopper() -> Option<Device> {
 }
 
 prop_compose! {
-    /// Any layer that the kernel fits: columns in steps of 64, so that groups may be half ones.
+    /// Any layer that the kernel fits: columns in steps of 64, so that groups may be half ones. Its units have
+    /// as few rows as there are, or as many, or what the table says.
     fn any_layer()(
         quantization in any_quantization(),
         experts in 1usize..=14,
@@ -33,6 +34,7 @@ prop_compose! {
         token_scales in prop::bool::weighted(0.3),
         order_free: bool,
         weighs_input in prop::bool::weighted(0.2),
+        costs in prop::option::of(prop::sample::select(&[(0, 1), (1 << 30, 1)][..])),
     ) -> MoeConfig {
         let k = if weighs_input { 1 } else { k.min(experts) };
         let routing = match weighs_input {
@@ -41,6 +43,9 @@ prop_compose! {
         };
         let mut config = config(quantization, routing, [experts, k, hidden * 64, intermediate * 64]);
         config.activation = activation;
+        if let Some(costs) = costs {
+            (config.tuning.one_launch_unit_bytes, config.tuning.one_launch_copy_bytes) = costs;
+        }
         config.reduction = if order_free { Reduction::OrderFree } else { Reduction::Deterministic };
         // With scales of rows in front of GEMM 2 packed weights have gate and up apart, which the kernel does
         // not read. None are packed where I is no multiple of 128, to which weights in blocks are padded.

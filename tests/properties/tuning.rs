@@ -20,6 +20,12 @@ fn forced() -> Vec<(&'static str, Tuning)> {
             "units without a cost",
             with(|t| (t.one_launch_packed_mb, t.one_launch_unit_bytes) = ([u32::MAX; 8], 0)),
         ),
+        ("units of the fewest rows", {
+            with(|t| {
+                t.one_launch_packed_mb = [u32::MAX; 8];
+                (t.one_launch_unit_bytes, t.one_launch_copy_bytes) = (0, 1);
+            })
+        }),
         ("units of a high cost", {
             with(|t| (t.one_launch_packed_mb, t.one_launch_unit_bytes) = ([u32::MAX; 8], 1 << 30))
         }),
