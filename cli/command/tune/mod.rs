@@ -128,9 +128,9 @@ fn costs(base: &Tuning) -> impl Iterator<Item = [u32; 2]> {
     std::iter::once([base.one_launch_unit_bytes, base.one_launch_copy_bytes]).chain(CUTS)
 }
 
-/// Which of the costs lose least, where a batch of one or two tokens is one launch.
+/// Which of the costs lose least where packed weights are read by one launch.
 fn best_costs(measured: &Measured) -> usize {
-    let few = measured.few.iter().filter(|few| few.tokens <= 2);
+    let few = measured.few.iter().filter(|few| few.packed);
     fit::setting(&few.map(|few| few.one.clone()).collect::<Vec<_>>())
 }
 
