@@ -239,8 +239,8 @@ pub const WIDE: GemmTile = GemmTile {
     a_box_rows: 64,
     partial_bytes: 0,
 };
-/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products of
-/// packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
+/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products
+/// of packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
 pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
     let (scales, past_end) = (
         k.div_ceil(128) * 32,
@@ -796,8 +796,8 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one for
-    /// each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
+    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one
+    /// for each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
     pub input_bytes: u32,
     /// What the hidden states are.
     pub hidden_type: HiddenType,

@@ -151,9 +151,9 @@ fn is_faster(config: &MoeConfig, tokens: usize, packed: bool) -> bool {
 }
 
 /// How the units of either GEMM are dealt. Drawn, those of GEMM 1 end together, but a block has rows of all
-/// tokens to quantise, and not of a few: it pays from so many bytes of weights on for each hidden state. Units
-/// of GEMM 2 that are drawn have a tile of their own each, whose rows are to be quantised: it pays where there
-/// are many.
+/// tokens to quantise, and not of a few: it pays from so many bytes of weights on for each hidden state.
+/// Units of GEMM 2 that are drawn have a tile of their own each, whose rows are to be quantised: it pays
+/// where there are many.
 fn dealings(config: &MoeConfig, tokens: usize) -> (Dealing, Dealing) {
     let bytes = bytes_read(config, tokens);
     let states = (tokens * config.hidden_size) as f64;

@@ -1,17 +1,17 @@
 //! The rows that a unit's weights are multiplied by, quantised into shared memory.
 //!
 //! ```text
-//!   GEMM 1   hidden states of all tokens, bf16 or f16                              --> e4m3, scales [groups, 8]
+//!   GEMM 1   hidden states of all tokens, bf16 or f16                            --> e4m3, scales [groups, 8]
 //!            .. of all pairs, where a pair's weight multiplies its input
-//!            hidden states in e4m3 with their scales                               --> copied
-//!   GEMM 2   activated values of a tile's pairs, f32, as soon as they are there    --> e4m3, scales
+//!            hidden states in e4m3 with their scales                             --> copied
+//!   GEMM 2   activated values of a tile's pairs, f32, as soon as they are there  --> e4m3, scales
 //! ```
 //!
-//! Products have eight columns in any case. So in GEMM 1 there is one for each token, whoever its experts are,
-//! and a block quantises a token's hidden states once, when the first of its tiles has the token; of a tile's
-//! products those columns are stored that are its pairs'. In GEMM 2 a block quantises the rows of each tile
-//! that it works on. All of them come from L2. There is a scale for each 128 columns in any case: where a row,
-//! or everything, has one, it is repeated.
+//! Products have eight columns in any case. So in GEMM 1 there is one for each token, whoever its experts
+//! are, and a block quantises a token's hidden states once, when the first of its tiles has the token; of a
+//! tile's products those columns are stored that are its pairs'. In GEMM 2 a block quantises the rows of each
+//! tile that it works on. All of them come from L2. There is a scale for each 128 columns in any case: where
+//! a row, or everything, has one, it is repeated.
 //!
 //! A warp takes 256 columns of a row, eight to a lane, and loads the next ones before it is done with them.
 
@@ -23,6 +23,7 @@ use cuda_std::{bulk, memory as global, sync, thread};
 use super::control::{Set, are_filled, look_again};
 use super::layout::Layout;
 use super::memory::Memory;
+use super::queue::Unit;
 use super::{CONSUMER_BARRIER, CONSUMER_WARPS, CONSUMERS, FEW_TILE_ROWS, FewTokens, HiddenType, Projection};
 use crate::abi::AScaleKind;
 use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_COLUMNS, absmax, pack};
@@ -78,17 +79,17 @@ pub fn first_row(arguments: &FewTokens, pair: u32) -> u32 {
 
 /// The inputs of GEMM 1, or of a tile in GEMM 2.
 pub struct Inputs<'a> {
-    pub arguments: &'a FewTokens,
-    pub memory: &'a Memory,
-    pub projection: &'a Projection,
+    arguments: &'a FewTokens,
+    memory: &'a Memory,
+    projection: &'a Projection,
     /// Whether they are hidden states, else activated values of `tile`.
-    pub is_first: bool,
-    pub set: &'a Set,
-    pub tile: u32,
+    is_first: bool,
+    set: &'a Set,
+    tile: u32,
     /// How many are to be taken.
     pub rows: u32,
     /// Which, four bits each, from the lowest on.
-    pub which: u32,
+    which: u32,
 }
 
 /// All rows, one behind the other.
@@ -113,36 +114,46 @@ unsafe fn needed(arguments: &FewTokens, memory: &Memory, tile: u32) -> u32 {
     }
 }
 
-impl Inputs<'_> {
+impl<'a> Inputs<'a> {
     /// The token whose hidden states a row has.
     #[inline(always)]
     fn token(&self, row: u32) -> u32 {
         if self.arguments.weighs_input.is_set() { row / self.arguments.top_k } else { row }
     }
 
-    /// Of GEMM 1: those that the tile needs and that are not among `quantised`, bit by bit, to which it adds
-    /// them. Of GEMM 2: all of the tile. All lanes of a warp call it together.
+    /// Those of a unit: of GEMM 1 what its tile needs and is not among `quantised`, bit by bit, to which it is
+    /// added; of GEMM 2 all of the tile. All lanes of a warp call it together.
     ///
     /// # Safety
-    /// The contract of the kernel, for a tile that exists.
+    /// The contract of the kernel, for a unit of the projection.
     #[inline(always)]
-    pub unsafe fn choose(&mut self, quantised: &mut u32) {
+    pub unsafe fn new(
+        arguments: &'a FewTokens,
+        memory: &'a Memory,
+        projection: &'a Projection,
+        set: &'a Set,
+        unit: &Unit,
+        quantised: &mut u32,
+    ) -> Self {
+        let Unit { is_first, tile, .. } = *unit;
         // SAFETY: the caller's contract.
-        unsafe {
-            if !self.is_first {
-                (self.rows, self.which) = (self.memory.tile_size(self.tile), IN_ORDER);
-                return;
+        let (rows, which) = unsafe {
+            if is_first {
+                let mut left = needed(arguments, memory, tile) & !*quantised;
+                *quantised |= left;
+                let (rows, mut which) = (left.count_ones(), 0);
+                // From the highest on.
+                while left != 0 {
+                    let row = 31 - left.leading_zeros();
+                    which = which << 4 | row;
+                    left ^= 1 << row;
+                }
+                (rows, which)
+            } else {
+                (memory.tile_size(tile), IN_ORDER)
             }
-            let mut left = needed(self.arguments, self.memory, self.tile) & !*quantised;
-            *quantised |= left;
-            (self.rows, self.which) = (left.count_ones(), 0);
-            // From the highest on.
-            while left != 0 {
-                let row = 31 - left.leading_zeros();
-                self.which = self.which << 4 | row;
-                left ^= 1 << row;
-            }
-        }
+        };
+        Self { arguments, memory, projection, is_first, set, tile, rows, which }
     }
 
     /// The row that is to be taken as number `n`.

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   full 0, empty 0, full 1, ..       6 x 16 B                      the ring's barriers
-//!   tables                            pairs: expert, weight, tile that it begins; tiles: expert, size, [8] pairs
+//!   tables                            pairs: expert, weight, its tile; tiles: expert, size, [8] pairs
 //!     maxima                          [8 rows, 16 warps]            f32
-//!     launch                          4 words                       the first control words, as the launch found them
+//!     launch                          4 words                       the first control words, as found
 //!     tiles                           4 words                       how many there are, in the first
-//!     queue                           [16] of 4 words               the block's last units ([`super::queue`])
+//!     queue                           [16] of 4 words               units, see [`queue`](super::queue)
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
 //!   stage 0 | stage 1 | ..            stages x 32 KiB, up to 6      weights
@@ -63,8 +63,8 @@ const SLOTS: u32 = PARTIALS + 2 * PARTIAL_BYTES;
 pub const FEW_TABLE_BYTES: u32 = (SLOTS + FEW_MOST_STAGES * SLOT_BYTES).next_multiple_of(1024);
 const _: () = assert!(TABLES.is_multiple_of(16) && PARTIALS.is_multiple_of(16));
 
-/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products of
-/// packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
+/// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products
+/// of packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
 #[host]
 pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
     // Three slabs of 128, and what the last eight rows of 16 bytes may have more than a pitch.

@@ -2,13 +2,13 @@
 //! weights as a checkpoint has them, and `few_tokens_packed`.
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
-//! one on every SM, streams an equal share of w13 and then of w2 through one ring of stages, and everything
+//! one on every SM, streams a share of w13 and then of w2 through one ring of stages, and everything
 //! else happens beside the stream. A producer warp asks for the weights, sixteen consumer warps multiply
 //! them, and three finish what these have summed, while they are at the next unit.
 //!
 //! ```text
 //!   time ------------------------------------------------------------------------------------------------>
-//!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      runs on: its stages are the wait
+//!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      waits for stages alone
 //!   consumers                 | quantise x | products .. | look .. quantise | products .. | look .. sum up |
 //!   finishers                              | .. activate |                        | .. store |   ^
 //!                                                 |          ^                         |         |
@@ -26,7 +26,7 @@
 //!
 //! ```text
 //!   units of GEMM 1    | tile 0: columns 0, 1, 2, .. | tile 1: columns 0, 1, .. | ..
-//!   blocks             | block 0 | block 1 | block 2 | ..               where they are dealt in runs ([`queue`])
+//!   blocks             | block 0 | block 1 | block 2 | ..           where they are dealt in runs ([`queue`])
 //! ```
 //!
 //! A stage has up to `stage_k` bytes of K of these rows, and beside it are their scales. How the rows lie
@@ -49,9 +49,9 @@
 //! launch that has begun ends, or its context is lost and the words with it.
 //!
 //! # Products
-//! Rows of weights are their M, the tile's rows their N. Of packed weights `wgmma` reads e4m3 from the
-//! stages; others are converted to f16 for `mma.sync`. Sums are folded into f32 registers every 128 of K with
-//! the scales that change there ([`multiply`]).
+//! Rows of weights are their M, input rows their N: in GEMM 1 one for each token, in GEMM 2 the tile's. Of
+//! packed weights `wgmma` reads e4m3 from the stages; others are converted to f16 for `mma.sync`. Sums are
+//! folded into f32 registers every 128 of K with the scales that change there ([`multiply`]).
 //!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
@@ -197,8 +197,8 @@ pub struct FewTokens {
     pub tile_rows: u32,
     /// Stages of the ring.
     pub stages: u32,
-    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one for
-    /// each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
+    /// Bytes of shared memory for input rows, as many as those of GEMM 1 or of a tile take. GEMM 1 has one
+    /// for each token, or pair where its weight multiplies its input: up to eight. A multiple of 16.
     pub input_bytes: u32,
     /// What the hidden states are.
     pub hidden_type: Code<crate::few_tokens::HiddenType>,
@@ -307,9 +307,7 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
             let projection = &if is_first { first } else { second };
             if of != (is_first, tile) {
                 of = (is_first, tile);
-                let (memory, set) = (&memory, &set);
-                let mut inputs = Inputs { arguments, memory, projection, is_first, set, tile, rows: 0, which: 0 };
-                inputs.choose(&mut quantised);
+                let inputs = Inputs::new(arguments, &memory, projection, &set, &unit, &mut quantised);
                 if inputs.rows != 0 {
                     inputs.take::<L>();
                 }

@@ -1,16 +1,16 @@
 //! Which units a block works on, and how its roles learn of them.
 //!
 //! ```text
-//!   producer:   next unit -> queue -> its stages         consumers, finishers:   queue -> unit, until the end
+//!   producer:   next unit -> queue -> its stages       consumers, finishers:   queue -> unit, until the end
 //! ```
 //!
 //! The units of all tiles have numbers, tile by tile. The plan says how they are dealt ([`Dealing`]), of
-//! either GEMM. In runs a block begins few tiles, whose rows it has to quantise. Drawn, all tiles but the last
-//! are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them; and multiprocessors do not read
-//! equally fast, so that long streams end together if units are drawn, at least the last ones.
+//! either GEMM. In runs a block begins few tiles, whose rows it has to quantise. Drawn, all tiles but the
+//! last are complete long before GEMM 1 ends, so that GEMM 2 need not wait for them; and multiprocessors do
+//! not read equally fast, so that long streams end together if units are drawn, at least the last ones.
 //!
-//! The queue's words come to the others with the unit's first stage, those of the first unit with the tables. A
-//! place is written again when 16 more units have come, of which the ring and the sums hold fewer.
+//! The queue's words come to the others with the unit's first stage, those of the first unit with the tables.
+//! A place is written again when 16 more units have come, of which the ring and the sums hold fewer.
 
 use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::warp::{FULL_MASK, shfl_idx};

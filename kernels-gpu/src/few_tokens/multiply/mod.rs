@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   a unit's rows   row groups of 16                    RG = half_rows / 8 of them: 1, 2, 4 or 8
-//!   warp w          row group w % RG, of every stage the 128 of K number w / RG: a stage has up to 16 / RG of them
+//!   warp w          row group w % RG, of every stage the 128 of K number w / RG, of up to 16 / RG
 //! ```
 //!
 //! Which rows a group has, and how they are multiplied, is the layout's: [`rows`], [`packed`]. Each lane ends
