@@ -8,7 +8,7 @@ use fp8_moe_cli::{Layers, Part, Routed, RoutingKind, Run, Scheme, Shape, Timer, 
 use half::bf16;
 use safetensors::SafeTensors;
 
-const TOKENS: usize = 5;
+const TOKENS: usize = 9;
 /// An intermediate size that blocks of 128 pad.
 const SHAPE: Shape = Shape { experts: 8, top_k: 2, hidden: 256, intermediate: 192 };
 

@@ -16,7 +16,7 @@ use half::bf16;
 
 /// A layer that the emulated device runs in milliseconds.
 const SMALL: Shape = Shape { experts: 8, top_k: 2, hidden: 256, intermediate: 128 };
-const TOKENS: usize = 8;
+const TOKENS: usize = 9;
 
 fn main() -> Result<()> {
     let device = Device::open(DeviceSpec::Auto)?;

@@ -42,7 +42,7 @@ use crate::common::layers::config;
 use crate::common::oracle::Layer;
 
 /// T, k, E, H and I; P, of a sort without padding; groups of 128 columns.
-const TOKENS: usize = 5;
+const TOKENS: usize = 9;
 const TOP_K: usize = 2;
 const EXPERTS: usize = 3;
 const HIDDEN: usize = 32;
