@@ -70,7 +70,7 @@ pub const FEW_STAGE_BYTES: u32 = 32768;
 /// Bytes of K in a stage, at most.
 pub const FEW_STAGE_K: u32 = 2048;
 /// Bytes of shared memory besides stages and inputs.
-pub const FEW_TABLE_BYTES: u32 = 27648;
+pub const FEW_TABLE_BYTES: u32 = 26624;
 /// Most rows of a tile.
 pub const FEW_TILE_ROWS: u32 = 8;
 /// The entry of a schedule's first tile: behind the header and four counters to an entry.

@@ -252,6 +252,21 @@ fn long_rows() {
     }
 }
 
+/// As many pairs as there may be, of few experts and of many: tables of four rounds.
+#[test]
+fn most_pairs() {
+    let Some(device) = hopper() else { return };
+    for (seed, (experts, skew)) in (0..).zip([(300, Skew::Uniform), (17, Skew::Invalid)]) {
+        timing(seed);
+        let routing = Routing::Softmax { renormalize: true };
+        let case =
+            Case::new(&device, config(Quantization::Block128, routing, [experts, 16, 64, 64]), 8, skew, seed);
+        let ours = case.run(&mut case.workspace());
+        let (hidden, ids, weights) = &case.host;
+        assert_eq!(out_of_bounds(&ours, &case.oracle.forward(hidden, ids, weights)), None, "{experts}");
+    }
+}
+
 /// A routing without a valid id gives zeros, and leaves the control words as they were.
 #[test]
 fn nobody() {

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   full 0, empty 0, full 1, ..       6 x 16 B                      the ring's barriers
-//!   tables                            pairs: expert, weight, its tile; tiles: expert, size, [8] pairs
+//!   tables                            pairs: expert, weight; tiles: expert, size, [8] pairs
 //!     maxima                          [8 rows, 16 warps]            f32
 //!     launch                          4 words                       the first control words, as found
-//!     tiles                           4 words                       how many there are, in the first
+//!     beginnings                      4 words                       bits: whether a pair begins a tile
 //!     queue                           [16] of 4 words               units, see [`queue`](super::queue)
 //!   partials                          [2, 16 warps, 32 lanes, 4]    f32, two buffers in turn
 //!   slot 0 | slot 1 | ..              6 x 512 B                     scales of the stages' weights
@@ -37,14 +37,13 @@ const PARTIAL_BYTES: u32 = CONSUMER_WARPS * 32 * 16;
 /// Words of the tables.
 const PAIR_EXPERTS: u32 = 0;
 const PAIR_WEIGHTS: u32 = FEW_MOST_PAIRS;
-const PAIR_TILES: u32 = 2 * FEW_MOST_PAIRS;
-const TILE_EXPERTS: u32 = 3 * FEW_MOST_PAIRS;
-const TILE_SIZES: u32 = 4 * FEW_MOST_PAIRS;
-const TILE_PAIRS: u32 = 5 * FEW_MOST_PAIRS;
+const TILE_EXPERTS: u32 = 2 * FEW_MOST_PAIRS;
+const TILE_SIZES: u32 = 3 * FEW_MOST_PAIRS;
+const TILE_PAIRS: u32 = 4 * FEW_MOST_PAIRS;
 const MAXIMA: u32 = TILE_PAIRS + FEW_MOST_PAIRS * FEW_TILE_ROWS;
 const LAUNCH: u32 = MAXIMA + FEW_TILE_ROWS * CONSUMER_WARPS;
-const TILES: u32 = LAUNCH + 4;
-const QUEUE: u32 = TILES + 4;
+const BEGINNINGS: u32 = LAUNCH + 4;
+const QUEUE: u32 = BEGINNINGS + FEW_MOST_PAIRS / 32;
 const TABLE_WORDS: u32 = QUEUE + 4 * QUEUED;
 
 /// Units that the queue has room for: more than there are stages and buffers of sums.
@@ -217,8 +216,7 @@ impl Memory {
         partials().add((buffer * CONSUMER_WARPS + warp) * 32)
     }
 
-    /// The local expert of a pair, or the mark that it has none here; those of four adjacent pairs are
-    /// aligned as one.
+    /// The local expert of a pair, or the mark that it has none here.
     #[inline(always)]
     pub fn pair_expert(&self, pair: u32) -> Shared<u32> {
         tables().add(PAIR_EXPERTS + pair)
@@ -230,16 +228,10 @@ impl Memory {
         tables().add(PAIR_WEIGHTS + pair).cast()
     }
 
-    /// The tile whose first pair this is.
+    /// Which pairs begin a tile: bits, 32 to a word.
     #[inline(always)]
-    pub fn pair_tile(&self, pair: u32) -> Shared<u32> {
-        tables().add(PAIR_TILES + pair)
-    }
-
-    /// How many tiles there are.
-    #[inline(always)]
-    pub fn tiles(&self) -> Shared<u32> {
-        tables().add(TILES)
+    pub fn beginnings(&self) -> Shared<[u32; FEW_MOST_PAIRS as usize / 32]> {
+        tables().add(BEGINNINGS).cast()
     }
 
     /// Where the expert of a tile is.

@@ -10,7 +10,7 @@
 //!   time ------------------------------------------------------------------------------------------------>
 //!   producer     ids -> tiles | w13 w13 w13 w13 .. w13 | w2 w2 w2 w2 w2 .. w2      waits for stages alone
 //!   consumers                 | quantise x | products .. | look .. quantise | products .. | look .. sum up |
-//!   finishers                              | .. activate |                        | .. store |   ^
+//!   finishers             rows of tiles      | .. activate |                        | .. store |   ^
 //!                                                 |          ^                         |         |
 //!   memory                                        +----------+ activated               +---------+ products
 //! ```
@@ -91,8 +91,13 @@ const FINISHERS: u32 = 96;
 const THREADS: u32 = FIRST_FINISHER + FINISHERS;
 /// The named barrier of the consumers; [`multiply`] has the next four.
 const CONSUMER_BARRIER: u32 = 1;
-/// The named barriers at which the consumers, and those who finish units, wait for the tables.
-const TABLES_BARRIERS: u32 = 6;
+/// The named barrier at which the consumers wait for the producer's tables, and for the first unit in the
+/// queue.
+const UNIT_BARRIER: u32 = 6;
+/// The named barrier at which those who finish units wait for the producer's tables.
+const TILES_BARRIER: u32 = 7;
+/// The named barrier at which the consumers wait for the rows of tiles, which those who finish units find.
+const ROWS_BARRIER: u32 = 8;
 
 /// Most pairs of a token and a slot.
 #[host]
@@ -249,15 +254,15 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
         layout::begin::<L>(arguments, &memory);
         if thread::warp_id() == CONSUMER_WARPS {
             let tiles = tiles::build(arguments, &memory);
+            // The producer needs nothing of the others, who may still wait for memory.
+            sync::named_arrive(TILES_BARRIER, FINISHERS + 32);
             let (mut units, mut position, mut is_begun) =
                 (Units::new(arguments, tiles), Position::START, false);
             let (mut source, mut is_first) = (Source::new(&first), true);
             loop {
                 let unit = units.put(arguments, &memory);
                 if !is_begun {
-                    // It needs nothing of the others, who may still wait for memory.
-                    sync::named_arrive(TABLES_BARRIERS, CONSUMERS + 32);
-                    sync::named_arrive(TABLES_BARRIERS + 1, FINISHERS + 32);
+                    sync::named_arrive(UNIT_BARRIER, CONSUMERS + 32);
                 }
                 let Some(unit) = unit else { break };
                 is_begun = true;
@@ -280,7 +285,10 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
         }
 
         if thread::warp_id() > CONSUMER_WARPS {
-            sync::named(TABLES_BARRIERS + 1, FINISHERS + 32);
+            sync::named(TILES_BARRIER, FINISHERS + 32);
+            tiles::place_pairs(arguments, &memory);
+            // They themselves see each other's with the first unit, or the end.
+            sync::named_arrive(ROWS_BARRIER, CONSUMERS + FINISHERS);
             let (set, mut turn) = (control::of_launch(arguments, &memory), 0);
             loop {
                 multiply::wait_done(turn);
@@ -293,7 +301,9 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
         }
 
         inputs::begin::<L>(arguments, &memory);
-        sync::named(TABLES_BARRIERS, CONSUMERS + 32);
+        // Two, and not one of all threads: the producer may be gone before the others get there.
+        sync::named(ROWS_BARRIER, CONSUMERS + FINISHERS);
+        sync::named(UNIT_BARRIER, CONSUMERS + 32);
         let set = control::of_launch(arguments, &memory);
         let (mut position, mut turn) = (Position::START, 0);
         let (mut of, mut rows, mut quantised) = ((true, NO_TILE), 0, 0);
