@@ -25,7 +25,7 @@ fn bench_measures_every_part_and_writes_it() {
     let (json_file, plot) = (folder.path().join("x.json"), folder.path().join("x.svg"));
     let files = ["--json", json_file.to_str().unwrap(), "--plot", plot.to_str().unwrap()];
     let options =
-        ["--tokens", "1,5", "--ep", "2", "--part", "all", "--routing", "zipf:1", "--scheme", "block"];
+        ["--tokens", "1,9", "--ep", "2", "--part", "all", "--routing", "zipf:1", "--scheme", "block"];
     let run = fp8_moe(SMALL.into_iter().chain(options).chain(files));
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(
@@ -210,7 +210,7 @@ fn bench_names_the_order_free_reduction() {
     let folder = tempdir().unwrap();
     let file = folder.path().join("x.json");
     for (accumulation, name) in [("auto", "fp8-moe-order-free"), ("fast", "fp8-moe-fast-order-free")] {
-        let options = ["--tokens", "2", "--part", "all", "--reduction", "order-free"];
+        let options = ["--tokens", "9", "--part", "all", "--reduction", "order-free"];
         let options =
             options.into_iter().chain(["--accumulation", accumulation, "--json", file.to_str().unwrap()]);
         let run = fp8_moe(SMALL.into_iter().chain(options));
