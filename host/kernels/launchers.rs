@@ -242,10 +242,13 @@ pub const WIDE: GemmTile = GemmTile {
 /// Bytes of shared memory behind the inputs: for scales of `k` columns, the larger K, and for what products
 /// of packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
 pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
-    let (scales, past_end) = (
-        k.div_ceil(128) * 32,
-        if pitch > 0 { 3 * 8 * pitch + 128 } else { 0 },
-    );
+    let strided = 3 * 8 * pitch + 128;
+    let past_end = if pitch == 0 {
+        0
+    } else {
+        if strided > 1024 { strided } else { 1024 }
+    };
+    let scales = k.div_ceil(128) * 32;
     if scales > past_end { scales } else { past_end }
 }
 /// Bytes of shared memory for the tables of a sort whose blocks have `ranking_warps` warps with rows.
