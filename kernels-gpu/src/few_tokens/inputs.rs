@@ -32,8 +32,6 @@ use crate::gemm::recomputed;
 
 /// What is past the end of a row: zeros that do not look empty.
 const ABSENT: Chunk = [-0.0; CHUNK as usize];
-/// Pieces of rows that a warp has on their way.
-const AHEAD: u32 = 3;
 /// Bytes of a line of L2.
 const LINE: u32 = 128;
 
@@ -275,17 +273,12 @@ impl<'a> Inputs<'a> {
                     self.put::<L>(row, column, pack(&quotients));
                 }
             };
-            // Behind the weights' stream a trip to L2 takes as long as some pieces: so many are on their way.
-            // They are loaded in one place of the program, which begins with absent ones.
-            let mut on_their_way = [ABSENT; AHEAD as usize];
-            let (mut piece, mut ahead) = (thread / 32, 0);
+            let mut piece = thread / 32;
+            // Behind the weights' stream a trip to L2 takes as long as several pieces.
+            let mut next = [load(piece), load(piece + CONSUMER_WARPS), load(piece + 2 * CONSUMER_WARPS)];
             while piece < pieces_of_all {
-                let [mut values, second, third] = on_their_way;
-                on_their_way = [second, third, load(piece + ahead * CONSUMER_WARPS)];
-                if ahead < AHEAD {
-                    ahead += 1;
-                    continue;
-                }
+                let [mut values, second, third] = next;
+                next = [second, third, load(piece + 3 * CONSUMER_WARPS)];
                 if !self.is_first {
                     while !all(FULL_MASK, are_filled(&values)) {
                         look_again();

@@ -60,9 +60,10 @@ pub unsafe fn build(arguments: &FewTokens, shared: &Memory) -> u32 {
             shared.begin_ring();
             shared.launch().write(launch);
         }
-        // Rounds that nobody has are not in the way of the others. What the driver compiles is: there is no
-        // case for one round.
-        if pairs <= 2 * WARP_SIZE {
+        // Rounds that nobody has are not in the way of the others.
+        if pairs <= WARP_SIZE {
+            begin_tiles::<1>(arguments, shared, &ids, inverse)
+        } else if pairs <= 2 * WARP_SIZE {
             begin_tiles::<2>(arguments, shared, &ids, inverse)
         } else {
             begin_tiles::<MOST_ROUNDS>(arguments, shared, &ids, inverse)
@@ -132,20 +133,22 @@ fn same_experts<const MINE: usize, const ROUNDS: usize>(
     // Bits of the largest expert.
     let mut left = arguments.local_experts.wrapping_sub(1);
     while left != 0 {
-        let votes = of.map(|expert| ballot(FULL_MASK, expert & 1 != 0));
-        let mut i = 0;
-        while i < MINE {
-            let flip = if mine[i] & 1 != 0 { 0 } else { u32::MAX };
-            let mut round = 0;
-            while round < ROUNDS {
-                same[i][round] &= votes[round] ^ flip;
-                round += 1;
+        let mut bit = 0;
+        while bit < 4 {
+            let votes = of.map(|expert| ballot(FULL_MASK, (expert >> bit) & 1 != 0));
+            let mut i = 0;
+            while i < MINE {
+                let flip = if (mine[i] >> bit) & 1 != 0 { 0 } else { u32::MAX };
+                let mut round = 0;
+                while round < ROUNDS {
+                    same[i][round] &= votes[round] ^ flip;
+                    round += 1;
+                }
+                i += 1;
             }
-            i += 1;
+            bit += 1;
         }
-        // A loop that is not unrolled: the driver compiles it.
-        (mine, of, left) =
-            (mine.map(|expert| expert >> 1), of.map(|expert| expert >> 1), recomputed(left >> 1));
+        (mine, of, left) = (mine.map(|expert| expert >> 4), of.map(|expert| expert >> 4), left >> 4);
     }
     same
 }
