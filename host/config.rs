@@ -101,7 +101,8 @@ pub enum Path {
     },
     /// For a layer and up to eight tokens, everything behind the router in one launch wherever that kernel
     /// fits: on Hopper, with H and I multiples of 64, and no scales of whole rows in front of GEMM 2 where
-    /// weights are packed. Else as `Auto`, which does so where it has been faster.
+    /// weights are packed; where a slot's weight multiplies its input ([`Routing::SigmoidInput`]), with at
+    /// most eight pairs of a token and a slot. Else as `Auto`, which does so where it has been faster.
     OneLaunch,
 }
 
