@@ -243,10 +243,10 @@ pub const WIDE: GemmTile = GemmTile {
 /// of packed weights read past the end of inputs of up to `pitch` bytes for 16 columns; 0 for others.
 pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
     let strided = 3 * 8 * pitch + 128;
-    let past_end = if pitch == 0 {
-        0
-    } else {
-        if strided > 1024 { strided } else { 1024 }
+    let past_end = match pitch {
+        0 => 0,
+        _ if strided > 1024 => strided,
+        _ => 1024,
     };
     let scales = k.div_ceil(128) * 32;
     if scales > past_end { scales } else { past_end }

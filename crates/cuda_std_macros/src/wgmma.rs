@@ -22,7 +22,7 @@ enum Operand {
     /// In the 128-byte swizzle: the lower half of its descriptor.
     Swizzled(Expr),
     /// `[low, high, step]`: the halves of its descriptor, and units from a K step to the next.
-    Cores([Expr; 3]),
+    Cores(Box<[Expr; 3]>),
 }
 
 impl Operand {
@@ -36,7 +36,7 @@ impl Operand {
                             "an operand of cores is `[low, high, step]`",
                         )
                     })?;
-                Ok(Self::Cores([low, high, step]))
+                Ok(Self::Cores(Box::new([low, high, step])))
             }
             operand => Ok(Self::Swizzled(operand)),
         }
@@ -87,7 +87,8 @@ pub fn product(p: Product) -> Result<TokenStream> {
     let Product { accumulators: acc, a, b, accumulate, .. } = p;
     let (b, b_high, b_operands) = match b {
         Operand::Swizzled(low) => (low, DESCRIPTOR_HIGH.to_string(), quote! {}),
-        Operand::Cores([low, high, step]) => {
+        Operand::Cores(parts) => {
+            let [low, high, step] = *parts;
             (low, "{b_high}".into(), quote! { b_high = in(reg32) #high, b_step = in(reg32) #step, })
         }
     };

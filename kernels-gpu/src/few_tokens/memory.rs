@@ -69,7 +69,11 @@ pub const fn few_input_end_bytes(k: usize, pitch: usize) -> usize {
     // Three slabs of 128, and what the last eight rows of 16 bytes may have more than a pitch. And as much as
     // inputs have that do not overlap, 32 rows of 32 bytes: memcheck takes a product to read them in a line.
     let strided = 3 * 8 * pitch + 128;
-    let past_end = if pitch == 0 { 0 } else { if strided > 1024 { strided } else { 1024 } };
+    let past_end = match pitch {
+        0 => 0,
+        _ if strided > 1024 => strided,
+        _ => 1024,
+    };
     let scales = k.div_ceil(128) * 32;
     if scales > past_end { scales } else { past_end }
 }
