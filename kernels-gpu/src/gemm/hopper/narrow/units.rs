@@ -59,9 +59,9 @@ impl Part {
 /// | items of a launch of `G` blocks | are cut |
 /// |---|---|
 /// | up to `G` | all, into `G / items` parts, or `2 G / items` where a third of the blocks had none |
-/// | more, of over [`LONG`](Self::LONG) slabs | as many of the last as have [`SLOTS`], into parts of so many |
-/// | more, of `LONG` slabs | the last `items % G`, if those are less than two thirds of `G`, into two |
-/// | more, of fewer slabs | none |
+/// | up to `4 G`, of over [`LONG`](Self::LONG) slabs | as many of the last as have [`SLOTS`], in such parts |
+/// | more, of `LONG / 2` to `LONG` slabs | the last `items % G`, if fewer than two thirds of `G`, into two |
+/// | others | none |
 ///
 /// Blocks without work, all the time or towards the end, do little harm as long as the others take in what
 /// memory delivers. Short parts do more: each takes its trips to memory, and its sums', as long as a whole
@@ -72,9 +72,8 @@ struct Division {
 }
 
 impl Division {
-    /// 512 KiB of weights. When nothing more is to be drawn a block has half of its unit before it, on
-    /// average.
-    const LONG: u32 = 16;
+    /// 1 MiB of weights. When nothing more is to be drawn a block has half of its unit before it, on average.
+    const LONG: u32 = 32;
 
     /// Of `items` items of `slabs` slabs, among `grid` blocks.
     #[inline(always)]
@@ -85,11 +84,11 @@ impl Division {
             let enough = 3 * items * parts >= 2 * grid;
             return Self { items, parts: if enough { parts } else { (2 * grid / items.max(1)).min(slabs) } };
         }
-        if slabs > Self::LONG {
+        if slabs > Self::LONG && items <= 4 * grid {
             let parts = slabs.div_ceil(Self::LONG);
             return Self { items: (SLOTS * grid / parts).min(items), parts };
         }
-        if slabs == Self::LONG && 3 * rest < 2 * grid {
+        if (Self::LONG / 2..=Self::LONG).contains(&slabs) && 3 * rest < 2 * grid {
             return Self { items: rest, parts: 2 };
         }
         Self { items: 0, parts: 1 }
