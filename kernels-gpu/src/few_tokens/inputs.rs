@@ -30,8 +30,14 @@ use crate::elementwise::rows::chunk::{CHUNK, Chunk, Element, PackedChunk, WARP_C
 use crate::elementwise::rows::scale::{self, Divisor};
 use crate::gemm::recomputed;
 
-/// What is past the end of a row: zeros that do not look empty.
-const ABSENT: Chunk = [-0.0; CHUNK as usize];
+/// Eight columns of a row as they are loaded: hidden states in the first four words, two to a word, or
+/// activated values.
+type Words = [f32; CHUNK as usize];
+
+/// What is past the end of a row: zeros that do not look empty, of either type.
+const ABSENT: Words = [-0.0; CHUNK as usize];
+/// Pieces of rows that a warp has on their way.
+const AHEAD: u32 = 3;
 /// Bytes of a line of L2.
 const LINE: u32 = 128;
 
@@ -90,6 +96,8 @@ pub struct Inputs<'a> {
     pub rows: u32,
     /// Which, four bits each, from the lowest on.
     which: u32,
+    /// 256 by the rows of a token, and a bit more: exact for up to eight rows.
+    per_token: u32,
 }
 
 /// All rows, one behind the other.
@@ -118,7 +126,7 @@ impl<'a> Inputs<'a> {
     /// The token whose hidden states a row has.
     #[inline(always)]
     fn token(&self, row: u32) -> u32 {
-        if self.arguments.weighs_input.is_set() { row / self.arguments.top_k } else { row }
+        row * self.per_token >> 8
     }
 
     /// Those of a unit: of GEMM 1 what its tile needs and is not among `quantised`, bit by bit, to which it is
@@ -153,7 +161,8 @@ impl<'a> Inputs<'a> {
                 (memory.tile_size(tile), IN_ORDER)
             }
         };
-        Self { arguments, memory, projection, is_first, set, tile, rows, which }
+        let per_token = if arguments.weighs_input.is_set() { 256 / arguments.top_k + 1 } else { 256 };
+        Self { arguments, memory, projection, is_first, set, tile, rows, which, per_token }
     }
 
     /// The row that is to be taken as number `n`.
@@ -191,8 +200,7 @@ impl<'a> Inputs<'a> {
     /// # Safety
     /// As [`take`](Self::take), for a row that there is and a multiple of 8.
     #[inline(always)]
-    unsafe fn load(&self, row: u32, column: u32) -> Chunk {
-        let FewTokens { hidden, hidden_type, weighs_input, .. } = *self.arguments;
+    unsafe fn load(&self, row: u32, column: u32) -> Words {
         let k = self.projection.k;
         if column >= k {
             return ABSENT;
@@ -205,21 +213,39 @@ impl<'a> Inputs<'a> {
                 return f32::load_strong(self.set.activated.add(at));
             }
             let at = self.token(row) as usize * k as usize + column as usize;
-            let words: [u32; 4] = global::load_nc(hidden.cast::<u16>().add(at).cast());
-            let is_f16 = hidden_type.is(HiddenType::F16);
-            let widen = |pair| if is_f16 { f32x2_from_f16x2(pair) } else { f32x2_from_bf16x2(pair) };
-            let mut pairs = words.map(widen);
-            if weighs_input.is_set() {
-                let weight = self.memory.pair_weight(row).read();
-                // Rounded to the type of the hidden states, as the models do.
-                pairs = pairs.map(|[low, high]| {
-                    let (low, high) = (low * weight, high * weight);
-                    widen(if is_f16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) })
-                });
+            let words: [u32; 4] = global::load_nc(self.arguments.hidden.cast::<u16>().add(at).cast());
+            let mut all = ABSENT;
+            for i in 0..4 {
+                all[i] = f32::from_bits(words[i]);
             }
-            let [a, b, c, d] = pairs;
-            [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+            all
         }
+    }
+
+    /// The values that [`load`](Self::load) has brought of a row, where they are filled.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn values(&self, row: u32, words: &Words) -> Chunk {
+        let FewTokens { hidden_type, weighs_input, .. } = *self.arguments;
+        if !self.is_first {
+            return words.map(|word| -word);
+        }
+        let is_f16 = hidden_type.is(HiddenType::F16);
+        let widen = |pair| if is_f16 { f32x2_from_f16x2(pair) } else { f32x2_from_bf16x2(pair) };
+        let mut pairs: [[f32; 2]; 4] = core::array::from_fn(|i| widen(words[i].to_bits()));
+        if weighs_input.is_set() {
+            // SAFETY: the caller's contract.
+            let weight = unsafe { self.memory.pair_weight(row).read() };
+            // Rounded to the type of the hidden states, as the models do.
+            pairs = pairs.map(|[low, high]| {
+                let (low, high) = (low * weight, high * weight);
+                widen(if is_f16 { f16x2_from_f32(low, high) } else { bf16x2_from_f32(low, high) })
+            });
+        }
+        let [a, b, c, d] = pairs;
+        [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
     }
 
     /// Quantises the rows.
@@ -241,8 +267,13 @@ impl<'a> Inputs<'a> {
             let pieces_of_all = self.rows * pieces;
             // Worked out for each tile: it would take registers from tile to tile.
             let thread = recomputed(thread::thread_idx_x());
-            let place =
-                |piece: u32| (self.row(piece / pieces), piece % pieces * WARP_COLUMNS + thread % 32 * CHUNK);
+            // Exact: a row takes a byte of shared memory for each column, so that `pieces_of_all * pieces`
+            // is less than 2^20.
+            let inverse_of_pieces = (1 << 20) / pieces + 1;
+            let place = |piece: u32| {
+                let n = (piece * inverse_of_pieces) >> 20;
+                (self.row(n), (piece - n * pieces) * WARP_COLUMNS + thread % 32 * CHUNK)
+            };
             let load = |piece: u32| {
                 if piece >= pieces_of_all {
                     return ABSENT;
@@ -250,8 +281,9 @@ impl<'a> Inputs<'a> {
                 let (row, column) = place(piece);
                 self.load(row, column)
             };
-            let finish = |piece: u32, values: &Chunk| {
+            let finish = |piece: u32, words: &Words| {
                 let (row, column) = place(piece);
+                let values = &self.values(row, words);
                 let mut largest = warp::reduce_groups::<f32, 8>(absmax(values), f32::max);
                 largest = f32::max(largest, shfl_xor(FULL_MASK, largest, 8));
                 let scale = if input_scale_kind.is(AScaleKind::Group) {
@@ -274,20 +306,23 @@ impl<'a> Inputs<'a> {
                 }
             };
             let mut piece = thread / 32;
-            // Behind the weights' stream a trip to L2 takes as long as several pieces.
-            let mut next = [load(piece), load(piece + CONSUMER_WARPS), load(piece + 2 * CONSUMER_WARPS)];
             while piece < pieces_of_all {
-                let [mut values, second, third] = next;
-                next = [second, third, load(piece + 3 * CONSUMER_WARPS)];
-                if !self.is_first {
-                    while !all(FULL_MASK, are_filled(&values)) {
-                        look_again();
-                        values = load(piece);
+                // Behind the weights' stream a trip to L2 takes as long as several pieces.
+                let mut words = [load(piece), load(piece + CONSUMER_WARPS), load(piece + 2 * CONSUMER_WARPS)];
+                let mut left = AHEAD;
+                while left > 0 && piece < pieces_of_all {
+                    if !self.is_first {
+                        while !all(FULL_MASK, are_filled(&words[0])) {
+                            look_again();
+                            words[0] = load(piece);
+                        }
                     }
-                    values = values.map(|value| -value);
+                    finish(piece, &words[0]);
+                    words = [words[1], words[2], words[2]];
+                    piece += CONSUMER_WARPS;
+                    // A loop that is not unrolled: the driver compiles it.
+                    left = recomputed(left - 1);
                 }
-                finish(piece, &values);
-                piece += CONSUMER_WARPS;
             }
         }
     }
@@ -305,13 +340,16 @@ impl<'a> Inputs<'a> {
             let mut column = recomputed(thread::thread_idx_x()) * CHUNK;
             while column < self.projection.k {
                 // SAFETY: the caller's contract.
-                let load = || unsafe { self.load(row, column) };
-                let mut values = load();
-                while !self.is_first && !are_filled(&values) {
-                    look_again();
-                    values = load();
+                unsafe {
+                    let words = loop {
+                        let words = self.load(row, column);
+                        if self.is_first || are_filled(&words) {
+                            break words;
+                        }
+                        look_again();
+                    };
+                    largest = f32::max(largest, absmax(&self.values(row, &words)));
                 }
-                largest = f32::max(largest, absmax(&values));
                 column += CONSUMERS * CHUNK;
             }
             sync::warp(FULL_MASK);

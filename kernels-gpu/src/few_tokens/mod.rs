@@ -69,6 +69,7 @@ mod sum_up;
 mod tiles;
 
 use cuda_std::code::{Code, Flag};
+use cuda_std::warp::{FULL_MASK, shfl_idx};
 use cuda_std::{arguments, host, kernel, sync, thread};
 
 use crate::gemm::hopper::ring::Position;
@@ -247,17 +248,20 @@ pub unsafe fn few_tokens_packed(arguments: FewTokens) {
 unsafe fn run<L: Layout>(arguments: &FewTokens) {
     let FewTokens { first, second, .. } = *arguments;
     let memory = Memory::new(arguments);
-    // SAFETY: the kernel's contract. The three roles take different branches for good, and each
-    // executes its collective operations with whole warps: branches depend on the tiles and the block alone.
+    // SAFETY: the kernel's contract. The three roles take different branches for good, and each executes its
+    // collective operations with whole warps: branches depend on the tiles, the block and the numbers of
+    // units, which a lane that draws them shows to the others.
     // Stages pass between the roles by the ring's barriers alone.
     unsafe {
         layout::begin::<L>(arguments, &memory);
-        if thread::warp_id() == CONSUMER_WARPS {
+        // The same in all lanes; the shuffle says so to ptxas, which else has code for lanes that come to
+        // votes and shuffles one by one.
+        let warp = shfl_idx(FULL_MASK, thread::warp_id(), 0);
+        if warp == CONSUMER_WARPS {
             let tiles = tiles::build(arguments, &memory);
             // The producer needs nothing of the others, who may still wait for memory.
             sync::named_arrive(TILES_BARRIER, FINISHERS + 32);
-            let (mut units, mut position, mut is_begun) =
-                (Units::new(arguments, tiles), Position::START, false);
+            let (mut units, mut position, mut is_begun) = (Units::new(tiles), Position::START, false);
             let (mut source, mut is_first) = (Source::new(&first), true);
             loop {
                 let unit = units.put(arguments, &memory);
@@ -278,15 +282,13 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
                 produce::fill_nothing(&memory, position);
             }
             control::end(arguments, &memory);
-            if thread::block_idx_x() == 0 {
-                tiles::store_offsets(arguments, &memory);
-            }
+            tiles::store_offsets(arguments, &memory);
             return;
         }
 
-        if thread::warp_id() > CONSUMER_WARPS {
+        if warp > CONSUMER_WARPS {
             sync::named(TILES_BARRIER, FINISHERS + 32);
-            tiles::place_pairs(arguments, &memory);
+            tiles::place_pairs(arguments, &memory, warp);
             // They themselves see each other's with the first unit, or the end.
             sync::named_arrive(ROWS_BARRIER, CONSUMERS + FINISHERS);
             let (set, mut turn) = (control::of_launch(arguments, &memory), 0);

@@ -15,6 +15,7 @@ use super::queue::Unit;
 use super::{FEW_STAGE_K, Projection};
 use crate::abi::BScaleKind;
 use crate::gemm::hopper::ring::Position;
+use crate::gemm::recomputed;
 
 /// What the units of a GEMM have in common. It is chosen once: what is worked out for a unit, or a stage, is
 /// time in which nothing is asked for.
@@ -101,7 +102,8 @@ pub unsafe fn fill<L: Layout>(
                 let (mut to, mut from, mut copy) = (memory.stage(position), copies.first, 0);
                 while copy < copies.count {
                     bulk::load_hinted(to, from, copies.bytes, full, once);
-                    copy += 1;
+                    // A loop that is not unrolled: it would be most of the producer's code, for few copies.
+                    copy = recomputed(copy + 1);
                     (to, from) = (to + copies.bytes, from.wrapping_add(copies.near));
                     if !L::IS_PACKED && copy & copies.mask == 0 {
                         from = from.wrapping_add(copies.jump);

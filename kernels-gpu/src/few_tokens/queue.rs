@@ -19,6 +19,7 @@ use cuda_std::{host, sync, thread};
 use super::control;
 use super::memory::Memory;
 use super::{FewTokens, Projection};
+use crate::gemm::recomputed;
 
 /// Some rows of an expert's matrix, by some of K.
 #[derive(Clone, Copy)]
@@ -63,7 +64,8 @@ pub enum Dealing {
 
 /// The producer's side: the units of a GEMM that the block has not had.
 pub struct Units {
-    is_first: bool,
+    /// 1 or 2; 0 before the first unit.
+    gemm: u32,
     /// Tiles.
     tiles: u32,
     /// The number of the next unit.
@@ -85,16 +87,29 @@ pub struct Units {
 }
 
 impl Units {
-    /// Those of GEMM 1.
+    /// None yet, of no GEMM: the first that is [`put`](Self::put) is of GEMM 1.
     #[inline(always)]
-    pub fn new(arguments: &FewTokens, tiles: u32) -> Self {
-        Self::of(arguments, tiles, true, 0)
+    pub fn new(tiles: u32) -> Self {
+        Self {
+            gemm: 0,
+            tiles,
+            index: 0,
+            dealt: 0,
+            end: 0,
+            drawn: 0,
+            is_drawn: false,
+            units: 0,
+            inverse: 0,
+            parts_log2: 0,
+            stride: 0,
+            turn: 0,
+        }
     }
 
     #[inline(always)]
-    fn of(arguments: &FewTokens, tiles: u32, is_first: bool, turn: u32) -> Self {
+    fn of(arguments: &FewTokens, tiles: u32, gemm: u32, turn: u32) -> Self {
         let Projection { units, parts, stride, dealing, .. } =
-            if is_first { arguments.first } else { arguments.second };
+            if gemm == 1 { arguments.first } else { arguments.second };
         let (block, blocks, all) = (thread::block_idx_x(), thread::grid_dim_x(), tiles * units);
         // With fewer a block might have no run to begin with.
         let is_mixed = dealing.is(Dealing::RunsThenDrawn) && all >= 2 * blocks;
@@ -107,7 +122,7 @@ impl Units {
         let drawn = if is_drawn { blocks } else { in_runs };
         let (inverse, parts_log2) = (u32::MAX / units, parts.trailing_zeros());
         Self {
-            is_first,
+            gemm,
             tiles,
             index,
             dealt,
@@ -128,10 +143,11 @@ impl Units {
     /// The contract of the kernel.
     #[inline(always)]
     pub unsafe fn put(&mut self, arguments: &FewTokens, shared: &Memory) -> Option<Unit> {
-        if self.is_first && self.index >= self.end {
-            *self = Self::of(arguments, self.tiles, false, self.turn);
+        // In one place, as the driver compiles it.
+        while self.gemm < 2 && self.index >= self.end {
+            *self = Self::of(arguments, self.tiles, recomputed(self.gemm + 1), self.turn);
         }
-        let Self { is_first, index, .. } = *self;
+        let (is_first, index) = (self.gemm == 1, self.index);
         let unit = (index < self.end).then(|| {
             // Low by at most one.
             let mut tile = ((u64::from(index) * u64::from(self.inverse)) >> 32) as u32;
@@ -165,7 +181,7 @@ impl Units {
         if self.draws_next() && thread::lane_id() == 0 {
             // SAFETY: the counter of this launch, which is touched by atomics alone.
             unsafe {
-                let counter = control::drawn(arguments, shared, self.is_first);
+                let counter = control::drawn(arguments, shared, self.gemm == 1);
                 drawn = atomic::add(counter, 1, Order::Relaxed, Scope::Gpu);
             }
         }

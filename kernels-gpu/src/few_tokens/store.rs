@@ -32,30 +32,25 @@ pub unsafe fn store<L: Layout>(
     let rows = unsafe { memory.tile_size(unit.tile) };
     let log2 = projection.row_groups_log2();
     let columns_log2 = log2 + 3;
-    // Of a power of two, which a division would not know.
-    let split = |at: u32, log2: u32| (at >> log2, at & ((1 << log2) - 1));
     let mut at = recomputed(thread::thread_idx_x()) - FIRST_FINISHER;
-    let all = if is_first { rows << columns_log2 } else { rows << (columns_log2 + 1) };
-    while at < all {
+    while at < rows << columns_log2 {
+        // Of a power of two, which a division would not know.
+        let (row, column) = (at >> columns_log2, at & ((1 << columns_log2) - 1));
         // SAFETY: the row is the tile's and the column the unit's; one thread fills the word.
         unsafe {
+            let pair = memory.tile_pair(unit.tile, row);
+            let input = if is_first { first_row(arguments, pair) } else { row };
+            // Gate and up, or two columns of the products.
+            let [first, second_half] = [0, 1].map(|half| sum::<L>(log2, memory, buffer, half, column, input));
             if is_first {
-                let (row, column) = split(at, columns_log2);
-                let pair = memory.tile_pair(unit.tile, row);
-                let input = first_row(arguments, pair);
-                let gate = sum::<L>(log2, memory, buffer, 0, column, input);
-                let up = sum::<L>(log2, memory, buffer, 1, column, input);
-                let [value] = activate(function.raw(), limit, &[gate], &[up]);
+                let [value] = activate(function.raw(), limit, &[first], &[second_half]);
                 let to = pair as usize * second.k as usize + (unit.row + column) as usize;
                 control::fill(set.activated.add(to), value);
             } else {
-                let (row, column) = split(at, columns_log2 + 1);
-                let (half, within) = split(column, columns_log2);
-                let value = sum::<L>(log2, memory, buffer, half, within, row);
-                let pair = memory.tile_pair(unit.tile, row);
                 let of_part = (unit.part * tokens * top_k + pair) as usize;
-                let to = of_part * second.rows as usize + (unit.row + column) as usize;
-                control::fill(set.products.add(to), value);
+                let to = set.products.add(of_part * second.rows as usize + (unit.row + column) as usize);
+                control::fill(to, first);
+                control::fill(to.add(projection.half_rows as usize), second_half);
             }
         }
         at += FINISHERS;

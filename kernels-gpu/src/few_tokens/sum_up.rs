@@ -118,11 +118,13 @@ unsafe fn sum_lane(
                 if from.is_null() { [-0.0; CHUNK as usize] } else { unsafe { f32::load_strong(from) } }
             })
         };
-        let mut batch = load();
-        while !batch.iter().fold(true, |all, words| all & are_filled(words)) {
+        let batch = loop {
+            let batch = load();
+            if batch.iter().fold(true, |all, words| all & are_filled(words)) {
+                break batch;
+            }
             look_again();
-            batch = load();
-        }
+        };
         for i in 0..BATCH {
             // The words are the values' negatives.
             sum = core::array::from_fn(|j| fma(-of[i].0, batch[i][j], sum[j]));

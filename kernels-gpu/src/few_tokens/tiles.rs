@@ -132,9 +132,11 @@ fn same_experts<const MINE: usize, const ROUNDS: usize>(
     let mut same = [of.map(|expert| ballot(FULL_MASK, expert != NO_EXPERT)); MINE];
     // Bits of the largest expert.
     let mut left = arguments.local_experts.wrapping_sub(1);
+    // Four at once, but where that were most of what the driver compiles.
+    let bits = if ROUNDS > 2 { 1 } else { 4 };
     while left != 0 {
         let mut bit = 0;
-        while bit < 4 {
+        while bit < bits {
             let votes = of.map(|expert| ballot(FULL_MASK, (expert >> bit) & 1 != 0));
             let mut i = 0;
             while i < MINE {
@@ -148,20 +150,22 @@ fn same_experts<const MINE: usize, const ROUNDS: usize>(
             }
             bit += 1;
         }
-        (mine, of, left) = (mine.map(|expert| expert >> 4), of.map(|expert| expert >> 4), left >> 4);
+        (mine, of) = (mine.map(|expert| expert >> bits), of.map(|expert| expert >> bits));
+        left = recomputed(left >> bits);
     }
     same
 }
 
 /// Puts the pairs into their tiles, and says how many each has: what [`build`] has left. Those who finish
-/// units call it, whole warps together, behind a barrier; another lies between it and the reads of others.
+/// units call it, whole warps together, each with its number in the block, behind a barrier; another lies
+/// between it and the reads of others.
 ///
 /// # Safety
 /// The contract of the kernel.
 #[inline(always)]
-pub unsafe fn place_pairs(arguments: &FewTokens, shared: &Memory) {
+pub unsafe fn place_pairs(arguments: &FewTokens, shared: &Memory, warp: u32) {
     let (lane, pairs) = (thread::lane_id(), arguments.tokens * arguments.top_k);
-    let mut first = thread::thread_idx_x() - FIRST_FINISHER - lane;
+    let mut first = warp * WARP_SIZE - FIRST_FINISHER;
     while first < pairs {
         let pair = first + lane;
         // Its tile, the rows of that up to its own, and the pairs of its expert behind it.
@@ -203,26 +207,28 @@ pub unsafe fn place_pairs(arguments: &FewTokens, shared: &Memory) {
     }
 }
 
-/// Stores how many pairs the experts before each have, as a sort by expert would begin. All lanes of a warp
-/// call it together.
+/// Stores how many pairs the experts before each have, as a sort by expert would begin: this block's share of
+/// them. All lanes of a warp call it together.
 ///
 /// # Safety
-/// The contract of the kernel; the tables have been built, and no other warp calls it.
+/// The contract of the kernel; the tables have been built, and no other warp of the block calls it.
 #[inline(always)]
 pub unsafe fn store_offsets(arguments: &FewTokens, shared: &Memory) {
     let pairs = arguments.tokens * arguments.top_k;
-    let mut expert = thread::lane_id();
+    let mut expert = thread::block_idx_x() * WARP_SIZE + thread::lane_id();
     while expert <= arguments.local_experts {
         let (mut before, mut pair) = (0, 0);
-        // SAFETY: the caller's contract; each offset is written by one lane.
+        // SAFETY: the caller's contract; each offset is written by one lane. The table has whole rounds.
         unsafe {
             while pair < pairs {
-                before += i64::from(shared.pair_expert(pair).read() < expert);
-                pair += 1;
+                let of: [u32; 4] = shared.pair_expert(pair).cast().read();
+                before += of.iter().fold(0, |sum, &of| sum + u32::from(of < expert));
+                // A loop that is not unrolled.
+                pair = recomputed(pair + 4);
             }
-            arguments.expert_offsets.add(expert as usize).write(before);
+            arguments.expert_offsets.add(expert as usize).write(i64::from(before));
         }
-        expert += 32;
+        expert += thread::grid_dim_x() * WARP_SIZE;
     }
 }
 
