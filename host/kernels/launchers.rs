@@ -759,7 +759,7 @@ unsafe impl Arguments for CountRows {
         )
     }
 }
-/// Arguments of `few_tokens` and of `few_tokens_packed`.
+/// Arguments of `few_tokens` and of those for packed weights.
 #[derive(Clone, Copy, Debug)]
 pub struct FewTokens {
     /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
@@ -1803,6 +1803,14 @@ pub const FEW_TOKENS: Kernel<FewTokens> = unsafe {
 /// Kernel `few_tokens_packed`: 640 threads per block, at least 1 blocks per SM.
 pub const FEW_TOKENS_PACKED: Kernel<FewTokens> = unsafe {
     Kernel::new("few_tokens_packed", 640, 1, false, 0, module)
+};
+/// Kernel `few_tokens_packed_block`: 640 threads per block, at least 1 blocks per SM.
+pub const FEW_TOKENS_PACKED_BLOCK: Kernel<FewTokens> = unsafe {
+    Kernel::new("few_tokens_packed_block", 640, 1, false, 0, module)
+};
+/// Kernel `few_tokens_packed_token`: 640 threads per block, at least 1 blocks per SM.
+pub const FEW_TOKENS_PACKED_TOKEN: Kernel<FewTokens> = unsafe {
+    Kernel::new("few_tokens_packed_token", 640, 1, false, 0, module)
 };
 /// Kernel `grouped_gemm_fast_128`: 256 threads per block, at least 1 blocks per SM.
 pub const GROUPED_GEMM_FAST_128: Kernel<PortableGemm> = unsafe {

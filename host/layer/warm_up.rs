@@ -30,6 +30,8 @@ pub(super) struct Class {
     router: Option<RouterLogitsPath>,
     /// The types of hidden states and output.
     types: [&'static str; 2],
+    /// Whether the output is added to.
+    adds: bool,
     /// Of a shared expert: the router's kernels, which multiply for it, and the rows of its tiles where it
     /// is a layer of its own.
     shared: Option<([RouterLogitsPath; 3], Option<usize>)>,
@@ -40,6 +42,7 @@ impl Class {
     pub fn of(request: &Request<'_>, plan: &Plan, config: &MoeConfig) -> Class {
         let router = request.routed.is_none().then_some(plan.router);
         let (Output::Write(out) | Output::Add(out)) = &request.out;
+        let adds = matches!(request.out, Output::Add(_));
         let types = [request.hidden.type_name(), out.as_activations().type_name()];
         let beside = match &plan.shared {
             SharedPlan::Layer(plan) => Some(plan.block_m),
@@ -52,7 +55,7 @@ impl Class {
         });
         let is_one_launch = plan.few_tokens.is_some() && request.is_aligned();
         let block_m = (!is_one_launch).then_some(plan.block_m);
-        Class { block_m, router, types, shared }
+        Class { block_m, router, types, adds, shared }
     }
 }
 
@@ -94,7 +97,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::step::Call;
-    use super::super::{MoeDeviceWeights, MoeLayer, Quantization, Routing};
+    use super::super::{MoeDeviceWeights, MoeLayer, Quantization, Routing, WeightLayout};
     use super::{Class, MoeConfig, Output, Request, rehearse};
     use crate::layer::call::Routed;
     use crate::layer::{Forward, IntermediateScales, OutputElement};
@@ -109,7 +112,7 @@ mod tests {
     }
 
     /// A layer of zeros for each way to quantise.
-    fn layers(device: &Device) -> Vec<MoeLayer> {
+    fn layers(device: &Device, layout: WeightLayout) -> Vec<MoeLayer> {
         let schemes = [
             (Quantization::TensorStatic, IntermediateScales::Group128),
             (Quantization::ChannelToken, IntermediateScales::Group128),
@@ -130,7 +133,7 @@ mod tests {
             let [w13_scale, w2_scale] = [w13_scale, w2_scale].map(|len| device.zeros(len).expect("memory"));
             let [w13, w2] = [w13, w2].map(|len| device.zeros(len).expect("memory"));
             let weights = MoeDeviceWeights::new(w13, w13_scale, w2, w2_scale);
-            let mut weights = weights.router(device.zeros(2 * 128).expect("memory"));
+            let mut weights = weights.router(device.zeros(2 * 128).expect("memory")).layout(layout);
             weights.input_scales = quantization.is_static().then_some([1.0, 1.0]);
             MoeLayer::from_device(device, &config, weights).expect("a layer")
         };
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn forwards_of_a_class_take_the_same_kernels() {
-        for layer in devices().iter().flat_map(layers) {
+        for layer in devices().iter().flat_map(|device| layers(device, WeightLayout::Checkpoint)) {
             let mut known = HashMap::new();
             for tokens in (1..=130).chain([200, 512, 513, 1000, 4096, 5000]) {
                 for is_routed in [false, true] {
@@ -189,12 +192,32 @@ mod tests {
         }
     }
 
+    /// Layers as most models have them take the entry that has the least to compile.
+    #[test]
+    fn usual_forwards_have_an_entry_of_their_own() {
+        let device = Device::for_test(None);
+        if device.family() != Family::Sm90a {
+            return;
+        }
+        for layer in layers(&device, WeightLayout::Packed) {
+            let usual = match layer.config() {
+                // Packed as the kernels do not read it.
+                MoeConfig { intermediate_scales: IntermediateScales::Token, .. } => continue,
+                MoeConfig { quantization: Quantization::Block128, .. } => "few_tokens_packed_block",
+                MoeConfig { quantization: Quantization::ChannelToken, .. } => "few_tokens_packed_token",
+                _ => "few_tokens_packed",
+            };
+            assert_eq!(rehearsed::<bf16>(&layer, 1, true).1, [usual], "{:?}", layer.config());
+            assert_eq!(rehearsed::<f32>(&layer, 1, true).1, ["few_tokens_packed"], "{:?}", layer.config());
+        }
+    }
+
     /// What a forward launches is what its rehearsal said: it is there before the first operation, and no
     /// launch loads another.
     #[test]
     fn forwards_load_what_was_rehearsed_and_nothing_else() {
         for device in devices() {
-            for layer in layers(&device) {
+            for layer in layers(&device, WeightLayout::Checkpoint) {
                 for tokens in [1, 150] {
                     let (_, mut kernels) = rehearsed::<f32>(&layer, tokens, false);
                     kernels.extend(device.loaded_kernels());

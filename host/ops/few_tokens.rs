@@ -13,10 +13,12 @@ use crate::error::{Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::device::Device;
-use crate::gpu::launch::DevicePtr;
+use crate::gpu::launch::{DevicePtr, Kernel};
 use crate::gpu::order::{Unchanged, replays};
 use crate::gpu::stream::Stream;
-use crate::kernels::launchers::{self, AScaleKind, HiddenType, OutType, Strides};
+use crate::kernels::launchers::{
+    self, AScaleKind, ActivationFunction, BScaleKind, HiddenType, OutType, Strides,
+};
 use crate::plan::elements;
 use crate::plan::few_tokens::{Cut, FewTokensPlan};
 use crate::plan::rows::ScaleLayout;
@@ -216,16 +218,35 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
         weighs_input: args.weighs_input,
         adds: args.adds,
     };
-    let kernel = if plan.packed { launchers::FEW_TOKENS_PACKED } else { launchers::FEW_TOKENS };
-    let kernel = kernel.with_shared(plan.shared_bytes as u32).cooperative();
-    // SAFETY: every array was checked to have its extent on this device, and to be aligned. The plan's cuts
-    // are of these matrices, its shared memory is what the kernel lays out, and its grid is launched
-    // cooperatively. The control words are 0, or as a launch has left them, and borrowed exclusively; sets
-    // have the words that the plan hands over, and those of earlier launches had them too. Ids lead nowhere
-    // but to experts that exist: the kernel compares them with both numbers.
+    let kernel = entry(plan.packed, &arguments).with_shared(plan.shared_bytes as u32).cooperative();
+    // SAFETY: every array was checked to have its extent on this device, and to be aligned. The entry is one
+    // for these arguments. The plan's cuts are of these matrices, its shared memory is what the kernel lays
+    // out, and its grid is launched cooperatively. The control words are 0, or as a launch has left them, and
+    // borrowed exclusively; sets have the words that the plan hands over, and those of earlier launches had
+    // them too. Ids lead nowhere but to experts that exist: the kernel compares them with both numbers.
     unsafe {
         let lists = args.control.unchanged();
         stream.device().launch_over(stream, &kernel, plan.blocks as u32, &arguments, &lists)
+    }
+}
+
+/// The entry for these arguments that has the least to compile: one of those that take for granted what most
+/// layers are, or the one for all.
+fn entry(packed: bool, arguments: &launchers::FewTokens) -> Kernel<launchers::FewTokens> {
+    let launchers::FewTokens { first, second, hidden_type, out_type, limit, function, .. } = arguments;
+    let is_usual = (*hidden_type, *out_type) == (HiddenType::Bf16, OutType::Bf16)
+        && (*function, *limit) == (ActivationFunction::Silu, f32::INFINITY)
+        && !(arguments.weighs_input || arguments.adds);
+    if !packed {
+        return launchers::FEW_TOKENS;
+    }
+    let [first, second] = [first, second].map(|of| (of.weight_scale_kind, of.input_scale_kind));
+    let block = (BScaleKind::Block, AScaleKind::Group);
+    let [of_tokens, of_groups] = [AScaleKind::Row, AScaleKind::Group].map(|of| (BScaleKind::Channel, of));
+    match is_usual {
+        true if (first, second) == (block, block) => launchers::FEW_TOKENS_PACKED_BLOCK,
+        true if (first, second) == (of_tokens, of_groups) => launchers::FEW_TOKENS_PACKED_TOKEN,
+        _ => launchers::FEW_TOKENS_PACKED,
     }
 }
 

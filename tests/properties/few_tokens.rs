@@ -267,6 +267,33 @@ fn most_pairs() {
     }
 }
 
+/// Layers with entries of their own, which are those with bf16 outputs: the f32 outputs of the entry for all,
+/// rounded. More experts than a block stores offsets of.
+#[test]
+fn usual_layers() {
+    let Some(device) = hopper() else { return };
+    for (seed, quantization) in (0..).zip([Quantization::Block128, Quantization::ChannelToken]) {
+        for (sizes, tokens, skew) in [
+            ([150, 10, 128, 128], 3, Skew::Uniform),
+            ([6, 2, 384, 256], 5, Skew::Invalid),
+            ([3, 3, 128, 640], 2, Skew::Steep),
+        ] {
+            timing(seed);
+            let config = config(quantization, Routing::Softmax { renormalize: true }, sizes);
+            let case = Case::new(&device, config, tokens, skew, seed);
+            let mut workspace = case.workspace();
+            let full = case.run(&mut workspace);
+            let (hidden, ids, weights) = &case.host;
+            let expected = case.oracle.forward(hidden, ids, weights);
+            assert_eq!(out_of_bounds(&full, &expected), None, "{quantization}, {sizes:?}");
+            let mut half = device.uninit::<bf16>(case.len()).unwrap();
+            case.run_into(&mut workspace, &mut half);
+            let rounded: Vec<_> = full.iter().map(|&x| bf16::from_f32(x)).collect();
+            assert!(half.to_vec(&case.stream).unwrap() == rounded, "{quantization}, {sizes:?}");
+        }
+    }
+}
+
 /// A routing without a valid id gives zeros, and leaves the control words as they were.
 #[test]
 fn nobody() {

@@ -60,6 +60,9 @@ impl<K: Kind> Code<K> {
 pub struct Flag(u32);
 
 impl Flag {
+    /// False.
+    pub const CLEAR: Self = Flag(0);
+
     /// The flag that the host has passed.
     #[inline(always)]
     pub const fn from_raw(flag: u32) -> Self {

@@ -1,5 +1,6 @@
 //! A whole layer behind the router in one launch, for up to some tens of rows (sm_90a): `few_tokens`, of
-//! weights as a checkpoint has them, and `few_tokens_packed`.
+//! weights as a checkpoint has them, `few_tokens_packed`, and two entries of that for the layers that most
+//! models have, which are compiled in half the time.
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams a share of w13 and then of w2 through one ring of stages, and everything
@@ -72,6 +73,7 @@ use cuda_std::code::{Code, Flag};
 use cuda_std::warp::{FULL_MASK, shfl_idx};
 use cuda_std::{arguments, host, kernel, sync, thread};
 
+use crate::abi::{AScaleKind, ActivationFunction, BScaleKind, OutType};
 use crate::gemm::hopper::ring::Position;
 use inputs::Inputs;
 use layout::{Layout, Packed, Rows};
@@ -163,7 +165,7 @@ pub struct Projection {
     pub dealing: Code<crate::few_tokens::queue::Dealing>,
 }
 
-/// Arguments of `few_tokens` and of `few_tokens_packed`.
+/// Arguments of `few_tokens` and of those for packed weights.
 #[arguments]
 pub struct FewTokens {
     /// `[tokens, H]`, of the type that `hidden_type` says; 16-byte aligned.
@@ -240,7 +242,56 @@ pub unsafe fn few_tokens_packed(arguments: FewTokens) {
     unsafe { run::<Packed>(&arguments) }
 }
 
-/// The body of both: the roles of the warps.
+/// As [`few_tokens_packed`], of [usual](FewTokens::usual) layers with block scales.
+///
+/// # Safety
+/// The contract in the module documentation; the arguments are such a layer's.
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+pub unsafe fn few_tokens_packed_block(arguments: FewTokens) {
+    let scales = (BScaleKind::Block, AScaleKind::Group);
+    // SAFETY: the kernel's contract.
+    unsafe { run::<Packed>(&arguments.usual(scales, scales)) }
+}
+
+/// As [`few_tokens_packed`], of [usual](FewTokens::usual) layers with scales of tokens and channels.
+///
+/// # Safety
+/// The contract in the module documentation; the arguments are such a layer's.
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+pub unsafe fn few_tokens_packed_token(arguments: FewTokens) {
+    let [first, second] = [AScaleKind::Row, AScaleKind::Group].map(|inputs| (BScaleKind::Channel, inputs));
+    // SAFETY: the kernel's contract.
+    unsafe { run::<Packed>(&arguments.usual(first, second)) }
+}
+
+impl FewTokens {
+    /// The arguments of a usual layer, of which these are known when the kernel is compiled: hidden states
+    /// and output in bf16, silu without a limit, weights that multiply outputs, nothing to add to; and the
+    /// scales of weights and inputs of either matrix. The driver has half as much to compile, and a block
+    /// less to look up.
+    #[inline(always)]
+    fn usual(self, first: (BScaleKind, AScaleKind), second: (BScaleKind, AScaleKind)) -> Self {
+        let of = #[inline(always)]
+        |projection, (weights, inputs): (BScaleKind, AScaleKind)| Projection {
+            weight_scale_kind: Code::from_raw(weights as u32),
+            input_scale_kind: Code::from_raw(inputs as u32),
+            ..projection
+        };
+        Self {
+            first: of(self.first, first),
+            second: of(self.second, second),
+            hidden_type: Code::from_raw(HiddenType::Bf16 as u32),
+            out_type: Code::from_raw(OutType::Bf16 as u32),
+            limit: f32::INFINITY,
+            function: Code::from_raw(ActivationFunction::Silu as u32),
+            weighs_input: Flag::CLEAR,
+            adds: Flag::CLEAR,
+            ..self
+        }
+    }
+}
+
+/// The body of all: the roles of the warps.
 ///
 /// # Safety
 /// The contract of the kernels; all threads of the block call it together.
