@@ -185,6 +185,29 @@ impl Layer {
         }
     }
 
+    /// The layer of these weights, without biases.
+    pub fn of(config: MoeConfig, weights: &MoeWeights<'_>) -> Layer {
+        let matrix = |columns: usize, data: &[E4m3], scale: &[f32]| Matrix {
+            columns,
+            data: data.to_vec(),
+            scale: scale.to_vec(),
+        };
+        let (h, i) = (config.hidden_size, config.intermediate_size);
+        let experts = weights.experts.iter().map(|expert| Expert {
+            gate: matrix(h, &expert.gate, &expert.gate_scale),
+            up: matrix(h, &expert.up, &expert.up_scale),
+            down: matrix(i, &expert.down, &expert.down_scale),
+        });
+        Layer {
+            experts: experts.collect(),
+            router: Vec::new(),
+            bias: None,
+            input_scales: weights.input_scales,
+            biases: None,
+            config,
+        }
+    }
+
     /// Gives expert `to` the scales of down of expert `from`, as the parts of one expert have them.
     pub fn share_down_scales(&mut self, from: usize, to: usize) {
         self.experts[to].down.scale = self.experts[from].down.scale.clone();

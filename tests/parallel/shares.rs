@@ -18,6 +18,13 @@ const SOFTMAX: Routing = Routing::Softmax { renormalize: true };
 const SCHEMES: [Quantization; 3] =
     [Quantization::TensorStatic, Quantization::ChannelToken, Quantization::Block128];
 
+/// The layer of a rank's share by the oracle.
+fn exact_share(layer: &Layer, rank: usize, ranks: usize) -> Layer {
+    let share = TensorShare::new(&layer.config, rank, ranks).expect("a share");
+    let weights = layer.weights(&layer.config);
+    Layer::of(share.config(&layer.config), &share.weights(&weights).expect("its weights"))
+}
+
 /// The layer of a rank's share, of some of the experts.
 fn share(device: &Device, layer: &Layer, experts: &MoeConfig, rank: usize, ranks: usize) -> MoeLayer {
     let share = TensorShare::new(experts, rank, ranks).expect("a share");
@@ -25,8 +32,9 @@ fn share(device: &Device, layer: &Layer, experts: &MoeConfig, rank: usize, ranks
     MoeLayer::new(device, &share.config(experts), &weights).expect("a layer")
 }
 
-/// Every rank gets the sum of the shares' outputs, in rank order, in f32; and it is the whole layer's, within
-/// the bounds of the exact one.
+/// Every rank gets the sum of the shares' outputs, in rank order, in f32. Each of these is within the bounds of
+/// the exact share: its groups of intermediate columns, and so their roundings, are not the whole layer's.
+/// Before its intermediate is rounded, the whole layer is the sum of the exact shares.
 #[test]
 fn shares_add_up_to_the_layer() {
     for (index, quantization) in SCHEMES.into_iter().enumerate() {
@@ -53,24 +61,26 @@ fn shares_add_up_to_the_layer() {
             });
             let stream = device().default_stream();
             let mut sum = vec![0.0f32; 3 * 128];
+            let mut exact_sum = vec![0.0; 3 * 128];
             for rank in 0..ranks {
+                let exact = exact_share(&layer, rank, ranks);
                 let part = share(&device(), &layer, &config, rank, ranks);
                 let part: Vec<f32> =
                     run_routed(&stream, &part, hidden, ids, weights, Poison::Fresh).expect("a forward");
+                let broken = out_of_bounds(&part, &exact.forward(hidden, ids, weights));
+                assert_eq!(broken, None, "{quantization}, rank {rank} of {ranks}, of {intermediate}");
                 sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                let part = exact.dequantised(hidden, ids, weights);
+                exact_sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             }
             for output in &outputs {
                 assert_eq!(*output, sum, "{quantization}, {ranks} ranks of {intermediate}");
             }
-            // Groups of a share that begins inside a block are other groups than the whole layer's: finer, so
-            // that the bounds hold all the same.
-            let exact: Vec<_> = (0..3)
-                .flat_map(|t| {
-                    let slots = t * 2..(t + 1) * 2;
-                    layer.forward(&hidden[t * 128..(t + 1) * 128], &ids[slots.clone()], &weights[slots])
-                })
-                .collect();
-            assert_eq!(out_of_bounds(&sum, &exact), None, "{quantization}, {ranks} ranks of {intermediate}");
+            // Sums in f64 of some hundred terms of about 1.
+            for (sum, whole) in exact_sum.into_iter().zip(layer.dequantised(hidden, ids, weights)) {
+                let distance = (sum - whole).abs();
+                assert!(distance < 1e-12, "{quantization}, {ranks} ranks of {intermediate}: {distance:e}");
+            }
         }
     }
 }

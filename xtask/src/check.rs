@@ -1,9 +1,11 @@
-//! `cargo xtask test`: everything that CI checks, cheapest first.
+//! `cargo xtask test`: everything that CI checks, cheapest first, and tests when everything is built. What
+//! concerns device crates and packages goes on beside the host's lints and builds, and is shown after them.
 //!
 //! The host's crates are a cargo workspace. The device crates are not part of it, since they compile for
 //! another target with `core` from source; they get the same treatment one by one, for every GPU family where
 //! code differs.
 
+use std::env;
 use std::path::Path;
 use std::process::Command;
 
@@ -11,7 +13,7 @@ use anyhow::{Context, Result};
 use cuda_builder::Arch;
 
 use crate::artifacts::{self, Artifact};
-use crate::process::{cargo, heading, root, step, target_dir};
+use crate::process::{Beside, cargo, heading, root, step, target_dir};
 use crate::{examples, gate, kernels, packages, readme, rooms, semver, setup, symbols};
 
 /// The crates that compile for the GPU.
@@ -32,18 +34,35 @@ pub fn run() -> Result<()> {
     rooms::run()?;
     readme::run()?;
     semver::run()?;
-    kernels::run(true)?;
+    let this = env::current_exe().context("could not find this program")?;
+    let beside = Beside::start("device code and packages", Command::new(this).arg("beside"))?;
     step("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    step("tests: build", cargo().args(["test", "--workspace", "--no-run"]))?;
+    // As docs.rs builds them: without network, with the features of `[package.metadata.docs.rs]`.
+    let mut docs = cargo();
+    docs.env("DOCS_RS", "1").env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
+    step("docs", docs.args(["--offline", "--features", "sim,cudarc,cudarc/cuda-12080"]))?;
+    // Tests have both cores to themselves: some of them wait for each other, and not for ever.
+    beside.finish()?;
+    step("tests", cargo().args(["test", "--workspace"]))?;
+    let artifacts = artifacts::build(false)?;
+    for (test, filters) in ON_CUT_SUMS {
+        on_cut_sums(&artifacts, test, filters)?;
+    }
+    symbols::check(&artifacts)?;
+    examples::run()
+}
+
+/// What [`run`] has run beside the host's lints and builds, of which much is one program at a time: all of the
+/// device crates, then the packages.
+pub fn beside() -> Result<()> {
+    kernels::run(true)?;
     for arch in Arch::ALL {
         for directory in DEVICE_CRATES {
             let mut command = device_cargo("clippy", directory, arch);
             step(&format!("lints: {directory} for {arch}"), command.args(["--", "-D", "warnings"]))?;
         }
     }
-    // As docs.rs builds them: without network, with the features of `[package.metadata.docs.rs]`.
-    let mut docs = cargo();
-    docs.env("DOCS_RS", "1").env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]);
-    step("docs", docs.args(["--offline", "--features", "sim,cudarc,cudarc/cuda-12080"]))?;
     for directory in DEVICE_CRATES {
         // Entry points are all that a device crate exports; its readers look for the rooms behind them.
         let mut command = device_cargo("doc", directory, Arch::Sm90a);
@@ -52,16 +71,9 @@ pub fn run() -> Result<()> {
             .args(["--no-deps", "--document-private-items"]);
         step(&format!("docs: {directory}"), &mut command)?;
     }
-    step("tests", cargo().args(["test", "--workspace"]))?;
-    let artifacts = artifacts::build(false)?;
-    for (test, filters) in ON_CUT_SUMS {
-        on_cut_sums(&artifacts, test, filters)?;
-    }
-    symbols::check(&artifacts)?;
-    examples::run()?;
-    packages::run()?;
     heading("PTX gate");
-    gate::run(false)
+    gate::run(false)?;
+    packages::run()
 }
 
 /// Runs parts of a test that is built, over an emulated device that cuts sums.

@@ -8,10 +8,11 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::sass::{self, Instructions};
-use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Resources};
+use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Ptxas, Resources};
 
 use crate::occupancy;
 use crate::process::{root, target_dir};
@@ -36,7 +37,12 @@ pub fn show(arch: Option<Arch>) -> Result<()> {
 
 /// Compares with the committed table, or rewrites it.
 pub fn run(update: bool) -> Result<()> {
-    let compiled = Arch::ALL.into_iter().map(compile).collect::<Result<Vec<_>>>()?;
+    // Side by side: each is one program at a time.
+    let compiled = thread::scope(|scope| {
+        let families = Arch::ALL.map(|arch| scope.spawn(move || compile(arch)));
+        families.map(|family| family.join().expect("a compilation does not panic"))
+    });
+    let compiled = compiled.into_iter().collect::<Result<Vec<_>>>()?;
     let Some(ptxas) = compiled.iter().find_map(|compiled| compiled.built.ptxas.as_ref()) else {
         bail!("the gate needs ptxas: type `cargo xtask setup`");
     };
@@ -83,18 +89,25 @@ struct Compiled {
 fn compile(arch: Arch) -> Result<Compiled> {
     let target = target_dir();
     let ptx_dir = target.join("ptx");
-    let built = CudaBuilder::new(root().join("kernels-gpu"))
+    // The assembler takes a while: it runs once, here, and its machine code is kept.
+    let mut built = CudaBuilder::new(root().join("kernels-gpu"))
         .arch(arch)
         .target_dir(&target)
         .ptx_dir(&ptx_dir)
+        .without_ptxas()
         .build()?;
-    let mut violations = built.violations();
     let mut counts = None;
-    if let Some(ptxas) = &built.ptxas {
+    if let Some(ptxas) = Ptxas::find(root()) {
         let cubin = built.ptx_path.with_extension("cubin");
-        ptxas.assemble(&built.ptx_path, arch, Some(&cubin))?;
+        let report = ptxas.assemble(&built.ptx_path, arch, Some(&cubin))?;
+        for kernel in &mut built.kernels {
+            kernel.resources = report.resources(&kernel.name).cloned();
+        }
+        built.remarks = report.remarks;
+        built.ptxas = Some(ptxas);
         counts = sass::count(&cubin, root())?;
     }
+    let mut violations = built.violations();
     for kernel in &built.kernels {
         let Some(counts) = &counts else { break };
         let count = counts.iter().find(|(name, _)| *name == kernel.name).map(|(_, count)| count);

@@ -41,6 +41,9 @@ enum Task {
     Demo,
     /// Sets up and runs everything that CI checks: format, lints, docs, tests, the PTX gate.
     Test,
+    /// The part of `test` that it runs beside the rest.
+    #[command(hide = true)]
+    Beside,
     /// Compiles the GPU kernels and prints what each uses.
     Ptx {
         /// Compile for this family only: sm_89 or sm_90a.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Demo => demo::run(),
         Task::Test => check::run(),
+        Task::Beside => check::beside(),
         Task::Ptx { arch } => gate::show(arch),
         Task::Kernels { check } => kernels::run(check),
         Task::Gate { update } => gate::run(update),

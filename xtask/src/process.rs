@@ -1,8 +1,9 @@
 //! Running programs, and saying which.
 
 use std::env;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -53,7 +54,8 @@ pub fn stranger(directory: &Path, task: &str) -> Command {
     command.arg(task);
     if ["build", "check", "run", "rustc"].contains(&task) {
         command.arg("--target-dir").arg(target_dir().join("strangers"));
-        command.args(["--config", "profile.dev.debug=false"]);
+        // Built once, for nobody to debug.
+        command.args(["--config", "profile.dev.debug=false", "--config", "profile.dev.incremental=false"]);
     }
     command
 }
@@ -69,6 +71,46 @@ pub fn step(title: &str, command: &mut Command) -> Result<()> {
     }
     println!("    {title}: {:.1} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// A program that runs beside others. What it prints is shown when it has ended, so that each heading keeps
+/// its own.
+pub struct Beside {
+    title: &'static str,
+    child: Child,
+    printed: PathBuf,
+}
+
+impl Beside {
+    /// Starts it.
+    pub fn start(title: &'static str, command: &mut Command) -> Result<Self> {
+        let printed = target_dir().join("beside.log");
+        let file =
+            File::create(&printed).with_context(|| format!("could not create {}", printed.display()))?;
+        let errors = file.try_clone().context("could not share a file")?;
+        let program = display(command);
+        let child = command.stdout(file).stderr(errors).spawn();
+        Ok(Beside { title, child: child.with_context(|| format!("could not run {program}"))?, printed })
+    }
+
+    /// Waits for it, shows what it has printed, and fails if it failed.
+    pub fn finish(mut self) -> Result<()> {
+        let start = Instant::now();
+        let status = self.child.wait().with_context(|| format!("could not wait for {}", self.title))?;
+        print!("{}", fs::read_to_string(&self.printed).unwrap_or_default());
+        if !status.success() {
+            bail!("{} failed ({status})", self.title);
+        }
+        println!("    {}: waited {:.1} s for them", self.title, start.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Another check has failed. What this one has started ends by itself, soon.
+        let _ = self.child.kill();
+    }
 }
 
 /// Prints the title of a section.

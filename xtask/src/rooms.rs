@@ -84,7 +84,7 @@ const PTX_SIM: Rooms = Rooms {
         ("wgmma", &["mma", "ldmatrix"]),
         ("tensor_map", &["wgmma"]),
         ("code", &["counters", "fault"]),
-        ("state", &["code", "fault", "formats", "mma", "tensor_map", "wgmma"]),
+        ("state", &["code", "fault", "formats", "limits", "mma", "tensor_map", "wgmma"]),
         ("engine", &["counters", "fault", "random", "state", "tensor_map"]),
         (
             "exec",

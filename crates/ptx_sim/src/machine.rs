@@ -11,6 +11,7 @@ use crate::mma::TensorCores;
 use crate::module::{Entry, Module};
 use crate::run::scheduler;
 use crate::state::environment::Environment;
+use crate::state::finished::Finished;
 use crate::state::grid_order::GridOrder;
 use crate::state::memory::{GlobalMemory, MemoryError};
 use crate::state::overlap::Chain;
@@ -49,6 +50,8 @@ impl Default for MachineConfig {
 pub struct Machine {
     config: MachineConfig,
     memory: Arc<GlobalMemory>,
+    /// Memory of blocks that have finished.
+    finished: Finished,
     /// Launches so far.
     launches: AtomicU32,
 }
@@ -83,7 +86,7 @@ impl Machine {
     /// A GPU with empty memory.
     pub fn new(config: MachineConfig) -> Machine {
         let memory = Arc::new(GlobalMemory::new(config.memory_bytes));
-        Machine { config, memory, launches: AtomicU32::new(0) }
+        Machine { config, memory, finished: Finished::default(), launches: AtomicU32::new(0) }
     }
 
     /// What this machine simulates.
@@ -182,6 +185,7 @@ impl Machine {
             frame,
             kernel: &entry.name,
             memory: self.memory.table(),
+            finished: &self.finished,
             params: launch.params,
             grid: launch.grid,
             block: launch.block,

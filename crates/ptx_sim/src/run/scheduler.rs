@@ -27,7 +27,6 @@ use crate::fault::{Fault, FaultKind};
 use crate::random::Random;
 use crate::state::block::Cluster;
 use crate::state::environment::Environment;
-use crate::state::race::WARPS;
 use crate::state::warp::State;
 
 /// Clusters a worker keeps active to begin with.
@@ -146,7 +145,9 @@ fn work(grid: &Grid<'_>, worker: usize, workers: usize) -> Counters {
             Ok(false) => {}
             Ok(true) => {
                 tally.counters.blocks += u64::from(env.cluster_blocks());
-                active.swap_remove(chosen);
+                for block in active.swap_remove(chosen).cluster.blocks {
+                    env.finished.keep_shared_memory(block.shared);
+                }
                 grid.active.fetch_sub(1, Relaxed);
                 grid.effects.fetch_add(1, Relaxed);
             }
@@ -175,6 +176,7 @@ fn work(grid: &Grid<'_>, worker: usize, workers: usize) -> Counters {
             break;
         }
     }
+    spare.keep_in(env.finished);
     tally.finish(code)
 }
 
@@ -205,8 +207,6 @@ fn turn(
     spare: &mut Spare,
 ) -> Result<bool, Fault> {
     let mut left = 4096 + i64::from(random.below(16384));
-    // Turns of warps in a row that only looked at global memory again.
-    let mut looks = 0;
     while left > 0 {
         let chosen = choose(cluster, random);
         let mut around = Surroundings { env, cluster, counters: &mut tally.counters, random };
@@ -266,16 +266,23 @@ fn turn(
                 return Err(fault(env, code, cluster, (rank, warp.index), *stop, (exec, pc)));
             }
             Turn::Spent | Turn::Blocked => {
-                looks = if warp.spins { looks + 1 } else { 0 };
-                let slot = warp.index as usize;
+                let (slot, looked) = (warp.index as usize, warp.spins);
                 cluster.blocks[rank].warps[slot] = Some(warp);
+                if looked && only_looks(cluster) {
+                    break;
+                }
             }
-        }
-        if looks > 2 * WARPS * cluster.blocks.len() {
-            break;
         }
     }
     Ok(false)
+}
+
+/// Whether every warp that could run has only looked at global memory again, the last time that it did.
+fn only_looks(cluster: &Cluster) -> bool {
+    cluster.blocks.iter().enumerate().all(|(rank, block)| {
+        let mut warps = block.warps.iter().flatten();
+        warps.all(|warp| warp.spins || !warp.is_runnable(|wait| cluster.is_over(rank, wait)))
+    })
 }
 
 /// Dresses up why warp `warp` of the block of rank `rank` stopped: at instruction `pc`, executed by `exec`.

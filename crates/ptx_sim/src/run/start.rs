@@ -3,10 +3,10 @@
 use crate::code::Special;
 use crate::state::block::{Block, Cluster};
 use crate::state::environment::{Environment, unravel};
+use crate::state::finished::Finished;
 use crate::state::race::WARPS;
 use crate::state::register_pool::RegisterPool;
-use crate::state::registers::RegisterFile;
-use crate::state::shared_memory::{FIRST, SharedMemory};
+use crate::state::shared_memory::FIRST;
 use crate::state::warp::Warp;
 
 impl Environment<'_> {
@@ -68,7 +68,7 @@ impl Environment<'_> {
         Block {
             index,
             warps: warps.collect(),
-            shared: SharedMemory::new(self.shared_bytes(), self.frame.uses_reserved_shared, poison),
+            shared: self.finished.shared_memory(self.shared_bytes(), self.frame.uses_reserved_shared, poison),
             barriers: Vec::new(),
             live: threads,
             waited: self.unsettled.is_empty(),
@@ -82,7 +82,7 @@ impl Environment<'_> {
     /// A warp with constants and per-lane special registers set. No instruction changes these, so that the
     /// warp can be used again in the same place of another block.
     fn first_warp(&self, number: u32, agent: u32, live: u32, poison: u8) -> Box<Warp> {
-        let mut registers = RegisterFile::from_template(&self.frame.template);
+        let mut registers = self.finished.register_file(&self.frame.template);
         for &(special, slot) in self.frame.specials.iter().filter(|(special, _)| special.is_lane_wise()) {
             registers.set(slot, &std::array::from_fn(|lane| self.lane_wise(special, number, lane as u32)));
         }
@@ -155,5 +155,12 @@ pub(crate) struct Spare {
 impl Spare {
     pub fn new() -> Spare {
         Spare { warps: (0..WARPS).map(|_| Vec::new()).collect() }
+    }
+
+    /// Leaves their registers to other launches.
+    pub fn keep_in(self, finished: &Finished) {
+        for warp in self.warps.into_iter().flatten() {
+            finished.keep_register_file(warp.registers);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::finished::Finished;
 use super::grid_order::GridOrder;
 use super::memory::Table;
 use super::race::Agents;
@@ -16,6 +17,8 @@ pub(crate) struct Environment<'a> {
     pub kernel: &'a str,
     /// The allocations when the launch began.
     pub memory: Arc<Table>,
+    /// Where blocks have their memory from.
+    pub finished: &'a Finished,
     pub params: &'a [u8],
     pub grid: [u32; 3],
     pub block: [u32; 3],

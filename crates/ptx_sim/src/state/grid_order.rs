@@ -17,6 +17,7 @@
 //! copy engine are not compared.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::race::{Clock, NOBODY};
@@ -24,9 +25,31 @@ use super::race::{Clock, NOBODY};
 /// Parts of the map of words, each with a lock.
 const SHARDS: u64 = 64;
 
+/// A map by numbers of words, clusters or addresses. Every access is looked up in one.
+type Numbered<T> = HashMap<u64, T, BuildHasherDefault<Spread>>;
+
+/// Spreads a number over all bits by one multiplication.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ spread >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// What is known of the clusters of a grid, by their numbers.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Known(HashMap<u64, Clock>);
+pub(crate) struct Known(Numbered<Clock>);
 
 /// What a cluster has learnt, by one of its warps at its time.
 #[derive(Clone, Debug)]
@@ -56,8 +79,8 @@ struct Word {
 /// What the clusters of a launch have done in global memory.
 #[derive(Debug)]
 pub(crate) struct GridOrder {
-    words: Vec<Mutex<HashMap<u64, Word>>>,
-    released: Mutex<HashMap<u64, Arc<Known>>>,
+    words: Vec<Mutex<Numbered<Word>>>,
+    released: Mutex<Numbered<Arc<Known>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,7 +90,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Known {
     /// What a warp of a cluster with this clock knows.
     pub fn of(cluster: u64, clock: &Clock, learnt: &[Learnt]) -> Known {
-        let mut known = Known(HashMap::from([(cluster, *clock)]));
+        let mut known = Known(Numbered::from_iter([(cluster, *clock)]));
         for learnt in learnt.iter().filter(|learnt| learnt.is_visible(clock)) {
             known.join(&learnt.known);
         }

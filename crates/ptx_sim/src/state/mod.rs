@@ -13,6 +13,7 @@ pub(crate) mod block;
 pub(crate) mod copies;
 pub(crate) mod element;
 pub(crate) mod environment;
+pub(crate) mod finished;
 pub(crate) mod grid_order;
 pub(crate) mod lanes;
 pub(crate) mod mbarrier;
