@@ -126,7 +126,7 @@ impl<'a> Inputs<'a> {
     /// The token whose hidden states a row has.
     #[inline(always)]
     fn token(&self, row: u32) -> u32 {
-        row * self.per_token >> 8
+        (row * self.per_token) >> 8
     }
 
     /// Those of a unit: of GEMM 1 what its tile needs and is not among `quantised`, bit by bit, to which it is
