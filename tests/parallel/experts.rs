@@ -299,7 +299,7 @@ fn a_rank_reads_its_own_experts() {
 }
 
 proptest! {
-    #![proptest_config(cases(2))]
+    #![proptest_config(cases(6))]
 
     /// Any number of ranks and tokens, any scheme, placement and chunk, in poisoned memory.
     #[test]

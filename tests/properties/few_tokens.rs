@@ -117,7 +117,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(cases(4))]
+    #![proptest_config(cases(10))]
 
     #[test]
     fn agrees_with_the_oracle(

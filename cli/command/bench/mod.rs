@@ -19,7 +19,7 @@ use fp8_moe_cli::{
     Captured, Fusion, Layers, Part, Rates, Run, Timer, Work, matrix_flops_per_second, read_bytes_per_second,
 };
 
-use crate::record::{ColdStart, Counted, RatesRecord, Record, Row};
+use crate::record::{ColdStart, RatesRecord, Record, Row};
 use crate::terminal;
 use lockstep::Lockstep;
 use plan::{Batch, Case};
@@ -374,7 +374,7 @@ impl Bench<'_> {
             }
             let mut row = self.row(case, batch, *part, fusion);
             row.launches = Some(counters.launches as usize);
-            row.counted = Some(Counted::from(counters));
+            row.counted = Some(crate::record::Counted::from(counters));
             self.keep(row)?;
         }
         Ok(())
