@@ -348,3 +348,90 @@ impl Projection<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Arguments of a usual layer, with the scales of its weights, and of the inputs of either matrix.
+    fn usual(weights: BScaleKind, inputs: [AScaleKind; 2]) -> launchers::FewTokens {
+        let [first, second] = inputs.map(|input_scale_kind| launchers::Projection {
+            weights: DevicePtr::null(),
+            weight_scales: DevicePtr::null(),
+            given_scale: DevicePtr::null(),
+            weight_scale_kind: weights,
+            input_scale_kind,
+            k: 128,
+            rows: 128,
+            half_rows: 8,
+            stage_k: 128,
+            half_distance: 8,
+            stride: 16,
+            parts: 1,
+            units: 8,
+            input_pitch: 16,
+            dealing: launchers::Dealing::Runs,
+        });
+        launchers::FewTokens {
+            hidden: DevicePtr::null(),
+            hidden_scales: DevicePtr::null(),
+            hidden_scale_strides: Strides { row: 0, group: 0 },
+            topk_ids: DevicePtr::null(),
+            topk_weights: DevicePtr::null(),
+            expert_map: DevicePtr::null(),
+            first,
+            second,
+            expert_offsets: DevicePtr::null(),
+            control: DevicePtr::null(),
+            set_words: 0,
+            out: DevicePtr::null(),
+            tokens: 1,
+            top_k: 1,
+            experts: 1,
+            local_experts: 1,
+            tile_rows: 1,
+            stages: 1,
+            input_bytes: 0,
+            hidden_type: HiddenType::Bf16,
+            out_type: OutType::Bf16,
+            limit: f32::INFINITY,
+            function: ActivationFunction::Silu,
+            weighs_input: false,
+            adds: false,
+        }
+    }
+
+    /// The entries for usual layers run with constants in place of these arguments, whatever they are.
+    #[test]
+    fn one_unusual_argument_takes_the_entry_for_all() {
+        use AScaleKind::{Call, Group, Row};
+        type Change = fn(&mut launchers::FewTokens);
+        let changes: [Change; 13] = [
+            |a| a.hidden_type = HiddenType::F16,
+            |a| a.hidden_type = HiddenType::E4m3,
+            |a| a.out_type = OutType::F16,
+            |a| a.out_type = OutType::F32,
+            |a| a.limit = 7.0,
+            |a| a.function = ActivationFunction::Gelu,
+            |a| a.weighs_input = true,
+            |a| a.adds = true,
+            |a| a.first.weight_scale_kind = BScaleKind::Expert,
+            |a| a.second.weight_scale_kind = BScaleKind::Expert,
+            |a| a.first.input_scale_kind = Call,
+            |a| a.second.input_scale_kind = Call,
+            |a| a.second.input_scale_kind = Row,
+        ];
+        for (name, weights, inputs) in [
+            ("few_tokens_packed_block", BScaleKind::Block, [Group, Group]),
+            ("few_tokens_packed_token", BScaleKind::Channel, [Row, Group]),
+        ] {
+            assert_eq!(entry(true, &usual(weights, inputs)).text.name, name);
+            assert_eq!(entry(false, &usual(weights, inputs)).text.name, "few_tokens");
+            for (number, change) in changes.iter().enumerate() {
+                let mut arguments = usual(weights, inputs);
+                change(&mut arguments);
+                assert_eq!(entry(true, &arguments).text.name, "few_tokens_packed", "{name}, change {number}");
+            }
+        }
+    }
+}

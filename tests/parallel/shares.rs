@@ -39,9 +39,7 @@ fn share(device: &Device, layer: &Layer, experts: &MoeConfig, rank: usize, ranks
 fn shares_add_up_to_the_layer() {
     for (index, quantization) in SCHEMES.into_iter().enumerate() {
         for (ranks, intermediate) in [(1, 128), (2, 384), (2, 128), (3, 384)] {
-            let mut config = config(quantization, SOFTMAX, [4, 2, 128, intermediate]);
-            // Several launches: on the emulated device blocks that wait for each other take its time.
-            config.tuning.one_launch_checkpoint_mb = [0; 8];
+            let config = config(quantization, SOFTMAX, [4, 2, 128, intermediate]);
             let layer = Layer::random(config.clone(), 60 + index as u64);
             let tokens = Tokens::random(&config, 3, Skew::Uniform, 61);
             let Tokens { hidden, ids, weights } = &tokens;

@@ -53,8 +53,8 @@ pub fn run() -> Result<()> {
     examples::run()
 }
 
-/// What [`run`] has run beside the host's lints and builds, of which much is one program at a time: all of the
-/// device crates, then the packages.
+/// What [`run`] has run beside the host's lints and builds, much of it one program at a time: all of the device
+/// crates, then the packages.
 pub fn beside() -> Result<()> {
     kernels::run(true)?;
     for arch in Arch::ALL {

@@ -12,7 +12,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::sass::{self, Instructions};
-use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Ptxas, Resources};
+use cuda_builder::{Arch, Built, CudaBuilder, KernelInfo, Resources};
 
 use crate::occupancy;
 use crate::process::{root, target_dir};
@@ -89,23 +89,15 @@ struct Compiled {
 fn compile(arch: Arch) -> Result<Compiled> {
     let target = target_dir();
     let ptx_dir = target.join("ptx");
-    // The assembler takes a while: it runs once, here, and its machine code is kept.
-    let mut built = CudaBuilder::new(root().join("kernels-gpu"))
+    let built = CudaBuilder::new(root().join("kernels-gpu"))
         .arch(arch)
         .target_dir(&target)
         .ptx_dir(&ptx_dir)
-        .without_ptxas()
+        .keep_cubin()
         .build()?;
     let mut counts = None;
-    if let Some(ptxas) = Ptxas::find(root()) {
-        let cubin = built.ptx_path.with_extension("cubin");
-        let report = ptxas.assemble(&built.ptx_path, arch, Some(&cubin))?;
-        for kernel in &mut built.kernels {
-            kernel.resources = report.resources(&kernel.name).cloned();
-        }
-        built.remarks = report.remarks;
-        built.ptxas = Some(ptxas);
-        counts = sass::count(&cubin, root())?;
+    if built.ptxas.is_some() {
+        counts = sass::count(&built.ptx_path.with_extension("cubin"), root())?;
     }
     let mut violations = built.violations();
     for kernel in &built.kernels {

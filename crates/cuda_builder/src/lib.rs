@@ -86,6 +86,7 @@ pub struct CudaBuilder {
     ptx_dir: Option<PathBuf>,
     target_dir: Option<PathBuf>,
     ptxas: PtxasChoice,
+    keeps_cubin: bool,
 }
 
 /// Which `ptxas` looks at the result.
@@ -108,6 +109,7 @@ impl CudaBuilder {
             ptx_dir: None,
             target_dir: None,
             ptxas: PtxasChoice::Search,
+            keeps_cubin: false,
         }
     }
 
@@ -133,6 +135,12 @@ impl CudaBuilder {
     /// Verifies with this `ptxas` instead of the first found.
     pub fn ptxas(mut self, path: impl Into<PathBuf>) -> Self {
         self.ptxas = PtxasChoice::At(path.into());
+        self
+    }
+
+    /// Keeps the machine code that `ptxas` makes: beside the PTX, as `.cubin`.
+    pub fn keep_cubin(mut self) -> Self {
+        self.keeps_cubin = true;
         self
     }
 
@@ -171,7 +179,8 @@ impl CudaBuilder {
         };
         let mut remarks = Vec::new();
         if let Some(ptxas) = &ptxas {
-            let report = ptxas.assemble(&ptx_path, self.arch, None)?;
+            let cubin = self.keeps_cubin.then(|| ptx_path.with_extension("cubin"));
+            let report = ptxas.assemble(&ptx_path, self.arch, cubin.as_deref())?;
             for kernel in &mut records.kernels {
                 kernel.resources = report.resources(&kernel.name).cloned();
             }

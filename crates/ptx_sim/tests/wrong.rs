@@ -138,6 +138,31 @@ fn uninitialised_shared_memory() {
     expect_fault(kernel.run(1, 1), FaultKind::Uninitialised);
 }
 
+/// Whatever memory a block gets, what an earlier one wrote there is not there for it.
+#[test]
+fn shared_memory_of_another_block() {
+    let mut kernel = Kernel::new(
+        "
+        .param .u64 writes
+        ---
+        .shared .align 4 .b8 words[16384];
+        ld.param.u64 %rd1, [writes];
+        ld.global.u32 %r3, [%rd1];
+        setp.ne.u32 %p1, %r3, 0;
+        mov.u32 %r1, words;
+        @%p1 st.shared.u32 [%r1+16], %r3;
+        @%p1 st.shared.u32 [%r1+12288], %r3;
+        ld.shared.u32 %r2, [%r1+12288];
+        ret;",
+    );
+    let writes = kernel.alloc(4);
+    kernel.arg(writes);
+    kernel.machine.write(writes, &[1, 0, 0, 0]).expect("fits");
+    kernel.run(40, 1).expect("it reads what it wrote");
+    kernel.machine.write(writes, &[0; 4]).expect("fits");
+    expect_fault(kernel.run(1, 1), FaultKind::Uninitialised);
+}
+
 #[test]
 fn shared_out_of_bounds() {
     for address in ["0", "%r9"] {

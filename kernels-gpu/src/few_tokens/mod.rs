@@ -1,6 +1,6 @@
 //! A whole layer behind the router in one launch, for up to some tens of rows (sm_90a): `few_tokens`, of
 //! weights as a checkpoint has them, `few_tokens_packed`, and two entries of that for the layers that most
-//! models have, which are compiled in half the time.
+//! models have, which leave less to compile.
 //!
 //! With few rows the layer is a stream of weights: those of the experts that have rows, once. So each block,
 //! one on every SM, streams a share of w13 and then of w2 through one ring of stages, and everything
@@ -267,8 +267,8 @@ pub unsafe fn few_tokens_packed_token(arguments: FewTokens) {
 impl FewTokens {
     /// The arguments of a usual layer, of which these are known when the kernel is compiled: hidden states
     /// and output in bf16, silu without a limit, weights that multiply outputs, nothing to add to; and the
-    /// scales of weights and inputs of either matrix. The driver has half as much to compile, and a block
-    /// less to look up.
+    /// scales of weights and inputs of either matrix. The driver has less to compile, and a block less to
+    /// look up. The host has the same list (`entry` in `host/ops/few_tokens.rs`).
     #[inline(always)]
     fn usual(self, first: (BScaleKind, AScaleKind), second: (BScaleKind, AScaleKind)) -> Self {
         let of = #[inline(always)]

@@ -11,7 +11,7 @@ use super::shared_memory::{FIRST, RESERVED_FOR_KERNELS, SharedMemory};
 
 /// Memories of one size that are kept: as many as two launches have resident of blocks with much of it.
 const BLOCKS: usize = 264;
-/// Register files of one size that are kept: those of their warps.
+/// Register files of one size that are kept: those of 16 warps of each.
 const WARPS: usize = 16 * BLOCKS;
 
 /// By size.

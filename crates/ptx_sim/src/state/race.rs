@@ -274,7 +274,7 @@ pub(crate) enum Hazard {
 }
 
 impl Cell {
-    /// Memory as a block finds it.
+    /// Memory as a block finds it: all zeros, which memory that comes from the system is.
     pub const FRESH: Cell =
         Cell { write: Access(0), reads: [Access(0); 2], written: 0, pending: 0, hollow: 0 };
 

@@ -53,8 +53,8 @@ impl SharedMemory {
         self.data.len()
     }
 
-    /// Makes it the memory of a block, from `first` up to `end`. Where the last one has left it alone, it keeps
-    /// its poison.
+    /// Makes it the memory of a block, from `first` up to `end`. Where the last block has left it alone, it
+    /// keeps its poison.
     pub fn renew(&mut self, first: u32, end: u32, poison: u8) {
         assert!((end - first) as usize <= self.room());
         (self.first, self.end) = (first, end);

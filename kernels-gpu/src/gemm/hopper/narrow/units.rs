@@ -56,11 +56,11 @@ impl Part {
 
 /// Which items are cut, the last `items`, and into how many parts each.
 ///
-/// | items of a launch of `G` blocks | are cut |
+/// | items of a launch of `G` blocks, and their slabs | are cut |
 /// |---|---|
 /// | up to `G` | all, into `G / items` parts, or `2 G / items` where a third of the blocks had none |
-/// | up to `4 G`, of over [`LONG`](Self::LONG) slabs | as many of the last as have [`SLOTS`], in such parts |
-/// | more, of `LONG / 2` to `LONG` slabs | the last `items % G`, if fewer than two thirds of `G`, into two |
+/// | up to `4 G`, over [`LONG`](Self::LONG) | as many of the last as have [`SLOTS`], into parts of so many |
+/// | any other number, `LONG / 2` to `LONG` | the last `items % G`, if less than two thirds of `G`, into two |
 /// | others | none |
 ///
 /// Blocks without work, all the time or towards the end, do little harm as long as the others take in what
