@@ -119,6 +119,26 @@ fn what_is_not_emulated_is_refused_where_it_is_used() {
 }
 
 #[test]
+fn pragmas_are_strings() {
+    let load = |[module, entry, body]: [&str; 3]| {
+        let head = ".version 8.4\n.target sm_90\n.address_size 64";
+        let text =
+            format!("{head}\n{module}\n.visible .entry k() .maxntid 32\n{entry}\n{{ {body}\n ret; }}\n");
+        machine().load(&text).map(|_| ())
+    };
+    let everywhere = |pragma| [[pragma, "", ""], ["", pragma, ""], ["", "", pragma]].map(load);
+    // As for ptxas, a string that means nothing is no mistake.
+    for pragma in [".pragma \"nounroll\";", ".pragma \"nounroll\", \"other\";"] {
+        let loaded = everywhere(pragma);
+        assert!(loaded.iter().all(Result::is_ok), "{pragma}: {loaded:?}");
+    }
+    for pragma in [".pragma;", ".pragma nounroll;", ".pragma \"nounroll\",;", ".pragma \"nounroll\""] {
+        let loaded = everywhere(pragma);
+        assert!(loaded.iter().all(Result::is_err), "{pragma}: {loaded:?}");
+    }
+}
+
+#[test]
 fn elements_of_arrays_have_addresses() {
     let mut kernel = Kernel::from_module(
         ".version 7.8\n.target sm_90\n.address_size 64

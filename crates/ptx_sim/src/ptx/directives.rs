@@ -32,7 +32,7 @@ impl<'a> Parser<'a> {
                 }
             }
             ".section" => self.section()?,
-            ".pragma" => self.skip_to_semicolon()?,
+            ".pragma" => self.pragma()?,
             ".visible" | ".weak" | ".extern" | ".common" | ".entry" | ".func" | ".global" | ".const"
             | ".shared" => {
                 self.linkage(word, source)?;
@@ -125,7 +125,7 @@ impl<'a> Parser<'a> {
                 }
                 ".reqnctapercluster" => function.required_cluster = Some(self.triple()?),
                 ".explicitcluster" | ".noreturn" | ".blocksareclusters" => {}
-                ".pragma" => self.skip_to_semicolon()?,
+                ".pragma" => self.pragma()?,
                 _ => return self.error(format!("unknown directive `{word}` after a function's parameters")),
             }
         }
@@ -153,6 +153,19 @@ impl<'a> Parser<'a> {
         self.lexer.skip_braces()?;
         self.advance()?;
         Ok(())
+    }
+
+    /// `"nounroll", "..";` behind `.pragma`: hints to a compiler, of which none changes what is computed.
+    fn pragma(&mut self) -> Parsed<()> {
+        loop {
+            let Token::Text(_) = self.token else {
+                return self.error(format!("expected a string after `.pragma`, found {}", self.shown()));
+            };
+            self.advance()?;
+            if !self.accept(b',')? {
+                return self.expect(b';');
+            }
+        }
     }
 
     fn skip_to_semicolon(&mut self) -> Parsed<()> {
@@ -194,7 +207,7 @@ impl<'a> Parser<'a> {
                 body.push(Statement::Loc { file, line, inlined_at });
                 return Ok(());
             }
-            ".pragma" => return self.skip_to_semicolon(),
+            ".pragma" => return self.pragma(),
             ".extern" => {
                 // Dynamic shared memory may be declared inside a function.
                 if self.word()? != ".shared" {
