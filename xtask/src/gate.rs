@@ -198,6 +198,7 @@ mod tests {
             cluster: 1,
             wgmma_n: wgmma_n.to_vec(),
             overlap: false,
+            may_unroll: true,
             dynamic_shared: 0,
             params: Vec::new(),
             static_shared: 0,

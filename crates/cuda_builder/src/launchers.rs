@@ -221,9 +221,12 @@ mod tests {
     /// A build of two kernels that share a struct, and one with parameters of its own.
     fn built(arch: Arch, threads: u32, x: &str, columns: u32) -> Built {
         let assembly = format!(
-            "//#kernel scale_rows threads={threads} min_blocks=2 cluster=1 wgmma_n=0 overlap=0 shared=96 (arguments : Scale)\n\
-             //#kernel halve_rows threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=1 shared=0 (arguments : Scale)\n\
-             //#kernel clear threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 shared=0 (x : * mut f32 , n : u32)\n\
+            "//#kernel scale_rows threads={threads} min_blocks=2 cluster=1 wgmma_n=0 overlap=0 unroll=1 \
+             shared=96 (arguments : Scale)\n\
+             //#kernel halve_rows threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=1 unroll=1 shared=0 \
+             (arguments : Scale)\n\
+             //#kernel clear threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 unroll=1 shared=0 \
+             (x : * mut f32 , n : u32)\n\
              //#arguments #[doc = r\" Rows.\"] pub struct Scale {{ #[doc = r\" The rows.\"] pub x : {x} , pub to : Target , }}\n\
              //#arguments #[doc = r\" Where.\"] pub struct Target {{ pub tiles : * mut [i32 ; 4] , pub how : Code < How > , \
              pub last : Flag , }}\n\

@@ -11,6 +11,7 @@
 //! )
 //!     .maxntid 256                            inserted: rustc has no attribute for launch bounds
 //!     .minnctapersm 2
+//!     .pragma "nounroll";                     inserted where the record says `unroll=0`
 //! {
 //!     .loc 1 45 9                             stays: faults and profiles name Rust lines by it
 //! $L__tmp3:                                   goes: only DWARF refers to it
@@ -48,6 +49,8 @@ pub struct KernelInfo {
     pub wgmma_n: Vec<u32>,
     /// Whether it may begin before its predecessor in the stream has ended.
     pub overlap: bool,
+    /// Whether `ptxas` may unroll its loops.
+    pub may_unroll: bool,
     /// Bytes of dynamic shared memory, where they are the same for every launch; else 0.
     pub dynamic_shared: u32,
     /// Its parameters in the source, in order.
@@ -108,7 +111,7 @@ pub fn rewrite(assembly: &str, prefixes: &[(String, String)]) -> Result<(String,
     Ok((text, records))
 }
 
-/// Copies one entry with its launch bounds; fills in the kernel's shared memory.
+/// Copies one entry with its launch bounds and its pragma; fills in the kernel's shared memory.
 fn entry<'a>(
     head: &str,
     lines: &mut impl Iterator<Item = &'a str>,
@@ -145,10 +148,15 @@ fn entry<'a>(
             "the parameters of `{name}` have {sizes:?} bytes in PTX, {expected:?} in Rust"
         )));
     }
-    let KernelInfo { threads, min_blocks, cluster, .. } = kernel;
+    let KernelInfo { threads, min_blocks, cluster, may_unroll, .. } = kernel;
     let _ = writeln!(text, ".maxntid {threads}\n.minnctapersm {min_blocks}");
     if *cluster > 1 {
         let _ = writeln!(text, ".explicitcluster\n.reqnctapercluster {cluster}, 1, 1");
+    }
+    if !*may_unroll {
+        // Before the body it is about every loop of the entry. Within, it would be about one, the loop whose
+        // first block it stands in.
+        text.push_str(".pragma \"nounroll\";\n");
     }
 
     let mut used = vec![false; shared.len()];
@@ -258,8 +266,9 @@ mod tests {
 .target sm_90a, debug
 .address_size 64
 
-//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=0 shared=0 (x : * const f32 , n : u32)
-//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 shared=0 ()
+//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=0 unroll=0 shared=0 \
+(x : * const f32 , n : u32)
+//#kernel empty threads=32 min_blocks=1 cluster=1 wgmma_n=0 overlap=0 unroll=1 shared=0 ()
 .shared .align 16 .b8 scale_a[20];
 .shared .align 64 .b8 scale_ab[64];
 .extern .shared .align 1024 .b8 dynamic_shared[];
@@ -308,10 +317,17 @@ ld.shared.v2.b32 {%r3, %r4}, [%r1];
     fn inserts_launch_bounds_between_head_and_body() {
         let (text, _) = rewritten();
         assert!(
-            text.contains("\t.param .u32 scale_param_1\n)\n.maxntid 256\n.minnctapersm 2\n{\n"),
+            text.contains("\t.param .u32 scale_param_1\n)\n.maxntid 256\n.minnctapersm 2\n.pragma"),
             "{text}"
         );
         assert!(text.contains(".visible .entry empty()\n.maxntid 32\n.minnctapersm 1\n{\n"), "{text}");
+    }
+
+    #[test]
+    fn the_pragma_is_of_one_entry() {
+        let (text, _) = rewritten();
+        assert!(text.contains(".minnctapersm 2\n.pragma \"nounroll\";\n{\n"), "{text}");
+        assert_eq!(text.matches(".pragma").count(), 1, "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Records: what `#[kernel]`, `#[arguments]` and `#[host]` leave in the PTX, one comment line each.
 //!
 //! ```text
-//! //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 shared=0 (arguments : Scale)
+//! //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 unroll=1 shared=0 (rows : Scale)
 //! //#arguments pub struct Scale { pub x : * const f32 , pub rounding : Code < Rounding > , pub n : u32 , }
 //! //#host #[repr (u32)] pub enum Rounding { Nearest = 0 , Zero = 1 , }
 //! ```
@@ -176,7 +176,10 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a String>) -> Result<(),
     }
 }
 
-/// `scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 shared=0 (x : * const f32 , n : u32)`
+/// `scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 unroll=1 shared=0 (x : * const f32)`
+///
+/// `overlap` is 1 where the kernel may begin before its predecessor has ended, `unroll` where `ptxas` may
+/// unroll its loops; else they are 0.
 fn kernel(record: &str) -> Result<KernelInfo, Error> {
     let parse = || {
         let (head, parameters) = record.split_once(" (")?;
@@ -184,10 +187,12 @@ fn kernel(record: &str) -> Result<KernelInfo, Error> {
         let name = words.next()?.to_owned();
         let mut value = |key: &str| words.next()?.strip_prefix(key)?.strip_prefix('=');
         let number = |value: &str| value.parse::<u32>().ok();
+        let flag = |value: &str| ["0", "1"].iter().position(|&one| one == value).map(|one| one == 1);
         let (threads, min_blocks) = (number(value("threads")?)?, number(value("min_blocks")?)?);
         let cluster = number(value("cluster")?)?;
         let wgmma_n = value("wgmma_n")?.split('+').map(number).collect::<Option<Vec<_>>>()?;
-        let (overlap, shared) = (number(value("overlap")?)?, number(value("shared")?)?);
+        let (overlap, may_unroll) = (flag(value("overlap")?)?, flag(value("unroll")?)?);
+        let shared = number(value("shared")?)?;
         let parameters = parameters.strip_suffix(')')?.parse::<TokenStream>().ok()?;
         let parser = Punctuated::<FnArg, Token![,]>::parse_terminated;
         let parameters = syn::parse::Parser::parse2(parser, parameters).ok()?;
@@ -197,7 +202,8 @@ fn kernel(record: &str) -> Result<KernelInfo, Error> {
             min_blocks,
             cluster,
             wgmma_n: wgmma_n.into_iter().filter(|&n| n != 0).collect(),
-            overlap: overlap == 1,
+            overlap,
+            may_unroll,
             dynamic_shared: shared,
             params: parameters.iter().map(parameter).collect::<Option<_>>()?,
             text: 0..0,
@@ -304,7 +310,8 @@ mod tests {
     use super::*;
 
     const ASSEMBLY: &str = "\
-//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=1 shared=512 (x : * const crate :: Bf16 , rest : crate :: Rest)
+//#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=64 overlap=1 unroll=0 shared=512 \
+(x : * const crate :: Bf16 , rest : crate :: Rest)
 //#arguments #[doc = r\" The rest.\"] pub struct Rest { #[doc = r\" Tiles.\"] pub tiles : * mut [i32 ; 4] , pub map : TensorMap , \
 pub how : Code < crate :: How > , pub last : Flag , pub n : u64 , }
 //#host #[doc = r\" How.\"] #[derive (Clone , Copy)] #[repr (u32)] pub enum How { Fast = 0 , Slow = 1 , }
@@ -315,7 +322,8 @@ pub how : Code < crate :: How > , pub last : Flag , pub n : u64 , }
     fn structs_are_taken_apart() {
         let records = Records::read(ASSEMBLY).expect("well formed");
         let kernel = &records.kernels[0];
-        assert_eq!((kernel.threads, kernel.dynamic_shared, kernel.overlap), (256, 512, true));
+        assert_eq!((kernel.threads, kernel.dynamic_shared), (256, 512));
+        assert_eq!((kernel.overlap, kernel.may_unroll), (true, false));
         let flat = records.flatten(&kernel.params).expect("its structs are there");
         let flat = flat.iter().map(|param| (param.path.join("."), param.size)).collect::<Vec<_>>();
         let expected = [
@@ -346,6 +354,9 @@ pub how : Code < crate :: How > , pub last : Flag , pub n : u64 , }
         assert!(refused("wgmma_n=64", "wgmma_n=60").contains("wgmma_n = 60"));
         assert!(refused("wgmma_n=64", "wgmma_n=8+60").contains("wgmma_n = 60"));
         assert!(refused("wgmma_n=64", "wgmma_n=8+").contains("kernel record `scale"));
+        assert!(refused("overlap=1", "overlap=2").contains("kernel record `scale"));
+        assert!(refused("unroll=0", "unroll=never").contains("kernel record `scale"));
+        assert!(refused(" unroll=0", "").contains("kernel record `scale"));
         assert!(refused(" shared=512", "").contains("kernel record `scale"));
         assert!(refused("pub struct Rest", "pub struct Other").contains("`Rest` is no struct"));
         assert!(refused("const COLUMNS", "const How").contains("two items for the host are named `How`"));

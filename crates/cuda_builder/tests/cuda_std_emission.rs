@@ -87,6 +87,23 @@ fn a_barrier_is_not_duplicated_into_branches() {
 }
 
 #[test]
+fn loops_stay_rolled_where_the_attribute_says_so() {
+    for arch in Arch::ALL {
+        let (built, text) = build(arch);
+        let is_pragma = |line: &&str| line.starts_with(".pragma");
+        for kernel in &built.kernels {
+            // In bodies LLVM has pragmas of its own, for single loops.
+            let lines = body(text, &kernel.name);
+            let pragmas = lines.iter().take_while(|&&line| line != "{").copied().filter(is_pragma);
+            let expected = if kernel.name == "rolled" { vec![".pragma \"nounroll\";"] } else { vec![] };
+            assert_eq!(pragmas.collect::<Vec<_>>(), expected, "{arch}: {}", kernel.name);
+            assert_eq!(kernel.may_unroll, kernel.name != "rolled", "{arch}: {}", kernel.name);
+        }
+        assert_eq!(text.lines().filter(is_pragma).count(), 1, "{arch}");
+    }
+}
+
+#[test]
 fn static_shared_memory_agrees_with_ptxas() {
     let (built, _) = build(Arch::Sm90a);
     for kernel in &built.kernels {

@@ -1,6 +1,7 @@
 //! `#[kernel]`: from a function to an entry of the PTX, and its record.
 
 use std::cmp::Reverse;
+use std::mem;
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
@@ -97,16 +98,17 @@ impl Kernel {
 
     /// The entry and its record.
     fn entry(&self, parameters: &[(&Ident, &Type)]) -> syn::Result<TokenStream> {
-        let Bounds { threads, min_blocks, cluster, wgmma_n, shared, overlap } =
+        let Bounds { threads, min_blocks, cluster, wgmma_n, shared, overlap, may_unroll } =
             syn::parse2(self.attribute.clone())?;
         let mut function = self.function.clone();
         let source = function.sig.inputs.to_token_stream().to_string().replace('\n', " ");
         let record = format!(
             "//#kernel {} threads={{threads}} min_blocks={{min_blocks}} cluster={{cluster}} wgmma_n={} overlap={} \
-             shared={{shared}} ({source})",
+             unroll={} shared={{shared}} ({source})",
             function.sig.ident,
             (0..wgmma_n.len()).map(|number| format!("{{wgmma_n_{number}}}")).collect::<Vec<_>>().join("+"),
             u32::from(overlap.is_some()),
+            u32::from(may_unroll),
         );
         let wgmma_n = wgmma_n.iter().enumerate().map(|(number, n)| {
             let name = quote::format_ident!("wgmma_n_{number}");
@@ -287,6 +289,8 @@ struct Bounds {
     wgmma_n: Vec<Expr>,
     shared: Expr,
     overlap: Option<Overlap>,
+    /// Whether `ptxas` may unroll loops.
+    may_unroll: bool,
 }
 
 /// Where a kernel that may begin before its predecessor has ended waits for it.
@@ -301,7 +305,8 @@ enum Overlap {
 impl Parse for Bounds {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let (mut threads, mut min_blocks, mut cluster) = (None, None, None);
-        let (mut wgmma_n, mut shared, mut overlap) = (None, None, None);
+        let (mut wgmma_n, mut shared) = (None, None);
+        let (mut overlap, mut may_unroll) = (None, true);
         while !input.is_empty() {
             let key: Ident = input.parse()?;
             input.parse::<Token![=]>()?;
@@ -313,6 +318,12 @@ impl Parse for Bounds {
                     _ => return Err(Error::new(place.span(), "expected `before` or `within`")),
                 };
                 overlap.replace(place).is_some()
+            } else if key == "unroll" {
+                let when: Ident = input.parse()?;
+                if when != "never" {
+                    return Err(Error::new(when.span(), "expected `never`"));
+                }
+                !mem::replace(&mut may_unroll, false)
             } else {
                 let slot = match key.to_string().as_str() {
                     "threads" => &mut threads,
@@ -321,8 +332,8 @@ impl Parse for Bounds {
                     "wgmma_n" => &mut wgmma_n,
                     "shared" => &mut shared,
                     _ => {
-                        let known =
-                            "expected `threads`, `min_blocks`, `cluster`, `wgmma_n`, `shared` or `overlap`";
+                        let known = "expected `threads`, `min_blocks`, `cluster`, `wgmma_n`, `shared`, \
+                                     `overlap` or `unroll`";
                         return Err(Error::new(key.span(), known));
                     }
                 };
@@ -346,6 +357,41 @@ impl Parse for Bounds {
             },
             shared: shared.unwrap_or_else(|| syn::parse_quote!(0)),
             overlap,
+            may_unroll,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a kernel with this attribute.
+    fn expand(attribute: &str) -> syn::Result<String> {
+        let function = quote!(
+            unsafe fn clear(x: *mut f32) {}
+        );
+        begin(attribute.parse()?, function).map(|expanded| expanded.to_string())
+    }
+
+    #[test]
+    fn the_record_says_whether_ptxas_may_unroll() {
+        let record = |attribute| expand(attribute).expect("a valid attribute");
+        assert!(record("threads = 128").contains("overlap=0 unroll=1 shared={shared} (x : * mut f32)"));
+        assert!(record("threads = 128, unroll = never").contains("overlap=0 unroll=0 shared="));
+        assert!(
+            record("unroll = never, overlap = within, threads = 128").contains("overlap=1 unroll=0 shared=")
+        );
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        let refused = |attribute| expand(attribute).expect_err(attribute).to_string();
+        assert_eq!(refused("threads = 128, unroll = always"), "expected `never`");
+        assert_eq!(refused("threads = 128, unroll = never, unroll = never"), "`unroll` is given twice");
+        assert!(refused("threads = 128, unroll = false").contains("expected identifier"));
+        assert_eq!(refused("threads = 128, overlap = never"), "expected `before` or `within`");
+        assert!(refused("threads = 128, rolled = 1").ends_with("`shared`, `overlap` or `unroll`"));
+        assert!(refused("unroll = never").ends_with("`threads = ..` is missing"));
     }
 }

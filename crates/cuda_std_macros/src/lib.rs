@@ -8,13 +8,13 @@
 //!        +--> //#arguments pub struct Scale { x : * const f32 , n : u32 , }
 //!
 //! #[kernel(threads = 256, min_blocks = 2)]
-//! pub unsafe fn scale(arguments: Scale) { .. }
+//! pub unsafe fn scale(rows: Scale) { .. }
 //!        |
 //!        +--> #[unsafe(no_mangle)] pub unsafe extern "ptx-kernel" fn scale(x: *const f32, n: u32) {
-//!        |        let arguments = Scale { x, n };
+//!        |        let rows = Scale { x, n };
 //!        |        ..
 //!        |    }
-//!        +--> //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 shared=0 (arguments : Scale)
+//!        +--> //#kernel scale threads=256 min_blocks=2 cluster=1 wgmma_n=0 overlap=0 unroll=1 shared=0 (rows : Scale)
 //! ```
 //!
 //! The lines that begin with `//#` are records: comments in the PTX, left there by `global_asm!`.
@@ -45,6 +45,12 @@ use syn::{Error, parse_macro_input};
 /// With `overlap = before` the kernel may begin while its predecessor in the stream still runs; before its
 /// body, `grid::wait` waits for that and `grid::launch_dependents` lets its own successor begin. With
 /// `overlap = within` the body does both itself.
+///
+/// With `unroll = never` the driver's compiler, and `ptxas`, leave the kernel's loops as they are in the PTX;
+/// what LLVM or `unroll!` has unrolled before stays so. The driver compiles a kernel when it is first used,
+/// and that takes the longer the more machine code it makes. It unrolls loops that LLVM left rolled, whether
+/// they are worth it or not: in a kernel much of whose code a block runs once, that is time of the first
+/// launch spent on copies that gain nothing.
 ///
 /// Parameters are at most eight: raw pointers (to numbers, `Bf16`, `F16` or arrays of them), `u32`, `i32`,
 /// `u64`, `i64`, `f32`, `Flag`, `Code<..>`, `TensorMap`, which the body sees as a `*const TensorMap` into the

@@ -422,6 +422,21 @@ mod hopper {
     }
 }
 
+/// A loop that LLVM leaves rolled and `ptxas` would unroll.
+///
+/// # Safety
+/// Both pointers are to global memory, of `n` and one words.
+#[kernel(threads = 128, unroll = never)]
+pub unsafe fn rolled(input: *const u32, output: *mut u32, n: u32) {
+    let mut largest = 0;
+    for index in 0..n {
+        // SAFETY: the test never launches this kernel.
+        largest = unsafe { largest.max(input.add(index as usize).read_volatile()) };
+    }
+    // SAFETY: as above.
+    unsafe { *output = largest };
+}
+
 /// A barrier below a branch that all threads take alike: LLVM must leave one copy of it.
 ///
 /// # Safety
