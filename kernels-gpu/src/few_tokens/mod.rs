@@ -54,6 +54,10 @@
 //! packed weights `wgmma` reads e4m3 from the stages; others are converted to f16 for `mma.sync`. Sums are
 //! folded into f32 registers every 128 of K with the scales that change there ([`multiply`]).
 //!
+//! # Loops
+//! `ptxas` leaves them rolled (`unroll = never`). Nearly all that it would unroll copy inputs, clear memory
+//! or list tiles, which a block does once, and the driver would compile all of that before the first launch.
+//!
 //! # Contract (checked by the host before the launch)
 //! Arguments are as [`FewTokens`] and [`Projection`] say. The grid is at most what the device holds at once,
 //! launched cooperatively and without overlap. The control words are in use by this launch alone.
@@ -226,7 +230,7 @@ pub struct FewTokens {
 ///
 /// # Safety
 /// The contract in the module documentation.
-#[kernel(threads = THREADS)]
+#[kernel(threads = THREADS, unroll = never)]
 pub unsafe fn few_tokens(arguments: FewTokens) {
     // SAFETY: the kernel's contract.
     unsafe { run::<Rows>(&arguments) }
@@ -236,7 +240,7 @@ pub unsafe fn few_tokens(arguments: FewTokens) {
 ///
 /// # Safety
 /// The contract in the module documentation.
-#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32], unroll = never)]
 pub unsafe fn few_tokens_packed(arguments: FewTokens) {
     // SAFETY: the kernel's contract.
     unsafe { run::<Packed>(&arguments) }
@@ -246,7 +250,7 @@ pub unsafe fn few_tokens_packed(arguments: FewTokens) {
 ///
 /// # Safety
 /// The contract in the module documentation; the arguments are such a layer's.
-#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32], unroll = never)]
 pub unsafe fn few_tokens_packed_block(arguments: FewTokens) {
     let scales = (BScaleKind::Block, AScaleKind::Group);
     // SAFETY: the kernel's contract.
@@ -257,7 +261,7 @@ pub unsafe fn few_tokens_packed_block(arguments: FewTokens) {
 ///
 /// # Safety
 /// The contract in the module documentation; the arguments are such a layer's.
-#[kernel(threads = THREADS, wgmma_n = [8, 16, 32])]
+#[kernel(threads = THREADS, wgmma_n = [8, 16, 32], unroll = never)]
 pub unsafe fn few_tokens_packed_token(arguments: FewTokens) {
     let [first, second] = [AScaleKind::Row, AScaleKind::Group].map(|inputs| (BScaleKind::Channel, inputs));
     // SAFETY: the kernel's contract.
