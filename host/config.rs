@@ -100,9 +100,10 @@ pub enum Path {
         blocks: Option<u32>,
     },
     /// For a layer and up to eight tokens, everything behind the router in one launch wherever that kernel
-    /// fits: on Hopper, with H and I multiples of 64, and no scales of whole rows in front of GEMM 2 where
-    /// weights are packed; where a slot's weight multiplies its input ([`Routing::SigmoidInput`]), with at
-    /// most eight pairs of a token and a slot. Else as `Auto`, which does so where it has been faster.
+    /// fits: on Hopper, with H and I multiples of 64 where weights are not packed, no scales of whole rows in
+    /// front of GEMM 2 where they are, and no biases of experts; where a slot's weight multiplies its input
+    /// ([`Routing::SigmoidInput`]), with at most eight pairs of a token and a slot. Else as `Auto`, which
+    /// does so where it has been faster.
     OneLaunch,
 }
 

@@ -324,7 +324,8 @@ pub struct ProblemSizes {
 /// One of the two matrices of an expert, and what its units are.
 #[derive(Clone, Copy, Debug)]
 pub struct Projection {
-    /// e4m3 `[local experts, rows, k]`, 16-byte aligned.
+    /// e4m3 `[local experts, rows, k]`, 16-byte aligned; packed, each of whose rows ends with zeros up to a
+    /// multiple of 128.
     pub weights: DevicePtr<u8>,
     /// Their scales, as many as the kind says.
     pub weight_scales: DevicePtr<f32>,
@@ -334,7 +335,7 @@ pub struct Projection {
     pub weight_scale_kind: BScaleKind,
     /// Which scales the inputs get.
     pub input_scale_kind: AScaleKind,
-    /// K, a multiple of 64; of packed weights of 128.
+    /// K, a multiple of 64; of packed weights of 16.
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,

@@ -19,8 +19,8 @@ use crate::gpu::stream::Stream;
 use crate::kernels::launchers::{
     self, AScaleKind, ActivationFunction, BScaleKind, HiddenType, OutType, Strides,
 };
-use crate::plan::elements;
 use crate::plan::few_tokens::{Cut, FewTokensPlan};
+use crate::plan::packed::{WeightLayout, weight_len};
 use crate::plan::rows::ScaleLayout;
 
 const OP: &str = "few_tokens";
@@ -99,7 +99,8 @@ pub(crate) enum InputScales<'a> {
     Group,
 }
 
-/// The matrices of one projection: e4m3 `[E_loc, rows, K]`, 16-byte aligned.
+/// The matrices of one projection: e4m3 `[E_loc, rows, K]`, 16-byte aligned, or packed: the elements of their
+/// [`PackedShape`](super::pack_weights::PackedShape).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Projection<'a> {
     pub weights: Slice<'a, E4m3>,
@@ -188,9 +189,10 @@ pub(crate) fn few_tokens(stream: &Stream, args: FewTokens<'_>) -> Result<()> {
     args.expert_offsets.check(OP, "expert_offsets", local_experts + 1, stream)?;
     let input = args.check_hidden(stream)?;
     let halves = (intermediate, plan.first.half_rows);
-    let first = args.first.raw(&plan.first, local_experts, 2 * intermediate, halves, stream)?;
+    let layout = if plan.packed { WeightLayout::Packed } else { WeightLayout::Checkpoint };
+    let first = args.first.raw(&plan.first, layout, local_experts, 2 * intermediate, halves, stream)?;
     let halves = (plan.second.half_rows, 2 * plan.second.half_rows);
-    let second = args.second.raw(&plan.second, local_experts, hidden, halves, stream)?;
+    let second = args.second.raw(&plan.second, layout, local_experts, hidden, halves, stream)?;
     let arguments = launchers::FewTokens {
         hidden: input.values,
         hidden_scales: input.scales,
@@ -304,13 +306,14 @@ impl Projection<'_> {
     fn raw(
         &self,
         cut: &Cut,
+        layout: WeightLayout,
         experts: usize,
         rows: usize,
         (half_distance, stride): (usize, usize),
         stream: &Stream,
     ) -> Result<launchers::Projection> {
         let Cut { k, half_rows, stage_k, parts, units, input_pitch, dealing } = *cut;
-        check_matrix(OP, &self.weights, "weights", elements(OP, "weights", &[experts, rows, k])?, stream)?;
+        check_matrix(OP, &self.weights, "weights", weight_len(OP, layout, [experts, rows, k])?, stream)?;
         // The kernel counts rows in 32 bits.
         require(experts * rows < 1 << 31, OP, "weights", format!("{experts} experts"), || {
             format!("must be fewer than 2^31 / {rows}")

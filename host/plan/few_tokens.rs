@@ -7,12 +7,13 @@
 //!
 //! The kernel's documentation (`kernels-gpu/src/few_tokens`) has the rest.
 
-use crate::config::{MoeConfig, Path, Routing, SharedRun, Tuning};
+use crate::config::{COPY_BYTES, MoeConfig, Path, Routing, SharedRun, Tuning};
 use crate::gpu::device::Device;
 use crate::gpu::family::Family;
 use crate::kernels::launchers::{self, Dealing};
 
 use super::first_is_gated;
+use super::packed::{is_padded_little, padded};
 
 /// Columns of K that the kernel's stages are made of.
 const SLAB: usize = launchers::SLAB as usize;
@@ -22,7 +23,7 @@ const FEWEST_STAGES: usize = 3;
 /// How the units of one matrix are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
-    /// K.
+    /// K, of packed weights without what pads it.
     pub k: usize,
     /// Rows of half a unit.
     pub half_rows: usize,
@@ -82,13 +83,16 @@ impl FewTokensPlan {
             && pairs <= launchers::FEW_MOST_PAIRS as usize
             && first_rows <= launchers::FEW_TILE_ROWS as usize
             && config.local_count() > 0
-            && hidden.is_multiple_of(64)
-            && intermediate.is_multiple_of(64)
-            // The kernel knows w13 packed with gate beside up, as the fused first GEMM has it.
-            && (!packed
-                || (hidden.is_multiple_of(SLAB)
-                    && intermediate.is_multiple_of(SLAB)
-                    && first_is_gated(device, config)));
+            && match packed {
+                // The kernel knows w13 with gate beside up, as the fused first GEMM has it.
+                true => {
+                    [hidden, intermediate]
+                        .into_iter()
+                        .all(|k| k.is_multiple_of(COPY_BYTES) && is_padded_little(k))
+                        && first_is_gated(device, config)
+                }
+                false => hidden.is_multiple_of(64) && intermediate.is_multiple_of(64),
+            };
         if !fits {
             return None;
         }
@@ -183,8 +187,9 @@ struct SharedMemory {
 }
 
 impl SharedMemory {
-    /// For `rows` inputs of `k[0]` bytes of GEMM 1 and a tile's of `k[1]`: up to as many as there are tokens,
-    /// since an expert has no more where a token does not name it twice. As many stages as fit beside them.
+    /// For `rows` inputs of `k[0]` columns of GEMM 1 and a tile's of `k[1]`: up to as many as there are
+    /// tokens, since an expert has no more where a token does not name it twice. As many stages as fit beside
+    /// them.
     fn new(device: &Device, [rows, tokens]: [usize; 2], k: [usize; 2], packed: bool) -> Option<SharedMemory> {
         let (tables, of_stage) = (launchers::FEW_TABLE_BYTES as usize, launchers::FEW_STAGE_BYTES as usize);
         let room = (device.shared_per_block() as usize).checked_sub(tables)?;
@@ -195,7 +200,7 @@ impl SharedMemory {
             // that lie 64 bytes apart in the banks do not conflict.
             let pitches =
                 [0, 1].map(|i| if packed { 16 * (rows[i] | 1) } else { k[i].next_multiple_of(SLAB) + 64 });
-            let of = |i: usize| pitches[i] * if packed { k[i] / 16 } else { rows[i] };
+            let of = |i: usize| pitches[i] * if packed { padded(k[i]) / 16 } else { rows[i] };
             let input_bytes = of(0).max(of(1));
             let past_end = if packed { pitches[0].max(pitches[1]) } else { 0 };
             let behind = launchers::few_input_end_bytes(k[0].max(k[1]), past_end);
@@ -338,6 +343,37 @@ mod tests {
         assert!(!is_taken([256, 8, 2048, 512], 9, true));
         assert!(is_taken([8, 2, 4096, 14336], 1, false) && !is_taken([8, 2, 4096, 14336], 2, false));
         assert!(is_taken([256, 8, 2048, 512], 4, false) && !is_taken([256, 8, 2048, 512], 5, false));
+    }
+
+    /// H and I that are no multiples of 128, as gpt-oss's: packed where K is padded by little.
+    #[test]
+    fn packed_weights_may_be_padded() {
+        let device = Device::for_test(None);
+        let plan = |sizes, tokens, packed| FewTokensPlan::new(&device, &config(sizes), tokens, packed);
+        for quantization in [Quantization::Block128, Quantization::ChannelToken] {
+            for tokens in 1..=8 {
+                let gpt_oss = MoeConfig { quantization, path: Path::Auto, ..config([128, 4, 2880, 2880]) };
+                let plan = FewTokensPlan::new(&device, &gpt_oss, tokens, true).expect("a plan");
+                // Blocks of scales pad I.
+                let intermediate = if quantization == Quantization::Block128 { 2944 } else { 2880 };
+                assert_eq!([plan.first.k, plan.second.k], [2880, intermediate]);
+                assert_eq!(plan.first.units * plan.first.half_rows, intermediate);
+                let rows = plan.second.units / plan.second.parts * 2 * plan.second.half_rows;
+                assert_eq!(rows, 2880, "{plan:?}");
+                assert_eq!(plan.set_words(), plan.pairs * (intermediate + plan.second.parts * 2880));
+                // Inputs have the columns that the weights have.
+                let pitch = plan.first.input_pitch.max(plan.second.input_pitch);
+                assert_eq!(plan.input_bytes, pitch * 2944 / 16, "{plan:?}");
+                assert!(plan.stages >= 3 && plan.tile_rows == tokens, "{plan:?}");
+            }
+        }
+        assert!(plan([16, 4, 1008, 128], 1, true).is_some() && plan([16, 4, 1008, 128], 1, false).is_none());
+        // More than one part in 32 is missing.
+        for sizes in [[16, 4, 192, 128], [16, 4, 1984, 128], [16, 4, 960, 2048]] {
+            assert!(plan(sizes, 1, true).is_none() && plan(sizes, 1, false).is_some(), "{sizes:?}");
+        }
+        // In the middle of 16 bytes.
+        assert!(plan([16, 4, 1016, 128], 1, true).is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! H200 a stream of such copies runs 3 to 5 % faster than boxes of the matrix as a checkpoint has it.
 //! `kernels-gpu/src/gemm/hopper/weights.rs` draws the format; [`PackedShape::VERSION`] is its version.
 
-use crate::config::{COPY_BYTES, MoeConfig, Path};
+use crate::config::{COPY_BYTES, MoeConfig};
 use crate::error::{Result, require};
 use crate::gpu::device::Device;
 use crate::kernels::launchers;
@@ -86,11 +86,6 @@ impl PackedShape {
         let hopper = takes_hopper("PackedShape", device, config.path).unwrap_or(false);
         let (experts, hidden, intermediate) =
             (config.slot_local_experts(), config.hidden_size, config.padded_intermediate());
-        let is_padded_little = |k: usize| {
-            // The layer in one launch does not read padded ones.
-            let most = if config.path == Path::OneLaunch { 0 } else { k / Self::MOST_PADDING };
-            k.next_multiple_of(launchers::SLAB as usize) - k <= most
-        };
         // Without a gate both halves of an item are the same rows.
         if !hopper || ![hidden, intermediate].into_iter().all(is_padded_little) || config.halves() != 2 {
             return None;
@@ -110,7 +105,7 @@ impl PackedShape {
 
     /// Bytes of the packed matrices: as many, but for what K lacks to a multiple of 128.
     pub fn len(&self) -> usize {
-        self.experts * self.rows * self.k.next_multiple_of(launchers::SLAB as usize)
+        self.experts * self.rows * padded(self.k)
     }
 
     /// Whether there are no experts.
@@ -129,6 +124,17 @@ impl PackedShape {
     }
 }
 
+/// K of packed weights: what `k` lacks to a multiple of 128 is zeros.
+pub(crate) fn padded(k: usize) -> usize {
+    k.next_multiple_of(launchers::SLAB as usize)
+}
+
+/// Whether weights of `k` columns are packed: what these lack to a multiple of 128 is at most
+/// [`MOST_PADDING`](PackedShape::MOST_PADDING).
+pub(crate) fn is_padded_little(k: usize) -> bool {
+    padded(k) - k <= k / PackedShape::MOST_PADDING
+}
+
 /// Elements that B of a GEMM has.
 pub(crate) fn weight_len(
     op: &'static str,
@@ -137,8 +143,6 @@ pub(crate) fn weight_len(
 ) -> Result<usize> {
     match layout {
         WeightLayout::Checkpoint => elements(op, "b", &[experts, rows, k]),
-        WeightLayout::Packed => {
-            elements(op, "b", &[experts, rows, k.next_multiple_of(launchers::SLAB as usize)])
-        }
+        WeightLayout::Packed => elements(op, "b", &[experts, rows, padded(k)]),
     }
 }

@@ -7,9 +7,11 @@ use crate::common::checks::{out_of_bounds, relative_l2};
 use crate::common::layers::{Poison, Skew, any_quantization, any_skew, config, on_device, random_routing};
 use crate::common::oracle::{self, Layer};
 use crate::common::{cases, device, timing};
+use crate::forward::quantised;
 use fp8_moe::ops::grouped_gemm::Path;
+use fp8_moe::ops::pack_weights::PackedShape;
 use fp8_moe::{
-    Buffer, Device, Family, Forward, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
+    Buffer, Device, Family, Forward, Hidden, IntermediateScales, MoeConfig, MoeLayer, Output, OutputType,
     Quantization, RawForward, RawHidden, RawOutput, RawRouting, Reduction, Routing, SliceMut, Step, Stream,
     WeightScales, Workspace,
 };
@@ -58,6 +60,44 @@ prop_compose! {
     }
 }
 
+/// H and I of which one is short of a multiple of 128, or both, by so little that the weights are packed: by
+/// 16, 32 or 64. In blocks I is padded by the layer.
+const PADDED: [[usize; 2]; 8] = [
+    [1008, 128],
+    [128, 1008],
+    [1008, 1008],
+    [1520, 256],
+    [256, 2016],
+    [2112, 128],
+    [128, 2112],
+    [2880, 1008],
+];
+
+prop_compose! {
+    /// A layer whose packed weights have zeros behind K.
+    fn any_padded_layer()(
+        quantization in any_quantization(),
+        experts in 1usize..=5,
+        k in 1usize..=3,
+        [hidden, intermediate] in prop::sample::select(&PADDED),
+        activation in prop::sample::select(&FUNCTIONS),
+        limit in prop::option::weighted(0.3, 0.5f32..3.0),
+        weighs_input in prop::bool::weighted(0.2),
+        costs in prop::option::of(prop::sample::select(&[(0, 1), (1 << 30, 1)][..])),
+    ) -> MoeConfig {
+        let (k, routing) = match weighs_input {
+            true => (1, Routing::SigmoidInput),
+            false => (k.min(experts), Routing::Softmax { renormalize: true }),
+        };
+        let mut config = config(quantization, routing, [experts, k, hidden, intermediate]);
+        (config.activation, config.activation_limit) = (activation, limit);
+        if let Some(costs) = costs {
+            (config.tuning.one_launch_unit_bytes, config.tuning.one_launch_copy_bytes) = costs;
+        }
+        config
+    }
+}
+
 /// A layer with its inputs.
 struct Case {
     stream: Stream,
@@ -98,9 +138,19 @@ impl Case {
 
     /// Runs it into `out`, and sees to it that it is one launch.
     fn run_into<'a>(&'a self, workspace: &'a mut Workspace, out: impl Into<Output<'a>>) {
+        self.run_hidden((&self.hidden).into(), workspace, out);
+    }
+
+    /// The same of other hidden states than the case's.
+    fn run_hidden<'a>(
+        &'a self,
+        hidden: Hidden<'a>,
+        workspace: &'a mut Workspace,
+        out: impl Into<Output<'a>>,
+    ) {
         let steps = RefCell::new(Vec::new());
         let observe = |step: Step| steps.borrow_mut().push(step.name);
-        let forward = Forward::new(&self.hidden, workspace, out).routed(&self.ids, &self.weights);
+        let forward = Forward::new(hidden, workspace, out).routed(&self.ids, &self.weights);
         self.layer.forward_with(&self.stream, forward.observed(&observe)).unwrap();
         assert_eq!(*steps.borrow(), ["one launch"], "{:?}", self.layer.config());
     }
@@ -227,6 +277,86 @@ proptest! {
             // SAFETY: the addresses are those of the buffers, which live until the stream is waited for.
             unsafe { case.layer.forward_raw(forward).unwrap() };
             prop_assert_eq!(bits(&out.to_vec(&case.stream).unwrap()), bits(&expected));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(8))]
+
+    /// Where packed weights have zeros behind K: against the oracle, in 16 bits, and of hidden states that
+    /// the caller has quantised.
+    #[test]
+    fn padded_columns(
+        config in any_padded_layer(), tokens in 1usize..=8, skew in any_skew(), seed: u64,
+    ) {
+        timing(seed);
+        let Some(device) = hopper() else { return Ok(()) };
+        let case = Case::new(&device, config, tokens, skew, seed);
+        prop_assert!(PackedShape::of_layer(&device, case.layer.config()).is_some());
+        let mut workspace = case.workspace();
+        let ours = case.run(&mut workspace);
+        let (hidden, ids, weights) = &case.host;
+        prop_assert_eq!(out_of_bounds(&ours, &case.oracle.forward(hidden, ids, weights)), None);
+        let mut half = device.uninit::<bf16>(case.len()).unwrap();
+        case.run_into(&mut workspace, &mut half);
+        let rounded: Vec<_> = ours.iter().map(|&x| bf16::from_f32(x)).collect();
+        prop_assert!(half.to_vec(&case.stream).unwrap() == rounded);
+        // A weight that multiplies an input does so before it is quantised.
+        if case.oracle.config.routing != Routing::SigmoidInput {
+            let (values, scales, layout) = quantised(&case.stream, &case.oracle, &case.hidden);
+            let scales = scales.as_ref().map(|scales| scales.as_slice());
+            let given = Hidden::Quantised { values: values.as_slice(), scales, layout };
+            let mut out = device.uninit::<f32>(case.len()).unwrap();
+            case.run_hidden(given, &mut workspace, &mut out);
+            prop_assert_eq!(bits(&out.to_vec(&case.stream).unwrap()), bits(&ours));
+        }
+    }
+}
+
+/// gpt-oss's sizes, of usual layers.
+#[test]
+fn columns_of_gpt_oss() {
+    let Some(device) = hopper() else { return };
+    for (seed, quantization) in (0..).zip([Quantization::Block128, Quantization::ChannelToken]) {
+        timing(seed);
+        let config = config(quantization, Routing::Softmax { renormalize: true }, [2, 1, 2880, 2880]);
+        let case = Case::new(&device, config, 2, Skew::Uniform, seed);
+        assert!(PackedShape::of_layer(&device, case.layer.config()).is_some());
+        let mut workspace = case.workspace();
+        let full = case.run(&mut workspace);
+        let (hidden, ids, weights) = &case.host;
+        assert_eq!(out_of_bounds(&full, &case.oracle.forward(hidden, ids, weights)), None, "{quantization}");
+        let mut half = device.uninit::<bf16>(case.len()).unwrap();
+        case.run_into(&mut workspace, &mut half);
+        let rounded: Vec<_> = full.iter().map(|&x| bf16::from_f32(x)).collect();
+        assert!(half.to_vec(&case.stream).unwrap() == rounded, "{quantization}");
+    }
+}
+
+/// Shared memory behind K has what GEMM 1 has left there, unless zeros are written: a token of NaNs is one in
+/// its own row alone.
+#[test]
+fn nans_stay_in_their_row() {
+    let Some(device) = hopper() else { return };
+    for quantization in [Quantization::ChannelToken, Quantization::TensorStatic] {
+        let mut config = config(quantization, Routing::Softmax { renormalize: true }, [5, 3, 1024, 1008]);
+        // Blocks have units of any tile.
+        config.tuning.one_launch_draw_bytes = 0;
+        for seed in 0..2 {
+            timing(seed);
+            let mut case = Case::new(&device, config.clone(), 6, Skew::Uniform, seed);
+            let columns = case.len() / 6;
+            let mut workspace = case.workspace();
+            let clean = case.run(&mut workspace);
+            let row = seed as usize * columns..(seed as usize + 1) * columns;
+            case.host.0[row.clone()].fill(bf16::NAN);
+            case.hidden = device.upload(&case.host.0).unwrap();
+            let ours = case.run(&mut workspace);
+            assert!(ours[row.clone()].iter().all(|x| x.is_nan()), "{quantization}");
+            for others in [0..row.start, row.end..ours.len()] {
+                assert_eq!(bits(&ours[others.clone()]), bits(&clean[others]), "{quantization}");
+            }
         }
     }
 }

@@ -59,7 +59,7 @@ impl Inputs {
 }
 
 /// The hidden states quantised by the scheme of `layer`, token by token.
-fn quantised(
+pub(crate) fn quantised(
     stream: &Stream,
     layer: &Layer,
     hidden: &Buffer<bf16>,

@@ -129,7 +129,7 @@ pub unsafe fn drawn(arguments: &FewTokens, shared: &Memory, is_first: bool) -> *
 pub unsafe fn end(arguments: &FewTokens, shared: &Memory) {
     let (words_of_control, block, blocks) = (arguments.control, thread::block_idx_x(), thread::grid_dim_x());
     // SAFETY: nobody else touches the other set in this launch; its words are as many as the last launch that
-    // filled it has left here, a multiple of 64, for which the host has made room. The first four
+    // filled it has left here, a multiple of 16, for which the host has made room. The first four
     // words are touched by atomics alone; they change when all blocks have read them.
     unsafe {
         let [parity, _, of_0, of_1] = shared.launch().read();

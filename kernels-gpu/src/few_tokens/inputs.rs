@@ -11,7 +11,8 @@
 //! are, and a block quantises a token's hidden states once, when the first of its tiles has the token; of a
 //! tile's products those columns are stored that are its pairs'. In GEMM 2 a block quantises the rows of each
 //! tile that it works on. All of them come from L2. There is a scale for each 128 columns in any case: where
-//! a row, or everything, has one, it is repeated.
+//! a row, or everything, has one, it is repeated. Where packed weights have zeros behind K, so have the rows:
+//! zero times a NaN that GEMM 1 has left there is a NaN.
 //!
 //! A warp takes 256 columns of a row, eight to a lane, and loads the next ones before it is done with them.
 
@@ -205,7 +206,7 @@ impl<'a> Inputs<'a> {
         if column >= k {
             return ABSENT;
         }
-        // SAFETY: the pair, and its token, have the columns, K being a multiple of 64; 16-byte aligned.
+        // SAFETY: the pair, and its token, have the columns, K being a multiple of 16; 16-byte aligned.
         unsafe {
             if !self.is_first {
                 let pair = self.memory.tile_pair(self.tile, row);
@@ -298,7 +299,7 @@ impl<'a> Inputs<'a> {
                 } else {
                     Divisor::new(scale).divide(values)
                 };
-                if column < k {
+                if column < L::padded(k) {
                     if column.is_multiple_of(128) {
                         self.scale(row, column / 128).write(scale);
                     }
@@ -384,8 +385,9 @@ impl<'a> Inputs<'a> {
     unsafe fn copy<L: Layout>(&self) {
         let FewTokens { hidden, hidden_scales, hidden_scale_strides, .. } = *self.arguments;
         let Projection { k, input_scale_kind, given_scale, .. } = *self.projection;
-        // SAFETY: the caller's contract; rows are multiples of 64 bytes from an aligned address. Each place
-        // in shared memory is written by one thread.
+        // SAFETY: the caller's contract; rows are multiples of 16 bytes from an aligned address. Each place
+        // in shared memory is written by one thread. What packed weights have behind K is multiplied by the
+        // zeros that `begin` has left, since only these rows come before those of GEMM 2.
         unsafe {
             let thread = recomputed(thread::thread_idx_x());
             let mut at = thread * CHUNK;

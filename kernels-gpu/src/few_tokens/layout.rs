@@ -30,6 +30,12 @@ pub trait Layout {
     /// Whether the weights are packed.
     const IS_PACKED: bool;
 
+    /// K as the weights have it: with the zeros that packed rows end with.
+    #[inline(always)]
+    fn padded(k: u32) -> u32 {
+        if Self::IS_PACKED { k.next_multiple_of(128) } else { k }
+    }
+
     /// Where eight columns of an input row from `column` on, a multiple of 8, are in shared memory.
     fn input(projection: &Projection, memory: &Memory, row: u32, column: u32) -> u32;
 
@@ -89,6 +95,6 @@ impl Projection {
     fn has_short_tiles(&self) -> bool {
         // Slabs of a tile, and parts, are powers of two.
         let of_tile = (4 >> self.row_groups_log2()).max(1);
-        (self.k / 128) & (of_tile * self.parts - 1) != 0
+        self.k.div_ceil(128) & (of_tile * self.parts - 1) != 0
     }
 }

@@ -135,7 +135,8 @@ pub enum HiddenType {
 /// One of the two matrices of an expert, and what its units are.
 #[arguments]
 pub struct Projection {
-    /// e4m3 `[local experts, rows, k]`, 16-byte aligned.
+    /// e4m3 `[local experts, rows, k]`, 16-byte aligned; packed, each of whose rows ends with zeros up to a
+    /// multiple of 128.
     pub weights: *const u8,
     /// Their scales, as many as the kind says.
     pub weight_scales: *const f32,
@@ -145,7 +146,7 @@ pub struct Projection {
     pub weight_scale_kind: Code<crate::abi::BScaleKind>,
     /// Which scales the inputs get.
     pub input_scale_kind: Code<crate::abi::AScaleKind>,
-    /// K, a multiple of 64; of packed weights of 128.
+    /// K, a multiple of 64; of packed weights of 16.
     pub k: u32,
     /// Rows of an expert's matrix.
     pub rows: u32,
@@ -317,7 +318,7 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
             // The producer needs nothing of the others, who may still wait for memory.
             sync::named_arrive(TILES_BARRIER, FINISHERS + 32);
             let (mut units, mut position, mut is_begun) = (Units::new(tiles), Position::START, false);
-            let (mut source, mut is_first) = (Source::new(&first), true);
+            let (mut source, mut is_first) = (Source::new::<L>(&first), true);
             loop {
                 let unit = units.put(arguments, &memory);
                 if !is_begun {
@@ -327,7 +328,7 @@ unsafe fn run<L: Layout>(arguments: &FewTokens) {
                 is_begun = true;
                 let drawn = units.draw(arguments, &memory);
                 if unit.is_first != is_first {
-                    (source, is_first) = (Source::new(&second), false);
+                    (source, is_first) = (Source::new::<L>(&second), false);
                 }
                 let expert = memory.tile_expert(unit.tile);
                 position = produce::fill::<L>(&source, &unit, expert, &memory, position);

@@ -23,6 +23,7 @@ use crate::gemm::recomputed;
 pub struct Source {
     weights: *const u8,
     scales: *const f32,
+    /// [As the weights have it](Layout::padded).
     k: u32,
     /// Groups of 128 of K.
     groups: u32,
@@ -39,13 +40,13 @@ pub struct Source {
 
 impl Source {
     #[inline(always)]
-    pub fn new(projection: &Projection) -> Self {
+    pub fn new<L: Layout>(projection: &Projection) -> Self {
         let Projection { weights, weight_scales, weight_scale_kind, k, rows, .. } = *projection;
         let Projection { half_rows, half_distance, stage_k, parts, .. } = *projection;
         Self {
             weights,
             scales: weight_scales,
-            k,
+            k: L::padded(k),
             groups: k.div_ceil(128),
             rows,
             row_blocks: rows.div_ceil(128),

@@ -233,12 +233,13 @@ pub unsafe fn store_offsets(arguments: &FewTokens, shared: &Memory) {
 }
 
 impl Projection {
-    /// Where a part of K begins, a multiple of 128, and where it ends. Parts are a power of two.
+    /// Where a part of K begins, and where it ends: multiples of 128, the end of the last one past K where
+    /// that is none. Parts are a power of two.
     #[inline(always)]
     pub fn part(&self, part: u32) -> (u32, u32) {
         let (groups, shift) = (self.k.div_ceil(128), self.parts.trailing_zeros());
         let start = |part| ((groups * part) >> shift) * 128;
-        (start(part), u32::min(start(part + 1), self.k))
+        (start(part), start(part + 1))
     }
 
     /// The binary logarithm of its row groups: eight rows of each half.

@@ -61,6 +61,7 @@ impl Layout for Rows {
         // A stage has no more groups of 128 of K than there are warps for a row group.
         let (row, group) = ((warp & ((1 << log2) - 1)) * 8 + row_of(g), warp >> log2);
         let (mut at, end) = projection.part(unit.part);
+        let end = u32::min(end, projection.k);
         let row_of_tile = if g < rows { g } else { 0 };
         let mut input = Self::input(projection, memory, row_of_tile, 16 * q + 128 * group + at);
         let mut input_scales = memory.input_scales.add((at / 128 + group) * FEW_TILE_ROWS + 2 * q);
