@@ -34,17 +34,18 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Enqueues a forward of `layer` on `stream`, telling `observe` of every operation.
+    /// Enqueues a forward of `layer` on `stream`, telling `observe` of every operation. Without it, it is the
+    /// forward that programs run; an observed one keeps what its operations read, for their replays.
     fn forward<O: OutputElement>(
         &self,
         stream: &Stream,
         layer: &MoeLayer,
         workspace: &mut Workspace,
         out: &mut Buffer<O>,
-        observe: &dyn Fn(Step),
+        observe: Option<&dyn Fn(Step)>,
     ) -> Result<()> {
         let forward = Forward::new(&self.hidden, workspace, out).routed(&self.topk_ids, &self.topk_weights);
-        layer.forward_with(stream, forward.observed(observe))
+        layer.forward_with(stream, observe.into_iter().fold(forward, Forward::observed))
     }
 }
 
@@ -83,19 +84,20 @@ impl<'l> Run<'l> {
     pub fn output(&mut self) -> Result<Buffer<f32>> {
         let layer = &self.layers[0];
         let mut out = layer.device().uninit(self.out.len())?;
-        self.inputs.forward(&self.inputs.stream, layer, &mut self.workspace, &mut out, &|_| {})?;
+        self.inputs.forward(&self.inputs.stream, layer, &mut self.workspace, &mut out, None)?;
         self.inputs.stream.synchronize()?;
         Ok(out)
     }
 
-    /// Enqueues a forward of layer `set` on the run's stream, telling `observe` of every operation.
-    fn enqueue(&mut self, set: usize, observe: &dyn Fn(Step)) -> Result<()> {
+    /// Enqueues a forward of layer `set` on the run's stream, telling `observe`, if it is given, of every
+    /// operation.
+    fn enqueue(&mut self, set: usize, observe: Option<&dyn Fn(Step)>) -> Result<()> {
         let Run { layers, inputs, workspace, out } = self;
         inputs.forward(&inputs.stream, &layers[set], workspace, out, observe)
     }
 
     /// As `enqueue`, on another stream.
-    fn enqueue_on(&mut self, stream: &Stream, set: usize, observe: &dyn Fn(Step)) -> Result<()> {
+    fn enqueue_on(&mut self, stream: &Stream, set: usize, observe: Option<&dyn Fn(Step)>) -> Result<()> {
         let Run { layers, inputs, workspace, out } = self;
         inputs.forward(stream, &layers[set], workspace, out, observe)
     }
@@ -115,12 +117,15 @@ impl<'l> Run<'l> {
             counted[last].1 += counters;
         };
         take_counters();
-        self.enqueue(0, &|step| {
-            settle();
-            if let Some(part) = Part::of_step(step.name) {
-                counted.borrow_mut().push((part, Counters::default()));
-            }
-        })?;
+        self.enqueue(
+            0,
+            Some(&|step| {
+                settle();
+                if let Some(part) = Part::of_step(step.name) {
+                    counted.borrow_mut().push((part, Counters::default()));
+                }
+            }),
+        )?;
         settle();
         self.inputs.stream.synchronize()?;
         Ok(counted.into_inner())
@@ -129,11 +134,11 @@ impl<'l> Run<'l> {
     /// Captures graphs of the first `sets` layers, or of all there are, whole. Runs the first layer once
     /// before.
     pub fn capture_whole(&mut self, sets: usize) -> Result<Captured<'_>> {
-        self.enqueue(0, &|_| {})?;
+        self.enqueue(0, None)?;
         self.inputs.stream.synchronize()?;
         let stream = Stream::new(self.layers[0].device())?;
         let whole = (0..sets.min(self.layers.len()))
-            .map(|set| stream.capture(|stream| self.enqueue_on(stream, set, &|_| {})))
+            .map(|set| stream.capture(|stream| self.enqueue_on(stream, set, None)))
             .collect::<Result<_>>()?;
         Ok(Captured { graphs: vec![(Part::Layer, whole)], stream, memory: PhantomData })
     }
@@ -145,7 +150,7 @@ impl<'l> Run<'l> {
         let recorder = Recorder::new(self.layers[0].device())?;
         for set in 0..sets.min(self.layers.len()) {
             let cuts = Cuts::new(&recorder);
-            self.enqueue_on(recorder.stream(), set, &|step| cuts.step(step))?;
+            self.enqueue_on(recorder.stream(), set, Some(&|step| cuts.step(step)))?;
             for (part, graph) in cuts.finish()? {
                 match parts.iter_mut().find(|(known, _)| *known == part) {
                     Some((_, graphs)) => graphs.push(graph),

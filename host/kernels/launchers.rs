@@ -1632,7 +1632,8 @@ unsafe impl Arguments for TopK {
 /// Arguments of the kernels `unpermute_*`.
 #[derive(Clone, Copy, Debug)]
 pub struct Unpermute {
-    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name.
+    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name; read, and
+    /// discarded with `discards`.
     pub y: DevicePtr<u8>,
     /// i32 `[tokens, top_k]`.
     pub inverse: DevicePtr<i32>,
@@ -1654,6 +1655,9 @@ pub struct Unpermute {
     pub routing_is_settled: bool,
     /// Whether the sums are added to `out`, which is read then.
     pub adds: bool,
+    /// Whether rows of `y` are indeterminate once they have been read. Address and bytes of a row are
+    /// multiples of 128 then, and no two slots have one row.
+    pub discards: bool,
 }
 unsafe impl Arguments for Unpermute {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1672,6 +1676,7 @@ unsafe impl Arguments for Unpermute {
                     .cast_mut()
                     .cast(),
                 ::core::ptr::from_ref(&u32::from(self.adds)).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.discards)).cast_mut().cast(),
             ],
         )
     }

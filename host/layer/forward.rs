@@ -29,7 +29,7 @@ use crate::ops::router::{
     Choice, Grouped, RouterLogits, SharedSlots, SqrtSoftplus, TopK, grouped_top_k, router_logits,
     sigmoid_top_k, softmax_top_k, sqrt_softplus_top_k,
 };
-use crate::ops::unpermute::{Unpermute, unpermute_with_settled_routing};
+use crate::ops::unpermute::{Unpermute, unpermute_and_discard, unpermute_with_settled_routing};
 use crate::plan::{First, SharedPlan};
 
 /// The parts of a workspace that a shared expert beside the others uses.
@@ -199,7 +199,7 @@ impl Call<'_> {
             End::Unpermute { out, adds } => {
                 self.step(7);
                 let addend = is_beside.then(|| shared.as_slice());
-                self.unpermute(stream, routed, &permutation, &parts, addend, (out, adds))
+                self.unpermute(stream, routed, &permutation, &mut parts, addend, (out, adds))
             }
             End::Add { cast_to: None, .. } => Ok(()),
             End::Add { sums, cast_to: Some((out, adds)), .. } => {
@@ -550,7 +550,7 @@ impl Call<'_> {
         stream: &Stream,
         routed: Routed<'_>,
         permutation: &Permutation<'_>,
-        parts: &Parts<'_>,
+        parts: &mut Parts<'_>,
         addend: Option<Slice<'_, f32>>,
         (out, adds): (ActivationsMut<'_>, bool),
     ) -> Result<()> {
@@ -564,6 +564,13 @@ impl Call<'_> {
             out,
             adds,
         };
+        // Who observes the operations may capture each by itself, and replay this one on the same rows.
+        if self.plan.discards && self.observe.is_none() {
+            // SAFETY: the routing is settled, as below. The products are this forward's part of the workspace,
+            // and this is its last operation; the next forward in that memory, and a replay of this one, has
+            // GEMM 2 write them before it reads them. `permute` has given every slot a row of its own.
+            return unsafe { unpermute_and_discard(stream, args) };
+        }
         // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie
         // between, whose threads all wait for their predecessors.
         unsafe { unpermute_with_settled_routing(stream, args) }

@@ -12,6 +12,7 @@
 //! largest magnitude. One launch, two for `TensorDynamic`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -20,7 +21,7 @@ use crate::error::{Error, Result, require};
 use crate::fp8::E4m3;
 use crate::gpu::buffer::{Buffer, Slice, SliceMut};
 use crate::gpu::launch::{DevicePtr, Kernel};
-use crate::gpu::order::Unchanged;
+use crate::gpu::order::{Allocation, Unchanged};
 use crate::gpu::stream::Stream;
 use crate::kernels::launchers;
 use crate::plan::rows::{BlockRows, MAX_PARTIALS, ScaleLayout, absmax_grid, checked_columns, warp_rows_grid};
@@ -116,6 +117,15 @@ impl<'a> Activations<'a> {
             Activations::Bf16(slice) => slice.ptr().cast(),
             Activations::F16(slice) => slice.ptr().cast(),
             Activations::F32(slice) => slice.ptr().cast(),
+        }
+    }
+
+    /// What it is a part of, as a slice says.
+    pub(super) fn memory(&self) -> Option<&'a Arc<Allocation>> {
+        match self {
+            Activations::Bf16(slice) => slice.memory(),
+            Activations::F16(slice) => slice.memory(),
+            Activations::F32(slice) => slice.memory(),
         }
     }
 

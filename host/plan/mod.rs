@@ -42,7 +42,7 @@ pub use gemm::{GatedPlan, GatedShape, GemmOptions, GemmPlan, GemmShape};
 use packed::WeightLayout;
 use permutation::PermuteShape;
 use router::RouterLogitsPath;
-use rows::ScaleLayout;
+use rows::{MOST_DISCARDED_BYTES, ScaleLayout};
 use workspace::Layout;
 
 const OP: &str = "MoeConfig";
@@ -77,6 +77,8 @@ pub(crate) struct Plan {
     pub first_scales: ScaleLayout,
     /// Where the scales in front of GEMM 2 are, if there is one per group.
     pub second_scales: ScaleLayout,
+    /// Whether unpermute discards the rows of GEMM 2, of which there are few enough to lie in L2 still.
+    pub discards: bool,
     /// The layer behind the router in one launch, where few tokens allow it: instead of everything above but
     /// the router.
     pub few_tokens: Option<FewTokensPlan>,
@@ -154,6 +156,7 @@ impl Plan {
             scaled_rows,
             first_scales: ScaleLayout::group_major(scale_rows(scaled_rows)),
             second_scales: ScaleLayout::group_major(scale_rows(capacity)),
+            discards: expected.rows.saturating_mul(2 * hidden) <= MOST_DISCARDED_BYTES,
             few_tokens: FewTokensPlan::new(device, config, tokens, weights == WeightLayout::Packed),
             shared: match (config.shared_run(), config.shared_layer()) {
                 (SharedRun::None | SharedRun::Slots(_), _) => SharedPlan::None,

@@ -19,6 +19,10 @@ pub(crate) const MAX_PARTIALS: u32 = 512;
 const MAX_KEPT_SPANS: u32 = 8;
 /// Blocks per multiprocessor that those kernels are launched with at most.
 const ROW_BLOCKS_PER_MULTIPROCESSOR: u32 = 8;
+/// Most bytes of GEMM 2's rows that unpermute discards as it reads them. What L2 cannot hold, 50 MB on an
+/// H200, it has written to device memory by then; only the last rows would gain. The number follows from L2's
+/// size alone and has not been measured.
+pub(crate) const MOST_DISCARDED_BYTES: usize = 48 << 20;
 /// Most columns: what 65535 blocks along y cover.
 const MAX_COLUMNS: usize = 65535 * launchers::WARP_COLUMNS as usize;
 

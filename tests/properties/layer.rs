@@ -232,7 +232,8 @@ fn gathered_equals_scattered() {
 
 /// A workspace for some tokens suffices for fewer, whatever kernels they take.
 /// Whatever the timing, everything that a forward writes has the same bits, on the kernels of every family:
-/// lists, rows, scales, intermediates, products, and the output.
+/// lists, rows, scales, intermediates, products, and the output. (Products are discarded where rows are whole
+/// lines of L2; rows of 272 columns are not.)
 #[test]
 fn every_part_of_a_workspace_has_the_same_bits_at_any_timing() {
     let schemes = [

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::common;
 use crate::common::gemm::Lists;
 use crate::common::portable;
-use crate::common::unpermute::{Case, Float, Shape, Types};
+use crate::common::unpermute::{Case, Float, Shape, Types, bits};
 
 #[test]
 fn edge_shapes() {
@@ -79,6 +79,26 @@ proptest! {
         let device = common::device();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         Case::draw(types, tokens, top_k, hidden, keep, &mut rng).check(&device, poison);
+    }
+
+    /// The layer discards its own rows when they have been read. Those of a caller stay.
+    #[test]
+    fn the_callers_rows_stay(
+        seed: u64,
+        tokens in 1..20_usize,
+        top_k in 1..12_usize,
+        hidden in prop_oneof![1..70_usize, (1..10_usize).prop_map(|n| n * 64)],
+        settled: bool,
+    ) {
+        common::timing(seed);
+        let (device, types) = (common::device(), Types { y: Float::Bf16, out: Float::F32 });
+        let case = Case::draw(types, tokens, top_k, hidden, 0.7, &mut ChaCha8Rng::seed_from_u64(seed));
+        let rows: Vec<bf16> = case.y.iter().map(|&y| bf16::from_f32(y)).collect();
+        let y = case.upload(&device, &rows);
+        let [first, again] = [0; 2].map(|_| case.run_on::<f32>(&device, (&y).into(), 0, settled));
+        prop_assert!(bits(&first) == bits(&again));
+        let after = y.slice(..rows.len()).to_vec(&device.default_stream()).unwrap();
+        prop_assert!(after.iter().zip(&rows).all(|(now, then)| now.to_bits() == then.to_bits()));
     }
 }
 

@@ -1,11 +1,11 @@
-//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints,
-//! fences.
+//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints, lines
+//! that are not needed any more, fences.
 //!
 //! A Rust load through a kernel argument already is `ld.global`; what it cannot say is the width, the cache
 //! policy, or that nobody writes the data while the grid runs. Those are here. All addresses are generic
 //! pointers into global memory and a multiple of the access's size.
 //!
-//! PTX ISA, `ld`, `ld.global.nc`, `st`, `prefetch`, `fence`.
+//! PTX ISA, `ld`, `ld.global.nc`, `st`, `prefetch`, `discard`, `fence`.
 
 use core::arch::asm;
 
@@ -205,6 +205,39 @@ pub fn prefetch_l2<T>(pointer: *const T) {
             "prefetch.global.L2 [{address}];",
             address = out(reg64) _,
             pointer = in(reg64) pointer,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Bytes of a line of L2, as [`discard_line`] takes it.
+pub const LINE: usize = 128;
+
+/// Says that nobody needs the 128 bytes at `line` any more: `discard.global.L2`.
+///
+/// L2 drops what it holds of them. What was written and lies there alone is not carried to device memory,
+/// which it would be sooner or later although nobody reads it again.
+///
+/// ```text
+///   all lanes load ── sync::warp ── one lane discards ── ..      nobody reads, until somebody writes
+/// ```
+///
+/// # Safety
+/// It counts as a write of all 128 bytes, of a value that may be another at each look:
+/// - `line` is a multiple of 128, and the address of as many bytes of writable global memory.
+/// - No other thread accesses them without order to this. Who has read them, before, has met the caller since
+///   ([`sync::warp`](crate::sync::warp) for the lanes of a warp), and read them by other loads than those of
+///   the read-only path ([`load_nc`]), which may come later than they stand.
+/// - Nobody reads a byte of them before it is written anew.
+#[inline(always)]
+pub unsafe fn discard_line(line: *mut u8) {
+    // SAFETY: the caller's contract. Without `nomem` it stays behind the loads and stores before it.
+    unsafe {
+        asm!(
+            "cvta.to.global.u64 {address}, {pointer};",
+            "discard.global.L2 [{address}], 128;",
+            address = out(reg64) _,
+            pointer = in(reg64) line,
             options(nostack, preserves_flags),
         );
     }

@@ -30,6 +30,17 @@
 //! stream, which may be writing `y` at that time. The caller vouches that `inverse`, `topk_weights` and
 //! `valid_rows` were complete before that kernel began. They are read past L1, which may hold those of an
 //! earlier layer. `y` and `out` are touched behind the wait.
+//!
+//! # Rows that nobody reads again
+//! The layer writes `y` for this kernel alone, and what of it still lies in L2 would be carried to device
+//! memory afterwards, for nothing. With `discards` a warp discards what it has read, line by line, when it has
+//! added it up. All of a line is the warp's own, where rows begin and end between lines:
+//!
+//! ```text
+//!   a warp's 256 columns of a row:  | 128 bytes | 128 bytes | 128 bytes | 128 bytes |    columns 64 i .. 64 (i + 1)
+//!   who reads them:                   lanes 0-7   lanes 8-15  16-23       24-31           16 bytes each
+//!   who discards, up to 8 slots:      lane 4 s + i takes line i of the batch's slot s
+//! ```
 
 use crate::elementwise::rows::chunk::{
     CHUNK, Chunk, Element, WARP_COLUMNS, load_chunk, load_own_chunk, load_packed_chunk, store_chunk,
@@ -39,13 +50,14 @@ use crate::elementwise::rows::warp_rows::{THREADS, WARPS};
 use cuda_std::bf16::{Bf16, F16};
 use cuda_std::code::Flag;
 use cuda_std::math::fma;
-use cuda_std::{arguments, grid, kernel, memory, thread, warp};
+use cuda_std::{arguments, grid, kernel, memory, sync, thread, warp};
 
 /// Arguments of the kernels `unpermute_*`.
 #[arguments]
 pub struct Unpermute {
-    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name.
-    pub y: *const u8,
+    /// `[.., columns]`, `*valid_rows` rows or more, of the first type in the kernel's name; read, and
+    /// discarded with `discards`.
+    pub y: *mut u8,
     /// i32 `[tokens, top_k]`.
     pub inverse: *const i32,
     /// f32 `[tokens, top_k]`; null where all weights are 1.
@@ -66,7 +78,13 @@ pub struct Unpermute {
     pub routing_is_settled: Flag,
     /// Whether the sums are added to `out`, which is read then.
     pub adds: Flag,
+    /// Whether rows of `y` are indeterminate once they have been read. Address and bytes of a row are
+    /// multiples of 128 then, and no two slots have one row.
+    pub discards: Flag,
 }
+
+/// Lines that a warp reads of a row: 256 columns of 16 bits.
+const LINES: u32 = WARP_COLUMNS * 2 / memory::LINE as u32;
 
 /// Adds the chunks of `$ty` that the lanes from `$lane` on have found to `$sum`, all loaded before the first
 /// is added: as many as numbers are given. Returns how many.
@@ -83,7 +101,7 @@ macro_rules! add_slots {
 
 /// The expert outputs and where each token finds its own.
 struct Slots<T> {
-    y: *const T,
+    y: *mut T,
     inverse: *const i32,
     topk_weights: *const f32,
     valid_rows: *const i64,
@@ -91,6 +109,7 @@ struct Slots<T> {
     columns: u32,
     top_k: u32,
     vector: bool,
+    discards: Flag,
 }
 
 /// Up to 32 slots of a token, one in each lane.
@@ -152,6 +171,31 @@ impl<T: Element> Slots<T> {
             load_packed_chunk(row, column, self.columns, self.vector)
         }
     }
+
+    /// Discards what the warp has read of the slots that the `count` lanes from `lane` on have found, up to
+    /// eight. The whole warp calls it.
+    ///
+    /// # Safety
+    /// `discards` is set, nobody else reads these columns of these rows, and the warp does not read them
+    /// again.
+    #[inline(always)]
+    unsafe fn discard(&self, found: Found, lane: u32, count: u32) {
+        const { assert!(size_of::<T>() == 2 && LINES * CHUNK == 32) };
+        let slot = thread::lane_id() / LINES;
+        let row = warp::shfl_idx(warp::FULL_MASK, found.row, lane + slot);
+        let column =
+            thread::block_idx_x() * WARP_COLUMNS + thread::lane_id() % LINES * (WARP_COLUMNS / LINES);
+        // All lanes have read.
+        sync::warp(warp::FULL_MASK);
+        if slot < count && row != Found::NO_ROW && column < self.columns {
+            // SAFETY: the row exists, and all of the line, since rows are whole lines from an address of one.
+            // This warp alone has read it, by coherent loads, which come before the meeting.
+            unsafe {
+                let at = self.y.add(row as usize * self.columns as usize + column as usize);
+                memory::discard_line(at.cast());
+            }
+        }
+    }
 }
 
 /// `sum + weight * values`.
@@ -165,7 +209,7 @@ fn accumulate(sum: &Chunk, weight: f32, values: Chunk) -> Chunk {
 /// # Safety
 /// `out` is writable, complete when the predecessor has ended if it is added to, `addend` null or readable,
 /// and the arrays of `slots` have their elements for every token; those that name rows and weights were
-/// complete before the predecessor began, if `routing_is_settled`.
+/// complete before the predecessor began, if `routing_is_settled`; and what [`Unpermute::discards`] says.
 #[inline(always)]
 unsafe fn unpermute<T: Element, O: Element>(
     slots: Slots<T>,
@@ -198,13 +242,18 @@ unsafe fn unpermute<T: Element, O: Element>(
         next = unsafe { slots.find(token, first) };
         let mut lane = 0;
         while lane < count {
-            // SAFETY: lanes up to 31, behind the wait.
+            // SAFETY: lanes up to 31, behind the wait. Slots have rows of their own where they are discarded,
+            // by the caller's contract.
             unsafe {
-                lane += if count - lane > 4 {
+                let added = if count - lane > 4 {
                     add_slots!(sum, T, slots, found, lane, column: 0 1 2 3 4 5 6 7)
                 } else {
                     add_slots!(sum, T, slots, found, lane, column: 0 1 2 3)
                 };
+                if slots.discards.is_set() {
+                    slots.discard(found, lane, added);
+                }
+                lane += added;
             }
         }
         // No more slots of this token.
@@ -235,14 +284,16 @@ macro_rules! unpermute {
         ///
         /// # Safety
         /// The arrays are null, where they may be, or have their stated sizes. `out` is read with `adds`
-        /// alone.
+        /// alone. With `discards` nobody reads `y` afterwards, before it is written anew.
         #[kernel(threads = THREADS, min_blocks = 8, overlap = within)]
         pub unsafe fn $name(arguments: Unpermute) {
             let Unpermute { y, inverse, topk_weights, valid_rows, out, .. } = arguments;
-            let Unpermute { tokens, columns, top_k, addend, routing_is_settled, adds, .. } = arguments;
+            let Unpermute { tokens, columns, top_k, addend, .. } = arguments;
+            let Unpermute { routing_is_settled, adds, discards, .. } = arguments;
             let (y, out) = (y.cast::<$ty>(), out.cast::<$out>());
             let vector = vectorised(y, columns);
-            let slots = Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector };
+            let slots =
+                Slots { y, inverse, topk_weights, valid_rows, tokens, columns, top_k, vector, discards };
             // SAFETY: the kernel's contract.
             unsafe { unpermute(slots, addend, out, routing_is_settled.is_set(), adds.is_set()) }
         }

@@ -8,7 +8,7 @@ use super::variables::Symbol;
 use super::{Result, load_class};
 use crate::counters::Class;
 use crate::exec::address::flag;
-use crate::exec::global::{GENERIC, GLOBAL, LOCAL, PARAM, SHARED, load, store};
+use crate::exec::global::{self, GENERIC, GLOBAL, LOCAL, PARAM, SHARED, load, store};
 use crate::exec::{Handler, Inst, special};
 use crate::ptx::ast::{Kind, Operand, Type};
 
@@ -18,6 +18,7 @@ pub(super) fn decode<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> 
         "st" if parts.mods.take("async") => super::bulk::store_value(body, parts),
         "st" => access(body, parts, false),
         "createpolicy" => policy(body, parts),
+        "discard" => discard(body, parts),
         _ => hint(body, parts),
     }
 }
@@ -225,7 +226,26 @@ fn policy<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> 
     Ok(())
 }
 
-/// `prefetch`, `prefetchu`, `discard`, `applypriority`: nothing happens.
+/// `discard{.global}.L2 [a], 128`.
+fn discard<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
+    let window = space(parts);
+    if !parts.mods.take("L2") || !matches!(window, GLOBAL | GENERIC) {
+        return Err("only global memory is discarded, from L2".to_string());
+    }
+    parts.count(2..=2)?;
+    if *parts.operand(1)? != Operand::Int(global::DISCARD.into()) {
+        return Err(format!("{} bytes are discarded at a time", global::DISCARD));
+    }
+    let (a, imm, narrow, _) = body.address(parts.operand(0)?)?;
+    if narrow {
+        return Err("global addresses have 64 bits".to_string());
+    }
+    let inst = Inst { a, imm, ..parts.inst(global::discard) };
+    body.emit(parts, Class::Other, inst);
+    Ok(())
+}
+
+/// `prefetch`, `prefetchu`, `applypriority`: nothing happens.
 fn hint<'a>(body: &mut Body<'_, 'a>, parts: &mut Parts<'_, 'a>) -> Result<()> {
     const NAMES: [&str; 10] = [
         "global",

@@ -1,4 +1,4 @@
-//! Loads and stores of global memory, and of generic addresses.
+//! Loads and stores of global memory, and of generic addresses; `discard`.
 
 use std::marker::PhantomData;
 
@@ -275,6 +275,40 @@ unsafe fn store_global<E: Element, S: Copy, F: Fn(S) -> E + Copy>(
     let counters = &mut ctx.tally.counters;
     counters.global_store_bytes += u64::from(exec.count_ones() * bytes);
     counters.global_store_sectors += sectors(exec, addresses, bytes);
+    ctx.cluster.blocks[ctx.rank].effects += 1;
+    Flow::Next
+}
+
+/// Bytes that `discard` takes: the only number that the ISA has.
+pub(crate) const DISCARD: u32 = 128;
+
+/// `discard.L2 [a], 128`: a weak write of an indeterminate value (ISA "discard"). No bytes are counted.
+///
+/// # Safety
+/// As for [`Handler`]; `a` and `imm` are an address of 64 bits.
+pub(crate) unsafe fn discard(ctx: &mut Ctx<'_>, inst: &Inst) -> Flow {
+    // SAFETY: the decoder gives this handler an address slot.
+    let at = unsafe { addresses(ctx, inst) };
+    by_window(ctx, &at, |ctx, window, at| match window {
+        Window::Global => discard_global(ctx, inst, at),
+        _ => ctx.stop(FaultKind::InvalidOperand, 0, "only global memory can be discarded"),
+    })
+}
+
+fn discard_global(ctx: &mut Ctx<'_>, inst: &Inst, addresses: &[u64; 32]) -> Flow {
+    if let Err(flow) = locate(ctx, addresses, DISCARD, "discard") {
+        return flow;
+    }
+    if let Err(flow) = ctx.check_order(inst, addresses, DISCARD, true, "discard") {
+        return flow;
+    }
+    let env = ctx.env;
+    for lane in lanes_of(ctx.exec) {
+        if let Lookup::Live(allocation) = env.memory.lookup(addresses[lane]) {
+            allocation.discard(addresses[lane] - allocation.base, DISCARD.into());
+        }
+    }
+    note_writes(ctx, addresses, DISCARD);
     ctx.cluster.blocks[ctx.rank].effects += 1;
     Flow::Next
 }

@@ -103,7 +103,7 @@ pub(crate) unsafe fn sleep(_: &mut Ctx<'_>, _: &Inst) -> Flow {
     Flow::Yield
 }
 
-/// Hints without an effect here: `prefetch`, `discard`, `applypriority` and their like.
+/// Hints without an effect here: `prefetch`, `applypriority` and their like.
 ///
 /// # Safety
 /// As for [`super::Handler`].

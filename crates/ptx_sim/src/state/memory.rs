@@ -12,6 +12,9 @@
 //! Blocks on several threads may access one byte at a time without order between them. All accesses are
 //! therefore relaxed atomics, which makes a racing kernel's result arbitrary but never undefined behaviour
 //! here.
+//!
+//! Bytes that a kernel has discarded count as never written again, and hold [`DISCARDED`] for whoever reads
+//! them unchecked, as the host does.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -26,6 +29,8 @@ pub const FIRST: u64 = 0x1000_0000_0000;
 pub const LAST: u64 = 0x7000_0000_0000;
 /// Bytes that count as written together, where the last writer is kept.
 pub(crate) const UNIT: u64 = 16;
+/// What discarded bytes become: no small number in any type.
+const DISCARDED: u8 = 0xdd;
 /// Logarithm of the granule size.
 const GRANULE: u32 = 21;
 /// Bytes between the end of an allocation and the end of its last granule, at least.
@@ -111,7 +116,8 @@ pub(crate) struct Allocation {
     shadow: Bytes,
     /// For every [`UNIT`] bytes the number of the launch that wrote there last, a u32.
     writers: Bytes,
-    /// Every byte has been written: the shadow need not be looked at any more.
+    /// Every byte has been written, and none discarded since: the shadow is all ones, and need not be looked
+    /// at.
     full: AtomicBool,
 }
 
@@ -191,6 +197,15 @@ impl Allocation {
     fn store(&self, offset: u64, src: &[u8]) {
         for (d, s) in self.bytes(&self.data, offset, src.len() as u64).iter().zip(src) {
             d.store(*s, Relaxed);
+        }
+    }
+
+    /// Makes a range inside indeterminate: as if nobody had written it.
+    pub fn discard(&self, offset: u64, len: u64) {
+        self.full.store(false, Relaxed);
+        for (d, s) in self.bytes(&self.data, offset, len).iter().zip(self.bytes(&self.shadow, offset, len)) {
+            s.store(0, Relaxed);
+            d.store(DISCARDED, Relaxed);
         }
     }
 

@@ -40,10 +40,12 @@ pub trait Element: Copy {
     /// The nearest of eight values.
     fn narrow(values: &Chunk) -> Self::Packed;
 
-    /// As [`load`](Self::load), not widened.
+    /// As [`load`](Self::load), not widened, by coherent loads: they come before what this thread does to the
+    /// memory afterwards.
     ///
     /// # Safety
-    /// As [`load`](Self::load).
+    /// The elements are readable global memory, 16-byte aligned, and nobody's write to them is unordered with
+    /// this.
     unsafe fn load_packed(source: *const Self) -> Self::Packed;
 
     /// Eight elements from a 16-byte aligned address.
@@ -97,13 +99,13 @@ macro_rules! half_element {
             #[inline(always)]
             unsafe fn load_packed(source: *const Self) -> [u32; 4] {
                 // SAFETY: the caller's contract.
-                unsafe { memory::load_nc(source.cast()) }
+                unsafe { memory::load(source.cast()) }
             }
 
             #[inline(always)]
             unsafe fn load(source: *const Self) -> Chunk {
                 // SAFETY: the caller's contract.
-                Self::widen(unsafe { Self::load_packed(source) })
+                Self::widen(unsafe { memory::load_nc(source.cast()) })
             }
 
             #[inline(always)]
@@ -149,8 +151,10 @@ impl Element for f32 {
 
     #[inline(always)]
     unsafe fn load_packed(source: *const Self) -> Chunk {
-        // SAFETY: the caller's contract.
-        unsafe { Self::load(source) }
+        let source = source.cast::<[f32; 4]>();
+        // SAFETY: the caller's contract, for both halves.
+        let [low, high] = unsafe { [memory::load(source), memory::load(source.add(1))] };
+        [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
     }
 
     #[inline(always)]
@@ -232,10 +236,12 @@ pub unsafe fn load_chunk<T: Element>(row: *const T, column: u32, columns: u32, v
     values
 }
 
-/// As [`load_chunk`], not widened: for chunks of which a thread has several on their way.
+/// As [`load_chunk`], not widened: for chunks of which a thread has several on their way. The loads are
+/// coherent, so that what has been read may be discarded.
 ///
 /// # Safety
-/// As [`load_chunk`].
+/// The row is readable global memory, and nobody's write to it is unordered with this; `vector` only where
+/// [`vectorised`] says so.
 #[inline(always)]
 pub unsafe fn load_packed_chunk<T: Element>(
     row: *const T,

@@ -119,6 +119,7 @@ emit! {
     memory_store_v2_f32, "st.global.v2.b32", |input| { memory::store(input.cast(), [1f32, 2.0]); 0 };
     memory_store_streaming_u16, "st.global.cs.u16", |input| { memory::store_streaming(input.cast(), 7u16); 0 };
     memory_prefetch_l2, "prefetch.global.L2", |input| { memory::prefetch_l2(input); 0 };
+    memory_discard_line, "discard.global.L2 128", |input| { memory::discard_line(input.cast()); 0 };
     memory_fence_block, "fence.acq_rel.cta", |_input| { memory::fence_block(); 0 };
     memory_fence_gpu, "fence.acq_rel.gpu", |_input| { memory::fence_gpu(); 0 };
     memory_fence_system, "fence.acq_rel.sys", |_input| { memory::fence_system(); 0 };
