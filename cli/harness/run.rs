@@ -80,6 +80,12 @@ impl<'l> Run<'l> {
         &self.inputs.hidden
     }
 
+    /// Runs the first layer once, as a program runs it, and waits for it.
+    pub fn forward(&mut self) -> Result<()> {
+        self.enqueue(0, None)?;
+        self.inputs.stream.synchronize()
+    }
+
     /// The output of the first layer, f32 `[T, H]`.
     pub fn output(&mut self) -> Result<Buffer<f32>> {
         let layer = &self.layers[0];

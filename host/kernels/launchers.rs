@@ -998,6 +998,8 @@ pub struct HopperGathered {
     pub schedule: DevicePtr<[u32; 4]>,
     /// Where the results go.
     pub out: Requantization,
+    /// As `HopperGated` has it.
+    pub schedule_is_settled: bool,
 }
 unsafe impl Arguments for HopperGathered {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1027,6 +1029,9 @@ unsafe impl Arguments for HopperGathered {
                 ::core::ptr::from_ref(&self.out.gating.up).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.gating.limit).cast_mut().cast(),
                 ::core::ptr::from_ref(&self.out.gating.function).cast_mut().cast(),
+                ::core::ptr::from_ref(&u32::from(self.schedule_is_settled))
+                    .cast_mut()
+                    .cast(),
             ],
         )
     }
@@ -1061,6 +1066,8 @@ pub struct HopperGemm {
     pub out_type: OutType,
     /// Whether the schedule's tiles were complete before the kernel's predecessor began.
     pub schedule_is_settled: bool,
+    /// Whether D may stay in L2: weights that the wide kernels read once leave it first then.
+    pub out_stays: bool,
 }
 unsafe impl Arguments for HopperGemm {
     fn with_params<R>(&self, f: impl FnOnce(&mut [*mut ::core::ffi::c_void]) -> R) -> R {
@@ -1088,6 +1095,7 @@ unsafe impl Arguments for HopperGemm {
                 ::core::ptr::from_ref(&u32::from(self.schedule_is_settled))
                     .cast_mut()
                     .cast(),
+                ::core::ptr::from_ref(&u32::from(self.out_stays)).cast_mut().cast(),
             ],
         )
     }
@@ -1872,43 +1880,43 @@ pub const HOPPER_NARROW_GATED_8: Kernel<HopperGated> = unsafe {
 };
 /// Kernel `hopper_wide_fast`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_FAST: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_wide_fast", 384, 2, true, 217344, module)
+    Kernel::new("hopper_wide_fast", 384, 2, true, 217600, module)
 };
 /// Kernel `hopper_wide_gated_fast`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_FAST: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_wide_gated_fast", 384, 2, true, 217344, module)
+    Kernel::new("hopper_wide_gated_fast", 384, 2, true, 217600, module)
 };
 /// Kernel `hopper_wide_gated_fast_gathered`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_FAST_GATHERED: Kernel<HopperGathered> = unsafe {
-    Kernel::new("hopper_wide_gated_fast_gathered", 384, 2, true, 217344, module)
+    Kernel::new("hopper_wide_gated_fast_gathered", 384, 2, true, 217600, module)
 };
 /// Kernel `hopper_wide_gated_fast_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_FAST_GATHERED_SILU: Kernel<HopperGathered> = unsafe {
-    Kernel::new("hopper_wide_gated_fast_gathered_silu", 384, 2, true, 217344, module)
+    Kernel::new("hopper_wide_gated_fast_gathered_silu", 384, 2, true, 217600, module)
 };
 /// Kernel `hopper_wide_gated_fast_silu`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_FAST_SILU: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_wide_gated_fast_silu", 384, 2, true, 217344, module)
+    Kernel::new("hopper_wide_gated_fast_silu", 384, 2, true, 217600, module)
 };
 /// Kernel `hopper_wide_gated_promoted`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_PROMOTED: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_wide_gated_promoted", 384, 2, true, 219904, module)
+    Kernel::new("hopper_wide_gated_promoted", 384, 2, true, 220160, module)
 };
 /// Kernel `hopper_wide_gated_promoted_gathered`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED: Kernel<HopperGathered> = unsafe {
-    Kernel::new("hopper_wide_gated_promoted_gathered", 384, 2, true, 219904, module)
+    Kernel::new("hopper_wide_gated_promoted_gathered", 384, 2, true, 220160, module)
 };
 /// Kernel `hopper_wide_gated_promoted_gathered_silu`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU: Kernel<HopperGathered> = unsafe {
-    Kernel::new("hopper_wide_gated_promoted_gathered_silu", 384, 2, true, 219904, module)
+    Kernel::new("hopper_wide_gated_promoted_gathered_silu", 384, 2, true, 220160, module)
 };
 /// Kernel `hopper_wide_gated_promoted_silu`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_GATED_PROMOTED_SILU: Kernel<HopperGated> = unsafe {
-    Kernel::new("hopper_wide_gated_promoted_silu", 384, 2, true, 219904, module)
+    Kernel::new("hopper_wide_gated_promoted_silu", 384, 2, true, 220160, module)
 };
 /// Kernel `hopper_wide_promoted`: 384 threads per block, at least 1 blocks per SM.
 pub const HOPPER_WIDE_PROMOTED: Kernel<HopperGemm> = unsafe {
-    Kernel::new("hopper_wide_promoted", 384, 2, true, 219904, module)
+    Kernel::new("hopper_wide_promoted", 384, 2, true, 220160, module)
 };
 /// Kernel `pack_weights`: 256 threads per block, at least 1 blocks per SM.
 pub const PACK_WEIGHTS: Kernel<PackWeights> = unsafe {

@@ -188,8 +188,17 @@ impl GatedGemm<'_> {
                 top_k: self.permutation.top_k() as u32,
                 scale_strides: self.a_scale.strides(),
             };
-            let arguments =
-                launchers::HopperGathered { a, b, b_packed, intermediate, k, scales, schedule, out };
+            let arguments = launchers::HopperGathered {
+                a,
+                b,
+                b_packed,
+                intermediate,
+                k,
+                scales,
+                schedule,
+                out,
+                schedule_is_settled,
+            };
             let kernel = match (promoted, is_silu) {
                 (true, true) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED_SILU,
                 (true, false) => launchers::HOPPER_WIDE_GATED_PROMOTED_GATHERED,

@@ -135,6 +135,16 @@ impl GemmOut<'_> {
         }
     }
 
+    /// Bytes that are written, or added to.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Bf16(out) => 2 * out.len(),
+            Self::F16(out) => 2 * out.len(),
+            Self::F32(out) => 4 * out.len(),
+            Self::TokenSums(sums) => 4 * sums.sums.len(),
+        }
+    }
+
     /// Which token's sum each row goes to.
     fn raw_tokens(&self, permutation: &Permutation<'_>) -> launchers::TokenSums {
         match self {

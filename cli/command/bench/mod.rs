@@ -197,7 +197,7 @@ impl Bench<'_> {
         let mut run = Run::new(&layers, batch.tokens, &batch.routed, self.arguments.seed)?;
         let mut forward_ms = || {
             let began = Instant::now();
-            run.output().map(|_| began.elapsed().as_secs_f64() * 1e3)
+            run.forward().map(|()| began.elapsed().as_secs_f64() * 1e3)
         };
         let cold = ColdStart {
             model: case.model.clone(),

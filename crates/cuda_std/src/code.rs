@@ -62,6 +62,8 @@ pub struct Flag(u32);
 impl Flag {
     /// False.
     pub const CLEAR: Self = Flag(0);
+    /// True.
+    pub const SET: Self = Flag(1);
 
     /// The flag that the host has passed.
     #[inline(always)]

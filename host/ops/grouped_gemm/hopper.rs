@@ -53,6 +53,9 @@ impl GroupedGemm<'_> {
             tokens: self.out.raw_tokens(&self.permutation),
             out_type,
             schedule_is_settled,
+            // Measured: D of a third of L2 stays in it, and the GEMM takes 4 % less; of two thirds it takes
+            // 2 % more.
+            out_stays: 2 * self.out.bytes() <= stream.device().l2_bytes() as usize,
         };
         let kernel = match (tile, promoted) {
             (HopperTile::Narrow8, _) => launchers::HOPPER_NARROW_8,

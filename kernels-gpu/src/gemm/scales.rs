@@ -14,6 +14,8 @@
 use cuda_std::memory;
 
 use crate::abi::{AScaleKind, BScaleKind, SCALE_BLOCK, SLAB, Scales, Strides};
+#[cfg(target_feature = "sm_90a")]
+use crate::gemm::recomputed;
 
 // The kinds as numbers: of a comparison of numbers, or a match on them, LLVM makes other code than of
 // `Code::is`.
@@ -66,7 +68,8 @@ impl Scales {
 #[cfg(target_feature = "sm_90a")]
 #[inline(always)]
 pub fn b_block_number(expert: u32, column: u32, n: u32, k: u32) -> u32 {
-    (expert * n.div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * k.div_ceil(SLAB)
+    // Computed each time: else the quotient would be in a register.
+    (expert * recomputed(n).div_ceil(SCALE_BLOCK) + column / SCALE_BLOCK) * k.div_ceil(SLAB)
 }
 
 /// The scale of a row that applies to the whole sum.

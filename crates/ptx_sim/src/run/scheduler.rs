@@ -376,8 +376,13 @@ fn waits(code: &Code, cluster: &Cluster, rank: usize) -> Vec<(String, String)> {
 fn deadlock(env: &Environment<'_>, code: &Code, cluster: &Cluster) -> Fault {
     let rank = cluster.blocks.iter().position(|b| b.live != 0).expect("a thread is left");
     let block = &cluster.blocks[rank];
-    let waits = waits(code, cluster, rank);
-    let detail: Vec<_> = waits.iter().map(|(who, what)| format!("warp {who} waits for {what}")).collect();
+    let mut detail: Vec<String> = Vec::new();
+    for (other, of) in cluster.blocks.iter().enumerate().filter(|(_, block)| block.live != 0) {
+        let [x, y, z] = of.index.map(|i| i.to_string());
+        let whose = if other == rank { String::new() } else { format!("in block ({x},{y},{z}) ") };
+        let waits = waits(code, cluster, other);
+        detail.extend(waits.iter().map(|(who, what)| format!("{whose}warp {who} waits for {what}")));
+    }
     let warp = block.warps.iter().flatten().next();
     let place = warp.and_then(|w| w.splits.first()).map(|s| match s.state {
         State::Blocked(_) => code.place(s.pc.saturating_sub(1)),

@@ -40,6 +40,8 @@ pub struct HopperGemm {
     pub out_type: Code<crate::abi::OutType>,
     /// Whether the schedule's tiles were complete before the kernel's predecessor began.
     pub schedule_is_settled: Flag,
+    /// Whether D may stay in L2: weights that the wide kernels read once leave it first then.
+    pub out_stays: Flag,
 }
 
 impl HopperGemm {
@@ -141,6 +143,8 @@ pub struct HopperGathered {
     pub schedule: *mut [u32; 4],
     /// Where the results go.
     pub out: crate::gemm::hopper::arguments::Requantization,
+    /// As `HopperGated` has it.
+    pub schedule_is_settled: Flag,
 }
 
 impl HopperGathered {

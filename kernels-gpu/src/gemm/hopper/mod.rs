@@ -20,12 +20,13 @@
 //! | `weights`, `pack` | B as a checkpoint has it or packed, copies of a slab of it; the kernel that packs |
 //! | `slab_scales` | the scales that change along K |
 //! | `token_sums` | whose sums a row of D is added to |
-//! | `wide/items` | which items a cluster takes, and the notes by which consumers know them |
+//! | `notes` | by which the producer tells the consumers what the ring is filled with |
+//! | `wide/items` | which items a cluster takes |
+//! | `wide/turns` | which warpgroup multiplies which items |
 //! | `wide/end_scales` | the scales of whole sums, and the bias |
 //! | `wide/store`; `wide/gated`, `wide/requantize` | the ends |
 //! | `wide/gather` | the producer that gathers rows of A |
 //! | `narrow/units` | which items, or parts of them, a block takes |
-//! | `narrow/notes` | by which the producer tells the consumers of them |
 //! | `narrow/parts` | sums of items that are cut |
 //! | `narrow/accumulator` | a product of any of the heights, as registers of a thread |
 //! | `narrow/store`, `narrow/requantize` | the ends |
@@ -66,6 +67,7 @@
 
 pub(crate) mod arguments;
 mod narrow;
+pub(crate) mod notes;
 mod pack;
 pub(crate) mod ring;
 mod slab_scales;

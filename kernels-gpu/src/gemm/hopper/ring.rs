@@ -205,6 +205,13 @@ impl<S: Shape> Ring<S> {
         position.next(S::STAGES)
     }
 
+    /// The place of slab `number`, of all that go through a ring of a power of two of stages.
+    #[inline(always)]
+    pub fn place(&self, number: u32) -> Position {
+        const { assert!(S::STAGES.is_power_of_two()) };
+        Position { stage: number % S::STAGES, parity: number / S::STAGES % 2 }
+    }
+
     /// Waits until the stage at `position` may be filled.
     #[inline(always)]
     pub fn wait_empty(&self, position: Position) {
@@ -212,7 +219,7 @@ impl<S: Shape> Ring<S> {
         unsafe { mbarrier::wait(self.empty(position.stage), position.parity ^ 1) }
     }
 
-    /// Waits until the stage at `position` is filled.
+    /// Waits until the stage at `position` is filled, which it was a lap before.
     #[inline(always)]
     pub fn wait_full(&self, position: Position) {
         // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.
@@ -224,34 +231,22 @@ impl<S: Shape> Ring<S> {
         }
     }
 
-    /// Gives the stage back: one arrival for this warp. All its lanes call it together, done with the stage.
+    /// Gives the stage back for this warp and those of the block that leave it alone: `arrivals` of the
+    /// [`CONSUMER_WARPS`] in all. All lanes of the warp call it together, done with the stage.
     #[inline(always)]
-    pub fn release(&self, stage: u32) {
+    pub fn release(&self, stage: u32, arrivals: u32) {
         sync::warp(cuda_std::warp::FULL_MASK);
         let lane = thread::lane_id();
-        // SAFETY: initialised barriers, of each of which this warp has an arrival pending: it waited for the
-        // stage once. Blocks of a cluster exit together.
+        // SAFETY: initialised barriers, of each of which these arrivals are pending: this warp waited for the
+        // stage once, and those it arrives for do not arrive. Blocks of a cluster exit together.
         unsafe {
-            if lane == 0 {
+            if lane < arrivals {
                 mbarrier::arrive(self.empty(stage));
                 if S::BLOCKS == 2 {
                     mbarrier::arrive_mapped(self.empty(stage).wrapping_add(self.neighbour));
                 }
             }
         }
-    }
-
-    /// Gives `slabs` stages back unused, from `position` on. Returns the place after them.
-    #[inline(always)]
-    pub fn pass_over(&self, mut position: Position, slabs: u32) -> Position {
-        let mut slab = 0;
-        while slab < slabs {
-            self.wait_full(position);
-            self.release(position.stage);
-            position = self.next(position);
-            slab += 1;
-        }
-        position
     }
 
     /// Waits until no block of the cluster touches another's shared memory any more: the last thing that a

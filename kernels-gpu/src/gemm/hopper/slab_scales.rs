@@ -148,8 +148,8 @@ impl SlabScales {
 
 /// The scales of an item's two blocks of B, in the lanes of a warp: those of 32 slabs at a time.
 pub struct BlockLanes {
-    /// This lane's of the first block, and how far behind it that of the second is.
-    first: *const f32,
+    /// The number of this lane's of the first block, and how far behind it that of the second is.
+    first: u32,
     distance: u32,
     /// Slabs from the first lane's on.
     slabs: u32,
@@ -165,7 +165,7 @@ impl BlockLanes {
     /// Scales that there are exist for these slabs of the blocks. All lanes of the warp call it together.
     #[inline(always)]
     pub unsafe fn new(scales: &SlabScales, blocks: BlockScales, slab: u32, slabs: u32) -> Self {
-        let first = scales.b.wrapping_add((blocks.first + slab + thread::lane_id()) as usize);
+        let first = blocks.first + slab + thread::lane_id();
         let mut lanes = Self { first, distance: blocks.distance, slabs, loaded: [1.0; 2], used: 0 };
         // SAFETY: the caller's contract.
         unsafe { lanes.load(scales) };
@@ -178,9 +178,8 @@ impl BlockLanes {
     unsafe fn load(&mut self, scales: &SlabScales) {
         if scales.has_b() && thread::lane_id() < self.slabs {
             // SAFETY: the caller's contract.
-            self.loaded = unsafe {
-                [memory::load_nc(self.first), memory::load_nc(self.first.add(self.distance as usize))]
-            };
+            self.loaded = [self.first, self.first + self.distance]
+                .map(|number| unsafe { memory::load_nc(scales.b.add(number as usize)) });
         }
     }
 
@@ -192,7 +191,7 @@ impl BlockLanes {
     pub unsafe fn next(&mut self, scales: &SlabScales) -> [f32; 2] {
         if self.used == 32 {
             (self.used, self.slabs) = (0, self.slabs - 32);
-            self.first = self.first.wrapping_add(32);
+            self.first += 32;
             // SAFETY: the caller's contract.
             unsafe { self.load(scales) };
         }

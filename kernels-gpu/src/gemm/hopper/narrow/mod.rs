@@ -18,7 +18,7 @@
 //!
 //! # The two loops
 //! Both are below, one behind the other. A unit is an item or a part of one ([`units`]). The barriers of the
-//! ring and of the [`notes`], and nothing else, join them:
+//! ring and of the [`notes`](super::notes), and nothing else, join them:
 //!
 //! ```text
 //!   warp 8: `produce`, `fill`                      warps 0 to 7: `consume`
@@ -52,7 +52,6 @@
 //! words of their own), and the output.
 
 mod accumulator;
-mod notes;
 mod parts;
 mod requantize;
 mod store;
@@ -64,6 +63,7 @@ use cuda_std::tma::{self, TensorMap};
 use cuda_std::{grid, host, kernel, mbarrier, shared, thread, unroll, warp, wgmma};
 
 use super::arguments::{HopperGated, HopperGemm};
+use super::notes::{self, MOST_STAGES, Note, Notes};
 use super::ring::{Position, Ring, Shape};
 use super::slab_scales::{BlockLanes, SlabScales, row_slot};
 use super::weights::{Matrix, Weights};
@@ -72,7 +72,6 @@ use crate::abi::{GemmTile, SLAB, Scales};
 use crate::gemm::recomputed;
 use crate::gemm::scales::column_scale;
 use accumulator::Accumulator;
-use notes::Notes;
 use parts::Parts;
 use requantize::{Exchange, Gated};
 use store::Plain;
@@ -89,6 +88,7 @@ const BOX_ROWS: u32 = 8;
 
 /// Stages of the ring. On an H200 five and six are 0.5 to 1 % slower.
 const STAGES: u32 = 4;
+const _: () = assert!(STAGES <= MOST_STAGES);
 
 /// The ring of the kernels of tiles of up to `N` rows.
 #[derive(Clone, Copy)]
@@ -189,7 +189,7 @@ unsafe fn multiply<S: Products, E: End>(end: &E) {
     unsafe {
         prefetch_maps(&launch);
         let told = shared::dynamic::<u8>().address() + const { Ring::<S>::BYTES };
-        notes::prepare(told);
+        notes::prepare::<Part>(told);
         let ring = Ring::<S>::new(cleared::<S>(launch.b.may_be_short(end.n(), E::COLUMNS)));
         if thread::warp_id() == CONSUMER_WARPS {
             if launch.schedule_is_settled.is_clear() {
@@ -231,7 +231,7 @@ unsafe fn produce<S: Shape, E: End>(producer: &Producer<S>, mut units: Units, mu
             fill(producer, &mut place, &mut slabs, u32::MAX);
             next = units.part(looked_up);
         }
-        notes.tell(None);
+        notes.tell::<Part>(None);
     }
 }
 
@@ -276,9 +276,18 @@ unsafe fn consume<S: Products, E: End>(ring: &Ring<S>, launch: &Launch, mut note
     // SAFETY: the contract of the kernels; the producer fills the ring with the slabs of the units that it
     // tells.
     unsafe {
-        let parts = Parts::new(launch.schedule, launch.partials, notes.end(), S::A_ROWS);
+        let parts = Parts::new(
+            launch.schedule,
+            launch.partials,
+            ring.end() + const { notes::bytes::<Part>() },
+            S::A_ROWS,
+        );
         let exchange = Exchange::new(parts.end(), S::A_ROWS);
-        while let Some(part) = notes.hear() {
+        loop {
+            let part: Part = notes.hear();
+            if !part.is_work() {
+                break;
+            }
             let b_scales = column_scales(launch, end, &part, &columns);
             macro_rules! item {
                 ($product:ty) => {{
@@ -361,7 +370,7 @@ unsafe fn sums<A: Accumulator, S: Shape>(
                 );
             });
         }
-        ring.release(position.stage);
+        ring.release(position.stage, 1);
         position = ring.next(position);
         slab += 1;
     }
@@ -611,7 +620,7 @@ const fn cleared<S: Shape>(short: bool) -> u32 {
 
 /// Dynamic shared memory: the ring, and what the consumers exchange behind it.
 const fn shared_bytes<S: Shape>() -> u32 {
-    Ring::<S>::BYTES + notes::BYTES + parts::SHARED_BYTES + Exchange::bytes(S::A_ROWS)
+    Ring::<S>::BYTES + notes::bytes::<Part>() + parts::SHARED_BYTES + Exchange::bytes(S::A_ROWS)
 }
 
 /// Bytes of the sums of parts, f32, for every block of the grid.

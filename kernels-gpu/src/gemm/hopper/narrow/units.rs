@@ -23,6 +23,7 @@ use cuda_std::atomic::{self, Order, Scope};
 use cuda_std::{memory, thread, warp};
 
 use super::STAGES;
+use crate::gemm::hopper::notes::{Note, same};
 use crate::schedule::entry::{self, Entry, Header};
 
 /// Parts that are added up through memory, for every block of the grid: so many slots for sums there are.
@@ -44,6 +45,32 @@ pub struct Part {
     /// The part's number in its item, and of how many; below 2^16.
     pub number: u32,
     pub parts: u32,
+}
+
+impl Note for Part {
+    const VECTORS: u32 = 2;
+
+    #[inline(always)]
+    fn words(&self) -> [[u32; 4]; 2] {
+        [
+            [self.expert, self.first_row, self.rows, self.column],
+            [self.first_slab, self.slabs, self.cut, self.number << 16 | self.parts],
+        ]
+    }
+
+    #[inline(always)]
+    fn of([tile, slabs]: [[u32; 4]; 2]) -> Self {
+        let [expert, first_row, rows, column] = tile;
+        let [first_slab, slabs, cut, number_and_parts] = slabs;
+        let (rows, slabs) = (same(rows), same(slabs));
+        let (number, parts) = (number_and_parts >> 16, same(number_and_parts & 0xffff));
+        Part { expert, first_row, rows, column, first_slab, slabs, cut, number, parts }
+    }
+
+    #[inline(always)]
+    fn is_work(&self) -> bool {
+        self.slabs > 0
+    }
 }
 
 impl Part {

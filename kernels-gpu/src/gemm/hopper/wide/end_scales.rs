@@ -10,13 +10,14 @@
 //! row, as long as ten slabs: there are no registers to have more on their way. So the 128 threads of a
 //! warpgroup load two columns each, and share them.
 
+use cuda_std::code::Code;
 use cuda_std::shared::Shared;
 use cuda_std::{memory, sync, thread, unroll};
 
-use super::items::Notes;
-use super::{End, Rows, STAGES};
+use super::{End, Rows};
 use crate::abi::{AScaleKind, BScaleKind, Scales};
 use crate::gemm::hopper::CONSUMER_BARRIER;
+use crate::gemm::recomputed;
 use crate::schedule::work::Tile;
 
 /// Columns of B in an item, gate and up together.
@@ -36,12 +37,17 @@ impl Shelf {
     /// Bytes for both warpgroups.
     pub const BYTES: u32 = 2 * 2 * COLUMNS * 4;
 
-    /// The calling consumer's, behind the notes, which begin at `end` of the ring.
+    /// The calling consumer's, of those at `address`.
     #[inline(always)]
-    pub fn new(end: u32, warpgroup: u32) -> Self {
-        let first = end + STAGES * Notes::BYTES + warpgroup * (2 * COLUMNS * 4);
-        Self { first: Shared::from_address(first), place: 0, warpgroup }
+    pub fn new(address: u32, warpgroup: u32) -> Self {
+        Self { first: Shared::from_address(address + warpgroup * (2 * COLUMNS * 4)), place: 0, warpgroup }
     }
+}
+
+/// The kinds of scales. Asked each time: answers that are kept for all items take registers.
+#[inline(always)]
+fn kinds(scales: &Scales) -> (Code<AScaleKind>, Code<BScaleKind>) {
+    (Code::from_raw(recomputed(scales.a_kind.raw())), Code::from_raw(recomputed(scales.b_kind.raw())))
 }
 
 /// A thread's share of an item's scales, on their way.
@@ -61,22 +67,23 @@ impl EndScales {
     #[inline(always)]
     pub unsafe fn ask(end: &impl End, tile: &Tile, rows: &Rows) -> Self {
         let scales = *end.scales();
+        let (a_kind, b_kind) = kinds(&scales);
         let mut asked = Self { rows: [1.0; 2], columns: [1.0; 2] };
         // SAFETY: there is a scale for every row of the schedule and for every column of every expert, or one
         // of the call and one an expert.
         unsafe {
-            if scales.a_kind.is_not(AScaleKind::Group) {
+            if a_kind.is_not(AScaleKind::Group) {
                 asked.rows = [rows.row, rows.row + 8].map(|row| {
                     let row = tile.first_row + row.min(tile.rows - 1);
-                    memory::load_nc(scales.of_row(scales.a_kind.is(AScaleKind::Row), row))
+                    memory::load_nc(scales.of_row(a_kind.is(AScaleKind::Row), row))
                 });
             }
-            if scales.b_kind.is_not(BScaleKind::Block) {
+            if b_kind.is_not(BScaleKind::Block) {
                 let (first, n) = end.columns(tile);
                 let thread = thread::thread_idx_x() % 128;
                 asked.columns = first.map(|first| {
                     let column = (first + thread).min(n - 1);
-                    let per_column = scales.b_kind.is(BScaleKind::Channel);
+                    let per_column = b_kind.is(BScaleKind::Channel);
                     memory::load_nc(scales.of_column(per_column, tile.expert, column, n))
                 });
             }
@@ -117,12 +124,13 @@ impl EndScales {
     pub fn apply(self, total: &[f32; 128], shelf: &mut Shelf, scales: &Scales, rows: &Rows) -> [f32; 128] {
         let mut total = *total;
         // Passes that some launches need not make are branches of their own.
-        if scales.a_kind.is_not(AScaleKind::Group) {
+        let (a_kind, b_kind) = kinds(scales);
+        if a_kind.is_not(AScaleKind::Group) {
             unroll!(for i in 0..128 {
                 total[i] *= self.rows[i / 2 % 2];
             });
         }
-        if scales.b_kind.is_not(BScaleKind::Block) {
+        if b_kind.is_not(BScaleKind::Block) {
             let thread = thread::thread_idx_x() % 128;
             let columns = shelf.first.add(shelf.place);
             // SAFETY: the warpgroup's own memory; its threads have read what lay here before the last

@@ -7,9 +7,12 @@
 //! thread, is a good part of a gated kernel, and nearly all models have silu: it has entry points of its own,
 //! without the others.
 
+use cuda_std::code::Flag;
 use cuda_std::kernel;
 
-use super::{BLOCKS, End, Fast, Promoted, Rows, THREADS, multiply, requantize, shared_bytes, wgmma_n};
+use super::{
+    BLOCKS, End, Fast, Launch, Promoted, Rows, THREADS, multiply, requantize, shared_bytes, wgmma_n,
+};
 use crate::abi::Scales;
 use crate::gemm::hopper::GATED_COLUMNS;
 use crate::gemm::hopper::arguments::{GatedArguments, HopperGated};
@@ -80,9 +83,11 @@ macro_rules! gated {
         pub unsafe fn $name(arguments: HopperGated) {
             let slab_scales = if <$pipeline>::SCALED { arguments.slab_scales() } else { SlabScales::NONE };
             let end = Gated::<$is_silu>(arguments.end(slab_scales));
-            let HopperGated { a, schedule, k, .. } = arguments;
+            let HopperGated { a, schedule, k, schedule_is_settled, .. } = arguments;
+            let b = arguments.matrix();
+            let launch = Launch { b, schedule, k, schedule_is_settled, out_stays: Flag::SET };
             // SAFETY: the kernel's contract.
-            unsafe { multiply::<$pipeline, _>(a, arguments.matrix(), schedule, k, &end) }
+            unsafe { multiply::<$pipeline, _>(&launch, a, &end) }
         }
     };
 }

@@ -23,17 +23,19 @@
 //! waits for a stage to be free, copies, and arrives behind its copies (`cp.async.mbarrier.arrive.noinc`); it
 //! does not wait for them. The consumers fence ([`ring`](super::super::ring)).
 
-use cuda_std::{cluster, cp_async, kernel, mbarrier, memory, thread, unroll, warp};
+use cuda_std::code::Flag;
+use cuda_std::{cp_async, kernel, mbarrier, memory, thread, unroll, warp};
 
 use super::gated::Gated;
-use super::items::{Items, Notes};
-use super::{BLOCKS, BM, End, Pipeline, STAGES, THREADS, load_b, multiply, shared_bytes, wgmma_n};
+use super::items::Item;
+use super::turns::LOW;
+use super::{BLOCKS, BM, Launch, Pipeline, STAGES, THREADS, multiply, shared_bytes, wgmma_n};
 use crate::abi::{COPY_BYTES, SLAB};
+use crate::gemm::hopper::CONSUMERS;
 use crate::gemm::hopper::arguments::{HopperGathered, TokenRows};
-use crate::gemm::hopper::ring::{Position, Ring, Shape};
-use crate::gemm::hopper::slab_scales::{BlockLanes, SlabScales, first_slot};
-use crate::gemm::hopper::weights::Matrix;
-use crate::gemm::hopper::{CONSUMERS, ROWS_128};
+use crate::gemm::hopper::ring::{Ring, Shape};
+use crate::gemm::hopper::slab_scales::{SlabScales, first_slot};
+use crate::gemm::recomputed;
 use crate::schedule::work::Tile;
 
 /// Bytes of a copy.
@@ -85,91 +87,98 @@ impl TokenRows {
     }
 }
 
+/// What a thread knows of an item's rows.
+struct GatheredRows {
+    a: *const u8,
+    /// Bytes of a row.
+    k: u32,
+    /// Of each of its copies, the row in chunks, which 32 bits can count.
+    chunks: [u32; 8],
+    /// Whether its own row exists, and where the scale of its next slab is, in elements.
+    exists: bool,
+    scales: *const f32,
+    scale: u32,
+    group_stride: u32,
+}
+
 impl<const PROMOTED: bool> Pipeline for Gathered<PROMOTED> {
     type A = Source;
+    type Rows = GatheredRows;
     const PRODUCERS: u32 = 4;
 
+    /// None: its threads arrive behind their copies.
     #[inline(always)]
-    unsafe fn produce(ring: &Ring<Self>, a: Source, b: &Matrix, mut items: Items, end: &impl End, k: u32) {
+    fn bytes(_: &Tile, _: &SlabScales) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn rows(a: Source, item: &Item, k: u32) -> GatheredRows {
+        let thread = thread::thread_idx_x() - CONSUMERS;
+        let tile = &item.tile;
+        // SAFETY: the permutation has the tile's rows.
+        let token = unsafe { if thread < tile.rows { a.rows.token(tile.first_row + thread) } else { None } };
+        let own = token.map_or(NOWHERE, |token| token * (recomputed(k) / CHUNK));
+        let mut chunks = [0; 8];
+        unroll!(for i in 0..8 {
+            chunks[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + thread % 32 / CHUNKS);
+        });
+        GatheredRows {
+            a: a.rows.a,
+            k,
+            chunks,
+            exists: token.is_some(),
+            scales: a.scales,
+            // Counted in 32 bits, which registers are few of.
+            scale: token.map_or(0, |token| token * a.row_stride),
+            group_stride: a.group_stride,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(
+        ring: &Ring<Self>,
+        rows: &mut GatheredRows,
+        stage: u32,
+        slab: u32,
+        item: &Item,
+        scales: &SlabScales,
+    ) {
         let thread = thread::thread_idx_x() - CONSUMERS;
         let (warp, lane) = (thread / 32, thread % 32);
         let (chunk, row) = (lane % CHUNKS, lane / CHUNKS);
         // Four rows further, the place within the row changes in its highest bit.
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
-        let (scales, notes) = (end.slab_scales(), Notes::of(ring));
-        let mut position = Position::START;
-        let rank = cluster::rank();
-        // SAFETY: threads copy and ask when the stage is free in both blocks; they arrive behind their
-        // copies, thread 0 also with bytes to expect, after it has written. A stage takes A's 128 rows and
-        // B's two boxes, each from another block where they are shared; the bytes expected are those of B.
-        // The permutation has the tile's rows. Tokens that exist have a row, of which the chunks before the
-        // end of K are read, and a scale for every slab where A has such. The map is the kernel's parameter,
-        // and blocks have a scale for every slab.
+        let (to, slots) = (ring.stage(stage), ring.scales(stage));
+        // SAFETY: the stage is free. Tokens that exist have a row, of which the chunks before the end of K are
+        // read, and a scale for every slab where A has such. Each thread arrives once, behind its copies.
         unsafe {
-            while let Some(item) = items.next() {
-                let tile = item.tile;
-                let weights = end.operands(&tile);
-                let bytes = b.bytes(&weights);
-                let token = if thread < tile.rows { a.rows.token(tile.first_row + thread) } else { None };
-                // Counted in 32 bits, which registers are few of.
-                let mut scale = token.map_or(0, |token| token * a.row_stride);
-                // In chunks, which 32 bits can count.
-                let own = token.map_or(NOWHERE, |token| token * (k / CHUNK));
-                let mut rows = [0; 8];
+            if scales.has_a() {
+                // Of a row without a token, 0.
+                let slot = first_slot(item.tile.first_row) + thread;
+                let from = rows.scales.wrapping_add(rows.scale as usize).cast();
+                cp_async::copy4_zfill(slots + slot * 4, from, rows.exists);
+                rows.scale += rows.group_stride;
+            }
+            if LOW * (warp / 2) < item.tile.rows {
+                let column = slab * SLAB + chunk * CHUNK;
+                let source = rows.a.wrapping_add(column as usize);
                 unroll!(for i in 0..8 {
-                    rows[i] = warp::shfl_idx(warp::FULL_MASK, own, ROWS_AT_A_TIME * i + row);
+                    cp_async::copy16_zfill(
+                        to + places[i % 2] + i * ROWS_AT_A_TIME * SLAB,
+                        source.wrapping_add(rows.chunks[i] as usize * CHUNK as usize),
+                        rows.chunks[i] != NOWHERE && column < rows.k,
+                    );
                 });
-                let is_read = 64 * (warp / 2) < tile.rows;
-                ring.wait_empty(position);
-                if thread == 0 {
-                    notes.write(position.stage, &tile);
-                }
-                let mut blocks = BlockLanes::new(&scales, weights.blocks, 0, k.div_ceil(SLAB));
-                let mut k0 = 0;
-                while k0 < k {
-                    let (to, slots) = (ring.stage(position.stage), ring.scales(position.stage));
-                    let full = ring.full(position.stage);
-                    let block_scales = if PROMOTED { blocks.next(&scales) } else { [1.0; 2] };
-                    ring.wait_empty(position);
-                    if thread == 0 {
-                        scales.store_b(slots, BM, block_scales);
-                        mbarrier::arrive_expect_tx(full, bytes);
-                        load_b(b, &weights, to + ROWS_128, full, k0, &item, rank);
-                    }
-                    if scales.has_a() {
-                        // Of a row without a token, 0.
-                        let slot = first_slot(tile.first_row) + thread;
-                        let from = a.scales.wrapping_add(scale as usize).cast();
-                        cp_async::copy4_zfill(slots + slot * 4, from, own != NOWHERE);
-                        scale += a.group_stride;
-                    }
-                    if is_read {
-                        let column = k0 + chunk * CHUNK;
-                        let source = a.rows.a.wrapping_add(column as usize);
-                        unroll!(for i in 0..8 {
-                            cp_async::copy16_zfill(
-                                to + places[i % 2] + i * ROWS_AT_A_TIME * SLAB,
-                                source.wrapping_add(rows[i] as usize * CHUNK as usize),
-                                rows[i] != NOWHERE && column < k,
-                            );
-                        });
-                    }
-                    mbarrier::arrive_after_copies(full);
-                    position = ring.next(position);
-                    k0 += SLAB;
-                }
             }
-            let full = ring.full(position.stage);
-            ring.wait_empty(position);
-            // No bytes are expected behind the last item.
-            if thread == 0 {
-                notes.write(position.stage, &Tile::NONE);
-                mbarrier::arrive(full);
-            }
-            mbarrier::arrive_after_copies(full);
+            mbarrier::arrive_after_copies(ring.full(stage));
         }
-        // A thread does not exit with copies in flight.
+    }
+
+    /// A thread does not exit with copies in flight.
+    #[inline(always)]
+    fn leave() {
         cp_async::wait_all();
     }
 }
@@ -193,7 +202,7 @@ macro_rules! gathered {
             shared = shared_bytes::<$pipeline>()
         )]
         pub unsafe fn $name(arguments: HopperGathered) {
-            let HopperGathered { a: rows, scales, schedule, k, .. } = arguments;
+            let HopperGathered { a: rows, scales, schedule, k, schedule_is_settled, .. } = arguments;
             let mut a = Source { rows, scales: scales.a, row_stride: 0, group_stride: 0 };
             let mut slab_scales = SlabScales::NONE;
             if <$pipeline>::SCALED {
@@ -202,8 +211,10 @@ macro_rules! gathered {
                 slab_scales = SlabScales::new(core::ptr::null(), &scales);
             }
             let end = Gated::<$is_silu>(arguments.end(slab_scales));
+            let b = arguments.matrix();
+            let launch = Launch { b, schedule, k, schedule_is_settled, out_stays: Flag::SET };
             // SAFETY: the kernel's contract.
-            unsafe { multiply::<$pipeline, _>(a, arguments.matrix(), schedule, k, &end) }
+            unsafe { multiply::<$pipeline, _>(&launch, a, &end) }
         }
     };
 }

@@ -1,4 +1,4 @@
-//! Which items the two blocks of a cluster take, which operand they share, and how consumers learn of them.
+//! Which items the two blocks of a cluster take, and which operand they share.
 //!
 //! Two row tiles of an expert side by side share the columns, and with them B, twice as large as A; a row
 //! tile without a partner takes two neighbouring items of its columns, which share A:
@@ -10,23 +10,13 @@
 //!     tile 2   blocks 0, 1            b    b    f    f         a row on its own  half of A 8 + B 32 = 40 KiB
 //! ```
 //!
-//! A last tile of up to 64 rows takes half the time: as the second of a pair it would wait for the first. So
-//! neither it nor the tile before it is paired then, if their number is even.
+//! A last tile of up to 64 rows is one warpgroup's ([`turns`](super::turns)), and takes 0.6 of the time: as the
+//! second of a pair it would wait for the first. So neither it nor the tile before it is paired then, if their
+//! number is even.
 //!
 //! Items of clusters are numbered as [`work`](crate::schedule::work) does, a column being two
 //! columns of items: a band of h tiles has h of them, above `a c b`, `e g f`. Clusters take them in that
 //! order, each as it comes free: see [`Items`].
-//!
-//! # Notes
-//! The producer tells the consumers an item's tile in a place of the stage that its first slab is in:
-//!
-//! ```text
-//!   stage    | slab 0 | slab 1 | slab 2 | slab 0 | ..  | nothing
-//!   note     | tile   |        |        | tile   |     | no rows: there are no more items
-//! ```
-//!
-//! So the consumers look nothing up. A look-up would cost a trip to memory, a few divisions and registers at
-//! every item; the producer is stages ahead.
 
 use core::hint::assert_unchecked;
 
@@ -36,7 +26,6 @@ use cuda_std::{cluster, mbarrier, thread, unroll, warp};
 
 use super::{BLOCKS, BM, STAGES};
 use crate::gemm::hopper::CONSUMERS;
-use crate::gemm::hopper::ring::{Position, Ring, Shape};
 use crate::schedule::entry;
 use crate::schedule::work::{Band, Tile, WorkList};
 
@@ -48,6 +37,8 @@ pub struct Item {
     pub tile: Tile,
     /// Whether the blocks share B, else A.
     pub shares_b: bool,
+    /// Whether the expert's rows are one tile, so that its weights are read once.
+    pub is_alone: bool,
 }
 
 /// The items of a cluster, in the order of their numbers: the first is that of its own number, every other
@@ -184,48 +175,6 @@ impl Items {
         } else {
             (place, columns + rank)
         };
-        Item { tile: band.tile(row_tile, column * self.columns), shares_b }
-    }
-}
-
-/// The notes of a ring's stages, behind the ring.
-#[derive(Clone, Copy)]
-pub struct Notes {
-    first: Shared<[u32; 4]>,
-}
-
-impl Notes {
-    /// Bytes of a note.
-    pub const BYTES: u32 = size_of::<[u32; 4]>() as u32;
-
-    /// Those of `ring`, behind which there are 16 bytes of shared memory for every stage that nothing else
-    /// uses.
-    #[inline(always)]
-    pub fn of<S: Shape>(ring: &Ring<S>) -> Self {
-        Self { first: Shared::from_address(ring.end()) }
-    }
-
-    /// Writes the tile of the item that begins in `stage`.
-    ///
-    /// # Safety
-    /// The stage is free, and the calling thread arrives at its full barrier afterwards.
-    #[inline(always)]
-    pub unsafe fn write(&self, stage: u32, tile: &Tile) {
-        // SAFETY: consumers read the note between the full barrier, at which this thread will arrive, and the
-        // empty one.
-        unsafe { self.first.add(stage).write([tile.expert, tile.first_row, tile.rows, tile.n0]) };
-    }
-
-    /// The tile of the item that begins at `position`, or `None` behind the last. All lanes of the warp call
-    /// it together.
-    #[inline(always)]
-    pub fn read<S: Shape>(&self, ring: &Ring<S>, position: Position) -> Option<Tile> {
-        ring.wait_full(position);
-        // SAFETY: the producer wrote it before it arrived at the barrier, and the warp has not given the
-        // stage back.
-        let [expert, first_row, rows, n0] = unsafe { self.first.add(position.stage).read() };
-        // The same in all lanes; the shuffle says so to ptxas.
-        let rows = warp::shfl_idx(warp::FULL_MASK, rows, 0);
-        if rows == 0 { None } else { Some(Tile { expert, first_row, rows, n0 }) }
+        Item { tile: band.tile(row_tile, column * self.columns), shares_b, is_alone: height == 1 }
     }
 }
