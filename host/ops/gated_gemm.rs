@@ -82,7 +82,7 @@ pub fn gated_gemm(stream: &Stream, arguments: GatedGemm<'_>) -> Result<()> {
 }
 
 /// As [`gated_gemm`], for a schedule that was complete before the kernel that precedes this call in the
-/// stream began to write. A kernel for few rows then streams its first weights while that one ends.
+/// stream began to write. Hopper's kernels then stream their first weights while that one ends.
 ///
 /// # Safety
 /// As for [`grouped_gemm_with_settled_schedule`](super::grouped_gemm::grouped_gemm_with_settled_schedule).

@@ -207,7 +207,7 @@ pub fn grouped_gemm(stream: &Stream, arguments: GroupedGemm<'_>) -> Result<()> {
 }
 
 /// As [`grouped_gemm`], for a schedule that was complete before the kernel that precedes this call in the
-/// stream began to write. A kernel for few rows then streams its first weights while that one ends.
+/// stream began to write. Hopper's kernels then stream their first weights while that one ends.
 ///
 /// # Safety
 /// The kernel that wrote the schedule's tiles is not the one that directly precedes this call in the stream,
