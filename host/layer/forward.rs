@@ -566,9 +566,10 @@ impl Call<'_> {
         };
         // Who observes the operations may capture each by itself, and replay this one on the same rows.
         if self.plan.discards && self.observe.is_none() {
-            // SAFETY: the routing is settled, as below. The products are this forward's part of the workspace,
-            // and this is its last operation; the next forward in that memory, and a replay of this one, has
-            // GEMM 2 write them before it reads them. `permute` has given every slot a row of its own.
+            // SAFETY: the routing is settled, as below. The products are this forward's part of the
+            // workspace, and this is its last operation; the next forward in that memory, and a replay of
+            // this one, has GEMM 2 write them before it reads them. `permute` has given every slot a row of
+            // its own.
             return unsafe { unpermute_and_discard(stream, args) };
         }
         // SAFETY: `permute` or what came before it wrote the routing, and the quantisation and the GEMMs lie

@@ -27,19 +27,6 @@ impl Policy {
         Self(policy)
     }
 
-    /// What is accessed stays as long as by an access without a policy:
-    /// `createpolicy.fractional.L2::evict_normal`. For a choice between policies.
-    #[inline(always)]
-    pub fn evict_normal() -> Self {
-        let policy;
-        // SAFETY: computes a value.
-        unsafe {
-            asm!("createpolicy.fractional.L2::evict_normal.b64 {}, 1.0;", out(reg64) policy,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        Self(policy)
-    }
-
     /// What is accessed is the last to be evicted: `createpolicy.fractional.L2::evict_last`.
     #[inline(always)]
     pub fn evict_last() -> Self {

@@ -1,5 +1,5 @@
-//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints, lines
-//! that are not needed any more, fences.
+//! Global memory beyond plain loads and stores: 8 and 16 bytes at once, the read-only path, cache hints,
+//! lines that are not needed any more, fences.
 //!
 //! A Rust load through a kernel argument already is `ld.global`; what it cannot say is the width, the cache
 //! policy, or that nobody writes the data while the grid runs. Those are here. All addresses are generic

@@ -33,8 +33,8 @@
 //!
 //! # Rows that nobody reads again
 //! The layer writes `y` for this kernel alone, and what of it still lies in L2 would be carried to device
-//! memory afterwards, for nothing. With `discards` a warp discards what it has read, line by line, when it has
-//! added it up. All of a line is the warp's own, where rows begin and end between lines:
+//! memory afterwards, for nothing. With `discards` a warp discards what it has read, line by line, when it
+//! has added it up. All of a line is the warp's own, where rows begin and end between lines:
 //!
 //! ```text
 //!   a warp's 256 columns of a row:  | 128 bytes | 128 bytes | 128 bytes | 128 bytes |    columns 64 i .. 64 (i + 1)
@@ -154,8 +154,8 @@ impl<T: Element> Slots<T> {
         found
     }
 
-    /// The chunk of `y` at `column` of the slot that lane `lane` has found: zeros where there is no such slot.
-    /// The whole warp calls it.
+    /// The chunk of `y` at `column` of the slot that lane `lane` has found: zeros where there is no such
+    /// slot. The whole warp calls it.
     ///
     /// # Safety
     /// The rows below `*valid_rows` exist in `y` and are complete.

@@ -10,8 +10,8 @@
 //!
 //! A place is written again eight notes later. By then all consumers have read it. What is told has a slab at
 //! least, so that behind the work that they have given back last there is no more than the ring has stages,
-//! and what is told next. A consumer that leaves work to others ([`turns`](super::wide::turns)) reads its note
-//! before those others take the one after.
+//! and what is told next. A consumer that leaves work to others ([`turns`](super::wide::turns)) reads its
+//! note before those others take the one after.
 
 use cuda_std::shared::Shared;
 use cuda_std::{mbarrier, thread, warp};

@@ -219,7 +219,8 @@ impl<S: Shape> Ring<S> {
         unsafe { mbarrier::wait(self.empty(position.stage), position.parity ^ 1) }
     }
 
-    /// Waits until the stage at `position` is filled, which it was a lap before.
+    /// Waits until the stage at `position` is filled. It was a lap before: this warp has waited for that, or
+    /// for others that have.
     #[inline(always)]
     pub fn wait_full(&self, position: Position) {
         // SAFETY: an initialised barrier; a consumer is at most one lap behind the producer.

@@ -151,8 +151,8 @@ impl<const PROMOTED: bool> Pipeline for Gathered<PROMOTED> {
         let even = (32 * warp + row) * SLAB + (chunk ^ row) * CHUNK;
         let places = [even, even ^ (4 * CHUNK)];
         let (to, slots) = (ring.stage(stage), ring.scales(stage));
-        // SAFETY: the stage is free. Tokens that exist have a row, of which the chunks before the end of K are
-        // read, and a scale for every slab where A has such. Each thread arrives once, behind its copies.
+        // SAFETY: the stage is free. Tokens that exist have a row, of which the chunks before the end of K
+        // are read, and a scale for every slab where A has such. Each thread arrives once, behind its copies.
         unsafe {
             if scales.has_a() {
                 // Of a row without a token, 0.

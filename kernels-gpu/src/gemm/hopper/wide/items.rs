@@ -10,9 +10,9 @@
 //!     tile 2   blocks 0, 1            b    b    f    f         a row on its own  half of A 8 + B 32 = 40 KiB
 //! ```
 //!
-//! A last tile of up to 64 rows is one warpgroup's ([`turns`](super::turns)), and takes 0.6 of the time: as the
-//! second of a pair it would wait for the first. So neither it nor the tile before it is paired then, if their
-//! number is even.
+//! A last tile of up to 64 rows is one warpgroup's ([`turns`](super::turns)), and takes 0.6 of the time: as
+//! the second of a pair it would wait for the first. So neither it nor the tile before it is paired then, if
+//! their number is even.
 //!
 //! Items of clusters are numbered as [`work`](crate::schedule::work) does, a column being two
 //! columns of items: a band of h tiles has h of them, above `a c b`, `e g f`. Clusters take them in that

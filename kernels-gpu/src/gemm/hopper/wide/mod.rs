@@ -236,8 +236,8 @@ unsafe fn produce<P: Pipeline, E: End>(ring: &Ring<P>, launch: &Launch, a: P::A,
     let mut number = 0;
     // SAFETY: the items are those of this launch; the counter is touched behind the wait, and the schedule
     // before it where it is settled. An item is told before its slabs are asked for. A stage is filled when
-    // it is free in both blocks, or has been begun with the weights of this very slab; blocks have a scale for
-    // every slab.
+    // it is free in both blocks, or has been begun with the weights of this very slab; blocks have a scale
+    // for every slab.
     unsafe {
         if launch.schedule_is_settled.is_clear() {
             grid::wait();
@@ -336,8 +336,8 @@ impl ItemWeights {
                 let rank = cluster::rank();
                 b.load_half(to + rank * ROWS_128, full, slab, &self.weights, rank, BOTH);
             } else {
-                // Between two tiles of an expert more weights pass through L2 than it holds. What is read once
-                // need not push out what was written.
+                // Between two tiles of an expert more weights pass through L2 than it holds. What is read
+                // once need not push out what was written.
                 let is_read_once = item.is_alone && launch.out_stays.is_set();
                 let policy = is_read_once.then(Policy::evict_first);
                 b.load(to, full, slab, &self.weights, policy);

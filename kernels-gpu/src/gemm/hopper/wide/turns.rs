@@ -1,5 +1,6 @@
-//! Which warpgroup multiplies what: both have their half of a tile with more than 64 rows; a lower tile is all
-//! of one, and the next such of the other, so that the end of one is hidden behind the products of the next.
+//! Which warpgroup multiplies what: both have their half of a tile with more than 64 rows; a lower tile is
+//! all of one, and the next such of the other, so that the end of one is hidden behind the products of the
+//! next.
 //!
 //! ```text
 //!   rows of tiles    128              40         40          40           | 100
@@ -94,9 +95,9 @@ impl Turns {
         Self { address, warpgroup }
     }
 
-    /// For how many warps each of the warpgroup's gives the stages of an item back; or `None` if the other has
-    /// all of it, as soon as that has seen its last slab. All lanes of the warpgroup's warps call it together,
-    /// once for each item.
+    /// For how many warps each of the warpgroup's gives the stages of an item back; or `None` if the other
+    /// has all of it, as soon as that has seen its last slab. All lanes of the warpgroup's warps call it
+    /// together, once for each item.
     ///
     /// # Safety
     /// The barriers are [prepared](prepare).
@@ -113,8 +114,8 @@ impl Turns {
         None
     }
 
-    /// Lets the other warpgroup go on, if it has nothing of an item, whose slabs have all been seen. All lanes
-    /// of the warp call it together.
+    /// Lets the other warpgroup go on, if it has nothing of an item, whose slabs have all been seen. All
+    /// lanes of the warp call it together.
     ///
     /// # Safety
     /// As [`take`](Self::take), which has given this item, and `arrivals`.
