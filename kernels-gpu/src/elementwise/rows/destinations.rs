@@ -98,16 +98,22 @@ impl Destinations {
         self.rows
     }
 
-    /// This lane's destination among slots `first..first + 32` of `row`, and the lanes that have one.
+    /// This lane's destination among slots `first..first + 32` of `row`; past all rows where there is none.
+    #[inline(always)]
+    fn slot(&self, row: u32, first: u32) -> u32 {
+        let slot = first + thread::lane_id();
+        if slot >= self.top_k {
+            return u32::MAX;
+        }
+        let r = row as usize * self.top_k as usize + slot as usize;
+        // SAFETY: `inverse` has `rows * top_k` elements.
+        unsafe { memory::load_nc(self.inverse.add(r)) as u32 }
+    }
+
+    /// As [`slot`](Self::slot), and the lanes that have a valid one.
     #[inline(always)]
     fn slots(&self, row: u32, first: u32) -> (u32, u32) {
-        let slot = first + thread::lane_id();
-        let mut destination = u32::MAX;
-        if slot < self.top_k {
-            let r = row as usize * self.top_k as usize + slot as usize;
-            // SAFETY: `inverse` has `rows * top_k` elements.
-            destination = unsafe { memory::load_nc(self.inverse.add(r)) } as u32;
-        }
+        let destination = self.slot(row, first);
         (destination, warp::ballot(warp::FULL_MASK, destination < self.valid_rows))
     }
 
@@ -137,6 +143,37 @@ impl Destinations {
             while valid != 0 {
                 visit(warp::shfl_idx(warp::FULL_MASK, destination, valid.trailing_zeros()) as usize);
                 valid &= valid - 1;
+            }
+            first += 32;
+        }
+    }
+
+    /// Shares the destinations of `row` out among every `lanes` lanes, a power of two: each calls `visit` with
+    /// its own. The whole warp calls it with the same row.
+    ///
+    /// ```text
+    ///   top_k = 8, 16 lanes:  destination     0 1 2 .. 7  - ..    0 1 2 .. 7  - ..
+    ///                         lane            0 1 2 .. 7  8 ..   16 17 18 .. 23 24 ..
+    /// ```
+    #[inline(always)]
+    pub fn share_out(&self, row: u32, lanes: u32, mut visit: impl FnMut(usize)) {
+        if self.inverse.is_null() {
+            if thread::lane_id().is_multiple_of(lanes) {
+                visit(row as usize);
+            }
+            return;
+        }
+        let mut first = 0;
+        while first < self.top_k {
+            let destination = self.slot(row, first);
+            let mut taken = 0;
+            while taken < u32::min(self.top_k - first, 32) {
+                let lane = taken + thread::lane_id() % lanes;
+                let destination = warp::shfl_idx(warp::FULL_MASK, destination, lane);
+                if destination < self.valid_rows {
+                    visit(destination as usize);
+                }
+                taken += lanes;
             }
             first += 32;
         }

@@ -40,8 +40,11 @@ pub trait Scheme {
     /// This lane's chunk, scaled, and the scale. The whole warp calls it.
     fn quantize(&self, values: &Chunk) -> (PackedChunk, f32);
 
-    /// Keeps `scale` for the chunk at `column` of the destination `row`.
+    /// Keeps `scale` for the chunk at `column` of the row `row` of `q`.
     fn store_scale(&self, row: usize, column: u32, scale: f32);
+
+    /// Keeps `scale` for the chunk at `column` of all destinations of `row`. The whole warp calls it.
+    fn store_scales(&self, destinations: &Destinations, row: u32, column: u32, scale: f32);
 }
 
 /// One scale for everything: `q = x * (1 / scale)`.
@@ -98,6 +101,9 @@ impl Scheme for TensorScale {
 
     #[inline(always)]
     fn store_scale(&self, _row: usize, _column: u32, _scale: f32) {}
+
+    #[inline(always)]
+    fn store_scales(&self, _destinations: &Destinations, _row: u32, _column: u32, _scale: f32) {}
 }
 
 /// A scale for every 128 or 64 columns of a row: `q = x / scale`.
@@ -131,12 +137,31 @@ impl Scheme for GroupScales {
 
     #[inline(always)]
     fn store_scale(&self, row: usize, column: u32, scale: f32) {
+        if column.is_multiple_of(self.out.group_size) {
+            self.store(row, column, scale);
+        }
+    }
+
+    /// All lanes of a group have its scale, and each takes it to other destinations: a store is for all of
+    /// them.
+    #[inline(always)]
+    fn store_scales(&self, destinations: &Destinations, row: u32, column: u32, scale: f32) {
+        let lanes = self.out.group_size / CHUNK;
+        destinations.share_out(row, lanes, |destination| self.store(destination, column, scale));
+    }
+}
+
+impl GroupScales {
+    /// Stores the scale of the group with the column, of the destination `row`, if the group has columns.
+    #[inline(always)]
+    fn store(&self, row: usize, column: u32, scale: f32) {
         let GroupScalesOut { scales, strides, group_size } = self.out;
-        if column < self.columns && column.is_multiple_of(group_size) {
-            let group = (column / group_size) as u64;
-            let at = row as u64 * strides.row + group * strides.group;
-            // SAFETY: the destination's scales exist, by the constructor's contract; one lane per group
-            // writes.
+        let shift = group_size.trailing_zeros();
+        let group = column >> shift;
+        if group << shift < self.columns {
+            let at = row as u64 * strides.row + group as u64 * strides.group;
+            // SAFETY: the destination's scales exist, by the constructor's contract; one lane for each group
+            // and destination writes.
             unsafe { scales.add(at as usize).write(scale) };
         }
     }
@@ -213,8 +238,8 @@ pub unsafe fn quantize_warp_rows(
                 if !destinations.rows_stay() {
                     store(destination, packed);
                 }
-                scheme.store_scale(destination, column, scale);
             });
+            scheme.store_scales(&destinations, row, column, scale);
         }
         ahead = None;
         row += stride;
