@@ -148,8 +148,8 @@ impl Destinations {
         }
     }
 
-    /// Shares the destinations of `row` out among every `lanes` lanes, a power of two: each calls `visit` with
-    /// its own. The whole warp calls it with the same row.
+    /// Shares the destinations of `row` out among every `lanes` lanes, a power of two: each visits those that
+    /// it has. The whole warp calls it with the same row.
     ///
     /// ```text
     ///   top_k = 8, 16 lanes:  destination     0 1 2 .. 7  - ..    0 1 2 .. 7  - ..
